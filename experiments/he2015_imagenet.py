@@ -1,0 +1,93 @@
+"""ImageNet networks of He et al. 2015 (arXiv 1512.03385), Tables 1 to 4.
+
+Command:   resnet-jax summary experiments/he2015_imagenet.py:resnet50
+           (Training needs the streaming input pipeline, which this version does not have yet: `train` says so before it starts.)
+Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at plateaus, up to 600k steps (Section 3.4).
+Deviation: the plateaus are fixed steps here, 300k and 450k of 600k, chosen by us: the paper does not state them.
+Expect:    top-1 error on the 50,000 validation images, percent, one 224 crop from 256 (authors' repository): resnet50 24.7,
+           resnet101 23.6, resnet152 23.0. With 10 crops (Table 2): plain18 27.94, resnet18 27.88, plain34 28.54, resnet34 25.03.
+Hardware:  the paper used 8 GPUs with 32 images each. Time: not measured.
+"""
+
+from resnet_jax.models import Architecture, imagenet_architecture
+from resnet_jax.models.shortcuts import NoShortcut, Projection, ZeroPad
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expected, Experiment, Schedule
+
+ONE_CROP = {50: 24.7, 101: 23.6, 152: 23.0}
+
+
+def _experiment(name: str, model: Architecture, expected: Expected | None = None) -> Experiment:
+    return Experiment(
+        name=name,
+        model=model,
+        data=Data(name="imagenet2012", test_split="validation", pad=0, flip=True),
+        schedule=Schedule(learning_rate=0.1, decay_steps=(300_000, 450_000)),
+        steps=600_000,
+        batch_size=256,
+        evaluation=Evaluation(every=5000, batch_size=256),
+        checkpointing=Checkpointing(every=5000),
+        expected=expected,
+    )
+
+
+def _resnet(depth: int) -> Experiment:
+    expected = None
+    if depth in ONE_CROP:
+        source = "authors' released models, 1-crop (KaimingHe/deep-residual-networks)"
+        expected = Expected(value=ONE_CROP[depth], statistic="single", source=source, mark="V:S9")
+    # Table 2 compares plain nets with option A, which adds no parameter; the deeper ones use option B (Section 4.1).
+    return _experiment(f"resnet{depth}", imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection), expected)
+
+
+def _plain(depth: int) -> Experiment:
+    return _experiment(f"plain{depth}", imagenet_architecture(depth, shortcut=NoShortcut))
+
+
+def resnet18() -> Experiment:
+    """Table 2, option A: 27.88 % top-1 with 10 crops."""
+    return _resnet(18)
+
+
+def resnet34() -> Experiment:
+    """Table 2, option A: 25.03 % top-1 with 10 crops; `--model.shortcut B` 24.52, `C` 24.19 (Table 3)."""
+    return _resnet(34)
+
+
+def resnet50() -> Experiment:
+    """24.7 % top-1, one crop."""
+    return _resnet(50)
+
+
+def resnet101() -> Experiment:
+    """23.6 % top-1, one crop."""
+    return _resnet(101)
+
+
+def resnet152() -> Experiment:
+    """23.0 % top-1, one crop."""
+    return _resnet(152)
+
+
+def plain18() -> Experiment:
+    """Table 2: 27.94 % top-1 with 10 crops."""
+    return _plain(18)
+
+
+def plain34() -> Experiment:
+    """Table 2: 28.54 % top-1 with 10 crops; its training error is above plain18's throughout (Figure 4)."""
+    return _plain(34)
+
+
+def plain50() -> Experiment:
+    """Not in the paper; the twin of resnet50."""
+    return _plain(50)
+
+
+def plain101() -> Experiment:
+    """Not in the paper; the twin of resnet101."""
+    return _plain(101)
+
+
+def plain152() -> Experiment:
+    """Not in the paper; the twin of resnet152."""
+    return _plain(152)

@@ -1,0 +1,1 @@
+"""Residual networks in JAX: train them, ablate what makes them work, import their parts."""

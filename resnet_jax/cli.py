@@ -1,0 +1,296 @@
+"""The command line: ``resnet-jax COMMAND``. Arguments come from dataclasses through tyro; heavy imports wait until a command needs them."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from resnet_jax import options as options_lib
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.options import EXPERIMENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run reads and writes, and what it runs on."""
+
+    workdir: Path
+    """Folder of the run, made if missing. A run found there is continued; another experiment or seed is refused."""
+    data_dir: str | None = None
+    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+    devices: int | None = None
+    """Number of devices to use; all where not given."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an experiment, or continue it: resnet-jax train FILE.py:FUNCTION --workdir DIR [--seed N] [--steps N] [--FIELD VALUE]"""
+    from resnet_jax.studies import run
+    from resnet_jax.training.experiment import Experiment
+
+    reference, rest = options_lib.experiment_first("train", arguments)
+    base = options_lib.experiment(reference) if reference else options_lib.any_experiment()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Train(RunOptions):
+        """Train an experiment, or continue it. --steps shortens or stretches its schedule too; every field can be set."""
+
+        seed: int = 0
+        """Of initialisation, data order and augmentation."""
+        json: bool = False
+        """Print the result as JSON."""
+        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
+
+    options = options_lib.parse(f"train {reference or EXPERIMENT}", Train, rest)
+    experiment = options_lib.rescaled(base, options.experiment)
+    from resnet_jax.console import RunProgress, out
+
+    with RunProgress(f"{experiment.name}, seed {options.seed}") as progress:
+        result = run.run(experiment, options.seed, options.workdir, progress=progress, data_dir=options.data_dir, devices=options.devices)
+    if options.json:
+        print(json.dumps(result))
+        return
+    expected = result["expected"]
+    beside = f" (expected {expected['value']}, {expected['statistic']}: {expected['source']})" if expected else ""
+    out.print(
+        f"{experiment.name}, seed {options.seed}: test error {result['value']:.2f} %{beside} on {result['examples']} images, "
+        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), {result['seconds']:.0f} s; "
+        f"{options.workdir / 'result.json'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Score the newest checkpoint of a run, every example exactly once."""
+
+    run: Positional[Path]
+    """Folder that 'resnet-jax train' wrote."""
+    data: str | None = None
+    """Data set to score; that of the run where not given."""
+    split: str | None = None
+    """Split to score; the experiment's test split where not given."""
+    batch_size: int = 500
+    data_dir: str | None = None
+    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+    json: bool = False
+    """Print error_percent, examples and protocol as JSON."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Score the newest checkpoint of a run: resnet-jax evaluate RUN [--data NAME] [--split NAME] [--json]"""
+    options = options_lib.parse("evaluate", EvaluateOptions, arguments)
+    from resnet_jax.studies import score
+
+    found = score.score_run(options.run, data=options.data, split=options.split, batch_size=options.batch_size, data_dir=options.data_dir)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(
+            f"{options.run}, step {found['step']}: error {found['error_percent']:.2f} % on {found['examples']} images of {found['split']}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(RunOptions):
+    """Run a comparison and write its report. Started again, it goes on where it was."""
+
+    study: Positional[str]
+    """FILE.py:FUNCTION of a function that returns experiments, as experiments/degradation.py:figure1."""
+    seeds: int = 2
+    """Runs of each experiment, with the seeds 0, 1, ..."""
+    steps: int | None = None
+    """Shortens or stretches every experiment."""
+    json: bool = False
+    """Print the table as JSON."""
+
+
+def study(arguments: Sequence[str]) -> None:
+    """Run a comparison of experiments over seeds: resnet-jax study FILE.py:FUNCTION --seeds N --workdir DIR"""
+    options = options_lib.parse("study", StudyOptions, arguments)
+    if options.seeds < 1:
+        raise UserError(f"--seeds is {options.seeds}; give at least 1")
+    cells = options_lib.call(options.study, "study")
+    from resnet_jax.training.experiment import Experiment
+
+    if not isinstance(cells, tuple | list) or not all(isinstance(cell, Experiment) for cell in cells):
+        raise UserError(f"{options.study} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
+    if options.steps is not None:
+        cells = [cell.shortened(options.steps) for cell in cells]
+    from resnet_jax.console import RunProgress
+    from resnet_jax.studies import study as study_lib
+
+    folders = study_lib.run(
+        cells, range(options.seeds), options.workdir, progress=RunProgress, data_dir=options.data_dir, devices=options.devices
+    )
+    _report(folders, options.workdir / "report.html", as_json=options.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Print the table of runs and write one self-contained page with their training curves."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders, or folders that hold them."""
+    output: Path | None = None
+    """The page; report.html in the first folder where not given."""
+    json: bool = False
+    """Print the table as JSON."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Print the table of runs and write report.html: resnet-jax report RUN [RUN ...]"""
+    options = options_lib.parse("report", ReportOptions, arguments)
+    from resnet_jax.studies import study as study_lib
+
+    folders = []
+    for path in options.runs:
+        found = study_lib.find(path)
+        if not found:
+            raise UserError(f"there is no run in {path}: a run is a folder that 'resnet-jax train' wrote")
+        folders += found
+    _report(folders, options.output or options.runs[0] / "report.html", as_json=options.json)
+
+
+def _report(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
+    from resnet_jax.console import comparison_table, out
+    from resnet_jax.studies import report as report_lib
+    from resnet_jax.studies import study as study_lib
+
+    rows = study_lib.summarise(folders)
+    report_lib.write(folders, page)
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        out.print(comparison_table(rows, "mean ± standard deviation over seeds, last step"))
+        out.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def summary(arguments: Sequence[str]) -> None:
+    """Count a network without building it: resnet-jax summary NETWORK|FILE.py:FUNCTION [--depth N] [--shortcut A] [--json]"""
+    from resnet_jax import models
+
+    name, rest = options_lib.first("summary", arguments, "a network, as cifar_resnet or resnet50, or " + EXPERIMENT)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Depth:
+        depth: int | None = None
+
+    depth, rest = tyro.cli(Depth, args=rest, return_unknown_args=True, add_help=False)
+    if name is None:
+        base = models.cifar_architecture(depth.depth or 110)
+    elif ":" in name:
+        base = options_lib.experiment(name).model
+    else:
+        base = models.architecture(name, depth.depth)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Summary:
+        """Parameters, multiply-adds (the papers' FLOPs, for one image), projections, and a table by stage, by shape arithmetic alone."""
+
+        depth: int | None = None
+        """Layers: 6n+2 for cifar_resnet and cifar_plain, 18 to 152 for imagenet_resnet and imagenet_plain."""
+        json: bool = False
+        """Print parameters, multiply_adds, projections and stages as JSON."""
+        model: Annotated[models.Architecture, tyro.conf.arg(name="")] = field(default=base)
+
+    options = options_lib.parse(f"summary {name or 'NETWORK'}", Summary, rest)
+    counts = models.count(options.model)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(counts)))
+        return
+    from resnet_jax.console import counts_table, out
+
+    title = f"{name}{f' --depth {depth.depth}' if depth.depth else ''}, one image of {'x'.join(map(str, options.model.input_shape))}"
+    out.print(counts_table(title, counts))
+    units = sum(options.model.stages)
+    runs = "one scan a stage" if models.Execution().scans(units) else "an unrolled loop"
+    out.print(f"Run on this backend as {runs} over its {units} units.", highlight=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Write a TFDS data set into the data directory, once. Training never downloads."""
+
+    name: Positional[str]
+    """digits (embedded, no network), cifar10, or another image-classification set of TFDS."""
+    data_dir: str | None = None
+    """Where to; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Write a data set into the data directory: resnet-jax prepare digits|cifar10|NAME [--data-dir DIR]"""
+    options = options_lib.parse("prepare", PrepareOptions, arguments)
+    from resnet_jax.data.prepare import prepare as prepare_set
+
+    info = prepare_set(options.name, options.data_dir)
+    examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
+    print(f"{info.name} {info.version} is in {info.directory}: {examples}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Say what is installed, which devices and data sets there are, what is wrong, and what to do."""
+
+    data_dir: str | None = None
+    json: bool = False
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Say what is installed and found, what is wrong, and what to do: resnet-jax doctor"""
+    options = options_lib.parse("doctor", DoctorOptions, arguments)
+    from resnet_jax import doctor as doctor_lib
+
+    found = doctor_lib.examine(options.data_dir)
+    print(json.dumps(found) if options.json else doctor_lib.text(found))
+    if found["problems"]:
+        raise SystemExit(1)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    command.__name__: command for command in (train, evaluate, study, report, summary, prepare, doctor)
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a run that failed, 2 bad input, 128 + signal for a run that was stopped and saved."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _quiet_libraries()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:9} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
+        print("resnet-jax COMMAND [...]; resnet-jax COMMAND --help says more\n\n" + "\n".join(lines))
+        raise SystemExit(0 if arguments else 2)
+    try:
+        if arguments[0] not in COMMANDS:
+            raise UserError(f"there is no command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}")
+        COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        print(f"resnet-jax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("resnet-jax: stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except Exception as error:
+        # Known only where training was imported; importing it here would cost every other command a second.
+        loop = sys.modules.get("resnet_jax.training.loop")
+        if loop is not None and isinstance(error, loop.Interrupted | loop.NonFiniteLoss):
+            print(f"resnet-jax: {error}", file=sys.stderr)
+            raise SystemExit(getattr(error, "exit_code", 1)) from None
+        raise
+
+
+def _quiet_libraries() -> None:
+    import logging
+
+    # absl's advice to install OpenCV, and Orbax's account of every save.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Image classification sets through TensorFlow Datasets, read without TensorFlow."""

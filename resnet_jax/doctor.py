@@ -1,0 +1,79 @@
+"""What is installed and found, what is wrong, and what to do."""
+
+import glob
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from resnet_jax.data import sources
+from resnet_jax.errors import UserError
+from resnet_jax.models import Execution, convolution
+from resnet_jax.training import environment
+
+
+def examine(data_dir: str | None = None) -> dict[str, Any]:
+    """Returns versions, devices, data sets, choices made for this machine, and ``problems``: pairs of what is wrong and what to do."""
+    problems: list[tuple[str, str]] = []
+    versions = environment.versions()
+    problems += [(f"{name} is missing", f"pip install {name}") for name, version in versions.items() if version.startswith("not")]
+    device = environment.devices()
+    if device["backend"] == "cpu":
+        accelerator = _unused_accelerator()
+        if accelerator:
+            problems.append((f"{accelerator} is here, and jax uses the CPU", "pip install -U 'jax[cuda12]' (or 'jax[tpu]')"))
+    if not np.isclose(_small_convolution(), 9.0):
+        problems.append(("a small convolution on this device is wrong", "reinstall jax and jaxlib, and the device's driver"))
+    data_sets: dict[str, str] = {}
+    for name, folder in sources.prepared(data_dir).items():
+        try:
+            info = sources.describe(name, data_dir)
+            data_sets[name] = f"{info.version}, {', '.join(f'{n} {s}' for s, n in info.examples.items())}, in {folder}"
+        except UserError as error:
+            data_sets[name] = f"cannot be used: {error}"
+    if not data_sets:
+        problems.append(("no data set is prepared", "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"))
+    execution = Execution()
+    return {
+        "versions": versions,
+        "commit": environment.commit(),
+        "devices": device,
+        "data_dirs": [str(directory) for directory in sources.data_dirs(data_dir)],
+        "data_sets": data_sets,
+        "execution": {
+            "convolution gradients": convolution.gradients_for_backend("auto"),
+            "units of ResNet-20": "scan" if execution.scans(9) else "loop",
+            "units of ResNet-1202": "scan" if execution.scans(600) else "loop",
+        },
+        "problems": problems,
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """What ``examine`` found, for reading."""
+    device = found["devices"]
+    lines = [
+        "versions:   " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        f"commit:     {found['commit'] or 'not run from a checkout'}",
+        f"devices:    {device['count']} x {device['kind']} ({device['backend']}), {device['cores']} host cores",
+        "execution:  " + ", ".join(f"{what}: {how}" for what, how in found["execution"].items()),
+        "data in:    " + ", ".join(found["data_dirs"]),
+        *(f"  {name}: {what}" for name, what in found["data_sets"].items()),
+    ]
+    lines += [f"problem:    {what}. Do: {remedy}" for what, remedy in found["problems"]] or ["no problem found"]
+    return "\n".join(lines)
+
+
+def _unused_accelerator() -> str | None:
+    for pattern, name in [("/dev/nvidia[0-9]*", "an NVIDIA GPU"), ("/dev/accel*", "a TPU"), ("/dev/vfio/[0-9]*", "a TPU")]:
+        if glob.glob(pattern):
+            return name
+    return None
+
+
+def _small_convolution() -> float:
+    ones = jnp.ones((1, 3, 3, 1))
+    return float(
+        lax.conv_general_dilated(ones, jnp.ones((3, 3, 1, 1)), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))[0, 0, 0, 0]
+    )

@@ -1,0 +1,1 @@
+"""Scoring networks, every example exactly once."""

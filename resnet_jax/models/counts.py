@@ -1,0 +1,112 @@
+"""Parameters, multiply-adds and projections of a network, from its traced program; nothing is computed or allocated."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from resnet_jax.models.architecture import Architecture
+from resnet_jax.models.execution import Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCounts:
+    """One row of the table of ``summary``."""
+
+    name: str
+    units: int
+    """Residual units."""
+    output_shape: tuple[int, ...]
+    """Height, width, features; of the head, classes."""
+    parameters: int
+    multiply_adds: int
+    projections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a network costs for one image."""
+
+    parameters: int
+    """Trainable values; running statistics are not among them."""
+    multiply_adds: int
+    """Of convolutions and matrix products, forward, one image: the papers' "FLOPs"."""
+    projections: int
+    """Shortcuts that own a convolution."""
+    stages: tuple[StageCounts, ...]
+
+
+def count(architecture: Architecture) -> Counts:
+    """Counts a network at its ``input_shape``."""
+    # Scanned units are traced once whatever the depth.
+    execution = Execution(blocks="scan", convolution="plain")
+    model = jax.eval_shape(lambda: nnx.split(architecture.build(rngs=nnx.Rngs(0), execution=execution)))
+    model = nnx.merge(*model)
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
+    maps = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s).features(x), state, images)
+    multiply_adds: Counter[str] = Counter()
+    _walk(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, images).jaxpr, "", 1, multiply_adds)
+
+    sections = {"stem": model.stem} | {f"stage{i + 1}": units for i, units in enumerate(model.stages)} | {"head": model.head}
+    shapes = {name: tuple(x.shape[1:]) for name, x in maps.items()} | {"head": (architecture.num_classes,)}
+    rows = tuple(
+        StageCounts(
+            name=name,
+            units=len(section) if isinstance(section, nnx.List) else 0,
+            output_shape=shapes[name],
+            parameters=_parameters(section),
+            multiply_adds=multiply_adds[name],
+            projections=sum(_projects(unit) for unit in section) if isinstance(section, nnx.List) else 0,
+        )
+        for name, section in sections.items()
+    )
+    assert sum(row.multiply_adds for row in rows) == sum(multiply_adds.values()), multiply_adds
+    return Counts(
+        parameters=sum(row.parameters for row in rows),
+        multiply_adds=sum(row.multiply_adds for row in rows),
+        projections=sum(row.projections for row in rows),
+        stages=rows,
+    )
+
+
+def _parameters(module: nnx.Module) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+def _projects(unit: nnx.Module) -> bool:
+    shortcut: nnx.Module = unit.shortcut  # pyright: ignore[reportAttributeAccessIssue]
+    return any(isinstance(module, nnx.Conv) for _, module in nnx.iter_modules(shortcut))
+
+
+def _walk(jaxpr: core.Jaxpr, scope: str, times: int, totals: "Counter[str]") -> None:
+    for equation in jaxpr.eqns:
+        # Inside a loop's body the name stack starts anew: the section is the outermost scope that was seen.
+        section = scope or str(equation.source_info.name_stack).split("/")[0]
+        output: Any = equation.outvars[0].aval
+        inputs: list[Any] = [variable.aval for variable in equation.invars]
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = inputs[1].shape  # HWIO, I per group
+            totals[section] += times * math.prod(output.shape) * math.prod(kernel[:3])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            size = math.prod(inputs[0].shape[axis] for axis in contracted)
+            totals[section] += times * math.prod(output.shape) * size
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in _subprograms(equation.params):
+            _walk(inner, section, times * length, totals)
+
+
+def _subprograms(parameters: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    for value in parameters.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item

@@ -1,0 +1,77 @@
+"""Names of Python things, ``FILE.py:NAME`` or ``package.module:NAME``: how the command line finds experiments and users' own classes."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from resnet_jax.errors import UserError, nearest
+
+
+def load(reference: str) -> Any:
+    """Imports ``FILE.py:NAME`` or ``MODULE:NAME`` and returns the object.
+
+    Raises:
+      UserError: for a missing file, module or name, with the nearest one that exists.
+    """
+    place, colon, name = reference.rpartition(":")
+    if not colon or not name:
+        raise UserError(f"{reference!r} names no function or class: write FILE.py:NAME{_names_hint(reference)}")
+    module = load_file(Path(place)) if place.endswith(".py") else _module(place)
+    if not hasattr(module, name):
+        raise UserError(f"{place} has no {name!r}{nearest(name, public_names(module))}")
+    return getattr(module, name)
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """Functions and classes that a module defines itself."""
+    return [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
+
+
+def describe(thing: Any) -> str:
+    """The name of a class or function, ``module:qualname``; of one loaded from a file, ``FILE.py:qualname``."""
+    return f"{_LOADED_FROM.get(thing.__module__, thing.__module__)}:{thing.__qualname__}"
+
+
+_LOADED_FROM: dict[str, str] = {}
+
+
+def load_file(path: Path) -> ModuleType:
+    """Imports a Python file by its path, once. Raises UserError where it is missing, naming the files beside it."""
+    resolved = path.expanduser().resolve()
+    if not resolved.is_file():
+        siblings = [str(path.parent / p.name) for p in resolved.parent.glob("*.py")] if resolved.parent.is_dir() else []
+        raise UserError(f"there is no file {path}{nearest(str(path), siblings) if siblings else ''}")
+    # One module a file, under a name that cannot collide with an installed package.
+    name = "file." + resolved.as_posix().removesuffix(".py").replace(".", "_").replace("/", ".").strip(".")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, resolved)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        _LOADED_FROM[name] = path.as_posix()
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise  # a module that exists and lacks a dependency of its own
+        raise UserError(f"there is no module {name!r}; for a file, write its path with .py") from error
+
+
+def _names_hint(reference: str) -> str:
+    path = Path(reference)
+    if reference.endswith(".py") and path.is_file():
+        return f"; {reference} has {', '.join(public_names(load_file(path)))}"
+    return ""

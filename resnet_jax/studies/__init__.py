@@ -1,0 +1,1 @@
+"""Runs and comparisons of runs, what they found, and its report."""

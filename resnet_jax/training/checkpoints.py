@@ -1,0 +1,143 @@
+"""Orbax's CheckpointManager with what a run needs of it: asynchronous saves, sealed with checksums, verified on resume."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.training import state as state_lib
+from resnet_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, under ``directory``.
+
+    Orbax restores flipped bits silently. So each committed step is sealed: sha256 of its files, beside it. ``restore_newest`` verifies from
+    the newest step backwards, moves damaged steps to ``damaged/`` and says so. A step committed just before the process died has no
+    seal; it is complete (Orbax commits by renaming) and is used.
+
+    Args:
+      directory: made if missing.
+      keep: number of newest steps kept.
+      say: takes messages for the user.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, say: Callable[[str], None]):
+        self._directory = directory.absolute()
+        self._seals = self._directory.parent / "seals"
+        self._say = say
+        self._manager = self._open(keep)
+        self._keep = keep
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def newest(self) -> int | None:
+        """The newest committed step, unverified."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, preprocessing: Preprocessing) -> None:
+        """Begins to save; returns when the arrays are copied. The one before it is sealed then, since Orbax waits for it.
+
+        Raises:
+          OSError: where an earlier save failed, a full disk say.
+        """
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state_lib.plain(state)), preprocessing=ocp.args.StandardSave(preprocessing)
+            ),
+        )
+        assert saved, f"step {step} is not newer than {self.newest()}: a damaged step was not set aside"
+        self._seal_all(except_step=step)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk and sealed; raises what an asynchronous save ran into."""
+        self._manager.wait_until_finished()
+        self._seal_all()
+
+    def close(self) -> None:
+        """Waits, then frees the manager's threads."""
+        self.wait()
+        self._manager.close()
+
+    def restore_newest(self, like: TrainState, preprocessing: Preprocessing) -> tuple[int, TrainState, Preprocessing] | None:
+        """Restores the newest step that is whole, onto the shardings of ``like``; None where there is none.
+
+        ``like`` and ``preprocessing`` give structure, shapes and dtypes; ``jax.ShapeDtypeStruct`` leaves will do.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            problem = self._problem(step)
+            if problem is None:
+                restored = self._restore(step, like, preprocessing)
+                if not isinstance(restored, str):
+                    return step, *restored
+                problem = restored
+            self._set_aside(step, problem)
+        return None
+
+    def _restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | str:
+        plain = jax.eval_shape(state_lib.plain, like)
+        shardings = jax.tree.leaves(jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), like), is_leaf=lambda s: s is None)
+        leaves, treedef = jax.tree.flatten(plain)
+        targets = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s) for leaf, s in zip(leaves, shardings, strict=True)]
+        constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=shardings[0]), preprocessing)
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(jax.tree.unflatten(treedef, targets)), preprocessing=ocp.args.StandardRestore(constants)
+                ),
+            )
+        except Exception as error:
+            # tensorstore, zstd and JSON each raise their own; all mean that this step cannot be read.
+            return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        return state_lib.from_plain(items["state"]), items["preprocessing"]
+
+    def _problem(self, step: int) -> str | None:
+        seal = self._seals / f"{step}.json"
+        if not seal.exists():
+            return None
+        try:
+            expected: dict[str, Any] = json.loads(seal.read_text())
+        except ValueError:
+            return "its seal cannot be read"
+        found = _checksums(self._directory / str(step))
+        changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        return f"{len(changed)} of its files changed since they were written ({changed[0]})" if changed else None
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        damaged = self._directory.parent / "damaged"
+        damaged.mkdir(exist_ok=True)
+        place = damaged / f"{step}"
+        shutil.rmtree(place, ignore_errors=True)
+        self._manager.close()
+        (self._directory / str(step)).rename(place)
+        (self._seals / f"{step}.json").unlink(missing_ok=True)
+        self._manager = self._open(self._keep)
+        self._say(f"checkpoint of step {step} is damaged: {problem}; set aside in {place}, going on with the one before it")
+
+    def _seal_all(self, except_step: int | None = None) -> None:
+        self._seals.mkdir(parents=True, exist_ok=True)
+        steps = set(self._manager.all_steps()) - {except_step}
+        for step in steps:
+            seal = self._seals / f"{step}.json"
+            if not seal.exists() and (self._directory / str(step)).is_dir():
+                temporary = seal.with_suffix(".part")
+                temporary.write_text(json.dumps(_checksums(self._directory / str(step))))
+                temporary.rename(seal)
+        for seal in self._seals.glob("*.json"):
+            if int(seal.stem) not in steps:
+                seal.unlink()
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

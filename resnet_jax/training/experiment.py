@@ -1,0 +1,166 @@
+"""An experiment: one frozen, typed value that says everything a run depends on, but its seed."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import jax.numpy as jnp
+
+from resnet_jax.data.augmentation import Normalization
+from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.errors import UserError
+from resnet_jax.models import Architecture, Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, and what happens to them."""
+
+    name: str
+    """TFDS name of a prepared set: cifar10, digits."""
+    validation_examples: int = 0
+    """Taken from the end of the training split and never trained on. He et al. 2015 chose their schedule with 5000 of CIFAR-10's."""
+    test_split: str = "test"
+    """Split that is scored; imagenet2012 calls it 'validation'."""
+    normalization: Normalization = "pixel_mean"
+    """pixel_mean: minus the mean image (the paper); channel: minus mean, over deviation, of each channel."""
+    pad: int = 4
+    """Random crops out of images padded by this many pixels on each side; 0: none."""
+    flip: bool = True
+    """Random left-right flips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Stochastic gradient descent with momentum, through optax."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    """Added to the gradient (L2), times the parameter."""
+    decay: Literal["all", "kernels"] = "all"
+    """What decays: all parameters (fb.resnet.torch, "weight decay on all params"), or convolution and classifier kernels only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Piecewise-constant learning rate after a warm-up; all in steps (the papers' iterations)."""
+
+    learning_rate: float = 0.1
+    decay_steps: tuple[int, ...] = (32_000, 48_000)
+    decay_factor: float = 0.1
+    warmup_learning_rate: float = 0.01
+    warmup_steps: int = 0
+    """Steps at the warm-up rate: 400 in He et al. 2016."""
+    warmup_until_error: float = 1.0
+    """Stay at the warm-up rate until the training error is below this fraction: 0.8 for the 110-layer net of He et al. 2015."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What is scored, and when. Every example counts exactly once."""
+
+    every: int = 1000
+    """Steps between scores of the test (and validation) images."""
+    batch_size: int = 500
+    training_images: bool = False
+    """Also score all training images, without augmentation, after the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """When the state is saved; no part of the fingerprint."""
+
+    every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a publication reports for this experiment."""
+
+    value: float
+    """Test error in percent."""
+    statistic: Literal["single", "best", "mean", "median"]
+    source: str
+    mark: str
+    """Provenance, e.g. 'V:S1': read in the paper's text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run depends on, but its seed. Derive one from another with ``dataclasses.replace``."""
+
+    name: str
+    model: Architecture
+    data: Data
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    steps: int = 64_000
+    batch_size: int = 128
+    """Images per step over all devices; BatchNorm sees them all."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpointing: Checkpointing = field(default_factory=Checkpointing)
+    execution: Execution = field(default_factory=Execution)
+    expected: Expected | None = None
+
+    def shortened(self, steps: int) -> "Experiment":
+        """The same experiment in another number of steps: decay steps keep their places relative to the whole, warm-up its length.
+
+        The expected value goes: it belongs to the full length.
+        """
+        if steps == self.steps:
+            return self
+        scaled = tuple(max(1, round(at * steps / self.steps)) for at in self.schedule.decay_steps)
+        return replace(
+            self,
+            steps=steps,
+            schedule=replace(self.schedule, decay_steps=scaled),
+            evaluation=replace(self.evaluation, every=max(1, min(self.evaluation.every, steps))),
+            expected=None,
+        )
+
+    def check(self, info: DatasetInfo, devices: int = 1) -> None:
+        """Holds the experiment against the data and the machine, before anything is compiled or written.
+
+        Raises:
+          UserError: naming the field, its value, and what would do.
+        """
+        positive = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "evaluation.every": self.evaluation.every,
+            "evaluation.batch_size": self.evaluation.batch_size,
+            "checkpointing.every": self.checkpointing.every,
+            "checkpointing.keep": self.checkpointing.keep,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.steps * self.batch_size >= 2**31:
+            raise UserError(
+                f"steps x batch_size is {self.steps * self.batch_size}; the data order counts images in 31 bits: at most 2147483647"
+            )
+        if jnp.dtype(self.model.dtype) not in (jnp.float32, jnp.bfloat16):
+            raise UserError(f"model.dtype is {self.model.dtype!r}; use 'float32' or 'bfloat16'")
+        for name in ("batch_size", "evaluation.batch_size"):
+            if positive[name] % devices:
+                raise UserError(f"{name} is {positive[name]}, which {devices} devices cannot share equally; use a multiple of {devices}")
+        if info.num_classes != self.model.num_classes:
+            raise UserError(f"{info.name} has {info.num_classes} classes, the model {self.model.num_classes}: set model.num_classes")
+        if info.image_shape[2] != self.model.input_shape[2]:
+            raise UserError(
+                f"the images of {info.name} are {info.image_shape} (height, width, channels), the model takes {self.model.input_shape}: "
+                "set model.input_shape"
+            )
+        if self.data.test_split not in info.examples:
+            raise UserError(
+                f"{info.name} has no split {self.data.test_split!r}; data.test_split can be {' or '.join(sorted(info.examples))}"
+            )
+        if not 0 <= self.data.validation_examples < info.examples["train"]:
+            raise UserError(
+                f"data.validation_examples is {self.data.validation_examples}; {info.name} has {info.examples['train']} training images"
+            )
+        if self.data.pad < 0:
+            raise UserError(f"data.pad is {self.data.pad}; it must be 0 or more pixels")

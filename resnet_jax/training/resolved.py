@@ -1,0 +1,74 @@
+"""The resolved form of an experiment: plain JSON, its fingerprint, and what differs between two."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from resnet_jax import references
+from resnet_jax.errors import UserError
+from resnet_jax.training.experiment import Experiment
+
+# How a run is executed and what the literature says of it: neither changes what it computes.
+NOT_IDENTITY = ("name", "checkpointing", "execution", "expected")
+
+
+def resolve(value: Any) -> Any:
+    """Turns dataclasses, tuples and classes into what JSON can say; a class becomes ``module:Class``."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [resolve(item) for item in value]
+    if isinstance(value, dict):
+        return {key: resolve(item) for key, item in value.items()}
+    if isinstance(value, type):
+        return references.describe(value)
+    return value
+
+
+def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
+    """The part of the resolved experiment that decides every bit of its result, with the seed."""
+    return {k: v for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | {"seed": seed}
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """sha256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """Yields ``field: OURS here, THEIRS there`` for every leaf that differs."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted(ours.keys() | theirs.keys()):
+            yield from differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
+    elif ours != theirs:
+        yield f"{path}: {ours!r} asked for, {theirs!r} in the run"
+
+
+def restore(annotation: Any, value: Any) -> Any:
+    """Undoes ``resolve`` for a value of the annotated type: dataclasses, optional values, tuples, classes and plain values.
+
+    Raises:
+      UserError: for a field that this version does not know, or a class that cannot be found.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if value is None:
+        return None
+    if origin in (typing.Union, types.UnionType):
+        return restore(next(a for a in arguments if a is not type(None)), value)
+    if origin is type:
+        return references.load(value)
+    if origin is tuple:
+        element = arguments[0]
+        return tuple(restore(element, item) for item in value)
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        unknown = value.keys() - hints.keys()
+        if unknown:
+            name = getattr(annotation, "__name__", annotation)
+            raise UserError(f"{name} has no field {', '.join(sorted(unknown))}: the run was made by another version of resnet_jax")
+        return annotation(**{name: restore(hints[name], item) for name, item in value.items()})  # pyright: ignore[reportCallIssue]
+    return value

@@ -1,0 +1,57 @@
+"""What a run carries from step to step."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key
+
+from resnet_jax.models import Apply, Architecture, Execution
+from resnet_jax.models.architecture import Variables
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """A pytree of arrays; model, optimizer and schedule are not in it."""
+
+    step: Int[Array, ""]
+    """Steps done."""
+    params: Variables
+    batch_stats: Variables
+    opt_state: Any
+    key: Key[Array, ""]
+    """The run's root key; never advanced, everything random is a function of it and of the step."""
+
+
+def create(
+    architecture: Architecture, optimizer: optax.GradientTransformationExtraArgs, key: Key[Array, ""], execution: Execution = Execution()
+) -> tuple[Apply, TrainState]:
+    """Returns the network as a function, and its state at step 0. Trace it: ``jax.jit`` or ``jax.eval_shape``."""
+    init_key = jax.random.fold_in(key, 0)
+    apply, params, batch_stats = architecture.init(init_key, execution=execution)
+    return apply, TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), key)
+
+
+def digest(state: TrainState) -> str:
+    """sha256 over every leaf: path, dtype, shape and bytes, in order."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(plain(state)):
+        array = np.ascontiguousarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def plain(state: TrainState) -> TrainState:
+    """The same state with the key as its raw data, for what knows only numbers."""
+    return TrainState(state.step, state.params, state.batch_stats, state.opt_state, jax.random.key_data(state.key))
+
+
+def from_plain(state: TrainState) -> TrainState:
+    """Undoes ``plain``."""
+    return TrainState(state.step, state.params, state.batch_stats, state.opt_state, jax.random.wrap_key_data(state.key))

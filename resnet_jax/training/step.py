@@ -1,0 +1,107 @@
+"""One step of training, and many of them in one dispatch over images that live on the device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from resnet_jax.data import augmentation, order
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.models import Apply
+from resnet_jax.training.optimizer import ScheduleState
+from resnet_jax.training.state import TrainState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Images as the network takes them, and their classes."""
+
+    images: Float[Array, "n h w c"]
+    labels: Int32[Array, "n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metrics:
+    """Sums over the examples of a batch, and their count; division happens where they are printed."""
+
+    loss: Float[Array, "..."]
+    errors: Int32[Array, "..."]
+    examples: Int32[Array, "..."]
+    learning_rate: Float[Array, "..."]
+    """Not a sum: the rate of the step."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Resident:
+    """A training set on the device, with the constants that normalise it."""
+
+    images: UInt8[Array, "examples h w c"]
+    labels: Int32[Array, "examples"]
+    preprocessing: Preprocessing
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, apply: Apply, optimizer: optax.GradientTransformationExtraArgs
+) -> tuple[TrainState, Metrics]:
+    """Softmax cross-entropy averaged over the batch, its gradient, one update. Pure."""
+    examples = batch.labels.shape[0]
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        logits, batch_stats = apply(params, state.batch_stats, batch.images, train=True)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).sum()
+        return loss / examples, (logits, batch_stats)
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    errors = jnp.sum(jnp.argmax(logits, axis=-1) != batch.labels, dtype=jnp.int32)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, error=errors / examples)
+    params: Any = optax.apply_updates(state.params, updates)
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
+    metrics = Metrics(loss * examples, errors, jnp.int32(examples), _schedule_state(opt_state).learning_rate)
+    return new_state, metrics
+
+
+def resident_steps(
+    state: TrainState,
+    data: Resident,
+    *,
+    steps: int,
+    batch_size: int,
+    pad: int,
+    flip: bool,
+    apply: Apply,
+    optimizer: optax.GradientTransformationExtraArgs,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[TrainState, Metrics]:
+    """``steps`` training steps: choose, normalise and augment each batch on the device, then ``train_step``. Metrics have a leading axis.
+
+    ``sharding`` is that of a batch. Which images a step sees depends on ``state.key`` and ``state.step`` alone.
+    """
+    indices = order.batch_indices(
+        jax.random.fold_in(state.key, 1), state.step, steps=steps, batch_size=batch_size, examples=data.labels.shape[0]
+    )
+
+    def one(state: TrainState, chosen: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)
+        images = augmentation.augment(key, data.preprocessing(data.images[chosen]), pad=pad, flip=flip)
+        batch = Batch(images, data.labels[chosen])
+        if sharding is not None:
+            batch = lax.with_sharding_constraint(batch, sharding)
+        return train_step(state, batch, apply=apply, optimizer=optimizer)
+
+    if steps == 1:  # no loop around the program: XLA's CPU backend compiles entry computations best
+        state, metrics = one(state, indices[0])
+        return state, jax.tree.map(lambda m: m[None], metrics)
+    return lax.scan(one, state, indices)
+
+
+def _schedule_state(opt_state: Any) -> ScheduleState:
+    found = [s for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, ScheduleState)) if isinstance(s, ScheduleState)]
+    assert len(found) == 1, "the optimizer comes from resnet_jax.training.optimizer.make"
+    return found[0]

@@ -1,0 +1,62 @@
+"""What all tests share: eight virtual devices, prepared data sets, a silent progress."""
+
+import os
+
+# Before jax is imported anywhere. Subprocesses inherit it only where a test hands it on.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from resnet_jax import references
+from resnet_jax.data import prepare, sources
+from resnet_jax.training.experiment import Experiment
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data directory that holds `digits`, prepared by our builder."""
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    prepare.prepare("digits", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> sources.DatasetInfo:
+    """The real CIFAR-10; tests that need it are skipped, and say so, where TFDS_DATA_DIR does not hold it."""
+    if "cifar10" not in sources.prepared():
+        pytest.skip("CIFAR-10 is not prepared: set TFDS_DATA_DIR, or run `resnet-jax prepare cifar10`")
+    return sources.describe("cifar10")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    """An 8-layer network on `digits` for 12 steps: compiles in seconds, runs in one."""
+    return references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+
+
+@dataclasses.dataclass
+class Told:
+    """A ``training.loop.Progress`` that remembers what it was told."""
+
+    messages: list[str] = dataclasses.field(default_factory=list)
+    records: list[dict] = dataclasses.field(default_factory=list)
+
+    def start(self, step: int, steps: int) -> None:
+        self.messages.append(f"start {step}/{steps}")
+
+    def update(self, record: dict) -> None:
+        self.records.append(record)
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()

@@ -1,0 +1,182 @@
+"""Both forms of the convolution against the sum over taps that defines it, in NumPy float64."""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models import convolution
+
+Pair = tuple[int, int]
+FORMS = [convolution.plain, convolution.explicit]
+NHWC = ("NHWC", "HWIO", "NHWC")
+SYMMETRIC = [
+    pytest.param((size, size), (kernel, kernel), (stride, stride), ((kernel // 2,) * 2,) * 2, (1, 1), id=f"{size}px-{kernel}x{kernel}-{stride}")
+    for size, kernel, stride in itertools.product((8, 7), (1, 3, 7), (1, 2))
+]
+UNEVEN = [
+    pytest.param((8, 7), (3, 3), (2, 2), ((0, 1), (1, 0)), (1, 1), id="SAME-like"),
+    pytest.param((9, 6), (3, 7), (2, 1), ((2, 0), (1, 4)), (1, 1), id="nothing-square"),
+    pytest.param((8, 8), (3, 3), (2, 2), ((0, 0), (0, 0)), (1, 1), id="a-pixel-that-nothing-reads"),
+    pytest.param((7, 8), (1, 1), (2, 3), ((1, 0), (0, 2)), (1, 1), id="padded-1x1"),
+    pytest.param((9, 8), (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), id="dilated"),
+    pytest.param((9, 8), (3, 3), (2, 2), ((3, 1), (2, 0)), (2, 2), id="dilated-strided-uneven"),
+]
+
+
+def convolve(x: np.ndarray, kernel: np.ndarray, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair = (1, 1)) -> np.ndarray:
+    """Output pixel (i, j) sums, over the taps (a, b), padded pixel (i stride + a dilation, ...) times kernel[a, b]."""
+    x, kernel = np.pad(np.float64(x), ((0, 0), *padding, (0, 0))), np.float64(kernel)
+    sizes = [(x.shape[1 + d] - (kernel.shape[d] - 1) * dilation[d] - 1) // strides[d] + 1 for d in (0, 1)]
+    y = np.zeros((len(x), *sizes, kernel.shape[3]))
+    for i, j, a, b in itertools.product(*map(range, (*sizes, *kernel.shape[:2]))):
+        y[:, i, j] += x[:, i * strides[0] + a * dilation[0], j * strides[1] + b * dilation[1]] @ kernel[a, b]
+    return y
+
+
+def gradients(
+    x: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair = (1, 1)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each product of ``convolve`` differentiated where it stands."""
+    (top, bottom), (left, right) = padding
+    x, kernel, cotangent = np.pad(np.float64(x), ((0, 0), *padding, (0, 0))), np.float64(kernel), np.float64(cotangent)
+    dx, dkernel = np.zeros_like(x), np.zeros_like(kernel)
+    for i, j, a, b in itertools.product(*map(range, (*cotangent.shape[1:3], *kernel.shape[:2]))):
+        row, column = i * strides[0] + a * dilation[0], j * strides[1] + b * dilation[1]
+        dx[:, row, column] += cotangent[:, i, j] @ kernel[a, b].T
+        dkernel[a, b] += x[:, row, column].T @ cotangent[:, i, j]
+    return dx[:, top : x.shape[1] - bottom, left : x.shape[2] - right], dkernel
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def pullback(form: Callable[..., jax.Array], *args: object, **options: object) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """Value and both gradients of a form, compiled."""
+
+    def run(x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, pull = jax.vjp(lambda x, kernel: form(x, kernel, *args, dimension_numbers=NHWC, **options), x, kernel)
+        return y, *pull(cotangent)
+
+    return jax.jit(run)
+
+
+def close(actual: object, expected: object, tolerance: float = 1e-5) -> None:
+    """Equal to ``tolerance`` of the largest value."""
+    actual, expected = np.float64(actual), np.float64(expected)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("size", "taps", "strides", "padding", "dilation"), SYMMETRIC + UNEVEN)
+def test_both_forms_and_their_gradients_are_the_defining_sum(
+    size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair
+) -> None:
+    x, kernel = random(2, *size, 3), random(*taps, 3, 4, seed=1)
+    expected = convolve(x, kernel, strides, padding, dilation)
+    cotangent = random(*expected.shape, seed=2)
+    dx, dkernel = gradients(x, kernel, cotangent, strides, padding, dilation)
+    for form in FORMS:
+        for actual, wanted in zip(
+            pullback(form, strides, padding, rhs_dilation=dilation)(x, kernel, cotangent), (expected, dx, dkernel), strict=True
+        ):
+            close(actual, wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_grouped_convolutions_take_the_plain_form_and_stay_right(form: Callable[..., jax.Array]) -> None:
+    x, kernel, padding = random(2, 6, 6, 4), random(3, 3, 2, 6, seed=1), ((1, 1), (1, 1))
+    halves = [(x[..., 2 * g : 2 * g + 2], kernel[..., 3 * g : 3 * g + 3]) for g in (0, 1)]
+    expected = np.concatenate([convolve(*half, (2, 2), padding) for half in halves], -1)
+    cotangent = random(*expected.shape, seed=2)
+    parts = [gradients(*half, cotangent[..., 3 * g : 3 * g + 3], (2, 2), padding) for g, half in enumerate(halves)]
+    actual = pullback(form, (2, 2), padding, feature_group_count=2)(x, kernel, cotangent)
+    for one, wanted in zip(actual, (expected, *(np.concatenate(both, -1) for both in zip(*parts, strict=True))), strict=True):
+        close(one, wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_input_dilated_convolutions_take_the_plain_form_and_stay_right(form: Callable[..., jax.Array]) -> None:
+    x, kernel, padding = random(2, 4, 4, 3), random(3, 3, 3, 4, seed=1), ((1, 1), (1, 1))
+    spread = np.zeros((2, 7, 7, 3))
+    spread[:, ::2, ::2] = x
+    expected = convolve(spread, kernel, (1, 1), padding)
+    cotangent = random(*expected.shape, seed=2)
+    dspread, dkernel = gradients(spread, kernel, cotangent, (1, 1), padding)
+    actual = pullback(form, (1, 1), padding, lhs_dilation=(2, 2))(x, kernel, cotangent)
+    for one, wanted in zip(actual, (expected, dspread[:, ::2, ::2], dkernel), strict=True):
+        close(one, wanted)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_explicit_under_scan_is_the_convolutions_one_after_another(taps: int) -> None:
+    padding = ((taps // 2,) * 2,) * 2
+    x, kernels, cotangent = random(2, 5, 5, 3), random(3, taps, taps, 3, 3, seed=1), random(2, 5, 5, 3, seed=2)
+
+    @jax.jit
+    def run(x: jax.Array, kernels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        y, pull = jax.vjp(
+            lambda x, kernels: jax.lax.scan(lambda y, k: (convolution.explicit(y, k, (1, 1), padding), None), x, kernels)[0], x, kernels
+        )
+        return y, *pull(jnp.asarray(cotangent))
+
+    values = [np.float64(x)]
+    for kernel in kernels:
+        values.append(convolve(values[-1], kernel, (1, 1), padding))
+    dx, dkernels = np.float64(cotangent), []
+    for value, kernel in zip(values[-2::-1], kernels[::-1], strict=True):
+        dx, dkernel = gradients(value, kernel, dx, (1, 1), padding)
+        dkernels.insert(0, dkernel)
+    for actual, wanted in zip(run(x, kernels), (values[-1], dx, np.stack(dkernels)), strict=True):
+        close(actual, wanted)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize("shared_images", [True, False])
+def test_explicit_under_vmap_is_one_convolution_for_each_kernel(taps: int, shared_images: bool) -> None:
+    padding = ((taps // 2,) * 2,) * 2
+    x, kernels, cotangents = random(2, 2, 5, 5, 3), random(2, taps, taps, 3, 4, seed=1), random(2, 2, 3, 3, 4, seed=2)
+    x = x[0] if shared_images else x
+    actual = jax.vmap(pullback(convolution.explicit, (2, 2), padding), (None if shared_images else 0, 0, 0))(x, kernels, cotangents)
+    for i in (0, 1):
+        images = x if shared_images else x[i]
+        wanted = convolve(images, kernels[i], (2, 2), padding), *gradients(images, kernels[i], cotangents[i], (2, 2), padding)
+        for one, expected in zip(actual, wanted, strict=True):
+            close(one[i], expected)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_explicit_in_bfloat16_gives_bfloat16_and_is_right_to_its_rounding(taps: int) -> None:
+    padding = ((taps // 2,) * 2,) * 2
+    x, kernel, cotangent = (
+        jnp.asarray(a, jnp.bfloat16) for a in (random(2, 7, 7, 3), random(taps, taps, 3, 4, seed=1), random(2, 4, 4, 4, seed=2))
+    )
+    exact = [np.asarray(a, np.float64) for a in (x, kernel, cotangent)]
+    wanted = convolve(*exact[:2], (2, 2), padding), *gradients(*exact, (2, 2), padding)
+    for actual, expected in zip(pullback(convolution.explicit, (2, 2), padding)(x, kernel, cotangent), wanted, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        close(actual, expected, tolerance=2**-7)  # eight bits of mantissa
+
+
+def test_only_the_plain_form_has_a_forward_mode_derivative() -> None:
+    x, kernel, direction = (jnp.asarray(random(*shape)) for shape in ((1, 5, 5, 2), (3, 3, 2, 2), (1, 5, 5, 2)))
+    padding = ((1, 1), (1, 1))
+
+    def derivative(form: Callable[..., jax.Array]) -> jax.Array:
+        return jax.jvp(lambda x: form(x, kernel, (1, 1), padding, dimension_numbers=NHWC), (x,), (direction,))[1]
+
+    close(derivative(convolution.plain), convolve(np.asarray(direction), np.asarray(kernel), (1, 1), padding))
+    with pytest.raises(TypeError, match="forward-mode"):
+        derivative(convolution.explicit)
+
+
+def test_auto_is_explicit_on_cpu_and_plain_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert convolution.gradients_for_backend("auto") == "explicit"  # the tests run on CPU
+    for backend, expected in {"cpu": "explicit", "gpu": "plain", "tpu": "plain"}.items():
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        assert convolution.gradients_for_backend("auto") == expected
+        assert convolution.gradients_for_backend("plain") == "plain"
+        assert convolution.gradients_for_backend("explicit") == "explicit"

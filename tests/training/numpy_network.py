@@ -1,0 +1,172 @@
+"""A residual network of basic units and its training step once more, in NumPy and double precision, every derivative by hand.
+
+The second opinion of ``test_step.py``. Nothing here comes from ``resnet_jax``, JAX or any autodiff; only the nesting of parameters is the
+package's, so that two trees can be compared leaf by leaf. Convolutions are loops over their taps, slow and plain to read.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Tree = dict[Any, Any]
+
+EPSILON = 1e-5
+RUNNING = 0.9
+
+
+def conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
+    """Cross-correlation of (n, h, w, i) with (k, k, i, o), padded by (k - 1) / 2 zeros on every side."""
+    side = (kernel.shape[0] - 1) // 2
+    padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    out = np.zeros((x.shape[0], height, width, kernel.shape[3]))
+    for a in range(kernel.shape[0]):
+        for b in range(kernel.shape[1]):
+            seen = padded[:, a : a + stride * (height - 1) + 1 : stride, b : b + stride * (width - 1) + 1 : stride]
+            out += seen @ kernel[a, b]
+    return out
+
+
+def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the derivatives by ``x`` and by ``kernel``: every tap once more, the other way round."""
+    side = (kernel.shape[0] - 1) // 2
+    padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
+    dpadded, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
+    height, width = dout.shape[1:3]
+    for a in range(kernel.shape[0]):
+        for b in range(kernel.shape[1]):
+            rows, columns = slice(a, a + stride * (height - 1) + 1, stride), slice(b, b + stride * (width - 1) + 1, stride)
+            dpadded[:, rows, columns] += dout @ kernel[a, b].T
+            dkernel[a, b] = np.einsum("nhwi,nhwo->io", padded[:, rows, columns], dout)
+    return dpadded[:, side : side + x.shape[1], side : side + x.shape[2]], dkernel
+
+
+@dataclass
+class _Norm:
+    """What the derivative of a normalisation needs of its forward pass."""
+
+    normalised: np.ndarray
+    deviation: np.ndarray
+    scale: np.ndarray
+
+
+def norm(x: np.ndarray, p: Tree, s: Tree) -> tuple[np.ndarray, Tree, _Norm]:
+    """Normalises by the batch's own mean and biased variance; returns the running ones as well."""
+    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    deviation = np.sqrt(variance + EPSILON)
+    normalised = (x - mean) / deviation
+    running = {"mean": RUNNING * s["mean"] + (1 - RUNNING) * mean, "var": RUNNING * s["var"] + (1 - RUNNING) * variance}
+    return normalised * p["scale"] + p["bias"], running, _Norm(normalised, deviation, p["scale"])
+
+
+def norm_backward(saved: _Norm, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
+    """Ioffe and Szegedy 2015, Section 3: mean and variance are functions of the batch too."""
+    axes = (0, 1, 2)
+    dparams = {"scale": (dout * saved.normalised).sum(axes), "bias": dout.sum(axes)}
+    dn = dout * saved.scale
+    dx = (dn - dn.mean(axes) - saved.normalised * (dn * saved.normalised).mean(axes)) / saved.deviation
+    return dx, dparams
+
+
+def zero_pad(x: np.ndarray, stride: int, features: int) -> np.ndarray:
+    """Option A: every stride-th pixel, zeros behind the channels."""
+    return np.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[3])))
+
+
+def unit(x: np.ndarray, p: Tree, s: Tree, stride: int) -> tuple[np.ndarray, Tree, Any]:
+    """A basic unit in the original order: conv, norm, ReLU, conv, norm, add, ReLU."""
+    a = conv(x, p["conv1"]["kernel"], stride)
+    b, running1, saved1 = norm(a, p["norm1"], s["norm1"])
+    c = np.maximum(b, 0)
+    d = conv(c, p["conv2"]["kernel"], 1)
+    e, running2, saved2 = norm(d, p["norm2"], s["norm2"])
+    merged = e + zero_pad(x, stride, e.shape[3])
+    return np.maximum(merged, 0), {"norm1": running1, "norm2": running2}, (x, b, c, merged, saved1, saved2, stride)
+
+
+def unit_backward(saved: Any, p: Tree, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
+    """The derivative of ``unit`` by its input and its parameters."""
+    x, b, c, merged, saved1, saved2, stride = saved
+    dmerged = dout * (merged > 0)
+    dd, dnorm2 = norm_backward(saved2, dmerged)
+    dc, dkernel2 = conv_backward(c, p["conv2"]["kernel"], 1, dd)
+    da, dnorm1 = norm_backward(saved1, dc * (b > 0))
+    dx, dkernel1 = conv_backward(x, p["conv1"]["kernel"], stride, da)
+    dx[:, ::stride, ::stride] += dmerged[..., : x.shape[3]]
+    return dx, {"conv1": {"kernel": dkernel1}, "norm1": dnorm1, "conv2": {"kernel": dkernel2}, "norm2": dnorm2}
+
+
+@dataclass
+class Pass:
+    """One forward and backward pass over a batch."""
+
+    loss: float
+    """Summed over the batch, nats."""
+    errors: int
+    gradients: Tree
+    """Of the loss averaged over the batch."""
+    batch_stats: Tree
+
+
+def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels: np.ndarray) -> Pass:
+    """Cross-entropy of the network on a batch in training mode, its gradient, and the running statistics after it."""
+    a = conv(images, params["stem"]["conv"]["kernel"], 1)
+    b, running, saved_stem = norm(a, params["stem"]["norm"], batch_stats["stem"]["norm"])
+    x = np.maximum(b, 0)
+    new_stats: Tree = {"stem": {"norm": running}, "stages": {}}
+    saved = {}
+    for i, units in params["stages"].items():
+        new_stats["stages"][i] = {}
+        for j, p in units.items():
+            stride = 2 if i > 0 and j == 0 else 1
+            x, new_stats["stages"][i][j], saved[i, j] = unit(x, p, batch_stats["stages"][i][j], stride)
+    pooled = x.mean(axis=(1, 2))
+    linear = params["head"]["linear"]
+    logits = pooled @ linear["kernel"] + linear["bias"]
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    count = len(labels)
+    loss = -log_probabilities[np.arange(count), labels].sum()
+    errors = int((logits.argmax(axis=1) != labels).sum())
+
+    dlogits = (np.exp(log_probabilities) - np.eye(logits.shape[1])[labels]) / count
+    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}, "stages": {}}
+    dx = np.broadcast_to((dlogits @ linear["kernel"].T)[:, None, None] / (x.shape[1] * x.shape[2]), x.shape)
+    for i, units in reversed(params["stages"].items()):
+        gradients["stages"][i] = {}
+        for j, p in reversed(units.items()):
+            dx, gradients["stages"][i][j] = unit_backward(saved[i, j], p, dx)
+    da, dnorm = norm_backward(saved_stem, dx * (b > 0))
+    _, dkernel = conv_backward(images, params["stem"]["conv"]["kernel"], 1, da)
+    gradients["stem"] = {"conv": {"kernel": dkernel}, "norm": dnorm}
+    return Pass(float(loss), errors, gradients, new_stats)
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """``v = momentum v + g + decay w``, ``w = w - rate v``."""
+
+    rate: float
+    momentum: float
+    decay: float
+
+    def __call__(self, params: Tree, velocity: Tree, gradients: Tree) -> tuple[Tree, Tree]:
+        """Returns the parameters and the velocity after a step."""
+        velocity = each(lambda v, g, w: self.momentum * v + g + self.decay * w, velocity, gradients, params)
+        return each(lambda w, v: w - self.rate * v, params, velocity), velocity
+
+
+def each(function: Any, *trees: Tree) -> Any:
+    """Applies a function to the leaves of trees of one structure."""
+    if not isinstance(trees[0], dict):
+        return function(*trees)
+    assert all(tree.keys() == trees[0].keys() for tree in trees), [sorted(map(str, tree)) for tree in trees]
+    return {key: each(function, *(tree[key] for tree in trees)) for key in trees[0]}
+
+
+def leaves(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
+    """Returns path -> leaf, paths as ``stages/0/1/conv1/kernel``."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in leaves(value, f"{path}/{key}" if path else str(key)).items()}
