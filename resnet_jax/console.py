@@ -48,15 +48,21 @@ class RunProgress:
         self._steps = steps
         self._progress.update(self._task, total=steps, completed=step)
 
+    def advance(self, step: int) -> None:
+        """See ``training.loop.Progress``."""
+        self._progress.update(self._task, completed=step)
+
     def update(self, record: Record) -> None:
         """See ``training.loop.Progress``."""
         if record["split"] == "train":
             self._last = record
-            self._progress.update(self._task, completed=record["step"], numbers=_numbers(record))
+            self._progress.update(self._task, numbers=_numbers(record))
         elif not self._console.is_terminal and record["split"] == "test":
             rest = f", {_numbers(self._last)}" if self._last else ""
             self._console.print(
-                f"{self._title}: step {record['step']}/{self._steps}, test error {record['error_percent']:.2f} %{rest}", highlight=False
+                f"{self._title}: step {record['step']}/{self._steps}, test error {record['error_percent']:.2f} %{rest}",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def say(self, message: str) -> None:

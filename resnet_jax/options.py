@@ -118,5 +118,5 @@ def parse(program: str, options: type[Options], arguments: Sequence[str]) -> Opt
         prog=f"resnet-jax {program}",
         args=list(arguments),
         registry=registry(),
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.AvoidSubcommands,),
     )

@@ -50,6 +50,9 @@ class Told:
     def start(self, step: int, steps: int) -> None:
         self.messages.append(f"start {step}/{steps}")
 
+    def advance(self, step: int) -> None:
+        pass
+
     def update(self, record: dict) -> None:
         self.records.append(record)
 

@@ -1,7 +1,6 @@
 """Preprocessing and augmentation of small images on the device; pure functions of a key, the same on any number of devices."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,7 @@ from jaxtyping import Array, Float, Key, UInt8
 Normalization = Literal["pixel_mean", "channel"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(NamedTuple):
     """``(image / 255 - mean) / deviation``; the constants belong to the weights trained with them and are stored beside them."""
 
     mean: Float[Array | np.ndarray, "..."]

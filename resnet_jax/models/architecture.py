@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array
 
 from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.models.execution import Execution
+from resnet_jax.models.execution import QUICK_TO_COMPILE, Execution
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import SmallImageStem
@@ -40,7 +41,10 @@ class Architecture:
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> ResNet:
         """Returns the initialised module. One compiled initialisation: NNX's eager one takes tens of seconds for ResNet-50."""
-        graphdef, state = jax.jit(lambda key: nnx.split(self._module(key, execution)))(rngs.params())
+        key = rngs.params()
+        # Inside another trace there is nothing to compile, and jax refuses the options.
+        options = None if isinstance(key, Tracer) else QUICK_TO_COMPILE
+        graphdef, state = jax.jit(lambda key: nnx.split(self._module(key, execution)), compiler_options=options)(key)
         return nnx.merge(graphdef, state)
 
     def init(self, key: Array, *, execution: Execution = Execution()) -> tuple["Apply", Variables, Variables]:

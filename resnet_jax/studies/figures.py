@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.training.workdir import Record
 
@@ -43,10 +44,19 @@ def training_curves(cells: Mapping[str, Sequence[Sequence[Record]]]) -> str:
                     points = [(r["step"], r["error_percent"]) for r in records if r["split"] == split]
                     if points:
                         label = name if index == 0 else None
-                        panel.plot(*zip(*points, strict=True), color=look[0], linestyle=look[1], linewidth=1.6, alpha=0.9, label=label)
+                        panel.plot(
+                            *zip(*points, strict=True),
+                            color=look[0],
+                            linestyle=look[1],
+                            linewidth=1.6,
+                            alpha=0.9,
+                            marker="." if len(points) < 5 else "",
+                            label=label,
+                        )
             panel.set_title(title, fontsize=10)
             panel.set_xlabel("step")
             panel.set_ylim(0, 100)
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(axis="y", color="#808080", alpha=0.3, linewidth=0.6)
         panels[0].set_ylabel("error (%)")

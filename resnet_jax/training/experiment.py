@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import jax.numpy as jnp
-
 from resnet_jax.data.augmentation import Normalization
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
@@ -142,14 +140,16 @@ class Experiment:
             raise UserError(
                 f"steps x batch_size is {self.steps * self.batch_size}; the data order counts images in 31 bits: at most 2147483647"
             )
-        if jnp.dtype(self.model.dtype) not in (jnp.float32, jnp.bfloat16):
+        if self.model.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model.dtype is {self.model.dtype!r}; use 'float32' or 'bfloat16'")
         for name in ("batch_size", "evaluation.batch_size"):
             if positive[name] % devices:
                 raise UserError(f"{name} is {positive[name]}, which {devices} devices cannot share equally; use a multiple of {devices}")
         if info.num_classes != self.model.num_classes:
             raise UserError(f"{info.name} has {info.num_classes} classes, the model {self.model.num_classes}: set model.num_classes")
-        if info.image_shape[2] != self.model.input_shape[2]:
+        if None in info.image_shape:
+            raise UserError(f"the images of {info.name} differ in size: training on them needs the streaming input, which is not there yet")
+        if info.image_shape != self.model.input_shape:
             raise UserError(
                 f"the images of {info.name} are {info.image_shape} (height, width, channels), the model takes {self.model.input_shape}: "
                 "set model.input_shape"

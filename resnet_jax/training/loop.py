@@ -43,6 +43,10 @@ class Progress(Protocol):
         """Training begins at ``step`` of ``steps``."""
         ...
 
+    def advance(self, step: int) -> None:
+        """A step was dispatched."""
+        ...
+
     def update(self, record: Record) -> None:
         """A record of ``metrics.jsonl`` was written."""
         ...
@@ -167,19 +171,20 @@ class _Run:
         pending: tuple[int, Metrics] | None = None
         self.last_scores = None
         while step < experiment.steps:
-            # Dispatches end where something is due; the last but one's metrics are fetched while this one runs.
+            # A dispatch ends where something is due. Its metrics are fetched while the next one runs.
             due = min(_next(step, every) for every in (self._log_every, experiment.evaluation.every, experiment.checkpointing.every))
             count = min(_steps_per_dispatch(experiment), due - step, experiment.steps - step)
             with jax.transfer_guard("disallow"):
                 state, metrics = self._program.train(state, self._data, count)
             if pending:
                 self._look_at(*pending)
-            step, pending = step + count, (step, metrics)
+            step, pending = step + count, (step + count, metrics)
+            self._progress.advance(step)
             last = step == experiment.steps
             stop = self._interruption.requested
             saves = stop is not None or last or step % experiment.checkpointing.every == 0
             scores = last or step % experiment.evaluation.every == 0
-            if saves or scores or step % self._log_every == 0:
+            if saves or scores:
                 # Nothing that is not finite is ever saved, and no window of metrics straddles a checkpoint.
                 self._look_at(*pending)
                 pending = None
@@ -209,14 +214,19 @@ class _Run:
         self._window_began = time.perf_counter()
         return scores
 
-    def _look_at(self, first: int, metrics: Metrics) -> None:
+    def _look_at(self, step: int, metrics: Metrics) -> None:
+        """Takes in the metrics of a dispatch that ended at ``step``."""
         fetched: Metrics = jax.device_get(metrics)
         bad = np.flatnonzero(~np.isfinite(fetched.loss))
         if bad.size:
-            raise NonFiniteLoss(first + int(bad[0]) + 1, self._checkpoints.newest())
+            raise NonFiniteLoss(step - len(fetched.loss) + int(bad[0]) + 1, self._checkpoints.newest())
         self._window.append(fetched)
+        if step % self._log_every == 0:
+            self._log(step)
 
     def _log(self, step: int) -> None:
+        if not self._window:
+            return
         loss, errors, examples = (
             sum(float(np.sum(getattr(m, name), dtype=np.float64)) for m in self._window) for name in ("loss", "errors", "examples")
         )

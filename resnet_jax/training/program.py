@@ -13,6 +13,7 @@ from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import Examples
 from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply
+from resnet_jax.models.execution import QUICK_TO_COMPILE
 from resnet_jax.training import mesh as mesh_lib
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import state as state_lib
@@ -20,9 +21,6 @@ from resnet_jax.training import step as step_lib
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics, Resident
-
-# An initialisation runs once: LLVM's optimisations cost 6 s of compilation for ResNet-20 and save 20 ms. Other backends ignore it.
-_QUICK_TO_COMPILE = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def compiled(experiment: Experiment, devices: int | None = None) -> Program:
     return Program(
         mesh=mesh,
         apply=apply,
-        init=jax.jit(lambda key: create(key)[1], out_shardings=replicated, compiler_options=_QUICK_TO_COMPILE),
+        init=jax.jit(lambda key: create(key)[1], out_shardings=replicated, compiler_options=QUICK_TO_COMPILE),
         abstract_state=abstract,
         train=lambda state, data, count: jitted(state, data, steps=count),
     )

@@ -1,8 +1,7 @@
 """What a run carries from step to step."""
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,8 @@ from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.architecture import Variables
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TrainState:
-    """A pytree of arrays; model, optimizer and schedule are not in it."""
+class TrainState(NamedTuple):
+    """A pytree of arrays (or of their shapes: the annotations are documentation); model, optimizer and schedule are not in it."""
 
     step: Int[Array, ""]
     """Steps done."""

@@ -1,7 +1,6 @@
 """One step of training, and many of them in one dispatch over images that live on the device."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +15,14 @@ from resnet_jax.training.optimizer import ScheduleState
 from resnet_jax.training.state import TrainState
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Images as the network takes them, and their classes."""
 
     images: Float[Array, "n h w c"]
     labels: Int32[Array, "n"]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(NamedTuple):
     """Sums over the examples of a batch, and their count; division happens where they are printed."""
 
     loss: Float[Array, "..."]
@@ -37,9 +32,7 @@ class Metrics:
     """Not a sum: the rate of the step."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Resident:
+class Resident(NamedTuple):
     """A training set on the device, with the constants that normalise it."""
 
     images: UInt8[Array, "examples h w c"]

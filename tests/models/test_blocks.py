@@ -83,14 +83,17 @@ def test_the_two_bottlenecks_differ_in_where_the_stride_sits_and_in_nothing_else
     assert np.abs(ours - theirs).max() > 0.1 * np.abs(ours).max()
 
 
-@pytest.mark.parametrize(("block", "kernels"), [(BasicBlock, (3, 3)), (Bottleneck, (1, 3, 1)), (BottleneckV15, (1, 3, 1))])
-def test_kernels_and_widths_are_those_of_figure_5(block: Any, kernels: tuple[int, ...]) -> None:
-    """Two 3x3; or 1x1, 3x3 and 1x1, the last four times as wide."""
+@pytest.mark.parametrize(
+    ("block", "kernels", "widths"),
+    [(BasicBlock, (3, 3), (5, 4, 4)), (Bottleneck, (1, 3, 1), (5, 4, 4, 16)), (BottleneckV15, (1, 3, 1), (5, 4, 4, 16))],
+)
+def test_kernels_and_widths_are_those_of_figure_5(block: Any, kernels: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """Two 3x3; or 1x1, 3x3 and 1x1, the last four times as wide. Here 4 features from 5."""
     values = variables(filled(lambda rngs: block(5, 4, 1, shortcut=NoShortcut, rngs=rngs)))
-    widths = (5, 4, 4 * (4 if len(kernels) == 3 else 1)) if len(kernels) == 2 else (5, 4, 4, 16)
+    assert values.keys() == {f"{layer}{i + 1}" for layer in ("conv", "norm") for i in range(len(kernels))}
     for index, side in enumerate(kernels):
         assert values[f"conv{index + 1}"]["kernel"].shape == (side, side, widths[index], widths[index + 1])
-    assert block.expansion == widths[-1] // 4
+    assert 4 * block.expansion == widths[-1]
 
 
 def test_a_unit_makes_its_layers_and_its_shortcut_from_the_factories_it_is_given() -> None:

@@ -14,7 +14,9 @@ Pair = tuple[int, int]
 FORMS = [convolution.plain, convolution.explicit]
 NHWC = ("NHWC", "HWIO", "NHWC")
 SYMMETRIC = [
-    pytest.param((size, size), (kernel, kernel), (stride, stride), ((kernel // 2,) * 2,) * 2, (1, 1), id=f"{size}px-{kernel}x{kernel}-{stride}")
+    pytest.param(
+        (size, size), (kernel, kernel), (stride, stride), ((kernel // 2,) * 2,) * 2, (1, 1), id=f"{size}px-{kernel}x{kernel}-{stride}"
+    )
     for size, kernel, stride in itertools.product((8, 7), (1, 3, 7), (1, 2))
 ]
 UNEVEN = [

@@ -36,7 +36,7 @@ def pair(in_features: int, out_features: int, stride: int, size: int = 7) -> tup
 
 def test_the_names_of_the_paper() -> None:
     """He et al. 2015, Section 4.1: options A, B and C."""
-    assert shortcuts.OPTIONS == {"none": NoShortcut, "A": ZeroPad, "B": Projection, "C": ProjectionEverywhere}
+    assert {"none": NoShortcut, "A": ZeroPad, "B": Projection, "C": ProjectionEverywhere} == shortcuts.OPTIONS
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -60,7 +60,9 @@ def test_zero_pad_refuses_to_shrink_and_says_what_to_use() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("in_features", "out_features", "stride"), [(4, 4, 1), (3, 5, 2)])
-def test_projection_everywhere_is_a_normalised_strided_1x1_convolution(in_features: int, out_features: int, stride: int, train: bool) -> None:
+def test_projection_everywhere_is_a_normalised_strided_1x1_convolution(
+    in_features: int, out_features: int, stride: int, train: bool
+) -> None:
     shortcut = filled(lambda rngs: ProjectionEverywhere(in_features, out_features, stride, rngs))
     (x, y), values = pair(in_features, out_features, stride), variables(shortcut)
     assert values["conv"]["kernel"].shape == (1, 1, in_features, out_features)

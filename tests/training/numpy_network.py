@@ -143,6 +143,23 @@ def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels
     return Pass(float(loss), errors, gradients, new_stats)
 
 
+def predict(params: Tree, batch_stats: Tree, images: np.ndarray) -> np.ndarray:
+    """Logits of the network in evaluation: normalised by the running statistics."""
+
+    def rest(x: np.ndarray, p: Tree, s: Tree) -> np.ndarray:
+        return (x - s["mean"]) / np.sqrt(s["var"] + EPSILON) * p["scale"] + p["bias"]
+
+    x = np.maximum(rest(conv(images, params["stem"]["conv"]["kernel"], 1), params["stem"]["norm"], batch_stats["stem"]["norm"]), 0)
+    for i, units in params["stages"].items():
+        for j, p in units.items():
+            s, stride = batch_stats["stages"][i][j], 2 if i > 0 and j == 0 else 1
+            y = np.maximum(rest(conv(x, p["conv1"]["kernel"], stride), p["norm1"], s["norm1"]), 0)
+            y = rest(conv(y, p["conv2"]["kernel"], 1), p["norm2"], s["norm2"])
+            x = np.maximum(y + zero_pad(x, stride, y.shape[3]), 0)
+    linear = params["head"]["linear"]
+    return x.mean(axis=(1, 2)) @ linear["kernel"] + linear["bias"]
+
+
 @dataclass(frozen=True)
 class Sgd:
     """``v = momentum v + g + decay w``, ``w = w - rate v``."""

@@ -1,0 +1,151 @@
+"""What an experiment refuses before anything is compiled or written, and how it is shortened."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.errors import UserError
+from resnet_jax.models import cifar_architecture
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expected, Experiment, Schedule
+
+INFO = DatasetInfo(
+    name="cifar10",
+    version="3.0.2",
+    directory=Path("/nowhere"),
+    examples={"train": 50_000, "test": 10_000},
+    image_shape=(32, 32, 3),
+    num_classes=10,
+)
+EXPERIMENT = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
+
+
+def changed(path: str, value: Any) -> Experiment:
+    """``EXPERIMENT`` with one field, ``part.field`` or ``field``, replaced."""
+    part, dot, field = path.rpartition(".")
+    if not dot:
+        return dataclasses.replace(EXPERIMENT, **{field: value})
+    return dataclasses.replace(EXPERIMENT, **{part: dataclasses.replace(getattr(EXPERIMENT, part), **{field: value})})
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_papers_experiment_passes(devices: int) -> None:
+    EXPERIMENT.check(INFO, devices)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+    "field", ["steps", "batch_size", "evaluation.every", "evaluation.batch_size", "checkpointing.every", "checkpointing.keep"]
+)
+def test_numbers_that_must_be_positive_are(field: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"^{field} is {value}; .*at least 1"):
+        changed(field, value).check(INFO)
+
+
+def test_run_of_more_images_than_31_bits_count_is_refused() -> None:
+    """2^31 - 128 pass, 2^31 do not: the data order would begin again, silently."""
+    changed("steps", 2**24 - 1).check(INFO)
+    with pytest.raises(UserError, match=r"2147483648.*2147483647"):
+        changed("steps", 2**24).check(INFO)
+
+
+def computing_in(dtype: str) -> Experiment:
+    # Not by replace: the tests execute annotations, a user's Python does not.
+    model = copy.copy(EXPERIMENT.model)
+    object.__setattr__(model, "dtype", dtype)
+    return changed("model", model)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "flaot32"])
+def test_dtype_that_networks_are_not_trained_in_is_refused(dtype: str) -> None:
+    """Also one that is no dtype at all."""
+    with pytest.raises(UserError, match=f"model.dtype is '{dtype}'.*'float32' or 'bfloat16'"):
+        computing_in(dtype).check(INFO)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtypes_that_networks_are_trained_in_pass(dtype: str) -> None:
+    computing_in(dtype).check(INFO)
+
+
+@pytest.mark.parametrize(("field", "value", "devices"), [("batch_size", 100, 8), ("evaluation.batch_size", 500, 8), ("batch_size", 128, 3)])
+def test_batches_that_devices_cannot_share_are_refused(field: str, value: int, devices: int) -> None:
+    with pytest.raises(UserError, match=f"^{field} is {value}, which {devices} devices .* multiple of {devices}"):
+        changed(field, value).check(INFO, devices)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.num_classes", 100, "cifar10 has 10 classes, the model 100: set model.num_classes"),
+        ("model.input_shape", (32, 32, 1), r"\(32, 32, 3\).*\(32, 32, 1\): set model.input_shape"),
+        ("data.test_split", "validation", "no split 'validation'; data.test_split can be test or train"),
+        ("data.validation_examples", -1, "data.validation_examples is -1; cifar10 has 50000"),
+        ("data.validation_examples", 50_000, "data.validation_examples is 50000; cifar10 has 50000"),
+        ("data.pad", -1, "data.pad is -1; it must be 0 or more"),
+    ],
+)
+def test_fields_that_do_not_fit_the_data_are_refused(field: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        changed(field, value).check(INFO)
+
+
+@pytest.mark.parametrize(("field", "value"), [("data.validation_examples", 49_999), ("data.pad", 0), ("data.test_split", "train")])
+def test_extremes_that_fit_pass(field: str, value: Any) -> None:
+    changed(field, value).check(INFO)
+
+
+def test_images_of_another_size_than_the_model_says_are_refused() -> None:
+    """The mean image is measured on the data and restored by ``model.input_shape``: a run could not read its own checkpoints."""
+    with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(64, 64, 3\): set model.input_shape"):
+        changed("model.input_shape", (64, 64, 3)).check(INFO)
+
+
+def test_set_without_training_images_is_refused() -> None:
+    """imagenet_v2 has a test split and nothing else."""
+    with pytest.raises(UserError, match="train"):
+        EXPERIMENT.check(dataclasses.replace(INFO, examples={"test": 10_000}))
+
+
+def test_experiment_is_frozen_and_usable_as_a_key() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EXPERIMENT.steps = 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert {EXPERIMENT: 1}[dataclasses.replace(EXPERIMENT)] == 1
+
+
+LONG = dataclasses.replace(
+    EXPERIMENT,
+    schedule=Schedule(decay_steps=(32_000, 48_000), warmup_steps=400, warmup_until_error=0.8),
+    evaluation=Evaluation(every=1000),
+    checkpointing=Checkpointing(every=1000),
+    expected=Expected(value=8.75, statistic="single", source="Table 6", mark="V:S1"),
+)
+
+
+@pytest.mark.parametrize(("steps", "decays"), [(6400, (3200, 4800)), (128_000, (64_000, 96_000)), (10, (5, 8)), (1, (1, 1))])
+def test_shortened_scales_the_decay_steps_with_the_whole(steps: int, decays: tuple[int, ...]) -> None:
+    """Half and three quarters of the run, rounded, stay where they are; stretching works as shortening does."""
+    found = LONG.shortened(steps)
+    assert found.steps == steps
+    assert found.schedule.decay_steps == decays
+
+
+def test_shortened_leaves_the_warmup_and_everything_else_as_it_is() -> None:
+    """400 steps of warm-up are 400 steps; the evaluation still happens once; what the paper reports does not belong to it."""
+    found = LONG.shortened(640)
+    schedule = dataclasses.replace(LONG.schedule, decay_steps=(320, 480))
+    assert found == dataclasses.replace(LONG, steps=640, schedule=schedule, evaluation=Evaluation(every=640), expected=None)
+    assert found.schedule.warmup_steps == 400
+
+
+def test_shortened_to_its_own_length_is_the_experiment_itself() -> None:
+    """With its expected value."""
+    assert LONG.shortened(64_000) == LONG
+
+
+def test_shortened_to_nothing_is_refused_by_check() -> None:
+    with pytest.raises(UserError, match=r"^steps is 0"):
+        LONG.shortened(0).check(INFO)

@@ -1,0 +1,176 @@
+"""The loop: what it records, how it ends, and that a run stopped in any way goes on to the same bits. Real processes are killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Told
+
+from resnet_jax.errors import UserError
+from resnet_jax.studies import run as run_lib
+from resnet_jax.training.experiment import Experiment, Schedule
+from resnet_jax.training.loop import NonFiniteLoss
+from resnet_jax.training.workdir import Workdir
+
+STEPS = 400
+
+
+def command(workdir: Path, digits_dir: str, *more: str) -> list[str]:
+    fields = ["--steps", str(STEPS), "--checkpointing.every", "20", "--evaluation.every", "50"]
+    reference = f"{ROOT}/tests/tiny_experiment.py:tiny"
+    return [sys.executable, "-m", "resnet_jax.cli", "train", reference, "--workdir", str(workdir), "--data-dir", digits_dir, *fields, *more]
+
+
+def start(workdir: Path, digits_dir: str, *more: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"XLA_FLAGS": ""}  # one device
+    return subprocess.Popen(
+        command(workdir, digits_dir, *more), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
+    """Returns as soon as a checkpoint of this step or a later one is committed."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(path.name.isdigit() and int(path.name) >= step for path in (workdir / "checkpoints").glob("*")):
+            return
+        time.sleep(0.005)
+    pytest.fail(f"step {step} was not saved: {process.poll()}, {process.communicate() if process.poll() is not None else ''}")
+
+
+@pytest.fixture(scope="module")
+def straight(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The result of an undisturbed run."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    code, _, err = finish(start(workdir, digits_dir))
+    assert code == 0, err
+    return json.loads((workdir / "result.json").read_text()) | {"records": Workdir(workdir).records()}
+
+
+def without_clocks(records: list[dict]) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
+
+
+@pytest.mark.parametrize("at", [20, 160])
+def test_a_killed_run_started_again_ends_in_the_same_bits(at: int, straight: dict, digits_dir: str, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, digits_dir)
+    wait_for_checkpoint(process, workdir, at)
+    process.kill()
+    process.communicate()
+    assert not (workdir / "result.json").exists()
+    code, _, err = finish(start(workdir, digits_dir))
+    assert code == 0, err
+    assert "continuing after step" in err
+    result = Workdir(workdir).result()
+    assert result is not None
+    assert result["state_digest"] == straight["state_digest"]
+    assert result["value"] == straight["value"]
+    assert without_clocks(Workdir(workdir).records()) == without_clocks(straight["records"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_a_run_saves_where_it_is_and_goes_on(number: signal.Signals, straight: dict, digits_dir: str, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    process = start(workdir, digits_dir)
+    wait_for_checkpoint(process, workdir, 100)
+    process.send_signal(number)
+    code, _, err = finish(process)
+    assert code == 128 + number
+    assert f"stopped by {number.name} after step" in err
+    assert "Traceback" not in err
+    stopped_at = int(err.split("after step ")[1].split(";")[0])
+    assert stopped_at in {int(path.name) for path in (workdir / "checkpoints").iterdir()}, "saved at the very step, not the one due"
+    code, _, err = finish(start(workdir, digits_dir))
+    assert code == 0, err
+    assert f"continuing after step {stopped_at}" in err
+    assert json.loads((workdir / "result.json").read_text())["state_digest"] == straight["state_digest"]
+
+
+def test_steps_per_dispatch_and_how_often_it_saves_do_not_change_the_result_beyond_rounding(
+    straight: dict, digits_dir: str, tmp_path: Path
+) -> None:
+    """A loop around the step is another program: XLA may round differently, so the score is compared and not the bits."""
+    code, _, err = finish(start(tmp_path / "run", digits_dir, "--execution.steps-per-dispatch", "25", "--checkpointing.every", "90"))
+    assert code == 0, err
+    result = Workdir(tmp_path / "run").result()
+    assert result is not None
+    # The same batches in the same order: after 5 steps nothing but rounding differs.
+    first, theirs = (
+        next(r for r in records if r["split"] == "train") for records in (Workdir(tmp_path / "run").records(), straight["records"])
+    )
+    assert first["step"] == theirs["step"]
+    np.testing.assert_allclose(first["loss"], theirs["loss"], rtol=1e-4)
+    assert abs(result["value"] - straight["value"]) < 3
+
+
+def test_records_and_result_of_a_run(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    result = run_lib.run(tiny, 3, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    records = Workdir(tmp_path / "run").records()
+    assert records == told.records
+    assert [r["step"] for r in records if r["split"] == "test"] == [6, 12]
+    train = [r for r in records if r["split"] == "train"]
+    assert [r["step"] for r in train] == list(range(1, 13))
+    # Two warm-up steps at 0.01, then 0.05, a tenth from step 6 on and a hundredth from step 9 on (counted from 0).
+    np.testing.assert_allclose([r["learning_rate"] for r in train], [0.01] * 2 + [0.05] * 4 + [0.005] * 3 + [0.0005] * 3, rtol=1e-6)
+    assert result == Workdir(tmp_path / "run").result()
+    assert (result["examples"], result["seed"], result["steps"], result["split"]) == (360, 3, 12, "test")
+    assert result["value"] == records[-1]["error_percent"]
+    assert result["protocol"]["training_images"] == 1437
+    assert len(result["state_digest"]) == 64
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    again = run_lib.run(tiny, 3, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    assert again == result
+    assert "finished" in told.messages[-1]
+
+
+def test_validation_images_are_held_out_and_scored(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    data = dataclasses.replace(tiny.data, validation_examples=437)
+    evaluation = dataclasses.replace(tiny.evaluation, training_images=True)
+    experiment = dataclasses.replace(tiny, data=data, evaluation=evaluation)
+    result = run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    assert result["protocol"]["training_images"] == 1000
+    scored = {r["split"]: r["examples"] for r in told.records if "examples" in r}
+    assert scored == {"test": 360, "validation": 437, "train_scored": 1000}
+    assert result["training_error_of"] == "all training images, last step"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    schedule = Schedule(learning_rate=1e30, decay_steps=(), warmup_steps=6, warmup_learning_rate=0.01)
+    experiment = dataclasses.replace(tiny, schedule=schedule)
+    with pytest.raises(NonFiniteLoss, match=r"loss of step (8|9) is not finite: the last good checkpoint is that of step 4") as caught:
+        run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    assert caught.value.step in (8, 9)
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert all(np.isfinite(record["loss"]) for record in Workdir(tmp_path / "run").records())
+
+
+def test_bad_input_is_refused_before_anything_is_written(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    for experiment in (
+        dataclasses.replace(tiny, batch_size=12),  # not a multiple of 8 devices
+        dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, num_classes=7)),
+    ):
+        with pytest.raises(UserError):
+            run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_eight_devices_train_as_one_does(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    losses = {}
+    for devices in (1, 8):
+        run_lib.run(tiny, 0, tmp_path / f"run{devices}", progress=told, data_dir=digits_dir, devices=devices)
+        losses[devices] = [r["loss"] for r in Workdir(tmp_path / f"run{devices}").records() if r["split"] == "train"]
+    np.testing.assert_allclose(losses[8], losses[1], rtol=2e-4)

@@ -1,0 +1,159 @@
+"""The optimizer against the same arithmetic in NumPy, and the learning rate of every step that matters."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax.training import optimizer
+from resnet_jax.training.experiment import Optimizer, Schedule
+from resnet_jax.training.optimizer import ScheduleState
+
+CONSTANT = Schedule(learning_rate=0.3, decay_steps=())
+
+
+def draw(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {"kernel": (3, 3, 2, 4), "linear": (4, 5), "scale": (4,), "bias": (5,)}
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def numpys(*, momentum: float, nesterov: bool, decay: float, decayed: set[str], rate: float) -> Iterator[dict[str, np.ndarray]]:
+    """Parameters after 1, 2, ... steps: v = m v + g + d w; w = w - rate v, or with Nesterov w - rate (g + d w + m v)."""
+    params = draw(0)
+    velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    seed = 0
+    while True:
+        seed += 1
+        for name, gradient in draw(seed).items():
+            pull = gradient + (decay * params[name] if name in decayed else 0)
+            velocity[name] = momentum * velocity[name] + pull
+            params[name] = params[name] - rate * (pull + momentum * velocity[name] if nesterov else velocity[name])
+        yield dict(params)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    ("decay", "decayed"), [("all", {"kernel", "linear", "scale", "bias"}), ("kernels", {"kernel", "linear"})], ids=["all", "kernels"]
+)
+def test_five_steps_are_numpys(nesterov: bool, momentum: float, decay: Any, decayed: set[str]) -> None:
+    """Momentum, weight decay on all parameters or on those of two dimensions and more, Nesterov."""
+    tx = optimizer.make(Optimizer(momentum=momentum, nesterov=nesterov, weight_decay=0.05, decay=decay), CONSTANT)
+    params = jax.tree.map(jnp.float32, draw(0))
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    expected = numpys(momentum=momentum, nesterov=nesterov, decay=0.05, decayed=decayed, rate=0.3)
+    for seed in range(1, 6):
+        updates, state = update(jax.tree.map(jnp.float32, draw(seed)), state, params, error=0.5)
+        params = optax.apply_updates(params, updates)
+        for name, value in next(expected).items():
+            np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name}, step {seed}")
+
+
+def test_kernels_only_leaves_one_dimensional_parameters_alone() -> None:
+    """Without a gradient, only kernels shrink; and all parameters do where all decay."""
+    params = jax.tree.map(jnp.float32, draw(0))
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    moved = {}
+    for decay in ("kernels", "all"):
+        tx = optimizer.make(Optimizer(weight_decay=0.05, decay=decay), CONSTANT)
+        updates, _ = tx.update(nothing, tx.init(params), params, error=0.5)
+        moved[decay] = {name for name, value in updates.items() if np.any(value)}
+        np.testing.assert_allclose(updates["kernel"], -0.3 * 0.05 * draw(0)["kernel"], rtol=1e-5)
+    assert moved == {"kernels": {"kernel", "linear"}, "all": {"kernel", "linear", "scale", "bias"}}
+
+
+def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[float]:
+    """The rates of the steps from ``first`` on, read from what they do to a gradient of 1, and as the state tells them."""
+    tx = optimizer.make(Optimizer(momentum=0.0, weight_decay=0.0), schedule)
+    params = {"w": jnp.ones(())}
+    state = tuple(s._replace(step=jnp.int32(first)) if isinstance(s, ScheduleState) else s for s in tx.init(params))
+    update, found = jax.jit(tx.update), []
+    for error in errors:
+        updates, state = update({"w": jnp.ones(())}, state, params, error=jnp.float32(error))
+        found.append(-float(updates["w"]))
+        assert float(state[-1].learning_rate) == pytest.approx(found[-1], rel=1e-6)
+    assert int(state[-1].step) == first + len(errors)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001), (63_999, 0.001)],
+)
+def test_default_schedule_is_the_papers(step: int, rate: float) -> None:
+    """Steps count from 0: 32,000 steps at 0.1, then 16,000 at 0.01, then 0.001; no warm-up."""
+    assert rates(Schedule(), [1.0], first=step) == pytest.approx([rate], rel=1e-5)
+
+
+def test_two_decays_of_one_step_are_two_decays() -> None:
+    """Shortened schedules can bring them together: 3 steps of He et al.'s schedule decay twice after the second."""
+    found = rates(Schedule(learning_rate=1.0, decay_steps=(2, 2)), [1.0] * 3)
+    assert found == pytest.approx([1, 1, 0.01], rel=1e-5)
+
+
+def test_warmup_by_steps_lasts_exactly_that_many_steps() -> None:
+    """He et al. 2016: 400 of them at 0.01, then 0.1."""
+    schedule = Schedule(warmup_steps=400)
+    assert rates(schedule, [1.0] * 3, first=398) == pytest.approx([0.01, 0.01, 0.1], rel=1e-5)
+    assert rates(schedule, [0.0] * 2) == pytest.approx([0.01, 0.01], rel=1e-5), "however good the network is already"
+
+
+def test_decay_steps_count_from_the_beginning_of_the_run() -> None:
+    """Not from the end of the warm-up; and the warm-up's own rate does not decay."""
+    schedule = Schedule(learning_rate=1.0, decay_steps=(2, 5), warmup_learning_rate=0.25, warmup_steps=4)
+    assert rates(schedule, [1.0] * 6) == pytest.approx([0.25, 0.25, 0.25, 0.25, 0.1, 0.01], rel=1e-5)
+
+
+def averages(errors: list[float]) -> list[float]:
+    """The running average of the training error: 0.98 of the old and 0.02 of the new, from 1 on."""
+    found, average = [], 1.0
+    for error in errors:
+        average = 0.98 * average + 0.02 * error
+        found.append(average)
+    return found
+
+
+def test_warmup_until_error_ends_when_the_average_error_falls_below_it() -> None:
+    """He et al. 2015, n=18: 0.01 until the training error is below 80 %; a single good batch is not enough."""
+    errors = [0.9, 0.1, *[0.6] * 40]
+    below = next(step for step, average in enumerate(averages(errors)) if average < 0.8)
+    assert 10 < below < 40, "neither the lucky batch nor never"
+    found = rates(Schedule(warmup_until_error=0.8), errors)
+    assert found == pytest.approx([0.01] * below + [0.1] * (len(errors) - below), rel=1e-5)
+
+
+def test_warmup_that_has_ended_does_not_come_back() -> None:
+    """However bad the network gets at the higher rate."""
+    errors = [*[0.0] * 20, *[1.0] * 100]
+    assert averages(errors)[-1] > 0.9
+    found = rates(Schedule(warmup_until_error=0.8), errors)
+    ended = found.index(next(rate for rate in found if rate > 0.05))
+    assert ended == next(step for step, average in enumerate(averages(errors)) if average < 0.8)
+    assert found[ended:] == pytest.approx([0.1] * (len(errors) - ended), rel=1e-5)
+
+
+def test_warmup_by_steps_and_error_lasts_until_both_have_ended() -> None:
+    late = next(step for step, average in enumerate(averages([0.5] * 60)) if average < 0.8)
+    steps_last = rates(Schedule(warmup_until_error=0.8, warmup_steps=late + 5), [0.5] * 60)
+    error_last = rates(Schedule(warmup_until_error=0.8, warmup_steps=5), [0.5] * 60)
+    assert steps_last == pytest.approx([0.01] * (late + 5) + [0.1] * (55 - late), rel=1e-5)
+    assert error_last == pytest.approx([0.01] * late + [0.1] * (60 - late), rel=1e-5)
+
+
+def test_defaults_have_no_warmup_however_bad_the_network_is() -> None:
+    assert rates(Schedule(), [1.0] * 3) == pytest.approx([0.1] * 3, rel=1e-5)
+
+
+def test_training_error_of_the_state_is_the_running_average() -> None:
+    tx = optimizer.make(Optimizer(), Schedule())
+    params, errors = {"w": jnp.ones(())}, [0.9, 0.2, 0.4]
+    state = tx.init(params)
+    for error, average in zip(errors, averages(errors), strict=True):
+        _, state = tx.update({"w": jnp.ones(())}, state, params, error=error)
+        assert float(state[-1].training_error) == pytest.approx(average, rel=1e-6)

@@ -1,0 +1,87 @@
+"""What an experiment compiles to: made once, on the devices asked for, and scoring as NumPy does."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy_network import each, predict
+
+from resnet_jax.data import sources
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.models import Execution
+from resnet_jax.training import mesh, program, state
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.program import Program
+from resnet_jax.training.state import TrainState
+
+
+@pytest.fixture(scope="module")
+def found(tiny: Experiment) -> Program:
+    return program.compiled(tiny, 1)
+
+
+def test_equal_experiments_share_one_program(tiny: Experiment, found: Program) -> None:
+    """Another seed compiles nothing; other devices or another way to run are another program."""
+    assert program.compiled(dataclasses.replace(tiny), 1) is found
+    assert program.compiled(tiny, 8) is not found
+    assert program.compiled(dataclasses.replace(tiny, execution=Execution(blocks="loop")), 1) is not found
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_initial_state_is_what_was_announced(tiny: Experiment, devices: int) -> None:
+    """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
+    made = program.compiled(tiny, devices)
+    initial = made.init(jax.random.key(2))
+    assert jax.tree.structure(initial) == jax.tree.structure(made.abstract_state)
+    for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(made.abstract_state), strict=True):
+        assert (leaf.shape, leaf.dtype) == (announced.shape, announced.dtype)
+        assert leaf.sharding.is_equivalent_to(announced.sharding, leaf.ndim)
+        assert len(leaf.sharding.device_set) == devices
+    assert state.digest(initial) == state.digest(program.compiled(tiny, 1).init(jax.random.key(2)))
+
+
+@pytest.fixture(scope="module")
+def trained(found: Program) -> TrainState:
+    """Every parameter and statistic drawn by NumPy: what a network at its initialisation would hide is seen."""
+    rng = np.random.default_rng(6)
+    shapes = found.abstract_state
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return rng.normal(scale=0.4 if len(leaf.shape) > 1 else 0.2, size=leaf.shape) + (len(leaf.shape) == 1)
+
+    params, batch_stats = each(draw, shapes.params), each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
+    single = each(jnp.float32, params), each(jnp.float32, batch_stats)
+    return jax.device_put(TrainState(jnp.int32(0), *single, (), jax.random.key(0)), mesh.replicated(found.mesh))
+
+
+def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
+    """Errors exactly and loss to rounding on all 360 test images: running statistics, not the batch's; the last batch padded."""
+    info = sources.describe("digits", digits_dir)
+    test = sources.read(info, "test")
+    rng = np.random.default_rng(7)
+    mean, deviation = rng.uniform(0, 0.5, (8, 8, 1)), np.array([0.3])
+    images = (test.images.astype(np.float64) / 255 - mean) / deviation
+    doubles = (each(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in (trained.params, trained.batch_stats))
+    logits = predict(*doubles, images)
+    ordered = np.sort(logits, axis=1)
+    assert (ordered[:, -1] - ordered[:, -2]).min() > 1e-5, "no image is so close that rounding decides"
+    wrong = logits.argmax(axis=1) != test.labels
+    assert 100 < wrong.sum() < 360
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(360), test.labels]
+    score = found.score(trained, Preprocessing(np.float32(mean), np.float32(deviation)), test, info.examples["test"], 200)
+    assert (score.errors, score.examples) == (wrong.sum(), 360)
+    assert score.loss == pytest.approx(losses.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("normalization", "mean"), [("pixel_mean", (8, 8, 1)), ("channel", (1,))])
+def test_announced_constants_have_the_shapes_of_those_measured(tiny: Experiment, digits_dir: str, normalization: str, mean: tuple) -> None:
+    from resnet_jax.training import loop
+
+    experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, normalization=normalization))
+    announced = program.abstract_preprocessing(experiment)
+    measured = loop.load(experiment, sources.describe("digits", digits_dir)).preprocessing
+    assert announced.mean.shape == measured.mean.shape == mean
+    assert announced.deviation.shape == measured.deviation.shape == (1,)
+    assert announced.mean.dtype == measured.mean.dtype == np.float32

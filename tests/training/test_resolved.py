@@ -1,0 +1,185 @@
+"""Experiments as JSON and back, and what makes two of them the same run."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_jax import references
+from resnet_jax.errors import UserError
+from resnet_jax.models import Execution, cifar_architecture
+from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
+from resnet_jax.training import resolved
+from resnet_jax.training.experiment import Checkpointing, Data, Expected, Experiment, Optimizer, Schedule
+
+ROOT = Path(__file__).parents[2]
+OWN = """
+from flax import nnx
+from resnet_jax.models import cifar_architecture
+from resnet_jax.training.experiment import Data, Experiment
+
+
+class Own(nnx.Module):
+    def __init__(self, in_features, out_features, stride, rngs):
+        pass
+
+    def __call__(self, x, branch):
+        return branch
+
+
+def experiment():
+    return Experiment(name="own", model=cifar_architecture(8, shortcut=Own), data=Data(name="digits"))
+"""
+
+
+def public(file: Path) -> dict[str, Experiment]:
+    """What the public functions of a file of experiments return."""
+    module = references.load_file(file)
+    found = {}
+    for name in references.public_names(module):
+        value = getattr(module, name)()
+        for index, experiment in enumerate(value if isinstance(value, tuple) else (value,)):
+            found[f"{file.stem}:{name}{index or ''}"] = experiment
+    return found
+
+
+EXPERIMENTS = {name: found for file in sorted((ROOT / "experiments").glob("*.py")) for name, found in public(file).items()}
+BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
+
+
+def test_there_are_experiments_to_try() -> None:
+    assert {"he2015_cifar10:resnet110", "he2015_imagenet:resnet50", "degradation:plain56"} <= EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_survives_json(name: str) -> None:
+    """Every public function of every file: classes, tuples, missing values, all of it."""
+    experiment = EXPERIMENTS[name]
+    text = json.dumps(resolved.resolve(experiment))
+    back = resolved.restore(Experiment, json.loads(text))
+    assert back == experiment
+    assert hash(back) == hash(experiment)
+    assert back.model.shortcut is experiment.model.shortcut
+
+
+def test_resolved_form_names_classes_and_lists_tuples() -> None:
+    found = resolved.resolve(BASE)
+    assert found["model"]["shortcut"] == "resnet_jax.models.shortcuts:ZeroPad"
+    assert found["schedule"]["decay_steps"] == [32_000, 48_000]
+    assert found["expected"] is None
+    assert found["data"] == {
+        "name": "cifar10",
+        "validation_examples": 0,
+        "test_split": "test",
+        "normalization": "pixel_mean",
+        "pad": 4,
+        "flip": True,
+    }
+
+
+def test_own_class_of_a_file_survives_json(tmp_path: Path) -> None:
+    """By the file's path: the class is found again."""
+    (tmp_path / "own.py").write_text(OWN)
+    experiment = references.load(f"{tmp_path}/own.py:experiment")()
+    text = json.dumps(resolved.resolve(experiment))
+    assert f"{tmp_path}/own.py:Own" in text
+    assert resolved.restore(Experiment, json.loads(text)) == experiment
+
+
+SAME_RUN = {
+    "name": "another",
+    "checkpointing": Checkpointing(every=7),
+    "execution": Execution(blocks="loop", convolution="plain", steps_per_dispatch=10),
+    "expected": Expected(value=8.75, statistic="single", source="Table 6", mark="V:S1"),
+}
+ANOTHER_RUN = {
+    "model": cifar_architecture(20, shortcut=NoShortcut),
+    "data": Data(name="cifar10", flip=False),
+    "optimizer": Optimizer(nesterov=True),
+    "schedule": Schedule(warmup_steps=1),
+    "steps": 64_001,
+    "batch_size": 127,
+}
+
+
+def identity(experiment: Experiment, seed: int = 0) -> dict[str, Any]:
+    return resolved.identity(experiment, seed)
+
+
+@pytest.mark.parametrize("field", SAME_RUN)
+def test_identity_ignores_how_a_run_is_executed_and_what_it_is_called(field: str) -> None:
+    other = dataclasses.replace(BASE, **{field: SAME_RUN[field]})
+    assert other != BASE
+    assert identity(other) == identity(BASE)
+    assert resolved.fingerprint(identity(other)) == resolved.fingerprint(identity(BASE))
+
+
+@pytest.mark.parametrize("field", ANOTHER_RUN)
+def test_identity_holds_everything_that_changes_the_result(field: str) -> None:
+    other = dataclasses.replace(BASE, **{field: ANOTHER_RUN[field]})
+    assert resolved.fingerprint(identity(other)) != resolved.fingerprint(identity(BASE))
+    (difference,) = resolved.differences(identity(other), identity(BASE))
+    assert difference.startswith(field)
+
+
+def test_every_field_is_known_to_change_the_result_or_not_to() -> None:
+    """A new field of the experiment has to be put on one side. Scores are part of what a run is asked for."""
+    assert {f.name for f in dataclasses.fields(Experiment)} == SAME_RUN.keys() | ANOTHER_RUN.keys() | {"evaluation"}
+
+
+def test_seed_is_part_of_the_identity() -> None:
+    assert resolved.fingerprint(identity(BASE, 0)) != resolved.fingerprint(identity(BASE, 1))
+    assert list(resolved.differences(identity(BASE, 0), identity(BASE, 1))) == ["seed: 0 asked for, 1 in the run"]
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_fields() -> None:
+    """And is 64 hexadecimal digits."""
+    found = resolved.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
+    assert found == resolved.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    assert len(bytes.fromhex(found)) == 32
+
+
+def test_differences_list_every_field_with_both_values() -> None:
+    other = dataclasses.replace(
+        BASE, model=cifar_architecture(20, shortcut=NoShortcut), steps=100, schedule=Schedule(learning_rate=0.2, decay_steps=(1,))
+    )
+    assert list(resolved.differences(identity(other), identity(BASE))) == [
+        "model.shortcut: 'resnet_jax.models.shortcuts:NoShortcut' asked for, 'resnet_jax.models.shortcuts:ZeroPad' in the run",
+        "schedule.decay_steps: [1] asked for, [32000, 48000] in the run",
+        "schedule.learning_rate: 0.2 asked for, 0.1 in the run",
+        "steps: 100 asked for, 64000 in the run",
+    ]
+
+
+def test_equal_identities_have_no_differences_also_after_json() -> None:
+    assert list(resolved.differences(identity(BASE), json.loads(json.dumps(identity(BASE))))) == []
+
+
+def test_differences_show_a_field_that_one_side_lacks() -> None:
+    assert list(resolved.differences({"a": {"b": 1}}, {"a": {}})) == ["a.b: 1 asked for, None in the run"]
+
+
+@pytest.mark.parametrize("part", ["", "data", "model"])
+def test_unknown_field_is_an_error_that_names_it(part: str) -> None:
+    """What another version wrote is not read half."""
+    text = resolved.resolve(BASE)
+    (text[part] if part else text)["dropout"] = 0.5
+    with pytest.raises(UserError, match=r"has no field dropout.*another version"):
+        resolved.restore(Experiment, text)
+
+
+def test_missing_field_is_a_user_error() -> None:
+    text = resolved.resolve(BASE)
+    del text["data"]["name"]
+    with pytest.raises(UserError, match="name"):
+        resolved.restore(Experiment, text)
+
+
+def test_class_that_is_gone_is_an_error_that_names_it() -> None:
+    text = resolved.resolve(BASE)
+    text["model"]["shortcut"] = "resnet_jax.models.shortcuts:ZeroPat"
+    with pytest.raises(UserError, match=r"ZeroPat.*did you mean ZeroPad"):
+        resolved.restore(Experiment, text)
+    assert resolved.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad

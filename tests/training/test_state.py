@@ -1,0 +1,103 @@
+"""A state's digest changes with every bit of it, and with nothing else."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.training import mesh, optimizer, state
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.state import TrainState
+
+
+def small(seed: int = 0) -> TrainState:
+    rng = np.random.default_rng(seed)
+    params = {"conv": {"kernel": np.float32(rng.normal(size=(2, 3)))}, "norm": {"scale": np.float32(rng.normal(size=3))}}
+    opt_state = ((), jax.tree.map(lambda p: 3 * p, params), (np.int32(7), np.float32(0.1), np.bool_(True)))
+    return TrainState(np.int32(7), params, {"norm": {"mean": np.float32(rng.normal(size=3))}}, opt_state, jax.random.key(seed))
+
+
+def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
+    """``small()`` with one of its leaves, the key being its two numbers, exchanged."""
+    leaves, treedef = jax.tree.flatten(state.plain(small()))
+    leaves[index] = leaf
+    return state.from_plain(jax.tree.unflatten(treedef, leaves))
+
+
+def test_digest_changes_with_any_single_bit() -> None:
+    """Of step, parameters, statistics, optimizer state and key: some 800 bits, no two the same digest."""
+    digests = {state.digest(small())}
+    bits = 0
+    for index, leaf in enumerate(jax.tree.leaves(state.plain(small()))):
+        content = np.asarray(leaf).tobytes()
+        dtype = np.asarray(leaf).dtype
+        for bit in range(8 * len(content) if dtype != np.bool_ else 1):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            digests.add(state.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
+            bits += 1
+    assert bits > 700
+    assert len(digests) == bits + 1
+
+
+def test_digest_of_equal_states_is_equal_wherever_they_live() -> None:
+    """In NumPy, on one device, on eight."""
+    expected = state.digest(small())
+    assert len(expected) == 64
+    for devices in (1, 8):
+        placed = jax.device_put(small(), mesh.replicated(mesh.make(devices)))
+        assert len(placed.params["norm"]["scale"].sharding.device_set) == devices
+        assert state.digest(placed) == expected
+
+
+def test_digest_tells_negative_zero_from_zero() -> None:
+    """Equal numbers, another bit."""
+    zeros = [with_leaf(1, np.full((2, 3), zero, np.float32)) for zero in (0.0, -0.0)]
+    assert state.digest(zeros[0]) != state.digest(zeros[1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        small()._replace(params={"conv": small().params["conv"], "other": small().params["norm"]}),
+        small()._replace(params=jax.tree.map(lambda p: p.view(np.int32), small().params)),
+        small()._replace(params=jax.tree.map(lambda p: p.reshape(-1, 3, 1), small().params)),
+        small()._replace(step=np.array([7], np.int32)),
+    ],
+    ids=["name", "dtype", "shape", "a list of one number"],
+)
+def test_digest_tells_names_dtypes_and_shapes_of_the_same_bytes(other: TrainState) -> None:
+    assert b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(state.plain(other))) == b"".join(
+        np.asarray(a).tobytes() for a in jax.tree.leaves(state.plain(small()))
+    )
+    assert state.digest(other) != state.digest(small())
+
+
+def test_plain_state_is_numbers_and_comes_back() -> None:
+    """The key too."""
+    plain = state.plain(small())
+    assert all(np.asarray(leaf).dtype.kind in "fiub" for leaf in jax.tree.leaves(plain))
+    back = state.from_plain(plain)
+    assert state.digest(back) == state.digest(small())
+    assert jax.random.bits(back.key) == jax.random.bits(small().key)
+
+
+def test_created_state_is_at_step_0_with_the_run_s_own_key(tiny: Experiment) -> None:
+    """Its optimizer at rest, its statistics those of nothing seen: mean 0, variance 1. Another key, other parameters."""
+    tx = optimizer.make(tiny.optimizer, tiny.schedule)
+    create = jax.jit(lambda key: state.create(tiny.model, tx, key)[1], compiler_options={"xla_backend_optimization_level": 0})
+    one, same, other = create(jax.random.key(5)), create(jax.random.key(5)), create(jax.random.key(6))
+    assert int(one.step) == 0
+    assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(jax.random.key(5)))
+    assert state.digest(one) == state.digest(same)
+    kernels = [found.params["stem"]["conv"]["kernel"] for found in (one, other)]
+    assert not np.array_equal(*kernels)
+    stats: Any = one.batch_stats["stem"]["norm"]
+    assert np.array_equal(stats["mean"], np.zeros(4))
+    assert np.array_equal(stats["var"], np.ones(4))
+    momentum = next(s for s in one.opt_state if hasattr(s, "trace")).trace
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(momentum))
+    assert jax.tree.structure(momentum) == jax.tree.structure(one.params)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one.params))
