@@ -44,8 +44,8 @@ def load_file(path: Path) -> ModuleType:
     if not resolved.is_file():
         siblings = [str(path.parent / p.name) for p in resolved.parent.glob("*.py")] if resolved.parent.is_dir() else []
         raise UserError(f"there is no file {path}{nearest(str(path), siblings) if siblings else ''}")
-    # One module a file, under a name that cannot collide with an installed package.
-    name = "file." + resolved.as_posix().removesuffix(".py").replace(".", "_").replace("/", ".").strip(".")
+    # One module a file, under a name that no installed package has.
+    name = f"file {resolved.as_posix()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, resolved)
         assert spec is not None
@@ -62,10 +62,12 @@ def load_file(path: Path) -> ModuleType:
 
 
 def _module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"{name!r} is neither a module nor a file; write FILE.py:NAME or package.module:NAME")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # a module that exists and lacks a dependency of its own
         raise UserError(f"there is no module {name!r}; for a file, write its path with .py") from error
 

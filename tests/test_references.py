@@ -104,7 +104,7 @@ def test_file_without_a_name_is_an_error_with_the_names_there_are(file: Path) ->
         references.load(str(file))
 
 
-@pytest.mark.parametrize("reference", ["resnet20", "", ":resnet20", "mine.py:"])
+@pytest.mark.parametrize("reference", ["resnet20", "", ":resnet20", "mine.py:", "./mine:resnet20"])
 def test_what_is_no_reference_is_an_error_that_shows_one(reference: str) -> None:
     with pytest.raises(UserError):
         references.load(reference)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ def prepared(data_dir: str | None = None) -> dict[str, Path]:
     """Returns name -> folder of every prepared set, the first directory of ``data_dirs`` and the newest version winning."""
     found: dict[str, Path] = {}
     for directory in reversed(data_dirs(data_dir)):
-        for info in sorted(directory.glob("*/*/dataset_info.json")):
-            found[info.parts[-3]] = info.parent
+        folders = [file.parent for file in directory.glob("*/*/dataset_info.json")]
+        # A killed preparation leaves NAME/incomplete.XYZ_VERSION behind.
+        versions = {folder: tuple(map(int, folder.name.split("."))) for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)}
+        for folder in sorted(versions, key=versions.__getitem__):
+            found[folder.parent.name] = folder
     return found
 
 
@@ -72,27 +76,30 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
         raise UserError(f"data set {name!r} is not prepared; searched {searched}. Prepare it with: resnet-jax prepare {name}")
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
+        if info.get("fileFormat") != "array_record":
+            raise UserError(
+                f"{folder} holds {info.get('fileFormat')} files; random access needs array_record. "
+                f"Prepare it in another directory: resnet-jax prepare {name} --data-dir DIR"
+            )
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the description of {name} in {folder} is damaged ({error}); delete it and run: resnet-jax prepare {name}"
-        ) from error
-    if info.get("fileFormat") != "array_record":
-        raise UserError(
-            f"{folder} holds {info.get('fileFormat')} files; random access needs array_record. "
-            f"Prepare it in another directory: resnet-jax prepare {name} --data-dir DIR"
+        if not {"image", "label"} <= features.keys():
+            raise UserError(f"{name} has the features {sorted(features)}; image classification needs 'image' and 'label'")
+        shape = [int(size) for size in features["image"]["image"]["shape"]["dimensions"]]
+        return DatasetInfo(
+            name=name,
+            version=folder.name,
+            directory=folder,
+            examples={split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]},
+            image_shape=tuple(size if size > 0 else None for size in shape),
+            num_classes=int(features["label"]["classLabel"]["numClasses"]),
         )
-    if not {"image", "label"} <= features.keys():
-        raise UserError(f"{name} has the features {sorted(features)}; image classification needs 'image' and 'label'")
-    shape = features["image"]["image"]["shape"]["dimensions"]
-    return DatasetInfo(
-        name=name,
-        version=folder.name,
-        directory=folder,
-        examples={split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]},
-        image_shape=tuple(int(d) if int(d) > 0 else None for d in shape),
-        num_classes=int(features["label"]["classLabel"]["numClasses"]),
-    )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Whatever a damaged description lacks: a file, a brace, a field, or the kind of value that belongs there.
+        raise UserError(
+            f"the description of {name} in {folder} is damaged ({error!r}); delete it and run: resnet-jax prepare {name}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)

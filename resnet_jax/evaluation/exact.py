@@ -48,7 +48,8 @@ def score_batch(
     real = labels >= 0
     logits, _ = apply(params, batch_stats, preprocessing(images), train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    wrong = jnp.argmax(logits, axis=-1) != labels
+    # A network that diverged answers nothing; argmax would have it answer class 0.
+    wrong = (jnp.argmax(logits, axis=-1) != labels) | ~jnp.all(jnp.isfinite(logits), axis=-1)
     return jnp.sum(wrong & real), jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real)
 
 

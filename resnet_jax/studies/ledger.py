@@ -1,5 +1,6 @@
 """What a run found, with everything needed to compare it: the contents of ``result.json``."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Result:
     seed: int
     steps: int
     parameters: int
+    compile_seconds: float | None
     seconds: float
     state_digest: str
     fingerprint: str
@@ -78,6 +80,7 @@ def result(experiment: Experiment, seed: int, info: DatasetInfo, outcome: Outcom
         seed=seed,
         steps=experiment.steps,
         parameters=models.count(experiment.model).parameters,
+        compile_seconds=None if math.isnan(outcome.compile_seconds) else round(outcome.compile_seconds, 2),
         seconds=round(outcome.seconds, 2),
         state_digest=outcome.state_digest,
         fingerprint=resolved.fingerprint(resolved.identity(experiment, seed)),

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from resnet_jax.data import sources
 from resnet_jax.studies import ledger
-from resnet_jax.training import loop, resolved
+from resnet_jax.training import loop, mesh, resolved
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.loop import Progress
 from resnet_jax.training.workdir import Workdir, write_json
@@ -30,7 +28,7 @@ def run(
       UserError: before anything is compiled or written.
     """
     info = sources.describe(experiment.data.name, data_dir)
-    experiment.check(info, devices or jax.device_count())
+    experiment.check(info, mesh.make(devices).size)
     folder = Workdir(workdir)
     folder.claim(experiment, seed)
     finished = folder.result()

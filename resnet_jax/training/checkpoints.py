@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.errors import UserError
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.state import TrainState
 
@@ -37,7 +38,9 @@ class Checkpoints:
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-        return ocp.CheckpointManager(self._directory, options=options)
+        # Named, so that their metadata can be read before anything is restored.
+        handlers: dict[str, Any] = {"state": ocp.StandardCheckpointHandler(), "preprocessing": ocp.StandardCheckpointHandler()}
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def newest(self) -> int | None:
         """The newest committed step, unverified."""
@@ -72,6 +75,9 @@ class Checkpoints:
         """Restores the newest step that is whole, onto the shardings of ``like``; None where there is none.
 
         ``like`` and ``preprocessing`` give structure, shapes and dtypes; ``jax.ShapeDtypeStruct`` leaves will do.
+
+        Raises:
+          UserError: for a whole checkpoint of another network, which stays where it is.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem = self._problem(step)
@@ -90,6 +96,13 @@ class Checkpoints:
         targets = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s) for leaf, s in zip(leaves, shardings, strict=True)]
         constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=shardings[0]), preprocessing)
         try:
+            metadata: Any = self._manager.item_metadata(step)
+            layout = _layout({"state": metadata["state"].tree, "preprocessing": metadata["preprocessing"].tree})
+        except Exception as error:
+            return _one_line(error)
+        # Orbax casts another dtype silently, and prints a page about another shape.
+        _refuse_another(step, layout, _layout({"state": plain, "preprocessing": constants}))
+        try:
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -98,7 +111,7 @@ class Checkpoints:
             )
         except Exception as error:
             # tensorstore, zstd and JSON each raise their own; all mean that this step cannot be read.
-            return f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            return _one_line(error)
         return state_lib.from_plain(items["state"]), items["preprocessing"]
 
     def _problem(self, step: int) -> str | None:
@@ -106,8 +119,10 @@ class Checkpoints:
         if not seal.exists():
             return None
         try:
-            expected: dict[str, Any] = json.loads(seal.read_text())
+            expected: Any = json.loads(seal.read_text())
         except ValueError:
+            expected = {}
+        if not isinstance(expected, dict) or not expected:
             return "its seal cannot be read"
         found = _checksums(self._directory / str(step))
         changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -136,6 +151,25 @@ class Checkpoints:
         for seal in self._seals.glob("*.json"):
             if int(seal.stem) not in steps:
                 seal.unlink()
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}" for path, leaf in leaves}
+
+
+def _refuse_another(step: int, found: dict[str, str], wanted: dict[str, str]) -> None:
+    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"the checkpoint of step {step} is of another network: {len(differing)} arrays differ, as {name}, "
+            f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the experiment"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -158,6 +158,8 @@ class Experiment:
             raise UserError(
                 f"{info.name} has no split {self.data.test_split!r}; data.test_split can be {' or '.join(sorted(info.examples))}"
             )
+        if "train" not in info.examples:
+            raise UserError(f"{info.name} has no split 'train', only {', '.join(sorted(info.examples))}: there is nothing to train on")
         if not 0 <= self.data.validation_examples < info.examples["train"]:
             raise UserError(
                 f"data.validation_examples is {self.data.validation_examples}; {info.name} has {info.examples['train']} training images"

@@ -67,6 +67,8 @@ class Outcome:
     """Number of images trained on and scored, by split."""
     training_error_percent: float
     """Of the last window of batches, augmented, statistics of the batch."""
+    compile_seconds: float
+    """Of the first call of the training program in this session: near 0 where an earlier run of the process compiled it."""
     seconds: float
     """Training and scoring, over all sessions of the run; loading and the time between sessions not."""
 
@@ -110,6 +112,7 @@ def train(
         scores=scores,
         examples={"train": len(splits.train)} | {name: expected for name, (_, expected) in splits.scored.items()},
         training_error_percent=run.training_error_percent,
+        compile_seconds=run.compile_seconds,
         seconds=run.seconds(),
     )
 
@@ -161,6 +164,7 @@ class _Run:
         self._earlier_seconds = earlier[-1]["seconds"] if earlier else 0.0
         self._began = self._window_began = time.perf_counter()
         self.last_scores: dict[str, Score] | None = None
+        self.compile_seconds = math.nan
 
     def seconds(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._began
@@ -174,8 +178,11 @@ class _Run:
             # A dispatch ends where something is due. Its metrics are fetched while the next one runs.
             due = min(_next(step, every) for every in (self._log_every, experiment.evaluation.every, experiment.checkpointing.every))
             count = min(_steps_per_dispatch(experiment), due - step, experiment.steps - step)
+            called = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 state, metrics = self._program.train(state, self._data, count)
+            if math.isnan(self.compile_seconds):  # the call returns when the program is compiled and begun
+                self.compile_seconds = time.perf_counter() - called
             if pending:
                 self._look_at(*pending)
             step, pending = step + count, (step + count, metrics)

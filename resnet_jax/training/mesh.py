@@ -3,9 +3,13 @@
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.errors import UserError
+
 
 def make(devices: int | None = None) -> Mesh:
-    """One axis, ``data``, over the first ``devices`` devices; None: all."""
+    """One axis, ``data``, over the first ``devices`` devices; None: all. Raises UserError for a number that there is not."""
+    if devices is not None and not 1 <= devices <= jax.device_count():
+        raise UserError(f"{devices} devices were asked for; there are {jax.device_count()}: use 1 to {jax.device_count()}")
     chosen = jax.devices()[:devices]
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 

@@ -41,7 +41,9 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
     """Piecewise-constant learning rate with the warm-ups of He et al. 2015 (Section 4.2, n=18: until the training error is below 80 %)
     and He et al. 2016 (400 steps). A warm-up that has ended does not begin again; the decay steps count from the run's beginning.
     """
-    decayed = optax.piecewise_constant_schedule(schedule.learning_rate, dict.fromkeys(schedule.decay_steps, schedule.decay_factor))
+    # optax takes each boundary once: two decays of one step, which a shortened schedule may have, are one decay by the product.
+    decays = {step: schedule.decay_factor ** schedule.decay_steps.count(step) for step in schedule.decay_steps}
+    decayed = optax.piecewise_constant_schedule(schedule.learning_rate, decays)
 
     def init(params: Any) -> ScheduleState:
         del params

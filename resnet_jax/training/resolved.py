@@ -70,5 +70,11 @@ def restore(annotation: Any, value: Any) -> Any:
         if unknown:
             name = getattr(annotation, "__name__", annotation)
             raise UserError(f"{name} has no field {', '.join(sorted(unknown))}: the run was made by another version of resnet_jax")
+        required = {f.name for f in dataclasses.fields(annotation) if f.default is f.default_factory is dataclasses.MISSING}
+        if required - value.keys():
+            missing = ", ".join(sorted(required - value.keys()))
+            raise UserError(
+                f"{getattr(annotation, '__name__', annotation)} lacks {missing}: the run was made by another version of resnet_jax"
+            )
         return annotation(**{name: restore(hints[name], item) for name, item in value.items()})  # pyright: ignore[reportCallIssue]
     return value

@@ -37,7 +37,7 @@ class Workdir:
             if differing:
                 fields = "\n  ".join(differing)
                 raise UserError(f"{self.path} holds another run; use another --workdir, or delete it. Fields that differ:\n  {fields}")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run (no experiment.json): use another --workdir")
         else:
             text = {
@@ -58,9 +58,10 @@ class Workdir:
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json. A run is a folder that 'resnet-jax train' wrote")
         try:
-            return json.loads(self.experiment_file.read_text())
-        except ValueError as error:
-            raise UserError(f"{self.experiment_file} is damaged: {error}") from error
+            text = json.loads(self.experiment_file.read_text())
+            return {name: text[name] for name in ("fingerprint", "identity", "experiment", "seed")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.experiment_file} is damaged: {error!r}") from error
 
     def experiment(self) -> tuple[Experiment, int]:
         """The run's experiment and seed."""

@@ -41,12 +41,13 @@ def test_channel_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel
 
 
 def test_constants_are_single_precision_whatever_the_number_of_images() -> None:
-    """Added up in double precision: 200,000 images of the value 255 have the mean 1 exactly, in float32 sums they have not."""
-    white = np.broadcast_to(np.uint8(255), (200_000, 2, 2, 1))
+    """Added up in double precision: 100,000 white images have the mean 1 exactly; a float32 beyond 2^24 does not count by 255."""
+    white = np.broadcast_to(np.uint8(255), (100_000, 2, 2, 3))
     for normalization in ("pixel_mean", "channel"):
         found = augmentation.fit(white, normalization)
         assert found.mean.dtype == found.deviation.dtype == np.float32
         assert np.all(found.mean == 1)
+        assert np.all(found.deviation == (1 if normalization == "pixel_mean" else 0))
 
 
 def shapes(count: int, height: int = 4, width: int = 5) -> np.ndarray:

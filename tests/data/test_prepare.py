@@ -1,5 +1,6 @@
 """A set is prepared once, without TensorFlow, or not at all."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -68,11 +69,12 @@ def test_prepared_set_is_left_as_it_is(digits_dir: str) -> None:
     assert snapshot(Path(digits_dir)) == before
 
 
-def test_set_that_another_directory_holds_is_not_prepared_again(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever training would find counts."""
+def test_set_that_another_directory_holds_is_prepared_where_it_is_asked_for(
+    digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--data-dir DIR`` means DIR."""
     monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)
-    assert prepare.prepare("digits", str(tmp_path / "new")).directory == Path(digits_dir) / "digits" / "1.0.0"
-    assert not (tmp_path / "new").exists()
+    assert prepare.prepare("digits", str(tmp_path)).directory == tmp_path / "digits" / "1.0.0"
 
 
 def test_advice_to_prepare_elsewhere_what_is_in_another_format_can_be_followed(
@@ -115,15 +117,29 @@ def test_set_whose_preparation_needs_tensorflow_says_so_where_it_is_missing(tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_host_that_cannot_be_reached_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFDS would try for minutes; nothing is written."""
+
+    def refuse(address: tuple[str, int], **_: object) -> None:
+        raise OSError(f"no route to {address[0]}")
+
+    monkeypatch.setattr(prepare.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(prepare.socket, "create_connection", refuse)
+    with pytest.raises(UserError, match=r"cifar10 is downloaded from .*toronto.*no route to .*toronto"):
+        prepare.prepare("cifar10", str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_failed_download_is_an_error_of_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the set, the place, and what the HTTP client said; and the set does not count as prepared."""
     from resnet_jax.data.cifar10 import Cifar10
 
     def refuse(_: Cifar10) -> None:
-        raise ConnectionError("no route to host")
+        raise ConnectionError("cut off")
 
+    monkeypatch.setattr(prepare.socket, "create_connection", lambda *_, **__: io.BytesIO())
     monkeypatch.setattr(Cifar10, "download_and_prepare", refuse)
-    with pytest.raises(UserError, match=r"cifar10.*ConnectionError: no route to host") as error:
+    with pytest.raises(UserError, match=r"cifar10.*ConnectionError: cut off") as error:
         prepare.prepare("cifar10", str(tmp_path))
     assert str(tmp_path) in str(error.value)
     assert sources.prepared(str(tmp_path)) == {}

@@ -24,6 +24,7 @@ UNEVEN = [
     pytest.param((9, 6), (3, 7), (2, 1), ((2, 0), (1, 4)), (1, 1), id="nothing-square"),
     pytest.param((8, 8), (3, 3), (2, 2), ((0, 0), (0, 0)), (1, 1), id="a-pixel-that-nothing-reads"),
     pytest.param((7, 8), (1, 1), (2, 3), ((1, 0), (0, 2)), (1, 1), id="padded-1x1"),
+    pytest.param((7, 8), (1, 1), (2, 3), ((0, 0), (0, 0)), (1, 1), id="1x1-of-two-strides"),
     pytest.param((9, 8), (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), id="dilated"),
     pytest.param((9, 8), (3, 3), (2, 2), ((3, 1), (2, 0)), (2, 2), id="dilated-strided-uneven"),
 ]

@@ -140,7 +140,7 @@ def test_a_cifar_100_head_adds_5850_parameters(depth: int, parameters: int) -> N
     assert ours.parameters == parameters == counted(cifar_architecture(depth)).parameters + 5_850
 
 
-# papers.md A1, Table 1. Depth, option, stride in the first 1x1, parameters, multiply-adds in 1e9 (None: not there), projections of each stage.
+# papers.md A1, Table 1. Depth, option, stride in the first 1x1, parameters, multiply-adds in 1e9 (or None), projections of each stage.
 # ResNet-34 C has "thirteen" projections beside B's three (Section 4.1), 56^2 * 64^2 = 12,845,056 multiply-adds each, so 3,663,761,408 of B
 # become 3,830,747,136; papers.md adds up what it had rounded and prints 3.8308.
 IMAGENET = [
@@ -193,8 +193,7 @@ def test_odd_sizes_and_grey_images_are_counted(block: type[nnx.Module], option: 
         exactly(Architecture(**TINY, block=block, shortcut=OPTIONS[option]))
 
 
-@pytest.mark.parametrize("blocks", ["loop", "scan"])
-@pytest.mark.parametrize("gradients", ["plain", "explicit"])
+@pytest.mark.parametrize(("blocks", "gradients"), [("loop", "plain"), ("loop", "explicit"), ("scan", "explicit")])
 def test_counts_do_not_depend_on_the_execution(blocks: Any, gradients: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan's body counts as often as it runs; a 1x1 convolution counts the same as a matrix product."""
     architecture = Architecture(**TINY, block=Bottleneck, shortcut=OPTIONS["B"])

@@ -1,6 +1,6 @@
 """A stage as a loop or as one scan: the same values, the same variables, a program that does not grow."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -59,13 +59,12 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(option: str) -> Non
     assert len({np.asarray(leaf).tobytes() for leaf in after}) == len(after)  # each has its own
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_loop_and_a_scan_start_as_the_same_tree_from_the_same_program(option: str) -> None:
+def test_a_loop_and_a_scan_start_as_the_same_tree_from_the_same_program() -> None:
     """Parameters are stored unit by unit, and the initialisation does not know how the network will be run."""
 
     def program(how: Execution) -> tuple[Any, str]:
         def variables(key: jax.Array) -> Any:
-            return small(option).init(key, execution=how)[1:]
+            return small("B").init(key, execution=how)[1:]
 
         shapes = jax.eval_shape(variables, jax.random.key(0))
         return shapes, jax.jit(variables).lower(jax.random.key(0)).as_text()
@@ -98,6 +97,20 @@ def test_a_scanned_network_lowers_to_as_many_convolutions_at_any_depth(train: bo
     assert convolutions(20, LOOP) == (3 * 19 - 1 if train else 19)
 
 
+@pytest.mark.parametrize(("blocks", "written"), [("loop", 11), ("scan", 7)])
+def test_the_form_of_the_convolutions_reaches_all_of_them(blocks: Any, written: int) -> None:
+    """Written gradients: all 3x3 convolutions of stem and five units, or of stem, stage 1's body, stage 2's first unit and its body."""
+
+    def custom(form: Any) -> int:
+        apply, params, stats = jax.eval_shape(
+            lambda key: small("C").init(key, execution=Execution(blocks=blocks, convolution=form)), jax.random.key(0)
+        )
+        images = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
+        return str(jax.make_jaxpr(lambda p, s, x: apply(p, s, x, train=True))(params, stats, images)).count("custom_vjp_call[")
+
+    assert {form: custom(form) for form in ("plain", "explicit", "auto")} == {"plain": 0, "explicit": written, "auto": written}
+
+
 class Step(nnx.Module):
     """x -> factor * x + shift. The factor is structure, the shift a variable."""
 
@@ -123,19 +136,19 @@ def test_units_run_in_order_and_only_neighbours_of_equal_structure_share_a_loop(
 
 
 def test_repeat_gives_every_unit_its_own_initial_values() -> None:
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        return nnx.Linear(3, 4, rngs=rngs)
+    @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    def kernels(key: jax.Array) -> list[list[jax.Array]]:
+        """Of two stages, four units and two, from one stream."""
+        rngs = nnx.Rngs(key)
+        stages = [execution.repeat(lambda r: nnx.Linear(3, 4, rngs=r), count, rngs) for count in (4, 2)]
+        return [[unit.kernel[...] for unit in units] for units in stages]  # pyright: ignore[reportAttributeAccessIssue]
 
-    def kernels(units: Sequence[Any]) -> list[np.ndarray]:
-        return [np.asarray(unit.kernel[...]) for unit in units]
-
-    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))  # compiles faster than the default generator
-    units = execution.repeat(make, 4, rngs) + execution.repeat(make, 2, rngs)
-    assert [kernel.shape for kernel in kernels(units)] == [(3, 4)] * 6
-    assert len({value for kernel in kernels(units) for value in kernel.ravel().tolist()}) == 6 * 12
-    again = execution.repeat(make, 4, nnx.Rngs(jax.random.key(0, impl="rbg")))
-    np.testing.assert_array_equal(kernels(again), kernels(units[:4]))
-    assert execution.repeat(make, 0, rngs) == []
+    first, again, other = (np.concatenate([np.stack(stage) for stage in kernels(jax.random.key(seed))]) for seed in (0, 0, 1))
+    assert first.shape == (6, 3, 4)
+    assert len(np.unique(first)) == first.size
+    np.testing.assert_array_equal(again, first)
+    assert np.all(other != first)
+    assert execution.repeat(lambda r: nnx.Linear(3, 4, rngs=r), 0, nnx.Rngs(0)) == []
 
 
 def test_units_that_repeat_has_made_share_one_loop_and_no_variable() -> None:

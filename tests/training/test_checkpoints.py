@@ -204,7 +204,7 @@ def test_step_that_was_committed_just_before_the_process_died_is_used(run: Path)
     assert_is(restored(run), 2)
 
 
-@pytest.mark.parametrize("file", ["state/_METADATA", "state/manifest.ocdbt", "preprocessing/_METADATA"])
+@pytest.mark.parametrize("file", ["state/_METADATA", "preprocessing/_METADATA"])
 def test_step_without_a_seal_that_cannot_be_read_is_set_aside(run: Path, file: str) -> None:
     (run / "seals" / "3.json").unlink()
     (run / "checkpoints" / "3" / file).write_bytes(b"")

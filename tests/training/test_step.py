@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -264,7 +265,7 @@ def seen(
     data = jax.device_put(Resident(digits.images, digits.labels, preprocessing), mesh.replicated(over))
     spy = Spy(apply_and_shapes()[0].graphdef)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def one(state: TrainState, data: Resident) -> TrainState:
         options = {"pad": pad, "flip": flip, "apply": spy, "optimizer": TX, "sharding": mesh.batch(over)}
         return step.resident_steps(state, data, steps=1, batch_size=40, **options)[0]
@@ -284,6 +285,15 @@ def test_images_of_a_step_are_the_same_on_any_number_of_devices(digits: sources.
     for ours, theirs in zip(eight, one, strict=True):
         assert ours.tobytes() == theirs.tobytes()
     assert one[0].tobytes() != one[1].tobytes()
+
+
+def test_every_step_augments_anew(digits: sources.Examples) -> None:
+    """A set of one image: what differs between the images of a step, and between steps, is the augmentation."""
+    single = sources.Examples(digits.images[:1], digits.labels[:1])
+    preprocessing = augmentation.fit(digits.images, "pixel_mean")
+    found = seen(single, 1, first=[0, 1], pad=2, flip=True, preprocessing=preprocessing)
+    assert found[0].tobytes() != found[1].tobytes()
+    assert all(len({image.tobytes() for image in images}) > 20 for images in found)
 
 
 def test_images_of_a_step_are_examples_of_the_set_normalised(digits: sources.Examples) -> None:
