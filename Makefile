@@ -3,31 +3,37 @@ PYTHON ?= python3
 VENV ?= .venv
 DATA ?= runs/data
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# The demo needs less than the tests.
+INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 
 .PHONY: demo test test-slow check golden clean
 
-demo: $(STAMP)  ## Figure 1 of He et al. 2015 on your laptop
+demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
 	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 2 --workdir runs/demo --data-dir $(DATA)
 
-test: $(STAMP)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
+test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)
+test-slow: $(DEVELOPED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: $(STAMP)  ## what pre-commit and CI run
+check: $(DEVELOPED)  ## what pre-commit and CI run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-golden: $(STAMP)  ## writes tests/golden anew; read the difference before you commit it
+golden: $(DEVELOPED)  ## writes tests/golden anew; read the difference before you commit it
 	$(BIN)/python tests/write_golden.py
 
-$(STAMP): pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --editable .
+	touch $@
+
+$(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
 	touch $@
 

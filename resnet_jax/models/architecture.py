@@ -50,7 +50,8 @@ class Architecture:
     def init(self, key: Array, *, execution: Execution = Execution()) -> tuple["Apply", Variables, Variables]:
         """Returns ``(apply, params, batch_stats)``: the network as a function, and its variables as plain nested dictionaries.
 
-        ``build(rngs=nnx.Rngs(key))`` draws the same parameters. Trace it (``jax.jit``, ``jax.eval_shape``) rather than run it eagerly.
+        ``build(rngs=nnx.Rngs(key))`` draws the same parameters, to rounding. Trace it (``jax.jit``,
+        ``jax.eval_shape``) rather than run it eagerly.
         """
         graphdef, params, rest = nnx.split(self._module(nnx.Rngs(key).params(), execution), nnx.Param, ...)
         return Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)

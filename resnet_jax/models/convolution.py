@@ -46,9 +46,10 @@ def explicit(
 ) -> Float[Array, "n ho wo o"]:
     """A drop-in for ``lax.conv_general_dilated`` (NHWC, explicit padding) with its gradients written as convolutions.
 
-    Grouped and input-dilated convolutions, which the written gradients do not cover, take the plain form.
+    Grouped and input-dilated convolutions and other layouts, which the written gradients do not cover, take the plain form.
     """
-    if feature_group_count != 1 or tuple(lhs_dilation) != (1, 1) or isinstance(padding, str):
+    layouts = [lax.conv_dimension_numbers(inputs.shape, kernel.shape, numbers) for numbers in (dimension_numbers, _NHWC)]
+    if feature_group_count != 1 or tuple(lhs_dilation) != (1, 1) or layouts[0] != layouts[1]:
         return plain(
             inputs,
             kernel,

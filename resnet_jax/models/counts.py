@@ -81,8 +81,8 @@ def _parameters(module: nnx.Module) -> int:
 
 
 def _projects(unit: nnx.Module) -> bool:
-    shortcut: nnx.Module = unit.shortcut  # pyright: ignore[reportAttributeAccessIssue]
-    return any(isinstance(module, nnx.Conv) for _, module in nnx.iter_modules(shortcut))
+    shortcut = getattr(unit, "shortcut", None)  # a user's own block may have none
+    return shortcut is not None and any(isinstance(module, nnx.Conv) for _, module in nnx.iter_modules(shortcut))
 
 
 def _walk(jaxpr: core.Jaxpr, scope: str, times: int, totals: "Counter[str]") -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from resnet_jax.errors import UserError
 from resnet_jax.models import execution as execution_lib
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import BatchNorm, Conv, Head, NormFactory
@@ -30,7 +31,7 @@ class ResNet(nnx.Module):
       rngs: stream ``params``.
 
     Raises:
-      ValueError: where ``stages`` and ``features`` differ in length or a stage is empty.
+      UserError: where ``stages`` and ``features`` differ in length or a stage is empty.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(stages) != len(features) or not stages or min(stages) < 1:
-            raise ValueError(f"stages={stages} and features={features}: give one width and at least one unit for every stage")
+            raise UserError(f"stages={stages} and features={features}: give one width and at least one unit for every stage")
         self.dtype = dtype
         self.scan = execution.scans(sum(stages))
         conv = functools.partial(Conv, gradients=execution.convolution)

@@ -6,13 +6,13 @@ merged activation. It may ask for more by naming it: ``conv`` and ``norm`` in it
 """
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import UserError
 from resnet_jax.models.layers import BatchNorm, Conv, ConvFactory, NormFactory
 
 # ruff: noqa: ARG002  (every shortcut is made and called alike, whatever it needs)
@@ -36,12 +36,12 @@ class ZeroPad(nnx.Module):
     The zeros are appended behind the channels of x, as in fb.resnet.torch.
 
     Raises:
-      ValueError: where the unit has fewer output than input features; nothing can be padded then.
+      UserError: where the unit has fewer output than input features; nothing can be padded then.
     """
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         if out_features < in_features:
-            raise ValueError(f"ZeroPad cannot shrink {in_features} features to {out_features}: use Projection")
+            raise UserError(f"ZeroPad cannot shrink {in_features} features to {out_features}: use Projection")
         self.stride = stride
         self.missing = out_features - in_features
 
@@ -108,18 +108,24 @@ def make(
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Constructs a shortcut, handing it those of ``conv`` and ``norm`` that its constructor names."""
-    # Not inspect.signature(shortcut): the metaclass of NNX modules hides the constructor behind (*args, **kwargs).
-    extra = _named(shortcut.__init__, conv=conv, norm=norm)
+    extra = _named(shortcut, "__init__", conv=conv, norm=norm)
     return shortcut(in_features=in_features, out_features=out_features, stride=stride, rngs=rngs, **extra)
 
 
 def merge(shortcut: nnx.Module, x: Activation, branch: Branch, *, train: bool) -> Branch:
-    """Calls a shortcut, handing it ``train`` where its call names it."""
-    return shortcut(x, branch, **_named(type(shortcut).__call__, train=train))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    """Calls a shortcut, handing it ``train`` where its call names it. The result has the branch's dtype, whatever a formula promotes to."""
+    merged = shortcut(x, branch, **_named(type(shortcut), "__call__", train=train))  # pyright: ignore[reportCallIssue]
+    return merged.astype(branch.dtype)
 
 
-def _named(function: Callable[..., Any], **offered: Any) -> dict[str, Any]:
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return offered
-    return {name: value for name, value in offered.items() if name in parameters}
+def _named(made: type[Any], method: str, **offered: Any) -> dict[str, Any]:
+    """Those of ``offered`` that a method names; one that takes ``**kwargs`` names what it hands on to its base class."""
+    named: set[str] = set()
+    # Not inspect.signature(made): the metaclass of NNX modules hides the constructor behind (*args, **kwargs).
+    for base in made.__mro__[: made.__mro__.index(nnx.Module)]:
+        if method in vars(base):
+            parameters = inspect.signature(vars(base)[method]).parameters
+            named |= parameters.keys()
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+                return {name: value for name, value in offered.items() if name in named}
+    return offered

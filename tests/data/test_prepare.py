@@ -90,6 +90,14 @@ def test_advice_to_prepare_elsewhere_what_is_in_another_format_can_be_followed(
     assert prepare.prepare("digits", str(tmp_path / "new")).directory == tmp_path / "new" / "digits" / "1.0.0"
 
 
+def test_preparation_that_was_killed_can_be_repeated(tmp_path: Path) -> None:
+    """What it left behind is no prepared set: not for training, and not for ``prepare`` either."""
+    left = tmp_path / "digits" / "incomplete.6J53Q8_1.0.0"
+    left.mkdir(parents=True)
+    (left / "dataset_info.json").write_text("{}")
+    assert prepare.prepare("digits", str(tmp_path)).directory == tmp_path / "digits" / "1.0.0"
+
+
 def test_environment_says_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that does not exist yet is made."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "a" / "b"))

@@ -13,6 +13,7 @@ from test_convolution import close, random
 from test_layers import call, conv, filled, normalise, variables
 
 from resnet_jax.models import shortcuts
+from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import BatchNorm, Conv
@@ -197,3 +198,31 @@ def test_a_shortcut_gets_the_networks_own_factories_where_it_names_them() -> Non
     assert shortcuts.make(Minimal, 3, 5, 2, **offered, rngs=nnx.Rngs(0)).missing == 2
     built_in = shortcuts.make(Projection, 3, 5, 2, conv=Conv, norm=BatchNorm, rngs=nnx.Rngs(0))
     assert isinstance(built_in.projection.norm, BatchNorm)
+
+
+class Gain(nnx.Module):
+    """ReZero's scalar, a float32 parameter, on the branch."""
+
+    def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
+        self.inner = ZeroPad(in_features, out_features, stride, rngs)
+        self.alpha = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
+        return self.inner(x, self.alpha[...] * branch)
+
+
+class Louder(ZeroPad):
+    """Hands on what it does not know."""
+
+    def __init__(self, *args: Any, scale: float = 2.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+
+@pytest.mark.parametrize("blocks", ["loop", "scan"])
+@pytest.mark.parametrize("shortcut", [Gain, Louder])
+def test_a_float32_parameter_does_not_raise_the_dtype_of_a_network(shortcut: type[nnx.Module], blocks: Any) -> None:
+    architecture = Architecture(stages=(3, 3), features=(4, 8), input_shape=(8, 8, 3), shortcut=shortcut, dtype="bfloat16")
+    model = jax.eval_shape(lambda: nnx.split(architecture.build(rngs=nnx.Rngs(0), execution=Execution(blocks=blocks))))
+    maps = jax.eval_shape(lambda m, x: nnx.merge(*m).features(x, train=True), model, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.uint8))
+    assert {x.dtype for x in maps.values()} == {jnp.dtype(jnp.bfloat16)}
