@@ -31,7 +31,7 @@ def public_names(module: ModuleType) -> list[str]:
 
 
 def describe(thing: Any) -> str:
-    """The name of a class or function, ``module:qualname``; of one loaded from a file, ``FILE.py:qualname``."""
+    """The name of a class or function, ``module:qualname``; of one loaded from a file, ``/PATH/FILE.py:qualname``, found from anywhere."""
     return f"{_LOADED_FROM.get(thing.__module__, thing.__module__)}:{thing.__qualname__}"
 
 
@@ -52,7 +52,7 @@ def load_file(path: Path) -> ModuleType:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        _LOADED_FROM[name] = path.as_posix()
+        _LOADED_FROM[name] = resolved.as_posix()
         try:
             spec.loader.exec_module(module)
         except BaseException:

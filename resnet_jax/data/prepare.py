@@ -20,7 +20,7 @@ def prepare(name: str, data_dir: str | None = None) -> sources.DatasetInfo:
       UserError: for an unknown name, a directory that cannot be written, a download that fails, or TensorFlow missing.
     """
     directory = sources.data_dirs(data_dir)[0]
-    if any(directory.glob(f"{name}/*/dataset_info.json")):
+    if name in sources.prepared_in(directory):
         return sources.describe(name, str(directory))
     existing = next(parent for parent in [directory, *directory.absolute().parents] if parent.exists())
     if not os.access(existing, os.W_OK) or not existing.stat().st_mode & 0o222:

@@ -56,12 +56,16 @@ def prepared(data_dir: str | None = None) -> dict[str, Path]:
     """Returns name -> folder of every prepared set, the first directory of ``data_dirs`` and the newest version winning."""
     found: dict[str, Path] = {}
     for directory in reversed(data_dirs(data_dir)):
-        folders = [file.parent for file in directory.glob("*/*/dataset_info.json")]
-        # A killed preparation leaves NAME/incomplete.XYZ_VERSION behind.
-        versions = {folder: tuple(map(int, folder.name.split("."))) for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)}
-        for folder in sorted(versions, key=versions.__getitem__):
-            found[folder.parent.name] = folder
+        found |= prepared_in(directory)
     return found
+
+
+def prepared_in(directory: Path) -> dict[str, Path]:
+    """Returns name -> folder of the newest version of every set prepared in one directory."""
+    folders = [file.parent for file in directory.glob("*/*/dataset_info.json")]
+    # A killed preparation leaves NAME/incomplete.XYZ_VERSION behind.
+    versions = {folder: tuple(map(int, folder.name.split("."))) for folder in folders if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)}
+    return {folder.parent.name: folder for folder in sorted(versions, key=versions.__getitem__)}
 
 
 def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
@@ -127,6 +131,8 @@ def read(info: DatasetInfo, split: str) -> Examples:
             images[index], labels[index] = example["image"], example["label"]
         except Exception as error:
             # ArrayRecord and the image decoders raise many types; all mean the same to the reader.
-            raise UserError(f"{info.directory}, split {split!r}, example {index} is damaged: {error}") from error
+            raise UserError(
+                f"{info.directory}, split {split!r}, example {index} is damaged ({error}): delete the folder and prepare the set again"
+            ) from error
     images.flags.writeable = labels.flags.writeable = False
     return Examples(images, labels)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -31,7 +32,14 @@ def resolve(value: Any) -> Any:
 
 def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
     """The part of the resolved experiment that decides every bit of its result, with the seed."""
-    return {k: v for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | {"seed": seed}
+    return {k: _without_folders(v) for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | {"seed": seed}
+
+
+def _without_folders(value: Any) -> Any:
+    # A user's class is the same wherever its file lies and whichever folder the command runs in.
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    return re.sub(r"^.*/(?=[^/]+\.py:\w)", "", value) if isinstance(value, str) else value
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

@@ -183,3 +183,20 @@ def test_class_that_is_gone_is_an_error_that_names_it() -> None:
     with pytest.raises(UserError, match=r"ZeroPat.*did you mean ZeroPad"):
         resolved.restore(Experiment, text)
     assert resolved.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad
+
+
+def test_a_class_of_ones_own_is_the_same_wherever_its_file_lies(tmp_path: Path) -> None:
+    """A run goes on after its project was moved, or the command was given from another folder; another file is another class."""
+    text = "from flax import nnx\n\n\nclass Own(nnx.Module):\n    pass\n"
+    identities = []
+    for place in ("here/mine.py", "there/mine.py", "there/other.py"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(text)
+        own = references.load(f"{tmp_path / place}:Own")
+        experiment = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, shortcut=own))
+        identities.append(resolved.identity(experiment, 0))
+        assert resolved.resolve(experiment)["model"]["shortcut"] == f"{tmp_path / place}:Own"
+    assert identities[0] == identities[1]
+    assert list(resolved.differences(identities[0], identities[2])) == [
+        "model.shortcut: 'mine.py:Own' asked for, 'other.py:Own' in the run"
+    ]
