@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.models.execution import QUICK_TO_COMPILE, Execution
+from resnet_jax.models.execution import Execution, quick_to_compile
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import SmallImageStem
@@ -43,7 +43,7 @@ class Architecture:
         """Returns the initialised module. One compiled initialisation: NNX's eager one takes tens of seconds for ResNet-50."""
         key = rngs.params()
         # Inside another trace there is nothing to compile, and jax refuses the options.
-        options = None if isinstance(key, Tracer) else QUICK_TO_COMPILE
+        options = None if isinstance(key, Tracer) else quick_to_compile()
         graphdef, state = jax.jit(lambda key: nnx.split(self._module(key, execution)), compiler_options=options)(key)
         return nnx.merge(graphdef, state)
 

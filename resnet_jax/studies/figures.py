@@ -38,7 +38,9 @@ def training_curves(cells: Mapping[str, Sequence[Sequence[Record]]]) -> str:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(9.6, 4.0), layout="constrained")
         panels = figure.subplots(1, 2, sharex=True, sharey=True)
-        for panel, split, title in zip(panels, ("train", "test"), ("training error (augmented batches)", "test error"), strict=True):
+        for panel, split, title in zip(
+            panels, ("train", "test"), ("training error (of the batches trained on)", "test error"), strict=True
+        ):
             for (name, runs), look in zip(cells.items(), itertools.cycle(_looks()), strict=False):
                 for index, records in enumerate(runs):
                     points = [(r["step"], r["error_percent"]) for r in records if r["split"] == split]

@@ -13,7 +13,7 @@ from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import Examples
 from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply
-from resnet_jax.models.execution import QUICK_TO_COMPILE
+from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.training import mesh as mesh_lib
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import state as state_lib
@@ -79,7 +79,7 @@ def compiled(experiment: Experiment, devices: int | None = None) -> Program:
     return Program(
         mesh=mesh,
         apply=apply,
-        init=jax.jit(lambda key: create(key)[1], out_shardings=replicated, compiler_options=QUICK_TO_COMPILE),
+        init=jax.jit(lambda key: create(key)[1], out_shardings=replicated, compiler_options=quick_to_compile()),
         abstract_state=abstract,
         train=lambda state, data, count: jitted(state, data, steps=count),
     )

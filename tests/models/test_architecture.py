@@ -13,7 +13,7 @@ from test_convolution import random
 
 from resnet_jax.models import Apply, Architecture, Execution, ResNet
 from resnet_jax.models.blocks import Bottleneck
-from resnet_jax.models.execution import QUICK_TO_COMPILE
+from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 
 SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_classes=4)
@@ -22,7 +22,7 @@ SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_
 @pytest.fixture(scope="module")
 def initialise() -> Any:
     """``SMALL.init``, compiled once."""
-    return jax.jit(SMALL.init, compiler_options=QUICK_TO_COMPILE)
+    return jax.jit(SMALL.init, compiler_options=quick_to_compile())
 
 
 def initialised(architecture: Architecture, **options: Any) -> tuple[Apply, Any, Any]:
@@ -75,8 +75,8 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
 def test_the_module_and_the_function_have_the_same_logits(initialise: Any) -> None:
     model, (apply, params, stats), x = SMALL.build(rngs=nnx.Rngs(0)), initialise(jax.random.key(0)), jnp.asarray(random(2, 6, 6, 3))
     graphdef, state = nnx.split(model)
-    theirs = jax.jit(lambda state: nnx.merge(graphdef, state)(x), compiler_options=QUICK_TO_COMPILE)(state)
-    ours = jax.jit(lambda p, s: apply(p, s, x, train=False)[0], compiler_options=QUICK_TO_COMPILE)(params, stats)
+    theirs = jax.jit(lambda state: nnx.merge(graphdef, state)(x), compiler_options=quick_to_compile())(state)
+    ours = jax.jit(lambda p, s: apply(p, s, x, train=False)[0], compiler_options=quick_to_compile())(params, stats)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from test_convolution import random
 from test_layers import filled
 
 from resnet_jax.models import Architecture, Execution, cifar_architecture, execution
-from resnet_jax.models.execution import QUICK_TO_COMPILE
+from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.shortcuts import OPTIONS
 
 LOOP, SCAN = Execution(blocks="loop"), Execution(blocks="scan")
@@ -40,7 +40,7 @@ def differentiated(architecture: Architecture, how: Execution) -> tuple[Any, Any
         logits, after = apply(params, stats, images, train=True)
         return jnp.sum(jax.nn.log_softmax(logits) * weights), (logits, after)
 
-    gradients, (logits, after) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=QUICK_TO_COMPILE)(params)
+    gradients, (logits, after) = jax.jit(jax.grad(loss, has_aux=True), compiler_options=quick_to_compile())(params)
     return logits, after, gradients
 
 
@@ -136,7 +136,7 @@ def test_units_run_in_order_and_only_neighbours_of_equal_structure_share_a_loop(
 
 
 def test_repeat_gives_every_unit_its_own_initial_values() -> None:
-    @functools.partial(jax.jit, compiler_options=QUICK_TO_COMPILE)
+    @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def kernels(key: jax.Array) -> list[list[jax.Array]]:
         """Of two stages, four units and two, from one stream."""
         rngs = nnx.Rngs(key)

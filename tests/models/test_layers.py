@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from test_convolution import close, convolve, random
 
-from resnet_jax.models.execution import QUICK_TO_COMPILE
+from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import BatchNorm, Conv, Head
 
 EPSILON, MOMENTUM = 1e-5, 0.9  # fb.resnet.torch, that is torch's defaults: eps 1e-5, momentum 0.1
@@ -42,7 +42,7 @@ def call(module: Any, *inputs: Any, **keywords: Any) -> tuple[jax.Array, dict[st
         module = nnx.merge(graphdef, state, copy=True)
         return module(*inputs, **keywords), nnx.to_pure_dict(nnx.state(module))
 
-    y, after = jax.jit(run, compiler_options=QUICK_TO_COMPILE)(state, inputs)
+    y, after = jax.jit(run, compiler_options=quick_to_compile())(state, inputs)
     return y, jax.tree.map(np.float64, after)
 
 
