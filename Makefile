@@ -22,7 +22,7 @@ test-slow: $(DEVELOPED)
 check: $(DEVELOPED)  ## what pre-commit and CI run
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 golden: $(DEVELOPED)  ## writes tests/golden anew; read the difference before you commit it
 	$(BIN)/python tests/write_golden.py
