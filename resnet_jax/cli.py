@@ -30,7 +30,6 @@ class RunOptions:
 
 def train(arguments: Sequence[str]) -> None:
     """Train an experiment, or continue it: resnet-jax train FILE.py:FUNCTION --workdir DIR [--seed N] [--steps N] [--FIELD VALUE]"""
-    from resnet_jax.studies import run
     from resnet_jax.training.experiment import Experiment
 
     reference, rest = options_lib.experiment_first("train", arguments)
@@ -48,7 +47,12 @@ def train(arguments: Sequence[str]) -> None:
 
     options = options_lib.parse(f"train {reference or EXPERIMENT}", Train, rest)
     experiment = options_lib.rescaled(base, options.experiment)
+    from resnet_jax.data import sources
+
+    # A set that is not there is said before Orbax and the rest take their seconds to import.
+    sources.describe(experiment.data.name, options.data_dir)
     from resnet_jax.console import RunProgress, out
+    from resnet_jax.studies import run
 
     with RunProgress(f"{experiment.name}, seed {options.seed}") as progress:
         result = run.run(experiment, options.seed, options.workdir, progress=progress, data_dir=options.data_dir, devices=options.devices)
