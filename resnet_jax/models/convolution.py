@@ -1,8 +1,9 @@
 """The one convolution of all networks, in two forms with equal values: XLA's own gradients, and gradients written out.
 
 XLA's CPU backend canonicalises convolution layouts in the entry computation only: the filter gradient of a convolution inside a
-``while`` body (any ``lax.scan``) runs a naive loop, 17 to 29 times slower. ``explicit`` states both gradients as ordinary
-NHWC/HWIO convolutions, which run well anywhere. It has no forward-mode derivative; ``plain`` keeps it.
+``while`` body (any ``lax.scan``) runs a naive loop: a scanned training step of ResNet-20 on 8x8 images took 7.6 times as long.
+``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand. It has
+no forward-mode derivative; ``plain`` keeps it.
 """
 
 import functools
@@ -20,7 +21,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def gradients_for_backend(gradients: Gradients) -> Literal["plain", "explicit"]:
-    """Resolves ``auto``: explicit on CPU; plain elsewhere, where the explicit form moves 4 % more bytes (ResNet-50, compiled for H100)."""
+    """Resolves ``auto``: explicit on CPU; plain elsewhere, until an accelerator has been measured."""
     if gradients == "auto":
         return "explicit" if jax.default_backend() == "cpu" else "plain"
     return gradients

@@ -5,7 +5,7 @@ from typing import Any
 
 from resnet_jax.data import sources
 from resnet_jax.studies import ledger
-from resnet_jax.training import loop, mesh, resolved
+from resnet_jax.training import loop, mesh, program, resolved
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.loop import Progress
 from resnet_jax.training.workdir import Workdir, write_json
@@ -29,6 +29,7 @@ def run(
     """
     info = sources.describe(experiment.data.name, data_dir)
     experiment.check(info, mesh.make(devices).size)
+    program.compiled(experiment, devices)  # traces the network: a structure that cannot be built fails here, before anything is written
     folder = Workdir(workdir)
     folder.claim(experiment, seed)
     finished = folder.result()

@@ -162,6 +162,8 @@ def test_bad_input_is_refused_before_anything_is_written(tiny: Experiment, digit
         dataclasses.replace(tiny, batch_size=12),  # not a multiple of 8 devices
         dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
         dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, num_classes=7)),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, features=(8, 4, 4))),  # option A cannot shrink
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, stages=(1, 1))),
     ):
         with pytest.raises(UserError):
             run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=8)
