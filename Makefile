@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= runs/data
+# Each worker runs files of tests in a process of its own.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # The demo needs less than the tests.
 INSTALLED := $(VENV)/.installed
@@ -14,10 +16,10 @@ demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 2 --workdir runs/demo --data-dir $(DATA)
 
 test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(DEVELOPED)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 check: $(DEVELOPED)  ## what pre-commit and CI run
 	$(BIN)/ruff check .

@@ -4,18 +4,22 @@ Command:   resnet-jax prepare cifar10        (once; or point TFDS_DATA_DIR at a 
            resnet-jax train experiments/he2015_cifar10.py:resnet20 --seed 1 --workdir runs/r20
 Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 128, 0.1 divided by 10 at 32k and 48k of 64k steps; pad 4, random crop, flip;
            per-pixel mean; option A everywhere. 110 and 1202 layers begin at 0.01 until the training error is below 80 %.
-Deviation: BatchNorm sees 128 images (the paper's two GPUs 64 each); all 50,000 images are trained on (`--data.validation-examples 5000`
-           for the paper's split); momentum in the form of fb.resnet.torch, not Caffe's.
+           BatchNorm sees groups of 64 images, as on the paper's two GPUs.
+Deviation: all 50,000 images are trained on (`--data.validation-examples 5000` for the paper's split); momentum in the form of
+           fb.resnet.torch, not Caffe's.
 Expect:    test error of the last step, percent (paper: resnet20 8.75, 32 7.51, 44 7.17, 56 6.97, 110 6.61 +- 0.16 over 5 runs, 1202 7.93);
            plain networks the worse the deeper they are, plain110 above 60 % (Figure 6 caption).
 Hardware:  one GPU or TPU; 2 CPU cores for short runs (`--steps 2000`).
 Time:      222 images/s for resnet20 on 2 CPU cores (measured), 10 hours for its 64,000 steps; on an accelerator not measured.
 """
 
-from resnet_jax.models import Architecture, cifar_architecture
+from resnet_jax.models import Architecture, cifar_architecture, configured
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.training.experiment import Data, Evaluation, Expected, Experiment, Schedule
 
+# "Batch size 128 on two GPUs": each normalised its own 64 images.
+NORM = configured(BatchNorm, group_size=64)
 TABLE_6 = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.61, 1202: 7.93}
 
 
@@ -37,11 +41,11 @@ def _resnet(depth: int) -> Experiment:
     statistic = "mean" if depth == 110 else "single"
     source = "He et al. 2015, Table 6" + (" (6.43 best of 5, 6.61 mean)" if depth == 110 else "")
     expected = Expected(value=TABLE_6[depth], statistic=statistic, source=source, mark="V:S1")
-    return _experiment(f"resnet{depth}", cifar_architecture(depth), depth, expected)
+    return _experiment(f"resnet{depth}", cifar_architecture(depth, norm=NORM), depth, expected)
 
 
 def _plain(depth: int) -> Experiment:
-    return _experiment(f"plain{depth}", cifar_architecture(depth, shortcut=NoShortcut), depth, None)
+    return _experiment(f"plain{depth}", cifar_architecture(depth, shortcut=NoShortcut, norm=NORM), depth, None)
 
 
 def resnet20() -> Experiment:

@@ -3,16 +3,20 @@
 Command:   resnet-jax summary experiments/he2015_imagenet.py:resnet50
            (Training needs the streaming input pipeline, which this version does not have yet: `train` says so before it starts.)
 Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at plateaus, up to 600k steps (Section 3.4).
+           BatchNorm sees groups of 32 images, as on the paper's eight GPUs.
 Deviation: the plateaus are fixed steps here, 300k and 450k of 600k, chosen by us: the paper does not state them.
 Expect:    top-1 error on the 50,000 validation images, percent, one 224 crop from 256 (authors' repository): resnet50 24.7,
            resnet101 23.6, resnet152 23.0. With 10 crops (Table 2): plain18 27.94, resnet18 27.88, plain34 28.54, resnet34 25.03.
 Hardware:  the paper used 8 GPUs with 32 images each. Time: not measured.
 """
 
-from resnet_jax.models import Architecture, imagenet_architecture
+from resnet_jax.models import Architecture, configured, imagenet_architecture
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, Projection, ZeroPad
 from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expected, Experiment, Schedule
 
+# "8 GPUs": each normalised its own 32 images.
+NORM = configured(BatchNorm, group_size=32)
 ONE_CROP = {50: 24.7, 101: 23.6, 152: 23.0}
 
 
@@ -36,11 +40,11 @@ def _resnet(depth: int) -> Experiment:
         source = "authors' released models, 1-crop (KaimingHe/deep-residual-networks)"
         expected = Expected(value=ONE_CROP[depth], statistic="single", source=source, mark="V:S9")
     # Table 2 compares plain nets with option A, which adds no parameter; the deeper ones use option B (Section 4.1).
-    return _experiment(f"resnet{depth}", imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection), expected)
+    return _experiment(f"resnet{depth}", imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection, norm=NORM), expected)
 
 
 def _plain(depth: int) -> Experiment:
-    return _experiment(f"plain{depth}", imagenet_architecture(depth, shortcut=NoShortcut))
+    return _experiment(f"plain{depth}", imagenet_architecture(depth, shortcut=NoShortcut, norm=NORM))
 
 
 def resnet18() -> Experiment:

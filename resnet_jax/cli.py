@@ -257,8 +257,15 @@ def doctor(arguments: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """Measure what compilation or a training step costs: resnet-jax bench compile|step [--depths 20 110] [--output FILE]"""
+    from resnet_jax.bench import command
+
+    command.run(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, study, report, summary, prepare, doctor)
+    command.__name__: command for command in (train, evaluate, study, report, summary, bench, prepare, doctor)
 }
 
 

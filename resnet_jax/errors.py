@@ -11,7 +11,8 @@ class UserError(ValueError):
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Returns ``'; did you mean X?'`` where something close exists, and the full list of valid names otherwise."""
     names = sorted(set(valid))
-    close = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    begun = [name for name in names if wrong and name.startswith(wrong)]
+    close = begun[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; there is {', '.join(names)}" if names else "; there is none"

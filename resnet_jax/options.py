@@ -1,4 +1,4 @@
-"""From the words of the command line to values: experiments by reference, their fields, classes of blocks, shortcuts and stems."""
+"""From the words of the command line to values: experiments by reference, their fields, the parts of networks by class and arguments."""
 
 import dataclasses
 import typing
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from resnet_jax import references
+from resnet_jax import configured, references
+from resnet_jax.configured import Configured, Factory
 from resnet_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -20,17 +21,29 @@ EXPERIMENT = "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20"
 
 
 def registry() -> ConstructorRegistry:
-    """A tyro registry that reads a class as its name in the papers (A), its own (ZeroPad), or FILE.py:CLASS."""
+    """A tyro registry that reads a part of a network as its name in the papers (A), its own (ZeroPad), or FILE.py:CLASS, and those with
+    arguments: ``Scaled(shortcut=0.5)``.
+    """
     found = ConstructorRegistry()
 
     @found.primitive_rule
-    def class_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    def part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        arguments = typing.get_args(info.type)
+        if Configured in arguments:
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar="CLASS|CLASS(ARGUMENT=VALUE)",
+                instance_from_str=lambda strings: load_part(strings[0]),
+                is_instance=lambda value: isinstance(value, type | Configured),
+                str_from_instance=lambda value: [name_of(value)],
+            )
         if typing.get_origin(info.type) is not type:
             return None
+        (base,) = arguments
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="CLASS",
-            instance_from_str=lambda strings: load_class(strings[0]),
+            instance_from_str=lambda strings: _subclass(strings[0], base),
             is_instance=lambda value: isinstance(value, type),
             str_from_instance=lambda value: [name_of(value)],
         )
@@ -38,35 +51,51 @@ def registry() -> ConstructorRegistry:
     return found
 
 
-def load_class(text: str) -> type:
-    """Reads a class by a short name, or by FILE.py:CLASS. Raises ValueError, as tyro expects."""
-    if ":" in text:
-        found = references.load(text)
-        if not isinstance(found, type):
-            raise UserError(f"{text} is not a class")
+def load_part(text: str) -> Factory:
+    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS. Raises ValueError, as tyro expects."""
+    return configured.parse(text, _load)
+
+
+def _load(name: str) -> Factory:
+    if ":" in name:
+        found = references.load(name)
+        if not isinstance(found, type | Configured):
+            raise UserError(f"{name} is not a class")
         return found
     names = known()
-    if text not in names:
-        raise UserError(f"{text!r} is no known class{nearest(text, names)}; for your own write FILE.py:CLASS")
-    return names[text]
+    if name not in names:
+        raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")
+    return names[name]
 
 
-def name_of(value: type) -> str:
-    """The short name of a class of ours, the reference of any other."""
-    return value.__name__ if known().get(value.__name__) is value else references.describe(value)
+def _subclass(text: str, base: type) -> type:
+    found = load_part(text)
+    if not isinstance(found, type) or not issubclass(found, base):
+        fitting = [name for name, value in known().items() if isinstance(value, type) and issubclass(value, base)]
+        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
+    return found
 
 
-def known() -> dict[str, type]:
-    """Short names of the classes that come with the package."""
-    from resnet_jax.models import blocks, shortcuts, stems
+def name_of(value: Factory) -> str:
+    """The short name of a part of ours, the reference of any other; with its arguments."""
+    short = known()
+    for name, part in short.items():
+        if part == value:
+            return name
+    return configured.text(value, lambda made: made.__name__ if short.get(made.__name__) is made else references.describe(made))
 
-    classes = {
+
+def known() -> dict[str, Factory]:
+    """Short names of the parts that come with the package."""
+    from resnet_jax.models import branches, norms, orders, shortcuts, stems, transitions
+
+    found: dict[str, Factory] = {
         name: value
-        for module in (blocks, shortcuts, stems)
+        for module in (branches, norms, orders, shortcuts, stems, transitions)
         for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__
+        if (isinstance(value, Configured) or (isinstance(value, type) and value.__module__ == module.__name__)) and not name.startswith("_")
     }
-    return classes | shortcuts.OPTIONS
+    return {**found, **shortcuts.OPTIONS}
 
 
 def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:

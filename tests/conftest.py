@@ -1,10 +1,17 @@
 """What all tests share: eight virtual devices, prepared data sets, a silent progress."""
 
 import os
+import tempfile
 
 # Before jax is imported anywhere. Subprocesses inherit it only where a test hands it on.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+
+# Workers and subprocesses compile the same tiny programs over and over: one cache for this run of the tests, and for no other.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="resnet_jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import dataclasses
 from pathlib import Path

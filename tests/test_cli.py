@@ -1,5 +1,6 @@
 """The command line: what works end to end, and that bad input fails early, on stderr, without a traceback, with nothing written."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,14 @@ import pytest
 from conftest import ROOT
 
 from resnet_jax import cli
+from resnet_jax.configured import configured
+from resnet_jax.models import Architecture, count
+from resnet_jax.models.branches import Bottleneck
+from resnet_jax.models.norms import GroupNorm
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.shortcuts import Projection
+from resnet_jax.models.stems import DeepStem
+from resnet_jax.models.transitions import DenseTransition
 
 TINY = f"{ROOT}/tests/tiny_experiment.py"
 
@@ -64,6 +73,109 @@ def test_steps_rescales_the_schedule_and_fields_can_be_set(capsys: pytest.Captur
     assert prints_json(capsys, "evaluate", str(run), "--data-dir", digits_dir, "--batch-size", "72", "--json")["examples"] == 360
 
 
+MINE = """
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Mine(nnx.Module):
+    def __init__(self, in_features, out_features, stride, rngs, scale=1.0):
+        self.stride, self.missing, self.scale = stride, out_features - in_features, scale
+
+    def __call__(self, x, branch):
+        x = x[:, :: self.stride, :: self.stride]
+        return branch + self.scale * jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.missing)))
+
+
+class Narrow:
+    pass
+"""
+
+
+def test_a_users_class_with_arguments_trains_resumes_and_is_scored(
+    capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--model.shortcut "my.py:Mine(scale=0.7)"``; the argument is part of the run: 0.8 is refused, and 0.7 finds it finished."""
+    (tmp_path / "my.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    command = ["train", f"{TINY}:tiny", "--workdir", "run", "--data-dir", digits_dir, "--devices", "1", "--steps", "4", "--json"]
+    results = [prints_json(capsys, *command, "--model.shortcut", "my.py:Mine(scale=0.7)")]
+    experiment = json.loads((tmp_path / "run" / "experiment.json").read_text())
+    assert experiment["experiment"]["model"]["shortcut"] == f"{tmp_path}/my.py:Mine(scale=0.7)"
+    assert experiment["identity"]["model"]["shortcut"] == "my.py:Mine(scale=0.7)"
+    # Killed after step 4 was saved and before the result was written.
+    (tmp_path / "run" / "result.json").unlink()
+    results.append(prints_json(capsys, *command, "--model.shortcut", f"{tmp_path}/my.py:Mine( scale = 0.7 )"))
+    assert results[0]["state_digest"] == results[1]["state_digest"]
+    scored = prints_json(capsys, "evaluate", "run", "--data-dir", digits_dir, "--batch-size", "72", "--json")
+    assert scored["error_percent"] == results[0]["value"]
+    assert "model.shortcut: 'my.py:Mine(scale=0.8)' asked for, 'my.py:Mine(scale=0.7)' in the run" in fails(
+        capsys, *command, "--model.shortcut", "my.py:Mine(scale=0.8)"
+    )
+    other = prints_json(capsys, *[c if c != "run" else "other" for c in command], "--model.shortcut", "my.py:Mine(scale=0.0)")
+    assert other["state_digest"] != results[0]["state_digest"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shortcut", "my.py:Mine(scal=0.7)", "Mine takes no argument 'scal'; did you mean scale?"),
+        ("shortcut", "my.py:Mien(scale=0.7)", "my.py has no 'Mien'; did you mean Mine?"),
+        ("shortcut", "my.py:Mine(scale=)", "cannot be read: write my.py:Mine(argument=value, ...)"),
+        ("shortcut", "my.py:Mine(0.7)", "cannot be read: write my.py:Mine(argument=value, ...)"),
+        ("shortcut", "my.py:Mine(scale=[1])", "an argument is a finite number, a string, True, False, None or a tuple of those"),
+        ("shortcut", "my.py:jnp", "my.py:jnp is not a class"),
+        ("shortcut", "Scald(shortcut=0.5)", "'Scald' is no known class; did you mean Scaled"),
+        ("shortcut", "ShortcutOnlyGating(bia=-6)", "ShortcutOnlyGating takes no argument 'bia'; did you mean bias?"),
+        ("branch", "Botleneck", "'Botleneck' is no known class; did you mean Bottleneck"),
+        ("norm", "BatchNorm(groupsize=64)", "BatchNorm takes no argument 'groupsize'; did you mean group_size?"),
+        ("order", "FullPreactivatoin", "'FullPreactivatoin' is no known class; did you mean FullPreactivation"),
+        ("order", "ZeroPad", "ZeroPad is no Order; "),
+        ("order", "Basic", "Basic is no Order; "),
+        ("order", "my.py:Mine", "my.py:Mine is no Order; "),
+        ("order", "my.py:Narrow", "my.py:Narrow is no Order; "),
+        ("order", "FullPreactivation(a=1)", "FullPreactivation takes no argument 'a'"),
+        ("order", "FullPreactivation()", "FullPreactivation() is no Order"),
+    ],
+)
+def test_an_unknown_part_or_argument_exits_with_2_one_message_and_nothing_written(
+    field: str,
+    value: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    digits_dir: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "my.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    said = fails(capsys, "train", f"{TINY}:tiny", "--workdir", "run", "--data-dir", digits_dir, f"--model.{field}", value)
+    assert said.count(message) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_parts_and_their_arguments_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them, as the help prints them."""
+    parts = ["--branch", "Bottleneck(groups=2, base_width=32)", "--order", "FullPreactivation", "--norm", "GroupNorm(num_groups=8)"]
+    more = ["--stem", "DeepStem", "--transition", "DenseTransition(compression=0.5)", "--stages", "1", "1", "--features", "32", "32"]
+    found = prints_json(capsys, "summary", "cifar_resnet", "--depth", "20", *parts, *more, "--shortcut", "B", "--json")
+    model = Architecture(
+        stages=(1, 1),
+        features=(32, 32),
+        branch=configured(Bottleneck, groups=2, base_width=32),
+        order=FullPreactivation,
+        shortcut=Projection,
+        stem=DeepStem,
+        norm=configured(GroupNorm, num_groups=8),
+        transition=configured(DenseTransition, compression=0.5),
+    )
+    assert found == json.loads(json.dumps(dataclasses.asdict(count(model))))
+    with pytest.raises(SystemExit):
+        cli.main(["summary", "resnet50_v15", "--help"])
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Branch(expansion=4, kernels=(1, 3, 1), stride_at=1)" in out or "BottleneckV15" in out
+
+
 def test_study_runs_cells_by_seeds_and_skips_what_is_finished(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     command = ["study", f"{TINY}:pair", "--seeds", "2", "--steps", "4", "--workdir", str(tmp_path), "--data-dir", digits_dir]
     cli.main([*command, "--devices", "1", "--json"])
@@ -88,6 +200,13 @@ def test_summary_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert round(found["multiply_adds"] / 1e6, 2) == 252.89
     assert prints_json(capsys, "summary", "imagenet_resnet", "--depth", "34", "--shortcut", "C", "--json")["projections"] == 16
     assert prints_json(capsys, "summary", f"{ROOT}/experiments/he2015_cifar10.py:plain20", "--json")["parameters"] == 269_722
+    # papers.md A2 to A8: networks by their own names, and with another head.
+    for name, parameters in (("wrn28_10", 36_479_194), ("resnext50_32x4d", 25_028_904), ("cifar_preresnet1001", 10_327_706)):
+        assert prints_json(capsys, "summary", name, "--json")["parameters"] == parameters
+    assert prints_json(capsys, "summary", "wrn28_10", "--num-classes", "100", "--json")["parameters"] == 36_536_884
+    assert prints_json(capsys, "summary", "cifar_preresnet", "--depth", "164", "--json")["parameters"] == 1_703_258
+    assert "leave out --depth 28" in fails(capsys, "summary", "wrn28_10", "--depth", "28")
+    assert "give the depth once" in fails(capsys, "summary", "resnet50", "--depth", "50")
     cli.main(["summary", "resnet50"])
     assert "25,557,032" in capsys.readouterr().out
 
@@ -131,7 +250,7 @@ def test_bad_words_are_answered_with_the_nearest_good_ones(capsys: pytest.Captur
     assert "resnet110" in fails(capsys, "train", cifar, *workdir)
     assert "first name the experiment" in fails(capsys, "train", *workdir)
     assert "--model.shortcut" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--model.shortcutt", "A")
-    assert "'D' is no known class" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--model.shortcut", "D")
+    assert "'E' is no known class" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--model.shortcut", "E")
     assert "no file nowhere.py" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--model.shortcut", "nowhere.py:X")
     assert "bfloat16" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--model.dtype", "float61")
     assert "--steps" in fails(capsys, "train", f"{cifar}:resnet20", *workdir, "--steps", "many")

@@ -8,6 +8,8 @@ import pytest
 from write_golden import GOLDEN, resolved_experiments
 
 from resnet_jax import models, references
+from resnet_jax.configured import configured
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,7 @@ def test_cifar10_recipe_is_section_4_2(kind: str, depth: int) -> None:
     assert (experiment.optimizer.momentum, experiment.optimizer.weight_decay) == (0.9, 1e-4)
     assert (experiment.data.pad, experiment.data.flip, experiment.data.normalization) == (4, True, "pixel_mean")
     assert experiment.schedule.warmup_until_error == (0.8 if depth >= 110 else 1.0)
+    assert experiment.model.norm == configured(BatchNorm, group_size=64), "batch 128 on two GPUs (papers.md A1)"
     assert experiment.model.shortcut is (ZeroPad if kind == "resnet" else NoShortcut)
     assert sum(experiment.model.stages) * 2 + 2 == depth
 
@@ -52,6 +55,7 @@ def test_cifar10_recipe_is_section_4_2(kind: str, depth: int) -> None:
 def test_plain_twins_differ_in_the_shortcut_alone(depth: int) -> None:
     """Table 2: the plain net is the residual net of option A without its shortcuts, with the same number of parameters."""
     residual, plain = load(f"he2015_imagenet.py:resnet{depth}").model, load(f"he2015_imagenet.py:plain{depth}").model
+    assert residual.norm == configured(BatchNorm, group_size=32), "batch 256 on eight GPUs (papers.md A1)"
     assert dataclasses.replace(residual, shortcut=NoShortcut) == plain
     if depth < 50:
         assert models.count(residual).parameters == models.count(plain).parameters

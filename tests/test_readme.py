@@ -1,24 +1,62 @@
 """The README's Python runs as it stands there, and its commands exist."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
 from conftest import ROOT
+from flax import linen, nnx
 
 from resnet_jax import cli, models, references
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_python_of_the_readme_runs() -> None:
-    names: dict = {"images": jnp.zeros((2, 32, 32, 3)), "jax": jax, "jnp": jnp}
+@pytest.fixture(scope="module")
+def readme() -> dict:
+    """The names that the README's Python leaves behind."""
+    names: dict = {"images": jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), "jax": jax, "jnp": jnp, "optax": optax, "linen": linen}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     for block in blocks:
         exec(block, names)
+    return names
+
+
+def test_the_python_of_the_readme_runs(readme: dict) -> None:
+    names = readme
     assert names["logits"].shape == (2, 10)
     assert list(names["maps"]) == ["stem", "stage1", "stage2", "stage3"]
+    assert names["per_pixel"].shape == (2, 4, 4, 3)  # 32 pixels at stride 8
+    assert not np.allclose(names["lesioned"], names["swapped"])
+
+
+def test_the_readmes_trunk_trains_its_new_layer_and_nothing_else(readme: dict) -> None:
+    params, images = readme["weights"], jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+
+    @jax.jit
+    def step(params: dict, state: Any) -> dict:
+        gradients = jax.grad(lambda p: nnx.merge(readme["graphdef"], p, readme["statistics"], copy=True)(images).sum())(params)
+        return optax.apply_updates(params, readme["frozen"].update(gradients, state, params)[0])
+
+    after = step(params, readme["state"])
+    jax.tree.map(np.testing.assert_array_equal, params["trunk"], after["trunk"])
+    moved = np.asarray(params["classify"]["kernel"]) != after["classify"]["kernel"]
+    assert moved.mean() > 0.5  # a feature that is zero everywhere moves nothing
+
+
+def test_the_readmes_linen_module_has_the_trunks_variables(readme: dict) -> None:
+    module, images = readme["Classifier"](), readme["images"]
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    assert variables["params"]["trunk"]["stages"][0][0]["stacked"]["branch"]["convs"][0]["kernel"].shape == (1, 3, 3, 8, 8)
+    variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), variables)
+    logits, moved = module.apply(variables, images, True, mutable=["batch_stats"])
+    assert logits.shape == (2, 3)
+    assert moved["batch_stats"].keys() == {"trunk"}
 
 
 def test_the_counts_of_the_readme_are_those_of_the_paper_and_of_torchvision() -> None:

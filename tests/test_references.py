@@ -110,7 +110,7 @@ def test_what_is_no_reference_is_an_error_that_shows_one(reference: str) -> None
         references.load(reference)
 
 
-@pytest.mark.parametrize("module", ["resnet_jaxx", "resnet_jax.modells", "resnet_jax.models.blocks.basic", "nosuchpackage.sub"])
+@pytest.mark.parametrize("module", ["resnet_jaxx", "resnet_jax.modells", "resnet_jax.models.branches.basic", "nosuchpackage.sub"])
 def test_missing_module_is_an_error(module: str) -> None:
     with pytest.raises(UserError, match=f"there is no module '{module}'"):
         references.load(f"{module}:Thing")

@@ -1,75 +1,134 @@
-"""The networks of He et al. 2015 by name: Table 1 (ImageNet) and Section 4.2 (CIFAR-10)."""
+"""The networks of the papers by name: one table."""
 
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 
+from resnet_jax.configured import configured
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.models.blocks import BasicBlock, Bottleneck, BottleneckV15
+from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, SingleLayer
+from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution
+from resnet_jax.models.families import (
+    DENSENET_STAGES,
+    IMAGENET_STAGES,
+    cifar_architecture,
+    densenet_architecture,
+    imagenet_architecture,
+    wide_architecture,
+)
+from resnet_jax.models.orders import Fixup, FullPreactivation
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.shortcuts import NoShortcut, Projection, ZeroPad
-from resnet_jax.models.stems import ImageNetStem, SmallImageStem
+from resnet_jax.models.shortcuts import NoShortcut, PooledProjection, PooledZeroPad, Projection
+from resnet_jax.models.stems import DeepStem
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
 
-# Table 1. The block type belongs to the table: ResNet-34 and ResNet-50 have the same stages.
-IMAGENET_STAGES: dict[int, tuple[type[nnx.Module], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
+
+def _preactivated(depth: int, **fields: Any) -> Architecture:
+    return cifar_architecture(depth, order=FullPreactivation, shortcut=Projection, **fields)
+
+
+def _se(depth: int) -> Architecture:
+    return imagenet_architecture(depth, branch=configured(IMAGENET_STAGES[depth][0], reduction=16))
+
+
+def _resnext(depth: int, groups: int, width: int, **options: Any) -> Architecture:
+    return imagenet_architecture(depth, branch=configured(BottleneckV15, groups=groups, base_width=width, **options))
+
+
+def _resnext29(groups: int, width: int) -> Architecture:
+    branch = configured(BottleneckV15, groups=groups, base_width=width)
+    return cifar_architecture(29, branch=branch, shortcut=Projection, features=(64, 128, 256))
+
+
+# ResNeXt (1611.05431), Table 3 and Table 4: cardinality x width.
+_RESNEXT = {50: ((2, 40), (4, 24), (8, 14), (32, 4)), 101: ((2, 40), (4, 24), (8, 14), (32, 4), (32, 8), (2, 64), (64, 4))}
+_WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
+
+NETWORKS: dict[str, Architecture] = {
+    # He et al. 2015, Table 1: the stride in the first 1x1.
+    **{f"resnet{d}": imagenet_architecture(d) for d in IMAGENET_STAGES},
+    **{f"plain{d}": imagenet_architecture(d, shortcut=NoShortcut) for d in IMAGENET_STAGES},
+    # fb.resnet.torch, torchvision: the stride in the 3x3.
+    **{f"resnet{d}_v15": imagenet_architecture(d, stride_in_1x1=False) for d in (50, 101, 152, 200)},
+    # He et al. 2018 (1812.01187), Figure 2: deep stem, average pooling in the shortcut.
+    **{
+        f"resnet{d}_d": imagenet_architecture(d, stride_in_1x1=False, shortcut=PooledProjection, stem=DeepStem)
+        for d in (18, 34, 50, 101, 152, 200)
+    },
+    # Hu et al. 2018 (1709.01507), Table 1.
+    **{f"seresnet{d}": _se(d) for d in (18, 34, 50, 101, 152)},
+    **{f"seresnext{d}_32x4d": _resnext(d, 32, 4, reduction=16) for d in (50, 101)},
+    # He et al. 2016, Table 5.
+    **{f"preresnet{d}": imagenet_architecture(d, order=FullPreactivation) for d in IMAGENET_STAGES},
+    # Zagoruyko and Komodakis 2016, Section 3 (ImageNet): the bottleneck's inside twice as wide.
+    **{f"wide_resnet{d}_2": imagenet_architecture(d, branch=configured(BottleneckV15, base_width=128)) for d in (50, 101)},
+    **{f"resnext{depth}_{c}x{w}d": _resnext(depth, c, w) for depth, rows in _RESNEXT.items() for c, w in rows},
+    **{f"densenet{d}": densenet_architecture(d, imagenet=True) for d in DENSENET_STAGES},
+    # Small images. He et al. 2015, Section 4.2.
+    **{f"cifar_resnet{d}": cifar_architecture(d) for d in CIFAR_DEPTHS},
+    **{f"cifar_plain{d}": cifar_architecture(d, shortcut=NoShortcut) for d in CIFAR_DEPTHS},
+    # He et al. 2016, Tables 2 to 4.
+    **{f"cifar_resnet{d}": cifar_architecture(d, branch=Bottleneck, shortcut=Projection) for d in (164, 1001)},
+    "cifar_preresnet110": _preactivated(110),
+    **{f"cifar_preresnet{d}": _preactivated(d, branch=Bottleneck) for d in (164, 1001)},
+    "cifar_resnet110_single": cifar_architecture(110, branch=SingleLayer),
+    "cifar_preresnet110_single": _preactivated(110, branch=SingleLayer),
+    # Huang et al. 2016, Section 4.
+    **{
+        f"cifar_stochastic{d}": cifar_architecture(d, shortcut=PooledZeroPad, stochastic_depth=StochasticDepth(survival=0.5))
+        for d in (110, 1202)
+    },
+    **{f"wrn{d}_{k}": wide_architecture(d, k) for d, k in _WIDE},
+    **{f"wrn{d}_{k}_dropout": wide_architecture(d, k, branch=configured(Basic, dropout=0.3)) for d, k in ((16, 8), (28, 10), (40, 10))},
+    **{f"resnext29_{c}x{w}d": _resnext29(c, w) for c, w in ((32, 4), (8, 64), (16, 64))},
+    "cifar_seresnet110": cifar_architecture(110, branch=configured(Basic, reduction=16)),
+    "cifar_seresnet164": cifar_architecture(164, branch=configured(Bottleneck, reduction=16), shortcut=Projection),
+    "cifar_fixup110": cifar_architecture(110, order=Fixup),
+    # Huang et al. 2017, Table 2.
+    **{f"cifar_densenet{d}_{k}": densenet_architecture(d, k, bottleneck=False) for d, k in ((40, 12), (100, 12), (100, 24))},
+    **{f"cifar_densenet_bc{d}_{k}": densenet_architecture(d, k) for d, k in ((100, 12), (190, 40), (250, 24))},
+}
+
+# Families that take any depth.
+FAMILIES: dict[str, Any] = {
+    "cifar_resnet": cifar_architecture,
+    "cifar_plain": lambda d: cifar_architecture(d, shortcut=NoShortcut),
+    "cifar_preresnet": _preactivated,
+    "imagenet_resnet": imagenet_architecture,
+    "imagenet_plain": lambda d: imagenet_architecture(d, shortcut=NoShortcut),
+    "imagenet_preresnet": lambda d: imagenet_architecture(d, order=FullPreactivation),
 }
 
 
-def cifar_architecture(depth: int, *, shortcut: type[nnx.Module] = ZeroPad, **fields: Any) -> Architecture:
-    """6n+2 layers for small images: a 3x3 stem and n basic units each at 16, 32 and 64 features. Section 4.2: option A.
+def architecture(name: str, depth: int | None = None) -> Architecture:
+    """Looks up a network as the command line names it: one of ``NETWORKS`` (``resnet50_d``, ``wrn28_10``), or one of ``FAMILIES`` with its
+    depth given beside it or behind its name (``cifar_resnet``, 26 or ``cifar_resnet26``).
 
-    Args:
-      depth: 6n+2; the paper trains 20, 32, 44, 56, 110 and 1202.
-      shortcut: class of the shortcuts.
-      **fields: further fields of ``Architecture``.
+    Raises:
+      UserError: for an unknown name, or a family without its depth.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise UserError(f"depth {depth} is not 6n+2: the CIFAR networks have 8, 14, 20, 26, ... layers, the paper's {CIFAR_DEPTHS}")
-    units = (depth - 2) // 6
-    defaults: dict[str, Any] = {
-        "stages": (units,) * 3,
-        "features": (16, 32, 64),
-        "stem": SmallImageStem,
-        "input_shape": (32, 32, 3),
-        "num_classes": 10,
-    }
-    return Architecture(shortcut=shortcut, **(defaults | fields))
+    if depth is None and name in NETWORKS:
+        return NETWORKS[name]
+    stem, digits = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
+    family = {"resnet": "imagenet_resnet", "plain": "imagenet_plain", "preresnet": "imagenet_preresnet"}.get(stem, stem)
+    if family not in FAMILIES:
+        if name in NETWORKS:
+            raise UserError(f"{name!r} has its depth in its name: leave out --depth {depth}")
+        raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
+    if (depth is None) == (not digits):
+        raise UserError(f"{name!r}: give the depth once, as in 'cifar_resnet --depth 110' or 'resnet50'")
+    wanted = int(digits) if depth is None else depth
+    known = f"{stem}{wanted}"
+    return NETWORKS[known] if known in NETWORKS else FAMILIES[family](wanted)
 
 
-def imagenet_architecture(
-    depth: int, *, shortcut: type[nnx.Module] = Projection, stride_in_1x1: bool = True, **fields: Any
-) -> Architecture:
-    """18 to 152 layers for 224-pixel images. Table 1; option B where nothing else is said (Section 4.1).
-
-    Args:
-      depth: 18, 34, 50, 101 or 152.
-      shortcut: class of the shortcuts.
-      stride_in_1x1: a bottleneck's stride in its first 1x1 convolution (the paper) or in its 3x3 ("v1.5", torchvision).
-      **fields: further fields of ``Architecture``.
-    """
-    if depth not in IMAGENET_STAGES:
-        raise UserError(f"depth {depth}: the ImageNet networks of Table 1 have {', '.join(map(str, IMAGENET_STAGES))} layers")
-    block, stages = IMAGENET_STAGES[depth]
-    if block is Bottleneck and not stride_in_1x1:
-        block = BottleneckV15
-    defaults: dict[str, Any] = {
-        "stages": stages,
-        "features": (64, 128, 256, 512),
-        "block": block,
-        "stem": ImageNetStem,
-        "input_shape": (224, 224, 3),
-        "num_classes": 1000,
-    }
-    return Architecture(shortcut=shortcut, **(defaults | fields))
+def build(name: str, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any) -> ResNet:
+    """Builds a network by its name, fields of ``Architecture`` changed: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
+    return replace(architecture(name), **fields).build(rngs=rngs, execution=execution)
 
 
 def cifar_resnet(depth: int, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any) -> ResNet:
@@ -96,27 +155,4 @@ def _named(depth: int) -> _Named:
     return build
 
 
-resnet18, resnet34, resnet50, resnet101, resnet152 = map(_named, IMAGENET_STAGES)
-
-
-def architecture(name: str, depth: int | None = None) -> Architecture:
-    """Looks up a network as the command line names it: ``cifar_resnet``, ``cifar_plain``, ``imagenet_resnet``, ``imagenet_plain``
-    with a depth, or both in one: ``resnet50``, ``plain34``, ``cifar_resnet110``.
-
-    Raises:
-      UserError: for an unknown name, or a family without its depth.
-    """
-    stem, digits = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
-    families = {
-        "cifar_resnet": lambda d: cifar_architecture(d),
-        "cifar_plain": lambda d: cifar_architecture(d, shortcut=NoShortcut),
-        "imagenet_resnet": lambda d: imagenet_architecture(d),
-        "imagenet_plain": lambda d: imagenet_architecture(d, shortcut=NoShortcut),
-    }
-    family = families.get({"resnet": "imagenet_resnet", "plain": "imagenet_plain"}.get(stem, stem))
-    if family is None:
-        known = [*families, *(f"resnet{d}" for d in IMAGENET_STAGES), *(f"plain{d}" for d in IMAGENET_STAGES)]
-        raise UserError(f"no network is called {name!r}{nearest(name, known)}")
-    if (depth is None) == (not digits):
-        raise UserError(f"{name!r}: give the depth once, as in 'cifar_resnet --depth 110' or 'resnet50'")
-    return family(int(digits) if depth is None else depth)
+resnet18, resnet34, resnet50, resnet101, resnet152, resnet200 = map(_named, IMAGENET_STAGES)

@@ -8,9 +8,10 @@ no forward-mode derivative; ``plain`` keeps it.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -47,10 +48,10 @@ def explicit(
 ) -> Float[Array, "n ho wo o"]:
     """A drop-in for ``lax.conv_general_dilated`` (NHWC, explicit padding) with its gradients written as convolutions.
 
-    Grouped and input-dilated convolutions and other layouts, which the written gradients do not cover, take the plain form.
+    Input-dilated convolutions and other layouts, which the written gradients do not cover, take the plain form.
     """
     layouts = [lax.conv_dimension_numbers(inputs.shape, kernel.shape, numbers) for numbers in (dimension_numbers, _NHWC)]
-    if feature_group_count != 1 or tuple(lhs_dilation) != (1, 1) or layouts[0] != layouts[1]:
+    if tuple(lhs_dilation) != (1, 1) or layouts[0] != layouts[1]:
         return plain(
             inputs,
             kernel,
@@ -63,56 +64,103 @@ def explicit(
             precision=precision,
             out_sharding=out_sharding,
         )
-    strides, pairs = tuple(strides), tuple(tuple(pair) for pair in padding)
-    if kernel.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)):
+    (down, across), (vertical, horizontal) = strides, padding
+    pairs: Pairs = ((vertical[0], vertical[1]), (horizontal[0], horizontal[1]))
+    if kernel.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)) and feature_group_count == 1:
         # A 1x1 convolution is a matrix product over the pixels that the stride keeps.
-        return lax.dot_general(inputs[:, :: strides[0], :: strides[1]], kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision)
-    return _convolve(inputs, kernel, strides, pairs, tuple(rhs_dilation), precision)
+        return lax.dot_general(inputs[:, ::down, ::across], kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision)
+    return _convolve(inputs, kernel, _Window((down, across), pairs, (rhs_dilation[0], rhs_dilation[1]), feature_group_count, precision))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _convolve(inputs: Array, kernel: Array, strides: tuple[int, int], padding: Pairs, dilation: tuple[int, int], precision: Any) -> Array:
-    return lax.conv_general_dilated(inputs, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=_NHWC, precision=precision)
+class _Window(NamedTuple):
+    """What a convolution is besides its operands."""
+
+    strides: tuple[int, int]
+    padding: Pairs
+    dilation: tuple[int, int]
+    groups: int
+    precision: Any
 
 
-def _forward(
-    inputs: Array, kernel: Array, strides: tuple[int, int], padding: Pairs, dilation: tuple[int, int], precision: Any
-) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(inputs, kernel, strides, padding, dilation, precision), (inputs, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(inputs: Array, kernel: Array, window: _Window) -> Array:
+    inputs, padding, _ = _roomy(inputs, kernel, window.padding, (1, 1))
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        window.strides,
+        padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=_NHWC,
+        feature_group_count=window.groups,
+        precision=window.precision,
+    )
 
 
-def _backward(
-    strides: tuple[int, int], padding: Pairs, dilation: tuple[int, int], precision: Any, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _forward(inputs: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(inputs, kernel, window), (inputs, kernel)
+
+
+def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = saved
+    strides, padding, dilation, groups, precision = window
     sizes, taps = inputs.shape[1:3], kernel.shape[:2]
     reach = tuple((k - 1) * d for k, d in zip(taps, dilation, strict=True))
     spread = tuple((o - 1) * s + 1 for o, s in zip(cotangent.shape[1:3], strides, strict=True))
-    # Input: the cotangent, spread by the stride, meets the kernel flipped and with its channels exchanged.
+    # Input: the cotangent, spread by the stride, meets the kernel flipped and with its channels exchanged within each group.
     low = tuple(r - p[0] for r, p in zip(reach, padding, strict=True))
     high = tuple(size - wide - lo + r for size, wide, lo, r in zip(sizes, spread, low, reach, strict=True))
+    roomy, around, spreads = _roomy(cotangent, kernel, tuple(zip(low, high, strict=True)), strides)
     input_gradient = lax.conv_general_dilated(
-        cotangent,
-        kernel[::-1, ::-1].swapaxes(2, 3),
+        roomy,
+        _exchanged(kernel[::-1, ::-1], groups),
         (1, 1),
-        tuple(zip(low, high, strict=True)),
-        lhs_dilation=strides,
+        around,
+        lhs_dilation=spreads,
         rhs_dilation=dilation,
         dimension_numbers=_NHWC,
+        feature_group_count=groups,
         precision=precision,
     )
-    # Filter: batch and channels exchanged in both, the stride becomes the dilation of the cotangent.
+    # Filter: images and channels exchanged in both, the stride becomes the dilation of the cotangent; groups stay groups.
     high = tuple(r + wide - size - p[0] for r, wide, size, p in zip(reach, spread, sizes, padding, strict=True))
     filter_gradient = lax.conv_general_dilated(
-        inputs.transpose(3, 1, 2, 0),
+        _images_as_channels(inputs, groups),
         cotangent.transpose(1, 2, 0, 3),
         dilation,
         tuple((p[0], hi) for p, hi in zip(padding, high, strict=True)),
         rhs_dilation=strides,
         dimension_numbers=_NHWC,
+        feature_group_count=groups,
         precision=precision,
     ).transpose(1, 2, 0, 3)
     return input_gradient, filter_gradient
+
+
+def _roomy(images: Array, kernel: Array, padding: Any, spreads: tuple[int, int]) -> tuple[Array, Any, tuple[int, int]]:
+    """Images, their padding and their dilation. Images smaller than the kernel are padded and spread beforehand: XLA would exchange the
+    two, and convolve in another layout.
+    """
+    if all(size >= taps for size, taps in zip(images.shape[1:3], kernel.shape[:2], strict=True)):
+        return images, padding, spreads
+    (up, down), (left, right) = padding
+    padded = lax.pad(images, jnp.zeros((), images.dtype), ((0, 0, 0), (up, down, spreads[0] - 1), (left, right, spreads[1] - 1), (0, 0, 0)))
+    # Without the barrier XLA takes the padding back into the convolution, and exchanges the two after all.
+    return lax.optimization_barrier(padded), ((0, 0), (0, 0)), (1, 1)
+
+
+def _exchanged(kernel: Array, groups: int) -> Array:
+    """``(kh, kw, i, groups * o)`` to ``(kh, kw, o, groups * i)``."""
+    height, width, come, go = kernel.shape
+    split = kernel.reshape(height, width, come, groups, go // groups)
+    return split.transpose(0, 1, 4, 3, 2).reshape(height, width, go // groups, groups * come)
+
+
+def _images_as_channels(inputs: Array, groups: int) -> Array:
+    """``(n, h, w, groups * i)`` to ``(i, h, w, groups * n)``."""
+    images, height, width, channels = inputs.shape
+    split = inputs.reshape(images, height, width, groups, channels // groups)
+    return split.transpose(4, 1, 2, 3, 0).reshape(channels // groups, height, width, groups * images)
 
 
 _convolve.defvjp(_forward, _backward)

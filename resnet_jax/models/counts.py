@@ -12,7 +12,7 @@ from flax import nnx
 from jax.extend import core
 
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.models.execution import Execution
+from resnet_jax.models.execution import Execution, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +46,33 @@ def count(architecture: Architecture) -> Counts:
     """Counts a network at its ``input_shape``."""
     # Scanned units are traced once whatever the depth.
     execution = Execution(blocks="scan", convolution="plain")
-    model = jax.eval_shape(lambda: nnx.split(architecture.build(rngs=nnx.Rngs(0), execution=execution)))
-    model = nnx.merge(*model)
+    model = nnx.merge(*jax.eval_shape(lambda: nnx.split(architecture.build(rngs=nnx.Rngs(0), execution=execution))))
     graphdef, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
-    maps = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s).features(x), state, images)
-    multiply_adds: Counter[str] = Counter()
-    _walk(jax.make_jaxpr(lambda s, x: nnx.merge(graphdef, s)(x))(state, images).jaxpr, "", 1, multiply_adds)
 
-    sections = {"stem": model.stem} | {f"stage{i + 1}": units for i, units in enumerate(model.stages)} | {"head": model.head}
-    shapes = {name: tuple(x.shape[1:]) for name, x in maps.items()} | {"head": (architecture.num_classes,)}
+    def both(state: Any, images: Any) -> Any:
+        maps = (model := nnx.merge(graphdef, state)).features(images)
+        with jax.named_scope("head"):
+            return maps, model.head(maps[f"stage{len(model.stages)}"])
+
+    traced = jax.make_jaxpr(both, return_shape=True)(state, images)
+    multiply_adds: Counter[str] = Counter()
+    _walk(traced[0].jaxpr, "", 1, multiply_adds)
+
+    shapes = {name: tuple(x.shape[1:]) for name, x in traced[1][0].items()} | {"head": (architecture.num_classes,)}
+    sections: dict[str, tuple[nnx.Module, ...]] = {"stem": (model.stem,), "head": (model.head,)}
+    for index, (transition, stacks) in enumerate(zip(model.transitions, model.stages, strict=True)):
+        sections[f"stage{index + 1}"] = (transition, *stacks)
     rows = tuple(
         StageCounts(
             name=name,
-            units=len(section) if isinstance(section, nnx.List) else 0,
+            units=sum(part.count for part in sections[name] if isinstance(part, Stack)),
             output_shape=shapes[name],
-            parameters=_parameters(section),
+            parameters=sum(map(_parameters, sections[name])),
             multiply_adds=multiply_adds[name],
-            projections=sum(_projects(unit) for unit in section) if isinstance(section, nnx.List) else 0,
+            projections=sum(part.count for part in sections[name] if isinstance(part, Stack) and _projects(part)),
         )
-        for name, section in sections.items()
+        for name in ("stem", *(f"stage{i + 1}" for i in range(len(model.stages))), "head")
     )
     assert sum(row.multiply_adds for row in rows) == sum(multiply_adds.values()), multiply_adds
     return Counts(
@@ -80,9 +87,10 @@ def _parameters(module: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
-def _projects(unit: nnx.Module) -> bool:
-    shortcut = getattr(unit, "shortcut", None)  # a user's own block may have none
-    return shortcut is not None and any(isinstance(module, nnx.Conv) for _, module in nnx.iter_modules(shortcut))
+def _projects(stack: Stack) -> bool:
+    # A gate's convolution weighs what travels on the shortcut, it does not project it.
+    modules = nnx.iter_modules(stack.stacked.shortcut)
+    return any(isinstance(module, nnx.Conv) and "gate" not in path for path, module in modules)
 
 
 def _walk(jaxpr: core.Jaxpr, scope: str, times: int, totals: "Counter[str]") -> None:

@@ -1,14 +1,14 @@
-"""How the units of a stage are run: one after another, or as one ``lax.scan``. Parameters are stored one by one either way."""
+"""How the units of a network are run: one after another, or as one ``lax.scan``. Their variables are stored stacked either way."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
 
 from resnet_jax.models.convolution import Gradients
 
@@ -21,6 +21,8 @@ class Execution:
     """Units of a stage unrolled, or as one scan. auto: scan on CPU, and for more than 100 units (compile time) elsewhere."""
     convolution: Gradients = "auto"
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
+    remat: bool = False
+    """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0
     """Training steps in one call of the compiled program. 0: one on CPU, up to 100 elsewhere."""
 
@@ -36,49 +38,81 @@ def quick_to_compile() -> dict[str, Any] | None:
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
-def run(units: Sequence[nnx.Module], x: Array, *, train: bool, scan: bool) -> Array:
-    """Runs units one after another; with ``scan``, neighbours of equal structure become the iterations of one loop."""
-    if not scan:
-        for unit in units:
-            x = unit(x, train=train)  # pyright: ignore[reportCallIssue]
+class Stack(nnx.Module):
+    """Neighbouring units of equal structure; each of their variables is one array with the units along its first axis.
+
+    So 1202 layers are initialised, trained and saved as few arrays as 20 are, and a scan over them has nothing to gather.
+
+    Args:
+      make: makes one unit, ``make(rngs=)``.
+      count: how many.
+      scan, remat: how they are run, see ``Execution``.
+      rngs: stream ``params``.
+    """
+
+    def __init__(self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs):
+        def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
+            graphdef, state = nnx.split(make(rngs=nnx.Rngs(key)))
+            return graphdef, nnx.to_pure_dict(state)
+
+        graphdef, stacked = jax.vmap(variables)(jax.random.split(rngs.params(), count))
+        self.stacked = nnx.merge(graphdef, stacked)
+        self.count, self.scan, self.remat = count, scan, remat
+        self.out_features: int = self.stacked.out_features
+
+    def unit(self, index: int) -> nnx.Module:
+        """A copy of one unit."""
+        graphdef, state = nnx.split(self.stacked)
+        return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
+
+    def __call__(
+        self,
+        x: Float[Array, "n h w c"],
+        *,
+        train: bool,
+        key: Key[Array, ""] | None = None,
+        multipliers: Float[Array, "units _"] | None = None,
+        permutation: Int[Array, "units"] | None = None,
+    ) -> Float[Array, "n ho wo co"]:
+        """Runs the units in order, or in that of ``permutation``; ``multipliers`` and keys belong to places, not to units."""
+        graphdef, state = nnx.split(self.stacked)
+        variables = nnx.to_pure_dict(state)
+        if permutation is not None:
+            variables = jax.tree.map(lambda a: a[permutation], variables)
+        keys = None if key is None else jax.random.split(key, self.count)
+
+        def run(x: Array, inputs: Any) -> tuple[Array, Any]:
+            variables, key, multiplier = inputs
+            unit = nnx.merge(graphdef, variables, copy=True)
+            x = unit(x, train=train, key=key, multiplier=multiplier)
+            return x, nnx.to_pure_dict(nnx.state(unit, nnx.Not(nnx.Param)))
+
+        inputs = (variables, keys, multipliers)
+        scan = self.scan and self.count > 1
+        if self.remat:
+            run = jax.checkpoint(run, prevent_cse=not scan)
+        if scan:
+            x, changed = lax.scan(run, x, inputs)
+        else:
+            each = []
+            for one in _unstacked(inputs, self.count):
+                x, after = run(x, one)
+                each.append(after)
+            changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        if train:
+            if permutation is not None:
+                changed = jax.tree.map(lambda a: a[jnp.argsort(permutation)], changed)
+            nnx.update(self.stacked, changed)
         return x
-    for _, alike in itertools.groupby(units, key=_structure):
-        x = _scan(list(alike), x, train=train)
-    return x
 
 
-def repeat(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> list[nnx.Module]:
-    """Makes ``count`` equal units by one vectorised initialisation: 1202 layers initialise as one unit a stage does."""
-    if count == 0:
-        return []
+def _unstacked(tree: Any, count: int) -> list[Any]:
+    # The gradient of a split is one concatenation; that of `count` slices a sum of as many padded arrays.
+    def split(leaf: Array) -> list[Array]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return [leaf[i] for i in range(count)]
+        return [lax.squeeze(part, (0,)) for part in lax.split(leaf, (1,) * count)]
 
-    def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
-        graphdef, state = nnx.split(make(nnx.Rngs(key)))
-        return graphdef, nnx.to_pure_dict(state)
-
-    graphdef, stacked = jax.vmap(variables)(jax.random.split(rngs.params(), count))
-    return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(count)]
-
-
-def _structure(unit: nnx.Module) -> Any:
-    graphdef, state = nnx.split(unit)
-    leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(state))
-    return graphdef, treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
-
-
-def _scan(units: list[nnx.Module], x: Array, *, train: bool) -> Array:
-    if len(units) == 1:
-        return units[0](x, train=train)  # pyright: ignore[reportCallIssue]
-    graphdef, _ = nnx.split(units[0])
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.to_pure_dict(nnx.state(unit)) for unit in units])
-
-    def body(x: Array, variables: Any) -> tuple[Array, Any]:
-        unit = nnx.merge(graphdef, variables, copy=True)
-        x = unit(x, train=train)
-        return x, nnx.to_pure_dict(nnx.state(unit, nnx.Not(nnx.Param)))
-
-    x, changed = jax.lax.scan(body, x, stacked)
-    if train:
-        for i, unit in enumerate(units):
-            nnx.update(unit, jax.tree.map(lambda a, i=i: a[i], changed))
-    return x
+    leaves, treedef = jax.tree.flatten(tree)
+    parts = [split(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [part[i] for part in parts]) for i in range(count)]

@@ -1,29 +1,90 @@
-"""How images enter a network: the first convolution, and what it subsamples."""
+"""How images enter a network: the first convolutions, and what they subsample (``stride``)."""
+
+from typing import ClassVar
 
 from flax import nnx
 from jaxtyping import Array, Float
 
-from resnet_jax.models.layers import BatchNorm, Conv, ConvFactory, NormFactory
+from resnet_jax.errors import UserError
+from resnet_jax.models.layers import Conv, ConvFactory, NormFactory
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.orders import Order, Original, Sequence
+
+Images = Float[Array, "n h w c"]
+Entered = Float[Array, "n ho wo co"]
 
 
 class SmallImageStem(nnx.Module):
     """3x3 convolution at full resolution, for images of 8 to 64 pixels. He et al. 2015, Section 4.2."""
 
-    def __init__(self, in_features: int, features: int, *, conv: ConvFactory = Conv, norm: NormFactory = BatchNorm, rngs: nnx.Rngs):
-        self.conv = conv(in_features, features, 3, rngs=rngs)
-        self.norm = norm(features, rngs=rngs)
+    stride: ClassVar[int] = 1
 
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n h w co"]:
-        return nnx.relu(self.norm(self.conv(x), train=train))
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        order: type[Order] = Original,
+        conv: ConvFactory = Conv,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(in_features, features, 3, rngs=rngs)
+        self.after = Sequence(order.after_stem, features, norm=norm, rngs=rngs)
+
+    def __call__(self, x: Images, *, train: bool = False) -> Entered:
+        return self.after(self.conv(x), train=train)
 
 
 class ImageNetStem(nnx.Module):
     """7x7 convolution and 3x3 max-pooling, each at stride 2. He et al. 2015, Table 1."""
 
-    def __init__(self, in_features: int, features: int, *, conv: ConvFactory = Conv, norm: NormFactory = BatchNorm, rngs: nnx.Rngs):
-        self.conv = conv(in_features, features, 7, 2, rngs=rngs)
-        self.norm = norm(features, rngs=rngs)
+    stride: ClassVar[int] = 4
 
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n ho wo co"]:
-        x = nnx.relu(self.norm(self.conv(x), train=train))
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        order: type[Order] = Original,
+        conv: ConvFactory = Conv,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(in_features, features, 7, 2, rngs=rngs)
+        self.after = Sequence(order.before_pooling, features, norm=norm, rngs=rngs)
+
+    def __call__(self, x: Images, *, train: bool = False) -> Entered:
+        return _max_pooled(self.after(self.conv(x), train=train))
+
+
+class DeepStem(nnx.Module):
+    """Three 3x3 convolutions, the first two half as wide, in place of the 7x7. ResNet-C (He et al. 2018, arXiv 1812.01187, Figure 2b)."""
+
+    stride: ClassVar[int] = 4
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        *,
+        order: type[Order] = Original,
+        conv: ConvFactory = Conv,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
+        half = features // 2
+        if not half:
+            raise UserError(f"a deep stem begins half as wide as it ends, which {features} features cannot be halved for: use 2 or more")
+        widths = ((in_features, half, 2), (half, half, 1), (half, features, 1))
+        self.convs = nnx.List([conv(come, go, 3, stride, rngs=rngs) for come, go, stride in widths])
+        self.after = nnx.List([Sequence(order.before_pooling, go, norm=norm, rngs=rngs) for _, go, _ in widths])
+
+    def __call__(self, x: Images, *, train: bool = False) -> Entered:
+        for conv, after in zip(self.convs, self.after, strict=True):
+            x = after(conv(x), train=train)
+        return _max_pooled(x)
+
+
+def _max_pooled(x: Images) -> Entered:
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_jax import models
+from resnet_jax.configured import parts
 from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import environment, resolved
 from resnet_jax.training.experiment import Expected, Experiment
 from resnet_jax.training.loop import Outcome
@@ -52,14 +54,27 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
         "test_images": info.examples[data.test_split],
         "steps": experiment.steps,
         "batch_size": experiment.batch_size,
-        "batch_norm_group": experiment.batch_size,
-        "batch_norm_statistics": "moving average, momentum 0.9",
+        **_normalisation(experiment),
         "padding": "explicit symmetric",
         "preprocessing": data.normalization,
         "augmentation": ", ".join(augmentation) or "none",
         "view": f"single {height}x{width}",
         "selection": "last step",
         "dtype": experiment.model.dtype,
+        "parameters": f"moving average, decay {experiment.optimizer.ema}" if experiment.optimizer.ema else "last step",
+    }
+
+
+def _normalisation(experiment: Experiment) -> dict[str, Any]:
+    norm, options = parts(experiment.model.norm)
+    batches = experiment.evaluation.statistics_batches
+    if norm is not BatchNorm:
+        return {"normalisation": norm.__name__, "batch_norm_group": None, "batch_norm_statistics": None}
+    moving = f"moving average, momentum {options.get('momentum', 0.9)}"
+    return {
+        "normalisation": norm.__name__,
+        "batch_norm_group": options.get("group_size", 0) or experiment.batch_size,
+        "batch_norm_statistics": f"average over {batches} batches of {experiment.batch_size} after training" if batches else moving,
     }
 
 

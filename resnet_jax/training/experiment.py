@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from resnet_jax.configured import constructor_parameters, parts
 from resnet_jax.data.augmentation import Normalization
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
@@ -37,6 +38,10 @@ class Optimizer:
     """Added to the gradient (L2), times the parameter."""
     decay: Literal["all", "kernels"] = "all"
     """What decays: all parameters (fb.resnet.torch, "weight decay on all params"), or convolution and classifier kernels only."""
+    ema: float = 0.0
+    """Decay of the moving average of the parameters, which is then what is scored; 0: none."""
+    frozen: tuple[str, ...] = ()
+    """Parameters that are not trained, by the beginnings of their paths: stem stages, or stages/0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,9 @@ class Evaluation:
     every: int = 1000
     """Steps between scores of the test (and validation) images."""
     batch_size: int = 500
+    statistics_batches: int = 0
+    """BatchNorm's statistics are averaged anew over this many training batches before every score and checkpoint, as He et al.'s released
+    models had them; 0: moving averages."""
     training_images: bool = False
     """Also score all training images, without augmentation, after the last step."""
 
@@ -97,7 +105,7 @@ class Experiment:
     schedule: Schedule = field(default_factory=Schedule)
     steps: int = 64_000
     batch_size: int = 128
-    """Images per step over all devices; BatchNorm sees them all."""
+    """Images per step over all devices; BatchNorm sees them all, or groups of them: ``norm``."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
@@ -164,5 +172,24 @@ class Experiment:
             raise UserError(
                 f"data.validation_examples is {self.data.validation_examples}; {info.name} has {info.examples['train']} training images"
             )
+        self._check_statistics()
         if self.data.pad < 0:
             raise UserError(f"data.pad is {self.data.pad}; it must be 0 or more pixels")
+
+    def _check_statistics(self) -> None:
+        norm, options = parts(self.model.norm)
+        averages = "momentum" in constructor_parameters(norm)[0]
+        batches, decay = self.evaluation.statistics_batches, self.optimizer.ema
+        if batches < 0 or (batches and not averages):
+            raise UserError(
+                f"evaluation.statistics_batches is {batches} and model.norm {norm.__name__}: give 0, or BatchNorm and a number of batches"
+            )
+        if not 0 <= decay < 1:
+            raise UserError(f"optimizer.ema is {decay}; give a decay below 1, or 0 for none")
+        if decay and averages and not batches:
+            raise UserError(
+                f"optimizer.ema is {decay}: averaged parameters need BatchNorm statistics of their own: set evaluation.statistics_batches"
+            )
+        group = options.get("group_size", 0)
+        if group and self.batch_size % group:
+            raise UserError(f"batch_size is {self.batch_size}, which BatchNorm groups of {group} do not divide; use a multiple of {group}")

@@ -196,6 +196,7 @@ class _Run:
                 self._look_at(*pending)
                 pending = None
                 self._log(step)
+                state = self._program.settle(state, self._data)
             if scores:
                 self.last_scores = self.score(step, state)
             if saves:

@@ -1,5 +1,6 @@
 """Stochastic gradient descent as the papers use it, composed of optax transformations."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from resnet_jax.errors import UserError, nearest
 from resnet_jax.training.experiment import Optimizer, Schedule
 
 
@@ -24,17 +26,40 @@ class ScheduleState(NamedTuple):
 def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Weight decay, momentum, learning rate, in that order: ``v = 0.9 v + g + wd w``, ``w = w - lr v`` (fb.resnet.torch's form).
 
-    Its ``update`` takes the batch's training error as ``error=``, a fraction.
+    Its ``update`` takes the batch's training error as ``error=``, a fraction. Frozen parameters get no update and no momentum.
     """
-    return optax.chain(
+    chain = optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay, mask=_kernels if optimizer.decay == "kernels" else None),
         optax.trace(optimizer.momentum, nesterov=optimizer.nesterov),
         scale_by_papers_schedule(schedule),
     )
+    if not optimizer.frozen:
+        return chain
+    frozen = functools.partial(_frozen, beginnings=optimizer.frozen)
+    # Masked twice: the first leaves the frozen parameters' gradients as they are, the second makes them no update.
+    return optax.chain(
+        optax.masked(chain, lambda params: jax.tree.map(lambda still: not still, frozen(params))),
+        optax.masked(optax.set_to_zero(), frozen),
+    )
+
+
+def _frozen(params: Any, *, beginnings: tuple[str, ...]) -> Any:
+    """Which parameters lie below one of some paths. Raises UserError for one that none lies below."""
+    leaves, treedef = jax.tree.flatten_with_path(params)
+    paths = ["/".join(str(getattr(part, "key", part)) for part in path) + "/" for path, _ in leaves]
+    for beginning in beginnings:
+        if not any(path.startswith(f"{beginning.rstrip('/')}/") for path in paths):
+            known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
+            raise UserError(f"optimizer.frozen: no parameter lies below {beginning!r}{nearest(beginning, known)}")
+    return jax.tree.unflatten(treedef, [any(path.startswith(f"{b.rstrip('/')}/") for b in beginnings) for path in paths])
 
 
 def _kernels(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    # The units of a stack lie along the first axis of its arrays; a vector for each of them is no kernel.
+    def is_kernel(path: Any, leaf: Any) -> bool:
+        return leaf.ndim - any(getattr(part, "key", None) == "stacked" for part in path) > 1
+
+    return jax.tree.map_with_path(is_kernel, params)
 
 
 def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:

@@ -9,7 +9,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from resnet_jax import references
+from resnet_jax import configured
+from resnet_jax.configured import Configured
 from resnet_jax.errors import UserError
 from resnet_jax.training.experiment import Experiment
 
@@ -18,15 +19,15 @@ NOT_IDENTITY = ("name", "checkpointing", "execution", "expected")
 
 
 def resolve(value: Any) -> Any:
-    """Turns dataclasses, tuples and classes into what JSON can say; a class becomes ``module:Class``."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    """Turns dataclasses, tuples and classes into what JSON can say; a class becomes ``module:Class`` or ``module:Class(arg=value)``."""
+    if isinstance(value, type | Configured):
+        return configured.text(value)
+    if dataclasses.is_dataclass(value):
         return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [resolve(item) for item in value]
     if isinstance(value, dict):
         return {key: resolve(item) for key, item in value.items()}
-    if isinstance(value, type):
-        return references.describe(value)
     return value
 
 
@@ -65,10 +66,10 @@ def restore(annotation: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if value is None:
         return None
+    if origin is type or Configured in arguments:
+        return configured.parse(value)
     if origin in (typing.Union, types.UnionType):
         return restore(next(a for a in arguments if a is not type(None)), value)
-    if origin is type:
-        return references.load(value)
     if origin is tuple:
         element = arguments[0]
         return tuple(restore(element, item) for item in value)

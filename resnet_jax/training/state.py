@@ -23,15 +23,38 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Key[Array, ""]
     """The run's root key; never advanced, everything random is a function of it and of the step."""
+    ema: Variables
+    """Moving average of ``params``; empty where there is none."""
+    statistics: Variables
+    """What is scored with in place of ``batch_stats``, see ``resnet_jax.training.statistics``; empty where there is none."""
+
+    def scored(self) -> tuple[Variables, Variables]:
+        """Parameters and statistics that a score uses."""
+        return self.ema or self.params, self.statistics or self.batch_stats
 
 
 def create(
-    architecture: Architecture, optimizer: optax.GradientTransformationExtraArgs, key: Key[Array, ""], execution: Execution = Execution()
+    architecture: Architecture,
+    optimizer: optax.GradientTransformationExtraArgs,
+    key: Key[Array, ""],
+    execution: Execution = Execution(),
+    *,
+    ema: bool = False,
+    statistics: bool = False,
 ) -> tuple[Apply, TrainState]:
     """Returns the network as a function, and its state at step 0. Trace it: ``jax.jit`` or ``jax.eval_shape``."""
     init_key = jax.random.fold_in(key, 0)
     apply, params, batch_stats = architecture.init(init_key, execution=execution)
-    return apply, TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), key)
+    state = TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        key=key,
+        ema=params if ema else {},
+        statistics=batch_stats if statistics else {},
+    )
+    return apply, state
 
 
 def digest(state: TrainState) -> str:
@@ -46,9 +69,9 @@ def digest(state: TrainState) -> str:
 
 def plain(state: TrainState) -> TrainState:
     """The same state with the key as its raw data, for what knows only numbers."""
-    return TrainState(state.step, state.params, state.batch_stats, state.opt_state, jax.random.key_data(state.key))
+    return state._replace(key=jax.random.key_data(state.key))
 
 
 def from_plain(state: TrainState) -> TrainState:
     """Undoes ``plain``."""
-    return TrainState(state.step, state.params, state.batch_stats, state.opt_state, jax.random.wrap_key_data(state.key))
+    return state._replace(key=jax.random.wrap_key_data(state.key))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Int, Int32, Key, UInt8
 
 from resnet_jax.data import augmentation, order
 from resnet_jax.data.augmentation import Preprocessing
@@ -41,13 +41,14 @@ class Resident(NamedTuple):
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, apply: Apply, optimizer: optax.GradientTransformationExtraArgs
+    state: TrainState, batch: Batch, *, apply: Apply, optimizer: optax.GradientTransformationExtraArgs, ema: float = 0.0
 ) -> tuple[TrainState, Metrics]:
-    """Softmax cross-entropy averaged over the batch, its gradient, one update. Pure."""
+    """Softmax cross-entropy averaged over the batch, its gradient, one update. Pure; ``ema`` is the decay of the parameters' average."""
     examples = batch.labels.shape[0]
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
-        logits, batch_stats = apply(params, state.batch_stats, batch.images, train=True)
+        logits, batch_stats = apply(params, state.batch_stats, batch.images, train=True, key=key)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).sum()
         return loss / examples, (logits, batch_stats)
 
@@ -55,7 +56,8 @@ def train_step(
     errors = jnp.sum(jnp.argmax(logits, axis=-1) != batch.labels, dtype=jnp.int32)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, error=errors / examples)
     params: Any = optax.apply_updates(state.params, updates)
-    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, state.key)
+    averaged: Any = optax.incremental_update(params, state.ema, 1 - ema) if ema else state.ema
+    new_state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=averaged)
     metrics = Metrics(loss * examples, errors, jnp.int32(examples), _schedule_state(opt_state).learning_rate)
     return new_state, metrics
 
@@ -70,6 +72,7 @@ def resident_steps(
     flip: bool,
     apply: Apply,
     optimizer: optax.GradientTransformationExtraArgs,
+    ema: float = 0.0,
     sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[TrainState, Metrics]:
     """``steps`` training steps: choose, normalise and augment each batch on the device, then ``train_step``. Metrics have a leading axis.
@@ -82,16 +85,28 @@ def resident_steps(
 
     def one(state: TrainState, chosen: Int[Array, "batch"]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)
-        images = augmentation.augment(key, data.preprocessing(data.images[chosen]), pad=pad, flip=flip)
-        batch = Batch(images, data.labels[chosen])
-        if sharding is not None:
-            batch = lax.with_sharding_constraint(batch, sharding)
-        return train_step(state, batch, apply=apply, optimizer=optimizer)
+        batch = prepared(data, chosen, key, pad=pad, flip=flip, sharding=sharding)
+        return train_step(state, batch, apply=apply, optimizer=optimizer, ema=ema)
 
     if steps == 1:  # no loop around the program: XLA's CPU backend compiles entry computations best
         state, metrics = one(state, indices[0])
         return state, jax.tree.map(lambda m: m[None], metrics)
     return lax.scan(one, state, indices)
+
+
+def prepared(
+    data: Resident,
+    chosen: Int[Array, "batch"],
+    key: Key[Array, ""],
+    *,
+    pad: int,
+    flip: bool,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Batch:
+    """Chosen images, normalised and augmented, split over devices."""
+    images = augmentation.augment(key, data.preprocessing(data.images[chosen]), pad=pad, flip=flip)
+    batch = Batch(images, data.labels[chosen])
+    return batch if sharding is None else lax.with_sharding_constraint(batch, sharding)
 
 
 def _schedule_state(opt_state: Any) -> ScheduleState:

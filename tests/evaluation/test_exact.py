@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.
 class Linear(Apply):
     """A linear classifier in the place of a network: NumPy computes it in one line."""
 
-    def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
+    def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool, **_: Any) -> tuple[jax.Array, Any]:
         assert not train
         return images.reshape(images.shape[0], -1) @ params["kernel"] + params["bias"], batch_stats
 

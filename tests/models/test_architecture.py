@@ -11,10 +11,16 @@ import pytest
 from flax import nnx
 from test_convolution import random
 
-from resnet_jax.models import Apply, Architecture, Execution, ResNet
-from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.configured import configured
+from resnet_jax.errors import UserError
+from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
+from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
 from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition
+from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Scaled, ZeroPad
+from resnet_jax.models.stems import ImageNetStem
+from resnet_jax.models.transitions import DenseTransition
 
 SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_classes=4)
 
@@ -47,8 +53,9 @@ def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialise: A
 def test_another_key_draws_other_weights_everywhere_and_the_same_key_the_same(initialise: Any) -> None:
     first, again, other = (initialise(jax.random.key(seed))[1] for seed in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    kernels = [(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True) if np.ndim(a) > 1]
-    assert len(kernels) == 9  # stem, six in three units, one projection, head
+    pairs = zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other), strict=True)
+    kernels = [(a, b) for (path, a), b in pairs if path[-1].key == "kernel"]
+    assert len(kernels) == 9  # stem, six in three stacks of one unit, one projection, head
     assert all(np.all(np.asarray(a) != b) for a, b in kernels)
 
 
@@ -68,8 +75,8 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     assert plain(params)
     assert plain(stats)
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {jnp.dtype("float32")}
-    assert params["stages"][0][0]["conv1"]["kernel"].shape == (3, 3, 2, 2)
-    assert stats["stem"]["norm"].keys() == {"mean", "var"}
+    assert params["stages"][0][0]["stacked"]["branch"]["convs"][0]["kernel"].shape == (1, 3, 3, 2, 2)
+    assert stats["stem"]["after"]["layers"][0].keys() == {"mean", "var"}
 
 
 def test_the_module_and_the_function_have_the_same_logits(initialise: Any) -> None:
@@ -100,19 +107,67 @@ def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
     assert len(traced) == 1
 
 
+DENSE = dict(shortcut=Concatenation, transition=DenseTransition)
 CHANGES: list[dict[str, Any]] = [
     {"shortcut": ZeroPad},
     {"shortcut": NoShortcut},
+    {"shortcut": Scaled},
+    {"shortcut": configured(Scaled, shortcut=0.25)},
     {"stages": (2, 2)},
-    {"block": Bottleneck},
+    {"features": (2, 4)},
+    {"stem_features": 5},
+    {"branch": Bottleneck},
+    {"branch": BottleneckV15},
+    {"branch": SingleLayer},
+    {"branch": configured(Basic, dropout=0.1)},
+    {"branch": configured(Basic, reduction=2)},
+    {"order": NormAfterAddition},
+    {"order": FullPreactivation},
+    {"order": Fixup},
+    {"norm": NoNorm},
+    {"norm": FrozenBatchNorm},
+    {"norm": configured(BatchNorm, group_size=1)},
+    {"norm": configured(BatchNorm, momentum=0.99)},
+    {"stem": ImageNetStem},
+    DENSE,
+    DENSE | {"transition": configured(DenseTransition, compression=0.5)},
+    {"stochastic_depth": StochasticDepth(survival=0.5)},
+    {"stochastic_depth": StochasticDepth(survival=0.5, drops="image")},
+    {"output_stride": 1},
     {"num_classes": 3},
     {"dtype": "bfloat16"},
 ]
 
 
-@pytest.mark.parametrize("changes", CHANGES)
-def test_apply_differs_where_the_structure_does(changes: dict[str, Any]) -> None:
-    assert initialised(dataclasses.replace(SMALL, **changes))[0] != initialised(SMALL)[0]
+def test_apply_differs_where_the_structure_does() -> None:
+    """Every change makes another value, another function, and no two the same."""
+    architectures = [SMALL, *(dataclasses.replace(SMALL, **changes) for changes in CHANGES)]
+    assert len(set(architectures)) == len(architectures)
+    applies = [initialised(architecture)[0] for architecture in architectures]
+    assert len(set(applies)) == len(applies)
+
+
+def lowered(architecture: Architecture) -> str:
+    apply, params, stats = initialised(architecture, execution=Execution(blocks="scan"))
+    images = jax.ShapeDtypeStruct((2, *architecture.input_shape), jnp.float32)
+    return jax.jit(lambda p, s, x, key: apply(p, s, x, train=True, key=key)).lower(params, stats, images, jax.random.key(0)).as_text()
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"branch": configured(Basic, dropout=0.1), "shortcut": DropoutShortcut}, {"order": FullPreactivation, **DENSE}]
+)
+def test_equal_architectures_are_equal_programs(changes: dict[str, Any]) -> None:
+    """Written out again, with arguments in another order, and with a default said or left out where the class is the same."""
+    one = dataclasses.replace(SMALL, **changes)
+    other = Architecture(**{field.name: getattr(one, field.name) for field in dataclasses.fields(one)})
+    assert (one, hash(one)) == (other, hash(other))
+    assert lowered(one) == lowered(other)
+    assert initialised(one)[0] == initialised(other)[0]
+    assert configured(Branch, kernels=(3,), dropout=0.1) == configured(configured(Branch, dropout=0.1), kernels=(3,))
+
+
+def test_the_size_of_the_images_is_no_structure() -> None:
+    assert initialised(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialised(SMALL)[0]
 
 
 def test_only_training_moves_the_statistics_and_apply_changes_no_argument() -> None:
@@ -151,13 +206,62 @@ def test_an_architecture_is_a_frozen_hashable_value() -> None:
 
 
 def test_every_field_reaches_the_network() -> None:
-    fields = dict(stages=(1, 3), features=(4, 6), block=Bottleneck, shortcut=NoShortcut, input_shape=(8, 6, 2), num_classes=7)
-    apply, params, _ = initialised(Architecture(**fields, dtype="bfloat16"), execution=Execution(blocks="loop"))
-    assert {name: len(units) for name, units in params["stages"].items()} == {0: 1, 1: 3}
-    assert params["stem"]["conv"]["kernel"].shape == (3, 3, 2, 4)
-    assert params["stages"][1][0]["conv3"]["kernel"].shape == (1, 1, 6, 24)
+    fields: dict[str, Any] = dict(
+        stages=(1, 3),
+        features=(4, 6),
+        stem_features=5,
+        branch=Bottleneck,
+        order=FullPreactivation,
+        shortcut=NoShortcut,
+        stem=ImageNetStem,
+        norm=configured(GroupNorm, num_groups=1),
+        stochastic_depth=StochasticDepth(survival=0.7),
+        output_stride=4,
+        input_shape=(8, 6, 2),
+        num_classes=7,
+        dtype="bfloat16",
+    )
+    assert fields.keys() == {field.name for field in dataclasses.fields(Architecture)} - {"transition"}
+    apply, params, stats = initialised(Architecture(**fields), execution=Execution(blocks="loop", remat=True))
+    model = jax.eval_shape(lambda p, s: nnx.merge(apply.graphdef, p, s), params, stats)
+    assert isinstance(model, ResNet)
+    assert [[stack.count for stack in stage] for stage in model.stages] == [[1], [1, 2]]
+    assert params["stem"]["conv"]["kernel"].shape == (7, 7, 2, 5)
+    last = params["stages"][1][1]["stacked"]["branch"]["convs"]
+    assert [last[index]["kernel"].shape for index in range(3)] == [(2, 1, 1, 24, 6), (2, 3, 3, 6, 6), (2, 1, 1, 6, 24)]
     assert not any("shortcut" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params))
     assert params["head"]["linear"]["kernel"].shape == (24, 7)
-    model = jax.eval_shape(lambda key: nnx.merge(apply.graphdef, *Architecture(**fields).init(key)[1:]), jax.random.key(0))
-    assert isinstance(model, ResNet)
-    assert (model.dtype, model.scan) == ("bfloat16", False)
+    assert params["head"]["before"]["layers"][0].keys() == {"scale", "bias"}
+    assert not jax.tree.leaves(stats)
+    stack = model.stages[1][1]
+    assert (model.dtype, stack.scan, stack.remat, model.stochastic_depth.survival) == ("bfloat16", False, True, 0.7)
+    assert stack.stacked.branch.convs[1].kernel_dilation == (2, 2)
+    dense = dict(shortcut=Concatenation, transition=configured(DenseTransition, compression=0.5))
+    assert initialised(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
+
+
+def test_keys_multipliers_and_permutations_reach_the_network() -> None:
+    """By the function as by the module; the values are those of test_execution.py."""
+    architecture = dataclasses.replace(SMALL, stages=(1, 3), branch=configured(Basic, dropout=0.5))
+    apply, params, stats = initialised(architecture)
+    rng = np.random.default_rng(0)
+    params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
+    graphdef, x = apply.graphdef, jnp.asarray(random(2, 6, 6, 3))
+    given = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
+
+    @functools.partial(jax.jit, compiler_options=quick_to_compile())
+    def both(params: Any, stats: Any, given: Any) -> Any:
+        model = nnx.merge(graphdef, params, stats, copy=True)
+        return model(x, True, **given), apply(params, stats, x, train=True, **given)[0]
+
+    theirs, ours = both(params, stats, given)
+    np.testing.assert_array_equal(ours, theirs)
+    for name, other in {"key": jax.random.key(4), "multipliers": jnp.ones(4), "permutation": jnp.arange(4)}.items():
+        assert not np.allclose(both(params, stats, given | {name: other})[1], ours), name
+
+
+def test_what_does_not_fit_fails_when_it_is_built_with_the_same_sentence() -> None:
+    """Out of a compiled initialisation, too."""
+    with pytest.raises(UserError, match="concatenation cannot follow a stride of 2") as error:
+        dataclasses.replace(SMALL, shortcut=Concatenation).build(rngs=nnx.Rngs(0))
+    assert "\n" not in str(error.value)

@@ -1,7 +1,9 @@
 """Both forms of the convolution against the sum over taps that defines it, in NumPy float64."""
 
+import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,16 +91,38 @@ def test_both_forms_and_their_gradients_are_the_defining_sum(
             close(actual, wanted)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_grouped_convolutions_take_the_plain_form_and_stay_right(form: Callable[..., jax.Array]) -> None:
-    x, kernel, padding = random(2, 6, 6, 4), random(3, 3, 2, 6, seed=1), ((1, 1), (1, 1))
-    halves = [(x[..., 2 * g : 2 * g + 2], kernel[..., 3 * g : 3 * g + 3]) for g in (0, 1)]
-    expected = np.concatenate([convolve(*half, (2, 2), padding) for half in halves], -1)
+GROUPED = [
+    pytest.param((6, 6), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 2, 4, 6, id="halves"),
+    pytest.param((7, 6), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 4, 4, 4, id="depthwise"),
+    pytest.param((7, 6), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 3, 3, 6, id="depthwise-two-filters-each"),
+    pytest.param((8, 7), (3, 3), (2, 2), ((2, 2), (2, 2)), (2, 2), 2, 6, 4, id="dilated-strided"),
+    pytest.param((9, 6), (3, 5), (2, 1), ((2, 0), (1, 4)), (1, 2), 2, 4, 2, id="nothing-square"),
+    pytest.param((8, 8), (3, 3), (2, 2), ((0, 0), (0, 0)), (1, 1), 2, 4, 4, id="a-pixel-that-nothing-reads"),
+    pytest.param((7, 8), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 2, 4, 6, id="1x1"),
+]
+
+
+def grouped(groups: int, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """``function`` of each group of channels by itself; several results are joined one by one."""
+    parts = [function(*split) for split in zip(*(np.split(array, groups, -1) for array in arrays), strict=True)]
+    if isinstance(parts[0], tuple):
+        return tuple(np.concatenate(both, -1) for both in zip(*parts, strict=True))
+    return np.concatenate(parts, -1)
+
+
+@pytest.mark.parametrize(("size", "taps", "strides", "padding", "dilation", "groups", "come", "go"), GROUPED)
+def test_groups_of_channels_are_convolutions_by_themselves(
+    size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int, come: int, go: int
+) -> None:
+    """Both forms, forward and both gradients. The c-th group of the output sees the c-th group of the input only."""
+    x, kernel = random(2, *size, come), random(*taps, come // groups, go, seed=1)
+    expected = grouped(groups, lambda x, kernel: convolve(x, kernel, strides, padding, dilation), x, kernel)
     cotangent = random(*expected.shape, seed=2)
-    parts = [gradients(*half, cotangent[..., 3 * g : 3 * g + 3], (2, 2), padding) for g, half in enumerate(halves)]
-    actual = pullback(form, (2, 2), padding, feature_group_count=2)(x, kernel, cotangent)
-    for one, wanted in zip(actual, (expected, *(np.concatenate(both, -1) for both in zip(*parts, strict=True))), strict=True):
-        close(one, wanted)
+    dx, dkernel = grouped(groups, lambda *arrays: gradients(*arrays, strides, padding, dilation), x, kernel, cotangent)
+    for form in FORMS:
+        run = pullback(form, strides, padding, rhs_dilation=dilation, feature_group_count=groups)
+        for actual, wanted in zip(run(x, kernel, cotangent), (expected, dx, dkernel), strict=True):
+            close(actual, wanted)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -114,40 +138,52 @@ def test_input_dilated_convolutions_take_the_plain_form_and_stay_right(form: Cal
         close(one, wanted)
 
 
-@pytest.mark.parametrize("taps", [1, 3])
-def test_explicit_under_scan_is_the_convolutions_one_after_another(taps: int) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_other_layouts_stay_right(form: Callable[..., jax.Array]) -> None:
+    """Three pixels wide as the kernel is: annotations, executed here, call the last axes of kernel and result by one name."""
+    x, kernel, padding = random(2, 7, 3, 3), random(3, 3, 3, 4, seed=1), ((1, 1), (0, 2))
+    moved = (jnp.asarray(x.transpose(0, 3, 1, 2)), jnp.asarray(kernel.transpose(3, 2, 0, 1)))
+    y = form(*moved, (2, 1), padding, dimension_numbers=("NCHW", "OIHW", "NCHW"))
+    close(y, convolve(x, kernel, (2, 1), padding).transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 1), (3, 2)])
+def test_explicit_under_scan_is_the_convolutions_one_after_another(taps: int, groups: int) -> None:
     padding = ((taps // 2,) * 2,) * 2
-    x, kernels, cotangent = random(2, 5, 5, 3), random(3, taps, taps, 3, 3, seed=1), random(2, 5, 5, 3, seed=2)
+    x, kernels, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
 
     @jax.jit
     def run(x: jax.Array, kernels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        y, pull = jax.vjp(
-            lambda x, kernels: jax.lax.scan(lambda y, k: (convolution.explicit(y, k, (1, 1), padding), None), x, kernels)[0], x, kernels
-        )
+        def step(y: jax.Array, kernel: jax.Array) -> tuple[jax.Array, None]:
+            return convolution.explicit(y, kernel, (1, 1), padding, feature_group_count=groups), None
+
+        y, pull = jax.vjp(lambda x, kernels: jax.lax.scan(step, x, kernels)[0], x, kernels)
         return y, *pull(jnp.asarray(cotangent))
 
     values = [np.float64(x)]
     for kernel in kernels:
-        values.append(convolve(values[-1], kernel, (1, 1), padding))
+        values.append(grouped(groups, lambda x, kernel: convolve(x, kernel, (1, 1), padding), values[-1], kernel))
     dx, dkernels = np.float64(cotangent), []
     for value, kernel in zip(values[-2::-1], kernels[::-1], strict=True):
-        dx, dkernel = gradients(value, kernel, dx, (1, 1), padding)
+        dx, dkernel = grouped(groups, lambda *arrays: gradients(*arrays, (1, 1), padding), value, kernel, dx)
         dkernels.insert(0, dkernel)
     for actual, wanted in zip(run(x, kernels), (values[-1], dx, np.stack(dkernels)), strict=True):
         close(actual, wanted)
 
 
-@pytest.mark.parametrize("taps", [1, 3])
+@pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("shared_images", [True, False])
-def test_explicit_under_vmap_is_one_convolution_for_each_kernel(taps: int, shared_images: bool) -> None:
-    padding = ((taps // 2,) * 2,) * 2
-    x, kernels, cotangents = random(2, 2, 5, 5, 3), random(2, taps, taps, 3, 4, seed=1), random(2, 2, 3, 3, 4, seed=2)
+def test_explicit_under_vmap_is_one_convolution_for_each_kernel(taps: int, groups: int, shared_images: bool) -> None:
+    strides, padding = (2, 2), ((taps // 2,) * 2,) * 2
+    x, kernels, cotangents = random(2, 2, 5, 5, 4), random(2, taps, taps, 4 // groups, 6, seed=1), random(2, 2, 3, 3, 6, seed=2)
     x = x[0] if shared_images else x
-    actual = jax.vmap(pullback(convolution.explicit, (2, 2), padding), (None if shared_images else 0, 0, 0))(x, kernels, cotangents)
+    run = pullback(convolution.explicit, strides, padding, feature_group_count=groups)
+    actual = jax.vmap(run, (None if shared_images else 0, 0, 0))(x, kernels, cotangents)
     for i in (0, 1):
         images = x if shared_images else x[i]
-        wanted = convolve(images, kernels[i], (2, 2), padding), *gradients(images, kernels[i], cotangents[i], (2, 2), padding)
-        for one, expected in zip(actual, wanted, strict=True):
+        forward = grouped(groups, lambda x, kernel: convolve(x, kernel, strides, padding), images, kernels[i])
+        backward = grouped(groups, lambda *arrays: gradients(*arrays, strides, padding), images, kernels[i], cotangents[i])
+        for one, expected in zip(actual, (forward, *backward), strict=True):
             close(one[i], expected)
 
 
@@ -164,14 +200,18 @@ def test_explicit_in_bfloat16_gives_bfloat16_and_is_right_to_its_rounding(taps: 
         close(actual, expected, tolerance=2**-7)  # eight bits of mantissa
 
 
-def test_only_the_plain_form_has_a_forward_mode_derivative() -> None:
-    x, kernel, direction = (jnp.asarray(random(*shape)) for shape in ((1, 5, 5, 2), (3, 3, 2, 2), (1, 5, 5, 2)))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_only_the_plain_form_has_a_forward_mode_derivative(groups: int) -> None:
+    """So this also tells which form is at work."""
+    x, kernel, direction = (jnp.asarray(random(*shape)) for shape in ((1, 5, 5, 2), (3, 3, 2 // groups, 2), (1, 5, 5, 2)))
     padding = ((1, 1), (1, 1))
 
     def derivative(form: Callable[..., jax.Array]) -> jax.Array:
-        return jax.jvp(lambda x: form(x, kernel, (1, 1), padding, dimension_numbers=NHWC), (x,), (direction,))[1]
+        return jax.jvp(lambda x: form(x, kernel, (1, 1), padding, feature_group_count=groups), (x,), (direction,))[1]
 
-    close(derivative(convolution.plain), convolve(np.asarray(direction), np.asarray(kernel), (1, 1), padding))
+    nhwc = functools.partial(convolution.plain, dimension_numbers=NHWC)
+    wanted = grouped(groups, lambda x, kernel: convolve(x, kernel, (1, 1), padding), np.asarray(direction), np.asarray(kernel))
+    close(derivative(nhwc), wanted)
     with pytest.raises(TypeError, match="forward-mode"):
         derivative(convolution.explicit)
 

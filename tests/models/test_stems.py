@@ -1,14 +1,29 @@
-"""The stems against their composition in NumPy float64."""
+"""The stems against their composition in NumPy float64, forward and gradient."""
 
 import itertools
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from test_blocks import same_statistics
-from test_convolution import close, random
-from test_layers import call, conv, filled, normalise, variables
+from flax import nnx
+from test_convolution import random
+from test_layers import call, conv, filled, follows, layered, normalise, same_statistics, variables
 
-from resnet_jax.models.stems import ImageNetStem, SmallImageStem
+from resnet_jax.errors import UserError
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
+from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+
+# After the convolution: at full resolution, and where pooling follows. He et al. 2016, Appendix: "the first activation right after conv1
+# and before splitting into two paths" is the first unit's; an ImageNet stem pools what is activated.
+AFTER: dict[type[Order], tuple[str, str]] = {
+    Original: ("norm relu", "norm relu"),
+    FullPreactivation: ("", "norm relu"),
+    ReluOnlyPreactivation: ("norm", "norm relu"),
+    Fixup: ("bias relu", "bias relu"),
+}
+CASES = [(order, train) for order in AFTER for train in (True, False) if train or order is Original]
 
 
 def max_pool(x: np.ndarray) -> np.ndarray:
@@ -21,28 +36,78 @@ def max_pool(x: np.ndarray) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize("train", [True, False])
-def test_small_image_stem_is_a_3x3_convolution_at_full_resolution(train: bool) -> None:
+@pytest.mark.parametrize(("order", "train"), CASES)
+def test_small_image_stem_is_a_3x3_convolution_at_full_resolution(order: type[Order], train: bool) -> None:
     """He et al. 2015, Section 4.2: "The first layer is 3x3 convolutions"."""
-    stem = filled(lambda rngs: SmallImageStem(3, 4, rngs=rngs))
-    x, values = random(2, 8, 7, 3), variables(stem)
-    assert values["conv"]["kernel"].shape == (3, 3, 3, 4)
-    y, running = normalise(conv(x, values["conv"]["kernel"], 1), values["norm"], train=train)
-    actual, after = call(stem, x, train=train)
-    assert actual.shape == (2, 8, 7, 4)
-    close(actual, np.maximum(y, 0))
-    same_statistics(after["norm"], running)
+    stem = filled(lambda rngs: SmallImageStem(3, 4, order=order, rngs=rngs))
+
+    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        assert v["conv"]["kernel"].shape == (3, 3, 3, 4)
+        return layered(v.get("after", {}), AFTER[order][0], conv(x, v["conv"]["kernel"], 1), train=train)
+
+    x = random(2, 5, 4, 3)
+    assert formula(variables(stem), x).shape == (2, 5, 4, 4)
+    follows(stem, formula, x, train=train)
 
 
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(("size", "out"), [(16, 4), (13, 4)])
-def test_imagenet_stem_is_a_7x7_convolution_and_a_3x3_max_pooling_each_at_stride_2(size: int, out: int, train: bool) -> None:
+@pytest.mark.parametrize(("size", "out", "order", "train"), [(16, 4, Original, True), *((13, 4, *case) for case in CASES)])
+def test_imagenet_stem_is_a_7x7_convolution_and_a_3x3_max_pooling_each_at_stride_2(
+    size: int, out: int, order: type[Order], train: bool
+) -> None:
     """He et al. 2015, Table 1: conv1 is 7x7, 64, stride 2; conv2_x begins with a 3x3 max pool, stride 2. Here with 4 features."""
-    stem = filled(lambda rngs: ImageNetStem(3, 4, rngs=rngs))
-    x, values = random(2, size, size, 3), variables(stem)
-    assert values["conv"]["kernel"].shape == (7, 7, 3, 4)
-    y, running = normalise(conv(x, values["conv"]["kernel"], 2), values["norm"], train=train)
-    actual, after = call(stem, x, train=train)
-    assert actual.shape == (2, out, out, 4)
-    close(actual, max_pool(np.maximum(y, 0)))
-    same_statistics(after["norm"], running)
+    stem = filled(lambda rngs: ImageNetStem(3, 4, order=order, rngs=rngs))
+
+    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        assert v["conv"]["kernel"].shape == (7, 7, 3, 4)
+        return max_pool(layered(v["after"], AFTER[order][1], conv(x, v["conv"]["kernel"], 2), train=train))
+
+    x = random(1, size, size, 3)
+    assert formula(variables(stem), x).shape == (1, out, out, 4)
+    follows(stem, formula, x, train=train)
+
+
+@pytest.mark.parametrize(("order", "train"), CASES)
+def test_deep_stem_is_three_3x3_convolutions_and_a_3x3_max_pooling(order: type[Order], train: bool) -> None:
+    """He et al. 2018, Figure 2b: 3x3, 32, stride 2; 3x3, 32; 3x3, 64; max pool at stride 2. Here with 4 features."""
+    stem = filled(lambda rngs: DeepStem(3, 4, order=order, rngs=rngs))
+
+    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        assert [v["convs"][i]["kernel"].shape for i in range(3)] == [(3, 3, 3, 2), (3, 3, 2, 2), (3, 3, 2, 4)]
+        for index, stride in enumerate((2, 1, 1)):
+            x = layered(v["after"][index], AFTER[order][1], conv(x, v["convs"][index]["kernel"], stride), train=train)
+        return max_pool(x)
+
+    x = random(2, 12, 9, 3)
+    assert formula(variables(stem), x).shape == (2, 3, 3, 4)
+    follows(stem, formula, x, train=train)
+
+
+@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem])
+def test_the_statistics_of_a_stem_run_in_training(stem: Any) -> None:
+    module, x = filled(lambda rngs: stem(3, 4, rngs=rngs)), random(2, 12, 9, 3)
+    values, stride = variables(module), 1 if stem is SmallImageStem else 2
+    _, running = normalise(conv(x, values["conv"]["kernel"], stride), values["after"]["layers"][0], train=True)
+    same_statistics(call(module, x, train=True)[1]["after"]["layers"][0], running)
+    jax.tree.map(np.testing.assert_array_equal, call(module, x, train=False)[1], values)
+
+
+def test_the_statistics_of_a_deep_stem_run_in_training() -> None:
+    module, x = filled(lambda rngs: DeepStem(3, 4, rngs=rngs)), np.float64(random(2, 12, 9, 3))
+    values, after = variables(module), call(module, np.float32(x), train=True)[1]
+    for index, stride in enumerate((2, 1, 1)):
+        y, running = normalise(conv(x, values["convs"][index]["kernel"], stride), values["after"][index]["layers"][0], train=True)
+        same_statistics(after["after"][index]["layers"][0], running)
+        x = np.maximum(y, 0)
+
+
+@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, DeepStem])
+def test_a_stem_says_what_it_subsamples(stem: Any) -> None:
+    shape = jax.eval_shape(lambda x: stem(3, 4, rngs=nnx.Rngs(0))(x), jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)).shape
+    assert shape == (1, 64 // stem.stride, 32 // stem.stride, 4)
+
+
+def test_a_deep_stem_halves_an_odd_width_downwards_and_refuses_to_halve_one() -> None:
+    made = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(DeepStem(3, 5, norm=BatchNorm, rngs=nnx.Rngs(0)))))
+    assert [made["convs"][i]["kernel"].shape[2:] for i in range(3)] == [(3, 2), (2, 2), (2, 5)]
+    with pytest.raises(UserError):
+        DeepStem(3, 1, rngs=nnx.Rngs(0))

@@ -1,7 +1,8 @@
 """A residual network of basic units and its training step once more, in NumPy and double precision, every derivative by hand.
 
 The second opinion of ``test_step.py``. Nothing here comes from ``resnet_jax``, JAX or any autodiff; only the nesting of parameters is the
-package's, so that two trees can be compared leaf by leaf. Convolutions are loops over their taps, slow and plain to read.
+package's, so that two trees can be compared leaf by leaf: the variables of equal neighbouring units lie along a leading axis. Convolutions
+are loops over their taps, slow and plain to read.
 """
 
 from dataclasses import dataclass
@@ -74,27 +75,63 @@ def zero_pad(x: np.ndarray, stride: int, features: int) -> np.ndarray:
     return np.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[3])))
 
 
+def kernels(p: Tree) -> tuple[np.ndarray, np.ndarray]:
+    """Those of a unit's two convolutions."""
+    convs = p["branch"]["convs"]
+    return convs[0]["kernel"], convs[1]["kernel"]
+
+
+def norms(p: Tree) -> tuple[Tree, Tree]:
+    """What its two normalisations hold: scale and bias, or mean and variance."""
+    return p["branch"]["after"][0]["layers"][0], p["branch"]["after"][1]["layers"][0]
+
+
+def after(norm1: Tree, norm2: Tree) -> Tree:
+    """Undoes ``norms``."""
+    return {"branch": {"after": {0: {"layers": {0: norm1}}, 1: {"layers": {0: norm2}}}}}
+
+
+def units(stages: Tree) -> list[tuple[tuple[int, int, int], int, Tree]]:
+    """Stage, stack and place of every unit, its stride and its variables, which a stack holds along a leading axis."""
+    found = []
+    for i, stacks in stages.items():
+        for j, stack in stacks.items():
+            for k in range(len(next(iter(leaves(stack).values())))):
+                found.append(((i, j, k), 2 if i > 0 and j == k == 0 else 1, each(lambda leaf, k=k: leaf[k], stack["stacked"])))
+    return found
+
+
+def stacked(found: dict[tuple[int, int, int], Tree]) -> Tree:
+    """Undoes ``units``: places to trees, to the nested tree of stacks."""
+    stages: Tree = {}
+    for i, j, k in sorted(found):
+        stages.setdefault(i, {}).setdefault(j, []).append(found[i, j, k])
+    return {i: {j: {"stacked": each(lambda *all: np.stack(all), *trees)} for j, trees in stacks.items()} for i, stacks in stages.items()}
+
+
 def unit(x: np.ndarray, p: Tree, s: Tree, stride: int) -> tuple[np.ndarray, Tree, Any]:
     """A basic unit in the original order: conv, norm, ReLU, conv, norm, add, ReLU."""
-    a = conv(x, p["conv1"]["kernel"], stride)
-    b, running1, saved1 = norm(a, p["norm1"], s["norm1"])
+    (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
+    a = conv(x, kernel1, stride)
+    b, running1, saved1 = norm(a, norm1, running1)
     c = np.maximum(b, 0)
-    d = conv(c, p["conv2"]["kernel"], 1)
-    e, running2, saved2 = norm(d, p["norm2"], s["norm2"])
+    d = conv(c, kernel2, 1)
+    e, running2, saved2 = norm(d, norm2, running2)
     merged = e + zero_pad(x, stride, e.shape[3])
-    return np.maximum(merged, 0), {"norm1": running1, "norm2": running2}, (x, b, c, merged, saved1, saved2, stride)
+    return np.maximum(merged, 0), after(running1, running2), (x, b, c, merged, saved1, saved2, stride)
 
 
 def unit_backward(saved: Any, p: Tree, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
     """The derivative of ``unit`` by its input and its parameters."""
     x, b, c, merged, saved1, saved2, stride = saved
+    kernel1, kernel2 = kernels(p)
     dmerged = dout * (merged > 0)
     dd, dnorm2 = norm_backward(saved2, dmerged)
-    dc, dkernel2 = conv_backward(c, p["conv2"]["kernel"], 1, dd)
+    dc, dkernel2 = conv_backward(c, kernel2, 1, dd)
     da, dnorm1 = norm_backward(saved1, dc * (b > 0))
-    dx, dkernel1 = conv_backward(x, p["conv1"]["kernel"], stride, da)
+    dx, dkernel1 = conv_backward(x, kernel1, stride, da)
     dx[:, ::stride, ::stride] += dmerged[..., : x.shape[3]]
-    return dx, {"conv1": {"kernel": dkernel1}, "norm1": dnorm1, "conv2": {"kernel": dkernel2}, "norm2": dnorm2}
+    return dx, {"branch": {"convs": {0: {"kernel": dkernel1}, 1: {"kernel": dkernel2}}} | after(dnorm1, dnorm2)["branch"]}
 
 
 @dataclass
@@ -112,15 +149,13 @@ class Pass:
 def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels: np.ndarray) -> Pass:
     """Cross-entropy of the network on a batch in training mode, its gradient, and the running statistics after it."""
     a = conv(images, params["stem"]["conv"]["kernel"], 1)
-    b, running, saved_stem = norm(a, params["stem"]["norm"], batch_stats["stem"]["norm"])
+    b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
     x = np.maximum(b, 0)
-    new_stats: Tree = {"stem": {"norm": running}, "stages": {}}
-    saved = {}
-    for i, units in params["stages"].items():
-        new_stats["stages"][i] = {}
-        for j, p in units.items():
-            stride = 2 if i > 0 and j == 0 else 1
-            x, new_stats["stages"][i][j], saved[i, j] = unit(x, p, batch_stats["stages"][i][j], stride)
+    every = [(*one, s) for one, (_, _, s) in zip(units(params["stages"]), units(batch_stats["stages"]), strict=True)]
+    saved, stats = {}, {}
+    for place, stride, p, s in every:
+        x, stats[place], saved[place] = unit(x, p, s, stride)
+    new_stats: Tree = {"stem": {"after": {"layers": {0: running}}}, "stages": stacked(stats)}
     pooled = x.mean(axis=(1, 2))
     linear = params["head"]["linear"]
     logits = pooled @ linear["kernel"] + linear["bias"]
@@ -131,15 +166,15 @@ def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels
     errors = int((logits.argmax(axis=1) != labels).sum())
 
     dlogits = (np.exp(log_probabilities) - np.eye(logits.shape[1])[labels]) / count
-    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}, "stages": {}}
+    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}}
     dx = np.broadcast_to((dlogits @ linear["kernel"].T)[:, None, None] / (x.shape[1] * x.shape[2]), x.shape)
-    for i, units in reversed(params["stages"].items()):
-        gradients["stages"][i] = {}
-        for j, p in reversed(units.items()):
-            dx, gradients["stages"][i][j] = unit_backward(saved[i, j], p, dx)
+    of_units = {}
+    for place, _, p, _ in reversed(every):
+        dx, of_units[place] = unit_backward(saved[place], p, dx)
+    gradients["stages"] = stacked(of_units)
     da, dnorm = norm_backward(saved_stem, dx * (b > 0))
     _, dkernel = conv_backward(images, params["stem"]["conv"]["kernel"], 1, da)
-    gradients["stem"] = {"conv": {"kernel": dkernel}, "norm": dnorm}
+    gradients["stem"] = {"conv": {"kernel": dkernel}, "after": {"layers": {0: dnorm}}}
     return Pass(float(loss), errors, gradients, new_stats)
 
 
@@ -149,13 +184,13 @@ def predict(params: Tree, batch_stats: Tree, images: np.ndarray) -> np.ndarray:
     def rest(x: np.ndarray, p: Tree, s: Tree) -> np.ndarray:
         return (x - s["mean"]) / np.sqrt(s["var"] + EPSILON) * p["scale"] + p["bias"]
 
-    x = np.maximum(rest(conv(images, params["stem"]["conv"]["kernel"], 1), params["stem"]["norm"], batch_stats["stem"]["norm"]), 0)
-    for i, units in params["stages"].items():
-        for j, p in units.items():
-            s, stride = batch_stats["stages"][i][j], 2 if i > 0 and j == 0 else 1
-            y = np.maximum(rest(conv(x, p["conv1"]["kernel"], stride), p["norm1"], s["norm1"]), 0)
-            y = rest(conv(y, p["conv2"]["kernel"], 1), p["norm2"], s["norm2"])
-            x = np.maximum(y + zero_pad(x, stride, y.shape[3]), 0)
+    stem, entered = (tree["stem"]["after"]["layers"][0] for tree in (params, batch_stats))
+    x = np.maximum(rest(conv(images, params["stem"]["conv"]["kernel"], 1), stem, entered), 0)
+    for (_, stride, p), (_, _, s) in zip(units(params["stages"]), units(batch_stats["stages"]), strict=True):
+        (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
+        y = np.maximum(rest(conv(x, kernel1, stride), norm1, running1), 0)
+        y = rest(conv(y, kernel2, 1), norm2, running2)
+        x = np.maximum(y + zero_pad(x, stride, y.shape[3]), 0)
     linear = params["head"]["linear"]
     return x.mean(axis=(1, 2)) @ linear["kernel"] + linear["bias"]
 
@@ -183,7 +218,32 @@ def each(function: Any, *trees: Tree) -> Any:
 
 
 def leaves(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
-    """Returns path -> leaf, paths as ``stages/0/1/conv1/kernel``."""
+    """Returns path -> leaf, paths as ``stages/0/1/stacked/branch/convs/0/kernel``."""
     if not isinstance(tree, dict):
         return {path: tree}
     return {name: leaf for key, value in tree.items() for name, leaf in leaves(value, f"{path}/{key}" if path else str(key)).items()}
+
+
+def drawn(shapes: Tree, rng: np.random.Generator) -> Tree:
+    """Parameters of these shapes: kernels around 0, scales and biases around 1."""
+    return unflattened(
+        {path: rng.normal(*((0, 0.5) if path[-1] == "kernel" else (1, 0.3)), shape) for path, shape in paths(shapes).items()}
+    )
+
+
+def paths(tree: Tree, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
+    """Returns the keys on the way -> leaf."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in paths(value, (*path, key)).items()}
+
+
+def unflattened(found: dict[tuple[Any, ...], Any]) -> Tree:
+    """Undoes ``paths``."""
+    tree: Tree = {}
+    for path, leaf in found.items():
+        inner = tree
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[path[-1]] = leaf
+    return tree

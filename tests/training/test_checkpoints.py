@@ -15,14 +15,23 @@ from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.state import TrainState, digest
 
 
-def state(seed: int, features: int = 5, name: str = "conv1", dtype: Any = jnp.float32) -> TrainState:
+def state(seed: int, features: int = 5, name: str = "conv1", dtype: Any = jnp.float32, averaged: bool = True) -> TrainState:
     """A state with all that a real one has: nested names and numbers, scalars, integers, a key, an optimizer's tuples."""
     rng = np.random.default_rng(seed)
-    unit = {name: {"kernel": rng.normal(size=(3, 3, 4, features))}, "norm1": {"scale": rng.normal(size=features)}}
-    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), {"stages": {0: {0: unit, 1: unit}}, "head": {"bias": rng.normal(size=10)}})
+    units = {name: {"kernel": rng.normal(size=(2, 3, 3, 4, features))}, "norm1": {"scale": rng.normal(size=(2, features))}}
+    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), {"stages": {0: {0: {"stacked": units}}}, "head": {"bias": rng.normal(size=10)}})
     momentum = jax.tree.map(lambda p: 2 * p, params)
-    batch_stats = {"stages": {0: {0: {"norm1": {"mean": jnp.float32(rng.normal(size=features))}}}}}
-    return TrainState(jnp.int32(seed), params, batch_stats, ((), momentum, (jnp.int32(seed), jnp.float32(0.1))), jax.random.key(seed))
+    batch_stats = {"stages": {0: {0: {"stacked": {"norm1": {"mean": jnp.float32(rng.normal(size=(2, features)))}}}}}}
+    opt_state = ((), momentum, (jnp.int32(seed), jnp.float32(0.1)))
+    averages = {"ema": jax.tree.map(lambda p: p / 2, params), "statistics": jax.tree.map(lambda s: -s, batch_stats)} if averaged else {}
+    return TrainState(
+        **{"ema": {}, "statistics": {}} | averages,
+        step=jnp.int32(seed),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        key=jax.random.key(seed),
+    )
 
 
 def constants(seed: int) -> Preprocessing:
@@ -238,7 +247,7 @@ def test_checkpoint_of_one_device_is_restored_onto_eight(run: Path) -> None:
     for leaf in jax.tree.leaves(found[1]):
         assert len(leaf.sharding.device_set) == 8
         assert leaf.sharding.is_fully_replicated
-    kernel = found[1].params["stages"][0][0]["conv1"]["kernel"]
+    kernel = found[1].params["stages"][0][0]["stacked"]["conv1"]["kernel"]
     assert len({np.asarray(shard.data).tobytes() for shard in kernel.addressable_shards}) == 1
 
 
@@ -253,7 +262,9 @@ def test_checkpoint_of_eight_devices_is_restored_onto_one(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "other", [state(0, features=6), state(0, name="conv9"), state(0, dtype=jnp.bfloat16)], ids=["shapes", "names", "dtypes"]
+    "other",
+    [state(0, features=6), state(0, name="conv9"), state(0, dtype=jnp.bfloat16), state(0, averaged=False)],
+    ids=["shapes", "names", "dtypes", "averages"],
 )
 def test_whole_checkpoints_of_another_network_are_refused_and_left_where_they_are(run: Path, other: TrainState) -> None:
     """They are not damaged: to move them away and begin again at step 0 would throw a run away, to cast them would change it."""
@@ -262,3 +273,15 @@ def test_whole_checkpoints_of_another_network_are_refused_and_left_where_they_ar
     assert steps(run) == ["1", "2", "3"]
     assert not (run / "damaged").exists()
     assert_is(restored(run), 3)
+
+
+def test_state_without_averages_comes_back_without_them(tmp_path: Path) -> None:
+    """Most runs have none: an empty dictionary is not a missing one."""
+    plain = state(4, averaged=False)
+    checkpoints = opened(tmp_path)
+    checkpoints.save(4, plain, constants(4))
+    checkpoints.close()
+    found = restored(tmp_path, like=shapes(plain))
+    assert found is not None
+    assert (found[1].ema, found[1].statistics) == ({}, {})
+    assert digest(found[1]) == digest(plain)

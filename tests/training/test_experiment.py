@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from resnet_jax.configured import Factory, configured
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expected, Experiment, Schedule
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expected, Experiment, Optimizer, Schedule
 
 INFO = DatasetInfo(
     name="cifar10",
@@ -102,6 +104,58 @@ def test_images_of_another_size_than_the_model_says_are_refused() -> None:
     """The mean image is measured on the data and restored by ``model.input_shape``: a run could not read its own checkpoints."""
     with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(64, 64, 3\): set model.input_shape"):
         changed("model.input_shape", (64, 64, 3)).check(INFO)
+
+
+def with_norm(norm: Factory, *, ema: float = 0.0, statistics_batches: int = 0, batch_size: int = 128) -> Experiment:
+    return dataclasses.replace(
+        EXPERIMENT,
+        model=dataclasses.replace(EXPERIMENT.model, norm=norm),
+        optimizer=Optimizer(ema=ema),
+        evaluation=Evaluation(statistics_batches=statistics_batches),
+        batch_size=batch_size,
+    )
+
+
+GROUPS = configured(GroupNorm, num_groups=8)
+
+
+@pytest.mark.parametrize(
+    ("norm", "fields", "message"),
+    [
+        (BatchNorm, {"ema": -0.1}, r"^optimizer\.ema is -0\.1; "),
+        (BatchNorm, {"ema": 1.0, "statistics_batches": 1}, r"^optimizer\.ema is 1\.0; give a decay below 1"),
+        (GROUPS, {"ema": 1.5}, r"^optimizer\.ema is 1\.5; "),
+        (GROUPS, {"ema": float("nan")}, r"^optimizer\.ema is nan; "),
+        (BatchNorm, {"ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
+        (configured(BatchNorm, group_size=64), {"ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
+        (BatchNorm, {"statistics_batches": -1}, r"^evaluation\.statistics_batches is -1 "),
+        (GROUPS, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm GroupNorm: give 0"),
+        (FrozenBatchNorm, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm FrozenBatchNorm"),
+        (NoNorm, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm NoNorm"),
+        (configured(BatchNorm, group_size=48), {}, r"^batch_size is 128, which BatchNorm groups of 48 do not divide; use a multiple of 48"),
+        (configured(BatchNorm, group_size=256), {}, r"^batch_size is 128, which BatchNorm groups of 256"),
+    ],
+)
+def test_averages_that_cannot_be_had_are_refused(norm: Factory, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        with_norm(norm, **fields).check(INFO)
+
+
+@pytest.mark.parametrize(
+    ("norm", "fields"),
+    [
+        (GROUPS, {"ema": 0.99}),
+        (NoNorm, {"ema": 0.99}),
+        (FrozenBatchNorm, {"ema": 0.999}),
+        (BatchNorm, {"ema": 0.99, "statistics_batches": 1}),
+        (configured(BatchNorm, momentum=0.5), {"statistics_batches": 100}),
+        (configured(BatchNorm, group_size=32), {}),
+        (configured(BatchNorm, group_size=128), {"ema": 0.5, "statistics_batches": 3}),
+    ],
+)
+def test_averages_that_can_be_had_pass(norm: Factory, fields: dict[str, Any]) -> None:
+    """Parameters may be averaged alone where no statistics belong to them."""
+    with_norm(norm, **fields).check(INFO)
 
 
 def test_set_without_training_images_is_refused() -> None:

@@ -1,21 +1,32 @@
 """The loop: what it records, how it ends, and that a run stopped in any way goes on to the same bits. Real processes are killed."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT, Told
+from numpy_network import leaves
 
+from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
+from resnet_jax.models import StochasticDepth
+from resnet_jax.models.branches import Basic
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.shortcuts import DropoutShortcut
 from resnet_jax.studies import run as run_lib
-from resnet_jax.training.experiment import Experiment, Schedule
+from resnet_jax.training import program
+from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.experiment import Experiment, Optimizer, Schedule
 from resnet_jax.training.loop import NonFiniteLoss
 from resnet_jax.training.workdir import Workdir
 
@@ -50,28 +61,48 @@ def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, step: int
     pytest.fail(f"step {step} was not saved: {process.poll()}, {process.communicate() if process.poll() is not None else ''}")
 
 
+# All that is random in training, and all that is averaged.
+RANDOM = ["--model.branch", "Basic(dropout=0.2)", "--model.stochastic-depth.survival", "0.7", "--data.flip"]
+AVERAGED = ["--optimizer.ema", "0.9", "--evaluation.statistics-batches", "2"]
+FIELDS = {"plain": [], "random and averaged": [*RANDOM, *AVERAGED]}
+
+
 @pytest.fixture(scope="module")
-def straight(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The result of an undisturbed run."""
-    workdir = tmp_path_factory.mktemp("straight") / "run"
-    code, _, err = finish(start(workdir, digits_dir))
-    assert code == 0, err
-    return json.loads((workdir / "result.json").read_text()) | {"records": Workdir(workdir).records()}
+def undisturbed(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict]:
+    """The result of an undisturbed run with some of ``FIELDS``, made once."""
+
+    @functools.cache
+    def result(fields: str) -> dict:
+        workdir = tmp_path_factory.mktemp("straight") / "run"
+        code, _, err = finish(start(workdir, digits_dir, *FIELDS[fields]))
+        assert code == 0, err
+        return json.loads((workdir / "result.json").read_text()) | {"records": Workdir(workdir).records()}
+
+    return result
+
+
+@pytest.fixture(scope="module")
+def straight(undisturbed: Callable[[str], dict]) -> dict:
+    """That of the plain run."""
+    return undisturbed("plain")
 
 
 def without_clocks(records: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
 
 
-@pytest.mark.parametrize("at", [20, 160])
-def test_a_killed_run_started_again_ends_in_the_same_bits(at: int, straight: dict, digits_dir: str, tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    process = start(workdir, digits_dir)
+@pytest.mark.parametrize(("at", "fields"), [(20, "plain"), (160, "plain"), (120, "random and averaged")])
+def test_a_killed_run_started_again_ends_in_the_same_bits(
+    at: int, fields: str, undisturbed: Callable[[str], dict], digits_dir: str, tmp_path: Path
+) -> None:
+    """Dropout, stochastic depth, averages and settled statistics too."""
+    workdir, straight = tmp_path / "run", undisturbed(fields)
+    process = start(workdir, digits_dir, *FIELDS[fields])
     wait_for_checkpoint(process, workdir, at)
     process.kill()
     process.communicate()
     assert not (workdir / "result.json").exists()
-    code, _, err = finish(start(workdir, digits_dir))
+    code, _, err = finish(start(workdir, digits_dir, *FIELDS[fields]))
     assert code == 0, err
     assert "continuing after step" in err
     result = Workdir(workdir).result()
@@ -164,6 +195,11 @@ def test_bad_input_is_refused_before_anything_is_written(tiny: Experiment, digit
         dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, num_classes=7)),
         dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, features=(8, 4, 4))),  # option A cannot shrink
         dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, stages=(1, 1))),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, output_stride=16)),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, stochastic_depth=StochasticDepth(survival=0.0))),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, branch=configured(Basic, dropout=1.5))),
+        dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=configured(GroupNorm, num_groups=3))),
+        dataclasses.replace(tiny, optimizer=Optimizer(frozen=("stages/0", "stm"))),
     ):
         with pytest.raises(UserError):
             run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=8)
@@ -176,3 +212,83 @@ def test_eight_devices_train_as_one_does(tiny: Experiment, digits_dir: str, tmp_
         run_lib.run(tiny, 0, tmp_path / f"run{devices}", progress=told, data_dir=digits_dir, devices=devices)
         losses[devices] = [r["loss"] for r in Workdir(tmp_path / f"run{devices}").records() if r["split"] == "train"]
     np.testing.assert_allclose(losses[8], losses[1], rtol=2e-4)
+
+
+RANDOM_PARTS = {
+    "stochastic depth": {"stochastic_depth": StochasticDepth(survival=0.5)},
+    "drop path": {"stochastic_depth": StochasticDepth(survival=0.5, rule="uniform", drops="image", scaled="training")},
+    "dropout": {"branch": configured(Basic, dropout=0.3)},
+    "dropout on the shortcut": {"shortcut": configured(DropoutShortcut, rate=0.5)},
+}
+
+
+class Crash(Exception):
+    """Stands for a power cut."""
+
+
+@dataclasses.dataclass
+class Crashing(Told):
+    """Stops the process's work when step 10 was dispatched: the checkpoint of step 8 is there, and work after it is lost."""
+
+    def advance(self, step: int) -> None:
+        if step == 10:
+            raise Crash
+
+
+@pytest.mark.parametrize("part", RANDOM_PARTS)
+def test_random_training_repeats_and_resumes_bit_for_bit_and_other_seeds_differ(
+    part: str, tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told
+) -> None:
+    """What is dropped in a step is a function of the run's key and the step."""
+    experiment = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **RANDOM_PARTS[part]))
+    run = functools.partial(run_lib.run, experiment, data_dir=digits_dir, devices=1)
+    digests = [run(seed, tmp_path / name, progress=told)["state_digest"] for name, seed in {"one": 0, "again": 0, "other": 1}.items()]
+    assert digests[0] == digests[1] != digests[2]
+    with pytest.raises(Crash):
+        run(0, tmp_path / "crashed", progress=Crashing())
+    assert not (tmp_path / "crashed" / "result.json").exists()
+    assert run(0, tmp_path / "crashed", progress=told)["state_digest"] == digests[0]
+    assert "continuing after step 8" in told.messages
+    plain = run_lib.run(tiny, 0, tmp_path / "plain", progress=told, data_dir=digits_dir, devices=1)
+    assert plain["state_digest"] != digests[0]
+
+
+def test_frozen_parameters_end_as_they_began_and_others_do_not(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    """Bit for bit in the checkpoint of the last step, in the average too; the optimizer keeps nothing for them. Resumed, the same."""
+    experiment = dataclasses.replace(
+        tiny,
+        optimizer=dataclasses.replace(tiny.optimizer, frozen=("stem", "stages/1", "head/linear/kernel"), ema=0.5),
+        evaluation=dataclasses.replace(tiny.evaluation, statistics_batches=1),
+    )
+    result = run_lib.run(experiment, 2, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    made = program.compiled(experiment, 1)
+    checkpoints = Checkpoints(Workdir(tmp_path / "run").checkpoints, keep=3, say=told.say)
+    restored = checkpoints.restore_newest(made.abstract_state, program.abstract_preprocessing(experiment))
+    checkpoints.close()
+    assert restored is not None
+    assert restored[0] == 12
+    began, ended = leaves(made.init(jax.random.key(2)).params), leaves(restored[1].params)
+    still = {path for path in began if path.startswith(("stem/", "stages/1/")) or path == "head/linear/kernel"}
+    assert 4 < len(still) < len(began)
+    for path, leaf in began.items():
+        same = np.asarray(leaf).tobytes() == np.asarray(ended[path]).tobytes()
+        assert same == (path in still), path
+        average = np.asarray(leaves(restored[1].ema)[path])
+        assert path not in still or np.allclose(average, leaf, rtol=1e-6, atol=0)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(restored[1].opt_state) if leaf.ndim)
+    assert kept == sum(np.size(leaf) for path, leaf in began.items() if path not in still)
+    with pytest.raises(Crash):
+        run_lib.run(experiment, 2, tmp_path / "crashed", progress=Crashing(), data_dir=digits_dir, devices=1)
+    again = run_lib.run(experiment, 2, tmp_path / "crashed", progress=told, data_dir=digits_dir, devices=1)
+    assert again["state_digest"] == result["state_digest"]
+
+
+def test_the_protocol_of_a_run_says_its_group(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    """64 images a step in groups of 16, on eight devices that hold eight of them each: groups are no matter of devices."""
+    experiment = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=configured(BatchNorm, group_size=16)))
+    losses = []
+    for devices in (1, 8):
+        result = run_lib.run(experiment, 0, tmp_path / f"run{devices}", progress=told, data_dir=digits_dir, devices=devices)
+        assert (result["protocol"]["batch_norm_group"], result["protocol"]["batch_size"]) == (16, 64)
+        losses.append([r["loss"] for r in Workdir(tmp_path / f"run{devices}").records() if r["split"] == "train"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)

@@ -9,6 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from resnet_jax.configured import configured
+from resnet_jax.errors import UserError
+from resnet_jax.models import Architecture
+from resnet_jax.models.branches import Basic
+from resnet_jax.models.shortcuts import ShortcutOnlyGating
 from resnet_jax.training import optimizer
 from resnet_jax.training.experiment import Optimizer, Schedule
 from resnet_jax.training.optimizer import ScheduleState
@@ -66,6 +71,69 @@ def test_kernels_only_leaves_one_dimensional_parameters_alone() -> None:
         moved[decay] = {name for name, value in updates.items() if np.any(value)}
         np.testing.assert_allclose(updates["kernel"], -0.3 * 0.05 * draw(0)["kernel"], rtol=1e-5)
     assert moved == {"kernels": {"kernel", "linear"}, "all": {"kernel", "linear", "scale", "bias"}}
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    """Parameters of a network with everything that has parameters: stacked units, projections, gates, squeeze-and-excitation."""
+    model = Architecture(
+        stages=(2, 2), features=(4, 8), branch=configured(Basic, reduction=2), shortcut=configured(ShortcutOnlyGating, resize="project")
+    )
+    _, params, _ = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
+
+
+def written(tree: Any) -> dict[str, Any]:
+    """Paths as ``stages/0/0/...`` -> leaf."""
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_kernels_of_a_network_are_its_convolutions_and_matrices(network: Any) -> None:
+    """Scales and biases of stacked units have two dimensions, the first counting units: kernels they are not."""
+    tx = optimizer.make(Optimizer(weight_decay=0.05, decay="kernels"), CONSTANT)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, network), tx.init(network), network, error=0.5)
+    decayed = {path for path, value in written(updates).items() if np.any(value)}
+    assert decayed == {path for path in written(network) if path.endswith("/kernel")}
+    assert {path.split("/")[-1] for path in written(network)} == {"kernel", "bias", "scale", "gate_bias"}
+
+
+FROZEN: dict[tuple[str, ...], Any] = {
+    ("stem",): lambda path: path.startswith("stem/"),
+    ("stages/0",): lambda path: path.startswith("stages/0/"),
+    ("stages/0/",): lambda path: path.startswith("stages/0/"),
+    ("stem", "stages"): lambda path: not path.startswith("head/"),
+    ("stages/1/0", "head/linear/bias"): lambda path: path.startswith("stages/1/0/") or path == "head/linear/bias",
+}
+
+
+@pytest.mark.parametrize("beginnings", FROZEN)
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_frozen_parameters_get_no_update_no_decay_and_no_momentum(network: Any, beginnings: tuple[str, ...], nesterov: bool) -> None:
+    """The others get those that they get without frozen ones, step after step."""
+    frozen, free = (optimizer.make(Optimizer(weight_decay=0.05, nesterov=nesterov, frozen=some), CONSTANT) for some in (beginnings, ()))
+    states, params = [frozen.init(network), free.init(network)], [network, network]
+    for step in range(3):
+        gradients = jax.tree.map(lambda p, s=step: jnp.cos(jnp.arange(p.size, dtype=p.dtype) + s).reshape(p.shape), network)
+        for i, tx in enumerate((frozen, free)):
+            updates, states[i] = tx.update(gradients, states[i], params[i], error=0.5)
+            params[i] = optax.apply_updates(params[i], updates)
+    still = {path for path in written(network) if FROZEN[beginnings](path)}
+    assert 0 < len(still) < len(written(network))
+    for path, ours in written(params[0]).items():
+        expected = written(network)[path] if path in still else written(params[1])[path]
+        assert np.asarray(ours).tobytes() == np.asarray(expected).tobytes(), path
+        assert path in still or np.any(ours != written(network)[path])
+    kept = sum(leaf.size for leaf in jax.tree.leaves(states[0]) if leaf.ndim)
+    assert kept == sum(leaf.size for path, leaf in written(network).items() if path not in still and leaf.ndim)
+
+
+@pytest.mark.parametrize("name", ["stm", "stages/3", "stages/00", "stage", "stages/0/0/stacked/branches", "", "/", "stem/conv/kernel/0"])
+def test_a_beginning_below_which_nothing_lies_is_refused(network: Any, name: str) -> None:
+    """Whole names only: stage is no beginning of stages."""
+    with pytest.raises(UserError, match=rf"^optimizer\.frozen: no parameter lies below '{name}'; "):
+        optimizer.make(Optimizer(frozen=("stem", name)), CONSTANT).init(network)
+    with pytest.raises(UserError, match="did you mean stem"):
+        optimizer.make(Optimizer(frozen=("stm",)), CONSTANT).init(network)
 
 
 def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[float]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy_network import each, predict
+from numpy_network import drawn, each, predict
 
 from resnet_jax.data import sources
 from resnet_jax.data.augmentation import Preprocessing
@@ -48,12 +48,10 @@ def trained(found: Program) -> TrainState:
     rng = np.random.default_rng(6)
     shapes = found.abstract_state
 
-    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        return rng.normal(scale=0.4 if len(leaf.shape) > 1 else 0.2, size=leaf.shape) + (len(leaf.shape) == 1)
-
-    params, batch_stats = each(draw, shapes.params), each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
+    params = drawn(each(lambda leaf: leaf.shape, shapes.params), rng)
+    batch_stats = each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
     single = each(jnp.float32, params), each(jnp.float32, batch_stats)
-    return jax.device_put(TrainState(jnp.int32(0), *single, (), jax.random.key(0)), mesh.replicated(found.mesh))
+    return jax.device_put(TrainState(jnp.int32(0), *single, (), jax.random.key(0), {}, {}), mesh.replicated(found.mesh))
 
 
 def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:

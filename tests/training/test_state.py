@@ -16,7 +16,9 @@ def small(seed: int = 0) -> TrainState:
     rng = np.random.default_rng(seed)
     params = {"conv": {"kernel": np.float32(rng.normal(size=(2, 3)))}, "norm": {"scale": np.float32(rng.normal(size=3))}}
     opt_state = ((), jax.tree.map(lambda p: 3 * p, params), (np.int32(7), np.float32(0.1), np.bool_(True)))
-    return TrainState(np.int32(7), params, {"norm": {"mean": np.float32(rng.normal(size=3))}}, opt_state, jax.random.key(seed))
+    stats = [{"norm": {"mean": np.float32(rng.normal(size=3))}} for _ in range(2)]
+    ema = jax.tree.map(lambda p: 0.5 * p, params)
+    return TrainState(np.int32(7), params, stats[0], opt_state, jax.random.key(seed), ema, stats[1])
 
 
 def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
@@ -27,7 +29,7 @@ def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
 
 
 def test_digest_changes_with_any_single_bit() -> None:
-    """Of step, parameters, statistics, optimizer state and key: some 800 bits, no two the same digest."""
+    """Of step, parameters, statistics, optimizer state, key, averages and settled statistics: some 1200 bits, no two the same digest."""
     digests = {state.digest(small())}
     bits = 0
     for index, leaf in enumerate(jax.tree.leaves(state.plain(small()))):
@@ -38,7 +40,7 @@ def test_digest_changes_with_any_single_bit() -> None:
             changed[bit // 8] ^= 1 << bit % 8
             digests.add(state.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
             bits += 1
-    assert bits > 700
+    assert bits > 1100
     assert len(digests) == bits + 1
 
 
@@ -94,10 +96,33 @@ def test_created_state_is_at_step_0_with_the_run_s_own_key(tiny: Experiment) -> 
     assert state.digest(one) == state.digest(same)
     kernels = [found.params["stem"]["conv"]["kernel"] for found in (one, other)]
     assert not np.array_equal(*kernels)
-    stats: Any = one.batch_stats["stem"]["norm"]
+    stats: Any = one.batch_stats["stem"]["after"]["layers"][0]
     assert np.array_equal(stats["mean"], np.zeros(4))
     assert np.array_equal(stats["var"], np.ones(4))
     momentum = next(s for s in one.opt_state if hasattr(s, "trace")).trace
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(momentum))
     assert jax.tree.structure(momentum) == jax.tree.structure(one.params)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one.params))
+
+
+def test_average_and_settled_statistics_are_what_is_scored_where_there_are_some() -> None:
+    full = small()
+    assert full.scored() == (full.ema, full.statistics)
+    assert full._replace(ema={}).scored() == (full.params, full.statistics)
+    assert full._replace(statistics={}).scored() == (full.ema, full.batch_stats)
+    assert full._replace(ema={}, statistics={}).scored() == (full.params, full.batch_stats)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+@pytest.mark.parametrize("ema", [False, True])
+def test_created_state_has_an_average_and_statistics_where_asked_for(tiny: Experiment, ema: bool, statistics: bool) -> None:
+    """The average begins at the parameters (its recursion needs no correction), the statistics at those of nothing seen."""
+    tx = optimizer.make(tiny.optimizer, tiny.schedule)
+    options = {"compiler_options": {"xla_backend_optimization_level": 0}}
+    found = jax.jit(lambda key: state.create(tiny.model, tx, key, ema=ema, statistics=statistics)[1], **options)(jax.random.key(5))
+    for ours, theirs, asked in ((found.ema, found.params, ema), (found.statistics, found.batch_stats, statistics)):
+        if asked:
+            assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+            assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+        else:
+            assert ours == {}

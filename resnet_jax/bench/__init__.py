@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: what compilation costs, what a step costs."""

@@ -1,0 +1,64 @@
+"""What it costs to compile a training step, by depth and by the form of its stages: seconds, operations, temporary memory.
+
+Each row is measured in a process of its own, so that nothing is warm and one that takes too long can be stopped.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from resnet_jax.errors import UserError
+
+
+def measure(name: str, depth: int | None, *, blocks: str, remat: bool, batch_size: int) -> dict[str, Any]:
+    """Traces, lowers and compiles the training step of a network of the catalog; returns one row."""
+    from resnet_jax import models
+    from resnet_jax.bench.workload import Workload
+
+    work = Workload(models.architecture(name, depth), batch_size, models.Execution(blocks=blocks, remat=remat))  # pyright: ignore[reportArgumentType]
+    began = time.perf_counter()
+    traced = work.step.trace(work.abstract_state, work.abstract_batch())
+    traced_at = time.perf_counter()
+    lowered = traced.lower()
+    lowered_at = time.perf_counter()
+    compiled = lowered.compile()
+    compiled_at = time.perf_counter()
+    memory: Any = compiled.memory_analysis()
+    return {
+        "trace_seconds": traced_at - began,
+        "lower_seconds": lowered_at - traced_at,
+        "compile_seconds": compiled_at - lowered_at,
+        "operations": operations(lowered.as_text()),
+        "temporary_bytes": memory.temp_size_in_bytes,
+    }
+
+
+def operations(stablehlo: str) -> int:
+    """Number of operations of a lowered program: each is a line that gives its result a name."""
+    return sum(" = " in line and line.lstrip().startswith("%") for line in stablehlo.splitlines())
+
+
+def table(
+    name: str, depths: Sequence[int], *, blocks: Sequence[str], remat: bool, batch_size: int, limit: float
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for every depth and form; where ``limit`` seconds did not do, one without measurements."""
+    for depth in depths:
+        for form in blocks:
+            row: dict[str, Any] = {"network": name, "depth": depth, "blocks": form, "remat": remat, "batch_size": batch_size}
+            arguments = json.dumps({"name": name, "depth": depth, "blocks": form, "remat": remat, "batch_size": batch_size})
+            command = [sys.executable, "-m", "resnet_jax.bench.compilation", arguments]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+            except subprocess.TimeoutExpired:
+                yield row | {"stopped_after_seconds": limit}
+                continue
+            if done.returncode:
+                raise UserError(f"{name} of depth {depth} ({form}) did not compile: {done.stderr.strip().splitlines()[-1]}")
+            yield row | json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

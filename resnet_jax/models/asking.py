@@ -1,0 +1,32 @@
+"""How parts of a network are made and called: each is handed the optional arguments that it names, and no other.
+
+So a shortcut of four lines and one that wants the network's convolution, its normalisation, the mode and a random key are
+treated alike, and a new optional argument changes no class that does not want it.
+"""
+
+from typing import Any
+
+from flax import nnx
+
+from resnet_jax.configured import Factory, method_parameters, parts
+
+
+def make(factory: Factory, *args: Any, **offered: Any) -> Any:
+    """Constructs a part with ``args`` and those of ``offered`` that its constructor names. One with ``**kwargs`` gets all."""
+    made, given = parts(factory)
+    return factory(*args, **{name: value for name, value in _named(made, "__init__", offered).items() if name not in given})
+
+
+def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:
+    """Calls a part with ``args`` and those of ``offered`` that its call names."""
+    return module(*args, **_named(type(module), "__call__", offered))  # pyright: ignore[reportCallIssue]
+
+
+def names(factory: Factory, argument: str) -> bool:
+    """Whether the constructor takes an argument of this name."""
+    return bool(_named(parts(factory)[0], "__init__", {argument: None}))
+
+
+def _named(made: type[Any], method: str, offered: dict[str, Any]) -> dict[str, Any]:
+    taken, anything = method_parameters(made, method)
+    return offered if anything else {name: value for name, value in offered.items() if name in taken}

@@ -1,0 +1,146 @@
+"""Normalisations: over the batch, over groups of its images, frozen, over channels, and none."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from resnet_jax.errors import UserError
+
+Activation = Float[Array, "n h w c"]
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015), statistics and arithmetic in float32.
+
+    Args:
+      features: channels.
+      momentum: ``running = momentum running + (1 - momentum) batch``; 0.9 is torch's 0.1.
+      epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
+      group_size: statistics are taken over so many neighbouring images of the batch, whatever devices they lie on; 0: over all of
+        it. He et al. saw 32 images (ImageNet, 8 GPUs) or 64 (CIFAR-10, 2 GPUs). The running statistics are averages over the groups.
+      rngs: unused; every layer is made alike.
+
+    The running variance averages the biased variance.
+    """
+
+    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5, group_size: int = 0, rngs: nnx.Rngs):
+        if group_size < 0:
+            raise UserError(f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch")
+        self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Activation, *, train: bool) -> Activation:
+        if not train:
+            return self._normalise(x, self.mean[...], self.var[...])
+        images = len(x)
+        if not self.group_size or self.group_size == images:
+            mean, var = _moments(x)
+            self._average(mean, var)
+            return self._normalise(x, mean, var)
+        if images % self.group_size:
+            raise UserError(
+                f"a batch of {images} images does not split into BatchNorm groups of {self.group_size}: use a multiple of {self.group_size}"
+            )
+        grouped = x.reshape(images // self.group_size, self.group_size, *x.shape[1:])
+        mean, var = _moments(grouped)
+        self._average(mean.mean(axis=(0, 1, 2, 3)), var.mean(axis=(0, 1, 2, 3)))
+        return self._normalise(grouped, mean, var).reshape(x.shape)
+
+    def _average(self, mean: Float[Array, "c"], var: Float[Array, "c"]) -> None:
+        for running, batch in ((self.mean, mean), (self.var, var)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * batch
+
+    def _normalise(self, x: Any, mean: Any, var: Any) -> Any:
+        return _affine(x, mean, var, self.scale[...], self.bias[...], self.epsilon)
+
+
+class FrozenBatchNorm(nnx.Module):
+    """Batch normalisation that nothing changes: running statistics and affine constants are data, in training as well.
+
+    For trunks whose batches are too small to normalise over (He et al. 2015, Appendix A). Its ``scale`` and ``bias`` are no
+    parameters, so that neither gradients nor weight decay reach them; ``freeze`` moves a trained network's there.
+    """
+
+    def __init__(self, features: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        self.epsilon = epsilon
+        self.scale = nnx.BatchStat(jnp.ones(features))
+        self.bias = nnx.BatchStat(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+
+    def __call__(self, x: Activation) -> Activation:
+        return _affine(x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Normalisation over groups of channels of one image (Wu and He 2018, arXiv 1803.08494); nothing depends on the batch.
+
+    Raises:
+      UserError: where ``num_groups`` does not divide the features: the CIFAR networks begin at 16, so use 8 or 16 there.
+    """
+
+    def __init__(self, features: int, *, num_groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs):
+        if features % num_groups:
+            raise UserError(f"GroupNorm(num_groups={num_groups}) does not divide {features} features: use a divisor of the narrowest layer")
+        super().__init__(features, num_groups=num_groups, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x: Activation) -> Activation:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().__call__(x).astype(x.dtype)
+
+
+class NoNorm(nnx.Module):
+    """No normalisation: a bias for each channel, as convolutions have where none follows. SkipInit (De and Smith 2020), Section 2."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Activation) -> Activation:
+        return x + self.bias[...].astype(x.dtype)
+
+
+class Nothing(nnx.Module):
+    """What stands where a normalisation would be one too many: a projection of an input that is normalised already."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, x: Activation) -> Activation:
+        return x
+
+
+def freeze(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Moves ``scale`` and ``bias`` of every BatchNorm from the parameters to the statistics: variables of the same network built
+    with ``norm=FrozenBatchNorm``.
+    """
+    if "mean" in batch_stats and "var" in batch_stats:
+        return {}, batch_stats | {name: params[name] for name in ("scale", "bias")}
+    trained, frozen = {}, dict(batch_stats)
+    for name, value in params.items():
+        if name in batch_stats:
+            inner, frozen[name] = freeze(value, batch_stats[name])
+            if inner:
+                trained[name] = inner
+        else:
+            trained[name] = value
+    return trained, frozen
+
+
+def _moments(x: Float[Array, "*groups n h w c"]) -> tuple[Any, Any]:
+    """Mean and biased variance over images and pixels, in one pass over x; of several groups, with the axes kept."""
+    x = x.astype(jnp.float32)
+    grouped = x.ndim == 5
+    axes = (1, 2, 3) if grouped else (0, 1, 2)
+    mean = x.mean(axes, keepdims=grouped)
+    square = (x * x).mean(axes, keepdims=grouped)
+    return mean, jnp.maximum(square - mean * mean, 0)
+
+
+def _affine(x: Any, mean: Any, var: Any, scale: Any, bias: Any, epsilon: float) -> Any:
+    factor = scale * lax.rsqrt(var + epsilon)
+    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)

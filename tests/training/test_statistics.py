@@ -1,0 +1,250 @@
+"""BatchNorm's statistics over whole batches and the parameters' moving average, against NumPy; and that scores use both."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import Told
+from numpy_network import conv, drawn, each, forward_backward, leaves, predict
+
+from resnet_jax.configured import configured
+from resnet_jax.data import sources
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.data.sources import Examples
+from resnet_jax.errors import UserError
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.studies import run as run_lib
+from resnet_jax.studies import score as score_lib
+from resnet_jax.training import program, state
+from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.program import Program
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Resident
+from resnet_jax.training.workdir import Workdir
+
+PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.5], np.float32))
+IMAGES, BATCH = 120, 40
+
+
+def variant(
+    tiny: Experiment, *, batches: int = 3, ema: float = 0.0, batch_size: int = BATCH, norm: Any = BatchNorm, **data: Any
+) -> Experiment:
+    return dataclasses.replace(
+        tiny,
+        batch_size=batch_size,
+        model=dataclasses.replace(tiny.model, norm=norm),
+        optimizer=dataclasses.replace(tiny.optimizer, ema=ema),
+        evaluation=dataclasses.replace(tiny.evaluation, statistics_batches=batches),
+        data=dataclasses.replace(tiny.data, **{"pad": 0, "flip": False} | data),
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(digits_dir: str) -> Examples:
+    """So many images that three batches show each of them once."""
+    everything = sources.read(sources.describe("digits", digits_dir), "train")
+    return Examples(everything.images[:IMAGES], everything.labels[:IMAGES])
+
+
+def doubles(images: np.ndarray) -> np.ndarray:
+    return (images.astype(np.float64) / 255 - 0.25) / 0.5
+
+
+def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
+    """A state with every parameter and running statistic drawn by NumPy; the average is another network."""
+    rng = np.random.default_rng(seed)
+    initial = made.init(jax.random.key(3))
+    params, ema = (each(jnp.float32, drawn(each(lambda leaf: leaf.shape, initial.params), rng)) for _ in range(2))
+    batch_stats = each(lambda leaf: jnp.float32(rng.uniform(0.5, 2, leaf.shape)), initial.batch_stats)
+    found = initial._replace(step=jnp.int32(step), params=params, batch_stats=batch_stats, ema=ema if initial.ema else {})
+    return jax.device_put(found, made.abstract_state.step.sharding)
+
+
+def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
+    made = program.compiled(experiment, devices)
+    return made.settle(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.5), configured(BatchNorm, group_size=8)], ids=str)
+def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experiment, digits: Examples, norm: Any) -> None:
+    """The variance of 120 images, not the mean of three batches' (or of fifteen groups'); whatever the momentum."""
+    found = settled(variant(tiny, norm=norm), digits)
+    kernel = np.asarray(found.params["stem"]["conv"]["kernel"], np.float64)
+    activations = conv(doubles(digits.images), kernel, 1)
+    ours: Any = found.statistics["stem"]["after"]["layers"][0]
+    np.testing.assert_allclose(ours["mean"], activations.mean(axis=(0, 1, 2)), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(ours["var"], activations.var(axis=(0, 1, 2)), rtol=1e-5, atol=1e-5)
+    assert np.abs(activations.mean(axis=(1, 2)).std(axis=0)).max() > 1e-2, "images differ, so a mean of variances would be another number"
+
+
+def test_more_batches_than_an_epoch_go_on_with_the_next(tiny: Experiment, digits: Examples) -> None:
+    """Twice through the images gives what once gives in the first layer; later ones are normalised by other batches."""
+    once, twice = (settled(variant(tiny, batches=batches), digits).statistics for batches in (3, 6))
+    first: Any = [tree["stem"]["after"]["layers"][0]["var"] for tree in (once, twice)]
+    np.testing.assert_allclose(first[0], first[1], rtol=1e-5)
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True))
+
+
+def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experiment, digits: Examples) -> None:
+    """All 120 images in one batch, so their order does not matter: the batch's own mean and variance, layer after layer."""
+    found = settled(variant(tiny, batches=1, batch_size=IMAGES), digits)
+    params = each(lambda leaf: np.asarray(leaf, np.float64), found.params)
+    nothing = each(lambda leaf: np.zeros(leaf.shape), found.batch_stats)
+    tenth = forward_backward(params, nothing, doubles(digits.images), np.asarray(digits.labels)).batch_stats
+    ours, theirs = leaves(found.statistics), leaves(tenth)
+    assert ours.keys() == theirs.keys()
+    for path, expected in theirs.items():
+        np.testing.assert_allclose(ours[path], 10 * expected, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_nothing_but_the_statistics_changes(tiny: Experiment, digits: Examples) -> None:
+    """Training goes on with its moving averages, and neither they nor the settled statistics of before have a say."""
+    made = program.compiled(variant(tiny), 1)
+    before = trained(made)
+    expected = state.digest(before._replace(statistics={}))
+    after = made.settle(before, made.place(digits, PREPROCESSING))
+    assert state.digest(after._replace(statistics={})) == expected
+    other = jax.tree.map(lambda s: s + 1, before.batch_stats)
+    again = settled(variant(tiny), digits, batch_stats=other, statistics=other)
+    assert state.digest(again._replace(batch_stats={})) == state.digest(after._replace(batch_stats={}))
+
+
+def test_statistics_are_a_function_of_key_and_step(tiny: Experiment, digits: Examples) -> None:
+    """The batches of a step are its own: another step, another seed and augmentation give others; the same gives the same bits."""
+    experiment = variant(tiny, batches=2, pad=1)
+    asked = {
+        "again": {},
+        "step": {"step": jnp.int32(8)},
+        "key": {"key": jax.random.key(4)},
+    }
+    found = {name: settled(experiment, digits, **fields).statistics for name, fields in asked.items()}
+    found |= {"plain": settled(variant(tiny, batches=2), digits).statistics, "first": settled(experiment, digits).statistics}
+    bits = {name: b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)) for name, tree in found.items()}
+    assert bits["first"] == bits["again"]
+    assert len(set(bits.values())) == 4
+
+
+def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, digits: Examples) -> None:
+    found = settled(variant(tiny, ema=0.9), digits)
+    kernels = [np.asarray(tree["stem"]["conv"]["kernel"], np.float64) for tree in (found.ema, found.params)]
+    ours: Any = found.statistics["stem"]["after"]["layers"][0]
+    theirs = [conv(doubles(digits.images), kernel, 1).mean(axis=(0, 1, 2)) for kernel in kernels]
+    np.testing.assert_allclose(ours["mean"], theirs[0], rtol=0, atol=1e-5)
+    assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
+
+
+def test_eight_devices_settle_as_one_does(tiny: Experiment, digits: Examples) -> None:
+    one, eight = (settled(variant(tiny), digits, devices=devices) for devices in (1, 8))
+    for ours, theirs in zip(jax.tree.leaves(eight.statistics), jax.tree.leaves(one.statistics), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+        assert len(ours.sharding.device_set) == 8
+
+
+def test_without_batches_nothing_is_settled(tiny: Experiment, digits: Examples) -> None:
+    made = program.compiled(variant(tiny, batches=0), 1)
+    before = trained(made)
+    assert made.settle(before, made.place(digits, PREPROCESSING)) is before
+    assert before.statistics == {}
+
+
+def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experiment, digits: Examples) -> None:
+    """Not of the trained parameters, nor of the moving statistics: errors exactly."""
+    made = program.compiled(variant(tiny, ema=0.9), 1)
+    found = made.settle(trained(made), made.place(digits, PREPROCESSING))
+    score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
+    wrong = {}
+    for name, trees in {
+        "scored": (found.ema, found.statistics),
+        "trained": (found.params, found.statistics),
+        "moving": (found.ema, found.batch_stats),
+    }.items():
+        logits = predict(*(each(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in trees), doubles(digits.images))
+        losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(IMAGES), digits.labels]
+        wrong[name] = (int((logits.argmax(axis=1) != digits.labels).sum()), losses.sum())
+    assert score.errors == wrong["scored"][0]
+    assert score.loss == pytest.approx(wrong["scored"][1], rel=1e-4)
+    assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
+
+
+@pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=["BatchNorm", "GroupNorm"])
+def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples, norm: Any) -> None:
+    """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
+    experiment = variant(tiny, ema=0.9, norm=norm, batches=3 if norm is BatchNorm else 0)
+    made = program.compiled(experiment, 1)
+    data: Resident = made.place(digits, PREPROCESSING)
+    current = made.init(jax.random.key(1))
+    expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
+    for _ in range(4):
+        current, _ = made.train(current, data, 1)
+        expected = each(lambda e, p: 0.9 * e + 0.1 * np.asarray(p, np.float64), expected, current.params)
+    for path, leaf in leaves(expected).items():
+        np.testing.assert_allclose(leaves(current.ema)[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+        assert np.abs(leaf - np.asarray(leaves(current.params)[path])).max() > 0
+    together, _ = made.train(made.init(jax.random.key(1)), data, 4)
+    for path, leaf in leaves(together.ema).items():
+        np.testing.assert_allclose(leaf, leaves(current.ema)[path], rtol=0, atol=1e-5, err_msg=path)
+
+
+def test_average_changes_nothing_of_the_training(tiny: Experiment, digits: Examples) -> None:
+    found = []
+    for ema in (0.0, 0.9):
+        made = program.compiled(variant(tiny, ema=ema), 1)
+        after, _ = made.train(made.init(jax.random.key(1)), made.place(digits, PREPROCESSING), 1)
+        found.append(state.digest(after._replace(ema={})))
+    assert found[0] == found[1]
+
+
+def newest(experiment: Experiment, run: Path) -> TrainState:
+    made = program.compiled(experiment, 1)
+    checkpoints = Checkpoints(Workdir(run).checkpoints, keep=3, say=print)
+    restored = checkpoints.restore_newest(made.abstract_state, program.abstract_preprocessing(experiment))
+    checkpoints.close()
+    assert restored is not None
+    return restored[1]
+
+
+def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    """The protocol of the result, the same score from its checkpoint, and statistics in it that belong to its step."""
+    experiment = variant(tiny, batches=5, ema=0.8)
+    run = functools.partial(run_lib.run, progress=told, data_dir=digits_dir, devices=1)
+    result = run(experiment, 0, tmp_path / "run")
+    assert result["protocol"]["batch_norm_statistics"] == "average over 5 batches of 40 after training"
+    assert result["protocol"]["parameters"] == "moving average, decay 0.8"
+    scored = score_lib.score_run(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
+    assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
+    assert scored["protocol"] == result["protocol"]
+    saved = newest(experiment, tmp_path / "run")
+    assert state.digest(saved) == result["state_digest"]
+    plain = run(variant(tiny, batches=0), 0, tmp_path / "plain")
+    assert plain["protocol"]["batch_norm_statistics"] == "moving average, momentum 0.9"
+    assert plain["protocol"]["parameters"] == "last step"
+    assert [r["loss"] for r in Workdir(tmp_path / "plain").records() if r["split"] == "train"] == [
+        r["loss"] for r in Workdir(tmp_path / "run").records() if r["split"] == "train"
+    ], "what is scored has no say in the training"
+    assert plain["fingerprint"] != result["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ema": 0.9, "batches": 0},
+        {"ema": 1.0},
+        {"ema": -0.5},
+        {"batches": -1},
+        {"norm": configured(GroupNorm, num_groups=2)},
+        {"norm": configured(BatchNorm, group_size=16)},
+    ],
+    ids=str,
+)
+def test_averages_that_cannot_be_had_are_refused_before_anything_is_written(
+    tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.ema|evaluation\.statistics_batches|batch_size"):
+        run_lib.run(variant(tiny, **fields), 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    assert list(tmp_path.iterdir()) == []
