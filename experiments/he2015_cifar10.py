@@ -10,7 +10,7 @@ Deviation: all 50,000 images are trained on (`--data.validation-examples 5000` f
 Expect:    test error of the last step, percent (paper: resnet20 8.75, 32 7.51, 44 7.17, 56 6.97, 110 6.61 +- 0.16 over 5 runs, 1202 7.93);
            plain networks the worse the deeper they are, plain110 above 60 % (Figure 6 caption).
 Hardware:  one GPU or TPU; 2 CPU cores for short runs (`--steps 2000`).
-Time:      222 images/s for resnet20 on 2 CPU cores (measured), 10 hours for its 64,000 steps; on an accelerator not measured.
+Time:      205 images/s for resnet20 on 2 CPU cores (measured), 11 hours for its 64,000 steps; on an accelerator not measured.
 """
 
 from resnet_jax.models import Architecture, cifar_architecture, configured

@@ -1,7 +1,7 @@
 """The one convolution of all networks, in two forms with equal values: XLA's own gradients, and gradients written out.
 
 XLA's CPU backend canonicalises convolution layouts in the entry computation only: the filter gradient of a convolution inside a
-``while`` body (any ``lax.scan``) runs a naive loop: a scanned training step of ResNet-20 on 8x8 images took 7.6 times as long.
+``while`` body (any ``lax.scan``) runs a naive loop: a scanned training step of ResNet-20 took 34 times as long (7.6 on 8x8 images).
 ``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand. It has
 no forward-mode derivative; ``plain`` keeps it.
 """

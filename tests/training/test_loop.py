@@ -91,7 +91,9 @@ def without_clocks(records: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
 
 
-@pytest.mark.parametrize(("at", "fields"), [(20, "plain"), (160, "plain"), (120, "random and averaged")])
+@pytest.mark.parametrize(
+    ("at", "fields"), [(20, "plain"), (160, "plain"), pytest.param(120, "random and averaged", marks=pytest.mark.slow)]
+)
 def test_a_killed_run_started_again_ends_in_the_same_bits(
     at: int, fields: str, undisturbed: Callable[[str], dict], digits_dir: str, tmp_path: Path
 ) -> None:
