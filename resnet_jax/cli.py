@@ -179,6 +179,7 @@ def _report(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
 def summary(arguments: Sequence[str]) -> None:
     """Count a network without building it: resnet-jax summary NETWORK|FILE.py:FUNCTION [--depth N] [--shortcut A] [--json]"""
     from resnet_jax import models
+    from resnet_jax.models.catalog import FAMILIES
 
     name, rest = options_lib.first("summary", arguments, "a network, as cifar_resnet or resnet50, or " + EXPERIMENT)
 
@@ -199,11 +200,12 @@ def summary(arguments: Sequence[str]) -> None:
         """Parameters, multiply-adds (the papers' FLOPs, for one image), projections, and a table by stage, by shape arithmetic alone."""
 
         depth: int | None = None
-        """Layers: 6n+2 for cifar_resnet and cifar_plain, 18 to 152 for imagenet_resnet and imagenet_plain."""
+        """Layers: 6n+2 for cifar_resnet, cifar_plain and cifar_preresnet, 18 to 200 for the imagenet families."""
         json: bool = False
         """Print parameters, multiply_adds, projections and stages as JSON."""
         model: Annotated[models.Architecture, tyro.conf.arg(name="")] = field(default=base)
 
+    Summary.__doc__ = f"{Summary.__doc__} Families, with --depth: {', '.join(FAMILIES)}. Networks: {', '.join(models.NETWORKS)}."
     options = options_lib.parse(f"summary {name or 'NETWORK'}", Summary, rest)
     counts = models.count(options.model)
     if options.json:
