@@ -58,10 +58,7 @@ def load_part(text: str) -> Factory:
 
 def _load(name: str) -> Factory:
     if ":" in name:
-        found = references.load(name)
-        if not isinstance(found, type | Configured):
-            raise UserError(f"{name} is not a class")
-        return found
+        return references.load(name)
     names = known()
     if name not in names:
         raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")

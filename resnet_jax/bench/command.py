@@ -111,18 +111,24 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _show(name: str, title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], options: _Output) -> None:
-    from rich.table import Table
-
-    from resnet_jax.console import out
     from resnet_jax.training import environment
 
     found = {"benchmark": name, "date": datetime.date.today().isoformat(), **environment.describe(), "rows": rows}
+    if options.json:
+        print(json.dumps(found))
+    else:
+        _print(title, rows, columns, found)
+    # Last: a file that cannot be written loses no measurement.
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(found, indent=2) + "\n")
-    if options.json:
-        print(json.dumps(found))
-        return
+
+
+def _print(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from resnet_jax.console import out
+
     table = Table(title=title)
     for heading in ("depth", "blocks", *columns):
         table.add_column(heading, justify="right")

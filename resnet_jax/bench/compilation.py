@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from resnet_jax.errors import UserError
-
 
 def measure(name: str, depth: int | None, *, blocks: str, remat: bool, batch_size: int) -> dict[str, Any]:
     """Traces, lowers and compiles the training step of a network of the catalog; returns one row."""
@@ -45,6 +43,10 @@ def table(
     name: str, depths: Sequence[int], *, blocks: Sequence[str], remat: bool, batch_size: int, limit: float
 ) -> Iterator[dict[str, Any]]:
     """Yields a row for every depth and form; where ``limit`` seconds did not do, one without measurements."""
+    from resnet_jax import models
+
+    for depth in depths:  # all are looked up before the first is measured
+        models.architecture(name, depth)
     for depth in depths:
         for form in blocks:
             row: dict[str, Any] = {"network": name, "depth": depth, "blocks": form, "remat": remat, "batch_size": batch_size}
@@ -56,7 +58,9 @@ def table(
                 yield row | {"stopped_after_seconds": limit}
                 continue
             if done.returncode:
-                raise UserError(f"{name} of depth {depth} ({form}) did not compile: {done.stderr.strip().splitlines()[-1]}")
+                # A process that the system killed, for want of memory say, has said nothing.
+                said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise RuntimeError(f"{name} of depth {depth} ({form}) did not compile: {said[-1]}")
             yield row | json.loads(done.stdout.splitlines()[-1])
 
 

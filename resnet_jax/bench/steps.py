@@ -52,8 +52,8 @@ def compare(
     name: str, depths: Sequence[int | None], executions: Sequence[Execution], *, batch_size: int, rounds: int
 ) -> list[dict[str, Any]]:
     """``measure`` for networks of the catalog, one after another."""
+    networks = [(depth, models.architecture(name, depth)) for depth in depths]  # all are looked up before the first is measured
     rows = []
-    for depth in depths:
-        network = models.architecture(name, depth)
+    for depth, network in networks:
         rows += [{"network": name, "depth": depth} | row for row in measure(network, executions, batch_size=batch_size, rounds=rounds)]
     return rows

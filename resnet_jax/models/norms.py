@@ -13,7 +13,7 @@ Activation = Float[Array, "n h w c"]
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), statistics and arithmetic in float32.
+    """Batch normalisation (Ioffe and Szegedy 2015), statistics and arithmetic in float32. Flax's own has no groups of images.
 
     Args:
       features: channels.

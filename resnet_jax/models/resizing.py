@@ -1,7 +1,5 @@
 """How x is carried to the shape of the branch, where a unit changes size or width. What they do where it does not, is the identity."""
 
-from typing import Literal
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -80,8 +78,7 @@ class PoolProject(Project):
         return super().__call__(_pooled(x, self.stride), train=train)
 
 
-ResizingName = Literal["pad", "pool-pad", "project", "pool-project", "project-always"]
-BY_NAME: dict[ResizingName, type[Resizing]] = {
+BY_NAME: dict[str, type[Resizing]] = {
     "pad": Pad,
     "pool-pad": PoolPad,
     "project": Project,

@@ -54,10 +54,9 @@ class Shortcut(nnx.Module):
         norm: NormFactory = BatchNorm,
         resize: str = "",
     ):
-        names: dict[str, type[resizing.Resizing]] = {**resizing.BY_NAME}
-        if resize and resize not in names:
-            raise UserError(f"resize={resize!r} is no way to carry x to another shape{nearest(resize, names)}")
-        made = names[resize] if resize else self.carried_by
+        if resize and resize not in resizing.BY_NAME:
+            raise UserError(f"resize={resize!r} is no way to carry x to another shape{nearest(resize, resizing.BY_NAME)}")
+        made = resizing.BY_NAME[resize] if resize else self.carried_by
         self.carry = made(in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs)
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:

@@ -34,6 +34,10 @@ def test_what_takes_too_long_is_stopped_and_said() -> None:
     assert "compile_seconds" not in row
 
 
-def test_what_cannot_be_compiled_is_said_with_its_reason() -> None:
+def test_what_cannot_be_compiled_is_said_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong depth before anything is measured; a process that dies silently by its exit code."""
     with pytest.raises(UserError, match="depth 9.*not 6n\\+2"):
-        next(compilation.table("cifar_resnet", [9], **OPTIONS, limit=300))
+        next(compilation.table("cifar_resnet", [8, 9], **OPTIONS, limit=300))
+    monkeypatch.setattr(compilation.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match=r"depth 8 \(scan\) did not compile: exit code 1"):
+        next(compilation.table("cifar_resnet", [8], **OPTIONS, limit=300))
