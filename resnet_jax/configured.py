@@ -63,7 +63,7 @@ def text(factory: Factory, name: Callable[[type[Any]], str] = references.describ
     return f"{name(made)}({given})" if isinstance(factory, Configured) else name(made)
 
 
-def parse(written: str, load: Callable[[str], Factory] = references.load) -> Factory:
+def parse(written: str, load: Callable[[str], Any] = references.load) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value, ...)``.
 
     Raises:

@@ -56,7 +56,7 @@ def load_part(text: str) -> Factory:
     return configured.parse(text, _load)
 
 
-def _load(name: str) -> Factory:
+def _load(name: str) -> Any:
     if ":" in name:
         return references.load(name)
     names = known()
