@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: demo test test-slow check golden clean
+.PHONY: demo test test-slow check golden readme clean
 
 demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
@@ -38,6 +38,9 @@ $(INSTALLED): pyproject.toml
 $(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
 	touch $@
+
+readme: $(INSTALLED)  ## fills the README's tables from experiments/results
+	$(BIN)/resnet-jax report --fill README.md
 
 clean:
 	rm -rf $(VENV) runs/demo

@@ -16,18 +16,6 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.options import EXPERIMENT
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Where a run reads and writes, and what it runs on."""
-
-    workdir: Path
-    """Folder of the run, made if missing. A run found there is continued; another experiment or seed is refused."""
-    data_dir: str | None = None
-    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
-    devices: int | None = None
-    """Number of devices to use; all where not given."""
-
-
 def train(arguments: Sequence[str]) -> None:
     """Train an experiment, or continue it: resnet-jax train FILE.py:FUNCTION --workdir DIR [--seed N] [--steps N] [--FIELD VALUE]"""
     from resnet_jax.training.experiment import Experiment
@@ -36,7 +24,7 @@ def train(arguments: Sequence[str]) -> None:
     base = options_lib.experiment(reference) if reference else options_lib.any_experiment()
 
     @dataclass(frozen=True, kw_only=True)
-    class Train(RunOptions):
+    class Train(options_lib.RunOptions):
         """Train an experiment, or continue it. --steps shortens or stretches its schedule too; every field can be set."""
 
         seed: int = 0
@@ -59,8 +47,9 @@ def train(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(result))
         return
-    expected = result["expected"]
-    beside = f" (expected {expected['value']}, {expected['statistic']}: {expected['source']})" if expected else ""
+    from resnet_jax.studies import comparison
+
+    beside = "".join(f" (published: {entry}, {entry.paper}, {entry.table})" for entry in comparison.published_beside(result))
     out.print(
         f"{experiment.name}, seed {options.seed}: test error {result['value']:.2f} %{beside} on {result['examples']} images, "
         f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), {result['seconds']:.0f} s; "
@@ -101,79 +90,18 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions(RunOptions):
-    """Run a comparison and write its report. Started again, it goes on where it was."""
-
-    study: Positional[str]
-    """FILE.py:FUNCTION of a function that returns experiments, as experiments/degradation.py:figure1."""
-    seeds: int = 2
-    """Runs of each experiment, with the seeds 0, 1, ..."""
-    steps: int | None = None
-    """Shortens or stretches every experiment."""
-    json: bool = False
-    """Print the table as JSON."""
-
-
 def study(arguments: Sequence[str]) -> None:
-    """Run a comparison of experiments over seeds: resnet-jax study FILE.py:FUNCTION --seeds N --workdir DIR"""
-    options = options_lib.parse("study", StudyOptions, arguments)
-    if options.seeds < 1:
-        raise UserError(f"--seeds is {options.seeds}; give at least 1")
-    cells = options_lib.call(options.study, "study")
-    from resnet_jax.training.experiment import Experiment
+    """Run a comparison of experiments over seeds: resnet-jax study FILE.py:FUNCTION --seeds N --workdir DIR [--data digits] [--steps N]"""
+    from resnet_jax.studies import command
 
-    if not isinstance(cells, tuple | list) or not all(isinstance(cell, Experiment) for cell in cells):
-        raise UserError(f"{options.study} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
-    if options.steps is not None:
-        cells = [cell.shortened(options.steps) for cell in cells]
-    from resnet_jax.console import RunProgress
-    from resnet_jax.studies import study as study_lib
-
-    folders = study_lib.run(
-        cells, range(options.seeds), options.workdir, progress=RunProgress, data_dir=options.data_dir, devices=options.devices
-    )
-    _report(folders, options.workdir / "report.html", as_json=options.json)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Print the table of runs and write one self-contained page with their training curves."""
-
-    runs: Positional[tuple[Path, ...]]
-    """Run folders, or folders that hold them."""
-    output: Path | None = None
-    """The page; report.html in the first folder where not given."""
-    json: bool = False
-    """Print the table as JSON."""
+    command.study(arguments)
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Print the table of runs and write report.html: resnet-jax report RUN [RUN ...]"""
-    options = options_lib.parse("report", ReportOptions, arguments)
-    from resnet_jax.studies import study as study_lib
+    """Print the table of runs and write report.html: resnet-jax report RUN [RUN ...]; beside a paper's: resnet-jax report --paper he2015"""
+    from resnet_jax.studies import command
 
-    folders = []
-    for path in options.runs:
-        found = study_lib.find(path)
-        if not found:
-            raise UserError(f"there is no run in {path}: a run is a folder that 'resnet-jax train' wrote")
-        folders += found
-    _report(folders, options.output or options.runs[0] / "report.html", as_json=options.json)
-
-
-def _report(folders: Sequence[Path], page: Path, *, as_json: bool) -> None:
-    from resnet_jax.console import comparison_table, out
-    from resnet_jax.studies import report as report_lib
-    from resnet_jax.studies import study as study_lib
-
-    rows = study_lib.summarise(folders)
-    report_lib.write(folders, page)
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        out.print(comparison_table(rows, "mean ± standard deviation over seeds, last step"))
-        out.print(f"report: {page}", highlight=False, soft_wrap=True)
+    command.report(arguments)
 
 
 def summary(arguments: Sequence[str]) -> None:

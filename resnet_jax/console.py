@@ -1,8 +1,6 @@
 """How a run looks in the terminal: a live line where there is one, a line an evaluation where there is none (logs)."""
 
-import math
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -13,6 +11,8 @@ from resnet_jax.training.workdir import Record
 
 # Results go to stdout, everything about the way there to stderr: `--json` can be piped.
 out = Console()
+if not out.is_terminal:
+    out.width = max(out.width, 140)  # of a file or a pipe nothing is known; 80 would fold the tables
 err = Console(stderr=True)
 
 
@@ -56,9 +56,9 @@ class RunProgress:
         """See ``training.loop.Progress``."""
         if record["split"] == "train":
             self._last = record
-            self._progress.update(self._task, numbers=_numbers(record))
+            self._progress.update(self._task, numbers=numbers(record))
         elif not self._console.is_terminal and record["split"] == "test":
-            rest = f", {_numbers(self._last)}" if self._last else ""
+            rest = f", {numbers(self._last)}" if self._last else ""
             self._console.print(
                 f"{self._title}: step {record['step']}/{self._steps}, test error {record['error_percent']:.2f} %{rest}",
                 highlight=False,
@@ -70,7 +70,8 @@ class RunProgress:
         self._console.print(f"{self._title}: {message}", highlight=False, soft_wrap=True)
 
 
-def _numbers(record: Record) -> str:
+def numbers(record: Record) -> str:
+    """A training record in words."""
     return (
         f"loss {record['loss']:.4f}, training error {record['error_percent']:.1f} %, learning rate {record['learning_rate']:g}, "
         f"{record['images_per_second']:,.0f} images/s"
@@ -96,27 +97,3 @@ def counts_table(title: str, counts: Counts) -> Table:
     units = sum(row.units for row in counts.stages)
     table.add_row("all", str(units), "", f"{counts.parameters:,}", f"{counts.multiply_adds:,}", str(counts.projections))
     return table
-
-
-def comparison_table(rows: list[dict[str, Any]], title: str) -> Table:
-    """One row a cell: errors in percent as mean ± standard deviation over seeds, parameters, seconds a run."""
-    table = Table(title=title)
-    table.add_column("network")
-    for name in ("seeds", "training error %", "test error %", "parameters", "seconds a run"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row["name"],
-            str(row["seeds"]),
-            spread(row["training_error"]),
-            spread(row["test_error"]),
-            f"{row['parameters']:,}",
-            f"{row['seconds']:.0f}",
-        )
-    return table
-
-
-def spread(statistics: tuple[float, float]) -> str:
-    """``mean ± standard deviation``; the mean alone of a single value."""
-    mean, deviation = statistics
-    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"

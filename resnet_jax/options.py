@@ -3,12 +3,15 @@
 import dataclasses
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from resnet_jax import configured, references
+from resnet_jax import references
 from resnet_jax.configured import Configured, Factory
 from resnet_jax.errors import UserError, nearest
 
@@ -18,6 +21,18 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 
 EXPERIMENT = "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run reads and writes, and what it runs on."""
+
+    workdir: Path
+    """Folder of the run, made if missing. A run found there is continued; another experiment or seed is refused."""
+    data_dir: str | None = None
+    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+    devices: int | None = None
+    """Number of devices to use; all where not given."""
 
 
 def registry() -> ConstructorRegistry:
@@ -35,7 +50,7 @@ def registry() -> ConstructorRegistry:
                 metavar="CLASS|CLASS(ARGUMENT=VALUE)",
                 instance_from_str=lambda strings: load_part(strings[0]),
                 is_instance=lambda value: isinstance(value, type | Configured),
-                str_from_instance=lambda value: [name_of(value)],
+                str_from_instance=lambda value: [_names().name_of(value)],
             )
         if typing.get_origin(info.type) is not type:
             return None
@@ -45,7 +60,7 @@ def registry() -> ConstructorRegistry:
             metavar="CLASS",
             instance_from_str=lambda strings: _subclass(strings[0], base),
             is_instance=lambda value: isinstance(value, type),
-            str_from_instance=lambda value: [name_of(value)],
+            str_from_instance=lambda value: [_names().name_of(value)],
         )
 
     return found
@@ -53,46 +68,22 @@ def registry() -> ConstructorRegistry:
 
 def load_part(text: str) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS. Raises ValueError, as tyro expects."""
-    return configured.parse(text, _load)
-
-
-def _load(name: str) -> Any:
-    if ":" in name:
-        return references.load(name)
-    names = known()
-    if name not in names:
-        raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")
-    return names[name]
+    return _names().load_part(text)
 
 
 def _subclass(text: str, base: type) -> type:
     found = load_part(text)
     if not isinstance(found, type) or not issubclass(found, base):
-        fitting = [name for name, value in known().items() if isinstance(value, type) and issubclass(value, base)]
+        fitting = [name for name, value in _names().known().items() if isinstance(value, type) and issubclass(value, base)]
         raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
     return found
 
 
-def name_of(value: Factory) -> str:
-    """The short name of a part of ours, the reference of any other; with its arguments."""
-    short = known()
-    for name, part in short.items():
-        if part == value:
-            return name
-    return configured.text(value, lambda made: made.__name__ if short.get(made.__name__) is made else references.describe(made))
+def _names() -> ModuleType:
+    # Imports flax: only where a part is read or shown.
+    from resnet_jax.models import names
 
-
-def known() -> dict[str, Factory]:
-    """Short names of the parts that come with the package."""
-    from resnet_jax.models import branches, norms, orders, shortcuts, stems, transitions
-
-    found: dict[str, Factory] = {
-        name: value
-        for module in (branches, norms, orders, shortcuts, stems, transitions)
-        for name, value in vars(module).items()
-        if (isinstance(value, Configured) or (isinstance(value, type) and value.__module__ == module.__name__)) and not name.startswith("_")
-    }
-    return {**found, **shortcuts.OPTIONS}
+    return names
 
 
 def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from resnet_jax import configured as configured_lib
-from resnet_jax import options, references
+from resnet_jax import references
 from resnet_jax.configured import Configured, Factory, configured, parse, parts, text
 from resnet_jax.errors import UserError
-from resnet_jax.models import orders
+from resnet_jax.models import names, orders
 from resnet_jax.models.branches import Basic, Bottleneck, Branch
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
@@ -282,15 +282,15 @@ SHORT: dict[str, Factory] = {
 @pytest.mark.parametrize("written", SHORT)
 def test_short_names_are_read_with_arguments_and_written_back(written: str) -> None:
     """A, Bottleneck and the like, as the command line takes them; what it prints in its help can be typed."""
-    assert options.load_part(written) == SHORT[written]
-    assert options.load_part(options.name_of(SHORT[written])) == SHORT[written]
+    assert names.load_part(written) == SHORT[written]
+    assert names.load_part(names.name_of(SHORT[written])) == SHORT[written]
 
 
 def test_short_names_are_printed_where_there_are_some(file: Path) -> None:
-    assert options.name_of(Bottleneck) == "Bottleneck"
-    assert options.name_of(configured(Bottleneck, groups=2)) == "Branch(expansion=4, groups=2, kernels=(1, 3, 1))"
-    assert options.name_of(references.load(f"{file}:Mine")) == f"{file}:Mine"
-    assert options.name_of(configured(references.load(f"{file}:Mine"), scale=2)) == f"{file}:Mine(scale=2)"
+    assert names.name_of(Bottleneck) == "Bottleneck"
+    assert names.name_of(configured(Bottleneck, groups=2)) == "Branch(expansion=4, groups=2, kernels=(1, 3, 1))"
+    assert names.name_of(references.load(f"{file}:Mine")) == f"{file}:Mine"
+    assert names.name_of(configured(references.load(f"{file}:Mine"), scale=2)) == f"{file}:Mine(scale=2)"
 
 
 @pytest.mark.parametrize(
@@ -306,15 +306,15 @@ def test_short_names_are_printed_where_there_are_some(file: Path) -> None:
 )
 def test_a_short_name_that_is_none_is_answered_with_the_nearest(written: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        options.load_part(written)
+        names.load_part(written)
 
 
 def test_every_known_name_reads_as_itself_and_no_two_parts_share_one() -> None:
-    known = options.known()
+    known = names.known()
     assert {"Basic", "Bottleneck", "BottleneckV15", "SingleLayer", "BatchNorm", "FrozenBatchNorm", "GroupNorm", "NoNorm"} <= known.keys()
     assert {"SmallImageStem", "ImageNetStem", "DeepStem", "NoTransition", "DenseTransition", "Original", "Fixup"} <= known.keys()
     assert OPTIONS.keys() <= known.keys()
     for name, value in known.items():
-        assert options.load_part(name) == value
-        assert options.load_part(options.name_of(value)) == value
+        assert names.load_part(name) == value
+        assert names.load_part(names.name_of(value)) == value
     assert issubclass(known["Fixup"], orders.Order)  # pyright: ignore[reportArgumentType]

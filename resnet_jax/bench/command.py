@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,20 @@ class StepOptions(_Output):
     rounds: int = 9
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeedsOptions(_Output):
+    """Seconds of a training step of several seeds in one program, interleaved, and their throughput over that of one after another."""
+
+    network: str = "cifar_resnet"
+    """A family, see ``resnet-jax summary --help``."""
+    depth: int = 20
+    seeds: tuple[int, ...] = (1, 2, 4)
+    """Numbers of seeds on one device (vmap), and on as many devices as seeds where there are so many."""
+    input_shape: tuple[int, int, int] = (32, 32, 3)
+    batch_size: int = 128
+    rounds: int = 9
+
+
 def compile_(arguments: Sequence[str]) -> None:
     """Cost of compiling a training step, by depth and form: resnet-jax bench compile [--depths 20 110] [--output FILE]"""
     options = options_lib.parse("bench compile", CompileOptions, arguments)
@@ -72,7 +87,7 @@ def compile_(arguments: Sequence[str]) -> None:
         "operations": lambda row: f"{row['operations']:,}",
         "temporary MB": lambda row: f"{row['temporary_bytes'] / 1e6:,.0f}",
     }
-    _show("compile", f"training step of {options.network}, batch {options.batch_size}", rows, columns, options)
+    _show("compile", f"training step of {options.network}, batch {options.batch_size}", rows, columns, options, arguments)
 
 
 def step(arguments: Sequence[str]) -> None:
@@ -93,10 +108,34 @@ def step(arguments: Sequence[str]) -> None:
         "speedup": lambda row: f"{row['speedup']:.2f}",
     }
     title = f"training step of {options.network}, batch {options.batch_size}, median of {options.rounds} interleaved rounds"
-    _show("step", title, rows, columns, options)
+    _show("step", title, rows, columns, options, arguments)
 
 
-BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {"compile": compile_, "step": step}
+def seeds(arguments: Sequence[str]) -> None:
+    """Throughput of several seeds in one program against one after another: resnet-jax bench seeds [--depth 20] [--seeds 1 2 4]"""
+    options = options_lib.parse("bench seeds", SeedsOptions, arguments)
+    if options.rounds < 1 or not options.seeds or min(options.seeds) < 1:
+        raise UserError(f"--rounds is {options.rounds} and --seeds {options.seeds}; give numbers of at least 1")
+    import dataclasses
+
+    from resnet_jax import models
+    from resnet_jax.bench import parallel_seeds
+
+    network = dataclasses.replace(models.architecture(options.network, options.depth), input_shape=options.input_shape)
+    rows = parallel_seeds.rows(options.network, options.depth, network, options.seeds, batch_size=options.batch_size, rounds=options.rounds)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "seeds": lambda row: str(row["seeds"]),
+        "how": lambda row: row["how"],
+        "ms a step of all": lambda row: f"{1e3 * row['seconds']:,.0f}",
+        "least to most": lambda row: f"{1e3 * row['seconds_least']:,.0f} to {1e3 * row['seconds_most']:,.0f}",
+        "images/s of all": lambda row: f"{row['images_per_second']:,.0f}",
+        "over one after another": lambda row: f"{row['throughput']:.2f}",
+    }
+    title = f"training step of {options.network}, batch {options.batch_size} a seed, median of {options.rounds} interleaved rounds"
+    _show("seeds", title, rows, columns, options, arguments)
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {"compile": compile_, "step": step, "seeds": seeds}
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -110,10 +149,18 @@ def run(arguments: Sequence[str]) -> None:
     BENCHMARKS[arguments[0]](arguments[1:])
 
 
-def _show(name: str, title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], options: _Output) -> None:
+def _show(
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    columns: dict[str, Callable[[dict[str, Any]], str]],
+    options: _Output,
+    arguments: Sequence[str],
+) -> None:
     from resnet_jax.training import environment
 
-    found = {"benchmark": name, "date": datetime.date.today().isoformat(), **environment.describe(), "rows": rows}
+    command = shlex.join(["resnet-jax", "bench", name, *arguments])
+    found = {"benchmark": name, "date": datetime.date.today().isoformat(), "command": command, **environment.describe(), "rows": rows}
     if options.json:
         print(json.dumps(found))
     else:
@@ -130,12 +177,14 @@ def _print(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[
     from resnet_jax.console import out
 
     table = Table(title=title)
-    for heading in ("depth", "blocks", *columns):
+    # What every row of a benchmark has beside what it measured.
+    names = [name for name in ("depth", "blocks") if name in rows[0]]
+    for heading in (*names, *columns):
         table.add_column(heading, justify="right")
     for row in rows:
         stopped = row.get("stopped_after_seconds")
         cells = [f"> {stopped:.0f} s in all"] + [""] * (len(columns) - 1) if stopped else [cell(row) for cell in columns.values()]
-        table.add_row(str(row["depth"]), row["blocks"], *cells)
+        table.add_row(*(str(row[name]) for name in names), *cells)
     out.print(table)
     device = found["devices"]
     out.print(f"{device['count']} x {device['kind']}, {device['cores']} cores, jax {found['versions']['jax']}", highlight=False)

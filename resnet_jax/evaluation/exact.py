@@ -1,6 +1,7 @@
 """The score of a network on a whole set: sums over all examples, whatever the batch size or the number of devices."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -34,7 +35,10 @@ class Score:
         return self.loss / self.examples
 
 
-@functools.partial(jax.jit, static_argnames=("apply",))
+# Errors, summed loss and number of the examples of a batch; of each of several networks where they have an axis.
+Sums = tuple[Int[Array, "..."], Float[Array, "..."], Int[Array, "..."]]
+
+
 def score_batch(
     params: Variables,
     batch_stats: Variables,
@@ -43,7 +47,7 @@ def score_batch(
     labels: Int32[Array, "n"],
     *,
     apply: Apply,
-) -> tuple[Int[Array, ""], Float[Array, ""], Int[Array, ""]]:
+) -> Sums:
     """Errors, summed loss and number of the examples of one batch; a negative label marks padding and counts nowhere."""
     real = labels >= 0
     logits, _ = apply(params, batch_stats, preprocessing(images), train=False)
@@ -77,6 +81,30 @@ def evaluate(
     Raises:
       RuntimeError: where the number scored is not ``expected_examples``.
     """
+
+    def score(images: Array, labels: Array) -> Sums:
+        return _score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
+
+    (found,) = tally(score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding)
+    return found
+
+
+_score_batch = functools.partial(jax.jit, static_argnames=("apply",))(score_batch)
+
+
+def tally(
+    score: Callable[[Array, Array], Sums],
+    data: Examples,
+    *,
+    batch_size: int,
+    expected_examples: int,
+    sharding: jax.sharding.Sharding | None = None,
+) -> list[Score]:
+    """Adds up the sums that ``score`` finds in each batch of images and labels; one score for each network that it scores at once.
+
+    Raises:
+      RuntimeError: as ``evaluate``.
+    """
     sums = []
     for start in range(0, len(data), batch_size):
         images, labels = data.images[start : start + batch_size], data.labels[start : start + batch_size]
@@ -85,10 +113,14 @@ def evaluate(
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
             labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
         images, labels = jax.device_put((images, labels), sharding)
-        sums.append(score_batch(params, batch_stats, preprocessing, images, labels, apply=apply))
-    errors, losses, counts = zip(*jax.device_get(sums), strict=True)
+        sums.append(score(images, labels))
+    fetched = zip(*jax.device_get(sums), strict=True)
     # Added in double precision on the host: exact counts, and a loss that does not depend on the batch size beyond rounding.
-    score = Score(int(np.sum(errors, dtype=np.int64)), float(np.sum(losses, dtype=np.float64)), int(np.sum(counts, dtype=np.int64)))
-    if score.examples != expected_examples:
-        raise RuntimeError(f"{score.examples} examples were scored, the set has {expected_examples}: this is a defect, please report it")
-    return score
+    errors, losses, counts = (np.atleast_1d(np.sum(parts, axis=0, dtype=np.float64)) for parts in fetched)
+    scores = [Score(int(e), float(lost), int(n)) for e, lost, n in zip(errors, losses, counts, strict=True)]
+    for found in scores:
+        if found.examples != expected_examples:
+            raise RuntimeError(
+                f"{found.examples} examples were scored, the set has {expected_examples}: this is a defect, please report it"
+            )
+    return scores

@@ -1,13 +1,14 @@
-"""One run, from an experiment and a seed to ``result.json``."""
+"""Runs, from an experiment and seeds to ``result.json``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.data import sources
-from resnet_jax.studies import ledger
-from resnet_jax.training import loop, mesh, program, resolved
+from resnet_jax.studies import result as result_lib
+from resnet_jax.training import mesh, program, resolved, seeds
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.loop import Progress
+from resnet_jax.training.loop import NonFiniteLoss, Progress
 from resnet_jax.training.workdir import Workdir, write_json
 
 
@@ -26,17 +27,45 @@ def run(
 
     Raises:
       UserError: before anything is compiled or written.
+      NonFiniteLoss: it diverged, now or when it was run before.
+    """
+    (found,) = run_together(experiment, {seed: Path(workdir)}, progress=progress, data_dir=data_dir, devices=devices)
+    if found["diverged_at_step"] is not None:
+        raise NonFiniteLoss(found["diverged_at_step"], Workdir(workdir).newest_checkpoint())
+    return found
+
+
+def run_together(
+    experiment: Experiment,
+    folders: Mapping[int, Path],
+    *,
+    progress: Progress,
+    data_dir: str | None = None,
+    devices: int | None = None,
+    spread: bool = False,
+) -> list[dict[str, Any]]:
+    """``run`` for several seeds in one program, see ``training.seeds.train``; seeds that have finished are left as they are.
+
+    Returns:
+      The contents of each seed's ``result.json``, or ``diverged.json``, in the order of ``folders``.
+
+    Raises:
+      UserError: before anything is compiled or written.
     """
     info = sources.describe(experiment.data.name, data_dir)
     experiment.check(info, mesh.make(devices).size)
     program.compiled(experiment, devices)  # traces the network: a structure that cannot be built fails here, before anything is written
-    folder = Workdir(workdir)
-    folder.claim(experiment, seed)
-    finished = folder.result()
-    if finished is not None:
-        progress.say(f"{folder.path} is finished; nothing to do")
-        return finished
-    outcome = loop.train(experiment, seed, workdir=folder, info=info, progress=progress, devices=devices)
-    found: dict[str, Any] = resolved.resolve(ledger.result(experiment, seed, info, outcome))
-    write_json(folder.result_file, found)
-    return found
+    workdirs = {seed: Workdir(folder) for seed, folder in folders.items()}
+    for seed, workdir in workdirs.items():
+        workdir.claim(experiment, seed)
+        if workdir.result() is not None:
+            progress.say(f"{workdir.path} is finished; nothing to do")
+    open_ended = [seeds.Member(seed, workdir) for seed, workdir in workdirs.items() if workdir.result() is None]
+    outcomes = seeds.train(experiment, open_ended, info=info, progress=progress, devices=devices, spread=spread) if open_ended else []
+    for member, outcome in zip(open_ended, outcomes, strict=True):
+        found = result_lib.result(experiment, member.seed, info, outcome, member.workdir.records())
+        diverged = isinstance(outcome, NonFiniteLoss)
+        write_json(member.workdir.diverged_file if diverged else member.workdir.result_file, resolved.resolve(found))
+        if diverged:
+            progress.say(f"seed {member.seed}: {outcome}")
+    return [found for workdir in workdirs.values() if (found := workdir.result()) is not None]

@@ -7,7 +7,9 @@ import jax
 
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
-from resnet_jax.studies import ledger
+from resnet_jax.evaluation import exact
+from resnet_jax.studies import result
+from resnet_jax.training import mesh
 from resnet_jax.training import program as program_lib
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
@@ -36,8 +38,16 @@ def score_run(run: Path, *, data: str | None, split: str | None, batch_size: int
     if restored is None:
         raise UserError(f"{run} has no whole checkpoint")
     step, state, preprocessing = restored
-    score = program.score(state, preprocessing, sources.read(info, split), info.examples[split], batch_size)
-    protocol = ledger.protocol(experiment, info) | {"dataset": f"{info.name}:{info.version}", "test_images": score.examples}
+    score = exact.evaluate(
+        program.apply,
+        *state.scored(),
+        preprocessing,
+        sources.read(info, split),
+        batch_size=batch_size,
+        expected_examples=info.examples[split],
+        sharding=mesh.batch(program.mesh),
+    )
+    protocol = result.protocol(experiment, info) | {"test_images": score.examples}
     return {
         "error_percent": score.error_percent,
         "mean_loss": score.mean_loss,

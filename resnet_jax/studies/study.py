@@ -1,18 +1,35 @@
-"""A comparison: experiments x seeds, run one after another, what is finished skipped."""
+"""A comparison: experiments x seeds, what is finished skipped."""
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
+
+from resnet_jax.data import sources
+from resnet_jax.errors import UserError
 from resnet_jax.studies import run as run_lib
-from resnet_jax.training import resolved
+from resnet_jax.training import mesh, program
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.loop import NonFiniteLoss, Progress
+from resnet_jax.training.loop import Progress
 from resnet_jax.training.workdir import Workdir
+
+SeedParallel = Literal["off", "vmap", "devices"]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Who is told how a study is getting on."""
+
+    def running(self, cell: Experiment, seeds: Sequence[int]) -> AbstractContextManager[Progress]:
+        """These seeds of a cell run until the context ends."""
+        ...
+
+    def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
+        """Seeds of a cell have finished, now or before."""
+        ...
 
 
 def run(
@@ -20,73 +37,77 @@ def run(
     seeds: Sequence[int],
     workdir: Path,
     *,
-    progress: Callable[[str], AbstractContextManager[Progress]],
+    watcher: Watcher,
     data_dir: str | None = None,
     devices: int | None = None,
+    seed_parallel: SeedParallel | None = None,
+    begun: Callable[[], None] | None = None,
 ) -> list[Path]:
     """Runs every cell with every seed under ``workdir/CELL/seed-S`` and returns the folders. Started again, it goes on where it was.
 
-    A run that diverges is left without a result, and the others go on. ``progress`` makes, from a title, what is told about each run.
+    A run that diverges has that as its result, and the others go on.
+
+    Args:
+      cells: experiments of different names.
+      seeds: the same for every cell, so that cells can be compared seed by seed.
+      workdir: made if missing.
+      watcher: who is told.
+      data_dir: where prepared data sets are looked for first.
+      devices: how many to use; None: all.
+      seed_parallel: ``off``: one run after another; ``devices``: seeds beside each other, each on devices of its own; ``vmap``: the seeds
+        of a cell vectorised. None: ``devices`` on several accelerators, else ``off``. On CPU ``vmap`` runs at a fraction of the
+        speed of ``off``: convolutions with a kernel for each seed become grouped ones.
+      begun: called before the first run, when nothing is left that would be refused.
+
+    Raises:
+      UserError: for anything that any of the runs would refuse, before the first begins.
     """
-    folders = []
-    todo = [(cell, seed) for seed in seeds for cell in cells]
-    for number, (cell, seed) in enumerate(todo, start=1):
-        folder = workdir / cell.name / f"seed-{seed}"
-        with progress(f"[{number}/{len(todo)}] {cell.name}, seed {seed}") as told:
-            try:
-                run_lib.run(cell, seed, folder, progress=told, data_dir=data_dir, devices=devices)
-            except NonFiniteLoss as error:
-                told.say(str(error))
-        folders.append(folder)
-    return folders
+    folders = {(cell.name, seed): workdir / cell.name / f"seed-{seed}" for cell in cells for seed in seeds}
+    unfinished: dict[str, list[int]] = {}
+    for cell in cells:
+        with _of(cell):
+            cell.check(sources.describe(cell.data.name, data_dir), mesh.make(devices).size)
+            for seed in seeds:
+                Workdir(folders[cell.name, seed]).check(cell, seed)
+        found = {seed: Workdir(folders[cell.name, seed]).result() for seed in seeds}
+        unfinished[cell.name] = [seed for seed, result in found.items() if result is None]
+        watcher.finished(cell, [result for result in found.values() if result is not None])
+    for cell in cells:
+        if unfinished[cell.name]:
+            with _of(cell):
+                program.compiled(cell, devices)  # traces the network: one that cannot be built stops the study before it begins
+    if begun:
+        begun()
+    mode = seed_parallel or default_seed_parallel(devices)
+    # One by one, every cell has its first seed before any has its second: the table fills evenly.
+    steps = (
+        [(cell, [seed]) for seed in seeds for cell in cells if seed in unfinished[cell.name]]
+        if mode == "off"
+        else [(cell, unfinished[cell.name]) for cell in cells if unfinished[cell.name]]
+    )
+    for cell, some in steps:
+        with watcher.running(cell, some) as progress:
+            results = run_lib.run_together(
+                cell,
+                {seed: folders[cell.name, seed] for seed in some},
+                progress=progress,
+                data_dir=data_dir,
+                devices=devices,
+                spread=mode == "devices",
+            )
+        watcher.finished(cell, results)
+    return list(folders.values())
 
 
-def find(path: Path) -> list[Path]:
-    """The run folders at or below a path, in the order they were begun."""
-    found = [path] if (path / "experiment.json").is_file() else [file.parent for file in path.glob("**/experiment.json")]
-    return sorted(found, key=lambda folder: (folder / "experiment.json").stat().st_mtime_ns)
+@contextlib.contextmanager
+def _of(cell: Experiment) -> Iterator[None]:
+    """Says of which cell an error speaks."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{cell.name}: {error}") from None
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs of one experiment that differ in nothing but their seed."""
-
-    name: str
-    folders: list[Path]
-
-
-def groups(folders: Sequence[Path]) -> list[Group]:
-    """Groups runs by identity, in order of first appearance; different experiments of one name get part of their fingerprint as well."""
-    found: dict[str, Group] = {}
-    for folder in folders:
-        text = Workdir(folder).read_experiment_file()
-        without_seed = {k: v for k, v in text["identity"].items() if k != "seed"}
-        key = resolved.fingerprint(without_seed)
-        found.setdefault(key, Group(text["experiment"]["name"], [])).folders.append(folder)
-    names = [group.name for group in found.values()]
-    return [group if names.count(group.name) == 1 else Group(f"{group.name} ({key[:6]})", group.folders) for key, group in found.items()]
-
-
-def summarise(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row a group that has results: means and sample standard deviations over the seeds that finished."""
-    rows = []
-    for group in groups(folders):
-        results = [result for result in (Workdir(folder).result() for folder in group.folders) if result is not None]
-        if not results:
-            continue
-        rows.append(
-            {
-                "name": group.name,
-                "seeds": len(results),
-                "training_error": _spread([r["training_error_percent"] for r in results]),
-                "test_error": _spread([r["value"] for r in results]),
-                "parameters": results[0]["parameters"],
-                "seconds": statistics.mean(r["seconds"] for r in results),
-                "expected": results[0]["expected"],
-            }
-        )
-    return rows
-
-
-def _spread(values: list[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+def default_seed_parallel(devices: int | None = None) -> SeedParallel:
+    """Several accelerators train a seed each without talking to each other; what is fastest on one has been measured on CPU only."""
+    return "devices" if jax.default_backend() != "cpu" and mesh.make(devices).size > 1 else "off"

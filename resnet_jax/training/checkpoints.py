@@ -42,6 +42,10 @@ class Checkpoints:
         handlers: dict[str, Any] = {"state": ocp.StandardCheckpointHandler(), "preprocessing": ocp.StandardCheckpointHandler()}
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
+    def steps(self) -> list[int]:
+        """The committed steps, unverified, oldest first."""
+        return sorted(self._manager.all_steps())
+
     def newest(self) -> int | None:
         """The newest committed step, unverified."""
         return self._manager.latest_step()
@@ -79,15 +83,29 @@ class Checkpoints:
         Raises:
           UserError: for a whole checkpoint of another network, which stays where it is.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            problem = self._problem(step)
-            if problem is None:
-                restored = self._restore(step, like, preprocessing)
-                if not isinstance(restored, str):
-                    return step, *restored
-                problem = restored
-            self._set_aside(step, problem)
+        for step in reversed(self.steps()):
+            restored = self.restore(step, like, preprocessing)
+            if restored is not None:
+                return step, *restored
         return None
+
+    def restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | None:
+        """Restores one committed step as ``restore_newest`` does; None where it is damaged, and set aside now."""
+        problem = self._problem(step)
+        if problem is None:
+            restored = self._restore(step, like, preprocessing)
+            if not isinstance(restored, str):
+                return restored
+            problem = restored
+        self._set_aside(step, problem)
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Deletes every later step: what is trained again from ``step`` on will take their place."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+        self._seal_all()
 
     def _restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | str:
         plain = jax.eval_shape(state_lib.plain, like)

@@ -83,18 +83,6 @@ class Checkpointing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
-    """What a publication reports for this experiment."""
-
-    value: float
-    """Test error in percent."""
-    statistic: Literal["single", "best", "mean", "median"]
-    source: str
-    mark: str
-    """Provenance, e.g. 'V:S1': read in the paper's text."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Everything a run depends on, but its seed. Derive one from another with ``dataclasses.replace``."""
 
@@ -109,12 +97,12 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
-    expected: Expected | None = None
 
     def shortened(self, steps: int) -> "Experiment":
-        """The same experiment in another number of steps: decay steps keep their places relative to the whole, warm-up its length.
+        """The same experiment in another number of steps.
 
-        The expected value goes: it belongs to the full length.
+        Decay steps keep their places relative to the whole; a warm-up keeps its length, up to a quarter of the run; at least eight scores
+        are taken, where there are eight steps.
         """
         if steps == self.steps:
             return self
@@ -122,9 +110,30 @@ class Experiment:
         return replace(
             self,
             steps=steps,
-            schedule=replace(self.schedule, decay_steps=scaled),
-            evaluation=replace(self.evaluation, every=max(1, min(self.evaluation.every, steps))),
-            expected=None,
+            schedule=replace(self.schedule, decay_steps=scaled, warmup_steps=min(self.schedule.warmup_steps, steps // 4)),
+            evaluation=replace(self.evaluation, every=max(1, min(self.evaluation.every, steps // 8))),
+        )
+
+    def on(self, info: DatasetInfo) -> "Experiment":
+        """The same experiment on another data set, in as many steps. Input shape and classes become the set's; digits are not augmented.
+
+        Raises:
+          UserError: for a set without the splits 'train' and 'test', or with images of different sizes.
+        """
+        if info.name == self.data.name:
+            return self
+        height, width, channels = info.image_shape
+        if not {"train", "test"} <= info.examples.keys() or height is None or width is None or channels is None:
+            raise UserError(
+                f"{info.name} cannot stand in for {self.data.name}: that needs the splits 'train' and 'test', and images of one size"
+            )
+        # A digit mirrored is another digit, and of 8 pixels each is an eighth.
+        augmentation = {"pad": 0, "flip": False} if info.name == "digits" else {}
+        return replace(
+            self,
+            model=replace(self.model, input_shape=(height, width, channels), num_classes=info.num_classes),
+            data=replace(self.data, name=info.name, test_split="test", **augmentation),
+            evaluation=replace(self.evaluation, batch_size=min(self.evaluation.batch_size, info.examples["test"])),
         )
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,8 +13,6 @@ from resnet_jax.data import augmentation, sources
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import DatasetInfo, Examples
 from resnet_jax.evaluation.exact import Score
-from resnet_jax.training import program as program_lib
-from resnet_jax.training import state as state_lib
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.interruption import Interrupted, Interruption
@@ -48,73 +47,12 @@ class Progress(Protocol):
         ...
 
     def update(self, record: Record) -> None:
-        """A record of ``metrics.jsonl`` was written."""
+        """A record of ``metrics.jsonl`` was written; it has a ``seed`` as well where several are trained together."""
         ...
 
     def say(self, message: str) -> None:
         """Something worth a line."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The end of a run."""
-
-    state_digest: str
-    scores: dict[str, Score]
-    """Of the last step, by split; ``train`` where the experiment asks for it."""
-    examples: dict[str, int]
-    """Number of images trained on and scored, by split."""
-    training_error_percent: float
-    """Of the last window of batches, augmented, statistics of the batch."""
-    compile_seconds: float
-    """Of the first call of the training program in this session: near 0 where an earlier run of the process compiled it."""
-    seconds: float
-    """Training and scoring, over all sessions of the run; loading and the time between sessions not."""
-
-
-def train(
-    experiment: Experiment,
-    seed: int,
-    *,
-    workdir: Workdir,
-    info: DatasetInfo,
-    progress: Progress,
-    devices: int | None = None,
-) -> Outcome:
-    """Runs, or continues, an experiment in a claimed work folder until its last step.
-
-    Raises:
-      Interrupted: stopped by a signal, with the state saved.
-      NonFiniteLoss: diverged.
-    """
-    splits = load(experiment, info)
-    program = program_lib.compiled(experiment, devices)
-    checkpoints = Checkpoints(workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say)
-    with Interruption() as interruption:
-        restored = checkpoints.restore_newest(program.abstract_state, program_lib.abstract_preprocessing(experiment))
-        if restored is None:
-            step, state, preprocessing = 0, program.init(jax.random.key(seed)), splits.preprocessing
-        else:
-            step, state, preprocessing = restored
-            progress.say(f"continuing after step {step}")
-        writer = MetricsWriter(workdir, step=step)
-        run = _Run(experiment, program, splits, preprocessing, checkpoints, writer, progress, interruption)
-        progress.start(step, experiment.steps)
-        try:
-            state = run.steps(step, state)
-            scores = run.last_scores or run.score(experiment.steps, state)
-        finally:
-            writer.close()
-            checkpoints.close()
-    return Outcome(
-        state_digest=state_lib.digest(state),
-        scores=scores,
-        examples={"train": len(splits.train)} | {name: expected for name, (_, expected) in splits.scored.items()},
-        training_error_percent=run.training_error_percent,
-        compile_seconds=run.compile_seconds,
-        seconds=run.seconds(),
-    )
 
 
 @dataclass(frozen=True)
@@ -140,8 +78,27 @@ def load(experiment: Experiment, info: DatasetInfo) -> Splits:
     return Splits(train, scored, augmentation.fit(train.images, data.normalization))
 
 
-class _Run:
-    """The mutable side of one session of a run; everything that decides the result is in the state."""
+class Session:
+    """What one seed writes while it is trained from ``step`` on, and what is known of it."""
+
+    def __init__(self, seed: int, workdir: Workdir, checkpoints: Checkpoints, step: int):
+        checkpoints.drop_after(step)  # a seed that goes back with others trains what follows again
+        self.seed, self.checkpoints = seed, checkpoints
+        self.writer = MetricsWriter(workdir, step=step)
+        earlier = [record for record in self.writer.kept if record["split"] == "train"]
+        self.training_error_percent = earlier[-1]["error_percent"] if earlier else math.nan
+        self.earlier_seconds = earlier[-1]["seconds"] if earlier else 0.0
+        self.scores: dict[str, Score] = {}
+        self.diverged: NonFiniteLoss | None = None
+
+    def close(self) -> None:
+        """Waits for what is being saved."""
+        self.writer.close()
+        self.checkpoints.close()
+
+
+class Loop:
+    """The mutable side of a session of one or more seeds; everything that decides their results is in the states."""
 
     def __init__(
         self,
@@ -149,38 +106,39 @@ class _Run:
         program: Program,
         splits: Splits,
         preprocessing: Preprocessing,
-        checkpoints: Checkpoints,
-        writer: MetricsWriter,
+        sessions: Sequence[Session],
         progress: Progress,
         interruption: Interruption,
     ):
         self._experiment, self._program, self._splits, self._preprocessing = experiment, program, splits, preprocessing
-        self._checkpoints, self._writer, self._progress, self._interruption = checkpoints, writer, progress, interruption
+        self._sessions, self._progress, self._interruption = sessions, progress, interruption
         self._data = program.place(splits.train, preprocessing)
         self._window: list[Metrics] = []
         self._log_every = max(1, experiment.evaluation.every // 10)
-        earlier = [record for record in writer.kept if record["split"] == "train"]
-        self.training_error_percent = earlier[-1]["error_percent"] if earlier else math.nan
-        self._earlier_seconds = earlier[-1]["seconds"] if earlier else 0.0
         self._began = self._window_began = time.perf_counter()
-        self.last_scores: dict[str, Score] | None = None
         self.compile_seconds = math.nan
 
     def seconds(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._began
+        """Since this session began."""
+        return time.perf_counter() - self._began
 
-    def steps(self, step: int, state: TrainState) -> TrainState:
-        """Trains from ``step`` to the experiment's last."""
+    def run(self, step: int, states: TrainState) -> TrainState:
+        """Trains from ``step`` to the experiment's last, or until every seed has diverged; scores the last step.
+
+        Raises:
+          Interrupted: asked to stop, and everything is saved.
+        """
         experiment = self._experiment
+        if step == experiment.steps:
+            self._score(step, states)
         pending: tuple[int, Metrics] | None = None
-        self.last_scores = None
-        while step < experiment.steps:
+        while step < experiment.steps and self._going():
             # A dispatch ends where something is due. Its metrics are fetched while the next one runs.
             due = min(_next(step, every) for every in (self._log_every, experiment.evaluation.every, experiment.checkpointing.every))
             count = min(_steps_per_dispatch(experiment), due - step, experiment.steps - step)
             called = time.perf_counter()
             with jax.transfer_guard("disallow"):
-                state, metrics = self._program.train(state, self._data, count)
+                states, metrics = self._program.train(states, self._data, count)
             if math.isnan(self.compile_seconds):  # the call returns when the program is compiled and begun
                 self.compile_seconds = time.perf_counter() - called
             if pending:
@@ -196,38 +154,46 @@ class _Run:
                 self._look_at(*pending)
                 pending = None
                 self._log(step)
-                state = self._program.settle(state, self._data)
+                states = self._program.settle(states, self._data)
             if scores:
-                self.last_scores = self.score(step, state)
+                self._score(step, states)
             if saves:
-                self._checkpoints.save(step, state, self._preprocessing)
+                self._save(step, states)
             if stop is not None and not last:
-                self._checkpoints.wait()
+                for session in self._going():
+                    session.checkpoints.wait()
                 raise Interrupted(stop, step)
-        return state
+        return states
 
-    def score(self, step: int, state: TrainState) -> dict[str, Score]:
+    def _going(self) -> list[Session]:
+        return [session for session in self._sessions if session.diverged is None]
+
+    def _save(self, step: int, states: TrainState) -> None:
+        for session, state in zip(self._sessions, self._program.unstack(states), strict=True):
+            if session.diverged is None:
+                session.checkpoints.save(step, state, self._preprocessing)
+
+    def _score(self, step: int, states: TrainState) -> None:
         """Scores what is to be scored, and records it."""
-        scores = {}
         for name, (examples, expected) in self._splits.scored.items():
-            if name == "train" and step < self._experiment.steps:
+            if (name == "train" and step < self._experiment.steps) or not self._going():
                 continue
-            score = scores[name] = self._program.score(
-                state, self._preprocessing, examples, expected, self._experiment.evaluation.batch_size
-            )
+            found = self._program.score(states, self._preprocessing, examples, expected, self._experiment.evaluation.batch_size)
             split = "train_scored" if name == "train" else name
-            self._record(
-                {"step": step, "split": split, "loss": score.mean_loss, "error_percent": score.error_percent, "examples": score.examples}
-            )
+            for session, score in zip(self._sessions, found, strict=True):
+                if session.diverged is None:
+                    session.scores[name] = score
+                    numbers = {"loss": score.mean_loss, "error_percent": score.error_percent, "examples": score.examples}
+                    self._record(session, {"step": step, "split": split, **numbers})
         self._window_began = time.perf_counter()
-        return scores
 
     def _look_at(self, step: int, metrics: Metrics) -> None:
         """Takes in the metrics of a dispatch that ended at ``step``."""
         fetched: Metrics = jax.device_get(metrics)
-        bad = np.flatnonzero(~np.isfinite(fetched.loss))
-        if bad.size:
-            raise NonFiniteLoss(step - len(fetched.loss) + int(bad[0]) + 1, self._checkpoints.newest())
+        for session, losses in zip(self._sessions, fetched.loss, strict=True):
+            bad = np.flatnonzero(~np.isfinite(losses))
+            if bad.size and session.diverged is None:
+                session.diverged = NonFiniteLoss(step - len(losses) + int(bad[0]) + 1, session.checkpoints.newest())
         self._window.append(fetched)
         if step % self._log_every == 0:
             self._log(step)
@@ -235,27 +201,32 @@ class _Run:
     def _log(self, step: int) -> None:
         if not self._window:
             return
-        loss, errors, examples = (
-            sum(float(np.sum(getattr(m, name), dtype=np.float64)) for m in self._window) for name in ("loss", "errors", "examples")
-        )
         now = time.perf_counter()
-        self.training_error_percent = 100 * errors / examples
-        self._record(
-            {
-                "step": step,
-                "split": "train",
-                "loss": loss / examples,
-                "error_percent": self.training_error_percent,
-                "learning_rate": float(self._window[-1].learning_rate[-1]),
-                "images_per_second": examples / (now - self._window_began),
-                "seconds": self.seconds(),
-            }
-        )
+        for index, session in enumerate(self._sessions):
+            if session.diverged is not None:
+                continue
+            loss, errors, examples = (
+                sum(float(np.sum(getattr(m, name)[index], dtype=np.float64)) for m in self._window)
+                for name in ("loss", "errors", "examples")
+            )
+            session.training_error_percent = 100 * errors / examples
+            self._record(
+                session,
+                {
+                    "step": step,
+                    "split": "train",
+                    "loss": loss / examples,
+                    "error_percent": session.training_error_percent,
+                    "learning_rate": float(self._window[-1].learning_rate[index, -1]),
+                    "images_per_second": examples / (now - self._window_began),
+                    "seconds": session.earlier_seconds + self.seconds(),
+                },
+            )
         self._window, self._window_began = [], now
 
-    def _record(self, record: Record) -> None:
-        self._writer.write(record)
-        self._progress.update(record)
+    def _record(self, session: Session, record: Record) -> None:
+        session.writer.write(record)
+        self._progress.update(record if len(self._sessions) == 1 else record | {"seed": session.seed})
 
 
 def _next(step: int, every: int) -> int:

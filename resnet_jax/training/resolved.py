@@ -14,8 +14,8 @@ from resnet_jax.configured import Configured
 from resnet_jax.errors import UserError
 from resnet_jax.training.experiment import Experiment
 
-# How a run is executed and what the literature says of it: neither changes what it computes.
-NOT_IDENTITY = ("name", "checkpointing", "execution", "expected")
+# What it is called and how it is executed: neither changes what it computes.
+NOT_IDENTITY = ("name", "checkpointing", "execution")
 
 
 def resolve(value: Any) -> Any:

@@ -15,31 +15,28 @@ Record = dict[str, Any]
 
 
 class Workdir:
-    """``experiment.json``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``result.json`` under one path."""
+    """``experiment.json``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``result.json`` under one path.
+
+    A run that diverged has the same fields in ``diverged.json``, and no ``result.json``.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.experiment_file = self.path / "experiment.json"
         self.metrics_file = self.path / "metrics.jsonl"
         self.result_file = self.path / "result.json"
+        self.diverged_file = self.path / "diverged.json"
         self.checkpoints = self.path / "checkpoints"
 
     def claim(self, experiment: Experiment, seed: int) -> None:
         """Makes the folder this run's, or finds that it already is.
 
         Raises:
-          UserError: where the folder holds another experiment or seed, with the fields that differ; or cannot be written.
+          UserError: as ``check``, or where it cannot be written.
         """
-        identity = resolved.identity(experiment, seed)
-        if self.experiment_file.exists():
-            theirs = self.read_experiment_file()["identity"]
-            differing = list(resolved.differences(identity, theirs))
-            if differing:
-                fields = "\n  ".join(differing)
-                raise UserError(f"{self.path} holds another run; use another --workdir, or delete it. Fields that differ:\n  {fields}")
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run (no experiment.json): use another --workdir")
-        else:
+        self.check(experiment, seed)
+        if not self.experiment_file.exists():
+            identity = resolved.identity(experiment, seed)
             text = {
                 "fingerprint": resolved.fingerprint(identity),
                 "identity": identity,
@@ -52,6 +49,17 @@ class Workdir:
             except OSError as error:
                 raise UserError(f"{self.path} cannot be written ({error.strerror}): use another --workdir") from error
         write_json(self.path / "environment.json", environment.describe())
+
+    def check(self, experiment: Experiment, seed: int) -> None:
+        """Raises UserError where the folder holds another experiment or seed, with the fields that differ, or something else."""
+        if self.experiment_file.exists():
+            theirs = self.read_experiment_file()["identity"]
+            differing = list(resolved.differences(resolved.identity(experiment, seed), theirs))
+            if differing:
+                fields = "\n  ".join(differing)
+                raise UserError(f"{self.path} holds another run; use another --workdir, or delete it. Fields that differ:\n  {fields}")
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no run (no experiment.json): use another --workdir")
 
     def read_experiment_file(self) -> dict[str, Any]:
         """Raises UserError where there is none, or it is damaged."""
@@ -75,9 +83,16 @@ class Workdir:
         lines = self.metrics_file.read_text().splitlines()
         return [json.loads(line) for line in lines if line.endswith("}")]
 
+    def newest_checkpoint(self) -> int | None:
+        """Step of the newest committed checkpoint, by the names of the folders."""
+        return max((int(path.name) for path in self.checkpoints.glob("*") if path.name.isdigit()), default=None)
+
     def result(self) -> Record | None:
-        """The contents of ``result.json``; None before the run has finished."""
-        return json.loads(self.result_file.read_text()) if self.result_file.exists() else None
+        """The contents of ``result.json``, or of the ``diverged.json`` that a run has in its place; None before it has ended."""
+        for file in (self.result_file, self.diverged_file):
+            if file.exists():
+                return json.loads(file.read_text())
+        return None
 
 
 class MetricsWriter:

@@ -187,6 +187,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tiny: Experi
         run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
     assert caught.value.step in (8, 9)
     assert not (tmp_path / "run" / "result.json").exists()
+    diverged = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, caught.value.step, None)
+    with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is not finite: the last good checkpoint is that of step 4"):
+        run_lib.run(experiment, 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
     assert all(np.isfinite(record["loss"]) for record in Workdir(tmp_path / "run").records())
 
 

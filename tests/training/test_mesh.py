@@ -9,14 +9,19 @@ from resnet_jax.training import mesh
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_mesh_has_the_devices_asked_for_on_one_axis(devices: int) -> None:
+def test_mesh_has_the_devices_asked_for_along_data(devices: int) -> None:
     found = mesh.make(devices)
-    assert found.axis_names == ("data",)
-    assert found.devices.tolist() == jax.devices()[:devices]
+    assert dict(found.shape) == {"seed": 1, "data": devices}
+    assert found.devices.tolist() == [jax.devices()[:devices]]
+
+
+@pytest.mark.parametrize(("devices", "seeds", "data"), [(8, 4, 2), (8, 8, 1), (8, 3, 2), (4, 3, 1), (1, 1, 1)])
+def test_seeds_share_the_devices_equally(devices: int, seeds: int, data: int) -> None:
+    assert mesh.make(devices, seeds).devices.shape == (seeds, data)
 
 
 def test_mesh_has_all_devices_where_nothing_is_asked_for() -> None:
-    assert mesh.make().devices.tolist() == jax.devices()
+    assert mesh.make().devices.tolist() == [jax.devices()]
     assert mesh.make().size == 8
 
 

@@ -68,7 +68,7 @@ def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainSta
     wrong = logits.argmax(axis=1) != test.labels
     assert 100 < wrong.sum() < 360
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(360), test.labels]
-    score = found.score(trained, Preprocessing(np.float32(mean), np.float32(deviation)), test, info.examples["test"], 200)
+    (score,) = found.score(found.stack([trained]), Preprocessing(np.float32(mean), np.float32(deviation)), test, info.examples["test"], 200)
     assert (score.errors, score.examples) == (wrong.sum(), 360)
     assert score.loss == pytest.approx(losses.sum(), rel=1e-5)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Told
 from numpy_network import conv, drawn, each, forward_backward, leaves, predict
+from one_seed import OneSeed
 
 from resnet_jax.configured import configured
 from resnet_jax.data import sources
@@ -23,7 +24,6 @@ from resnet_jax.studies import score as score_lib
 from resnet_jax.training import program, state
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Resident
 from resnet_jax.training.workdir import Workdir
@@ -56,7 +56,7 @@ def doubles(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float64) / 255 - 0.25) / 0.5
 
 
-def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
+def trained(made: OneSeed, seed: int = 6, step: int = 7) -> TrainState:
     """A state with every parameter and running statistic drawn by NumPy; the average is another network."""
     rng = np.random.default_rng(seed)
     initial = made.init(jax.random.key(3))
@@ -67,7 +67,7 @@ def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
 
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
-    made = program.compiled(experiment, devices)
+    made = OneSeed(experiment, devices)
     return made.settle(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
 
 
@@ -105,7 +105,7 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
 
 def test_nothing_but_the_statistics_changes(tiny: Experiment, digits: Examples) -> None:
     """Training goes on with its moving averages, and neither they nor the settled statistics of before have a say."""
-    made = program.compiled(variant(tiny), 1)
+    made = OneSeed(variant(tiny), 1)
     before = trained(made)
     expected = state.digest(before._replace(statistics={}))
     after = made.settle(before, made.place(digits, PREPROCESSING))
@@ -147,15 +147,16 @@ def test_eight_devices_settle_as_one_does(tiny: Experiment, digits: Examples) ->
 
 
 def test_without_batches_nothing_is_settled(tiny: Experiment, digits: Examples) -> None:
-    made = program.compiled(variant(tiny, batches=0), 1)
+    made = OneSeed(variant(tiny, batches=0), 1)
     before = trained(made)
-    assert made.settle(before, made.place(digits, PREPROCESSING)) is before
+    states = made.stack([before])
+    assert made.made.settle(states, made.place(digits, PREPROCESSING)) is states
     assert before.statistics == {}
 
 
 def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experiment, digits: Examples) -> None:
     """Not of the trained parameters, nor of the moving statistics: errors exactly."""
-    made = program.compiled(variant(tiny, ema=0.9), 1)
+    made = OneSeed(variant(tiny, ema=0.9), 1)
     found = made.settle(trained(made), made.place(digits, PREPROCESSING))
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
@@ -176,7 +177,7 @@ def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experim
 def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
     experiment = variant(tiny, ema=0.9, norm=norm, batches=3 if norm is BatchNorm else 0)
-    made = program.compiled(experiment, 1)
+    made = OneSeed(experiment, 1)
     data: Resident = made.place(digits, PREPROCESSING)
     current = made.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
@@ -194,14 +195,14 @@ def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digit
 def test_average_changes_nothing_of_the_training(tiny: Experiment, digits: Examples) -> None:
     found = []
     for ema in (0.0, 0.9):
-        made = program.compiled(variant(tiny, ema=ema), 1)
+        made = OneSeed(variant(tiny, ema=ema), 1)
         after, _ = made.train(made.init(jax.random.key(1)), made.place(digits, PREPROCESSING), 1)
         found.append(state.digest(after._replace(ema={})))
     assert found[0] == found[1]
 
 
 def newest(experiment: Experiment, run: Path) -> TrainState:
-    made = program.compiled(experiment, 1)
+    made = OneSeed(experiment, 1)
     checkpoints = Checkpoints(Workdir(run).checkpoints, keep=3, say=print)
     restored = checkpoints.restore_newest(made.abstract_state, program.abstract_preprocessing(experiment))
     checkpoints.close()
@@ -214,7 +215,8 @@ def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_d
     experiment = variant(tiny, batches=5, ema=0.8)
     run = functools.partial(run_lib.run, progress=told, data_dir=digits_dir, devices=1)
     result = run(experiment, 0, tmp_path / "run")
-    assert result["protocol"]["batch_norm_statistics"] == "average over 5 batches of 40 after training"
+    assert result["protocol"]["batch_norm_statistics"] == "true average"
+    assert result["protocol"]["batch_norm_averaged"] == "over 5 batches of 40 after training"
     assert result["protocol"]["parameters"] == "moving average, decay 0.8"
     scored = score_lib.score_run(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
     assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
@@ -222,7 +224,7 @@ def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_d
     saved = newest(experiment, tmp_path / "run")
     assert state.digest(saved) == result["state_digest"]
     plain = run(variant(tiny, batches=0), 0, tmp_path / "plain")
-    assert plain["protocol"]["batch_norm_statistics"] == "moving average, momentum 0.9"
+    assert plain["protocol"]["batch_norm_statistics"] == "moving average"
     assert plain["protocol"]["parameters"] == "last step"
     assert [r["loss"] for r in Workdir(tmp_path / "plain").records() if r["split"] == "train"] == [
         r["loss"] for r in Workdir(tmp_path / "run").records() if r["split"] == "train"

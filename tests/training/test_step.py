@@ -13,14 +13,14 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
+from one_seed import OneSeed
 
 from resnet_jax.data import augmentation, sources
 from resnet_jax.models import Apply, Architecture, Execution, head, norms
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training import mesh, optimizer, program, step
+from resnet_jax.training import mesh, optimizer, step
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.experiment import Experiment, Optimizer, Schedule
-from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Batch, Metrics, Resident
 
@@ -202,11 +202,11 @@ def digits(digits_dir: str) -> sources.Examples:
 
 
 @pytest.fixture(scope="module")
-def one_device(narrow: Experiment) -> Program:
-    return program.compiled(narrow, 1)
+def one_device(narrow: Experiment) -> OneSeed:
+    return OneSeed(narrow, 1)
 
 
-def trained(found: Program, digits: sources.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
+def trained(found: OneSeed, digits: sources.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
     """The state after dispatches of these numbers of steps, and their metrics."""
     data = found.place(digits, augmentation.fit(digits.images, "pixel_mean"))
     state, metrics = found.init(jax.random.key(seed)), []
@@ -216,9 +216,9 @@ def trained(found: Program, digits: sources.Examples, counts: list[int], seed: i
     return state, metrics
 
 
-def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: sources.Examples) -> None:
+def test_eight_devices_equal_one(narrow: Experiment, one_device: OneSeed, digits: sources.Examples) -> None:
     """Parameters, statistics and momentum after 3 steps within 1e-5; 5 of the 40 images on each device, BatchNorm over all of them."""
-    eight_devices = program.compiled(narrow, 8)
+    eight_devices = OneSeed(narrow, 8)
     assert one_device.mesh.size == 1
     assert eight_devices.mesh.size == 8
     one, metrics_one = trained(one_device, digits, [1, 1, 1])
@@ -233,7 +233,7 @@ def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits
     assert moved > 1e-2, "the tolerance means something only where parameters move further than it"
 
 
-def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: sources.Examples) -> None:
+def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: OneSeed, digits: sources.Examples) -> None:
     """The loop around the step is another program, so to rounding: 1e-5; the metrics are those of the steps, in order."""
     one_by_one, single = trained(one_device, digits, [1] * 5)
     together, (metrics,) = trained(one_device, digits, [5])
@@ -247,7 +247,7 @@ def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, d
     np.testing.assert_allclose(metrics.learning_rate, [0.01, 0.01, 0.05, 0.05, 0.05], rtol=1e-6)
 
 
-def test_a_run_repeats_bit_for_bit_and_another_seed_is_another_run(one_device: Program, digits: sources.Examples) -> None:
+def test_a_run_repeats_bit_for_bit_and_another_seed_is_another_run(one_device: OneSeed, digits: sources.Examples) -> None:
     first, again = trained(one_device, digits, [1, 1])[0], trained(one_device, digits, [1, 1])[0]
     assert state_lib.digest(first) == state_lib.digest(again)
     assert state_lib.digest(trained(one_device, digits, [1, 1], seed=4)[0]) != state_lib.digest(first)

@@ -1,0 +1,145 @@
+"""Tables of committed results in a Markdown file: filled in by a command, so that no number of the README is typed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.errors import UserError, nearest
+from resnet_jax.studies import cells as cells_lib
+from resnet_jax.studies import committed
+from resnet_jax.studies.cells import Cell, difference
+
+_BEGIN, _END = "<!-- results ", "<!-- end -->"
+_BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?P<table>(?:(?!{_BEGIN}).)*?)({_END})", re.DOTALL)
+
+
+def fill(path: Path) -> int:
+    """Rewrites every block ``<!-- results FILE.json --> ... <!-- end -->`` of a file; FILE lies relative to it.
+
+    Returns:
+      How many blocks changed.
+
+    Raises:
+      UserError: for a file of results that is missing or unknown.
+    """
+    before = path.read_text()
+    after, changed = filled(before, path.parent)
+    if changed:
+        path.write_text(after)
+    return changed
+
+
+def filled(text: str, base: Path) -> tuple[str, int]:
+    """The text with its blocks filled from files below ``base``, and how many changed."""
+    changed = 0
+
+    def replace(block: re.Match[str]) -> str:
+        nonlocal changed
+        new = f"{block[1]}{table(base / block['file'], block['file'])}{_END}"
+        changed += new != block[0]
+        return new
+
+    open_ended = re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text))
+    if open_ended:
+        raise UserError(f"'{open_ended[0]}' is not closed: write '{_END}' after it")
+    return _BLOCK.sub(replace, text), changed
+
+
+def table(path: Path, link: str) -> str:
+    """The Markdown table of a file of results, with a link to it."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}{nearest(str(path), map(str, path.parent.glob('*.json')))}")
+    found = committed.read_object(path)
+    kind = found.get("kind") or found.get("benchmark")
+    if kind not in TABLES:
+        raise UserError(f"{path} holds results of kind {kind!r}; tables can be made of {', '.join(TABLES)}")
+    if kind == "study":
+        lines, where = _study(cells_lib.collect([path])), committed.read(path)
+    else:
+        lines, where = TABLES[kind](found["rows"]), [found | {"device": found["devices"]}]
+    return (
+        "\n".join(
+            [*lines, "", f"`{found['command']}`; {_where(where)}; {found['date']}; [data]({link}). {found.get('reduced', '')}".rstrip()]
+        )
+        + "\n"
+    )
+
+
+def _where(results: list[dict[str, Any]]) -> str:
+    """What the results were found on; all of it where they differ."""
+    devices = [f"{r['device']['count']} x {r['device']['kind']}, {r['device']['cores']} cores" for r in results]
+    commits = ["no checkout" if r["commit"] is None else re.sub(r"^(\w{7})\w*", r"commit \1", r["commit"]) for r in results]
+    return "; ".join(" and ".join(dict.fromkeys(each)) for each in (devices, [f"jax {r['versions']['jax']}" for r in results], commits))
+
+
+def _study(cells: list[Cell]) -> list[str]:
+    names = ("cell", "seeds", "test error %", "median", "best over training %", "training error %", "against the first, paired (95 %)")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    return lines + [f"| {' | '.join(_cell(cell, cells[0]))} |" for cell in cells]
+
+
+def _cell(cell: Cell, first: Cell) -> list[str]:
+    error = cell.error
+    diverged = f", {cell.diverged} diverged" if cell.diverged else ""
+    return [
+        cell.name.replace("|", "\\|"),
+        f"{len(error.values)}{diverged}",
+        f"{error}{' **fail**' if cell.failed else ''}",
+        f"{error.median:.2f}",
+        str(cell.spread("best_over_training")),
+        str(cell.spread("training_error_percent")),
+        "" if cell is first else str(difference(cell, first)),
+    ]
+
+
+def _seeds(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| seeds | how | ms a step of all | images/s of all seeds | throughput over one after another |", "|" + "---|" * 5]
+    for row in rows:
+        milliseconds, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
+        lines.append(
+            f"| {row['seeds']} | {row['how']} | {milliseconds:,.0f} ({least:,.0f} to {most:,.0f}) | {row['images_per_second']:,.0f} "
+            f"| {row['throughput']:.2f} |"
+        )
+    return lines
+
+
+def _steps(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| network | blocks | gradients | ms a step | images/s | speedup |", "|" + "---|" * 6]
+    for row in rows:
+        milliseconds, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
+        lines.append(
+            f"| {_network(row)} | {row['blocks']} | {row['convolution']} | {milliseconds:,.0f} ({least:,.0f} to {most:,.0f}) "
+            f"| {row['images_per_second']:,.0f} | {row['speedup']:.2f} |"
+        )
+    return lines
+
+
+def _compilation(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| network | blocks | trace + lower s | compile s | operations | temporary MB |", "|" + "---|" * 6]
+    for row in rows:
+        stopped = row.get("stopped_after_seconds")
+        numbers = (
+            [f"over {stopped:.0f} in all", "", "", ""]
+            if stopped
+            else [
+                f"{row['trace_seconds'] + row['lower_seconds']:.1f}",
+                f"{row['compile_seconds']:.1f}",
+                f"{row['operations']:,}",
+                f"{row['temporary_bytes'] / 1e6:,.0f}",
+            ]
+        )
+        lines.append(f"| {_network(row)} | {row['blocks']}{', remat' if row['remat'] else ''} | {' | '.join(numbers)} |")
+    return lines
+
+
+def _network(row: dict[str, Any]) -> str:
+    return f"{row['network']} {row['depth'] or ''}".strip()
+
+
+TABLES: dict[str, Callable[[Any], list[str]]] = {
+    "study": _study,
+    "seeds": _seeds,
+    "step": _steps,
+    "compile": _compilation,
+}

@@ -1,0 +1,155 @@
+"""Several seeds of an experiment in one program: which go together, from which step on, and what becomes of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.evaluation.exact import Score
+from resnet_jax.training import loop
+from resnet_jax.training import mesh as mesh_lib
+from resnet_jax.training import program as program_lib
+from resnet_jax.training import state as state_lib
+from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.interruption import Interruption
+from resnet_jax.training.loop import Loop, NonFiniteLoss, Progress, Session, Splits
+from resnet_jax.training.program import Program
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.workdir import Workdir
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of the run of one seed."""
+
+    state_digest: str
+    scores: dict[str, Score]
+    """Of the last step, by split; ``train`` where the experiment asks for it."""
+    training_error_percent: float
+    """Of the last window of batches, augmented, statistics of the batch."""
+    compile_seconds: float
+    """Of the first call of the training program in this session: near 0 where an earlier run of the process compiled it."""
+    seconds: float
+    """Training and scoring of all seeds of the program, over all sessions; loading and the time between sessions not."""
+    seeds_together: int
+    """Seeds that the program trained."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the seeds that are trained together."""
+
+    seed: int
+    workdir: Workdir
+    """Claimed for the experiment with this seed."""
+
+
+def train(
+    experiment: Experiment,
+    members: Sequence[Member],
+    *,
+    info: DatasetInfo,
+    progress: Progress,
+    devices: int | None = None,
+    spread: bool = False,
+) -> list[Outcome | NonFiniteLoss]:
+    """Runs, or continues, an experiment with several seeds, each in its own work folder, until the last step.
+
+    Each folder becomes what a run of its seed by itself makes it, to rounding, and can be continued alone or in other
+    company. Seeds that were left at different steps are trained one group after another. A seed that diverges
+    ends without disturbing the others.
+
+    Args:
+      experiment: what to run.
+      members: seeds, at least one.
+      info: of the data set.
+      progress: who is told.
+      devices: how many to use; None: all.
+      spread: every seed on devices of its own, as many seeds at a time as there are devices; else all are vectorised.
+
+    Returns:
+      What became of each member, in their order.
+
+    Raises:
+      Interrupted: stopped by a signal, with the states saved.
+    """
+    splits = loop.load(experiment, info)
+    at_once = mesh_lib.make(devices).size if spread else len(members)
+    outcomes: dict[int, Outcome | NonFiniteLoss] = {}
+    with Interruption() as interruption:
+        opened = {
+            member.seed: Checkpoints(member.workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say) for member in members
+        }
+        for level in _levels(members, opened, experiment.checkpointing.every):
+            for some in (level[start : start + at_once] for start in range(0, len(level), at_once)):
+                program = program_lib.compiled(experiment, devices, len(some) if spread else 1)
+                found = _train_together(experiment, some, opened, program, splits, progress, interruption)
+                outcomes |= {member.seed: outcome for member, outcome in zip(some, found, strict=True)}
+    return [outcomes[member.seed] for member in members]
+
+
+def _levels(members: Sequence[Member], opened: dict[int, Checkpoints], every: int) -> list[list[Member]]:
+    """Members by the step that they were left at. One that a kill caught a save ahead of another goes back to it."""
+    steps = {member.seed: [0, *opened[member.seed].steps()] for member in members}
+    levels: list[list[Member]] = []
+    for member in sorted(members, key=lambda m: steps[m.seed][-1]):
+        behind = steps[levels[-1][0].seed][-1] if levels else -1
+        if behind in steps[member.seed] and steps[member.seed][-1] - behind <= every:
+            levels[-1].append(member)
+        else:
+            levels.append([member])
+    return levels
+
+
+def _train_together(
+    experiment: Experiment,
+    members: Sequence[Member],
+    opened: dict[int, Checkpoints],
+    program: Program,
+    splits: Splits,
+    progress: Progress,
+    interruption: Interruption,
+) -> list[Outcome | NonFiniteLoss]:
+    restored = _restore([opened[member.seed] for member in members], program, experiment)
+    if restored is None:
+        step, states, preprocessing = 0, [program.init(jax.random.key(member.seed)) for member in members], splits.preprocessing
+    else:
+        step, states, preprocessing = restored
+        progress.say(f"continuing after step {step}")
+    sessions = [Session(member.seed, member.workdir, opened[member.seed], step) for member in members]
+    running = Loop(experiment, program, splits, preprocessing, sessions, progress, interruption)
+    progress.start(step, experiment.steps)
+    try:
+        states = running.run(step, program.stack(states))
+    finally:
+        for session in sessions:
+            session.close()
+    return [
+        session.diverged
+        or Outcome(
+            state_digest=state_lib.digest(state),
+            scores=session.scores,
+            training_error_percent=session.training_error_percent,
+            compile_seconds=running.compile_seconds,
+            seconds=session.earlier_seconds + running.seconds(),
+            seeds_together=len(members),
+        )
+        for session, state in zip(sessions, program.unstack(states), strict=True)
+    ]
+
+
+def _restore(
+    checkpoints: Sequence[Checkpoints], program: Program, experiment: Experiment
+) -> tuple[int, list[TrainState], Preprocessing] | None:
+    """The newest step of which all have a whole checkpoint; None where there is none."""
+    constants = program_lib.abstract_preprocessing(experiment)
+    while common := set.intersection(*(set(each.steps()) for each in checkpoints)):
+        step = max(common)
+        found = [each.restore(step, program.abstract_state, constants) for each in checkpoints]
+        whole = [each for each in found if each is not None]
+        if len(whole) == len(found):
+            return step, [state for state, _ in whole], whole[0][1]
+    return None

@@ -1,0 +1,105 @@
+"""Run folders as the library writes them, with made-up numbers: nothing is trained."""
+
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.configured import configured
+from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.models import cifar_architecture
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.shortcuts import NoShortcut
+from resnet_jax.studies import result as result_lib
+from resnet_jax.studies.result import Result
+from resnet_jax.training import resolved
+from resnet_jax.training.experiment import Data, Experiment
+
+INFO = DatasetInfo(
+    name="cifar10",
+    version="3.0.2",
+    directory=Path("/nowhere"),
+    examples={"train": 50_000, "test": 10_000},
+    image_shape=(32, 32, 3),
+    num_classes=10,
+)
+# Parameters as counted for He et al. 2015, Table 6.
+PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962, 1202: 19_421_274}
+
+
+def experiment(name: str, depth: int, *, plain: bool = False, steps: int = 64_000, **fields: Any) -> Experiment:
+    """A network of He et al. 2015, Section 4.2."""
+    shortcut = {"shortcut": NoShortcut} if plain else {}
+    model = cifar_architecture(depth, norm=configured(BatchNorm, group_size=64), **shortcut)
+    return Experiment(name=name, model=model, data=Data(name="cifar10"), steps=steps, **fields)
+
+
+def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str, Any]:
+    """Contents of ``result.json``."""
+    identity = resolved.identity(made, seed)
+    group = resolved.fingerprint({k: v for k, v in identity.items() if k != "seed"})
+    diverged = fields.get("diverged_at_step") is not None
+    given: dict[str, Any] = {
+        "experiment": made.name,
+        "value": value,
+        "metric": "top-1 error, percent",
+        "statistic": "single",
+        "split": "test",
+        "examples": 10_000,
+        "best_over_training": value - 0.25,
+        "selected_on_validation": None,
+        "training_error_percent": 100.0 if diverged else value / 10,
+        "training_error_of": "a network that diverged" if diverged else "the last augmented batches",
+        "diverged_at_step": None,
+        "protocol": result_lib.protocol(made, INFO),
+        "model": resolved.resolve(made.model),
+        "seed": seed,
+        "steps": made.steps,
+        "parameters": PARAMETERS.get(2 + 6 * made.model.stages[0], 1),
+        "compile_seconds": None if diverged else 12.5,
+        "seconds": None if diverged else 600.0 + 10 * seed,
+        "seeds_together": 1,
+        "state_digest": None if diverged else f"{seed:x}" * 64,
+        "fingerprint": resolved.fingerprint(identity),
+        "group": group,
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "versions": {"python": "3.11.9", "jax": "0.10.1", "flax": "0.12.12"},
+        "device": {"backend": "gpu", "kind": "NVIDIA H100 80GB HBM3", "count": 1, "cores": 16, "processes": 1},
+    }
+    return dataclasses.asdict(Result(**(given | fields)))
+
+
+def write_run(
+    folder: Path, made: Experiment, seed: int, value: float | None = None, *, records: Sequence[dict[str, Any]] = (), **fields: Any
+) -> Path:
+    """Writes a run's folder; without a value it has not finished. ``fields`` are those of its result."""
+    folder.mkdir(parents=True)
+    identity = resolved.identity(made, seed)
+    text = {"fingerprint": resolved.fingerprint(identity), "identity": identity, "experiment": resolved.resolve(made), "seed": seed}
+    (folder / "experiment.json").write_text(json.dumps(text))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if value is not None:
+        (folder / "result.json").write_text(json.dumps(result(made, seed, value, **fields)))
+    return folder
+
+
+def records(
+    steps: int, train: float, test: float, *, every: int = 100, scored: int = 1000, until: int | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """What a run measures on its way from 90 % to errors of ``train`` and ``test``, falling when the learning rate does."""
+    noise = random.Random(seed)
+    found = []
+    for step in range(every, (until or steps) + 1, every):
+        progress = step / steps
+        above = 1.0 if progress < 0.5 else 0.25 if progress < 0.75 else 0.0
+        fall = 80 * math.exp(-progress * 25)
+        error = train + above * 6 + fall + noise.gauss(0, 0.3 + 0.9 * above)
+        numbers = {"loss": error / 30, "learning_rate": 0.1, "images_per_second": 9000.0, "seconds": step / 70}
+        found.append({"step": step, "split": "train", **numbers, "error_percent": max(0.0, error)})
+        if step % scored == 0 or step == steps:
+            error = test + above * 7 + fall + noise.gauss(0, 0.15 + 2.5 * above)
+            found.append({"step": step, "split": "test", "loss": error / 30, "error_percent": max(test - 0.3, error), "examples": 10_000})
+    return found

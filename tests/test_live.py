@@ -1,0 +1,78 @@
+"""The live table of a study: what it shows where there is a terminal, and what it prints where there is none."""
+
+import dataclasses
+import io
+import time
+
+import pytest
+from conftest import ROOT
+from rich.console import Console
+
+from resnet_jax import references
+from resnet_jax.live import StudyTable
+from resnet_jax.training.experiment import Experiment
+
+
+@pytest.fixture
+def cells() -> list[Experiment]:
+    """The second makes twice the steps of the first."""
+    tiny = references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+    return [dataclasses.replace(tiny, name="short"), dataclasses.replace(tiny, name="long", steps=24)]
+
+
+def shown(table: StudyTable) -> str:
+    console = Console(file=io.StringIO(), width=150)
+    console.print(table._table())
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def row(table: StudyTable, name: str) -> str:
+    return next(line for line in shown(table).splitlines() if line.startswith((f" {name}", name)))
+
+
+TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "learning_rate": 0.1, "images_per_second": 1000.0}
+
+
+def test_a_row_a_cell_with_seeds_done_error_so_far_and_what_runs_now(cells: list[Experiment]) -> None:
+    """Of 12 and 24 steps and two seeds each a run of the first is 1/6 of the work; half of one of the second as well."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=150)
+    with StudyTable(cells, 2, console) as table:
+        table.finished(cells[0], [{"seed": 0, "value": 4.0}])
+        assert "1/2" in row(table, "short")
+        assert "4.00" in row(table, "short")
+        with table.running(cells[1], [0]) as progress:
+            assert "seed 0: compiling" in row(table, "long")
+            progress.start(0, 24)
+            progress.update(TRAIN)
+            progress.advance(12)
+            assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in row(table, "long")
+            table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
+            assert "1 of 4 runs, 60 s, about 4 min left" in shown(table)
+        table.finished(cells[1], [{"seed": 0, "value": 30.0}])
+        assert "30.00 fail" in row(table, "long")
+        assert "step" not in row(table, "long")
+        table.finished(cells[0], [{"seed": 1, "value": 8.0}])
+        assert "2/2" in row(table, "short")
+        assert "6.00 ± 2.83" in row(table, "short")  # sqrt(2 x 4)
+
+
+def test_in_a_log_a_line_an_evaluation_and_a_line_a_run(cells: list[Experiment]) -> None:
+    log = io.StringIO()
+    with StudyTable(cells, 1, Console(file=log, width=200)) as table:
+        with table.running(cells[0], [0, 3]) as progress:
+            progress.start(0, 12)
+            progress.update(TRAIN | {"seed": 3})
+            progress.update({"split": "test", "step": 6, "error_percent": 50.0, "seed": 3})
+            progress.say("continuing after step 4")
+        table.finished(cells[0], [{"seed": 3, "value": 25.0}])
+    lines = log.getvalue().splitlines()
+    assert lines[0].startswith("short, seed 3: step 6/12, test error 50.00 %, loss 1.2500")
+    assert lines[1] == "short, seeds 0, 3: continuing after step 4"
+    assert lines[2].startswith("short, seed 3: test error 25.00 %; 1 of 2 runs, 0 s")
+
+
+def test_what_was_finished_before_is_no_measure_of_what_is_left(cells: list[Experiment]) -> None:
+    with StudyTable(cells, 1, Console(file=io.StringIO(), width=200)) as table:
+        table.finished(cells[1], [{"seed": 0, "value": 1.0}])
+        assert "1 of 2 runs, 0 s" in shown(table)
+        assert "left" not in shown(table)
