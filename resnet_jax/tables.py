@@ -11,7 +11,7 @@ from resnet_jax.studies.ledger import METRICS, Entry, Paper
 
 
 def cells_tables(cells: Sequence[Cell]) -> list[Table]:
-    """The headline, errors of the last step in percent over seeds and the difference to the first cell; then what is selected, and costs."""
+    """The headline: errors of the last step in percent, and the difference to the first cell. Then what was selected, and costs."""
     return [_headline(cells), _selected_and_costs(cells)]
 
 
@@ -70,7 +70,8 @@ def paper_tables(paper: Paper, comparisons: Iterable[Comparison]) -> list[Table]
     grouped: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         grouped.setdefault(comparison.entry.table, []).append(comparison)
-    return [_paper_table(f"{paper.key}, {name}", rows) for name, rows in grouped.items()]
+    titles = {name: f": {rows[0].entry.caption}" if rows[0].entry.caption else "" for name, rows in grouped.items()}
+    return [_paper_table(escape(f"{paper.key}, {name}{titles[name]}"), rows) for name, rows in grouped.items()]
 
 
 def _paper_table(title: str, comparisons: Sequence[Comparison]) -> Table:

@@ -1,6 +1,8 @@
 """The README's Python runs as it stands there, and its commands exist."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from conftest import ROOT
 from flax import linen, nnx
 
 from resnet_jax import cli, models, references
+from resnet_jax.studies import markdown
 
 README = (ROOT / "README.md").read_text()
 
@@ -72,3 +75,23 @@ def test_the_commands_and_experiments_of_the_readme_exist() -> None:
         assert command in cli.COMMANDS
     for reference in re.findall(r"experiments/\w+\.py:\w+", README):
         assert callable(references.load(f"{ROOT}/{reference}"))
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_results() -> None:
+    """`make readme` fills them; no number of a table is typed."""
+    filled, changed = markdown.filled(README, ROOT)
+    assert changed == 0, "run `make readme` and read the difference"
+    assert filled.count("<!-- results experiments/results/") >= 4
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*.json")), ids=lambda p: p.name)
+def test_committed_results_say_where_and_how_they_were_found(path: Path) -> None:
+    """Device, versions, commit and command; none of a machine's own folders."""
+    text = json.loads(path.read_text())
+    where = text["common"] if text.get("kind") == "study" else text
+    assert where.get("device") or where.get("devices")
+    assert {"jax", "flax", "python"} <= where["versions"].keys()
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", where["commit"])
+    assert text["command"].startswith("resnet-jax ")
+    assert path.name in README, "a result that the README does not show"
+    assert not re.search(r"/(tmp|home|work|root|Users)/", path.read_text())

@@ -79,8 +79,9 @@ class Cell:
         return [run.result for run in sorted(self.runs, key=lambda run: run.seed) if run.result is not None]
 
     def spread(self, name: str) -> Spread:
-        """A field of the results over the seeds; seeds that lack it are left out."""
-        return Spread(tuple(float(result[name]) for result in self.results if result[name] is not None))
+        """A field of the results over the seeds; seeds that lack it, or have no number there, are left out."""
+        values = (result[name] for result in self.results if result[name] is not None)
+        return Spread(tuple(float(value) for value in values if not math.isnan(value)))
 
     @property
     def error(self) -> Spread:

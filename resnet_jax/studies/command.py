@@ -38,8 +38,8 @@ class StudyOptions(options_lib.RunOptions):
     only: tuple[str, ...] = ()
     """Names of the cells to run; all where not given."""
     seed_parallel: Literal["off", "vmap", "devices"] | None = None
-    """Seeds one after another (off), on a device each (devices), or vectorised on one (vmap). Where not given: devices on several
-    accelerators, else off."""
+    """Seeds one after another (off), on a device each (devices), or vectorised on one (vmap). Where not given: devices if there are
+    several, else off."""
     json: bool = False
     """Print the table as JSON."""
 

@@ -191,6 +191,9 @@ def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
     if not isinstance(cells, tuple | list) or not cells or not all(isinstance(cell, Experiment) for cell in cells):
         raise UserError(f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
     names = [cell.name for cell in cells]
+    unfit = [name for name in names if not name or "/" in name or name.startswith(".")]
+    if unfit:
+        raise UserError(f"{reference}: a cell is called {unfit[0]!r}; its name becomes that of a folder: no slash, no dot in front")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(f"{reference} has several cells called {', '.join(doubled)}: cells are told apart by their names")

@@ -87,6 +87,8 @@ class Entry:
     study: str | None = None
     """FILE.py:FUNCTION of the study that runs it."""
     note: str = ""
+    caption: str = ""
+    """What the table is about."""
 
     @property
     def verified(self) -> bool:
@@ -175,6 +177,7 @@ def _entries(paper: str, table: dict[str, Any], row: dict[str, Any], protocols: 
     shared = {
         "paper": paper,
         "table": table["name"],
+        "caption": table.get("caption", ""),
         "row": row["row"],
         "network": {"name": network} if isinstance(network, str) else network,
         "study": row.get("study", table.get("study")),

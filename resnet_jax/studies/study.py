@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import jax
-
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.studies import run as run_lib
@@ -55,8 +53,7 @@ def run(
       data_dir: where prepared data sets are looked for first.
       devices: how many to use; None: all.
       seed_parallel: ``off``: one run after another; ``devices``: seeds beside each other, each on devices of its own; ``vmap``: the seeds
-        of a cell vectorised. None: ``devices`` on several accelerators, else ``off``. On CPU ``vmap`` runs at a fraction of the
-        speed of ``off``: convolutions with a kernel for each seed become grouped ones.
+        of a cell vectorised. None: ``devices`` where there are several, else ``off``.
       begun: called before the first run, when nothing is left that would be refused.
 
     Raises:
@@ -109,5 +106,8 @@ def _of(cell: Experiment) -> Iterator[None]:
 
 
 def default_seed_parallel(devices: int | None = None) -> SeedParallel:
-    """Several accelerators train a seed each without talking to each other; what is fastest on one has been measured on CPU only."""
-    return "devices" if jax.default_backend() != "cpu" and mesh.make(devices).size > 1 else "off"
+    """``devices`` where there are several, else ``off``: the fastest on CPU, where alone it has been measured (README, ``bench seeds``).
+
+    There ``vmap`` runs at a fraction of the speed: convolutions with a kernel for each seed become grouped ones.
+    """
+    return "devices" if mesh.make(devices).size > 1 else "off"

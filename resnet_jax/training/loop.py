@@ -94,7 +94,7 @@ class Session:
     def close(self) -> None:
         """Waits for what is being saved."""
         self.writer.close()
-        self.checkpoints.close()
+        self.checkpoints.wait()
 
 
 class Loop:

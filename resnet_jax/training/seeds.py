@@ -20,6 +20,9 @@ from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.workdir import Workdir
 
+# Steps done, the state of each seed, the constants that normalise their images.
+Restored = tuple[int, list[TrainState], Preprocessing]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,9 +61,8 @@ def train(
 ) -> list[Outcome | NonFiniteLoss]:
     """Runs, or continues, an experiment with several seeds, each in its own work folder, until the last step.
 
-    Each folder becomes what a run of its seed by itself makes it, to rounding, and can be continued alone or in other
-    company. Seeds that were left at different steps are trained one group after another. A seed that diverges
-    ends without disturbing the others.
+    Each folder becomes what a run of its seed by itself makes it, to rounding, and can be continued alone or in other company. Seeds that
+    were left at different steps are trained one group after another. A seed that diverges ends without disturbing the others.
 
     Args:
       experiment: what to run.
@@ -83,11 +85,24 @@ def train(
         opened = {
             member.seed: Checkpoints(member.workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say) for member in members
         }
-        for level in _levels(members, opened, experiment.checkpointing.every):
-            for some in (level[start : start + at_once] for start in range(0, len(level), at_once)):
+        try:
+            waiting = _levels(members, opened, experiment.checkpointing.every)
+            while waiting:
+                level = waiting.pop(0)
+                some, rest = level[:at_once], level[at_once:]
                 program = program_lib.compiled(experiment, devices, len(some) if spread else 1)
-                found = _train_together(experiment, some, opened, program, splits, progress, interruption)
+                restored = _restore([opened[member.seed] for member in some], program, experiment)
+                levels = _levels(some, opened, experiment.checkpointing.every)
+                if restored is None and len(levels) > 1:
+                    # Damage has taken what they had in common; what is left of each is not thrown away for it.
+                    waiting = levels + ([rest] if rest else []) + waiting
+                    continue
+                waiting = ([rest] if rest else []) + waiting
+                found = _train_together(experiment, some, opened, restored, program, splits, progress, interruption)
                 outcomes |= {member.seed: outcome for member, outcome in zip(some, found, strict=True)}
+        finally:
+            for checkpoints in opened.values():
+                checkpoints.close()
     return [outcomes[member.seed] for member in members]
 
 
@@ -108,12 +123,12 @@ def _train_together(
     experiment: Experiment,
     members: Sequence[Member],
     opened: dict[int, Checkpoints],
+    restored: Restored | None,
     program: Program,
     splits: Splits,
     progress: Progress,
     interruption: Interruption,
 ) -> list[Outcome | NonFiniteLoss]:
-    restored = _restore([opened[member.seed] for member in members], program, experiment)
     if restored is None:
         step, states, preprocessing = 0, [program.init(jax.random.key(member.seed)) for member in members], splits.preprocessing
     else:
@@ -141,9 +156,7 @@ def _train_together(
     ]
 
 
-def _restore(
-    checkpoints: Sequence[Checkpoints], program: Program, experiment: Experiment
-) -> tuple[int, list[TrainState], Preprocessing] | None:
+def _restore(checkpoints: Sequence[Checkpoints], program: Program, experiment: Experiment) -> Restored | None:
     """The newest step of which all have a whole checkpoint; None where there is none."""
     constants = program_lib.abstract_preprocessing(experiment)
     while common := set.intersection(*(set(each.steps()) for each in checkpoints)):

@@ -435,7 +435,7 @@ def test_a_comparison_as_json() -> None:
 
 STUDIES = """
 import dataclasses
-from resnet_jax.models import cifar_architecture, wide_architecture, wide_architecture
+from resnet_jax.models import cifar_architecture
 from resnet_jax.training.experiment import Data, Experiment
 
 one = Experiment(name="one", model=cifar_architecture(20), data=Data(name="cifar10"))
@@ -467,6 +467,14 @@ def by_name():
 
 def doubled():
     return [one, dataclasses.replace(one, steps=3), dataclasses.replace(one, name="two")]
+
+
+def slashed():
+    return [dataclasses.replace(one, name="a/b")]
+
+
+def hidden():
+    return [dataclasses.replace(one, name="..")]
 
 
 def broken(depth):
@@ -501,6 +509,8 @@ def test_a_study_is_called_with_its_arguments(studies: str) -> None:
         ("mixed", "returned no sequence of experiments"),
         ("by_name", "returned no sequence of experiments"),
         ("doubled", "has several cells called one: cells are told apart by their names"),
+        ("slashed", "a cell is called 'a/b'; its name becomes that of a folder"),
+        ("hidden", "a cell is called '..'; its name becomes that of a folder"),
         ("value", "is no function; a study is a function that returns experiments"),
         ("goood", "has no 'goood'; did you mean good"),
     ],

@@ -111,6 +111,7 @@ def test_a_cell_that_cannot_run_stops_the_study_before_the_first_does(
     assert not (tmp_path / "w").exists()
 
 
-def test_on_cpu_seeds_run_one_after_another() -> None:
-    """Vectorised they reach 0.2 to 0.4 of that speed (README, bench seeds)."""
-    assert study.default_seed_parallel() == "off"
+@pytest.mark.parametrize(("devices", "mode"), [(1, "off"), (2, "devices"), (None, "devices")])
+def test_seeds_have_devices_of_their_own_where_there_are_several(devices: int | None, mode: str) -> None:
+    """The fastest of the three by `bench seeds` (README)."""
+    assert study.default_seed_parallel(devices) == mode

@@ -92,7 +92,8 @@ def without_clocks(records: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("at", "fields"), [(20, "plain"), (160, "plain"), pytest.param(120, "random and averaged", marks=pytest.mark.slow)]
+    ("at", "fields"),
+    [pytest.param(20, "plain", marks=pytest.mark.slow), (160, "plain"), pytest.param(120, "random and averaged", marks=pytest.mark.slow)],
 )
 def test_a_killed_run_started_again_ends_in_the_same_bits(
     at: int, fields: str, undisturbed: Callable[[str], dict], digits_dir: str, tmp_path: Path
@@ -241,7 +242,7 @@ class Crashing(Told):
             raise Crash
 
 
-@pytest.mark.parametrize("part", RANDOM_PARTS)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.slow] if part.startswith("drop") else []) for part in RANDOM_PARTS])
 def test_random_training_repeats_and_resumes_bit_for_bit_and_other_seeds_differ(
     part: str, tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told
 ) -> None:

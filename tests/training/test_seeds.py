@@ -244,6 +244,23 @@ def test_a_damaged_checkpoint_of_one_seed_takes_all_of_them_a_save_back(
     assert "continuing after step 4" in told.messages
 
 
+def test_a_seed_whose_checkpoints_are_all_damaged_does_not_take_the_others_back(
+    tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Two seeds were at step 8, a save every 2 steps and two kept: one begins anew, the other goes on from 8."""
+    often = dataclasses.replace(tiny, checkpointing=Checkpointing(every=2, keep=2))
+    folders = fresh(tmp_path, SEEDS[:2])
+    with pytest.raises(Killed):
+        run(often, folders, progress=Kill(9))
+    for damaged in (6, 8):
+        file = max((folders[1] / "checkpoints" / str(damaged)).rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+    told = Told()
+    found = run(often, folders, progress=told)
+    assert [message for message in told.messages if message.startswith("start")] == ["start 0/12", "start 8/12"]
+    np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight[:2]], atol=2)
+
+
 def test_finished_seeds_are_left_alone(tiny: Experiment, run: Callable[..., Any], straight: list[dict[str, Any]], tmp_path: Path) -> None:
     folders = fresh(tmp_path, (3, 1))
     first = run(tiny, {3: folders[3]}, progress=Told())

@@ -96,6 +96,7 @@ def test_table1_runs_on_digits_at_reduced_scale_and_says_so(capsys: pytest.Captu
     assert not any(each["ours"] for each in compared)
 
 
+@pytest.mark.slow
 def test_seeds_vectorised_and_on_devices_of_their_own_give_the_errors_of_single_runs(
     capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path
 ) -> None:
