@@ -188,7 +188,7 @@ def doctor(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure what compilation or a training step costs: resnet-jax bench compile|step [--depths 20 110] [--output FILE]"""
+    """Measure what compilation, a training step or several seeds cost: resnet-jax bench compile|step|seeds [--output FILE]"""
     from resnet_jax.bench import command
 
     command.run(arguments)

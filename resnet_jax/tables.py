@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from resnet_jax.studies.cells import Cell, Spread, difference
-from resnet_jax.studies.comparison import Comparison
+from resnet_jax.studies.comparison import MEASURED, Comparison
 from resnet_jax.studies.ledger import METRICS, Entry, Paper
 
 
@@ -48,7 +48,7 @@ def _selected_and_costs(cells: Sequence[Cell]) -> Table:
     for name in [*selected, "parameters", "s a run"]:
         table.add_column(name, justify="right")
     for cell in finished:
-        seconds = cell.spread("seconds")
+        seconds = cell.seconds
         table.add_row(
             escape(cell.name),
             str(cell.spread("best_over_training")),
@@ -104,7 +104,7 @@ def ours(comparison: Comparison) -> str:
         return f"{comparison.counted:,}"
     if not entry.network:
         return "–"
-    if entry.metric != "top1_error":
+    if entry.metric not in MEASURED:
         return "not measured here"
     lines = [f"{spread_of(spread)} ({cell.name})" for cell, spread in comparison.ours]
     lines += [str(refusal) for refusal in comparison.refused]
@@ -114,7 +114,7 @@ def ours(comparison: Comparison) -> str:
 
 
 def _is_missing(comparison: Comparison) -> bool:
-    return bool(comparison.entry.network) and comparison.entry.metric == "top1_error" and not comparison.ours
+    return bool(comparison.entry.network) and comparison.entry.metric in MEASURED and not comparison.ours
 
 
 def spread_of(spread: Spread) -> str:

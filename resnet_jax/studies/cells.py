@@ -89,6 +89,12 @@ class Cell:
         return self.spread("value")
 
     @property
+    def seconds(self) -> Spread:
+        """Of a run, where several were trained together its share."""
+        took = [result["seconds"] / result["seeds_together"] for result in self.results if result["seconds"] is not None]
+        return Spread(tuple(took))
+
+    @property
     def diverged(self) -> int:
         """Seeds whose loss stopped being finite; their error counts as 100 %."""
         return sum(result["diverged_at_step"] is not None for result in self.results)
@@ -154,10 +160,11 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
     Raises:
       UserError: for a path that holds none of them.
     """
-    found: dict[str, Cell] = {}
+    # Two cells of a study may compute the same, by scan and by loop, say: they are told apart by their names.
+    found: dict[tuple[str, str], Cell] = {}
 
-    def add(key: str, name: str, run: Run) -> None:
-        cell = found.setdefault(key, Cell(name))
+    def add(key: tuple[str, str], run: Run) -> None:
+        cell = found.setdefault(key, Cell(key[1]))
         # A run may lie in a folder and in a file of committed results: it counts once, with its result.
         same = [other for other in cell.runs if other.seed == run.seed]
         if not same or (same[0].result is None and run.result is not None):
@@ -167,7 +174,7 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
         if path.is_file():
             for result in committed.read(path):
                 _check(result, path)
-                add(result["group"], result["experiment"], Run(result["seed"], result, path))
+                add((result["group"], result["experiment"]), Run(result["seed"], result, path))
             continue
         folders = find(path)
         if not folders:
@@ -179,9 +186,9 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
             result = workdir.result()
             if result is not None:
                 _check(result, workdir.result_file)
-            add(key, text["experiment"]["name"], Run(text["seed"], result, folder))
+            add((key, text["experiment"]["name"]), Run(text["seed"], result, folder))
     names = [cell.name for cell in found.values()]
-    return [cell if names.count(cell.name) == 1 else Cell(f"{cell.name} ({key[:6]})", cell.runs) for key, cell in found.items()]
+    return [cell if names.count(cell.name) == 1 else Cell(f"{cell.name} ({key[0][:6]})", cell.runs) for key, cell in found.items()]
 
 
 def _check(result: dict[str, Any], file: Path) -> None:
@@ -219,7 +226,7 @@ def table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                     "distinguishable": against.distinguishable,
                 },
                 "parameters": cell.results[0]["parameters"],
-                "seconds": _finite(cell.spread("seconds").mean),
+                "seconds": _finite(cell.seconds.mean),
             }
         )
     return rows

@@ -1,8 +1,9 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
+import contextlib
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,6 +48,8 @@ class StudyOptions(options_lib.RunOptions):
 def study(arguments: Sequence[str]) -> None:
     """Run a comparison of experiments over seeds: resnet-jax study FILE.py:FUNCTION --seeds N --workdir DIR [--data digits] [--steps N]"""
     options = options_lib.parse("study", StudyOptions, arguments)
+    if sum(argument.partition("=")[0] == "--only" for argument in arguments) > 1:
+        raise UserError("--only is given more than once; give it once, with all the names")
     if options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}; give at least 1")
     from resnet_jax.studies import comparison
@@ -65,7 +68,7 @@ def study(arguments: Sequence[str]) -> None:
     from resnet_jax.studies import study as study_lib
 
     with StudyTable(cells, options.seeds) as watcher:
-        folders = study_lib.run(
+        study_lib.run(
             cells,
             range(options.seeds),
             options.workdir,
@@ -80,7 +83,8 @@ def study(arguments: Sequence[str]) -> None:
                 reduced=_reduced(_chosen(comparison.study_cells(options.study), options.only), cells),
             ),
         )
-    _report(folders, options.workdir / "report.html", study=committed.study(options.workdir), as_json=options.json)
+    # All that lies there: cells of earlier commands too.
+    _report([options.workdir], options.workdir / "report.html", study=committed.study(options.workdir), as_json=options.json)
 
 
 def _chosen(cells: Sequence["Experiment"], only: Sequence[str]) -> list["Experiment"]:
@@ -138,7 +142,8 @@ def report(arguments: Sequence[str]) -> None:
     if options.fill is not None:
         from resnet_jax.studies import markdown
 
-        changed = markdown.fill(options.fill)
+        with _written(options.fill):
+            changed = markdown.fill(options.fill)
         print(f"{options.fill}: {changed} of its tables changed")
         return
     from resnet_jax.studies import cells as cells_lib
@@ -149,18 +154,30 @@ def report(arguments: Sequence[str]) -> None:
     # Benchmarks are committed there too.
     runs = options.runs or tuple(path for path in sorted(COMMITTED.glob("*.json")) if committed.is_study(path))
     cells = cells_lib.collect(runs)
-    noted = committed.study(runs[0]) if runs else {}
+    noted = committed.notes(runs)
+    if options.output is not None and options.output.suffix != ".html":
+        raise UserError(f"--output is {options.output}; give a name that ends in .html: .csv and .json are written beside it")
     if options.save is not None:
         results = [result for cell in cells for result in cell.results]
         if not results:
-            raise UserError(f"{', '.join(map(str, runs))}: no run has finished, there is nothing to save")
-        committed.write(options.save, results, command=noted.get("command", ""), reduced=noted.get("reduced", ""))
+            raise UserError(f"{', '.join(map(str, runs)) or 'no runs given'}: no run has finished, there is nothing to save")
+        with _written(options.save):
+            committed.write(options.save, results, command=noted.get("command", ""), reduced=noted.get("reduced", ""))
     if options.paper:
         _paper(options.paper, cells, options)
         return
     folders = [path for path in runs if path.is_dir()]
     page = options.output or ((folders[0] if folders else Path()) / "report.html")
     _show(cells, page, study=noted, as_json=options.json)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Says of which file an error of the file system speaks."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
 
 
 def _report(folders: Sequence[Path], page: Path, *, study: dict[str, Any], as_json: bool) -> None:
@@ -176,7 +193,8 @@ def _show(cells: Sequence["Cell"], page: Path, *, study: dict[str, Any], as_json
     from resnet_jax.studies import comparison
     from resnet_jax.studies import report as report_lib
 
-    report_lib.write(cells, page, study=study, comparisons=comparison.beside(cells))
+    with _written(page):
+        report_lib.write(cells, page, study=study, comparisons=comparison.beside(cells))
     if as_json:
         print(json.dumps(cells_lib.table(cells)))
         return
@@ -197,7 +215,8 @@ def _paper(key: str, cells: Sequence["Cell"], options: ReportOptions) -> None:
     targets = [entry for entry in paper.entries if entry.verified]
     compared: list[Comparison] = [comparison.compare(entry, cells) for entry in targets]
     if options.output:
-        report_lib.write(cells, options.output, study={"command": f"resnet-jax report --paper {key}"}, comparisons=compared)
+        with _written(options.output):
+            report_lib.write(cells, options.output, study={"command": f"resnet-jax report --paper {key}"}, comparisons=compared)
     if options.json:
         print(json.dumps([comparison.plain(each) for each in compared]))
         return

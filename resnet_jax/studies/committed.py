@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,38 @@ def is_study(path: Path) -> bool:
 
 def remember_study(workdir: Path, *, command: str, cells: Sequence[str], reduced: str) -> None:
     """Notes in a study's folder what it is, the order of its cells, and what makes it smaller than the one that it is named after."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / STUDY_FILE, {"command": command, "cells": list(cells), "reduced": reduced})
+    before = study(workdir)
+    commands, reasons = _both(before.get("command", ""), command), _both(before.get("reduced", ""), reduced)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / STUDY_FILE, {"command": commands, "cells": list(cells), "reduced": reasons})
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be written ({error.strerror}): use another --workdir") from error
+
+
+def _both(earlier: str, now: str) -> str:
+    """Two notes as one; each once. A study may be run in several commands, one cell after another."""
+    return "; ".join(dict.fromkeys(filter(None, [*earlier.split("; "), now])))
+
+
+def notes(paths: Iterable[Path]) -> dict[str, Any]:
+    """What ``study`` says of several folders or files."""
+    merged: dict[str, Any] = {"command": "", "cells": [], "reduced": ""}
+    for found in map(study, paths):
+        merged["command"] = _both(merged["command"], found.get("command", ""))
+        merged["reduced"] = _both(merged["reduced"], found.get("reduced", ""))
+        merged["cells"] += [name for name in found.get("cells", ()) if name not in merged["cells"]]
+    return merged if merged["command"] else {}
 
 
 def study(path: Path) -> dict[str, Any]:
     """What ``remember_study`` noted in a folder, or a file of results says; an empty dictionary where there is nothing."""
     file = path / STUDY_FILE if path.is_dir() else path
-    return read_object(file) if file.is_file() else {}
+    found = read_object(file) if file.is_file() else {}
+    names = found.get("cells", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} is damaged: its cells are {names!r}")
+    return found
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from resnet_jax.training.experiment import Experiment
 
 # What was done to choose the step whose error is told, to the field of our results that was chosen alike.
 _SELECTED = {"last step": "value", "validation error": "selected_on_validation", "test error": "best_over_training"}
+# Metrics that a run measures.
+MEASURED = ("top1_error", "training_error")
+# What the publications did where they do not speak of it.
+_UNLESS_STATED = {"dtype": "float32", "parameters": "last step"}
 # Metrics that need no run, to the field of ``models.Counts``.
 _COUNTED = {"parameters": "parameters", "multiply_adds": "multiply_adds", "flops": "multiply_adds", "projections": "projections"}
 _NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")
@@ -52,6 +57,8 @@ class Comparison:
     def study_command(self) -> str:
         """What would run the study of an entry; empty where there is none."""
         study = self.entry.study
+        if not self.entry.network:
+            return ""
         return f"resnet-jax study {study} --seeds 5 --workdir runs/{self.entry.paper}-{study.partition(':')[2]}" if study else ""
 
     @property
@@ -67,7 +74,7 @@ def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
         return Comparison(entry)
     if entry.metric in _COUNTED:
         return Comparison(entry, counted=getattr(_counts(architecture), _COUNTED[entry.metric]))
-    if entry.metric != "top1_error":
+    if entry.metric not in MEASURED:
         return Comparison(entry)
     wanted = structure(resolved.resolve(architecture))
     ours, refused = [], []
@@ -78,7 +85,7 @@ def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
         if differing:
             refused.append(Refusal(cell, differing))
         else:
-            ours.append((cell, cell.spread(_SELECTED[selection(entry)])))
+            ours.append((cell, cell.spread("training_error_percent" if entry.metric == "training_error" else _SELECTED[selection(entry)])))
     return Comparison(entry, ours=tuple(ours), refused=tuple(refused), only=_cell_name(entry))
 
 
@@ -135,8 +142,11 @@ def differences(entry: Entry, cell: Cell) -> dict[str, tuple[Any, Any]]:
     chosen = selection(entry)
     if all(result[_SELECTED[chosen]] is not None for result in cell.results):
         protocol["selection"] = chosen
-    stated: dict[str, Any] = entry.protocol | {"selection": chosen}
+    stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": chosen}
     differing = {name: (value, protocol.get(name)) for name, value in stated.items() if protocol.get(name) != value}
+    whole = "all training images, last step"
+    if entry.metric == "training_error" and any(result["training_error_of"] != whole for result in cell.results):
+        differing["training_error_of"] = (whole, cell.results[0]["training_error_of"])
     # The last epoch's steps are rounded up by some and left out by others.
     if "epochs" in stated and abs(stated["epochs"] - protocol["epochs"]) <= 0.01 * stated["epochs"]:
         differing.pop("epochs", None)
@@ -191,9 +201,12 @@ def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
     if not isinstance(cells, tuple | list) or not cells or not all(isinstance(cell, Experiment) for cell in cells):
         raise UserError(f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
     names = [cell.name for cell in cells]
-    unfit = [name for name in names if not name or "/" in name or name.startswith(".")]
+    unfit = [name for name in names if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith((".json", ".html", ".csv"))]
     if unfit:
-        raise UserError(f"{reference}: a cell is called {unfit[0]!r}; its name becomes that of a folder: no slash, no dot in front")
+        raise UserError(
+            f"{reference}: a cell is called {unfit[0]!r}; its name becomes that of a folder: at most 100 letters, no slash, no dot "
+            "in front, none of the study's own files"
+        )
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(f"{reference} has several cells called {', '.join(doubled)}: cells are told apart by their names")

@@ -53,6 +53,12 @@ PROTOCOL_FIELDS = (
     "augmentation",
     "view",
     "selection",
+    "learning_rate",
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "dtype",
+    "parameters",
 )
 # He et al. 2016 (1603.05027), Table 1: "we report 'fail' when the test error is higher than 20%".
 FAIL_PERCENT = 20.0

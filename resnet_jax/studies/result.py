@@ -80,6 +80,10 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
         "augmentation": ", ".join(augmentation) or "none",
         "view": f"single {height}x{width}",
         "selection": "last step",
+        "learning_rate": experiment.schedule.learning_rate,
+        "momentum": experiment.optimizer.momentum,
+        "nesterov": experiment.optimizer.nesterov,
+        "weight_decay": experiment.optimizer.weight_decay,
         "dtype": experiment.model.dtype,
         "parameters": f"moving average, decay {experiment.optimizer.ema}" if experiment.optimizer.ema else "last step",
     }

@@ -53,7 +53,7 @@ def run_together(
       UserError: before anything is compiled or written.
     """
     info = sources.describe(experiment.data.name, data_dir)
-    experiment.check(info, mesh.make(devices).size)
+    experiment.check(info, 1 if spread else mesh.make(devices).size)
     program.compiled(experiment, devices)  # traces the network: a structure that cannot be built fails here, before anything is written
     workdirs = {seed: Workdir(folder) for seed, folder in folders.items()}
     for seed, workdir in workdirs.items():
@@ -61,11 +61,14 @@ def run_together(
         if workdir.result() is not None:
             progress.say(f"{workdir.path} is finished; nothing to do")
     open_ended = [seeds.Member(seed, workdir) for seed, workdir in workdirs.items() if workdir.result() is None]
-    outcomes = seeds.train(experiment, open_ended, info=info, progress=progress, devices=devices, spread=spread) if open_ended else []
-    for member, outcome in zip(open_ended, outcomes, strict=True):
+
+    def ended(member: seeds.Member, outcome: seeds.Outcome | NonFiniteLoss) -> None:
         found = result_lib.result(experiment, member.seed, info, outcome, member.workdir.records())
         diverged = isinstance(outcome, NonFiniteLoss)
         write_json(member.workdir.diverged_file if diverged else member.workdir.result_file, resolved.resolve(found))
         if diverged:
             progress.say(f"seed {member.seed}: {outcome}")
+
+    if open_ended:
+        seeds.train(experiment, open_ended, info=info, progress=progress, ended=ended, devices=devices, spread=spread)
     return [found for workdir in workdirs.values() if (found := workdir.result()) is not None]

@@ -59,11 +59,12 @@ def run(
     Raises:
       UserError: for anything that any of the runs would refuse, before the first begins.
     """
+    mode = seed_parallel or default_seed_parallel(devices)
     folders = {(cell.name, seed): workdir / cell.name / f"seed-{seed}" for cell in cells for seed in seeds}
     unfinished: dict[str, list[int]] = {}
     for cell in cells:
         with _of(cell):
-            cell.check(sources.describe(cell.data.name, data_dir), mesh.make(devices).size)
+            cell.check(sources.describe(cell.data.name, data_dir), 1 if mode == "devices" else mesh.make(devices).size)
             for seed in seeds:
                 Workdir(folders[cell.name, seed]).check(cell, seed)
         found = {seed: Workdir(folders[cell.name, seed]).result() for seed in seeds}
@@ -75,7 +76,6 @@ def run(
                 program.compiled(cell, devices)  # traces the network: one that cannot be built stops the study before it begins
     if begun:
         begun()
-    mode = seed_parallel or default_seed_parallel(devices)
     # One by one, every cell has its first seed before any has its second: the table fills evenly.
     steps = (
         [(cell, [seed]) for seed in seeds for cell in cells if seed in unfinished[cell.name]]

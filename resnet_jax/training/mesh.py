@@ -9,10 +9,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from resnet_jax.errors import UserError
 
 
-def make(devices: int | None = None, seeds: int = 1) -> Mesh:
+def make(devices: int | None = None, seeds: int = 1, batch: int = 0) -> Mesh:
     """Axes ``seed`` and ``data`` over the first ``devices`` devices; None: all.
 
-    ``seeds`` runs stand beside each other, each on ``devices // seeds`` devices; a remainder is left idle.
+    ``seeds`` runs stand beside each other, each on ``devices // seeds`` devices or so many of them as divide ``batch``; a remainder is left
+    idle.
 
     Raises:
       UserError: for a number of devices that there is not.
@@ -21,7 +22,7 @@ def make(devices: int | None = None, seeds: int = 1) -> Mesh:
         raise UserError(f"{devices} devices were asked for; there are {jax.device_count()}: use 1 to {jax.device_count()}")
     usable = jax.devices()[:devices]
     assert 1 <= seeds <= len(usable)
-    shape = (seeds, len(usable) // seeds)
+    shape = (seeds, max(size for size in range(1, len(usable) // seeds + 1) if batch % size == 0))
     return jax.make_mesh(shape, ("seed", "data"), axis_types=(AxisType.Auto,) * 2, devices=usable[: shape[0] * shape[1]])
 
 

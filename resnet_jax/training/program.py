@@ -5,6 +5,7 @@ Several seeds are trained by one program: their states stand behind each other a
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ def compiled(experiment: Experiment, devices: int | None = None, seeds: int = 1)
         evaluation=Evaluation(statistics_batches=experiment.evaluation.statistics_batches),
         checkpointing=Checkpointing(),
     )
-    return _program(plain, mesh_lib.make(devices, seeds))
+    # Every batch is shared equally by the devices of a seed.
+    batch = math.gcd(experiment.batch_size, experiment.evaluation.batch_size)
+    return _program(plain, mesh_lib.make(devices, seeds, batch))
 
 
 @functools.lru_cache(maxsize=64)

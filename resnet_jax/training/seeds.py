@@ -1,6 +1,6 @@
 """Several seeds of an experiment in one program: which go together, from which step on, and what becomes of each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,7 +14,7 @@ from resnet_jax.training import program as program_lib
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.interruption import Interruption
+from resnet_jax.training.interruption import Interrupted, Interruption
 from resnet_jax.training.loop import Loop, NonFiniteLoss, Progress, Session, Splits
 from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
@@ -56,9 +56,10 @@ def train(
     *,
     info: DatasetInfo,
     progress: Progress,
+    ended: Callable[[Member, Outcome | NonFiniteLoss], None],
     devices: int | None = None,
     spread: bool = False,
-) -> list[Outcome | NonFiniteLoss]:
+) -> None:
     """Runs, or continues, an experiment with several seeds, each in its own work folder, until the last step.
 
     Each folder becomes what a run of its seed by itself makes it, to rounding, and can be continued alone or in other company. Seeds that
@@ -69,50 +70,49 @@ def train(
       members: seeds, at least one.
       info: of the data set.
       progress: who is told.
+      ended: is told what became of each member, as soon as it is known.
       devices: how many to use; None: all.
       spread: every seed on devices of its own, as many seeds at a time as there are devices; else all are vectorised.
-
-    Returns:
-      What became of each member, in their order.
 
     Raises:
       Interrupted: stopped by a signal, with the states saved.
     """
     splits = loop.load(experiment, info)
     at_once = mesh_lib.make(devices).size if spread else len(members)
-    outcomes: dict[int, Outcome | NonFiniteLoss] = {}
     with Interruption() as interruption:
         opened = {
             member.seed: Checkpoints(member.workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say) for member in members
         }
         try:
-            waiting = _levels(members, opened, experiment.checkpointing.every)
+            waiting = _levels(members, opened, experiment)
             while waiting:
                 level = waiting.pop(0)
                 some, rest = level[:at_once], level[at_once:]
                 program = program_lib.compiled(experiment, devices, len(some) if spread else 1)
                 restored = _restore([opened[member.seed] for member in some], program, experiment)
-                levels = _levels(some, opened, experiment.checkpointing.every)
+                levels = _levels(some, opened, experiment)
                 if restored is None and len(levels) > 1:
                     # Damage has taken what they had in common; what is left of each is not thrown away for it.
                     waiting = levels + ([rest] if rest else []) + waiting
                     continue
                 waiting = ([rest] if rest else []) + waiting
-                found = _train_together(experiment, some, opened, restored, program, splits, progress, interruption)
-                outcomes |= {member.seed: outcome for member, outcome in zip(some, found, strict=True)}
+                step = _train_together(experiment, some, opened, restored, program, splits, progress, interruption, ended)
+                if interruption.requested is not None:
+                    raise Interrupted(interruption.requested, step)
         finally:
             for checkpoints in opened.values():
                 checkpoints.close()
-    return [outcomes[member.seed] for member in members]
 
 
-def _levels(members: Sequence[Member], opened: dict[int, Checkpoints], every: int) -> list[list[Member]]:
-    """Members by the step that they were left at. One that a kill caught a save ahead of another goes back to it."""
+def _levels(members: Sequence[Member], opened: dict[int, Checkpoints], experiment: Experiment) -> list[list[Member]]:
+    """Members by the step that they were left at. One that a kill caught a save ahead of another goes back to it, unless at its end."""
+    every, last = experiment.checkpointing.every, experiment.steps
     steps = {member.seed: [0, *opened[member.seed].steps()] for member in members}
     levels: list[list[Member]] = []
     for member in sorted(members, key=lambda m: steps[m.seed][-1]):
         behind = steps[levels[-1][0].seed][-1] if levels else -1
-        if behind in steps[member.seed] and steps[member.seed][-1] - behind <= every:
+        newest = steps[member.seed][-1]
+        if newest == behind or (behind in steps[member.seed] and newest - behind <= every and newest < last):
             levels[-1].append(member)
         else:
             levels.append([member])
@@ -128,7 +128,8 @@ def _train_together(
     splits: Splits,
     progress: Progress,
     interruption: Interruption,
-) -> list[Outcome | NonFiniteLoss]:
+    ended: Callable[[Member, Outcome | NonFiniteLoss], None],
+) -> int:
     if restored is None:
         step, states, preprocessing = 0, [program.init(jax.random.key(member.seed)) for member in members], splits.preprocessing
     else:
@@ -140,20 +141,22 @@ def _train_together(
     try:
         states = running.run(step, program.stack(states))
     finally:
-        for session in sessions:
+        for member, session in zip(members, sessions, strict=True):
             session.close()
-    return [
-        session.diverged
-        or Outcome(
-            state_digest=state_lib.digest(state),
-            scores=session.scores,
-            training_error_percent=session.training_error_percent,
-            compile_seconds=running.compile_seconds,
-            seconds=session.earlier_seconds + running.seconds(),
-            seeds_together=len(members),
-        )
-        for session, state in zip(sessions, program.unstack(states), strict=True)
-    ]
+            if session.diverged is not None:
+                ended(member, session.diverged)
+    for member, session, state in zip(members, sessions, program.unstack(states), strict=True):
+        if session.diverged is None:
+            outcome = Outcome(
+                state_digest=state_lib.digest(state),
+                scores=session.scores,
+                training_error_percent=session.training_error_percent,
+                compile_seconds=running.compile_seconds,
+                seconds=session.earlier_seconds + running.seconds(),
+                seeds_together=len(members),
+            )
+            ended(member, outcome)
+    return experiment.steps
 
 
 def _restore(checkpoints: Sequence[Checkpoints], program: Program, experiment: Experiment) -> Restored | None:

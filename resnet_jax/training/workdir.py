@@ -81,7 +81,10 @@ class Workdir:
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text().splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("}")]
+        except ValueError as error:
+            raise UserError(f"{self.metrics_file} is damaged: {error}") from None
 
     def newest_checkpoint(self) -> int | None:
         """Step of the newest committed checkpoint, by the names of the folders."""
@@ -91,7 +94,13 @@ class Workdir:
         """The contents of ``result.json``, or of the ``diverged.json`` that a run has in its place; None before it has ended."""
         for file in (self.result_file, self.diverged_file):
             if file.exists():
-                return json.loads(file.read_text())
+                try:
+                    found = json.loads(file.read_text())
+                except ValueError:
+                    found = None
+                if not isinstance(found, dict):
+                    raise UserError(f"{file} is damaged: delete it, and the same command scores the last checkpoint again")
+                return found
         return None
 
 

@@ -32,6 +32,7 @@ def made(value: float, seed: int, **fields: Any) -> dict[str, Any]:
         "diverged_at_step": None,
         "parameters": 269_722,
         "seconds": 600.0,
+        "seeds_together": 1,
     }
     return given | fields
 
@@ -245,13 +246,11 @@ def test_different_experiments_of_one_name_are_not_averaged(tmp_path: Path) -> N
     assert all(name.startswith("resnet20 (") for name in names)
 
 
-def test_one_experiment_under_two_names_is_one_cell(tmp_path: Path) -> None:
-    """A name is no part of what a run computes."""
+def test_cells_that_compute_the_same_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    """By scan and by loop, say: a study may hold one beside the other."""
     write_run(tmp_path / "a", experiment("resnet20", 20), 0, 8.0)
     write_run(tmp_path / "b", experiment("original", 20), 1, 9.0)
-    (found,) = collect([tmp_path])
-    assert found.name in ("resnet20", "original")
-    assert found.error.values == (8.0, 9.0)
+    assert {each.name: each.error.values for each in collect([tmp_path])} == {"resnet20": (8.0,), "original": (9.0,)}
 
 
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:

@@ -133,8 +133,25 @@ def test_a_study_is_remembered_in_its_folder(tmp_path: Path) -> None:
     committed.remember_study(folder, command="resnet-jax study x", cells=["c", "a", "b"], reduced="4 steps.")
     assert committed.study(folder) == {"command": "resnet-jax study x", "cells": ["c", "a", "b"], "reduced": "4 steps."}
     assert committed.study_order(folder) == {"c": 0, "a": 1, "b": 2}
-    committed.remember_study(folder, command="again", cells=("a",), reduced="")
-    assert committed.study(folder) == {"command": "again", "cells": ["a"], "reduced": ""}
+    # Run on by another command: what came before stays noted, once.
+    for _ in range(2):
+        committed.remember_study(folder, command="again", cells=("a",), reduced="")
+    assert committed.study(folder) == {"command": "resnet-jax study x; again", "cells": ["a"], "reduced": "4 steps."}
+
+
+def test_the_notes_of_several_studies_are_put_together(tmp_path: Path) -> None:
+    committed.remember_study(tmp_path / "one", command="first", cells=["a", "b"], reduced="Small.")
+    committed.remember_study(tmp_path / "two", command="second", cells=["b", "c"], reduced="")
+    found = committed.notes([tmp_path / "two", tmp_path / "one", tmp_path / "nothing"])
+    assert found == {"command": "second; first", "cells": ["b", "c", "a"], "reduced": "Small."}
+    assert committed.notes([tmp_path / "nothing"]) == {}
+
+
+@pytest.mark.parametrize("cells", [7, ["a", 1], "abc"])
+def test_damaged_names_of_cells_are_refused(cells: object, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"command": "x", "cells": cells}))
+    with pytest.raises(UserError, match="study.json is damaged: its cells"):
+        committed.study_order(tmp_path)
 
 
 def test_a_folder_without_notes_has_none(tmp_path: Path) -> None:

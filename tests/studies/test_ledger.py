@@ -363,6 +363,9 @@ def test_he_2015_table_6_states_these_circumstances_and_no_others() -> None:
         "preprocessing": "pixel_mean",
         "augmentation": "pad 4, random crop, random flip",
         "view": "single 32x32",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
     }
 
 

@@ -178,7 +178,7 @@ def test_seconds_of_several_seeds_at_once_say_so(tmp_path: Path) -> None:
     made = experiment("a", 20)
     for seed in (0, 1):
         write_run(tmp_path / f"a{seed}", made, seed, 8.0, seeds_together=2, seconds=900.0)
-    assert rows(page_of(collect([tmp_path]), tmp_path / "report.html"))["a"][-1] == "900 2 seeds at once"
+    assert rows(page_of(collect([tmp_path]), tmp_path / "report.html"))["a"][-1] == "450 2 seeds at once"
 
 
 def test_nothing_is_loaded_and_everything_is_escaped(tmp_path: Path) -> None:

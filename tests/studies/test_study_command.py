@@ -125,7 +125,9 @@ def test_bad_words_of_a_study_are_refused_before_anything_is_written(
     assert "data set 'mnist' is not prepared" in fails(capsys, "study", TABLE1, *study, "--data", "mnist")
     assert "tiny: steps is 0" in fails(capsys, "study", f"{TINY}:pair", *study, "--steps", "0")
     assert "parallel" in fails(capsys, "study", f"{TINY}:pair", *study, "--seed-parallel", "pmap")
+    assert "--only is given more than once" in fails(capsys, "study", f"{TINY}:pair", *study, "--only", "tiny", "--only", "half")
     assert not (tmp_path / "w").exists()
+    assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", "--workdir", "/proc/x", "--data-dir", digits_dir, "--devices", "1")
 
 
 def test_a_cell_whose_folder_holds_another_run_stops_the_study_before_it_begins(
@@ -149,6 +151,11 @@ def test_bad_words_of_a_report(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     (tmp_path / "y.json").write_text("{}")
     assert "holds no results of runs" in fails(capsys, "report", "y.json")
     assert not (tmp_path / "x.json").exists()
+    assert "ends in .html" in fails(capsys, "report", "begun", "--output", "page.json")
+    assert "cannot be written" in fails(capsys, "report", "begun", "--output", "/proc/x.html")
+    assert "README.md cannot be written or read" in fails(capsys, "report", "--fill", "README.md")
+    (tmp_path / "begun" / "result.json").write_text("{")
+    assert "result.json is damaged" in fails(capsys, "report", "begun")
 
 
 def command(workdir: Path, digits_dir: str) -> list[str]:

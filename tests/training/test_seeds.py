@@ -4,7 +4,9 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from resnet_jax.studies import run as run_lib
 from resnet_jax.training import mesh, program, step
 from resnet_jax.training import seeds as seeds_lib
 from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
+from resnet_jax.training.interruption import Interrupted
 from resnet_jax.training.loop import NonFiniteLoss
 from resnet_jax.training.program import Program
 from resnet_jax.training.workdir import Workdir
@@ -259,6 +262,54 @@ def test_a_seed_whose_checkpoints_are_all_damaged_does_not_take_the_others_back(
     found = run(often, folders, progress=told)
     assert [message for message in told.messages if message.startswith("start")] == ["start 0/12", "start 8/12"]
     np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight[:2]], atol=2)
+
+
+def test_seeds_that_wait_for_devices_leave_finished_ones_their_results(
+    tiny: Experiment, straight: list[dict[str, Any]], digits_dir: str, tmp_path: Path
+) -> None:
+    """Three seeds on two devices: killed while the third trains, the first two have their results, and are not trained again."""
+    seldom, folders = dataclasses.replace(tiny, checkpointing=Checkpointing(every=1000)), fresh(tmp_path, SEEDS[:3])
+
+    class KillThird(Told):
+        starts = 0
+
+        def start(self, step: int, steps: int) -> None:
+            super().start(step, steps)
+            self.starts += 1
+
+        def advance(self, step: int) -> None:
+            if self.starts == 2 and step == 3:
+                raise Killed
+
+    run = functools.partial(run_lib.run_together, seldom, folders, data_dir=digits_dir, devices=2, spread=True)
+    with pytest.raises(Killed):
+        run(progress=KillThird())
+    before = {seed: (folders[seed] / "result.json").read_bytes() for seed in SEEDS[:2]}
+    told = Told()
+    found = run(progress=told)
+    assert [message for message in told.messages if message.startswith("start")] == ["start 0/12"]
+    assert {seed: (folders[seed] / "result.json").read_bytes() for seed in SEEDS[:2]} == before
+    np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight[:3]], atol=2)
+
+
+def test_seeds_beside_each_other_use_as_many_devices_as_divide_their_batches(tiny: Experiment) -> None:
+    """Seven devices for two seeds of 14 images and 72 to score: two a seed, not three."""
+    made = program.compiled(dataclasses.replace(tiny, batch_size=14), 7, 2)
+    assert dict(made.mesh.shape) == {"seed": 2, "data": 2}
+
+
+def test_a_signal_in_the_last_step_stops_what_would_come_next(tiny: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    """The run has its result, and the study is told to stop."""
+
+    class Terminated(Told):
+        def advance(self, step: int) -> None:
+            if step == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        run_lib.run(tiny, 3, tmp_path / "run", progress=Terminated(), data_dir=digits_dir, devices=1)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / "result.json").is_file()
 
 
 def test_finished_seeds_are_left_alone(tiny: Experiment, run: Callable[..., Any], straight: list[dict[str, Any]], tmp_path: Path) -> None:
