@@ -51,6 +51,7 @@ def write(cells: Sequence[Cell], page: Path, *, study: Mapping[str, Any], compar
         validated=any(cell.spread("selected_on_validation").values for cell in finished),
         fail_percent=ledger.FAIL_PERCENT,
         papers=_papers(comparisons),
+        comparable=any(each.ours or each.counted is not None or not each.refused for each in comparisons),
         unverified=sum(not each.entry.verified for each in comparisons),
         metrics=ledger.METRICS,
         errors=figures.error_by_cell(cells, _published(comparisons)),
