@@ -13,7 +13,7 @@ DEVELOPED := $(VENV)/.developed
 
 demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
-	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 2 --workdir runs/demo --data-dir $(DATA)
+	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo --data-dir $(DATA)
 
 test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)

@@ -1,7 +1,7 @@
 """Figure 1 of He et al. 2015 (arXiv 1512.03385) on a laptop: deeper plain networks train worse, deeper residual ones do not.
 
 Command:   make demo
-           = resnet-jax prepare digits; resnet-jax study experiments/degradation.py:figure1 --seeds 2 --workdir runs/demo
+           = resnet-jax prepare digits; resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo
 Data:      `digits`, 1,437 training and 360 test images of 8x8 pixels: not the paper's CIFAR-10, and never compared with its numbers.
 Recipe:    the paper's for its deepest networks (Section 4.2, n=18) in 14 epochs: SGD, momentum 0.9, weight decay 1e-4, batch 128, 0.01
            until the training error is below 80 % and for 40 steps at least, then 0.1, divided by 10 at 1/2 and 3/4. The same for all four.

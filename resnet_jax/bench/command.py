@@ -14,6 +14,15 @@ from resnet_jax.errors import UserError, nearest
 Form = Literal["loop", "scan"]
 
 
+# Heading to what of a row stands below it.
+Columns = dict[str, Callable[[dict[str, Any]], str]]
+SPEED: Columns = {
+    "ms a step": lambda row: f"{1e3 * row['seconds']:,.0f}",
+    "least to most": lambda row: f"{1e3 * row['seconds_least']:,.0f} to {1e3 * row['seconds_most']:,.0f}",
+    "images/s": lambda row: f"{row['images_per_second']:,.0f}",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Output:
     output: Path | None = None
@@ -80,7 +89,7 @@ def compile_(arguments: Sequence[str]) -> None:
             limit=options.limit,
         )
     )
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+    columns: Columns = {
         "trace s": lambda row: f"{row['trace_seconds']:.1f}",
         "lower s": lambda row: f"{row['lower_seconds']:.1f}",
         "compile s": lambda row: f"{row['compile_seconds']:.1f}",
@@ -100,11 +109,9 @@ def step(arguments: Sequence[str]) -> None:
 
     executions = [Execution(blocks=b, convolution=c, remat=options.remat) for c in options.convolution for b in options.blocks]
     rows = steps.compare(options.network, options.depths, executions, batch_size=options.batch_size, rounds=options.rounds)
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+    columns: Columns = {
         "gradients": lambda row: row["convolution"],
-        "ms a step": lambda row: f"{1e3 * row['seconds']:,.0f}",
-        "least to most": lambda row: f"{1e3 * row['seconds_least']:,.0f} to {1e3 * row['seconds_most']:,.0f}",
-        "images/s": lambda row: f"{row['images_per_second']:,.0f}",
+        **SPEED,
         "speedup": lambda row: f"{row['speedup']:.2f}",
     }
     title = f"training step of {options.network}, batch {options.batch_size}, median of {options.rounds} interleaved rounds"
@@ -122,16 +129,17 @@ def seeds(arguments: Sequence[str]) -> None:
     from resnet_jax.bench import parallel_seeds
 
     network = dataclasses.replace(models.architecture(options.network, options.depth), input_shape=options.input_shape)
-    rows = parallel_seeds.rows(options.network, options.depth, network, options.seeds, batch_size=options.batch_size, rounds=options.rounds)
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+    measured = parallel_seeds.measure(network, options.seeds, batch_size=options.batch_size, rounds=options.rounds)
+    rows = [{"network": options.network, "depth": options.depth} | row for row in measured]
+    columns: Columns = {
         "seeds": lambda row: str(row["seeds"]),
         "how": lambda row: row["how"],
-        "ms a step of all": lambda row: f"{1e3 * row['seconds']:,.0f}",
-        "least to most": lambda row: f"{1e3 * row['seconds_least']:,.0f} to {1e3 * row['seconds_most']:,.0f}",
-        "images/s of all": lambda row: f"{row['images_per_second']:,.0f}",
+        **SPEED,
         "over one after another": lambda row: f"{row['throughput']:.2f}",
     }
-    title = f"training step of {options.network}, batch {options.batch_size} a seed, median of {options.rounds} interleaved rounds"
+    title = (
+        f"training step of all seeds of {options.network}, batch {options.batch_size} a seed, median of {options.rounds} interleaved rounds"
+    )
     _show("seeds", title, rows, columns, options, arguments)
 
 
@@ -153,7 +161,7 @@ def _show(
     name: str,
     title: str,
     rows: list[dict[str, Any]],
-    columns: dict[str, Callable[[dict[str, Any]], str]],
+    columns: Columns,
     options: _Output,
     arguments: Sequence[str],
 ) -> None:
@@ -171,7 +179,7 @@ def _show(
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def _print(title: str, rows: list[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]], found: dict[str, Any]) -> None:
+def _print(title: str, rows: list[dict[str, Any]], columns: Columns, found: dict[str, Any]) -> None:
     from rich.table import Table
 
     from resnet_jax.console import out

@@ -30,7 +30,8 @@ def measure(architecture: Architecture, seeds: Sequence[int], *, batch_size: int
     examples = Examples(images, random.integers(0, architecture.num_classes, IMAGES).astype(np.int32))
     running = []
     for count, how in _ways(seeds):
-        made = program.compiled(experiment, count if how == "devices" else 1, count if how == "devices" else 1)
+        devices = count if how == "devices" else 1
+        made = program.compiled(experiment, devices, devices)
         states = made.stack([made.init(jax.random.key(seed)) for seed in range(count)])
         running.append([made, states, made.place(examples, fit(images, "channel")), []])
     for number in range(rounds + 2):
@@ -63,10 +64,3 @@ def _ways(seeds: Sequence[int]) -> list[tuple[int, str]]:
     several = [count for count in seeds if count > 1]
     ways = [(1, "alone"), *((count, "vmap") for count in several)]
     return ways + [(count, "devices") for count in several if count <= jax.device_count()]
-
-
-def rows(
-    name: str, depth: int | None, architecture: Architecture, seeds: Sequence[int], *, batch_size: int, rounds: int
-) -> list[dict[str, Any]]:
-    """``measure``, with the network's name."""
-    return [{"network": name, "depth": depth} | row for row in measure(architecture, seeds, batch_size=batch_size, rounds=rounds)]

@@ -124,10 +124,14 @@ class Difference:
     def __str__(self) -> str:
         if math.isnan(self.low):
             reason = "one seed" if self.seeds == 1 else "no common seed" if not self.seeds else f"the same in each of {self.seeds} seeds"
-            number = "" if not self.seeds else f"{self.mean:+.2f}, "
+            number = "" if not self.seeds else f"{_signed(self.mean)}, "
             return f"{number}no interval ({reason})"
         words = "" if self.distinguishable else ": not distinguishable"
-        return f"{self.mean:+.2f} ({self.low:+.2f} to {self.high:+.2f}){words}"
+        return f"{_signed(self.mean)} ({_signed(self.low)} to {_signed(self.high)}){words}"
+
+
+def _signed(number: float) -> str:
+    return f"{round(number, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0: nothing is not negative
 
 
 def difference(cell: Cell, baseline: Cell) -> Difference:
@@ -182,7 +186,7 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
         for folder in folders:
             workdir = Workdir(folder)
             text = workdir.read_experiment_file()
-            key = resolved.fingerprint({k: v for k, v in text["identity"].items() if k != "seed"})
+            key = resolved.group(text["identity"])
             result = workdir.result()
             if result is not None:
                 _check(result, workdir.result_file)

@@ -64,6 +64,7 @@ def study(arguments: Sequence[str]) -> None:
     if options.steps is not None:
         cells = [cell.shortened(options.steps) for cell in cells]
     from resnet_jax.live import StudyTable
+    from resnet_jax.studies import cells as cells_lib
     from resnet_jax.studies import committed
     from resnet_jax.studies import study as study_lib
 
@@ -84,7 +85,8 @@ def study(arguments: Sequence[str]) -> None:
             ),
         )
     # All that lies there: cells of earlier commands too.
-    _report([options.workdir], options.workdir / "report.html", study=committed.study(options.workdir), as_json=options.json)
+    found, page = cells_lib.collect([options.workdir]), options.workdir / "report.html"
+    _show(found, page, study=committed.study(options.workdir), as_json=options.json)
 
 
 def _chosen(cells: Sequence["Experiment"], only: Sequence[str]) -> list["Experiment"]:
@@ -178,12 +180,6 @@ def _written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
-
-
-def _report(folders: Sequence[Path], page: Path, *, study: dict[str, Any], as_json: bool) -> None:
-    from resnet_jax.studies import cells as cells_lib
-
-    _show(cells_lib.collect(folders), page, study=study, as_json=as_json)
 
 
 def _show(cells: Sequence["Cell"], page: Path, *, study: dict[str, Any], as_json: bool) -> None:

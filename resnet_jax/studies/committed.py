@@ -29,8 +29,8 @@ def read(path: Path) -> list[dict[str, Any]]:
       UserError: for any other file.
     """
     try:
-        text = json.loads(path.read_text())
-        return [text["common"] | row for row in text["results"]]
+        found = read_object(path)
+        return [found["common"] | row for row in found["results"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} holds no results of runs ({error!r}): such a file is written by 'resnet-jax report RUNS --save FILE'"

@@ -96,22 +96,14 @@ def _cell(cell: Cell, first: Cell) -> list[str]:
 def _seeds(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| seeds | how | ms a step of all | images/s of all seeds | throughput over one after another |", "|" + "---|" * 5]
     for row in rows:
-        milliseconds, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
-        lines.append(
-            f"| {row['seeds']} | {row['how']} | {milliseconds:,.0f} ({least:,.0f} to {most:,.0f}) | {row['images_per_second']:,.0f} "
-            f"| {row['throughput']:.2f} |"
-        )
+        lines.append(f"| {row['seeds']} | {row['how']} | {_speed(row)} | {row['throughput']:.2f} |")
     return lines
 
 
 def _steps(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| network | blocks | gradients | ms a step | images/s | speedup |", "|" + "---|" * 6]
     for row in rows:
-        milliseconds, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
-        lines.append(
-            f"| {_network(row)} | {row['blocks']} | {row['convolution']} | {milliseconds:,.0f} ({least:,.0f} to {most:,.0f}) "
-            f"| {row['images_per_second']:,.0f} | {row['speedup']:.2f} |"
-        )
+        lines.append(f"| {_network(row)} | {row['blocks']} | {row['convolution']} | {_speed(row)} | {row['speedup']:.2f} |")
     return lines
 
 
@@ -131,6 +123,12 @@ def _compilation(rows: list[dict[str, Any]]) -> list[str]:
         )
         lines.append(f"| {_network(row)} | {row['blocks']}{', remat' if row['remat'] else ''} | {' | '.join(numbers)} |")
     return lines
+
+
+def _speed(row: dict[str, Any]) -> str:
+    """Milliseconds with their range, and images a second: two cells."""
+    middle, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
+    return f"{middle:,.0f} ({least:,.0f} to {most:,.0f}) | {row['images_per_second']:,.0f}"
 
 
 def _network(row: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def result(experiment: Experiment, seed: int, info: DatasetInfo, outcome: Outcom
         steps=experiment.steps,
         parameters=models.count(experiment.model).parameters,
         fingerprint=resolved.fingerprint(identity),
-        group=resolved.fingerprint({k: v for k, v in identity.items() if k != "seed"}),
+        group=resolved.group(identity),
         commit=environment.commit(),
         versions=environment.versions(),
         device=environment.devices(),

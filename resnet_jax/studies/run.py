@@ -46,6 +46,8 @@ def run_together(
 ) -> list[dict[str, Any]]:
     """``run`` for several seeds in one program, see ``training.seeds.train``; seeds that have finished are left as they are.
 
+    Where they are ``spread`` over devices of their own, there have to be as many devices as seeds.
+
     Returns:
       The contents of each seed's ``result.json``, or ``diverged.json``, in the order of ``folders``.
 

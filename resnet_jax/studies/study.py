@@ -1,6 +1,7 @@
 """A comparison: experiments x seeds, what is finished skipped."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -76,13 +77,12 @@ def run(
                 program.compiled(cell, devices)  # traces the network: one that cannot be built stops the study before it begins
     if begun:
         begun()
-    # One by one, every cell has its first seed before any has its second: the table fills evenly.
-    steps = (
-        [(cell, [seed]) for seed in seeds for cell in cells if seed in unfinished[cell.name]]
-        if mode == "off"
-        else [(cell, unfinished[cell.name]) for cell in cells if unfinished[cell.name]]
+    at_once = {"off": 1, "devices": mesh.make(devices).size, "vmap": len(seeds)}[mode]
+    waiting = (
+        [(cell, some[at : at + at_once]) for at in range(0, len(some), at_once)] for cell in cells for some in [unfinished[cell.name]]
     )
-    for cell, some in steps:
+    # Every cell has its first seeds before any has its next: the table fills evenly.
+    for cell, some in filter(None, itertools.chain.from_iterable(itertools.zip_longest(*waiting))):
         with watcher.running(cell, some) as progress:
             results = run_lib.run_together(
                 cell,

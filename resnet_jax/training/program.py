@@ -52,8 +52,7 @@ class Program:
 
     def stack(self, states: Sequence[TrainState]) -> TrainState:
         """The states of several seeds as one, each on its devices."""
-        stacked = jax.jit(lambda *each: jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), out_shardings=mesh_lib.by_seed(self.mesh))
-        return stacked(*states)
+        return _stacked(self.mesh)(*states)
 
     def unstack(self, states: TrainState) -> list[TrainState]:
         """Undoes ``stack``."""
@@ -105,34 +104,43 @@ def compiled(experiment: Experiment, devices: int | None = None, seeds: int = 1)
 @functools.lru_cache(maxsize=64)
 def _program(experiment: Experiment, mesh: Mesh) -> Program:
     replicated = mesh_lib.replicated(mesh)
-    create = functools.partial(
+    apply, abstract, forgetful = _traced(experiment)
+    # Networks that differ in how they begin (the bias of a gate, say) have the same function and share the rest.
+    same_function = dataclasses.replace(experiment, model=_NO_MODEL)
+    group_size = parts(experiment.model.norm)[1].get("group_size", 0) or experiment.batch_size
+    train, settle = _training(apply, forgetful, group_size, same_function, mesh)
+    create = _creation(experiment)
+    return Program(
+        mesh=mesh,
+        apply=apply,
+        init=jax.jit(lambda key: create(experiment.model, key=key)[1], out_shardings=replicated, compiler_options=quick_to_compile()),
+        abstract_state=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), abstract),
+        train=train,
+        settle=settle,
+    )
+
+
+def _creation(experiment: Experiment) -> Callable[..., tuple[Apply, TrainState]]:
+    return functools.partial(
         state_lib.create,
         optimizer=optimizer_lib.make(experiment.optimizer, experiment.schedule),
         execution=experiment.execution,
         ema=experiment.optimizer.ema > 0,
         statistics=experiment.evaluation.statistics_batches > 0,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(experiment: Experiment) -> tuple[Apply, TrainState, Apply | None]:
+    """What no layout over devices changes: the network, the shapes of the state, and the network that ``statistics.settle`` needs."""
+    create = _creation(experiment)
     abstract_key = jax.eval_shape(lambda: jax.random.key(0))
     apply, abstract = jax.eval_shape(functools.partial(create, experiment.model), key=abstract_key)
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), abstract)
-
-    # Networks that differ in how they begin (the bias of a gate, say) have the same function and share the rest.
-    same_function = dataclasses.replace(experiment, model=_NO_MODEL)
-    forgetful = None
-    if experiment.evaluation.statistics_batches:
-        whole = {"group_size": 0} if "group_size" in parts(experiment.model.norm)[1] else {}
-        forgets = dataclasses.replace(experiment.model, norm=configured(experiment.model.norm, momentum=0.0, **whole))
-        forgetful, _ = jax.eval_shape(functools.partial(create, forgets), key=abstract_key)
-    group_size = parts(experiment.model.norm)[1].get("group_size", 0) or experiment.batch_size
-    train, settle = _training(apply, forgetful, group_size, same_function, mesh)
-    return Program(
-        mesh=mesh,
-        apply=apply,
-        init=jax.jit(lambda key: create(experiment.model, key=key)[1], out_shardings=replicated, compiler_options=quick_to_compile()),
-        abstract_state=abstract,
-        train=train,
-        settle=settle,
-    )
+    if not experiment.evaluation.statistics_batches:
+        return apply, abstract, None
+    whole = {"group_size": 0} if "group_size" in parts(experiment.model.norm)[1] else {}
+    forgets = dataclasses.replace(experiment.model, norm=configured(experiment.model.norm, momentum=0.0, **whole))
+    return apply, abstract, jax.eval_shape(functools.partial(create, forgets), key=abstract_key)[0]
 
 
 @functools.lru_cache(maxsize=64)
@@ -172,6 +180,14 @@ def _scoring(apply: Apply, mesh: Mesh) -> Callable[..., exact.Sums]:
         return exact.score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
 
     return jax.jit(mesh_lib.over_seeds(one, mesh))
+
+
+@functools.lru_cache(maxsize=64)
+def _stacked(mesh: Mesh) -> Callable[..., TrainState]:
+    def stack(*states: TrainState) -> TrainState:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+    return jax.jit(stack, out_shardings=mesh_lib.by_seed(mesh))
 
 
 @functools.lru_cache(maxsize=64)

@@ -48,6 +48,11 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+def group(identity: dict[str, Any]) -> str:
+    """Fingerprint of an identity without its seed: runs of one group differ in nothing else."""
+    return fingerprint({name: value for name, value in identity.items() if name != "seed"})
+
+
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
     """Yields ``field: OURS here, THEIRS there`` for every leaf that differs."""
     if isinstance(ours, dict) and isinstance(theirs, dict):

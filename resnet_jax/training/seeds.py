@@ -9,7 +9,6 @@ from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import loop
-from resnet_jax.training import mesh as mesh_lib
 from resnet_jax.training import program as program_lib
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.checkpoints import Checkpoints
@@ -67,18 +66,17 @@ def train(
 
     Args:
       experiment: what to run.
-      members: seeds, at least one.
+      members: seeds, at least one; at most as many as there are devices where they are ``spread``.
       info: of the data set.
       progress: who is told.
       ended: is told what became of each member, as soon as it is known.
       devices: how many to use; None: all.
-      spread: every seed on devices of its own, as many seeds at a time as there are devices; else all are vectorised.
+      spread: every seed on devices of its own; else all are vectorised.
 
     Raises:
       Interrupted: stopped by a signal, with the states saved.
     """
     splits = loop.load(experiment, info)
-    at_once = mesh_lib.make(devices).size if spread else len(members)
     with Interruption() as interruption:
         opened = {
             member.seed: Checkpoints(member.workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say) for member in members
@@ -87,16 +85,14 @@ def train(
             waiting = _levels(members, opened, experiment)
             while waiting:
                 level = waiting.pop(0)
-                some, rest = level[:at_once], level[at_once:]
-                program = program_lib.compiled(experiment, devices, len(some) if spread else 1)
-                restored = _restore([opened[member.seed] for member in some], program, experiment)
-                levels = _levels(some, opened, experiment)
+                program = program_lib.compiled(experiment, devices, len(level) if spread else 1)
+                restored = _restore([opened[member.seed] for member in level], program, experiment)
+                levels = _levels(level, opened, experiment)
                 if restored is None and len(levels) > 1:
                     # Damage has taken what they had in common; what is left of each is not thrown away for it.
-                    waiting = levels + ([rest] if rest else []) + waiting
+                    waiting = levels + waiting
                     continue
-                waiting = ([rest] if rest else []) + waiting
-                step = _train_together(experiment, some, opened, restored, program, splits, progress, interruption, ended)
+                step = _train_together(experiment, level, opened, restored, program, splits, progress, interruption, ended)
                 if interruption.requested is not None:
                     raise Interrupted(interruption.requested, step)
         finally:

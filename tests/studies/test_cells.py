@@ -15,7 +15,7 @@ from made_up_runs import experiment, result, write_run
 from resnet_jax.errors import UserError
 from resnet_jax.studies import cells as cells_lib
 from resnet_jax.studies import committed
-from resnet_jax.studies.cells import Cell, Run, Spread, collect, difference, find
+from resnet_jax.studies.cells import Cell, Difference, Run, Spread, collect, difference, find
 
 # Student's t, two-sided 95 %: a printed table, by degrees of freedom.
 T95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
@@ -365,3 +365,8 @@ def test_the_table_of_nothing_is_empty() -> None:
 def test_a_run_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Run(0, None, Path()).seed = 1  # type: ignore[misc]
+
+
+def test_nothing_is_not_shown_as_negative() -> None:
+    """-1e-16 is what rounding leaves of a difference of means."""
+    assert str(Difference("first", 2, -1e-16, -3.534, 3.534)) == "+0.00 (-3.53 to +3.53): not distinguishable"

@@ -1,26 +1,16 @@
 """What a result says of its circumstances."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up_runs import INFO
 
 from resnet_jax.configured import configured
-from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.studies import result
 from resnet_jax.training.experiment import Data, Evaluation, Experiment, Optimizer
-
-INFO = DatasetInfo(
-    name="cifar10",
-    version="3.0.2",
-    directory=Path("/nowhere"),
-    examples={"train": 50_000, "test": 10_000},
-    image_shape=(32, 32, 3),
-    num_classes=10,
-)
 
 
 def protocol(norm: Any = BatchNorm, **fields: Any) -> dict[str, Any]:

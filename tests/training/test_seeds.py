@@ -1,5 +1,6 @@
 """Several seeds in one program: each is the run that it is by itself, whoever is beside it, whenever it was stopped."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -7,7 +8,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from resnet_jax.configured import configured
 from resnet_jax.data import augmentation, order, sources
 from resnet_jax.models.shortcuts import ExclusiveGating, Scaled
 from resnet_jax.studies import run as run_lib
+from resnet_jax.studies import study
 from resnet_jax.training import mesh, program, step
 from resnet_jax.training import seeds as seeds_lib
 from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
@@ -268,7 +270,18 @@ def test_seeds_that_wait_for_devices_leave_finished_ones_their_results(
     tiny: Experiment, straight: list[dict[str, Any]], digits_dir: str, tmp_path: Path
 ) -> None:
     """Three seeds on two devices: killed while the third trains, the first two have their results, and are not trained again."""
-    seldom, folders = dataclasses.replace(tiny, checkpointing=Checkpointing(every=1000)), fresh(tmp_path, SEEDS[:3])
+    seldom, folders = dataclasses.replace(tiny, checkpointing=Checkpointing(every=1000)), fresh(tmp_path / "tiny", SEEDS[:3])
+
+    class Watching:
+        def __init__(self, told: Told):
+            self.told = told
+
+        @contextlib.contextmanager
+        def running(self, cell: Experiment, seeds: Sequence[int]) -> Iterator[Told]:
+            yield self.told
+
+        def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
+            pass
 
     class KillThird(Told):
         starts = 0
@@ -281,12 +294,16 @@ def test_seeds_that_wait_for_devices_leave_finished_ones_their_results(
             if self.starts == 2 and step == 3:
                 raise Killed
 
-    run = functools.partial(run_lib.run_together, seldom, folders, data_dir=digits_dir, devices=2, spread=True)
+    def run(told: Told) -> None:
+        watching = Watching(told)
+        study.run([seldom], SEEDS[:3], tmp_path, watcher=watching, data_dir=digits_dir, devices=2, seed_parallel="devices")
+
     with pytest.raises(Killed):
-        run(progress=KillThird())
+        run(KillThird())
     before = {seed: (folders[seed] / "result.json").read_bytes() for seed in SEEDS[:2]}
     told = Told()
-    found = run(progress=told)
+    run(told)
+    found = [json.loads((folder / "result.json").read_text()) for folder in folders.values()]
     assert [message for message in told.messages if message.startswith("start")] == ["start 0/12"]
     assert {seed: (folders[seed] / "result.json").read_bytes() for seed in SEEDS[:2]} == before
     np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight[:3]], atol=2)
