@@ -31,13 +31,16 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int, say: Callable[[str], None]):
         self._directory = directory.absolute()
+        # What a kill left half written. Orbax's own clean-up goes on in the background, past ``close``, into the next manager's first save.
+        for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(unfinished)
         self._seals = self._directory.parent / "seals"
         self._say = say
         self._manager = self._open(keep)
         self._keep = keep
 
     def _open(self, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         # Named, so that their metadata can be read before anything is restored.
         handlers: dict[str, Any] = {"state": ocp.StandardCheckpointHandler(), "preprocessing": ocp.StandardCheckpointHandler()}
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)

@@ -133,6 +133,17 @@ def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
     assert_is(restored(tmp_path), 1000)
 
 
+def test_what_a_kill_left_half_written_is_gone_before_anything_is_saved(run: Path) -> None:
+    """At once: deleted in the background, it takes the first save, which is written under such a name, with it."""
+    for step in range(4, 204):
+        (run / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    checkpoints = opened(run)
+    assert steps(run) == ["1", "2", "3"]
+    (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
+    checkpoints.close()
+    assert steps(run) == ["1", "2", "3", "4.orbax-checkpoint-tmp"]
+
+
 @pytest.mark.parametrize("file", ["the largest", "the smallest", "state/_METADATA", "_CHECKPOINT_METADATA"])
 @pytest.mark.parametrize("kind", ["a flipped bit", "truncated", "emptied", "deleted"])
 def test_damaged_newest_step_is_set_aside_and_the_one_before_it_restored(run: Path, kind: str, file: str) -> None:
