@@ -19,6 +19,8 @@ from resnet_jax.models.counts import Counts, count
 from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.families import cifar_architecture, densenet_architecture, imagenet_architecture, wide_architecture
+from resnet_jax.models.pretrained.card import Card, View
+from resnet_jax.models.pretrained.loading import Pretrained, load_pretrained
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.unit import Unit
 
@@ -26,12 +28,15 @@ __all__ = [
     "NETWORKS",
     "Apply",
     "Architecture",
+    "Card",
     "Configured",
     "Counts",
     "Execution",
+    "Pretrained",
     "ResNet",
     "StochasticDepth",
     "Unit",
+    "View",
     "architecture",
     "build",
     "cifar_architecture",
@@ -41,6 +46,7 @@ __all__ = [
     "densenet_architecture",
     "imagenet_architecture",
     "imagenet_resnet",
+    "load_pretrained",
     "resnet18",
     "resnet34",
     "resnet50",

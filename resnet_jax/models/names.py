@@ -2,6 +2,7 @@
 
 import dataclasses
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from resnet_jax import configured, references
@@ -9,7 +10,11 @@ from resnet_jax.configured import Configured, Factory
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import branches, catalog, norms, orders, shortcuts, stems, transitions
 from resnet_jax.models.architecture import Architecture
+from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.orders import Order
+
+# More stages than any network has, and more characters than any part of one: a file that describes a network may be anybody's.
+_STAGES, _WRITTEN = 100, 300
 
 
 def known() -> dict[str, Factory]:
@@ -47,22 +52,93 @@ def variant(name: str, **fields: Any) -> Architecture:
     Raises:
       UserError: for an unknown name, field or part.
     """
-    base = catalog.architecture(name)
-    hints = typing.get_type_hints(Architecture)
-    given = {}
-    for field, value in fields.items():
+    return dataclasses.replace(catalog.architecture(name), **_fields(fields, load_part))
+
+
+def write(architecture: Architecture) -> dict[str, Any]:
+    """A network as what JSON can say, parts by their short names."""
+    fields = {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture)}
+    return {
+        name: dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, Configured | type)
+        else name_of(value)
+        if isinstance(value, Configured | type)
+        else value
+        for name, value in fields.items()
+    }
+
+
+def read(written: dict[str, Any]) -> Architecture:
+    """Undoes ``write``; nothing is imported for it.
+
+    Raises:
+      UserError: for a missing or unknown field, one that is not of its kind, or a part that is not this package's.
+    """
+    try:
+        made = Architecture(**_fields(written, _parse_ours))
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"this describes no network: {error!s:.200}") from error
+    depth = made.stochastic_depth
+    sane = {
+        "stages": _are_sizes(made.stages) and len(made.stages) <= _STAGES,
+        "features": _are_sizes(made.features),
+        "input_shape": _are_sizes(made.input_shape) and len(made.input_shape) == 3,
+        "stem_features": _are_sizes((made.stem_features,)),
+        "num_classes": _are_sizes((made.num_classes,)),
+        "output_stride": _are_sizes((made.output_stride,)),
+        "dtype": made.dtype in ("float32", "bfloat16"),
+        "stochastic_depth": isinstance(depth, StochasticDepth) and type(depth.survival) in (int, float),
+        **{name: isinstance(getattr(made, name), type | Configured) for name, hint in _hints().items() if _is_part(hint)},
+    }
+    wrong = [name for name, is_sane in sane.items() if not is_sane]
+    if wrong:
+        raise UserError(f"this describes no network, not being of the right kind: {', '.join(wrong)}")
+    return made
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(size) is int and 0 <= size < 2**31 for size in value)
+
+
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Architecture)
+
+
+def _is_part(hint: Any) -> bool:
+    return hint == type[Order] or Configured in typing.get_args(hint)
+
+
+def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
+    hints = _hints()
+    found = {}
+    for field, value in given.items():
         if field not in hints:
             raise UserError(f"Architecture has no field {field!r}{nearest(field, hints)}")
-        is_part = hints[field] == type[Order] or Configured in typing.get_args(hints[field])
-        value = tuple(value) if isinstance(value, list) else value
-        given[field] = load_part(value) if is_part and isinstance(value, str) else value
-    return dataclasses.replace(base, **given)
+        if _is_part(hints[field]) and isinstance(value, str):
+            value = load(value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif isinstance(value, dict) and dataclasses.is_dataclass(hints[field]):
+            value = hints[field](**value)
+        found[field] = value
+    return found
 
 
 def _load(name: str) -> Any:
-    if ":" in name:
-        return references.load(name)
+    return references.load(name) if ":" in name else _load_ours(name)
+
+
+def _parse_ours(text: str) -> Factory:
+    # Python's parser needs memory and time for long texts, and our own parts have short ones.
+    if len(text) > _WRITTEN:
+        raise UserError(f"{text[:60]}... is {len(text)} characters long, which no part of ours is")
+    return configured.parse(text, _load_ours)
+
+
+def _load_ours(name: str) -> Any:
     names = known()
+    if ":" in name:
+        raise UserError(f"the network has a part of somebody's own, {name}: a file cannot bring code along, so give the network itself")
     if name not in names:
         raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")
     return names[name]

@@ -131,6 +131,16 @@ def freeze(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> tuple[dict[An
     return trained, frozen
 
 
+def thaw(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Undoes ``freeze``: variables of the same network built with ``norm=BatchNorm``."""
+    affine = {name: batch_stats[name] for name in ("scale", "bias") if name in batch_stats and "mean" in batch_stats}
+    if affine:
+        return params | affine, {name: value for name, value in batch_stats.items() if name not in affine}
+    inner = {name: thaw(params.get(name, {}), value) for name, value in batch_stats.items() if isinstance(value, dict)}
+    trained, kept = ({name: both[part] for name, both in inner.items()} for part in (0, 1))
+    return params | trained, batch_stats | kept
+
+
 def _moments(x: Float[Array, "*groups n h w c"]) -> tuple[Any, Any]:
     """Mean and biased variance over images and pixels, in one pass over x; of several groups, with the axes kept."""
     x = x.astype(jnp.float32)

@@ -37,6 +37,14 @@ class Pad(Resizing):
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.missing))) if self.missing else x
 
 
+class PadBoth(Pad):
+    """Every stride-th pixel; missing channels are zero, half of them before those of x. Option A of akamaster/pytorch_resnet_cifar10."""
+
+    def _widened(self, x: Activation) -> Carried:
+        before = self.missing // 2
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, self.missing - before)))
+
+
 class PoolPad(Pad):
     """Averages of stride x stride pixels; missing channels zero. Stochastic depth (Huang et al. 2016), Section 4."""
 
@@ -80,6 +88,7 @@ class PoolProject(Project):
 
 BY_NAME: dict[str, type[Resizing]] = {
     "pad": Pad,
+    "pad-both": PadBoth,
     "pool-pad": PoolPad,
     "project": Project,
     "pool-project": PoolProject,

@@ -58,6 +58,14 @@ class ImageNetStem(nnx.Module):
         return _max_pooled(self.after(self.conv(x), train=train))
 
 
+class CeilPooledStem(ImageNetStem):
+    """The same, pooled as in He et al.'s released models for Caffe: windows begin at the first pixel, the last may hang over the edge."""
+
+    def __call__(self, x: Images, *, train: bool = False) -> Entered:
+        x = self.after(self.conv(x), train=train)
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))  # pyright: ignore[reportArgumentType]
+
+
 class DeepStem(nnx.Module):
     """Three 3x3 convolutions, the first two half as wide, in place of the 7x7. ResNet-C (He et al. 2018, arXiv 1812.01187, Figure 2b)."""
 

@@ -31,6 +31,9 @@ def open_tensors(path: Path) -> TensorFile:
             raise UserError(f"{path} {'is not a file but a folder or device' if path.exists() else 'does not exist'}. {READ}")
         with path.open("rb") as file:
             head = file.read(512)
+        # A safetensors file begins with the length of its header, whose first bytes may be anything, a zip file's or a pickle's too.
+        if head[4:8] == bytes(4) and head[8:9] == b"{":
+            return open_safetensors(path)
         if head.startswith(b"PK\x03\x04"):
             return _open_zip(path)
         if head.startswith(b"\x80"):

@@ -1,6 +1,7 @@
 """Short names of parts, and networks with some of their fields changed."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, StochasticDepth, cifar_architecture
 from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch
-from resnet_jax.models.names import known, load_part, name_of, variant
+from resnet_jax.models.names import known, load_part, name_of, read, variant, write
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import (
@@ -170,3 +171,66 @@ def test_it_is_an_architecture_that_builds() -> None:
 
     # All three units own a projection.
     assert models.count(made).projections == 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_of_the_catalog_is_read_as_it_was_written_in_json(name: str) -> None:
+    assert read(json.loads(json.dumps(write(NETWORKS[name])))) == NETWORKS[name]
+
+
+def test_a_network_is_written_with_the_short_names_of_its_parts() -> None:
+    changed = variant("resnet50", shortcut="D", norm="BatchNorm(group_size=64)", stochastic_depth=StochasticDepth(survival=0.5))
+    written = json.loads(json.dumps(write(changed)))
+    assert written == {
+        "stages": [3, 4, 6, 3],
+        "features": [64, 128, 256, 512],
+        "stem_features": 0,
+        "branch": "Bottleneck",
+        "order": "Original",
+        "shortcut": "PooledProjection",
+        "stem": "ImageNetStem",
+        "norm": "BatchNorm(group_size=64)",
+        "transition": "NoTransition",
+        "stochastic_depth": {"survival": 0.5, "rule": "linear", "drops": "batch", "scaled": "test"},
+        "output_stride": 0,
+        "input_shape": [224, 224, 3],
+        "num_classes": 1000,
+        "dtype": "float32",
+    }
+    assert read(written) == changed
+
+
+def test_a_part_of_ones_own_is_written_by_its_reference_and_never_read(tmp_path: Path) -> None:
+    marker = tmp_path / "imported"
+    (tmp_path / "mine.py").write_text("from flax import nnx\n\n\nclass Half(nnx.Module):\n    pass\n")
+    written = write(variant("cifar_resnet20", shortcut=f"{tmp_path}/mine.py:Half"))
+    assert written["shortcut"].endswith("mine.py:Half")
+    (tmp_path / "mine.py").write_text(f"open({str(marker)!r}, 'w')\n\n\nclass Half:\n    pass\n")
+    for text in (written["shortcut"], "os:system", f"{tmp_path}/mine.py:Half(a=1)"):
+        with pytest.raises(UserError, match="a file cannot bring code along, so give the network itself"):
+            read({**written, "shortcut": text})
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"shortcutt": "B"}, "Architecture has no field 'shortcutt'; did you mean shortcut"),
+        ({"shortcut": "BB"}, "'BB' is no known class"),
+        ({"branch": "Branch(kernels=" + "3," * 200 + ")"}, "characters long, which no part of ours is"),
+        ({"input_shape": [32, 32]}, "this describes no network"),
+        ({"stages": [1] * 101, "features": [1] * 101}, "this describes no network.*: stages"),
+        ({"features": [-1]}, "this describes no network.*: features"),
+        ({"num_classes": 2**40}, "this describes no network.*: num_classes"),
+        ({"dtype": "float64"}, "this describes no network"),
+        ({"stochastic_depth": {"kept": 1}}, "this describes no network"),
+    ],
+)
+def test_what_describes_no_network_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        read(write(BASE) | fields)
+
+
+def test_what_lacks_a_field_without_default_is_refused() -> None:
+    with pytest.raises(UserError, match="this describes no network"):
+        read({"stages": [1]})

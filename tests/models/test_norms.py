@@ -17,8 +17,8 @@ from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm, Nothing, freeze
-from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm, Nothing, freeze, thaw
+from resnet_jax.models.orders import FullPreactivation, NormAfterAddition, Original
 from resnet_jax.models.shortcuts import Projection, ShortcutOnlyGating
 from resnet_jax.models.stems import DeepStem, SmallImageStem
 
@@ -242,3 +242,17 @@ def test_freeze_makes_variables_of_the_same_network_with_frozen_normalisation(na
 def test_freeze_of_what_has_no_batch_norm_changes_nothing() -> None:
     params = {"a": {"kernel": np.ones(2)}, "b": np.zeros(1)}
     assert freeze(params, {}) == (params, {})
+
+
+@pytest.mark.parametrize("order", [Original, FullPreactivation])
+def test_thaw_undoes_freeze(order: Any) -> None:
+    """Of a whole network, key by key; one without normalisations is left as it is."""
+    model = Architecture(stages=(2, 1), features=(4, 8), shortcut=Projection, order=order, input_shape=(8, 8, 3))
+    _, params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+    frozen = freeze(params, batch_stats)
+    assert jax.tree.structure(frozen[1]) != jax.tree.structure(batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, thaw(*frozen), (params, batch_stats))
+    assert thaw(params, {}) == (params, {})
+    none = dataclasses.replace(model, norm=NoNorm)
+    plain = jax.jit(none.init)(jax.random.key(0))[1:]
+    jax.tree.map(np.testing.assert_array_equal, thaw(*plain), plain)

@@ -39,9 +39,20 @@ def zero_pad(x: np.ndarray, out_features: int, stride: int) -> np.ndarray:
     return pad(x[:, ::stride, ::stride], out_features)
 
 
+def pad_both(x: np.ndarray, out_features: int, stride: int) -> np.ndarray:
+    """Every stride-th pixel; zeros before and behind the channels, ``planes // 4`` each where the planes double (akamaster's resnet.py:
+    ``F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, planes//4, planes//4))``). Of an odd number one more behind.
+    """
+    y = np.zeros((len(x), *x[:, ::stride, ::stride].shape[1:3], out_features))
+    before = (out_features - x.shape[3]) // 2
+    y[..., before : before + x.shape[3]] = x[:, ::stride, ::stride]
+    return y
+
+
 Carry = Callable[[dict[str, Any], np.ndarray, int, int, bool], np.ndarray]
 CARRIES: dict[str, Carry] = {
     "pad": lambda v, x, out, s, train: zero_pad(x, out, s),
+    "pad-both": lambda v, x, out, s, train: pad_both(x, out, s),
     "pool-pad": lambda v, x, out, s, train: pad(pool(x, s), out),
     "project": lambda v, x, out, s, train: project(v["projection"], x, s, train=train)[0] if v else x,
     "pool-project": lambda v, x, out, s, train: project(v["projection"], pool(x, s), 1, train=train)[0] if v else x,
@@ -75,7 +86,14 @@ def test_x_is_carried_by_its_formula(name: str, shape: tuple[int, int, int], tra
     follows(made(name, shape), formula, x, train=train)
 
 
-@pytest.mark.parametrize("name", ["pad", "pool-pad", "project", "pool-project"])
+@pytest.mark.parametrize("planes", [16, 32, 64])
+def test_where_planes_double_a_quarter_of_them_is_added_on_either_side(planes: int) -> None:
+    x = random(1, 4, 4, planes // 2)
+    y, _ = call(made("pad-both", (planes // 2, planes, 2)), x, train=False)
+    np.testing.assert_array_equal(y, np.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (planes // 4, planes // 4))))
+
+
+@pytest.mark.parametrize("name", ["pad", "pad-both", "pool-pad", "project", "pool-project"])
 def test_x_is_untouched_where_nothing_changes(name: str) -> None:
     module, x = made(name, UNCHANGED), random(2, 5, 5, 4)
     assert variables(module) == {}
@@ -106,7 +124,7 @@ def test_a_projection_takes_the_normalisation_it_is_given(name: str) -> None:
     np.testing.assert_allclose(call(module, x, train=True)[0], np.float64(wanted) @ kernel[0, 0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pad", "pool-pad"])
+@pytest.mark.parametrize("name", ["pad", "pad-both", "pool-pad"])
 def test_padding_refuses_to_shrink_and_says_what_to_use(name: Any) -> None:
     with pytest.raises(UserError, match="option A cannot shrink 8 features to 4: use a projection"):
         resizing.BY_NAME[name](8, 4, 1, conv=Conv, norm=BatchNorm, rngs=nnx.Rngs(0))

@@ -1,6 +1,7 @@
 """The stems against their composition in NumPy float64, forward and gradient."""
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from test_layers import call, conv, filled, follows, layered, normalise, same_st
 from resnet_jax.errors import UserError
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
-from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.models.stems import CeilPooledStem, DeepStem, ImageNetStem, SmallImageStem
 
 # After the convolution: at full resolution, and where pooling follows. He et al. 2016, Appendix: "the first activation right after conv1
 # and before splitting into two paths" is the first unit's; an ImageNet stem pools what is activated.
@@ -66,6 +67,37 @@ def test_imagenet_stem_is_a_7x7_convolution_and_a_3x3_max_pooling_each_at_stride
     follows(stem, formula, x, train=train)
 
 
+def ceil_max_pool(x: np.ndarray) -> np.ndarray:
+    """Caffe's pooling_layer.cpp, 3x3 at stride 2 without padding: ceil((n - 3) / 2) + 1 windows from the first pixel on, the last cut."""
+    height, width = (math.ceil((size - 3) / 2) + 1 for size in x.shape[1:3])
+    y = np.zeros((len(x), height, width, x.shape[3]))
+    for i, j in itertools.product(range(height), range(width)):
+        y[:, i, j] = x[:, 2 * i : min(2 * i + 3, x.shape[1]), 2 * j : min(2 * j + 3, x.shape[2])].max((1, 2))
+    return y
+
+
+@pytest.mark.parametrize(("height", "width", "out"), [(16, 13, (4, 3)), (17, 18, (4, 4)), (11, 12, (3, 3)), (4, 3, (1, 1))])
+@pytest.mark.parametrize("train", [True, False])
+def test_ceil_pooled_stem_pools_as_caffe_does(height: int, width: int, out: tuple[int, int], train: bool) -> None:
+    """Behind the convolution lie even and odd sizes: 8 and 7, 9 and 9, 6 and 6, 2 and 2."""
+    stem = filled(lambda rngs: CeilPooledStem(3, 4, rngs=rngs))
+
+    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+        return ceil_max_pool(layered(v["after"], "norm relu", conv(x, v["conv"]["kernel"], 2), train=train))
+
+    x = random(2, height, width, 3)
+    assert formula(variables(stem), x).shape == (2, *out, 4)
+    follows(stem, formula, x, train=train)
+
+
+def test_where_windows_begin_is_seen() -> None:
+    """224 pixels: 112 behind the convolution, 56 behind either pooling, of other numbers."""
+    x = random(1, 32, 32, 3)
+    one, other = (call(filled(lambda rngs, made=made: made(3, 4, rngs=rngs)), x, train=False)[0] for made in (CeilPooledStem, ImageNetStem))
+    assert one.shape == other.shape == (1, 8, 8, 4)
+    assert np.abs(np.asarray(one) - np.asarray(other)).max() > 0.01
+
+
 @pytest.mark.parametrize(("order", "train"), CASES)
 def test_deep_stem_is_three_3x3_convolutions_and_a_3x3_max_pooling(order: type[Order], train: bool) -> None:
     """He et al. 2018, Figure 2b: 3x3, 32, stride 2; 3x3, 32; 3x3, 64; max pool at stride 2. Here with 4 features."""
@@ -100,7 +132,7 @@ def test_the_statistics_of_a_deep_stem_run_in_training() -> None:
         x = np.maximum(y, 0)
 
 
-@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, DeepStem])
+@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, CeilPooledStem, DeepStem])
 def test_a_stem_says_what_it_subsamples(stem: Any) -> None:
     shape = jax.eval_shape(lambda x: stem(3, 4, rngs=nnx.Rngs(0))(x), jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)).shape
     assert shape == (1, 64 // stem.stride, 32 // stem.stride, 4)

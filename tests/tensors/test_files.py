@@ -17,6 +17,19 @@ from resnet_jax.tensors.files import open_tensors, save, sha256
 FOUR = np.arange(4, dtype=np.float32)
 
 
+@pytest.mark.parametrize("begins", [b"\x80\x00", b"PK", b"\x80K"], ids=["a pickle's", "a zip file's", "neither's"])
+def test_safetensors_are_known_whatever_the_length_of_their_header(tmp_path: Path, begins: bytes) -> None:
+    """That length is what they begin with, and pickles begin with 0x80 as well, zip files with PK."""
+    length = int.from_bytes(begins, "little")
+    header = b'{"__metadata__":{"said":"yes"},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + FOUR.tobytes())
+    assert path.read_bytes().startswith(begins)
+    found = open_tensors(path)
+    assert found.metadata == {"said": "yes"}
+    assert found.tensors["a"].read().tobytes() == FOUR.tobytes()
+
+
 def test_the_format_is_in_the_bytes_not_in_the_name(tmp_path: Path) -> None:
     misleading = tmp_path / "weights.pth"
     save(misleading, {"w": FOUR}, {"k": "v"})

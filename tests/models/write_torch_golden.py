@@ -1,0 +1,153 @@
+"""Writes the logits of torch networks with drawn tensors to tests/golden/torch: what imported weights must give in JAX.
+
+Needs what the project does not depend on, so it runs in an environment of its own:
+``pip install torch torchvision timm``, then ``python tests/models/write_torch_golden.py [NAME ...]``; without names it writes all.
+"""
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from drawn import images, tensor
+from torch import nn
+from torch.nn import functional as F
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+
+
+class CifarUnit(nn.Module):
+    """Two 3x3 convolutions; where the number of planes grows, shortcut A pads with zeros on both sides and B projects."""
+
+    def __init__(self, inputs: int, planes: int, option: str):
+        super().__init__()
+        stride = planes // inputs
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.padding = planes // 4 if stride > 1 else 0
+        self.shortcut = nn.Sequential()
+        if stride > 1 and option == "B":
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.padding and not len(self.shortcut):
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+        return F.relu(y + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """The CIFAR networks of He et al. (2015) with the names that akamaster/pytorch_resnet_cifar10 gives to their tensors."""
+
+    def __init__(self, units: int, option: str):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        planes = [16] * (units + 1) + [32] * units + [64] * units
+        made = [CifarUnit(inputs, outputs, option) for inputs, outputs in itertools.pairwise(planes)]
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*made[i * units : (i + 1) * units]) for i in range(3))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(x.mean((2, 3)))
+
+
+def caffe_resnet50() -> nn.Module:
+    """The first ResNet-50: bottlenecks halve in their first 1x1 convolution, and the pooling reaches over the far edges only."""
+    model = torchvision.models.resnet50()
+    for layer in (model.layer2, model.layer3, model.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    model.maxpool = nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True)
+    return model
+
+
+TORCHVISION = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+)
+TIMM = ("resnet18d", "resnet50d", "seresnet50", "resnext50_32x4d")
+# timm repeats a name of torchvision's, so its own have a prefix.
+CASES: dict[str, Callable[[], nn.Module]] = {
+    **{name: partial(torchvision.models.get_model, name, weights=None) for name in TORCHVISION},
+    **{f"timm_{name}": partial(timm.create_model, name, pretrained=False) for name in TIMM},
+    "caffe_resnet50": caffe_resnet50,
+    "cifar_resnet20": partial(CifarResNet, 3, "A"),
+    "cifar_resnet20_b": partial(CifarResNet, 3, "B"),
+}
+
+
+def fill(model: nn.Module) -> None:
+    """Draws every tensor but the counts of batches, which strict loading forgives a dict without torch's metadata."""
+    counted = ("num_batches_tracked",)
+    values = {
+        name: torch.from_numpy(tensor(name, tuple(value.shape))) for name, value in model.state_dict().items() if not name.endswith(counted)
+    }
+    model.load_state_dict(values, strict=True)
+
+
+def run(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Returns the logits and the root mean squares of what each layer puts out."""
+    sizes: list[float] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.double().square().mean().sqrt().item()))
+        for layer in model.modules()
+        if not list(layer.children())
+    ]
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(x)).numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, sizes
+
+
+def write(name: str) -> None:
+    model = CASES[name]().eval()
+    fill(model)
+    x = images(32 if name.startswith("cifar") else 128)
+    logits, sizes = run(model, x)
+    state = model.state_dict()
+    shapes = [list(value.shape) for value in state.values()]
+    exact, _ = run(model.double(), x.astype(np.float64))
+    error = np.abs(logits - exact).max() / np.abs(exact).max()
+    if error > 1e-5:
+        raise AssertionError(f"{name}: float32 is {error:.1e} away from float64")
+    if not 1e-3 < min(sizes) < max(sizes) < 1e3:
+        raise AssertionError(f"{name}: layers put out {min(sizes):.2g} to {max(sizes):.2g}; single precision would not tell much")
+    path = GOLDEN / f"{name}.npz"
+    np.savez_compressed(
+        path,
+        logits=logits,
+        names="\n".join(state),
+        shapes=json.dumps(shapes),
+        torch=torch.__version__,
+        torchvision=torchvision.__version__,
+        timm=timm.__version__,
+    )
+    print(
+        f"{name}: {len(state)} tensors, layers {min(sizes):.2g} to {max(sizes):.2g}, logits {logits.min():.2g} to {logits.max():.2g}, "
+        f"float32 within {error:.1e}, {path.stat().st_size} bytes",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for case in sys.argv[1:] or CASES:
+        write(case)
