@@ -29,6 +29,12 @@ def train(arguments: Sequence[str]) -> None:
 
         seed: int = 0
         """Of initialisation, data order and augmentation."""
+        init_from: Path | None = None
+        """Imported weights, or a run, to begin with: fine-tuning. Images are normalised as theirs, or by --data.normalization."""
+        new_head: bool = False
+        """Draw the classifier anew, for other classes."""
+        freeze_trunk: bool = False
+        """Train nothing but the classifier; see also --optimizer.frozen and --optimizer.rates (stages 0.1)."""
         json: bool = False
         """Print the result as JSON."""
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
@@ -39,6 +45,19 @@ def train(arguments: Sequence[str]) -> None:
 
     # A set that is not there is said before Orbax and the rest take their seconds to import.
     sources.describe(experiment.data.name, options.data_dir)
+    if options.init_from is not None:
+        from resnet_jax.training import start
+
+        asked = any(argument.partition("=")[0] == "--data.normalization" for argument in rest)
+        experiment = start.start_from(
+            experiment,
+            options.init_from,
+            new_head=options.new_head,
+            freeze_trunk=options.freeze_trunk,
+            normalization=experiment.data.normalization if asked else "weights",
+        )
+    elif options.new_head or options.freeze_trunk:
+        raise UserError("--new-head and --freeze-trunk belong to --init-from FILE: there is nothing to begin with")
     from resnet_jax.console import RunProgress, out
     from resnet_jax.studies import run
 
@@ -61,14 +80,14 @@ def train(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Score the newest checkpoint of a run, every example exactly once."""
+    """Score the newest checkpoint of a run, or imported weights, every example exactly once."""
 
     run: Positional[Path]
-    """Folder that 'resnet-jax train' wrote."""
+    """Folder that 'resnet-jax train' wrote, or what 'resnet-jax weights import' wrote."""
     data: str | None = None
-    """Data set to score; that of the run where not given."""
+    """Data set to score; the one that it was trained on where not given."""
     split: str | None = None
-    """Split to score; the experiment's test split where not given."""
+    """Split to score; the test split where not given."""
     batch_size: int = 500
     data_dir: str | None = None
     """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
@@ -77,17 +96,16 @@ class EvaluateOptions:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Score the newest checkpoint of a run: resnet-jax evaluate RUN [--data NAME] [--split NAME] [--json]"""
+    """Score a run, or imported weights: resnet-jax evaluate RUN_OR_FILE [--data NAME] [--split NAME] [--json]"""
     options = options_lib.parse("evaluate", EvaluateOptions, arguments)
     from resnet_jax.studies import score
 
-    found = score.score_run(options.run, data=options.data, split=options.split, batch_size=options.batch_size, data_dir=options.data_dir)
+    found = score.score(options.run, data=options.data, split=options.split, batch_size=options.batch_size, data_dir=options.data_dir)
     if options.json:
         print(json.dumps(found))
     else:
-        print(
-            f"{options.run}, step {found['step']}: error {found['error_percent']:.2f} % on {found['examples']} images of {found['split']}"
-        )
+        what = options.run if found["step"] is None else f"{options.run}, step {found['step']}"
+        print(f"{what}: error {found['error_percent']:.2f} % on {found['examples']} images of {found['split']}")
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -177,7 +195,12 @@ class DoctorOptions:
 
 
 def doctor(arguments: Sequence[str]) -> None:
-    """Say what is installed and found, what is wrong, and what to do: resnet-jax doctor"""
+    """Say what is installed and found, what is wrong, and what to do: resnet-jax doctor; why weights score badly: doctor weights FILE"""
+    if arguments and arguments[0] == "weights":
+        from resnet_jax import checkup
+
+        checkup.run(arguments[1:])
+        return
     options = options_lib.parse("doctor", DoctorOptions, arguments)
     from resnet_jax import doctor as doctor_lib
 
@@ -185,6 +208,13 @@ def doctor(arguments: Sequence[str]) -> None:
     print(json.dumps(found) if options.json else doctor_lib.text(found))
     if found["problems"]:
         raise SystemExit(1)
+
+
+def weights(arguments: Sequence[str]) -> None:
+    """Bring weights in from torch, timm or Caffe, and back out: resnet-jax weights import|export|show FILE"""
+    from resnet_jax import weights as weights_lib
+
+    weights_lib.run(arguments)
 
 
 def bench(arguments: Sequence[str]) -> None:
@@ -195,7 +225,7 @@ def bench(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, study, report, summary, bench, prepare, doctor)
+    command.__name__: command for command in (train, evaluate, study, report, summary, weights, bench, prepare, doctor)
 }
 
 

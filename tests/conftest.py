@@ -20,7 +20,9 @@ import pytest
 
 from resnet_jax import references
 from resnet_jax.data import prepare, sources
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.models.shortcuts import Projection
+from resnet_jax.studies import run
+from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,9 +44,35 @@ def cifar10() -> sources.DatasetInfo:
 
 
 @pytest.fixture(scope="session")
+def published_resnet20() -> Path:
+    """A public checkpoint (error 8.27 % on CIFAR-10); tests that need it are skipped, and say so, where it is not."""
+    folder = Path(os.environ.get("RESNET_JAX_WEIGHTS", ROOT.parent / "shared" / "weights"))
+    file = folder / "resnet20-12fca82f.th"
+    if not file.is_file():
+        pytest.skip(f"{file.name} of akamaster/pytorch_resnet_cifar10 is not in {folder}: set RESNET_JAX_WEIGHTS to where it lies")
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """An 8-layer network on `digits` for 12 steps: compiles in seconds, runs in one."""
     return references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+
+
+@pytest.fixture(scope="session")
+def short(tiny: Experiment) -> Experiment:
+    """Four steps of it, with projections as torch's networks have them."""
+    model = dataclasses.replace(tiny.model, shortcut=Projection)
+    saved = Checkpointing(every=2)
+    return dataclasses.replace(tiny, name="short", model=model, checkpointing=saved, evaluation=Evaluation(batch_size=72)).shortened(4)
+
+
+@pytest.fixture(scope="session")
+def short_run(short: Experiment, digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of its run with seed 3."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    run.run(short, 3, folder, progress=Told(), data_dir=digits_dir, devices=1)
+    return folder
 
 
 @dataclasses.dataclass

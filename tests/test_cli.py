@@ -299,3 +299,71 @@ def test_preparing_and_training_import_neither_tensorflow_nor_torch(digits_dir: 
         [sys.executable, "-c", program], env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_fine_tuning_from_a_run_is_a_run_of_its_own(
+    capsys: pytest.CaptureFixture[str], digits_dir: str, short_run: Path, tmp_path: Path
+) -> None:
+    """Frozen but for a new head; found finished again; not without the weights; the advice for another network is followed."""
+    command = ["train", f"{TINY}:tiny", "--data-dir", digits_dir, "--devices", "1", "--steps", "2", "--json"]
+    run = tmp_path / "tuned"
+    begin = [*command, "--workdir", str(run), "--init-from", str(short_run), "--new-head", "--freeze-trunk"]
+    text = fails(capsys, *begin)
+    assert "model.shortcut is ZeroPad, of the weights Projection. Ask for theirs: --model.shortcut Projection" in text
+    assert not run.exists()
+    result = prints_json(capsys, *begin, "--model.shortcut", "Projection", "--optimizer.rates", "stages", "0.1", "head", "2")
+    assert len(result["protocol"]["initial_weights"]) == 64
+    written = json.loads((run / "experiment.json").read_text())["experiment"]
+    assert written["start"] == {"file": str(short_run), "digest": result["protocol"]["initial_weights"], "new_head": True}
+    assert written["optimizer"]["rates"] == [["stages", 0.1], ["head", 2.0]]
+    assert written["optimizer"]["frozen"] == ["stages", "stem"]
+    assert (written["data"]["normalization"], written["model"]["norm"].rpartition(":")[2]) == ("weights", "FrozenBatchNorm")
+    scored = prints_json(capsys, "evaluate", str(run), "--data-dir", digits_dir, "--batch-size", "72", "--json")
+    assert (scored["error_percent"], scored["protocol"]) == (result["value"], result["protocol"])
+    again = prints_json(capsys, *begin, "--model.shortcut", "Projection", "--optimizer.rates", "stages", "0.1", "head", "2")
+    assert again == result
+    assert "holds another run" in fails(capsys, *command, "--workdir", str(run), "--model.shortcut", "Projection")
+
+
+def test_the_normalisation_that_is_asked_for_is_taken(
+    capsys: pytest.CaptureFixture[str], digits_dir: str, short_run: Path, tmp_path: Path
+) -> None:
+    """Instead of that of the weights, and not silently left out."""
+    command = ["train", f"{TINY}:tiny", "--data-dir", digits_dir, "--devices", "1", "--steps", "1", "--model.shortcut", "Projection"]
+    cli.main([*command, "--workdir", str(tmp_path / "run"), "--init-from", str(short_run), "--data.normalization", "channel"])
+    capsys.readouterr()
+    assert json.loads((tmp_path / "run" / "experiment.json").read_text())["experiment"]["data"]["normalization"] == "channel"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--new-head"], "--new-head and --freeze-trunk belong to --init-from FILE"),
+        (["--freeze-trunk"], "--new-head and --freeze-trunk belong to --init-from FILE"),
+        (["--init-from", "/nowhere"], "there is neither a run nor a file of weights at /nowhere"),
+        (["--data.normalization", "weights"], "data.normalization is 'weights', and the run starts from none"),
+        (["--optimizer.rates", "stags", "0.1"], "optimizer.rates: no parameter lies below 'stags'; did you mean stages"),
+        (["--optimizer.rates", "stages", "-1"], "optimizer.rates: the factor of 'stages' is -1.0; it must be 0 or more"),
+        (["--optimizer.rates", "stages"], "--optimizer.rates"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_start_that_cannot_be_is_refused_and_nothing_written(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path
+) -> None:
+    command = ["train", f"{TINY}:tiny", "--workdir", str(tmp_path / "run"), "--data-dir", digits_dir, "--devices", "1"]
+    assert said in fails(capsys, *command, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_neither_help_nor_missing_data_waits_for_what_only_training_needs() -> None:
+    """Orbax and Pillow take their time: neither the commands' help nor a set that is not there imports them."""
+    code = (
+        "import sys\nfrom resnet_jax import cli\n"
+        "for command in (['--help'], ['train', 'TINY', '--workdir', '/nowhere/x', '--init-from', 'x', '--data.name', 'none']):\n"
+        "    try:\n        cli.main(command)\n    except SystemExit:\n        pass\n"
+        "    print([name for name in ('orbax', 'tensorflow_datasets', 'PIL') if name in sys.modules])\n"
+    ).replace("TINY", f"{TINY}:tiny")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert [line for line in found.stdout.splitlines() if line.startswith("[")] == ["[]", "[]"]
+    assert "data set 'none' is not prepared" in found.stderr

@@ -1,5 +1,6 @@
 """The README's Python runs as it stands there, and its commands exist."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -14,19 +15,27 @@ from conftest import ROOT
 from flax import linen, nnx
 
 from resnet_jax import cli, models, references
+from resnet_jax.models.pretrained import saving
+from resnet_jax.models.pretrained.card import IMAGENET_VIEW
 from resnet_jax.studies import markdown
 
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def readme() -> dict:
+def readme(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The names that the README's Python leaves behind."""
+    folder = tmp_path_factory.mktemp("readme")
+    architecture = models.architecture("resnet18")
+    _, params, batch_stats = jax.jit(architecture.init)(jax.random.key(0))
+    card = models.Card(architecture=architecture, view=IMAGENET_VIEW, source="drawn")
+    saving.export(models.Pretrained(card, params, batch_stats), "torchvision", folder / "resnet18.safetensors")
     names: dict = {"images": jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), "jax": jax, "jnp": jnp, "optax": optax, "linen": linen}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
-    for block in blocks:
-        exec(block, names)
+    assert len(blocks) == 6
+    with contextlib.chdir(folder):
+        for block in blocks:
+            exec(block, names)
     return names
 
 
@@ -36,6 +45,8 @@ def test_the_python_of_the_readme_runs(readme: dict) -> None:
     assert list(names["maps"]) == ["stem", "stage1", "stage2", "stage3"]
     assert names["per_pixel"].shape == (2, 4, 4, 3)  # 32 pixels at stride 8
     assert not np.allclose(names["lesioned"], names["swapped"])
+    assert names["network"](jnp.zeros((1, 64, 64, 3))).shape == (1, 1000)
+    assert names["pretrained"].card.view == IMAGENET_VIEW
 
 
 def test_the_readmes_trunk_trains_its_new_layer_and_nothing_else(readme: dict) -> None:

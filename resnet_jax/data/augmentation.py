@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, UInt8
 
-Normalization = Literal["pixel_mean", "channel"]
+Normalization = Literal["pixel_mean", "channel", "weights"]
 
 
 class Preprocessing(NamedTuple):
@@ -27,8 +27,9 @@ def fit(images: UInt8[np.ndarray, "n h w c"], normalization: Normalization) -> P
     """Measures the constants on the training images.
 
     ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division. ``channel``: mean and deviation of each
-    channel, as in fb.resnet.torch.
+    channel, as in fb.resnet.torch. ``weights`` are not measured.
     """
+    assert normalization != "weights"
     channels = images.shape[-1]
     if normalization == "pixel_mean":
         mean = images.mean(axis=0, dtype=np.float64) / 255

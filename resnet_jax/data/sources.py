@@ -113,26 +113,39 @@ def read(info: DatasetInfo, split: str) -> Examples:
     Raises:
       UserError: for an unknown split, images of different sizes, or a record that cannot be read or decoded (with its index).
     """
-    if split not in info.examples:
-        raise UserError(f"{info.name} has no split {split!r}; it has {sorted(info.examples)}")
     if None in info.image_shape:
         raise UserError(f"the images of {info.name} differ in size: it cannot live on the device as one array")
-    import tensorflow_datasets as tfds  # 0.4 s, spared where a set is only looked for
-
-    from resnet_jax.data import digits  # noqa: F401  (registers the builder)
-
-    source: Any = tfds.data_source(f"{info.name}:{info.version}", split=split, data_dir=info.directory.parents[1], download=False)
+    source = opened(info, split)
     count = info.examples[split]
     images = np.empty((count, *info.image_shape), np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
     labels = np.empty(count, np.int32)
     for index in range(count):
-        try:
-            example = source[index]
-            images[index], labels[index] = example["image"], example["label"]
-        except Exception as error:
-            # ArrayRecord and the image decoders raise many types; all mean the same to the reader.
-            raise UserError(
-                f"{info.directory}, split {split!r}, example {index} is damaged ({error}): delete the folder and prepare the set again"
-            ) from error
+        found = example(source, info, split, index)
+        images[index], labels[index] = found["image"], found["label"]
     images.flags.writeable = labels.flags.writeable = False
     return Examples(images, labels)
+
+
+def opened(info: DatasetInfo, split: str) -> Any:
+    """A split for random access, by index. Raises UserError for an unknown one."""
+    if split not in info.examples:
+        raise UserError(f"{info.name} has no split {split!r}; it has {sorted(info.examples)}")
+    import tensorflow_datasets as tfds  # 0.4 s, spared where a set is only looked for
+
+    from resnet_jax.data import digits  # noqa: F401  (registers the builder)
+
+    return tfds.data_source(f"{info.name}:{info.version}", split=split, data_dir=info.directory.parents[1], download=False)
+
+
+def example(source: Any, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
+    """Decodes one example of an opened split: ``image`` and ``label``. Raises UserError, with its index, where it is damaged."""
+    try:
+        found = source[index]
+        if None not in info.image_shape and found["image"].shape != info.image_shape:
+            raise ValueError(f"its image is {found['image'].shape}, not {info.image_shape}")
+        return {"image": found["image"], "label": int(found["label"])}
+    except Exception as error:
+        # ArrayRecord and the image decoders raise many types; all mean the same to the reader.
+        raise UserError(
+            f"{info.directory}, split {split!r}, example {index} is damaged ({error}): delete the folder and prepare the set again"
+        ) from error

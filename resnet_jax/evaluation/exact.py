@@ -1,7 +1,7 @@
 """The score of a network on a whole set: sums over all examples, whatever the batch size or the number of devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -62,7 +62,7 @@ def evaluate(
     params: Variables,
     batch_stats: Variables,
     preprocessing: Preprocessing,
-    data: Examples,
+    data: Examples | Iterable[Examples],
     *,
     batch_size: int,
     expected_examples: int,
@@ -73,7 +73,7 @@ def evaluate(
     Args:
       apply, params, batch_stats: the network and its variables.
       preprocessing: the constants it was trained with.
-      data: images and labels in host memory.
+      data: images and labels in host memory, or batches of at most ``batch_size`` of them.
       batch_size: examples a call.
       expected_examples: the set's own number of examples, from its description and not from ``data``.
       sharding: of a batch.
@@ -94,7 +94,7 @@ _score_batch = functools.partial(jax.jit, static_argnames=("apply",))(score_batc
 
 def tally(
     score: Callable[[Array, Array], Sums],
-    data: Examples,
+    data: Examples | Iterable[Examples],
     *,
     batch_size: int,
     expected_examples: int,
@@ -106,8 +106,8 @@ def tally(
       RuntimeError: as ``evaluate``.
     """
     sums = []
-    for start in range(0, len(data), batch_size):
-        images, labels = data.images[start : start + batch_size], data.labels[start : start + batch_size]
+    for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
+        images, labels = batch.images, batch.labels
         missing = batch_size - len(labels)
         if missing:
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
@@ -124,3 +124,8 @@ def tally(
                 f"{found.examples} examples were scored, the set has {expected_examples}: this is a defect, please report it"
             )
     return scores
+
+
+def _batches(data: Examples, batch_size: int) -> Iterator[Examples]:
+    for start in range(0, len(data), batch_size):
+        yield Examples(data.images[start : start + batch_size], data.labels[start : start + batch_size])

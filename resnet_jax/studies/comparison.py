@@ -21,7 +21,7 @@ _SELECTED = {"last step": "value", "validation error": "selected_on_validation",
 # Metrics that a run measures.
 MEASURED = ("top1_error", "training_error")
 # What the publications did where they do not speak of it.
-_UNLESS_STATED = {"dtype": "float32", "parameters": "last step"}
+_UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
 # Metrics that need no run, to the field of ``models.Counts``.
 _COUNTED = {"parameters": "parameters", "multiply_adds": "multiply_adds", "flops": "multiply_adds", "projections": "projections"}
 _NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")

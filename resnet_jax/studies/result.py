@@ -85,6 +85,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
         "nesterov": experiment.optimizer.nesterov,
         "weight_decay": experiment.optimizer.weight_decay,
         "dtype": experiment.model.dtype,
+        **({"initial_weights": experiment.start.digest} if experiment.start.file else {}),
         "parameters": f"moving average, decay {experiment.optimizer.ema}" if experiment.optimizer.ema else "last step",
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from resnet_jax.data import sources
 from resnet_jax.studies import result as result_lib
-from resnet_jax.training import mesh, program, resolved, seeds
+from resnet_jax.training import mesh, program, resolved, seeds, start
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.loop import NonFiniteLoss, Progress
 from resnet_jax.training.workdir import Workdir, write_json
@@ -56,6 +56,7 @@ def run_together(
     """
     info = sources.describe(experiment.data.name, data_dir)
     experiment.check(info, 1 if spread else mesh.make(devices).size)
+    start.load(experiment)
     program.compiled(experiment, devices)  # traces the network: a structure that cannot be built fails here, before anything is written
     workdirs = {seed: Workdir(folder) for seed, folder in folders.items()}
     for seed, workdir in workdirs.items():

@@ -1,5 +1,6 @@
 """An experiment: one frozen, typed value that says everything a run depends on, but its seed."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,7 +22,8 @@ class Data:
     test_split: str = "test"
     """Split that is scored; imagenet2012 calls it 'validation'."""
     normalization: Normalization = "pixel_mean"
-    """pixel_mean: minus the mean image (the paper); channel: minus mean, over deviation, of each channel."""
+    """pixel_mean: minus the mean image (the paper); channel: minus mean, over deviation, of each channel; weights: the constants of the
+    weights that the run starts from."""
     pad: int = 4
     """Random crops out of images padded by this many pixels on each side; 0: none."""
     flip: bool = True
@@ -42,6 +44,8 @@ class Optimizer:
     """Decay of the moving average of the parameters, which is then what is scored; 0: none."""
     frozen: tuple[str, ...] = ()
     """Parameters that are not trained, by the beginnings of their paths: stem stages, or stages/0."""
+    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={"later": True})
+    """Factors on the learning rate of parameters, by the beginnings of their paths, the longest counting: stages 0.1 stages/2 0.3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """Weights that a run begins with, see ``resnet_jax.training.start.start_from``."""
+
+    file: str = ""
+    """Imported weights, or a run; empty: weights are drawn."""
+    digest: str = ""
+    """sha256 over them; the run refuses others."""
+    new_head: bool = False
+    """Whether the classifier is drawn anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpointing:
     """When the state is saved; no part of the fingerprint."""
 
@@ -97,6 +113,7 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
+    start: Start = field(default=Start(), metadata={"later": True})
 
     def shortened(self, steps: int) -> "Experiment":
         """The same experiment in another number of steps.
@@ -181,6 +198,11 @@ class Experiment:
             raise UserError(
                 f"data.validation_examples is {self.data.validation_examples}; {info.name} has {info.examples['train']} training images"
             )
+        if self.data.normalization == "weights" and not self.start.file:
+            raise UserError("data.normalization is 'weights', and the run starts from none (--init-from): use 'pixel_mean' or 'channel'")
+        for beginning, factor in self.optimizer.rates:
+            if not 0 <= factor < math.inf:
+                raise UserError(f"optimizer.rates: the factor of {beginning!r} is {factor}; it must be 0 or more, and finite")
         self._check_statistics()
         if self.data.pad < 0:
             raise UserError(f"data.pad is {self.data.pad}; it must be 0 or more pixels")

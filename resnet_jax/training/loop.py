@@ -64,8 +64,8 @@ class Splits:
     preprocessing: Preprocessing
 
 
-def load(experiment: Experiment, info: DatasetInfo) -> Splits:
-    """Reads the images that an experiment trains on and scores, and measures what normalises them on the former."""
+def load(experiment: Experiment, info: DatasetInfo, given: Preprocessing | None = None) -> Splits:
+    """Reads the images that an experiment trains on and scores, and measures what normalises them on the former, unless it is ``given``."""
     data = experiment.data
     everything, test = sources.read(info, "train"), sources.read(info, data.test_split)
     kept = info.examples["train"] - data.validation_examples
@@ -75,7 +75,7 @@ def load(experiment: Experiment, info: DatasetInfo) -> Splits:
         scored["validation"] = (Examples(everything.images[kept:], everything.labels[kept:]), data.validation_examples)
     if experiment.evaluation.training_images:
         scored["train"] = (train, kept)
-    return Splits(train, scored, augmentation.fit(train.images, data.normalization))
+    return Splits(train, scored, given or augmentation.fit(train.images, data.normalization))
 
 
 class Session:

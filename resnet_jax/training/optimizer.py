@@ -33,25 +33,59 @@ def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformati
         optax.trace(optimizer.momentum, nesterov=optimizer.nesterov),
         scale_by_papers_schedule(schedule),
     )
-    if not optimizer.frozen:
-        return chain
-    frozen = functools.partial(_frozen, beginnings=optimizer.frozen)
-    # Masked twice: the first leaves the frozen parameters' gradients as they are, the second makes them no update.
-    return optax.chain(
-        optax.masked(chain, lambda params: jax.tree.map(lambda still: not still, frozen(params))),
-        optax.masked(optax.set_to_zero(), frozen),
-    )
+    if optimizer.frozen:
+        frozen = functools.partial(_frozen, beginnings=optimizer.frozen)
+        # Masked twice: the first leaves the frozen parameters' gradients as they are, the second makes them no update.
+        chain = optax.chain(
+            optax.masked(chain, lambda params: jax.tree.map(lambda still: not still, frozen(params))),
+            optax.masked(optax.set_to_zero(), frozen),
+        )
+    return optax.chain(chain, scale_by_path(dict(optimizer.rates))) if optimizer.rates else chain
+
+
+def scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the longest beginning of their paths; 1 where none fits. Discriminative fine-tuning (Howard and
+    Ruder 2018, arXiv 1801.06146, Section 3.2).
+
+    Raises:
+      UserError: at ``init``, for a beginning that no parameter has.
+    """
+
+    def chosen(tree: Any) -> list[float]:
+        # Longer beginnings come later, and overwrite.
+        found = [1.0] * len(jax.tree.leaves(tree))
+        for beginning in sorted(factors, key=len):
+            for index in _below(tree, beginning, "optimizer.rates"):
+                found[index] = factors[beginning]
+        return found
+
+    def init(params: Any) -> optax.EmptyState:
+        chosen(params)
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        return jax.tree.unflatten(treedef, [leaf * factor for leaf, factor in zip(leaves, chosen(updates), strict=True)]), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _frozen(params: Any, *, beginnings: tuple[str, ...]) -> Any:
     """Which parameters lie below one of some paths. Raises UserError for one that none lies below."""
-    leaves, treedef = jax.tree.flatten_with_path(params)
-    paths = ["/".join(str(getattr(part, "key", part)) for part in path) + "/" for path, _ in leaves]
-    for beginning in beginnings:
-        if not any(path.startswith(f"{beginning.rstrip('/')}/") for path in paths):
-            known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
-            raise UserError(f"optimizer.frozen: no parameter lies below {beginning!r}{nearest(beginning, known)}")
-    return jax.tree.unflatten(treedef, [any(path.startswith(f"{b.rstrip('/')}/") for b in beginnings) for path in paths])
+    still = {index for beginning in beginnings for index in _below(params, beginning, "optimizer.frozen")}
+    treedef = jax.tree.structure(params)
+    return jax.tree.unflatten(treedef, [index in still for index in range(treedef.num_leaves)])
+
+
+def _below(params: Any, beginning: str, option: str) -> list[int]:
+    """Places among the leaves of those whose path begins so. Raises UserError where there are none."""
+    paths = ["/".join(str(getattr(part, "key", part)) for part in path) + "/" for path, _ in jax.tree.leaves_with_path(params)]
+    found = [index for index, path in enumerate(paths) if path.startswith(f"{beginning.rstrip('/')}/")]
+    if not found:
+        known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
+        raise UserError(f"{option}: no parameter lies below {beginning!r}{nearest(beginning, known)}")
+    return found
 
 
 def _kernels(params: Any) -> Any:

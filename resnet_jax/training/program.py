@@ -27,7 +27,7 @@ from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import state as state_lib
 from resnet_jax.training import statistics
 from resnet_jax.training import step as step_lib
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Start
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Metrics, Resident
 
@@ -95,6 +95,7 @@ def compiled(experiment: Experiment, devices: int | None = None, seeds: int = 1)
         data=Data(name="", pad=experiment.data.pad, flip=experiment.data.flip),
         evaluation=Evaluation(statistics_batches=experiment.evaluation.statistics_batches),
         checkpointing=Checkpointing(),
+        start=Start(),
     )
     # Every batch is shared equally by the devices of a seed.
     batch = math.gcd(experiment.batch_size, experiment.evaluation.batch_size)
@@ -205,5 +206,5 @@ def _unchanged(states: TrainState, _: Resident) -> TrainState:
 def abstract_preprocessing(experiment: Experiment) -> Preprocessing:
     """Shapes of the constants that normalise the experiment's images."""
     height, width, channels = experiment.model.input_shape
-    mean = (height, width, channels) if experiment.data.normalization == "pixel_mean" else (channels,)
+    mean = (channels,) if experiment.data.normalization == "channel" else (height, width, channels)
     return Preprocessing(jax.ShapeDtypeStruct(mean, jnp.float32), jax.ShapeDtypeStruct((channels,), jnp.float32))  # pyright: ignore[reportArgumentType]

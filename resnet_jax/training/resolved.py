@@ -15,7 +15,11 @@ from resnet_jax.errors import UserError
 from resnet_jax.training.experiment import Experiment
 
 # What it is called and how it is executed: neither changes what it computes.
-NOT_IDENTITY = ("name", "checkpointing", "execution")
+NOT_IDENTITY = ("name", "checkpointing", "execution", "start")
+
+
+# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
+LATER = "later"
 
 
 def resolve(value: Any) -> Any:
@@ -23,7 +27,8 @@ def resolve(value: Any) -> Any:
     if isinstance(value, type | Configured):
         return configured.text(value)
     if dataclasses.is_dataclass(value):
-        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        said = [f for f in dataclasses.fields(value) if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)]
+        return {f.name: resolve(getattr(value, f.name)) for f in said}
     if isinstance(value, tuple | list):
         return [resolve(item) for item in value]
     if isinstance(value, dict):
@@ -33,7 +38,13 @@ def resolve(value: Any) -> Any:
 
 def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
     """The part of the resolved experiment that decides every bit of its result, with the seed."""
-    return {k: _without_folders(v) for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | {"seed": seed}
+    return {k: _without_folders(v) for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | _start(experiment) | {"seed": seed}
+
+
+def _start(experiment: Experiment) -> dict[str, Any]:
+    # The same weights are the same wherever they lie.
+    start = experiment.start
+    return {"start": {"digest": start.digest, "new_head": start.new_head}} if start.file else {}
 
 
 def _without_folders(value: Any) -> Any:

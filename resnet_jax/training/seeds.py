@@ -8,7 +8,8 @@ import jax
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.evaluation.exact import Score
-from resnet_jax.training import loop
+from resnet_jax.models.pretrained.loading import Pretrained
+from resnet_jax.training import loop, start
 from resnet_jax.training import program as program_lib
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.checkpoints import Checkpoints
@@ -76,7 +77,8 @@ def train(
     Raises:
       Interrupted: stopped by a signal, with the states saved.
     """
-    splits = loop.load(experiment, info)
+    weights = start.load(experiment)
+    splits = loop.load(experiment, info, start.preprocessing(experiment, weights))
     with Interruption() as interruption:
         opened = {
             member.seed: Checkpoints(member.workdir.checkpoints, keep=experiment.checkpointing.keep, say=progress.say) for member in members
@@ -92,6 +94,8 @@ def train(
                     # Damage has taken what they had in common; what is left of each is not thrown away for it.
                     waiting = levels + waiting
                     continue
+                if restored is None:
+                    restored = 0, _begin(experiment, level, program, weights), splits.preprocessing
                 step = _train_together(experiment, level, opened, restored, program, splits, progress, interruption, ended)
                 if interruption.requested is not None:
                     raise Interrupted(interruption.requested, step)
@@ -115,21 +119,24 @@ def _levels(members: Sequence[Member], opened: dict[int, Checkpoints], experimen
     return levels
 
 
+def _begin(experiment: Experiment, members: Sequence[Member], program: Program, weights: Pretrained | None) -> list[TrainState]:
+    states = [program.init(jax.random.key(member.seed)) for member in members]
+    return states if weights is None else [start.begun(state, experiment, weights) for state in states]
+
+
 def _train_together(
     experiment: Experiment,
     members: Sequence[Member],
     opened: dict[int, Checkpoints],
-    restored: Restored | None,
+    restored: Restored,
     program: Program,
     splits: Splits,
     progress: Progress,
     interruption: Interruption,
     ended: Callable[[Member, Outcome | NonFiniteLoss], None],
 ) -> int:
-    if restored is None:
-        step, states, preprocessing = 0, [program.init(jax.random.key(member.seed)) for member in members], splits.preprocessing
-    else:
-        step, states, preprocessing = restored
+    step, states, preprocessing = restored
+    if step:
         progress.say(f"continuing after step {step}")
     sessions = [Session(member.seed, member.workdir, opened[member.seed], step) for member in members]
     running = Loop(experiment, program, splits, preprocessing, sessions, progress, interruption)

@@ -145,6 +145,29 @@ def test_unknown_split_is_an_error_with_the_known_ones(digits_dir: str) -> None:
         sources.read(sources.describe("digits", digits_dir), "validation")
 
 
+def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
+    """Any index at any time; the same images and labels as all at once."""
+    info = sources.describe("digits", digits_dir)
+    source, whole = sources.opened(info, "test"), sources.read(info, "test")
+    for index in (359, 0, 17, 17):
+        found = sources.example(source, info, "test", index)
+        np.testing.assert_array_equal(found["image"], whole.images[index])
+        assert found["label"] == whole.labels[index]
+        assert type(found["label"]) is int
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        sources.opened(info, "validation")
+    with pytest.raises(UserError, match="split 'test', example 360 is damaged"):
+        sources.example(source, info, "test", 360)
+
+
+def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) -> None:
+    """Also where NumPy would have stretched it to fit."""
+    info = sources.describe("digits", digits_dir)
+    for image in (np.zeros((8, 1, 1), np.uint8), np.zeros((9, 8, 1), np.uint8)):
+        with pytest.raises(UserError, match=r"example 0 is damaged \(its image is .*, not \(8, 8, 1\)\)"):
+            sources.example([{"image": image, "label": 3}], info, "test", 0)
+
+
 def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: str) -> None:
     info = sources.describe("digits", digits_dir)
     found = sources.read(info, "test")

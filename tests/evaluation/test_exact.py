@@ -144,3 +144,23 @@ def test_score_batch_ignores_negative_labels_only(network: Linear, params: dict[
     labels = np.where(np.arange(360) % 2, -1, 0).astype(np.int32)
     sums = exact.score_batch(params, {}, PREPROCESSING, jnp.asarray(digits.images), jnp.asarray(labels), apply=network)
     assert int(sums[2]) == 180
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 64, 64, 64, 40), (360,), (8, 1, 100, 251)], ids=str)
+def test_batches_of_any_size_make_the_score_of_the_whole(
+    sizes: tuple[int, ...], network: Linear, params: dict[str, np.ndarray], digits: Examples
+) -> None:
+    """One after the other, as they come: nothing is asked of an iterator but the next one."""
+    ends = np.cumsum(sizes)
+    parts = (Examples(digits.images[end - size : end], digits.labels[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    options: dict[str, Any] = {"batch_size": max(sizes), "expected_examples": 360}
+    whole = exact.evaluate(network, params, {}, PREPROCESSING, digits, **options)
+    found = exact.evaluate(network, params, {}, PREPROCESSING, parts, **options)
+    assert (found.errors, found.examples) == (whole.errors, 360)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-6)
+
+
+def test_batches_that_lack_an_image_are_no_score(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
+    part = Examples(digits.images[:100], digits.labels[:100])
+    with pytest.raises(RuntimeError, match="100 examples were scored, the set has 360"):
+        exact.evaluate(network, params, {}, PREPROCESSING, [part], batch_size=128, expected_examples=360)

@@ -20,7 +20,7 @@ from resnet_jax.studies.cells import Cell, Run
 from resnet_jax.studies.comparison import Comparison, compare
 from resnet_jax.studies.ledger import Entry
 from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Data, Experiment, Optimizer
+from resnet_jax.training.experiment import Data, Experiment, Optimizer, Start
 
 # papers.md A1, A12: what He et al. 2015 say of Table 6. Typed here, so that neither the ledger's file nor `result.protocol` is the judge.
 TABLE6 = {
@@ -140,6 +140,13 @@ def test_any_one_field_that_differs_refuses_and_is_named_with_both_values(field:
     found = compare(entry("he2015", "Table 6", "ResNet-20"), [ours])
     assert pairs(found) == {field: (TABLE6[field], value)}
     assert str(found.refused[0]) == f"resnet20 not comparable: {field} {TABLE6[field]} there, {value} here"
+
+
+def test_a_run_that_began_with_weights_is_not_beside_a_published_number() -> None:
+    """The papers' networks were drawn; nothing says so in their tables."""
+    tuned = dataclasses.replace(experiment("resnet20", 20), start=Start(file="weights.safetensors", digest="ab"))
+    found = compare(entry("he2015", "Table 6", "ResNet-20"), [cell(tuned, 5.0)])
+    assert pairs(found) == {"initial_weights": (None, "ab")}
 
 
 def test_all_that_differ_are_named() -> None:

@@ -10,7 +10,7 @@ from resnet_jax.configured import configured
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.studies import result
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Optimizer
+from resnet_jax.training.experiment import Data, Evaluation, Experiment, Optimizer, Start
 
 
 def protocol(norm: Any = BatchNorm, **fields: Any) -> dict[str, Any]:
@@ -48,6 +48,11 @@ def test_averages_over_batches_and_steps_are_said() -> None:
     assert found["batch_norm_statistics"] == "true average"
     assert found["parameters"] == "moving average, decay 0.999"
     assert protocol()["parameters"] == "last step"
+
+
+def test_weights_that_a_run_began_with_are_said_and_nothing_where_there_were_none() -> None:
+    assert protocol(start=Start(file="weights.safetensors", digest="ab"))["initial_weights"] == "ab"
+    assert "initial_weights" not in protocol()
 
 
 def test_the_other_traps_are_named_fields() -> None:

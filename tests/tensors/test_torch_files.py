@@ -1,6 +1,5 @@
 """Both formats of torch.save: files that torch wrote, files written by hand, hostile files."""
 
-import os
 import random
 import tracemalloc
 import zipfile
@@ -64,15 +63,9 @@ def test_what_torch_wrote_is_read(name: str, kind: str) -> None:
     }
 
 
-def test_the_real_resnet20_is_read() -> None:
+def test_the_real_resnet20_is_read(published_resnet20: Path) -> None:
     """Yerlan Idelbayev's; 269,722 parameters are those of He et al. 2015, Table 6 (0.27M), with parameter-free shortcuts."""
-    directory = Path(os.environ.get("RESNET_JAX_WEIGHTS") or Path(__file__).parents[2].parent / "shared" / "weights")
-    path = directory / "resnet20-12fca82f.th"
-    if not path.is_file():
-        pytest.skip(
-            f"{path} is missing: fetch it from github.com/akamaster/pytorch_resnet_cifar10 and name its folder in RESNET_JAX_WEIGHTS"
-        )
-    file = open_tensors(path)
+    file = open_tensors(published_resnet20)
     assert file.format == "torch legacy"
     assert file.notes == {"best_prec1": pytest.approx(91.78)}
     convolutions = 16 * 3 * 9 + 6 * 16 * 16 * 9 + (32 * 16 + 5 * 32 * 32) * 9 + (64 * 32 + 5 * 64 * 64) * 9

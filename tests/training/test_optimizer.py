@@ -225,3 +225,44 @@ def test_training_error_of_the_state_is_the_running_average() -> None:
     for error, average in zip(errors, averages(errors), strict=True):
         _, state = tx.update({"w": jnp.ones(())}, state, params, error=error)
         assert float(state[-1].training_error) == pytest.approx(average, rel=1e-6)
+
+
+# Factors by beginnings of paths, and by whole paths what they come to.
+RATES: dict[tuple[tuple[str, float], ...], Any] = {
+    (("stages", 0.1), ("stages/1", 0.3)): lambda path: 0.3 if path.startswith("stages/1/") else 0.1 if path.startswith("stages/") else 1.0,
+    (("stages/1/", 0.3), ("stages", 0.1)): lambda path: 0.3 if path.startswith("stages/1/") else 0.1 if path.startswith("stages/") else 1.0,
+    (("head/linear/kernel", 7.0), ("stem", 0.0)): lambda path: {"head/linear/kernel": 7.0}.get(path, 0.0 if path[:4] == "stem" else 1.0),
+}
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("rates", RATES, ids=str)
+@pytest.mark.parametrize("frozen", [(), ("stages/0",)], ids=str)
+def test_a_rate_is_exactly_a_factor_on_the_update(network: Any, rates: Any, frozen: tuple[str, ...], nesterov: bool) -> None:
+    """The longest beginning counts, whatever the order; momentum and weight decay are as without it."""
+    scaled, plain = (
+        optimizer.make(Optimizer(weight_decay=0.05, nesterov=nesterov, frozen=frozen, rates=given), CONSTANT) for given in (rates, ())
+    )
+    states = [scaled.init(network), plain.init(network)]
+    for step in range(3):
+        gradients = jax.tree.map(lambda p, s=step: jnp.cos(jnp.arange(p.size, dtype=p.dtype) + s).reshape(p.shape), network)
+        updates = []
+        for i, tx in enumerate((scaled, plain)):
+            found, states[i] = tx.update(gradients, states[i], network, error=0.5)
+            updates.append(written(found))
+        assert updates[0].keys() == updates[1].keys()
+        for path, update in updates[0].items():
+            np.testing.assert_array_equal(update, updates[1][path] * np.float32(RATES[rates](path)), err_msg=path)
+
+
+def test_without_rates_the_state_is_that_of_before(network: Any) -> None:
+    """Checkpoints of earlier runs are restored by structure."""
+    before = optimizer.make(Optimizer(), CONSTANT).init(network)
+    assert [type(part).__name__ for part in before] == ["EmptyState", "TraceState", "ScheduleState"]
+
+
+@pytest.mark.parametrize("frozen", [(), ("stem",)])
+def test_a_rate_of_no_parameter_is_an_error_before_the_first_step(network: Any, frozen: tuple[str, ...]) -> None:
+    made = optimizer.make(Optimizer(rates=(("stages", 0.1), ("stage/1", 0.3)), frozen=frozen), CONSTANT)
+    with pytest.raises(UserError, match=r"optimizer\.rates: no parameter lies below 'stage/1'; did you mean stages/1"):
+        made.init(network)

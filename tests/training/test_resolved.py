@@ -18,7 +18,7 @@ from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, 
 from resnet_jax.models.stems import DeepStem
 from resnet_jax.models.transitions import DenseTransition, NoTransition
 from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule, Start
 
 ROOT = Path(__file__).parents[2]
 OWN = """
@@ -179,6 +179,7 @@ ANOTHER_RUN = {
     "schedule": Schedule(warmup_steps=1),
     "steps": 64_001,
     "batch_size": 127,
+    "start": Start(file="weights.safetensors", digest="ab"),
 }
 
 
@@ -205,6 +206,30 @@ def test_identity_holds_everything_that_changes_the_result(field: str) -> None:
 def test_every_field_is_known_to_change_the_result_or_not_to() -> None:
     """A new field of the experiment has to be put on one side. Scores are part of what a run is asked for."""
     assert {f.name for f in dataclasses.fields(Experiment)} == SAME_RUN.keys() | ANOTHER_RUN.keys()
+
+
+def test_weights_that_a_run_starts_from_are_the_same_wherever_they_lie() -> None:
+    """The numbers decide, and whether the classifier is theirs; not the file's name."""
+
+    def begun(**fields: Any) -> dict[str, Any]:
+        return identity(dataclasses.replace(BASE, start=Start(**{"file": "a", "digest": "ab"} | fields)))
+
+    assert begun()["start"] == {"digest": "ab", "new_head": False}
+    assert begun(file="/elsewhere/b") == begun()
+    assert len({resolved.fingerprint(each) for each in (begun(), begun(digest="cd"), begun(new_head=True), identity(BASE))}) == 4
+
+
+def test_fields_that_came_later_are_not_said_at_their_defaults() -> None:
+    """Runs of before are the runs that they were: no new key, neither in what is written nor in the fingerprint."""
+    written = resolved.resolve(BASE)
+    assert "start" not in written
+    assert "rates" not in written["optimizer"]
+    assert "start" not in identity(BASE)
+    later = dataclasses.replace(BASE, optimizer=Optimizer(rates=(("stages", 0.1), ("stages/2", 0.3))), start=Start(file="a", new_head=True))
+    said = json.loads(json.dumps(resolved.resolve(later)))
+    assert said["optimizer"]["rates"] == [["stages", 0.1], ["stages/2", 0.3]]
+    assert resolved.restore(Experiment, said) == later
+    assert resolved.fingerprint(identity(later)) != resolved.fingerprint(identity(BASE))
 
 
 def test_seed_is_part_of_the_identity() -> None:

@@ -1,7 +1,6 @@
 """Weights of others in our networks: logits as torch gives them, and what does not fit refused as a whole."""
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -79,20 +78,14 @@ def test_the_module_that_is_built_gives_the_same_logits(tmp_path: Path) -> None:
     assert (weights.card.architecture.num_classes, weights.card.convention) == (10, "cifar-torch")
 
 
-def test_the_real_resnet20_is_read_without_a_remainder() -> None:
-    directory = Path(os.environ.get("RESNET_JAX_WEIGHTS") or Path(__file__).parents[3].parent / "shared" / "weights")
-    path = directory / "resnet20-12fca82f.th"
-    if not path.is_file():
-        pytest.skip(
-            f"{path} is missing: fetch it from github.com/akamaster/pytorch_resnet_cifar10 and name its folder in RESNET_JAX_WEIGHTS"
-        )
-    weights = models.load_pretrained(path, "cifar-torch", data="cifar10", claimed_error=8.27)
+def test_the_real_resnet20_is_read_without_a_remainder(published_resnet20: Path) -> None:
+    weights = models.load_pretrained(published_resnet20, "cifar-torch", data="cifar10", claimed_error=8.27)
     # 19 convolutions, 19 normalisations of four tensors, a classifier of two.
     assert len(weights.rows) == 19 + 19 * 4 + 2
     assert sum(leaf.size for leaf in jax.tree.leaves(weights.params)) == 269_722
     assert weights.architecture == dataclasses.replace(variant("cifar_resnet20"), shortcut=configured(ZeroPad, resize="pad-both"))
     card = weights.card
-    assert (card.prefix, card.data, card.claimed_error, card.source) == ("module.", "cifar10", 8.27, path.name)
+    assert (card.prefix, card.data, card.claimed_error, card.source) == ("module.", "cifar10", 8.27, published_resnet20.name)
     assert card.sha256.startswith("12fca82f"), "torch's model zoo names files by their hash"
 
 

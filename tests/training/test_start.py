@@ -1,0 +1,299 @@
+"""Runs that begin with weights: with exactly those, only with those, and what is frozen stays as it was."""
+
+import dataclasses
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import Told
+
+from resnet_jax.configured import configured, parts
+from resnet_jax.errors import UserError
+from resnet_jax.models import Architecture, Card, Pretrained, View, load_pretrained, norms
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.pretrained import saving
+from resnet_jax.studies import run as run_lib
+from resnet_jax.training import program, resolved, start, trained
+from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.interruption import Interrupted
+from resnet_jax.training.workdir import Workdir
+
+GREY = View(mean=(0.3,), deviation=(0.4,))
+
+
+@pytest.fixture(scope="module")
+def base(short: Experiment) -> Experiment:
+    return short
+
+
+@pytest.fixture(scope="module")
+def source(short_run: Path) -> Path:
+    return short_run
+
+
+@pytest.fixture(scope="module")
+def file(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its weights in a file."""
+    return saving.save(trained.weights(source), tmp_path_factory.mktemp("file") / "weights.safetensors")
+
+
+def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
+    return run_lib.run(experiment, seed, folder, progress=progress or Told(), data_dir=digits_dir, devices=1)
+
+
+def drawn(model: Architecture, view: View = GREY) -> Pretrained:
+    """An untrained network, its statistics other than they begin."""
+    _, params, batch_stats = jax.jit(model.init)(jax.random.key(1))
+    moved = jax.tree.map(lambda a: np.asarray(a) * 0.9 + 0.05, batch_stats)
+    return Pretrained(Card(architecture=model, view=view, source="drawn"), params, moved)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Bit for bit, and nothing more on either side."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ours), jax.device_get(theirs))
+
+
+def differs(ours: Any, theirs: Any) -> bool:
+    return all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+
+
+def still(experiment: Experiment) -> Experiment:
+    """One step at a rate of 0: parameters end as they began."""
+    return replace(experiment, schedule=Schedule(learning_rate=0.0, decay_steps=()), steps=1)
+
+
+def test_a_run_its_file_and_torchs_form_of_it_are_the_same_weights(base: Experiment, source: Path, file: Path, tmp_path: Path) -> None:
+    """Another format under the names of others as well: it carries how images are shown."""
+    folder = tmp_path / "folder"
+    saving.save(trained.weights(source), folder)
+    saving.export(trained.weights(source), "torchvision", tmp_path / "torch.safetensors")
+    back = saving.save(load_pretrained(tmp_path / "torch.safetensors", "torchvision"), tmp_path / "back.safetensors")
+    begun = [start.start_from(base, each) for each in (source, file, folder, back)]
+    assert len({each.start.digest for each in begun}) == 1
+    assert len({each.start.file for each in begun}) == 4
+    assert len({resolved.fingerprint(resolved.identity(each, 3)) for each in begun}) == 1
+    assert begun[0].data.normalization == "weights"
+
+
+def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: Path, file: Path) -> None:
+    found = trained.weights(source)
+    other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
+    assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
+
+
+@pytest.mark.parametrize("new_head", [False, True])
+def test_a_run_begins_with_exactly_the_weights(new_head: bool, base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
+    """Parameters after a step at a rate of 0, read back from the run's checkpoint; the new head is the seed's."""
+    weights = load_pretrained(file)
+    experiment = still(start.start_from(base, file, new_head=new_head))
+    folders = {seed: tmp_path / str(seed) for seed in (3, 4)}
+    run_lib.run_together(experiment, folders, progress=Told(), data_dir=digits_dir, devices=1)  # vectorised over both seeds
+    found = {seed: trained.newest(folder) for seed, folder in folders.items()}
+    for each in found.values():
+        same(each.state.params | {"head": {}}, weights.params | {"head": {}})
+        mean, deviation = weights.card.constants()
+        np.testing.assert_array_equal(each.preprocessing.mean, mean)
+        np.testing.assert_array_equal(each.preprocessing.deviation, deviation)
+    heads = [each.state.params["head"] for each in found.values()]
+    if new_head:
+        fresh = program.compiled(base, 1).init
+        for seed, head in zip(folders, heads, strict=True):
+            np.testing.assert_allclose(head["linear"]["kernel"], fresh(jax.random.key(seed)).params["head"]["linear"]["kernel"], rtol=1e-6)
+        assert np.any(heads[0]["linear"]["kernel"] != heads[1]["linear"]["kernel"])
+        assert np.any(heads[0]["linear"]["kernel"] != weights.params["head"]["linear"]["kernel"])
+    else:
+        for head in heads:
+            same(head, weights.params["head"])
+
+
+def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> None:
+    weights = load_pretrained(file)
+    averaging = replace(base, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
+    experiment = start.start_from(averaging, file)
+    state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
+    for params in (state.params, state.ema):
+        same(params, weights.params)
+    for statistics in (state.batch_stats, state.statistics):
+        same(statistics, weights.batch_stats)
+    # The first step gives the state's arrays up: none may be those of another, or of the weights.
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema, state.batch_stats, state.statistics))]
+    given = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((weights.params, weights.batch_stats)) if isinstance(leaf, jax.Array)]
+    assert len({*places, *given}) == len(places) + len(given)
+
+
+def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, source: Path, digits_dir: str, tmp_path: Path) -> None:
+    """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
+    weights = trained.weights(source)
+    experiment = start.start_from(base, source, freeze_trunk=True)
+    result = run(experiment, tmp_path / "frozen", digits_dir)
+    assert result["protocol"]["normalisation"] == "FrozenBatchNorm"
+    found = trained.newest(tmp_path / "frozen").state
+    params, batch_stats = norms.freeze(weights.params, weights.batch_stats)
+    same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
+    assert differs(found.params["head"], params["head"])
+    # Frozen once more, and thawed.
+    again = start.start_from(base, tmp_path / "frozen", freeze_trunk=True)
+    assert again.model.norm is FrozenBatchNorm
+    thawed = start.start_from(base, tmp_path / "frozen")
+    state = start.begun(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, trained.weights(tmp_path / "frozen"))
+    same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
+    same(state.params["head"], found.params["head"])
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [pytest.param(configured(BatchNorm, epsilon=1e-3, momentum=0.8), marks=pytest.mark.slow), configured(GroupNorm, num_groups=2)],
+    ids=str,
+)
+def test_a_frozen_trunk_includes_the_normalisation_before_the_classifier(
+    norm: Any, base: Experiment, digits_dir: str, tmp_path: Path
+) -> None:
+    weights = drawn(replace(base.model, order=FullPreactivation, norm=norm))
+    file = saving.save(weights, tmp_path / "weights.safetensors")
+    experiment = start.start_from(replace(base, model=weights.architecture, steps=2), file, freeze_trunk=True)
+    assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
+    run(experiment, tmp_path / "run", digits_dir)
+    state = trained.newest(tmp_path / "run").state
+    begun = start.begun(program.compiled(experiment, 1).init(jax.random.key(3)), experiment, weights)
+    same(state.batch_stats, begun.batch_stats)
+    trunk, before = (jax.tree.map(np.asarray, each.params) for each in (state, begun))
+    assert differs(trunk["head"].pop("linear"), before["head"].pop("linear"))
+    same(trunk, before)
+
+
+def test_stopped_and_continued_it_ends_in_the_same_bits(
+    base: Experiment, source: Path, file: Path, digits_dir: str, tmp_path: Path
+) -> None:
+    """Continued with the same weights out of another file."""
+    experiment = start.start_from(base, source, new_head=True)
+    straight = run(experiment, tmp_path / "straight", digits_dir)
+
+    class Terminated(Told):
+        def advance(self, step: int) -> None:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(experiment, tmp_path / "stopped", digits_dir, progress=Terminated())
+    told = Told()
+    continued = run(start.start_from(base, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
+    assert any(message.startswith("continuing after step ") for message in told.messages)
+    assert continued["state_digest"] == straight["state_digest"]
+    assert continued["protocol"]["initial_weights"] == experiment.start.digest
+    assert run(base, tmp_path / "drawn", digits_dir)["state_digest"] != straight["state_digest"]
+    # Neither other weights nor none continue it.
+    other = drawn(base.model)
+    saving.save(other, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"holds another run.*\n.*start\.digest: '[0-9a-f]{64}' asked for, '[0-9a-f]{64}' in the run"):
+        run(start.start_from(base, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
+    with pytest.raises(UserError, match=r"start\.new_head: False asked for, True in the run"):
+        run(start.start_from(base, file), tmp_path / "stopped", digits_dir)
+    with pytest.raises(UserError, match=r"start: None asked for, \{'digest'"):
+        Workdir(tmp_path / "stopped").check(base, 3)
+
+
+def test_weights_that_changed_or_went_are_refused_before_anything_is_written(
+    base: Experiment, file: Path, digits_dir: str, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.safetensors"
+    shutil.copy(file, mine)
+    experiment = start.start_from(base, mine)
+    mine.unlink()
+    saving.save(drawn(base.model, View(mean=(0.2,), deviation=(1.0,))), mine)
+    with pytest.raises(UserError, match=r"mine\.safetensors holds other weights than those that the experiment starts from: .*--init-from"):
+        run(experiment, tmp_path / "run", digits_dir)
+    mine.unlink()
+    with pytest.raises(UserError, match=r"there is neither a run nor a file of weights at .*mine\.safetensors"):
+        run(experiment, tmp_path / "run", digits_dir)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_network_is_refused_with_what_to_ask_for(base: Experiment, tmp_path: Path) -> None:
+    theirs = replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
+    file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError) as caught:
+        start.start_from(base, file)
+    text = str(caught.value)
+    assert "model.stages is 1 1 1, of the weights 1 2 1" in text
+    assert 'Ask for theirs: --model.stages 1 2 1 --model.norm "BatchNorm(epsilon=0.001)"' in text
+    asked = replace(base, model=replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
+    assert start.start_from(asked, file).start.file == str(file)
+    # What only matters while training is the experiment's own.
+    assert start.start_from(replace(asked, model=replace(asked.model, norm=configured(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
+
+
+def test_other_classes_need_a_new_head(base: Experiment, file: Path) -> None:
+    five = replace(base, model=replace(base.model, num_classes=5))
+    with pytest.raises(UserError, match="the weights have 10 classes, the experiment 5: --new-head draws a new classifier"):
+        start.start_from(five, file)
+    experiment = start.start_from(five, file, new_head=True)
+    state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
+    assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
+
+
+def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Experiment, file: Path) -> None:
+    colours = replace(base, model=replace(base.model, input_shape=(8, 8, 3)))
+    with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
+        start.start_from(colours, file)
+    large = replace(base, model=replace(base.model, input_shape=(12, 12, 1)))
+    with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\), .* are \(12, 12, 1\): use --data.normalization channel"):
+        start.start_from(large, file)
+    experiment = start.start_from(large, file, normalization="channel")
+    assert experiment.data.normalization == "channel"
+    assert start.preprocessing(experiment, load_pretrained(file)) is None
+
+
+def test_constants_of_channels_become_those_of_every_pixel(base: Experiment, tmp_path: Path) -> None:
+    file = saving.save(drawn(base.model), tmp_path / "weights.safetensors")
+    experiment = start.start_from(base, file)
+    found = start.preprocessing(experiment, start.load(experiment))
+    assert found is not None
+    shapes = program.abstract_preprocessing(experiment)
+    assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in shapes]
+    np.testing.assert_array_equal(found.mean, np.full((8, 8, 1), np.float32(0.3)))
+    assert start.preprocessing(base, None) is None
+
+
+def test_nothing_begins_where_nothing_is_asked(base: Experiment) -> None:
+    assert start.load(base) is None
+
+
+@pytest.mark.parametrize("frozen", [(), ("stem",)])
+def test_an_unknown_rate_is_named_before_anything_is_written(frozen: Any, base: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    optimizer = Optimizer(rates=(("stages", 0.1), ("stagess/1", 0.3)), frozen=frozen)
+    with pytest.raises(UserError, match=r"optimizer\.rates: no parameter lies below 'stagess/1'; did you mean stages/1"):
+        run(replace(base, optimizer=optimizer), tmp_path / "run", digits_dir)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("factor", [-0.1, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(factor: float, base: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the factor of 'stages' is .*; it must be 0 or more"):
+        run(dataclasses.replace(base, optimizer=Optimizer(rates=(("stages", factor),))), tmp_path / "run", digits_dir)
+
+
+def test_rates_reach_the_training_of_a_run(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
+    """A factor of 0 leaves the stages where they were, bit for bit; the others learn."""
+    optimizer = Optimizer(rates=(("stages", 0.0),))
+    run(start.start_from(replace(base, optimizer=optimizer), file), tmp_path / "run", digits_dir)
+    params, weights = trained.newest(tmp_path / "run").state.params, load_pretrained(file).params
+    same(params["stages"], weights["stages"])
+    assert differs(params["stem"], weights["stem"])
+    assert differs(params["head"], weights["head"])
+
+
+def test_a_file_of_others_is_refused_with_the_command_that_brings_it_in(source: Path, tmp_path: Path) -> None:
+    file = tmp_path / "torch.safetensors"
+    saving.export(trained.weights(source), "torchvision", file)
+    with pytest.raises(UserError, match=rf"they fit --as .*torchvision.*resnet-jax weights import {file} --as NAMES --to"):
+        start.weights_of(file)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is not a run"):
+        start.weights_of(tmp_path / "empty")

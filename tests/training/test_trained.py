@@ -1,0 +1,62 @@
+"""What a run has trained, as weights: those that its scores use, with the constants of its images."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import Told
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import load_pretrained
+from resnet_jax.models.pretrained import saving
+from resnet_jax.studies import run
+from resnet_jax.training import trained
+from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer
+from resnet_jax.training.workdir import Workdir
+
+
+def test_the_newest_checkpoint_and_its_card(short: Experiment, short_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trained.newest(short_run)
+    assert (found.step, found.experiment) == (4, short)
+    weights = trained.weights(short_run)
+    card = weights.card
+    assert (card.architecture, card.data, card.source) == (short.model, "digits", "run, step 4")
+    # torch counts a batch for every step; all normalisations saw the same ones.
+    assert card.counters == {"": 4.0}
+    assert (card.convention, card.claimed_error, card.view.resize, card.view.crop) == ("", None, 0, 0)
+    for ours, theirs in zip(card.constants(), found.preprocessing, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, (weights.params, weights.batch_stats), jax.device_get(found.state.scored()))
+    monkeypatch.chdir(short_run)
+    assert trained.weights(Path()).card.source == "run, step 4"
+
+
+def test_counters_go_out_to_torch(short_run: Path, tmp_path: Path) -> None:
+    """``num_batches_tracked`` of every normalisation is the number of steps."""
+    saving.export(trained.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
+    counters = load_pretrained(tmp_path / "torch.safetensors", "torchvision").card.counters
+    assert len(counters) == 1 + 3 * 2 + 2  # the stem's, two a unit, two projections'
+    assert set(counters.values()) == {4.0}
+
+
+def test_averages_are_the_weights_where_scores_use_them(short: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    averaging = Evaluation(batch_size=72, statistics_batches=2)
+    experiment = dataclasses.replace(short, optimizer=Optimizer(ema=0.5), evaluation=averaging)
+    run.run(experiment, 0, tmp_path / "run", progress=Told(), data_dir=digits_dir, devices=1)
+    weights, state = trained.weights(tmp_path / "run"), trained.newest(tmp_path / "run").state
+    jax.tree.map(np.testing.assert_array_equal, (weights.params, weights.batch_stats), jax.device_get((state.ema, state.statistics)))
+    kernel = weights.params["head"]["linear"]["kernel"]
+    assert np.any(kernel != state.params["head"]["linear"]["kernel"])
+
+
+def test_no_run_and_no_checkpoint_are_said(short: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run: it has no experiment.json"):
+        trained.weights(tmp_path)
+    Workdir(tmp_path / "begun").claim(short, 0)
+    with pytest.raises(UserError, match="begun has no checkpoint yet"):
+        trained.newest(tmp_path / "begun")
+    (tmp_path / "begun" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="begun has no whole checkpoint"):
+        trained.newest(tmp_path / "begun")
