@@ -279,7 +279,7 @@ def test_the_normalisation_it_is_given_is_the_only_one() -> None:
         (dict(branch=configured(Basic, dropout=1.5)), "dropout=1.5"),
         (dict(branch=configured(Basic, reduction=16)), "cannot reduce 4 features by 16"),
         (dict(shortcut=configured(Projection, resize="projekt")), "resize='projekt'.*did you mean.*project"),
-        (dict(shortcut=configured(Projection, resize="nothing-like-it")), "resize='nothing-like-it'.*there is pad, pool-pad"),
+        (dict(shortcut=configured(Projection, resize="nothing-like-it")), "resize='nothing-like-it'.*there is pad, pad-both, pool-pad"),
         (dict(norm=configured(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
         (dict(norm=configured(BatchNorm, group_size=-2)), "group_size=-2"),
         (dict(order=Fixup, branch=SingleLayer), "m = 1"),

@@ -1,7 +1,7 @@
 """Writes the logits of torch networks with drawn tensors to tests/golden/torch: what imported weights must give in JAX.
 
 Needs what the project does not depend on, so it runs in an environment of its own:
-``pip install torch torchvision timm``, then ``python tests/models/write_torch_golden.py [NAME ...]``; without names it writes all.
+``pip install torch torchvision timm``, then ``python tests/write_torch_golden.py [NAME ...]``; without names it writes all.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from drawn import images, tensor
 from torch import nn
 from torch.nn import functional as F
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
+GOLDEN = Path(__file__).parent / "golden" / "torch"
 
 
 class CifarUnit(nn.Module):

@@ -1,6 +1,6 @@
 """Loads a safetensors file strictly into torchvision's network and prints its logits of `drawn.images(128)` as JSON.
 
-By hand, in an environment with torch, torchvision and safetensors: ``python tests/models/check_torch_loads.py resnet50 FILE.safetensors``.
+By hand, in an environment with torch, torchvision and safetensors: ``python tests/check_torch_loads.py resnet50 FILE.safetensors``.
 """
 
 import json

@@ -1,1 +1,0 @@
-"""Makes the helpers beside it importable from the folders below."""
