@@ -58,14 +58,13 @@ def variant(name: str, **fields: Any) -> Architecture:
 def write(architecture: Architecture) -> dict[str, Any]:
     """A network as what JSON can say, parts by their short names."""
     fields = {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture)}
-    return {
-        name: dataclasses.asdict(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, Configured | type)
-        else name_of(value)
-        if isinstance(value, Configured | type)
-        else value
-        for name, value in fields.items()
-    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Configured | type):
+            return name_of(value)
+        return dataclasses.asdict(value) if isinstance(value, StochasticDepth) else value
+
+    return {name: plain(value) for name, value in fields.items()}
 
 
 def read(written: dict[str, Any]) -> Architecture:

@@ -56,7 +56,7 @@ def run_together(
     """
     info = sources.describe(experiment.data.name, data_dir)
     experiment.check(info, 1 if spread else mesh.make(devices).size)
-    start.load(experiment)
+    weights = start.load(experiment)
     program.compiled(experiment, devices)  # traces the network: a structure that cannot be built fails here, before anything is written
     workdirs = {seed: Workdir(folder) for seed, folder in folders.items()}
     for seed, workdir in workdirs.items():
@@ -73,5 +73,5 @@ def run_together(
             progress.say(f"seed {member.seed}: {outcome}")
 
     if open_ended:
-        seeds.train(experiment, open_ended, info=info, progress=progress, ended=ended, devices=devices, spread=spread)
+        seeds.train(experiment, open_ended, weights=weights, info=info, progress=progress, ended=ended, devices=devices, spread=spread)
     return [found for workdir in workdirs.values() if (found := workdir.result()) is not None]

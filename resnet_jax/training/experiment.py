@@ -10,6 +10,9 @@ from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, Execution
 
+# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
+LATER = "later"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -44,7 +47,7 @@ class Optimizer:
     """Decay of the moving average of the parameters, which is then what is scored; 0: none."""
     frozen: tuple[str, ...] = ()
     """Parameters that are not trained, by the beginnings of their paths: stem stages, or stages/0."""
-    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={"later": True})
+    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={LATER: True})
     """Factors on the learning rate of parameters, by the beginnings of their paths, the longest counting: stages 0.1 stages/2 0.3."""
 
 
@@ -113,7 +116,7 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
-    start: Start = field(default=Start(), metadata={"later": True})
+    start: Start = field(default=Start(), metadata={LATER: True})
 
     def shortened(self, steps: int) -> "Experiment":
         """The same experiment in another number of steps.

@@ -12,14 +12,10 @@ from typing import Any
 from resnet_jax import configured
 from resnet_jax.configured import Configured
 from resnet_jax.errors import UserError
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.experiment import LATER, Experiment
 
 # What it is called and how it is executed: neither changes what it computes.
 NOT_IDENTITY = ("name", "checkpointing", "execution", "start")
-
-
-# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
-LATER = "later"
 
 
 def resolve(value: Any) -> Any:

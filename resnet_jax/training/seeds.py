@@ -54,6 +54,7 @@ def train(
     experiment: Experiment,
     members: Sequence[Member],
     *,
+    weights: Pretrained | None = None,
     info: DatasetInfo,
     progress: Progress,
     ended: Callable[[Member, Outcome | NonFiniteLoss], None],
@@ -68,6 +69,7 @@ def train(
     Args:
       experiment: what to run.
       members: seeds, at least one; at most as many as there are devices where they are ``spread``.
+      weights: that the experiment begins with, see ``start.load``; None: they are drawn.
       info: of the data set.
       progress: who is told.
       ended: is told what became of each member, as soon as it is known.
@@ -77,7 +79,6 @@ def train(
     Raises:
       Interrupted: stopped by a signal, with the states saved.
     """
-    weights = start.load(experiment)
     splits = loop.load(experiment, info, start.preprocessing(experiment, weights))
     with Interruption() as interruption:
         opened = {

@@ -20,7 +20,7 @@ from resnet_jax.models.pretrained.loading import FILE_NAME, Pretrained, abstract
 from resnet_jax.tensors import files
 from resnet_jax.training import trained
 from resnet_jax.training.experiment import Experiment, Start
-from resnet_jax.training.state import TrainState
+from resnet_jax.training.state import TrainState, tree_digest
 
 
 def weights_of(source: Path) -> Pretrained:
@@ -132,12 +132,8 @@ def begun(state: TrainState, experiment: Experiment, weights: Pretrained) -> Tra
 
 def digest(weights: Pretrained) -> str:
     """sha256 over parameters, statistics and the constants of images, whatever file they lie in."""
-    sha = hashlib.sha256(repr(dataclasses.astuple(weights.card.view)).encode())
-    for path, leaf in jax.tree.leaves_with_path((weights.params, weights.batch_stats)):
-        array = np.asarray(leaf)
-        sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
+    seen = repr(dataclasses.astuple(weights.card.view))
+    return hashlib.sha256(f"{seen} {tree_digest((weights.params, weights.batch_stats))}".encode()).hexdigest()
 
 
 def _check(experiment: Experiment, weights: Pretrained) -> None:

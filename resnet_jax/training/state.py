@@ -58,9 +58,14 @@ def create(
 
 
 def digest(state: TrainState) -> str:
+    """sha256 over every leaf of a state, see ``tree_digest``."""
+    return tree_digest(plain(state))
+
+
+def tree_digest(tree: Any) -> str:
     """sha256 over every leaf: path, dtype, shape and bytes, in order."""
     sha = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(plain(state)):
+    for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())

@@ -1,5 +1,7 @@
 """What a run has trained: its newest whole checkpoint."""
 
+import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ def newest(run: Path) -> Trained:
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{run} has no checkpoint yet")
     program = program_lib.compiled(experiment)
-    checkpoints = Checkpoints(workdir.checkpoints, keep=experiment.checkpointing.keep, say=print)
+    # What is scored or shown goes to stdout, as JSON perhaps.
+    told = functools.partial(print, file=sys.stderr)
+    checkpoints = Checkpoints(workdir.checkpoints, keep=experiment.checkpointing.keep, say=told)
     restored = checkpoints.restore_newest(program.abstract_state, program_lib.abstract_preprocessing(experiment))
     checkpoints.close()
     if restored is None:

@@ -1,6 +1,7 @@
 """What a run has trained, as weights: those that its scores use, with the constants of its images."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -60,3 +61,14 @@ def test_no_run_and_no_checkpoint_are_said(short: Experiment, tmp_path: Path) ->
     (tmp_path / "begun" / "checkpoints").mkdir()
     with pytest.raises(UserError, match="begun has no whole checkpoint"):
         trained.newest(tmp_path / "begun")
+
+
+def test_damage_is_told_beside_the_result(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not on stdout, where a score may be read as JSON."""
+    shutil.copytree(short_run, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).write_bytes(b"")
+    assert trained.newest(tmp_path / "run").step == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "checkpoint of step 4 is damaged" in err

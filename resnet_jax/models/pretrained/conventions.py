@@ -140,11 +140,9 @@ def _to_cifar_torch(name: str, _: Stages) -> str:
 
 
 def _from_cifar_torch(name: str) -> str | None:
-    return (
-        None
-        if name.startswith("fc.") or ".downsample." in name
-        else re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.")
-    )
+    if name.startswith("fc.") or ".downsample." in name:
+        return None
+    return re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.")
 
 
 # Mean of BGR images of 0 to 255, subtracted and not divided: Caffe's, in this project's scale and order.

@@ -95,7 +95,10 @@ def _seen(architecture: Architecture, field: str) -> Any:
     if field == "stem_features":
         return architecture.stem_features or architecture.features[0]
     value = getattr(architecture, field)
-    return _scored(value) if field in ("norm", "branch") else value
+    if field in ("norm", "branch"):
+        return _scored(value)
+    # A class without arguments is that class.
+    return parts(value) if isinstance(value, type | Configured) else value
 
 
 def _scored(factory: Factory) -> Any:

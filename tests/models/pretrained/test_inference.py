@@ -166,6 +166,10 @@ def test_networks_differ_in_what_scores_them(fields: dict[str, Any], expected: l
     assert differing(BASE, other) == differing(other, BASE) == expected
 
 
+def test_a_class_without_arguments_is_that_class() -> None:
+    assert differing(BASE, dataclasses.replace(BASE, shortcut=configured(BASE.shortcut))) == []
+
+
 def test_fields_are_said_as_the_command_line_takes_them() -> None:
     assert said(BASE, "stages") == "3 4 6 3"
     assert said(BASE, "branch") == "BottleneckV15"
