@@ -90,9 +90,9 @@ def load_pretrained(
     given: dict[str, Any] = {
         name: value for name, value in {"data": data, "claimed_error": claimed_error}.items() if value not in (None, "")
     }
+    # Not Path.is_dir, which raises for a name that is too long. What is wrong with the file itself is said with its path.
+    file = files.open_tensors(fetched.path / FILE_NAME if os.path.isdir(fetched.path) else fetched.path)
     try:
-        # Not Path.is_dir, which raises for a name that is too long.
-        file = files.open_tensors(fetched.path / FILE_NAME if os.path.isdir(fetched.path) else fetched.path)
         known = catalog.architecture(network) if isinstance(network, str) else network
         if card_lib.KEY in file.metadata:
             if names:
