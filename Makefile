@@ -19,7 +19,7 @@ test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepare
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(DEVELOPED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 check: $(DEVELOPED)  ## what pre-commit and CI run
 	$(BIN)/ruff check .
@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 $(DEVELOPED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev,s3]'
 	touch $@
 
 readme: $(INSTALLED)  ## fills the README's tables from experiments/results

@@ -1,17 +1,22 @@
 """ImageNet networks of He et al. 2015 (arXiv 1512.03385), Tables 1 to 4.
 
-Command:   resnet-jax summary experiments/he2015_imagenet.py:resnet50
-           resnet-jax summary experiments/he2015_imagenet.py:resnet34_c
-           (Training needs the streaming input pipeline, which this version does not have yet: `train` says so before it starts.)
+Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
+           resnet-jax train experiments/he2015_imagenet.py:resnet50 --workdir runs/r50
+           resnet-jax evaluate runs/r50 --protocol 256/224 ten-crop multi-scale
 Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at plateaus, up to 600k steps (Section 3.4).
-           BatchNorm sees groups of 32 images, as on the paper's eight GPUs.
-Deviation: the plateaus are fixed steps here, 300k and 450k of 600k, chosen by us: the paper does not state them.
+           Shorter side randomly in [256, 480], 224 crop, flip, AlexNet's colour augmentation, the mean image subtracted.
+           BatchNorm sees groups of 32 images, as on the paper's eight GPUs; scores use averages of its statistics over 40 batches, as the
+           released models had "true averages computed over a large training batch after training".
+Deviation: the plateaus are fixed steps: 30 and 60 epochs of ceil(1,281,167 / 256) = 5,005, where the same authors have them in He et al.
+           2016. 40 batches are ours: the repository says "sufficiently large". The mean image is that of 10,000 training images.
 Expect:    top-1 error on the 50,000 validation images, percent, one 224 crop from 256 (authors' repository): resnet50 24.7,
            resnet101 23.6, resnet152 23.0. With 10 crops (Tables 2 and 3): plain18 27.94, resnet18 27.88, plain34 28.54, resnet34 25.03
            with option A, 24.52 with B, 24.19 with C, resnet50 22.85, resnet101 21.75, resnet152 21.43.
 Hardware:  the paper used 8 GPUs with 32 images each. Time: not measured.
 """
 
+from resnet_jax.data.colour import PcaLighting
+from resnet_jax.data.crops import ShorterSideCrop
 from resnet_jax.models import Architecture, configured, imagenet_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, Projection, ProjectionEverywhere, ZeroPad
@@ -19,17 +24,18 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 
 # "8 GPUs": each normalised its own 32 images.
 NORM = configured(BatchNorm, group_size=32)
+STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
 
 def _experiment(name: str, model: Architecture) -> Experiment:
     return Experiment(
         name=name,
         model=model,
-        data=Data(name="imagenet2012", test_split="validation", pad=0, flip=True),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(300_000, 450_000)),
+        data=Data(name="imagenet2012", test_split="validation", pad=0, flip=True, crop=ShorterSideCrop, colour=PcaLighting),
+        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)),
         steps=600_000,
         batch_size=256,
-        evaluation=Evaluation(every=5000, batch_size=256),
+        evaluation=Evaluation(every=5000, batch_size=256, protocol="256/224", statistics_batches=40),
         checkpointing=Checkpointing(every=5000),
     )
 

@@ -10,7 +10,8 @@ Deviation: ZCA whitening is not built. The rows that the paper measured with ZCA
            we read it. The block types B(1,3,1), B(3,1), B(1,3), B(3,1,1) and B(3,1,3) are left out: we have not read their depths. SVHN
            is left out.
            ImageNet: no recipe is stated where we read it; ours is SGD with Nesterov momentum 0.9, weight decay 1e-4, batch 256 in
-           BatchNorm groups of 32, 0.1 divided by 10 at 30 and 60 of 90 epochs of 5,005 steps.
+           BatchNorm groups of 32, 0.1 divided by 10 at 30 and 60 of 90 epochs of 5,005 steps, random scale and aspect ratio, flip, and one
+           224 crop from 256.
 Expect:    test error of the last step, percent, median of 5 seeds (wrn40-10-dropout: one run).
            Mean and deviation, CIFAR-10 / CIFAR-100: 40-4 4.53 / 21.18; 28-10 4.00 / 19.25, with dropout 3.89 / 18.85; 16-8 4.27 / 20.43;
            16-4 5.02 / 24.03, with dropout 5.24 / 23.91; 52-1 6.43 / 29.89, with dropout 6.28 / 29.78; 40-10 with dropout 3.8 / 18.3.
@@ -20,6 +21,7 @@ Hardware:  one GPU or TPU. Time: not measured.
 
 from dataclasses import replace
 
+from resnet_jax.data.crops import RandomResizedCrop
 from resnet_jax.models import Architecture, architecture, configured, wide_architecture
 from resnet_jax.models.branches import Basic, Branch
 from resnet_jax.models.norms import BatchNorm
@@ -104,19 +106,16 @@ def deepening() -> tuple[Experiment, ...]:
 
 
 def imagenet() -> tuple[Experiment, ...]:
-    """WRN-50-2, the inside of ResNet-50's bottlenecks twice as wide: 21.9 % top-1, 5.79 % top-5 (the authors' README).
-
-    Can be counted, not trained yet: training needs the streaming input pipeline, which this version does not have.
-    """
+    """WRN-50-2, the inside of ResNet-50's bottlenecks twice as wide: 21.9 % top-1, 5.79 % top-5 (the authors' README)."""
     cell = Experiment(
         name="wrn50-2",
         model=replace(architecture("wide_resnet50_2"), norm=configured(BatchNorm, group_size=32)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="channel", pad=0, flip=True),
+        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, flip=True, crop=RandomResizedCrop),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
         schedule=Schedule(learning_rate=0.1, decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH)),
         steps=90 * IMAGENET_STEPS_PER_EPOCH,
         batch_size=256,
-        evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256),
+        evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
         checkpointing=Checkpointing(every=IMAGENET_STEPS_PER_EPOCH),
     )
     return (cell,)

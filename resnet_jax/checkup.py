@@ -14,7 +14,7 @@ from resnet_jax.console import out
 from resnet_jax.data import sources, views
 from resnet_jax.data.sources import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import diagnosis
+from resnet_jax.evaluation import diagnosis, protocols
 from resnet_jax.evaluation.diagnosis import TOLERANCE, Diagnosis
 from resnet_jax.models.pretrained import saving
 from resnet_jax.studies import score
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     tried_on = min(given.examples, found["examples"])
 
     def batches(count: int) -> Iterable[Examples]:
-        return views.load(info, split, card.view, given.batch_size, count)
+        return views.load(info, split, protocols.of(card.view), given.batch_size, count)
 
     traced = diagnosis.diagnose(
         weights,

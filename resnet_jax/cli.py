@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,101 +12,25 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
+from resnet_jax import compiled_programs, processes
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.options import EXPERIMENT
+from resnet_jax.plan import offline
 
 
 def train(arguments: Sequence[str]) -> None:
     """Train an experiment, or continue it: resnet-jax train FILE.py:FUNCTION --workdir DIR [--seed N] [--steps N] [--FIELD VALUE]"""
-    from resnet_jax.training.experiment import Experiment
+    from resnet_jax.training import command
 
-    reference, rest = options_lib.experiment_first("train", arguments)
-    base = options_lib.experiment(reference) if reference else options_lib.any_experiment()
-
-    @dataclass(frozen=True, kw_only=True)
-    class Train(options_lib.RunOptions):
-        """Train an experiment, or continue it. --steps shortens or stretches its schedule too; every field can be set."""
-
-        seed: int = 0
-        """Of initialisation, data order and augmentation."""
-        init_from: Path | None = None
-        """Imported weights, or a run, to begin with: fine-tuning. Images are normalised as theirs, or by --data.normalization."""
-        new_head: bool = False
-        """Draw the classifier anew, for other classes."""
-        freeze_trunk: bool = False
-        """Train nothing but the classifier; see also --optimizer.frozen and --optimizer.rates (stages 0.1)."""
-        json: bool = False
-        """Print the result as JSON."""
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
-
-    options = options_lib.parse(f"train {reference or EXPERIMENT}", Train, rest)
-    experiment = options_lib.rescaled(base, options.experiment)
-    from resnet_jax.data import sources
-
-    # A set that is not there is said before Orbax and the rest take their seconds to import.
-    sources.describe(experiment.data.name, options.data_dir)
-    if options.init_from is not None:
-        from resnet_jax.training import start
-
-        asked = any(argument.partition("=")[0] == "--data.normalization" for argument in rest)
-        experiment = start.start_from(
-            experiment,
-            options.init_from,
-            new_head=options.new_head,
-            freeze_trunk=options.freeze_trunk,
-            normalization=experiment.data.normalization if asked else "weights",
-        )
-    elif options.new_head or options.freeze_trunk:
-        raise UserError("--new-head and --freeze-trunk belong to --init-from FILE: there is nothing to begin with")
-    from resnet_jax.console import RunProgress, out
-    from resnet_jax.studies import run
-
-    with RunProgress(f"{experiment.name}, seed {options.seed}") as progress:
-        result = run.run(experiment, options.seed, options.workdir, progress=progress, data_dir=options.data_dir, devices=options.devices)
-    if options.json:
-        print(json.dumps(result))
-        return
-    from resnet_jax.studies import comparison
-
-    beside = "".join(f" (published: {entry}, {entry.paper}, {entry.table})" for entry in comparison.published_beside(result))
-    out.print(
-        f"{experiment.name}, seed {options.seed}: test error {result['value']:.2f} %{beside} on {result['examples']} images, "
-        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), {result['seconds']:.0f} s; "
-        f"{options.workdir / 'result.json'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Score the newest checkpoint of a run, or imported weights, every example exactly once."""
-
-    run: Positional[Path]
-    """Folder that 'resnet-jax train' wrote, or what 'resnet-jax weights import' wrote."""
-    data: str | None = None
-    """Data set to score; the one that it was trained on where not given."""
-    split: str | None = None
-    """Split to score; the test split where not given."""
-    batch_size: int = 500
-    data_dir: str | None = None
-    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
-    json: bool = False
-    """Print error_percent, examples and protocol as JSON."""
+    command.train(arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Score a run, or imported weights: resnet-jax evaluate RUN_OR_FILE [--data NAME] [--split NAME] [--json]"""
-    options = options_lib.parse("evaluate", EvaluateOptions, arguments)
-    from resnet_jax.studies import score
+    """Score a run, or imported weights: resnet-jax evaluate RUN_OR_FILE [--data NAME] [--protocol 256/224 ten-crop multi-scale] [--json]"""
+    from resnet_jax.evaluation import command
 
-    found = score.score(options.run, data=options.data, split=options.split, batch_size=options.batch_size, data_dir=options.data_dir)
-    if options.json:
-        print(json.dumps(found))
-    else:
-        what = options.run if found["step"] is None else f"{options.run}, step {found['step']}"
-        print(f"{what}: error {found['error_percent']:.2f} % on {found['examples']} images of {found['split']}")
+    command.evaluate(arguments)
 
 
 def study(arguments: Sequence[str]) -> None:
@@ -171,17 +96,32 @@ class PrepareOptions:
     """Write a TFDS data set into the data directory, once. Training never downloads."""
 
     name: Positional[str]
-    """digits (embedded, no network), cifar10, or another image-classification set of TFDS."""
+    """digits (embedded, no network), cifar10, imagenet2012, or another image-classification set of TFDS."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of ImageNet's two archives, ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, which have to be fetched by hand."""
+    resize: int | None = None
+    """Make a smaller copy of a prepared set, or of a folder: pixels of the shorter side. NAME_256 is a data set of its own."""
+    filter: str | None = None
+    """Of the copy: bilinear (where not given) or bicubic, both antialiased."""
+    quality: int | None = None
+    """Of the copy's JPEGs, 1 to 100; 95 where not given. Images that are no larger than the copy stay byte for byte."""
     data_dir: str | None = None
     """Where to; else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Write a data set into the data directory: resnet-jax prepare digits|cifar10|NAME [--data-dir DIR]"""
+    """Write a data set into the data directory: resnet-jax prepare digits|cifar10|imagenet2012|NAME [--from DIR] [--resize 256]"""
     options = options_lib.parse("prepare", PrepareOptions, arguments)
     from resnet_jax.data.prepare import prepare as prepare_set
 
-    info = prepare_set(options.name, options.data_dir)
+    info = prepare_set(
+        options.name,
+        options.data_dir,
+        archives=options.from_,
+        resize=options.resize,
+        filter=options.filter,
+        quality=options.quality,
+    )
     examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
     print(f"{info.name} {info.version} is in {info.directory}: {examples}")
 
@@ -217,22 +157,40 @@ def weights(arguments: Sequence[str]) -> None:
     weights_lib.run(arguments)
 
 
+def data(arguments: Sequence[str]) -> None:
+    """See what the network sees: resnet-jax data preview FILE.py:FUNCTION [--to FILE.png]"""
+    from resnet_jax.data import command
+
+    command.run(arguments)
+
+
 def bench(arguments: Sequence[str]) -> None:
-    """Measure what compilation, a training step or several seeds cost: resnet-jax bench compile|step|seeds [--output FILE]"""
+    """Measure beside peers, and find out why: resnet-jax bench step|execution|compile|dispatch|seeds|run|flags|program|input"""
     from resnet_jax.bench import command
 
     command.run(arguments)
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """Say what a step needs on machines that are not there: resnet-jax plan FILE.py:FUNCTION --target tpu:v5e:16x16 [--json]"""
+    from resnet_jax.plan import command
+
+    command.run(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, study, report, summary, weights, bench, prepare, doctor)
+    command.__name__: command for command in (train, evaluate, study, report, summary, weights, data, plan, bench, prepare, doctor)
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a run that failed, 2 bad input, 128 + signal for a run that was stopped and saved."""
+    """Entry point. Exit codes: 0 done, 1 a run that failed, 2 bad input, 75 another process was lost, 128 + signal for a run that was
+    stopped and saved.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _quiet_libraries()
+    offline.hide_missing_devices()
+    compiled_programs.keep()
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = [f"  {name:9} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items()]
         print("resnet-jax COMMAND [...]; resnet-jax COMMAND --help says more\n\n" + "\n".join(lines))
@@ -243,17 +201,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[arguments[0]](arguments[1:])
     except UserError as error:
         print(f"resnet-jax: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        processes.leave(2)
+    except processes.NeverMet as error:
+        print(f"resnet-jax: {error}", file=sys.stderr)
+        processes.leave(processes.PEER_LOST)
     except KeyboardInterrupt:
         print("resnet-jax: stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        processes.leave(130)
     except Exception as error:
         # Known only where training was imported; importing it here would cost every other command a second.
         loop = sys.modules.get("resnet_jax.training.loop")
         if loop is not None and isinstance(error, loop.Interrupted | loop.NonFiniteLoss):
             print(f"resnet-jax: {error}", file=sys.stderr)
-            raise SystemExit(getattr(error, "exit_code", 1)) from None
-        raise
+            processes.leave(getattr(error, "exit_code", 1))
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        if processes.lost(error):
+            print(f"resnet-jax: {processes.name()}: another process was lost; the same command, in all, continues", file=sys.stderr)
+            processes.leave(processes.PEER_LOST)
+        processes.leave(1)
 
 
 def _quiet_libraries() -> None:

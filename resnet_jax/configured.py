@@ -10,6 +10,9 @@ from typing import Any
 from resnet_jax import references
 from resnet_jax.errors import UserError, nearest
 
+# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
+LATER = "later"
+
 
 @dataclass(frozen=True)
 class Configured:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from resnet_jax import processes
 from resnet_jax.models import Counts
 from resnet_jax.training.workdir import Record
 
@@ -29,7 +30,7 @@ class RunProgress:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (console.is_terminal and processes.is_first()),
             transient=True,
         )
         self._task = self._progress.add_task(title, total=None, numbers="compiling")
@@ -57,7 +58,7 @@ class RunProgress:
         if record["split"] == "train":
             self._last = record
             self._progress.update(self._task, numbers=numbers(record))
-        elif not self._console.is_terminal and record["split"] == "test":
+        elif not self._console.is_terminal and record["split"] == "test" and processes.is_first():
             rest = f", {numbers(self._last)}" if self._last else ""
             self._console.print(
                 f"{self._title}: step {record['step']}/{self._steps}, test error {record['error_percent']:.2f} %{rest}",
@@ -67,7 +68,8 @@ class RunProgress:
 
     def say(self, message: str) -> None:
         """See ``training.loop.Progress``."""
-        self._console.print(f"{self._title}: {message}", highlight=False, soft_wrap=True)
+        if processes.is_first():
+            self._console.print(f"{self._title}: {message}", highlight=False, soft_wrap=True)
 
 
 def numbers(record: Record) -> str:

@@ -1,12 +1,12 @@
 """What is installed and found, what is wrong, and what to do."""
 
-import glob
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from resnet_jax import attached, compiled_programs, processes
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, convolution
@@ -18,9 +18,15 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
     problems: list[tuple[str, str]] = []
     versions = environment.versions()
     problems += [(f"{name} is missing", f"pip install {name}") for name, version in versions.items() if version.startswith("not")]
+    try:
+        place = processes.detected()
+        among = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice" if place is None else str(place)
+    except UserError as error:
+        among = "given in part"
+        problems.append((f"the processes of a run would not find each other: {error}", "give all three, or none"))
     device = environment.devices()
     if device["backend"] == "cpu":
-        accelerator = _unused_accelerator()
+        accelerator = attached.accelerator()
         if accelerator:
             problems.append((f"{accelerator} is here, and jax uses the CPU", "pip install -U 'jax[cuda12]' (or 'jax[tpu]')"))
     if not np.isclose(_small_convolution(), 9.0):
@@ -39,6 +45,8 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
         "versions": versions,
         "commit": environment.commit(),
         "devices": device,
+        "processes": among,
+        "compiled_programs": str(compiled_programs.directory() or "nowhere: the cache is switched off"),
         "data_dirs": [str(directory) for directory in sources.data_dirs(data_dir)],
         "data_sets": data_sets,
         "execution": {
@@ -57,19 +65,14 @@ def text(found: dict[str, Any]) -> str:
         "versions:   " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         f"commit:     {found['commit'] or 'not run from a checkout'}",
         f"devices:    {device['count']} x {device['kind']} ({device['backend']}), {device['cores']} host cores",
+        f"processes:  {found['processes']}",
         "execution:  " + ", ".join(f"{what}: {how}" for what, how in found["execution"].items()),
+        f"compiled:   kept in {found['compiled_programs']}",
         "data in:    " + ", ".join(found["data_dirs"]),
         *(f"  {name}: {what}" for name, what in found["data_sets"].items()),
     ]
     lines += [f"problem:    {what}. Do: {remedy}" for what, remedy in found["problems"]] or ["no problem found"]
     return "\n".join(lines)
-
-
-def _unused_accelerator() -> str | None:
-    for pattern, name in [("/dev/nvidia[0-9]*", "an NVIDIA GPU"), ("/dev/accel*", "a TPU"), ("/dev/vfio/[0-9]*", "a TPU")]:
-        if glob.glob(pattern):
-            return name
-    return None
 
 
 def _small_convolution() -> float:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from resnet_jax import models
+from resnet_jax import models, processes
 from resnet_jax.console import err, numbers
 from resnet_jax.studies.cells import Spread
 from resnet_jax.studies.ledger import FAIL_PERCENT
@@ -29,7 +29,9 @@ class StudyTable:
         self._began = time.monotonic()
         self._done_before: float | None = None  # of the work, when the first run of this session began
         self._live = (
-            Live(get_renderable=self._table, console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+            Live(get_renderable=self._table, console=console, refresh_per_second=2, transient=True)
+            if console.is_terminal and processes.is_first()
+            else None
         )
 
     def __enter__(self) -> "StudyTable":
@@ -65,12 +67,13 @@ class StudyTable:
 
     def line(self, text: str) -> None:
         """Prints a line: above the table on a terminal."""
-        if not self._live:
+        if not self._live and processes.is_first():
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Prints a line that matters on a terminal too."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if processes.is_first():
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _summary(self) -> str:
         rows = self._rows.values()

@@ -1,12 +1,12 @@
 """From the words of the command line to values: experiments by reference, their fields, the parts of networks by class and arguments."""
 
 import dataclasses
+import types
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -14,6 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from resnet_jax import references
 from resnet_jax.configured import Configured, Factory
 from resnet_jax.errors import UserError, nearest
+from resnet_jax.processes import Joining
 
 if TYPE_CHECKING:
     from resnet_jax.training.experiment import Experiment
@@ -32,7 +33,8 @@ class RunOptions:
     data_dir: str | None = None
     """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
     devices: int | None = None
-    """Number of devices to use; all where not given."""
+    """Number of devices to use; all, of all processes, where not given."""
+    joining: Annotated[Joining, tyro.conf.arg(name="")] = field(default=Joining())
 
 
 def registry() -> ConstructorRegistry:
@@ -45,12 +47,16 @@ def registry() -> ConstructorRegistry:
     def part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         arguments = typing.get_args(info.type)
         if Configured in arguments:
+            # What need not be there at all is a part of the input; `none` is also the name of a shortcut.
+            optional = types.NoneType in arguments
             return PrimitiveConstructorSpec(
                 nargs=1,
-                metavar="CLASS|CLASS(ARGUMENT=VALUE)",
-                instance_from_str=lambda strings: load_part(strings[0]),
-                is_instance=lambda value: isinstance(value, type | Configured),
-                str_from_instance=lambda value: [_names().name_of(value)],
+                metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
+                instance_from_str=lambda strings: (
+                    (None if strings[0] == "none" else load_part(strings[0])) if optional else load_part(strings[0])
+                ),
+                is_instance=lambda value: isinstance(value, type | Configured) or (optional and value is None),
+                str_from_instance=lambda value: ["none" if value is None else _names().name_of(value, _input_parts())],
             )
         if typing.get_origin(info.type) is not type:
             return None
@@ -68,7 +74,7 @@ def registry() -> ConstructorRegistry:
 
 def load_part(text: str) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS. Raises ValueError, as tyro expects."""
-    return _names().load_part(text)
+    return _names().load_part(text, _input_parts())
 
 
 def _subclass(text: str, base: type) -> type:
@@ -79,7 +85,13 @@ def _subclass(text: str, base: type) -> type:
     return found
 
 
-def _names() -> ModuleType:
+def _input_parts() -> dict[str, Factory]:
+    from resnet_jax.data import parts
+
+    return parts.known()
+
+
+def _names() -> types.ModuleType:
     # Imports flax: only where a part is read or shown.
     from resnet_jax.models import names
 
@@ -93,6 +105,22 @@ def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None
     if any(argument in ("-h", "--help") for argument in arguments):
         return None, list(arguments)
     raise UserError(f"{command}: first name {what}")
+
+
+def dispatch(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], arguments: Sequence[str], more: str = "") -> None:
+    """Runs one of the commands of a group, or lists them.
+
+    Raises:
+      UserError: for an unknown one.
+      SystemExit: after the list: 0 where it was asked for.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {name:9} {(command.__doc__ or '').strip()}" for name, command in commands.items())
+        print(f"resnet-jax {group} COMMAND [...]; resnet-jax {group} COMMAND --help says more\n\n{lines}{more}")
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] not in commands:
+        raise UserError(f"there is no command '{group} {arguments[0]}'{nearest(arguments[0], commands)}")
+    commands[arguments[0]](arguments[1:])
 
 
 def experiment_first(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -123,8 +151,9 @@ def any_experiment() -> "Experiment":
 
 
 def rescaled(base: "Experiment", asked: "Experiment") -> "Experiment":
-    """``--steps`` alone rescales the schedule; with ``--schedule.decay-steps`` both are taken as they are."""
-    if asked.schedule.decay_steps != base.schedule.decay_steps:
+    """``--steps`` alone rescales the schedule; with ``--schedule.decay-steps`` or ``--schedule.cosine-steps`` all are taken as given."""
+    before, now = base.schedule, asked.schedule
+    if (now.decay_steps, now.cosine_steps) != (before.decay_steps, before.cosine_steps):
         return asked
     return dataclasses.replace(asked, steps=base.steps).shortened(asked.steps)
 

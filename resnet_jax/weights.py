@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from resnet_jax import models, options
 from resnet_jax.console import out
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, Pretrained
 from resnet_jax.models.pretrained import inference, saving
 from resnet_jax.models.pretrained.conventions import CONVENTIONS
@@ -159,13 +159,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "expo
 
 def run(arguments: Sequence[str]) -> None:
     """One of ``COMMANDS``."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(f"  {name:7} {(command.__doc__ or '').strip()}" for name, command in COMMANDS.items())
-        print(f"resnet-jax weights COMMAND [...]; resnet-jax weights COMMAND --help says more\n\n{lines}\n\nNames for --as:\n\n{NAMES}")
-        raise SystemExit(0 if arguments else 2)
-    if arguments[0] not in COMMANDS:
-        raise UserError(f"there is no command 'weights {arguments[0]}'{nearest(arguments[0], COMMANDS)}")
-    COMMANDS[arguments[0]](arguments[1:])
+    options.dispatch("weights", COMMANDS, arguments, f"\n\nNames for --as:\n\n{NAMES}")
 
 
 def network(name: str | None) -> Architecture | None:

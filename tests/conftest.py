@@ -3,8 +3,11 @@
 import os
 import tempfile
 
-# Before jax is imported anywhere. Subprocesses inherit it only where a test hands it on.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Before jax is imported anywhere. Subprocesses inherit it only where a test hands it on. Eight devices on two busy cores can be minutes
+# apart where they meet; XLA ends the process after 40 s.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 # Workers and subprocesses compile the same tiny programs over and over: one cache for this run of the tests, and for no other.
@@ -41,6 +44,17 @@ def cifar10() -> sources.DatasetInfo:
     if "cifar10" not in sources.prepared():
         pytest.skip("CIFAR-10 is not prepared: set TFDS_DATA_DIR, or run `resnet-jax prepare cifar10`")
     return sources.describe("cifar10")
+
+
+@pytest.fixture(scope="session")
+def photographs() -> sources.DatasetInfo:
+    """Photographs in the format of ImageNet: 440 for training, 220 for validation; or all of it. Tests are skipped, and say so, without."""
+    if "imagenet2012" not in sources.prepared():
+        pytest.skip("imagenet2012 is not prepared: set TFDS_DATA_DIR, or run `resnet-jax prepare imagenet2012 --from DIR`")
+    info = sources.describe("imagenet2012")
+    if info.examples["train"] != 440:
+        pytest.skip(f"these tests are about the 440 photographs, and {info.directory} holds {info.examples['train']}")
+    return info
 
 
 @pytest.fixture(scope="session")

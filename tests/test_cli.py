@@ -357,12 +357,12 @@ def test_a_start_that_cannot_be_is_refused_and_nothing_written(
 
 
 def test_neither_help_nor_missing_data_waits_for_what_only_training_needs() -> None:
-    """Orbax and Pillow take their time: neither the commands' help nor a set that is not there imports them."""
+    """Orbax, TFDS, Grain and OpenCV take their time: neither the commands' help nor a set that is not there imports them."""
     code = (
         "import sys\nfrom resnet_jax import cli\n"
         "for command in (['--help'], ['train', 'TINY', '--workdir', '/nowhere/x', '--init-from', 'x', '--data.name', 'none']):\n"
         "    try:\n        cli.main(command)\n    except SystemExit:\n        pass\n"
-        "    print([name for name in ('orbax', 'tensorflow_datasets', 'PIL') if name in sys.modules])\n"
+        "    print([name for name in ('orbax', 'tensorflow_datasets', 'grain', 'cv2') if name in sys.modules])\n"
     ).replace("TINY", f"{TINY}:tiny")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert [line for line in found.stdout.splitlines() if line.startswith("[")] == ["[]", "[]"]

@@ -1,13 +1,10 @@
 """What a training step costs under several executions: measured in turn, so that all see the same noise."""
 
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from resnet_jax import models
+from resnet_jax.bench import rounds as turns
 from resnet_jax.bench.workload import Workload
 from resnet_jax.models import Architecture, Execution
 
@@ -18,33 +15,19 @@ def measure(architecture: Architecture, executions: Sequence[Execution], *, batc
     Returns, for each execution, seconds of a step (median, least and most), images a second, and the median over the rounds of the
     first execution's seconds over its own (``speedup``).
     """
-    running = []
-    for execution in executions:
-        work = Workload(architecture, batch_size, execution)
-        running.append([work, work.state(), work.batch(), []])
-    for number in range(rounds + 2):
-        for entry in running:
-            work, state, batch, seconds = entry
-            began = time.perf_counter()
-            entry[1], metrics = work.step(state, batch)
-            jax.block_until_ready(metrics)
-            if number >= 2:
-                seconds.append(time.perf_counter() - began)
-    first = running[0][3]
+    steps = [Workload(architecture, batch_size, execution).stepping() for execution in executions]
+    measured = turns.interleaved(steps, rounds)
     return [
         {
             "blocks": execution.blocks,
             "convolution": execution.convolution,
             "remat": execution.remat,
             "batch_size": batch_size,
-            "rounds": rounds,
-            "seconds": statistics.median(seconds),
-            "seconds_least": min(seconds),
-            "seconds_most": max(seconds),
-            "images_per_second": batch_size / statistics.median(seconds),
-            "speedup": statistics.median(a / b for a, b in zip(first, seconds, strict=True)),
+            **(found := turns.spread(seconds)),
+            "images_per_second": batch_size / found["seconds"],
+            "speedup": turns.ratio(measured[0], seconds),
         }
-        for execution, (_, _, _, seconds) in zip(executions, running, strict=True)
+        for execution, seconds in zip(executions, measured, strict=True)
     ]
 
 

@@ -1,14 +1,18 @@
-"""Preprocessing and augmentation of small images on the device; pure functions of a key, the same on any number of devices."""
+"""Preprocessing and augmentation on the device; pure functions of a key, the same on any number of devices."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int32, Key, UInt8
 
-Normalization = Literal["pixel_mean", "channel", "weights"]
+from resnet_jax.configured import Factory
+
+Normalization = Literal["pixel_mean", "channel", "imagenet", "weights"]
 
 
 class Preprocessing(NamedTuple):
@@ -20,16 +24,26 @@ class Preprocessing(NamedTuple):
     """(c,); scale 0 to 1."""
 
     def __call__(self, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
+        return self.normalised(images.astype(jnp.float32) / 255)
+
+    def normalised(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Of images between 0 and 1."""
+        return (images - self.mean) / self.deviation
+
+
+# Of ImageNet's training images, as torchvision, timm and most others write them.
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def fit(images: UInt8[np.ndarray, "n h w c"], normalization: Normalization) -> Preprocessing:
     """Measures the constants on the training images.
 
     ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division. ``channel``: mean and deviation of each
-    channel, as in fb.resnet.torch. ``weights`` are not measured.
+    channel, as in fb.resnet.torch. ``imagenet``: constants. ``weights`` are not measured.
     """
     assert normalization != "weights"
+    if normalization == "imagenet":
+        return _of_imagenet()
     channels = images.shape[-1]
     if normalization == "pixel_mean":
         mean = images.mean(axis=0, dtype=np.float64) / 255
@@ -39,6 +53,25 @@ def fit(images: UInt8[np.ndarray, "n h w c"], normalization: Normalization) -> P
         mean = flat.mean(axis=0, dtype=np.float64) / 255
         deviation = flat.std(axis=0, dtype=np.float64) / 255
     return Preprocessing(mean.astype(np.float32), deviation.astype(np.float32))
+
+
+def _of_imagenet() -> Preprocessing:
+    return Preprocessing(np.asarray(IMAGENET_MEAN, np.float32), np.asarray(IMAGENET_DEVIATION, np.float32))
+
+
+def fit_each(images: Iterable[UInt8[np.ndarray, "h w c"]], normalization: Normalization) -> Preprocessing:
+    """``fit`` on images of one size that come one by one, in the memory of two."""
+    if normalization == "imagenet":
+        return _of_imagenet()
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for image in images:
+        scaled = image.astype(np.float64) / 255
+        count, total, squares = count + 1, total + scaled, squares + (scaled * scaled).mean(axis=(0, 1))
+    mean: np.ndarray = total / count
+    if normalization == "pixel_mean":
+        return Preprocessing(mean.astype(np.float32), np.ones(mean.shape[-1], np.float32))
+    mean = mean.mean(axis=(0, 1))
+    return Preprocessing(mean.astype(np.float32), np.sqrt(squares / count - mean * mean).astype(np.float32))
 
 
 def random_crop(key: Key[Array, ""], images: Float[Array, "n h w c"], pad: int) -> Float[Array, "n h w c"]:
@@ -58,9 +91,38 @@ def random_flip(key: Key[Array, ""], images: Float[Array, "n h w c"]) -> Float[A
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
-def augment(key: Key[Array, ""], images: Float[Array, "n h w c"], *, pad: int, flip: bool) -> Float[Array, "n h w c"]:
+def crop_and_flip(key: Key[Array, ""], images: Float[Array, "n h w c"], *, pad: int, flip: bool) -> Float[Array, "n h w c"]:
     """Random crop, then random flip; ``pad=0`` and ``flip=False`` leave images as they are."""
     crop_key, flip_key = jax.random.split(key)
     if pad:
         images = random_crop(crop_key, images, pad)
     return random_flip(flip_key, images) if flip else images
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a batch on the device, in the order of the fields but for ``colour``, which comes before the normalisation."""
+
+    pad: int = 0
+    """Random crops out of images padded by so many pixels; 0: none."""
+    flip: bool = False
+    erasing: Factory | None = None
+    """See ``resnet_jax.data.erasing``."""
+    mix: Factory | None = None
+    """See ``resnet_jax.data.mixing``."""
+    colour: Factory | None = None
+    """See ``resnet_jax.data.colour``."""
+
+    def __call__(
+        self, key: Key[Array, ""], preprocessing: Preprocessing, images: UInt8[Array, "n h w c"], labels: Int32[Array, "n"], classes: int
+    ) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"] | None]:
+        """Returns normalised images, and targets where ``mix`` makes them another thing than labels."""
+        scaled = images.astype(jnp.float32) / 255
+        if self.colour is not None:
+            scaled = self.colour()(jax.random.fold_in(key, 1), scaled)
+        found = crop_and_flip(key, preprocessing.normalised(scaled), pad=self.pad, flip=self.flip)
+        if self.erasing is not None:
+            found = self.erasing()(jax.random.fold_in(key, 2), found)
+        if self.mix is None:
+            return found, None
+        return self.mix()(jax.random.fold_in(key, 3), found, jax.nn.one_hot(labels, classes))

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,21 @@ def prepared_in(directory: Path) -> dict[str, Path]:
     return {folder.parent.name: folder for folder in sorted(versions, key=versions.__getitem__)}
 
 
+def is_folder(name: str) -> bool:
+    """Whether a data set is named by the path of a folder, and not by its name in TFDS."""
+    return os.sep in name or name.startswith((".", "~"))
+
+
 def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Finds a prepared set by its files alone; TFDS itself is not imported.
+    """Finds a prepared set by its files alone; TFDS itself is not imported. A path is that of a folder ``SPLIT/CLASS/IMAGE``.
 
     Raises:
       UserError: where it is not prepared, with the directories searched and the command that prepares it; in milliseconds.
     """
+    if is_folder(name):
+        from resnet_jax.data import folders
+
+        return folders.describe(Path(name).expanduser())
     folder = prepared(data_dir).get(name)
     if folder is None:
         searched = ", ".join(map(str, data_dirs(data_dir)))
@@ -115,7 +125,7 @@ def read(info: DatasetInfo, split: str) -> Examples:
     """
     if None in info.image_shape:
         raise UserError(f"the images of {info.name} differ in size: it cannot live on the device as one array")
-    source = opened(info, split)
+    source = encoded(info, split)
     count = info.examples[split]
     images = np.empty((count, *info.image_shape), np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
     labels = np.empty(count, np.int32)
@@ -126,26 +136,88 @@ def read(info: DatasetInfo, split: str) -> Examples:
     return Examples(images, labels)
 
 
-def opened(info: DatasetInfo, split: str) -> Any:
-    """A split for random access, by index. Raises UserError for an unknown one."""
+class Encoded(Sequence[tuple[bytes, int]]):
+    """A split of a prepared set for random access: encoded images with their labels. Opened at the first use, in any process."""
+
+    def __init__(self, info: DatasetInfo, split: str):
+        self._info, self._split = info, split
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds  # 0.4 s, spared where a set is only looked for
+
+        from resnet_jax.data import digits  # noqa: F401  (registers the builder)
+
+        return tfds.data_source(
+            f"{self._info.name}:{self._info.version}",
+            split=self._split,
+            data_dir=self._info.directory.parents[1],
+            download=False,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_info": self._info, "_split": self._split}
+
+    def __len__(self) -> int:
+        return self._info.examples[self._split]
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self.record(index)
+        return found["image"], int(found["label"])
+
+    def record(self, index: int) -> dict[str, Any]:
+        """All that the set has of an example; the image encoded. Raises IndexError where there is none."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self._records[index]
+
+
+def encoded(info: DatasetInfo, split: str) -> Sequence[Any]:
+    """A split for random access, by index: encoded images (bytes) with their labels (int).
+
+    Raises:
+      UserError: for an unknown split.
+    """
     if split not in info.examples:
         raise UserError(f"{info.name} has no split {split!r}; it has {sorted(info.examples)}")
-    import tensorflow_datasets as tfds  # 0.4 s, spared where a set is only looked for
+    if is_folder(info.name):
+        from resnet_jax.data import folders
 
-    from resnet_jax.data import digits  # noqa: F401  (registers the builder)
+        return folders.opened(info, split)
+    return Encoded(info, split)
 
-    return tfds.data_source(f"{info.name}:{info.version}", split=split, data_dir=info.directory.parents[1], download=False)
 
+def example(source: Sequence[Any], info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
+    """Decodes one example of an ``encoded`` split: ``image`` and ``label``.
 
-def example(source: Any, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
-    """Decodes one example of an opened split: ``image`` and ``label``. Raises UserError, with its index, where it is damaged."""
+    Raises:
+      UserError: where it is damaged, with its file and index.
+    """
+    from resnet_jax.data import decoding  # imports Pillow, spared where a set is only looked for
+
     try:
-        found = source[index]
-        if None not in info.image_shape and found["image"].shape != info.image_shape:
-            raise ValueError(f"its image is {found['image'].shape}, not {info.image_shape}")
-        return {"image": found["image"], "label": int(found["label"])}
+        bytes_, label = source[index]
+        image = decoding.decode(bytes_, info.image_shape[2] or 3)
+        if None not in info.image_shape and image.shape != info.image_shape:
+            raise ValueError(f"its image is {image.shape}, not {info.image_shape}")
+        return {"image": image, "label": label}
     except Exception as error:
-        # ArrayRecord and the image decoders raise many types; all mean the same to the reader.
+        # ArrayRecord, its data formats and the image decoders raise many types; all mean the same to the reader.
+        from resnet_jax.data import integrity
+
         raise UserError(
-            f"{info.directory}, split {split!r}, example {index} is damaged ({error}): delete the folder and prepare the set again"
+            f"{integrity.shard_of(info, split, index)}: example {index} of split {split!r} is damaged ({error}): "
+            f"prepare {info.name} again, or replace the file"
         ) from error
+
+
+def class_names(info: DatasetInfo) -> list[str]:
+    """Names of the classes, in the order of their numbers; numbers where a set has no names."""
+    if is_folder(info.name):
+        from resnet_jax.data import folders
+
+        return folders.names(info.directory)
+    file = info.directory / "label.labels.txt"
+    names = file.read_text().splitlines() if file.is_file() else []
+    return names if len(names) == info.num_classes else [str(number) for number in range(info.num_classes)]

@@ -5,6 +5,7 @@ says how wide it comes out. It may ask for more by naming it: ``order``, ``units
 ``norm`` in its constructor, ``train`` and ``key`` in its call.
 """
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -12,7 +13,7 @@ from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models.layers import Conv, ConvFactory, NormFactory, SqueezeExcitation, keep
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Order, Original, Sequence
+from resnet_jax.models.orders import Norm, Order, Original, Sequence
 
 
 class Branch(nnx.Module):
@@ -31,12 +32,15 @@ class Branch(nnx.Module):
       reduction: of squeeze-and-excitation at the end; 0: none.
       dilation: of the convolutions larger than 1x1, up to the one with the stride, and after it. Where a stride has become a
         dilation, what comes after it has to be dilated more than the convolution that had it.
+      zero_scale: the scale of the last normalisation begins at 0, so that a residual unit begins as its shortcut (Goyal et al. 2017, arXiv
+        1706.02677, Section 5.1).
       order: see ``resnet_jax.models.orders``. What it puts before the first convolution and after the addition belongs to the unit.
       units: units of the whole network, which Fixup's initialisation depends on.
       conv, norm: layer factories.
 
     Raises:
-      UserError: for no kernel, a ``stride_at`` that is none of them, a rate that is none, or groups that do not divide the width.
+      UserError: for no kernel, a ``stride_at`` that is none of them, a rate that is none, groups that do not divide the width, or
+        ``zero_scale`` where no normalisation with a scale follows the last convolution.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Branch(nnx.Module):
         dropout: float = 0.0,
         reduction: int = 0,
         dilation: tuple[int, int] = (1, 1),
+        zero_scale: bool = False,
         order: type[Order] = Original,
         units: int = 1,
         conv: ConvFactory = Conv,
@@ -83,6 +88,8 @@ class Branch(nnx.Module):
             between.append(Sequence(after, wide, norm=norm, rngs=rngs))
             in_features = wide
         self.convs, self.after = nnx.List(convs), nnx.List(between)
+        if zero_scale:
+            _begin_at_zero(self.after[last], order)
         self.excitation = SqueezeExcitation(self.out_features, reduction=reduction, rngs=rngs) if reduction else None
 
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool = False, key: Key[Array, ""] | None = None) -> Float[Array, "n ho wo co"]:
@@ -91,6 +98,17 @@ class Branch(nnx.Module):
                 x = x * keep(key, self.dropout, x.shape, "dropout inside a branch").astype(x.dtype) / (1 - self.dropout)
             x = after(conv(x), train=train)
         return x if self.excitation is None else self.excitation(x)
+
+
+def _begin_at_zero(after: Sequence, order: type[Order]) -> None:
+    norms = [made for layer, made in zip(order.after_last_convolution, after.layers, strict=True) if layer is Norm]
+    scale = getattr(norms[-1], "scale", None) if norms else None
+    if scale is None:
+        ends = f"in {type(norms[-1]).__name__}, which has no scale" if norms else "in no normalisation"
+        raise UserError(
+            f"zero_scale=True: a branch of the order {order.__name__} ends {ends}; leave it out, or use Original with BatchNorm"
+        )
+    scale[...] = jnp.zeros_like(scale[...])
 
 
 # He et al. 2015, Figure 5: left; right, with the stride in the first 1x1 as in the paper; "v1.5", with the stride in the 3x3.

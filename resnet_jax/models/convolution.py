@@ -21,10 +21,10 @@ Pairs = tuple[tuple[int, int], tuple[int, int]]
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def gradients_for_backend(gradients: Gradients) -> Literal["plain", "explicit"]:
-    """Resolves ``auto``: explicit on CPU; plain elsewhere, until an accelerator has been measured."""
+def gradients_for_backend(gradients: Gradients, backend: str | None = None) -> Literal["plain", "explicit"]:
+    """Resolves ``auto`` for a backend (cpu, gpu, tpu), None: this machine's. Explicit on CPU; plain elsewhere, until one is measured."""
     if gradients == "auto":
-        return "explicit" if jax.default_backend() == "cpu" else "plain"
+        return "explicit" if (backend or jax.default_backend()) == "cpu" else "plain"
     return gradients
 
 

@@ -1,7 +1,7 @@
 """How the units of a network are run: one after another, or as one ``lax.scan``. Their variables are stored stacked either way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from resnet_jax.configured import LATER
 from resnet_jax.models.convolution import Gradients
 
 
@@ -25,11 +26,14 @@ class Execution:
     """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0
     """Training steps in one call of the compiled program. 0: one on CPU, up to 100 elsewhere."""
+    images_per_device: int = field(default=0, metadata={LATER: True})
+    """At most so many images of a batch on a device at once: a batch is taken in parts, whose gradients are added up, as fewer devices
+    need. BatchNorm's groups stay whole. 0: all."""
 
-    def scans(self, units: int) -> bool:
-        """Whether a network of this many units is run by scans."""
+    def scans(self, units: int, backend: str | None = None) -> bool:
+        """Whether a network of this many units is run by scans, on a backend (cpu, gpu, tpu) or, None, on that of this machine."""
         if self.blocks == "auto":
-            return jax.default_backend() == "cpu" or units > 100
+            return (backend or jax.default_backend()) == "cpu" or units > 100
         return self.blocks == "scan"
 
 

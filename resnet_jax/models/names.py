@@ -2,7 +2,8 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from resnet_jax import configured, references
@@ -28,18 +29,18 @@ def known() -> dict[str, Factory]:
     return {**found, **shortcuts.OPTIONS}
 
 
-def load_part(text: str) -> Factory:
-    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS.
+def load_part(text: str, others: Mapping[str, Factory] = MappingProxyType({})) -> Factory:
+    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name, of ``others`` too, or FILE.py:CLASS.
 
     Raises:
       UserError: for an unknown name or argument.
     """
-    return configured.parse(text, _load)
+    return configured.parse(text, lambda name: others[name] if name in others else _load(name, others))
 
 
-def name_of(value: Factory) -> str:
-    """The short name of a part of ours, the reference of any other; with its arguments."""
-    short = known()
+def name_of(value: Factory, others: Mapping[str, Factory] = MappingProxyType({})) -> str:
+    """The short name of a part of ours, or of ``others``, the reference of any other; with its arguments."""
+    short = {**known(), **others}
     for name, part in short.items():
         if part == value:
             return name
@@ -123,8 +124,8 @@ def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[st
     return found
 
 
-def _load(name: str) -> Any:
-    return references.load(name) if ":" in name else _load_ours(name)
+def _load(name: str, others: Iterable[str] = ()) -> Any:
+    return references.load(name) if ":" in name else _load_ours(name, others)
 
 
 def _parse_ours(text: str) -> Factory:
@@ -134,10 +135,10 @@ def _parse_ours(text: str) -> Factory:
     return configured.parse(text, _load_ours)
 
 
-def _load_ours(name: str) -> Any:
+def _load_ours(name: str, others: Iterable[str] = ()) -> Any:
     names = known()
     if ":" in name:
         raise UserError(f"the network has a part of somebody's own, {name}: a file cannot bring code along, so give the network itself")
     if name not in names:
-        raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")
+        raise UserError(f"{name!r} is no known class{nearest(name, [*names, *others])}; for your own write FILE.py:CLASS")
     return names[name]

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from resnet_jax.training import resolved
 from resnet_jax.training.workdir import Record, Workdir
 
 _FIELDS = {field.name for field in fields(Result)}
+_DEFAULTS = {each.name: each.default for each in fields(Result) if each.default is not MISSING}
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,9 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
 
 
 def _check(result: dict[str, Any], file: Path) -> None:
+    # What has a default came later than some results.
+    for name, value in _DEFAULTS.items():
+        result.setdefault(name, value)
     if result.keys() != _FIELDS:
         differing = ", ".join(sorted(result.keys() ^ _FIELDS))
         raise UserError(f"{file} is of another version of resnet_jax (fields that differ: {differing}): run it anew")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
+from resnet_jax import processes
 from resnet_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError("--only is given more than once; give it once, with all the names")
     if options.seeds < 1:
         raise UserError(f"--seeds is {options.seeds}; give at least 1")
+    processes.connect(options.joining)
     from resnet_jax.studies import comparison
 
     published = comparison.study_cells(options.study, **({} if options.depth is None else {"depth": options.depth}))
@@ -84,6 +86,8 @@ def study(arguments: Sequence[str]) -> None:
                 reduced=_reduced(_chosen(comparison.study_cells(options.study), options.only), cells),
             ),
         )
+    if not processes.is_first():
+        return
     # All that lies there: cells of earlier commands too.
     found, page = cells_lib.collect([options.workdir]), options.workdir / "report.html"
     _show(found, page, study=committed.study(options.workdir), as_json=options.json)

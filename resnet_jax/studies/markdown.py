@@ -125,6 +125,38 @@ def _compilation(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _input(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| what | images per CPU-second | over a Pillow process pool |", "|" + "---|" * 3]
+    for row in rows:
+        numbers = f"{row['images_per_cpu_second']:,.0f} ({row['least']:,.0f} to {row['most']:,.0f})"
+        lines.append(f"| {row['what']} | {numbers} | {format(row['over_pool'], '.2f') if 'over_pool' in row else ''} |")
+    return lines
+
+
+def _plan(rows: list[dict[str, Any]]) -> list[str]:
+    names = (
+        *("target", "chips", "BatchNorm over", "images a chip", "memory, GB a chip", "exchanges a step", "of them, MB"),
+        *("memory traffic, MB an image", "images/s, upper bound", "efficiency, upper bound: nothing hidden / all"),
+    )
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        bound, kinds = row["bound"], row["collectives"].items()
+        cells = [
+            row["target"],
+            f"{row['chips']:,}",
+            {0: "the whole batch", None: "no batch"}.get(row["group_size"], f"groups of {row['group_size']}"),
+            str(row["batch_per_device"]),
+            f"{row['memory_bytes'] / 1e9:.3f}",
+            ", ".join(f"{kind['count']} {name}" for name, kind in kinds) or "none",
+            f"{sum(kind['bytes'] for _, kind in kinds) / 1e6:.2f}",
+            f"{row['bytes_per_image'] / 1e6:.0f}",
+            f"{bound['images_per_second']:,.0f}",
+            f"{100 * bound['efficiency_exposed']:.1f} / {100 * bound['efficiency_hidden']:.1f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _speed(row: dict[str, Any]) -> str:
     """Milliseconds with their range, and images a second: two cells."""
     middle, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
@@ -140,4 +172,6 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "seeds": _seeds,
     "step": _steps,
     "compile": _compilation,
+    "input": _input,
+    "plan": _plan,
 }

@@ -7,10 +7,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import jax
+
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.studies import run as run_lib
-from resnet_jax.training import mesh, program
+from resnet_jax.training import agreement, mesh, program
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.loop import Progress
 from resnet_jax.training.workdir import Workdir
@@ -61,6 +63,8 @@ def run(
       UserError: for anything that any of the runs would refuse, before the first begins.
     """
     mode = seed_parallel or default_seed_parallel(devices)
+    if mode == "devices" and jax.process_count() > 1:
+        raise UserError("seeds beside each other on devices of their own need one process: use --seed-parallel off, or vmap")
     folders = {(cell.name, seed): workdir / cell.name / f"seed-{seed}" for cell in cells for seed in seeds}
     unfinished: dict[str, list[int]] = {}
     for cell in cells:
@@ -75,7 +79,8 @@ def run(
         if unfinished[cell.name]:
             with _of(cell):
                 program.compiled(cell, devices)  # traces the network: one that cannot be built stops the study before it begins
-    if begun:
+    agreement.wait("what is finished is known")
+    if begun and agreement.first():
         begun()
     at_once = {"off": 1, "devices": mesh.make(devices).size, "vmap": len(seeds)}[mode]
     waiting = (
@@ -106,8 +111,8 @@ def _of(cell: Experiment) -> Iterator[None]:
 
 
 def default_seed_parallel(devices: int | None = None) -> SeedParallel:
-    """``devices`` where there are several, else ``off``: the fastest on CPU, where alone it has been measured (README, ``bench seeds``).
+    """``devices`` where one process has several, else ``off``: the fastest on CPU, where alone it was measured (README, ``bench seeds``).
 
     There ``vmap`` runs at a fraction of the speed: convolutions with a kernel for each seed become grouped ones.
     """
-    return "devices" if mesh.make(devices).size > 1 else "off"
+    return "devices" if jax.process_count() == 1 and mesh.make(devices).size > 1 else "off"

@@ -1,7 +1,7 @@
 """Orbax's CheckpointManager with what a run needs of it: asynchronous saves, sealed with checksums, verified on resume."""
 
-import hashlib
-import json
+import contextlib
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,36 +11,83 @@ import jax
 import orbax.checkpoint as ocp
 
 from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.errors import UserError
+from resnet_jax.training import agreement, retention, verification
 from resnet_jax.training import state as state_lib
+from resnet_jax.training.experiment import Checkpointing
+from resnet_jax.training.failed_save import OnFailure, SaveFailed
+from resnet_jax.training.retention import Retention
+from resnet_jax.training.seals import Seals
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.workdir import Workdir
 
 
 class Checkpoints:
     """The checkpoints of one run, under ``directory``.
 
     Orbax restores flipped bits silently. So each committed step is sealed: sha256 of its files, beside it. ``restore_newest`` verifies from
-    the newest step backwards, moves damaged steps to ``damaged/`` and says so. A step committed just before the process died has no
-    seal; it is complete (Orbax commits by renaming) and is used.
+    the newest step backwards, moves damaged steps and those of other runs to ``damaged/`` and says so. A step committed just before the
+    process died has no seal; it is complete (Orbax commits by renaming) and is used.
+
+    Where a run has several processes, all of them make this object and call the same methods in the same order; the first one alone
+    verifies, seals, renames and deletes, and all go by what it found. ``check``, ``wait`` and ``close`` wait for no other process.
 
     Args:
       directory: made if missing.
       keep: number of newest steps kept.
       say: takes messages for the user.
+      best: number of steps kept for their error, see ``save``.
+      keep_every: multiples of it are kept for ever; 0: none.
+      failed_save: 'stop' raises ``SaveFailed``; 'continue' says it, counts it in ``failed_saves`` and goes on.
+      fingerprint: of the run; saved with each step. A step with another one is set aside. Empty: unknown.
+      read_only: writes, renames and deletes nothing, so that the run may go on meanwhile.
     """
 
-    def __init__(self, directory: Path, *, keep: int, say: Callable[[str], None]):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        say: Callable[[str], None],
+        best: int = 0,
+        keep_every: int = 0,
+        failed_save: OnFailure = "stop",
+        fingerprint: str = "",
+        read_only: bool = False,
+    ):
         self._directory = directory.absolute()
-        # What a kill left half written. Orbax's own clean-up goes on in the background, past ``close``, into the next manager's first save.
-        for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(unfinished)
-        self._seals = self._directory.parent / "seals"
-        self._say = say
-        self._manager = self._open(keep)
-        self._keep = keep
+        self._retention = Retention(newest=keep, best=best, every=keep_every)
+        self._say, self._on_failure, self._fingerprint, self._read_only = say, failed_save, fingerprint, read_only
+        self._seals = Seals(self._directory.parent / "seals")
+        self._errors: dict[int, float | None] = {}
+        self._begun: int | None = None
+        self._busy = False
+        self._failure: Exception | None = None
+        self.failed_saves = 0
+        self._manager = self._open()
 
-    def _open(self, keep: int) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    @classmethod
+    def of(cls, workdir: Workdir, checkpointing: Checkpointing, *, say: Callable[[str], None], read_only: bool = False) -> "Checkpoints":
+        """Those of a claimed work folder."""
+        return cls(
+            workdir.checkpoints,
+            keep=checkpointing.keep,
+            say=say,
+            best=checkpointing.best,
+            keep_every=checkpointing.keep_every,
+            failed_save=checkpointing.failed_save,
+            fingerprint=workdir.read_experiment_file()["fingerprint"],
+            read_only=read_only,
+        )
+
+    def _open(self) -> ocp.CheckpointManager:
+        # What a kill or a failure left half written. Orbax's own clean-up goes on in the background, past ``close``, into the next
+        # manager's first save.
+        if not self._read_only:
+            if agreement.first():
+                for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+                    shutil.rmtree(unfinished)
+            agreement.wait("checkpoints are cleared up")
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention.policy(self._error_of), create=not self._read_only)
         # Named, so that their metadata can be read before anything is restored.
         handlers: dict[str, Any] = {"state": ocp.StandardCheckpointHandler(), "preprocessing": ocp.StandardCheckpointHandler()}
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -53,30 +100,66 @@ class Checkpoints:
         """The newest committed step, unverified."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, preprocessing: Preprocessing) -> None:
+    def best(self) -> int | None:
+        """The step of the lowest finite error, unverified; of equal ones the newest. None where none was scored."""
+        found = retention.best_first({step: self._error_of(step) for step in self.steps()})
+        return found[0] if found else None
+
+    def save(self, step: int, state: TrainState, preprocessing: Preprocessing, error_percent: float | None = None) -> None:
         """Begins to save; returns when the arrays are copied. The one before it is sealed then, since Orbax waits for it.
 
+        Args:
+          step: above all that were saved.
+          state: of it.
+          preprocessing: constants that go with it.
+          error_percent: that the best steps are chosen by, in percent; None: not scored at this step. One that is not finite is never best.
+
         Raises:
-          OSError: where an earlier save failed, a full disk say.
+          SaveFailed: this one or the one before it failed, a full disk say, and ``failed_save`` is 'stop'.
         """
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state_lib.plain(state)), preprocessing=ocp.args.StandardSave(preprocessing)
-            ),
-        )
-        assert saved, f"step {step} is not newer than {self.newest()}: a damaged step was not set aside"
+        self._take_in()
+        if agreement.anyone(self._failure is not None):
+            # A process that wrote its part hears only here that another did not.
+            self._report(self._begun, self._failure or OSError("another process could not write its part"))
+        newest = self.newest()
+        assert newest is None or newest < step, f"step {step} is not newer than {newest}: a damaged step was not set aside"
+        self._errors[step] = error_percent if error_percent is not None and math.isfinite(error_percent) else None
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state_lib.plain(state)), preprocessing=ocp.args.StandardSave(preprocessing)
+                ),
+                custom_metadata={"fingerprint": self._fingerprint, "error_percent": self._errors[step]},
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            # tensorstore's are ValueErrors and RuntimeErrors.
+            self._report(step, error)
+        else:
+            self._begun, self._busy = step, True
         self._seal_all(except_step=step)
 
+    def check(self) -> None:
+        """Looks, without waiting, whether the save in the background has ended; seals it.
+
+        Raises:
+          SaveFailed: it has failed, and ``failed_save`` is 'stop'.
+        """
+        if self._busy and not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
-        """Returns when everything is on disk and sealed; raises what an asynchronous save ran into."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk and sealed. Raises as ``check``."""
+        self._take_in()
+        self._report_own()
         self._seal_all()
 
     def close(self) -> None:
-        """Waits, then frees the manager's threads."""
-        self.wait()
-        self._manager.close()
+        """Waits, then frees the manager's threads. Raises as ``check``."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def restore_newest(self, like: TrainState, preprocessing: Preprocessing) -> tuple[int, TrainState, Preprocessing] | None:
         """Restores the newest step that is whole, onto the shardings of ``like``; None where there is none.
@@ -84,7 +167,7 @@ class Checkpoints:
         ``like`` and ``preprocessing`` give structure, shapes and dtypes; ``jax.ShapeDtypeStruct`` leaves will do.
 
         Raises:
-          UserError: for a whole checkpoint of another network, which stays where it is.
+          UserError: for a whole checkpoint of this run with other arrays, made by another version say, which stays where it is.
         """
         for step in reversed(self.steps()):
             restored = self.restore(step, like, preprocessing)
@@ -93,13 +176,16 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | None:
-        """Restores one committed step as ``restore_newest`` does; None where it is damaged, and set aside now."""
-        problem = self._problem(step)
+        """Restores one committed step as ``restore_newest`` does; None where it is damaged or of another run, and set aside now."""
+        plain = jax.eval_shape(state_lib.plain, like)
+        wanted = {"state": plain, "preprocessing": preprocessing}
+        problem = agreement.by_first(lambda: verification.problem(self._manager, self._seals, step, wanted, self._fingerprint))
         if problem is None:
-            restored = self._restore(step, like, preprocessing)
-            if not isinstance(restored, str):
+            restored = self._restore(step, like, plain, preprocessing)
+            if not agreement.anyone(isinstance(restored, Exception)):
+                assert not isinstance(restored, Exception)
                 return restored
-            problem = restored
+            problem = f"is damaged: {verification.one_line(restored)}" if isinstance(restored, Exception) else "is damaged"
         self._set_aside(step, problem)
         return None
 
@@ -110,19 +196,13 @@ class Checkpoints:
                 self._manager.delete(later)
         self._seal_all()
 
-    def _restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | str:
-        plain = jax.eval_shape(state_lib.plain, like)
+    def _restore(
+        self, step: int, like: TrainState, plain: TrainState, preprocessing: Preprocessing
+    ) -> tuple[TrainState, Preprocessing] | Exception:
         shardings = jax.tree.leaves(jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), like), is_leaf=lambda s: s is None)
         leaves, treedef = jax.tree.flatten(plain)
         targets = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s) for leaf, s in zip(leaves, shardings, strict=True)]
         constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=shardings[0]), preprocessing)
-        try:
-            metadata: Any = self._manager.item_metadata(step)
-            layout = _layout({"state": metadata["state"].tree, "preprocessing": metadata["preprocessing"].tree})
-        except Exception as error:
-            return _one_line(error)
-        # Orbax casts another dtype silently, and prints a page about another shape.
-        _refuse_another(step, layout, _layout({"state": plain, "preprocessing": constants}))
         try:
             items = self._manager.restore(
                 step,
@@ -132,67 +212,79 @@ class Checkpoints:
             )
         except Exception as error:
             # tensorstore, zstd and JSON each raise their own; all mean that this step cannot be read.
-            return _one_line(error)
+            return error
         return state_lib.from_plain(items["state"]), items["preprocessing"]
 
-    def _problem(self, step: int) -> str | None:
-        seal = self._seals / f"{step}.json"
-        if not seal.exists():
-            return None
+    def _error_of(self, step: int) -> float | None:
+        if step not in self._errors:
+            try:
+                self._errors[step] = (self._manager.metadata(step).custom_metadata or {}).get("error_percent")
+            except Exception:
+                # Damaged; that is said where it is restored.
+                self._errors[step] = None
+        return self._errors[step]
+
+    def _take_in(self) -> None:
+        """Waits for what is being saved, and remembers how it ended."""
+        self._busy = False
         try:
-            expected: Any = json.loads(seal.read_text())
-        except ValueError:
-            expected = {}
-        if not isinstance(expected, dict) or not expected:
-            return "its seal cannot be read"
-        found = _checksums(self._directory / str(step))
-        changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        return f"{len(changed)} of its files changed since they were written ({changed[0]})" if changed else None
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._failure = error
+
+    def _report_own(self) -> None:
+        # Going on needs all processes: they hear of it in the next ``save``.
+        if self._failure is not None and (jax.process_count() == 1 or self._on_failure == "stop"):
+            self._report(self._begun, self._failure)
+
+    def _report(self, step: int | None, error: Exception) -> None:
+        """Says that a save failed, or raises it; its remains go."""
+        assert step is not None
+        self._failure = None
+        self._errors.pop(step, None)
+        self.failed_saves += 1
+        if jax.process_count() == 1 or self._on_failure == "continue":
+            self._reopen()
+        else:
+            self._manager.reload()
+        failed = SaveFailed(step, self.newest(), error)
+        if self._on_failure == "stop":
+            raise failed from error
+        self._say(f"{failed.said}. Training goes on without it (checkpointing.failed_save is 'continue')")
+
+    def _reopen(self) -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # said already: what is closed here has failed
+            self._manager.close()
+        self._manager = self._open()
 
     def _set_aside(self, step: int, problem: str) -> None:
+        if self._read_only:
+            self._say(f"checkpoint of step {step} {problem}; going on with the one before it")
+            return
         damaged = self._directory.parent / "damaged"
-        damaged.mkdir(exist_ok=True)
-        place = damaged / f"{step}"
-        shutil.rmtree(place, ignore_errors=True)
         self._manager.close()
-        (self._directory / str(step)).rename(place)
-        (self._seals / f"{step}.json").unlink(missing_ok=True)
-        self._manager = self._open(self._keep)
-        self._say(f"checkpoint of step {step} is damaged: {problem}; set aside in {place}, going on with the one before it")
+
+        def move() -> str:
+            damaged.mkdir(exist_ok=True)
+            place = damaged / f"{step}"
+            shutil.rmtree(place, ignore_errors=True)
+            (self._directory / str(step)).rename(place)
+            self._seals.remove(step)
+            return str(place)
+
+        place = agreement.by_first(move)
+        self._errors.pop(step, None)
+        self._manager = self._open()
+        self._say(f"checkpoint of step {step} {problem}; set aside in {place}, going on with the one before it")
 
     def _seal_all(self, except_step: int | None = None) -> None:
-        self._seals.mkdir(parents=True, exist_ok=True)
+        if self._read_only or not agreement.first():
+            return
         steps = set(self._manager.all_steps()) - {except_step}
-        for step in steps:
-            seal = self._seals / f"{step}.json"
-            if not seal.exists() and (self._directory / str(step)).is_dir():
-                temporary = seal.with_suffix(".part")
-                temporary.write_text(json.dumps(_checksums(self._directory / str(step))))
-                temporary.rename(seal)
-        for seal in self._seals.glob("*.json"):
-            if int(seal.stem) not in steps:
-                seal.unlink()
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}" for path, leaf in leaves}
-
-
-def _refuse_another(step: int, found: dict[str, str], wanted: dict[str, str]) -> None:
-    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"the checkpoint of step {step} is of another network: {len(differing)} arrays differ, as {name}, "
-            f"{found.get(name, 'absent')} in the checkpoint and {wanted.get(name, 'absent')} in the experiment"
-        )
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        try:
+            for step in steps:
+                if (self._directory / str(step)).is_dir():
+                    self._seals.write(step, self._directory / str(step))
+        except OSError as error:
+            self._say(f"a checkpoint could not be sealed: {verification.one_line(error)}; it is used unverified until it is")
+        self._seals.keep(steps)

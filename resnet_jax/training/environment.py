@@ -9,7 +9,11 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy"),
+    # Decoders and resampling filters differ by rounding between versions.
+    *("grain", "simplejpeg", "opencv-python-headless", "pillow"),
+)
 
 
 def commit() -> str | None:

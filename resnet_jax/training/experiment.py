@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from resnet_jax.configured import constructor_parameters, parts
+from resnet_jax.configured import LATER, Factory, constructor_parameters, parts
 from resnet_jax.data.augmentation import Normalization
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
+from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution
-
-# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
-LATER = "later"
+from resnet_jax.training.learning import Loss, Optimizer, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,50 +18,33 @@ class Data:
     """Which images, and what happens to them."""
 
     name: str
-    """TFDS name of a prepared set: cifar10, digits."""
+    """TFDS name of a prepared set: cifar10, imagenet2012; or a folder SPLIT/CLASS/IMAGE, by its path."""
     validation_examples: int = 0
     """Taken from the end of the training split and never trained on. He et al. 2015 chose their schedule with 5000 of CIFAR-10's."""
     test_split: str = "test"
     """Split that is scored; imagenet2012 calls it 'validation'."""
     normalization: Normalization = "pixel_mean"
-    """pixel_mean: minus the mean image (the paper); channel: minus mean, over deviation, of each channel; weights: the constants of the
-    weights that the run starts from."""
+    """pixel_mean: minus the mean image (the paper); channel: minus mean, over deviation, of each channel; imagenet: the same with the
+    constants that everybody uses for ImageNet; weights: the constants of the weights that the run starts from."""
     pad: int = 4
     """Random crops out of images padded by this many pixels on each side; 0: none."""
     flip: bool = True
     """Random left-right flips."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """Stochastic gradient descent with momentum, through optax."""
-
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    """Added to the gradient (L2), times the parameter."""
-    decay: Literal["all", "kernels"] = "all"
-    """What decays: all parameters (fb.resnet.torch, "weight decay on all params"), or convolution and classifier kernels only."""
-    ema: float = 0.0
-    """Decay of the moving average of the parameters, which is then what is scored; 0: none."""
-    frozen: tuple[str, ...] = ()
-    """Parameters that are not trained, by the beginnings of their paths: stem stages, or stages/0."""
-    rates: tuple[tuple[str, float], ...] = field(default=(), metadata={LATER: True})
-    """Factors on the learning rate of parameters, by the beginnings of their paths, the longest counting: stages 0.1 stages/2 0.3."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Piecewise-constant learning rate after a warm-up; all in steps (the papers' iterations)."""
-
-    learning_rate: float = 0.1
-    decay_steps: tuple[int, ...] = (32_000, 48_000)
-    decay_factor: float = 0.1
-    warmup_learning_rate: float = 0.01
-    warmup_steps: int = 0
-    """Steps at the warm-up rate: 400 in He et al. 2016."""
-    warmup_until_error: float = 1.0
-    """Stay at the warm-up rate until the training error is below this fraction: 0.8 for the 110-layer net of He et al. 2015."""
+    crop: Factory | None = field(default=None, metadata={LATER: True})
+    """What makes a training image of any size one of the network's: RandomResizedCrop, ShorterSideCrop; images then stream from storage.
+    none: they are all of one size, and live on the device."""
+    policy: Factory | None = field(default=None, metadata={LATER: True})
+    """Operations on the cropped image: TrivialAugment, RandAugment; none. Streamed images only."""
+    colour: Factory | None = field(default=None, metadata={LATER: True})
+    """Of images between 0 and 1: PcaLighting (AlexNet's), ColorJitter; none."""
+    erasing: Factory | None = field(default=None, metadata={LATER: True})
+    """Of normalised images: RandomErasing; none."""
+    mix: Factory | None = field(default=None, metadata={LATER: True})
+    """Of images and their targets: Mix (mixup and cutmix); none."""
+    repeats: int = field(default=1, metadata={LATER: True})
+    """Repeated augmentation (Hoffer et al. 2019, arXiv 1901.09335): each image of a batch stands in it so many times. Streamed only."""
+    damaged: Literal["stop", "replace"] = field(default="stop", metadata={LATER: True})
+    """A streamed training image that cannot be decoded stops the run, or is replaced by the next one, and counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +59,8 @@ class Evaluation:
     models had them; 0: moving averages."""
     training_images: bool = False
     """Also score all training images, without augmentation, after the last step."""
+    protocol: str = field(default="", metadata={LATER: True})
+    """How an image of any size is shown: 256/224 (shorter side / central square), 236/224-bicubic, ten-crop. Empty: as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +83,26 @@ class Checkpointing:
     """Steps between checkpoints."""
     keep: int = 3
     """Newest checkpoints kept."""
+    non_finite: Literal["stop", "roll_back"] = field(default="stop", metadata={LATER: True})
+    """A loss that is not finite stops the run; or takes it back to its last checkpoint, and on with other batches, up to three times."""
+    best: int = field(default=0, metadata={LATER: True})
+    """Also so many of the lowest test error, among those that were scored; one that is not finite is none."""
+    keep_every: int = field(default=0, metadata={LATER: True})
+    """Also every step that is a multiple of it, for ever; 0: none."""
+    failed_save: Literal["stop", "continue"] = field(default="stop", metadata={LATER: True})
+    """A checkpoint that cannot be written, on a full disk say, stops the run, or is said and left out; lines of metrics.jsonl then wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How images are streamed; never which, so it is no part of the fingerprint."""
+
+    threads: int = 0
+    """That read and decode, in each process; 0: one for each core that is left to it."""
+    workers: int = 0
+    """Processes that read and decode; 0: threads of the training process, which decode outside Python's lock."""
+    memory_mb: int = 2048
+    """Bound on the decoded batches that wait, over all threads and workers of a process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +120,15 @@ class Experiment:
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
+    loss: Loss = field(default=Loss(), metadata={LATER: True})
     start: Start = field(default=Start(), metadata={LATER: True})
+    loading: Loading = field(default=Loading(), metadata={LATER: True})
 
     def shortened(self, steps: int) -> "Experiment":
         """The same experiment in another number of steps.
 
-        Decay steps keep their places relative to the whole; a warm-up keeps its length, up to a quarter of the run; at least eight scores
-        are taken, where there are eight steps.
+        Decay steps and the end of a cosine keep their places relative to the whole; a warm-up keeps its length, up to a quarter of the run;
+        at least eight scores are taken, where there are eight steps.
         """
         if steps == self.steps:
             return self
@@ -130,7 +136,12 @@ class Experiment:
         return replace(
             self,
             steps=steps,
-            schedule=replace(self.schedule, decay_steps=scaled, warmup_steps=min(self.schedule.warmup_steps, steps // 4)),
+            schedule=replace(
+                self.schedule,
+                decay_steps=scaled,
+                cosine_steps=round(self.schedule.cosine_steps * steps / self.steps),
+                warmup_steps=min(self.schedule.warmup_steps, steps // 4),
+            ),
             evaluation=replace(self.evaluation, every=max(1, min(self.evaluation.every, steps // 8))),
         )
 
@@ -147,13 +158,19 @@ class Experiment:
             raise UserError(
                 f"{info.name} cannot stand in for {self.data.name}: that needs the splits 'train' and 'test', and images of one size"
             )
-        # A digit mirrored is another digit, and of 8 pixels each is an eighth.
-        augmentation = {"pad": 0, "flip": False} if info.name == "digits" else {}
+        changes: dict[str, Any] = {"name": info.name, "test_split": "test"}
+        if self.data.crop is not None:
+            # Images of one size live on the device, where nothing is resized, and constants are their own.
+            changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
+            changes |= {"normalization": "channel"} if self.data.normalization == "imagenet" else {}
+        # A digit mirrored is another digit, and of 8 pixels each is an eighth; a grey image has no colour.
+        changes |= {"pad": 0, "flip": False} if info.name == "digits" else {}
+        changes |= {"colour": None} if channels != 3 else {}
         return replace(
             self,
             model=replace(self.model, input_shape=(height, width, channels), num_classes=info.num_classes),
-            data=replace(self.data, name=info.name, test_split="test", **augmentation),
-            evaluation=replace(self.evaluation, batch_size=min(self.evaluation.batch_size, info.examples["test"])),
+            data=replace(self.data, **changes),
+            evaluation=replace(self.evaluation, protocol="", batch_size=min(self.evaluation.batch_size, info.examples["test"])),
         )
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
@@ -173,10 +190,9 @@ class Experiment:
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
-        if self.steps * self.batch_size >= 2**31:
-            raise UserError(
-                f"steps x batch_size is {self.steps * self.batch_size}; the data order counts images in 31 bits: at most 2147483647"
-            )
+        for name in ("best", "keep_every"):
+            if getattr(self.checkpointing, name) < 0:
+                raise UserError(f"checkpointing.{name} is {getattr(self.checkpointing, name)}; it must be at least 1, or 0 for none")
         if self.model.dtype not in ("float32", "bfloat16"):
             raise UserError(f"model.dtype is {self.model.dtype!r}; use 'float32' or 'bfloat16'")
         for name in ("batch_size", "evaluation.batch_size"):
@@ -184,13 +200,6 @@ class Experiment:
                 raise UserError(f"{name} is {positive[name]}, which {devices} devices cannot share equally; use a multiple of {devices}")
         if info.num_classes != self.model.num_classes:
             raise UserError(f"{info.name} has {info.num_classes} classes, the model {self.model.num_classes}: set model.num_classes")
-        if None in info.image_shape:
-            raise UserError(f"the images of {info.name} differ in size: training on them needs the streaming input, which is not there yet")
-        if info.image_shape != self.model.input_shape:
-            raise UserError(
-                f"the images of {info.name} are {info.image_shape} (height, width, channels), the model takes {self.model.input_shape}: "
-                "set model.input_shape"
-            )
         if self.data.test_split not in info.examples:
             raise UserError(
                 f"{info.name} has no split {self.data.test_split!r}; data.test_split can be {' or '.join(sorted(info.examples))}"
@@ -207,8 +216,70 @@ class Experiment:
             if not 0 <= factor < math.inf:
                 raise UserError(f"optimizer.rates: the factor of {beginning!r} is {factor}; it must be 0 or more, and finite")
         self._check_statistics()
+        self._check_optimizer()
+        if self.data.crop is None:
+            self._check_resident(info)
+        else:
+            self._check_streamed(info)
         if self.data.pad < 0:
             raise UserError(f"data.pad is {self.data.pad}; it must be 0 or more pixels")
+
+    def _check_resident(self, info: DatasetInfo) -> None:
+        data = self.data
+        if None in info.image_shape:
+            raise UserError(
+                f"the images of {info.name} differ in size: say how they become the network's, by data.crop (RandomResizedCrop, "
+                "ShorterSideCrop) and evaluation.protocol (256/224)"
+            )
+        if info.image_shape != self.model.input_shape:
+            raise UserError(
+                f"the images of {info.name} are {info.image_shape} (height, width, channels), the model takes {self.model.input_shape}: "
+                "set model.input_shape, or data.crop"
+            )
+        if self.steps * self.batch_size >= 2**31:
+            raise UserError(
+                f"steps x batch_size is {self.steps * self.batch_size}; the data order counts images in 31 bits: at most 2147483647"
+            )
+        for name, default in {"policy": None, "repeats": 1, "damaged": "stop"}.items():
+            if getattr(data, name) != default:
+                raise UserError(f"data.{name} is {getattr(data, name)}, which only streamed images have: set data.crop")
+
+    def _check_streamed(self, info: DatasetInfo) -> None:
+        data, (height, width, channels) = self.data, self.model.input_shape
+        if info.image_shape[2] != channels:
+            raise UserError(
+                f"the images of {info.name} have {info.image_shape[2]} channels, the model takes {channels}: set model.input_shape"
+            )
+        if not self.evaluation.protocol:
+            raise UserError("evaluation.protocol is empty, and streamed images differ in size: say how they are shown, as 256/224")
+        protocol = protocols.parse(self.evaluation.protocol)
+        if protocol.crop is None:
+            raise UserError(
+                f"evaluation.protocol is {protocol}, which is not for a run's own scores: give 256/224, and evaluate the run by it"
+            )
+        # Both have constants of every pixel.
+        if data.normalization in ("pixel_mean", "weights") and (height, width) != (protocol.crop, protocol.crop):
+            raise UserError(
+                f"data.normalization is {data.normalization!r}, of {height}x{width} images, and evaluation.protocol "
+                f"{self.evaluation.protocol}: use 'channel', or a crop of that size"
+            )
+        if data.pad:
+            raise UserError(f"data.pad is {data.pad}, and streamed images are cropped by data.crop: set data.pad to 0")
+        if not 1 <= data.repeats <= self.batch_size:
+            raise UserError(f"data.repeats is {data.repeats}; it must be at least 1, and at most the batch_size of {self.batch_size}")
+
+    def _check_optimizer(self) -> None:
+        self.loss.check()
+        self.optimizer.check()
+        self.schedule.check()
+        divided, group = self.optimizer.accumulation, parts(self.model.norm)[1].get("group_size", 0)
+        if divided < 1 or self.batch_size % divided:
+            raise UserError(f"optimizer.accumulation is {divided}; give a divisor of the batch_size of {self.batch_size}")
+        if group and self.batch_size // divided % group:
+            raise UserError(
+                f"optimizer.accumulation is {divided}: a {divided}th of the batch_size of {self.batch_size} does not consist of BatchNorm "
+                f"groups of {group}; give a divisor of {self.batch_size // group}"
+            )
 
     def _check_statistics(self) -> None:
         norm, options = parts(self.model.norm)

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the papers use it, composed of optax transformations."""
+"""Rules and learning rates as the papers use them, composed of optax transformations."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,7 +9,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.training.experiment import Optimizer, Schedule
+from resnet_jax.training.learning import Optimizer, Schedule
+
+# You et al. 2017 (arXiv 1708.03888), eq. 6, eta.
+_LARS_TRUST = 0.001
+# Of timm and apex. You et al. 2019 (arXiv 1904.00962) state none.
+_LAMB_EPSILON = 1e-6
 
 
 class ScheduleState(NamedTuple):
@@ -24,15 +29,29 @@ class ScheduleState(NamedTuple):
 
 
 def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-    """Weight decay, momentum, learning rate, in that order: ``v = 0.9 v + g + wd w``, ``w = w - lr v`` (fb.resnet.torch's form).
+    """Clipping of the gradient's norm, then one of the rules.
 
-    Its ``update`` takes the batch's training error as ``error=``, a fraction. Frozen parameters get no update and no momentum.
+    - ``sgd``: weight decay, momentum, learning rate, in that order: ``v = 0.9 v + g + wd w``, ``w = w - lr v`` (fb.resnet.torch's form).
+    - ``lars`` (You et al. 2017): weight decay, trust ratio, learning rate, momentum, as ``optax.lars``.
+    - ``lamb`` (You et al. 2019): Adam with beta_2 0.999, weight decay, trust ratio, learning rate, as ``optax.lamb``.
+
+    What does not decay has no trust ratio either, as in the authors' LAMB, timm's and most LARS: norms of scales and biases say nothing.
+    Its ``update`` takes the batch's training error as ``error=``, a fraction. Frozen parameters get no update and no momentum, and are no
+    part of the norm that is clipped.
     """
-    chain = optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay, mask=_kernels if optimizer.decay == "kernels" else None),
-        optax.trace(optimizer.momentum, nesterov=optimizer.nesterov),
-        scale_by_papers_schedule(schedule),
-    )
+    chosen = _kernels if optimizer.decay == "kernels" else None
+    decayed = optax.add_decayed_weights(optimizer.weight_decay, mask=chosen)
+    momentum = optax.trace(optimizer.momentum, nesterov=optimizer.nesterov)
+    rate = scale_by_papers_schedule(schedule)
+    match optimizer.rule:
+        case "sgd":
+            rule = (decayed, momentum, rate)
+        case "lars":
+            rule = (decayed, _scale_by_trust_ratio(_LARS_TRUST, chosen), rate, momentum)
+        case "lamb":
+            adam = optax.scale_by_adam(b1=optimizer.momentum, b2=0.999, eps=_LAMB_EPSILON)
+            rule = (adam, decayed, _scale_by_trust_ratio(1.0, chosen), rate)
+    chain = optax.chain(optax.clip_by_global_norm(optimizer.clip), *rule) if optimizer.clip else optax.chain(*rule)
     if optimizer.frozen:
         frozen = functools.partial(_frozen, beginnings=optimizer.frozen)
         # Masked twice: the first leaves the frozen parameters' gradients as they are, the second makes them no update.
@@ -88,21 +107,41 @@ def _below(params: Any, beginning: str, option: str) -> list[int]:
     return found
 
 
-def _kernels(params: Any) -> Any:
-    # The units of a stack lie along the first axis of its arrays; a vector for each of them is no kernel.
-    def is_kernel(path: Any, leaf: Any) -> bool:
-        return leaf.ndim - any(getattr(part, "key", None) == "stacked" for part in path) > 1
+def _stacked(path: Any) -> bool:
+    # The units of a stack lie along the first axis of its arrays.
+    return any(getattr(part, "key", None) == "stacked" for part in path)
 
-    return jax.tree.map_with_path(is_kernel, params)
+
+def _kernels(params: Any) -> Any:
+    # A vector for each unit of a stack is no kernel.
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - _stacked(path) > 1, params)
+
+
+def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
+    """optax's, each unit of a stack having a ratio of its own; only where the mask says so."""
+    of_all = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scaled(path: Any, update: Array, param: Array) -> Array:
+            def of_one(update: Array, param: Array) -> Array:
+                return of_all.update(update, state, param)[0]  # pyright: ignore[reportReturnType]
+
+            return (jax.vmap(of_one) if _stacked(path) else of_one)(update, param)
+
+        return jax.tree.map_with_path(scaled, updates, params), state
+
+    layerwise = optax.GradientTransformation(of_all.init, update)
+    return layerwise if mask is None else optax.masked(layerwise, mask)
 
 
 def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-    """Piecewise-constant learning rate with the warm-ups of He et al. 2015 (Section 4.2, n=18: until the training error is below 80 %)
-    and He et al. 2016 (400 steps). A warm-up that has ended does not begin again; the decay steps count from the run's beginning.
+    """Piecewise-constant learning rate or half a cosine, with the warm-ups of He et al. 2015 (Section 4.2, n=18: until the training error
+    is below 80 %), He et al. 2016 (400 steps) and Goyal et al. 2017 (rising). A warm-up that has ended does not begin again; steps count
+    from the run's beginning, from 0.
     """
-    # optax takes each boundary once: two decays of one step, which a shortened schedule may have, are one decay by the product.
-    decays = {step: schedule.decay_factor ** schedule.decay_steps.count(step) for step in schedule.decay_steps}
-    decayed = optax.piecewise_constant_schedule(schedule.learning_rate, decays)
+    full = _cosine(schedule) if schedule.cosine_steps else _piecewise_constant(schedule)
+    low = schedule.warmup_learning_rate
+    rising = optax.linear_schedule(low, schedule.learning_rate, schedule.warmup_steps) if schedule.linear_warmup else lambda _: low
 
     def init(params: Any) -> ScheduleState:
         del params
@@ -115,8 +154,21 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
         too_early = state.step < schedule.warmup_steps
         too_bad = (average >= schedule.warmup_until_error) & (schedule.warmup_until_error < 1)
         warming = state.warming & (too_early | too_bad)
-        rate = jnp.where(warming, schedule.warmup_learning_rate, decayed(state.step)).astype(jnp.float32)
+        rate = jnp.where(warming, rising(state.step), full(state.step)).astype(jnp.float32)
         scaled = jax.tree.map(lambda u: -rate * u, updates)
         return scaled, ScheduleState(state.step + 1, rate, average, warming)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _piecewise_constant(schedule: Schedule) -> optax.Schedule:
+    # optax takes each boundary once: two decays of one step, which a shortened schedule may have, are one decay by the product.
+    decays = {step: schedule.decay_factor ** schedule.decay_steps.count(step) for step in schedule.decay_steps}
+    return optax.piecewise_constant_schedule(schedule.learning_rate, decays)
+
+
+def _cosine(schedule: Schedule) -> optax.Schedule:
+    begins = schedule.warmup_steps if schedule.cosine_from == "warmup" else 0
+    floor = schedule.final_learning_rate / schedule.learning_rate
+    cosine = optax.cosine_decay_schedule(schedule.learning_rate, schedule.cosine_steps - begins, floor)
+    return lambda step: cosine(step - begins)

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax import configured
-from resnet_jax.configured import Configured
+from resnet_jax.configured import LATER, Configured
 from resnet_jax.errors import UserError
-from resnet_jax.training.experiment import LATER, Experiment
+from resnet_jax.training.experiment import Experiment
 
 # What it is called and how it is executed: neither changes what it computes.
-NOT_IDENTITY = ("name", "checkpointing", "execution", "start")
+NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
 
 
 def resolve(value: Any) -> Any:

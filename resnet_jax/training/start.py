@@ -18,7 +18,7 @@ from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.pretrained import card, inference
 from resnet_jax.models.pretrained.loading import FILE_NAME, Pretrained, abstract, load_pretrained
 from resnet_jax.tensors import files
-from resnet_jax.training import trained
+from resnet_jax.training import mesh, trained
 from resnet_jax.training.experiment import Experiment, Start
 from resnet_jax.training.state import TrainState, tree_digest
 
@@ -119,7 +119,7 @@ def begun(state: TrainState, experiment: Experiment, weights: Pretrained) -> Tra
         params = params | {"head": params["head"] | {"linear": state.params["head"]["linear"]}}
     # The state's arrays are given up to the first step: those of the weights are copied.
     params, batch_stats = (
-        jax.tree.map(lambda old, new: jax.device_put(jnp.array(new, old.dtype), old.sharding), old, new)
+        jax.tree.map(lambda old, new: mesh.put(np.asarray(new, old.dtype), old.sharding), old, new)
         for old, new in ((state.params, params), (state.batch_stats, batch_stats))
     )
     return state._replace(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, Key
 
 from resnet_jax.models import Apply, Architecture, Execution
@@ -66,7 +67,9 @@ def tree_digest(tree: Any) -> str:
     """sha256 over every leaf: path, dtype, shape and bytes, in order."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        array = np.asarray(leaf)
+        # What is split over processes is gathered: all of them have to ask.
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+        array = np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()

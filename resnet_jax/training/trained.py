@@ -11,6 +11,7 @@ import numpy as np
 
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.errors import UserError
+from resnet_jax.evaluation import protocols
 from resnet_jax.models.pretrained.card import Card, Numbers, View
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.training import program as program_lib
@@ -38,14 +39,15 @@ def newest(run: Path) -> Trained:
     Raises:
       UserError: where there is no run, or no checkpoint.
     """
-    workdir = Workdir(run)
+    workdir = Workdir.to_read(run)
     experiment, _ = workdir.experiment()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{run} has no checkpoint yet")
     program = program_lib.compiled(experiment)
     # What is scored or shown goes to stdout, as JSON perhaps.
     told = functools.partial(print, file=sys.stderr)
-    checkpoints = Checkpoints(workdir.checkpoints, keep=experiment.checkpointing.keep, say=told)
+    # It may be training still: reading changes nothing, and waits for no lock.
+    checkpoints = Checkpoints.of(workdir, experiment.checkpointing, say=told, read_only=True)
     restored = checkpoints.restore_newest(program.abstract_state, program_lib.abstract_preprocessing(experiment))
     checkpoints.close()
     if restored is None:
@@ -58,9 +60,14 @@ def weights(run: Path) -> Pretrained:
     found = newest(run)
     params, batch_stats = jax.device_get(found.state.scored())
     mean, deviation = (np.asarray(constants, np.float64).tolist() for constants in found.preprocessing)
+    asked = found.experiment.evaluation.protocol
+    shown = protocols.parse(asked) if asked else protocols.Protocol()
+    view = View(
+        mean=_tuples(mean), deviation=tuple(deviation), resize=shown.resize or 0, crop=shown.crop or 0, interpolation=shown.interpolation
+    )
     card = Card(
         architecture=found.experiment.model,
-        view=View(mean=_tuples(mean), deviation=tuple(deviation)),
+        view=view,
         source=f"{run.resolve().name}, step {found.step}",
         data=found.experiment.data.name,
         counters={"": float(found.step)},

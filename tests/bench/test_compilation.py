@@ -20,12 +20,13 @@ def test_a_row_has_seconds_operations_and_bytes() -> None:
     (row,) = compilation.table("cifar_resnet", [8], **OPTIONS, limit=300)
     assert row.keys() == {
         "network", "depth", "blocks", "remat", "batch_size",
-        "trace_seconds", "lower_seconds", "compile_seconds", "operations", "temporary_bytes",
+        "trace_seconds", "lower_seconds", "compile_seconds", "cached_seconds", "operations", "temporary_bytes",
     }  # fmt: skip
     assert all(row[f"{stage}_seconds"] > 0 for stage in ("trace", "lower", "compile"))
     # Activations of 2 images: 7 convolutions and as many normalisations of 16 x 32 x 32 values or less, 4 bytes each.
     assert 16 * 32 * 32 * 4 * 2 < row["temporary_bytes"] < 100 * 16 * 32 * 32 * 4 * 2
     assert row["operations"] > 500
+    assert 0 < row["cached_seconds"] < row["compile_seconds"]
 
 
 def test_what_takes_too_long_is_stopped_and_said() -> None:

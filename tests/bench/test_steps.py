@@ -1,13 +1,14 @@
 """Steps are measured in turn, and compared round by round."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from resnet_jax import models
-from resnet_jax.bench import steps
+from resnet_jax.bench import rounds, steps
 from resnet_jax.bench.workload import Workload
 from resnet_jax.models import Execution
 
@@ -34,19 +35,15 @@ def test_executions_take_turns_and_the_speedup_is_the_median_of_ratios(monkeypat
         def __init__(self, architecture: Any, batch_size: int, execution: Execution):
             self.name = execution.blocks
 
-        def state(self) -> int:
-            return 0
+        def stepping(self) -> Callable[[], None]:
+            def run() -> None:
+                order.append(self.name)
+                now[0] += next(durations)
 
-        def batch(self) -> int:
-            return 0
-
-        def step(self, state: int, batch: int) -> tuple[int, int]:
-            order.append(self.name)
-            now[0] += next(durations)
-            return state + 1, 0
+            return run
 
     monkeypatch.setattr(steps, "Workload", Fake)
-    monkeypatch.setattr(steps.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
     rows = steps.measure(TINY, [LOOP, SCAN], batch_size=8, rounds=3)
     assert order == ["loop", "scan"] * 5
     assert [row["seconds"] for row in rows] == [2, 2]

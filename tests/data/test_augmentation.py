@@ -104,10 +104,10 @@ def test_random_flip_mirrors_half_of_the_images_left_to_right() -> None:
     assert abs(mirrored.sum() - 500) < 5 * np.sqrt(250)
 
 
-def test_augment_crops_and_flips_independently() -> None:
+def test_crops_and_flips_are_independent() -> None:
     """Every image is a crop or the mirror image of one; the mirrored ones are not those of one side."""
     images = shapes(1000)
-    found = np.asarray(augmentation.augment(KEY, jnp.asarray(images), pad=1, flip=True))
+    found = np.asarray(augmentation.crop_and_flip(KEY, jnp.asarray(images), pad=1, flip=True))
     down, mirrored = [], []
     for image, result in zip(images, found, strict=True):
         seen = {(place, flip): crop[:, ::-1] if flip else crop for place, crop in crops(image, 1).items() for flip in (False, True)}
@@ -124,9 +124,9 @@ def test_augment_crops_and_flips_independently() -> None:
     [({"pad": 0, "flip": False}, {"same"}), ({"pad": 0, "flip": True}, {"same", "mirrored"}), ({"pad": 1, "flip": False}, {"cropped"})],
     ids=["neither", "flip", "crop"],
 )
-def test_augment_does_what_its_options_say_and_no_more(options: dict[str, Any], expected: set[str]) -> None:
+def test_crop_and_flip_does_what_its_options_say_and_no_more(options: dict[str, Any], expected: set[str]) -> None:
     images = shapes(200)
-    found = np.asarray(augmentation.augment(KEY, jnp.asarray(images), **options))
+    found = np.asarray(augmentation.crop_and_flip(KEY, jnp.asarray(images), **options))
     kinds = set()
     for image, result in zip(images, found, strict=True):
         if np.array_equal(result, image):
@@ -142,7 +142,7 @@ def test_augment_does_what_its_options_say_and_no_more(options: dict[str, Any], 
 
 def test_another_key_gives_another_augmentation_and_the_same_key_the_same() -> None:
     images = jnp.asarray(shapes(64))
-    one, same, other = (augmentation.augment(key, images, pad=2, flip=True) for key in (KEY, jax.random.key(7), jax.random.key(8)))
+    one, same, other = (augmentation.crop_and_flip(key, images, pad=2, flip=True) for key in (KEY, jax.random.key(7), jax.random.key(8)))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
@@ -153,7 +153,7 @@ def test_augmentation_does_not_depend_on_how_the_batch_is_laid_out_over_devices(
 
     def on(devices: int) -> jax.Array:
         over = mesh.batch(mesh.make(devices))
-        augment = jax.jit(lambda key, batch: augmentation.augment(key, batch, pad=2, flip=True), out_shardings=over)
+        augment = jax.jit(lambda key, batch: augmentation.crop_and_flip(key, batch, pad=2, flip=True), out_shardings=over)
         return augment(KEY, jax.device_put(images, over))
 
     one, eight = on(1), on(8)

@@ -118,6 +118,14 @@ def test_unknown_name_suggests_the_nearest(tmp_path: Path, name: str, suggestion
     assert not (tmp_path / "new").exists()
 
 
+def test_smaller_copies_and_folders_say_how_they_are_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="imagenet2012_256'; .* run: resnet-jax prepare imagenet2012 --resize 256$"):
+        prepare.prepare("imagenet2012_256", str(tmp_path / "new"))
+    with pytest.raises(UserError, match="is a folder: it is read where it lies"):
+        prepare.prepare(str(tmp_path), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_set_whose_preparation_needs_tensorflow_says_so_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda *_: None)
     with pytest.raises(UserError, match="pip install tensorflow"):

@@ -1,5 +1,6 @@
 """Prepared sets are found by their files alone, and read whole or not at all."""
 
+import io
 import json
 import shutil
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
@@ -148,24 +150,26 @@ def test_unknown_split_is_an_error_with_the_known_ones(digits_dir: str) -> None:
 def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
     """Any index at any time; the same images and labels as all at once."""
     info = sources.describe("digits", digits_dir)
-    source, whole = sources.opened(info, "test"), sources.read(info, "test")
+    source, whole = sources.encoded(info, "test"), sources.read(info, "test")
     for index in (359, 0, 17, 17):
         found = sources.example(source, info, "test", index)
         np.testing.assert_array_equal(found["image"], whole.images[index])
         assert found["label"] == whole.labels[index]
         assert type(found["label"]) is int
     with pytest.raises(UserError, match="has no split 'validation'"):
-        sources.opened(info, "validation")
-    with pytest.raises(UserError, match="split 'test', example 360 is damaged"):
+        sources.encoded(info, "validation")
+    with pytest.raises(IndexError):
         sources.example(source, info, "test", 360)
 
 
 def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) -> None:
     """Also where NumPy would have stretched it to fit."""
     info = sources.describe("digits", digits_dir)
-    for image in (np.zeros((8, 1, 1), np.uint8), np.zeros((9, 8, 1), np.uint8)):
-        with pytest.raises(UserError, match=r"example 0 is damaged \(its image is .*, not \(8, 8, 1\)\)"):
-            sources.example([{"image": image, "label": 3}], info, "test", 0)
+    for size in ((1, 8), (8, 9)):
+        png = io.BytesIO()
+        Image.new("L", size).save(png, format="PNG")
+        with pytest.raises(UserError, match=r"example 0 of split 'test' is damaged \(its image is .*, not \(8, 8, 1\)\)"):
+            sources.example([(png.getvalue(), 3)], info, "test", 0)
 
 
 def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: str) -> None:
@@ -201,7 +205,7 @@ def test_damaged_records_are_an_error_that_names_the_example(copy: Path, kind: s
     with pytest.raises(UserError) as error:
         sources.read(info, "train")
     assert str(info.directory) in str(error.value)
-    assert "split 'train', example " in str(error.value)
+    assert "of split 'train' is damaged" in str(error.value)
     index = int(str(error.value).split("example ")[1].split()[0])
     assert 0 < index < 100 if kind == "a flipped bit" else index == 0
     assert len(sources.read(info, "test")) == 360

@@ -2,13 +2,15 @@
 
 import dataclasses
 import hashlib
-import warnings
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import sources, views
+from resnet_jax.data import decoding, sources, views
+from resnet_jax.data.views import Squares
 from resnet_jax.errors import UserError
 from resnet_jax.models import View
 
@@ -93,6 +95,38 @@ def test_grey_images_keep_their_one_channel() -> None:
     assert views.shown(numbered(13, 20, 1), view(8, 8)).shape == (8, 8, 1)
 
 
+@pytest.mark.parametrize("size", [(40, 61), (61, 40), (45, 45)])
+def test_ten_crops_are_four_corners_the_centre_and_their_mirror_images(size: tuple[int, int]) -> None:
+    image = numbered(*size)
+    found = views.ten_crops(image, Squares(crop=32, crops=10))
+    assert (found.shape, found.dtype) == ((10, 32, 32, 3), np.uint8)
+    down, across = size[0] - 32, size[1] - 32
+    # round() of torchvision's center_crop: 14.5 and 6.5 go down to the even 14 and 6.
+    centre = {8: 4, 29: 14, 13: 6}
+    corners = [(0, 0), (0, across), (down, 0), (down, across), (centre[down], centre[across])]
+    for crop, mirror, (top, left) in zip(found[:5], found[5:], corners, strict=True):
+        np.testing.assert_array_equal(crop, image[top : top + 32, left : left + 32])
+        np.testing.assert_array_equal(mirror, crop[:, ::-1])
+
+
+def test_ten_crops_are_cut_out_of_the_resized_image() -> None:
+    image = np.random.default_rng(2).integers(0, 256, (60, 90, 3), np.uint8)
+    found = views.ten_crops(image, Squares(resize=40, crop=32, interpolation="bicubic", crops=10))
+    whole = np.asarray(Image.fromarray(image).resize((60, 40), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(found[3], whole[8:, 28:])
+    grey = views.ten_crops(image[..., :1], Squares(resize=40, crop=32, crops=10))
+    assert grey.shape == (10, 32, 32, 1)
+    with pytest.raises(UserError, match="an image of 40x60 has no crops of 48x48"):
+        views.ten_crops(image, Squares(resize=40, crop=48, crops=10))
+
+
+def test_an_image_is_stretched_to_any_size() -> None:
+    image = np.random.default_rng(3).integers(0, 256, (30, 47, 3), np.uint8)
+    found = views.stretched(image, 32, 20, "bilinear")
+    np.testing.assert_array_equal(found, np.asarray(Image.fromarray(image).resize((20, 32), Image.Resampling.BILINEAR)))
+    assert views.stretched(image[..., :1], 12, 14, "bicubic").shape == (12, 14, 1)
+
+
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> sources.DatasetInfo:
     return sources.describe("digits", digits_dir)
@@ -101,8 +135,7 @@ def digits(digits_dir: str) -> sources.DatasetInfo:
 @pytest.mark.parametrize("count", [None, 1, 7, 100, 359, 360, 1000])
 @pytest.mark.parametrize("batch_size", [7, 100, 360, 400])
 def test_load_gives_the_first_images_in_order(digits: sources.DatasetInfo, batch_size: int, count: int | None) -> None:
-    grey = View(mean=(0.0,), deviation=(1.0,))
-    found = list(views.load(digits, "test", grey, batch_size, count))
+    found = list(views.load(digits, "test", Squares(), batch_size, count))
     expected = sources.read(digits, "test")
     wanted = 360 if count is None else min(count, 360)
     assert [len(batch) for batch in found] == [min(batch_size, wanted - at) for at in range(0, wanted, batch_size)]
@@ -111,56 +144,114 @@ def test_load_gives_the_first_images_in_order(digits: sources.DatasetInfo, batch
 
 
 def test_load_resizes_images_of_one_size_too(digits: sources.DatasetInfo) -> None:
-    grey = View(mean=(0.0,), deviation=(1.0,), resize=12, crop=10)
-    (found,) = views.load(digits, "test", grey, 4, 3)
-    for image, original in zip(found.images, sources.read(digits, "test").images, strict=False):
-        np.testing.assert_array_equal(image, views.shown(original, grey))
-    assert found.images.shape == (3, 10, 10, 1)
+    small = Squares(resize=12, crop=10)
+    (found,) = views.load(digits, "test", small, 4, 3)
+    for image, original in zip(found.images[:3], sources.read(digits, "test").images, strict=False):
+        np.testing.assert_array_equal(image, views.shown(original, small))
+    assert found.images.shape == (4, 10, 10, 1)
+    assert (found.labels[3], found.images[3].max()) == (-1, 0)
 
 
-@pytest.fixture(scope="module")
-def photographs() -> sources.DatasetInfo:
-    if "imagenet2012" not in sources.prepared():
-        pytest.skip("no photographs of imagenet2012 are prepared: set TFDS_DATA_DIR")
-    return sources.describe("imagenet2012")
+@pytest.mark.parametrize("batch_size", [7, 64, 360, 400])
+@pytest.mark.parametrize(("first", "count"), [(0, None), (0, 100), (300, None), (37, 41), (359, 1), (340, 1000)])
+@pytest.mark.parametrize("crops", [1, 10])
+def test_a_part_of_a_split_is_shown_in_whole_batches(
+    digits: sources.DatasetInfo, batch_size: int, first: int, count: int | None, crops: int
+) -> None:
+    """Ten crops are a tenth of the images; the last batch is filled up."""
+    small = Squares(resize=8, crop=6, crops=crops)
+    found = list(views.batches(digits, "test", small, batch_size, first=first, count=count))
+    images = max(1, batch_size // crops)
+    expected = sources.read(digits, "test").labels[first:][:count]
+    assert [len(batch) for batch in found] == [images] * -(-len(expected) // images)
+    labels = np.concatenate([batch.labels for batch in found])
+    np.testing.assert_array_equal(labels[: len(expected)], expected)
+    assert (labels[len(expected) :] == -1).all()
+    assert {batch.images.shape[1:] for batch in found} == {(6, 6, 1) if crops == 1 else (10, 6, 6, 1)}
+    assert all((batch.images[batch.labels < 0] == 0).all() for batch in found)
+    shown = found[0].images[0] if crops == 1 else found[0].images[0, 4]
+    np.testing.assert_array_equal(shown, views.shown(sources.read(digits, "test").images[first], small))
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+@pytest.mark.parametrize("batch_size", [120, 64, 360])
+def test_processes_share_every_batch(digits: sources.DatasetInfo, batch_size: int, crops: int) -> None:
+    """One after the other, the parts of 1, 2 and 4 processes are the same images; each has as many of every batch as any other."""
+    small = Squares(resize=8, crop=6, crops=crops)
+
+    def parts(processes: int) -> list[list[views.Shown]]:
+        several = [
+            list(views.batches(digits, "test", small, batch_size, first=10, count=345, process=process, processes=processes))
+            for process in range(processes)
+        ]
+        assert {len(batch) for part in several for batch in part} == {-(-max(1, batch_size // crops) // processes)}
+        return [list(batch) for batch in zip(*several, strict=True)]
+
+    def joined(batches: list[list[views.Shown]]) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = (np.concatenate([getattr(part, name) for batch in batches for part in batch]) for name in ("images", "labels"))
+        return images[labels >= 0], labels[labels >= 0]
+
+    alone = parts(1)
+    for processes in (2, 4):
+        shared = parts(processes)
+        if max(1, batch_size // crops) % processes == 0:
+            for one, several in zip(alone, shared, strict=True):
+                np.testing.assert_array_equal(one[0].images, np.concatenate([part.images for part in several]))
+                np.testing.assert_array_equal(one[0].labels, np.concatenate([part.labels for part in several]))
+        for one, several in zip(joined(alone), joined(shared), strict=True):
+            np.testing.assert_array_equal(one, several)
 
 
 def test_every_photograph_is_shown_once_and_in_order(photographs: sources.DatasetInfo) -> None:
-    seen = view(64, 56)
-    count = min(150, photographs.examples["validation"])
-    found = list(views.batches(photographs, "validation", seen, 64, count))
-    assert [len(batch) for batch in found] == [min(64, count - at) for at in range(0, count, 64)]
-    source = sources.opened(photographs, "validation")
+    seen = Squares(resize=64, crop=56)
+    found = list(views.batches(photographs, "validation", seen, 64, count=150))
+    assert [len(batch) for batch in found] == [64, 64, 64]
+    source = sources.encoded(photographs, "validation")
     images = np.concatenate([batch.images for batch in found])
     labels = np.concatenate([batch.labels for batch in found])
-    for index in range(count):
-        example = source[index]
-        np.testing.assert_array_equal(images[index], views.shown(example["image"], seen))
-        assert labels[index] == example["label"]
-    assert len({hashlib.sha256(image.tobytes()).digest() for image in images}) > 0.9 * count
+    for index in range(150):
+        encoded, label = source[index]
+        np.testing.assert_array_equal(images[index], views.shown(decoding.decode(encoded), seen))
+        assert labels[index] == label
+    assert (labels[150:] == -1).all()
+    assert len({hashlib.sha256(image.tobytes()).digest() for image in images[:150]}) > 0.9 * 150
 
 
 def test_images_of_many_sizes_need_a_size(photographs: sources.DatasetInfo) -> None:
-    for seen in (PLAIN, view(64), view(crop=56)):
-        with pytest.raises(UserError, match="the images of imagenet2012 differ in size, and the card does not say how they are resized"):
+    for seen in (Squares(), Squares(resize=64), Squares(crop=56)):
+        with pytest.raises(UserError, match="the images of imagenet2012 differ in size, and nothing says how they are resized"):
             list(views.load(photographs, "validation", seen, 8))
 
 
-def test_an_abandoned_batch_leaves_nothing_running(photographs: sources.DatasetInfo) -> None:
-    several = views.batches(photographs, "validation", view(64, 56), 4)
+def test_no_more_than_two_batches_wait(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the one in use: whoever takes no more has no more decoded."""
+    read = []
+    monkeypatch.setattr(
+        sources, "example", lambda source, info, split, index: read.append(index) or {"image": numbered(8, 8, 1), "label": 0}
+    )
+    several = views.batches(digits, "test", Squares(), 10)
     next(several)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        several.close()
+    for expected in (30, 40):
+        deadline = time.monotonic() + 10
+        while len(read) < expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert sorted(read) == list(range(expected))
+        next(several)
+
+
+def test_an_abandoned_batch_leaves_nothing_running(photographs: sources.DatasetInfo) -> None:
+    before = threading.active_count()
+    several = views.batches(photographs, "validation", Squares(resize=64, crop=56), 4)
+    next(several)
+    assert threading.active_count() > before
+    several.close()
+    assert threading.active_count() == before
 
 
 def test_an_example_that_cannot_be_read_is_named(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Damaged:
-        def __getitem__(self, index: int) -> dict:
-            if index == 5:
-                raise ValueError("bad block")
-            return {"image": numbered(8, 8, 1), "label": 0}
-
-    monkeypatch.setattr(sources, "opened", lambda info, split: Damaged())
-    with pytest.raises(UserError, match=r"digits.*split 'test', example 5 is damaged \(bad block\)"):
-        list(views.batches(digits, "test", View(mean=(0.0,), deviation=(1.0,)), 4))
+    encoded = sources.encoded(digits, "test")
+    items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
+    monkeypatch.setattr(sources, "encoded", lambda info, split: items)
+    with pytest.raises(UserError, match=r"example 5 of split 'test' is damaged"):
+        list(views.batches(digits, "test", Squares(), 4))

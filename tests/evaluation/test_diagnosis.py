@@ -169,7 +169,7 @@ class Script:
             f"{float(constants.mean[0]):.3f} {float(constants.deviation[0]):.3f}", (self.otherwise, self.otherwise)
         )
         percent = every if options["expected_examples"] == 10_000 else few.pop(0) if isinstance(few, list) else few
-        return exact.Score(round(percent * 100), 0.0, 10_000)
+        return exact.Score(round(percent * 100), 0.0, 10_000, 0)
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, weights: Pretrained, errors: dict[str, tuple[Any, float]], otherwise: float) -> Diagnosis:

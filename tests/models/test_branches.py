@@ -1,5 +1,6 @@
 """What a unit computes beside its shortcut: kernels and widths of the papers, dropout inside, what is refused. Values: test_unit.py."""
 
+import re
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ from test_unit import convolved, excited, numbered
 
 from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
+from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.orders import FullPreactivation, Order
+from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
 
 RESNEXT = configured(BottleneckV15, groups=32, base_width=4)
 
@@ -141,6 +144,46 @@ def test_what_cannot_be_a_branch_is_refused_by_one_sentence(arguments: dict[str,
     with pytest.raises(UserError, match=message) as error:
         filled(lambda rngs: Branch(4, 4, 1, **arguments, rngs=rngs))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", [Original, ReluBeforeAddition, ReluOnlyPreactivation])
+@pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=str)
+@pytest.mark.parametrize("branch", [Basic, BottleneckV15, configured(Basic, reduction=2), SingleLayer], ids=str)
+def test_zero_scale_is_of_the_last_normalisation_alone_and_makes_the_branch_zero(branch: Any, norm: Any, order: type[Order]) -> None:
+    """Goyal et al. 2017, Section 5.1: in training and scored; every other variable is that of the branch without it."""
+    with_it, without = (branch(4, 4, 1, order=order, norm=norm, rngs=nnx.Rngs(0), **arguments) for arguments in ({"zero_scale": True}, {}))
+    x = jnp.asarray(random(4, 6, 6, 4))
+    for train in (True, False):
+        assert not jnp.any(with_it(x, train=train))
+        assert jnp.any(without(x, train=train))
+    ours, theirs = (dict(jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(made, nnx.Param)))) for made in (with_it, without))
+    changed = {jax.tree_util.keystr(path, simple=True, separator="/") for path in ours if np.any(ours[path] != theirs[path])}
+    assert len(changed) == 1
+    assert re.fullmatch(rf"after/{len(with_it.convs) - 1}/layers/\d+/scale", changed.pop())
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_network_of_zero_scales_is_its_shortcuts_at_the_beginning(train: bool) -> None:
+    """Units of one width leave what the stem's ReLU gave; without, they do not."""
+    x = jnp.asarray(random(4, 8, 8, 3))
+    for branch, identity in ((configured(Basic, zero_scale=True), True), (Basic, False)):
+        network = Architecture(stages=(3,), features=(8,), input_shape=(8, 8, 3), branch=branch).build(rngs=nnx.Rngs(0))
+        found = network.features(x, train)
+        assert np.array_equal(found["stage1"], found["stem"]) == identity
+
+
+@pytest.mark.parametrize(
+    ("order", "norm", "ends"),
+    [
+        (FullPreactivation, BatchNorm, "in no normalisation"),
+        (NormAfterAddition, BatchNorm, "in no normalisation"),
+        (Fixup, BatchNorm, "in no normalisation"),
+        (Original, NoNorm, "in NoNorm, which has no scale"),
+    ],
+)
+def test_zero_scale_is_refused_where_there_is_no_last_scale(order: type[Order], norm: Any, ends: str) -> None:
+    with pytest.raises(UserError, match=rf"zero_scale.* {order.__name__} ends {ends}.* Original with BatchNorm"):
+        filled(lambda rngs: Branch(4, 4, 1, zero_scale=True, order=order, norm=norm, rngs=rngs))
 
 
 def test_the_named_branches_are_values() -> None:

@@ -49,6 +49,7 @@ def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str
         "statistic": "single",
         "split": "test",
         "examples": 10_000,
+        "top5_error_percent": value / 10,
         "best_over_training": value - 0.25,
         "selected_on_validation": None,
         "training_error_percent": 100.0 if diverged else value / 10,

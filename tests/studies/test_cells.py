@@ -26,6 +26,7 @@ def made(value: float, seed: int, **fields: Any) -> dict[str, Any]:
     given = {
         "seed": seed,
         "value": value,
+        "top5_error_percent": value / 10,
         "best_over_training": value - 0.5,
         "selected_on_validation": None,
         "training_error_percent": 0.25,

@@ -10,8 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax import cli
+from resnet_jax.console import out
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
+from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Card, Pretrained, View, architecture
 from resnet_jax.models.pretrained import loading, saving
 from resnet_jax.models.pretrained.card import IMAGENET_VIEW
@@ -27,14 +30,15 @@ def drawn(model: Architecture, **fields: Any) -> Pretrained:
 
 
 def scored(source: Path, digits_dir: str, **fields: Any) -> dict[str, Any]:
-    return score.score(source, **{"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir} | fields)
+    (found,) = score.score(source, **{"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir} | fields)
+    return found
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_a_run_and_its_weights_have_the_same_score(split: str, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
     ours, theirs = (scored(each, digits_dir, split=split) for each in (short_run, file))
-    for name in ("error_percent", "mean_loss", "examples", "split"):
+    for name in ("error_percent", "top5_error_percent", "mean_loss", "examples", "split"):
         assert ours[name] == theirs[name]
     assert (ours["step"], theirs["step"]) == (4, None)
     if split == "test":
@@ -73,7 +77,7 @@ def test_resized_and_cropped_images_fit_whatever_their_size(digits_dir: str, sho
     pixels = View(mean=(((0.5,),) * 9,) * 9, deviation=(1.0,))
     with pytest.raises(UserError, match=r"a mean image of \(9, 9, 1\); the images of digits are shown as \(8, 8, 1\)"):
         score.score_weights(replace(guessed, card=replace(guessed.card, view=pixels)), **options)
-    assert found["protocol"]["view"] == "single 16x16 of the shorter side at 20, bicubic"
+    assert found["protocol"]["view"] == "single 16x16 of 20, bicubic"
 
 
 def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: Any, tmp_path: Path) -> None:
@@ -85,11 +89,98 @@ def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: 
     with pytest.raises(UserError, match="digits has no split 'validation'; it has test, train"):
         scored(file, digits_dir, data="digits", split="validation")
     for source in (file, short_run):
-        with pytest.raises(UserError, match="--batch-size is 60; use a positive multiple of the 8 devices"):
-            scored(source, digits_dir, data="digits", batch_size=60)
+        with pytest.raises(UserError, match="--batch-size is 0; give 1 image or more"):
+            scored(source, digits_dir, data="digits", batch_size=0)
     five = saving.save(drawn(replace(short.model, num_classes=5)), tmp_path / "five.safetensors")
     with pytest.raises(UserError, match=r"in 10 classes; the network takes \(8, 8, 1\) in 5"):
         scored(five, digits_dir, data="digits")
+
+
+def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+    """Also one that resizes images which live on the devices; batches of 7 are not shared equally by eight devices."""
+    texts = ["8/8", "12/8", "ten-crop-12/8", "multi-scale-8,12"]
+    asked = [None, *map(protocols.parse, texts)]
+    several = {
+        batch_size: score.score(short_run, data=None, split=None, batch_size=batch_size, data_dir=digits_dir, asked=asked)
+        for batch_size in (7, 400)
+    }
+    for few, many in zip(several[7], several[400], strict=True):
+        assert (few["examples"], few["error_percent"], few["top5_error_percent"]) == (
+            360,
+            many["error_percent"],
+            many["top5_error_percent"],
+        )
+        assert 0 < few["top5_error_percent"] < few["error_percent"]
+        assert few["mean_loss"] == pytest.approx(many["mean_loss"], rel=1e-5)
+    whole, same, *others = several[400]
+    # 8 of 8 pixels is the image as it is.
+    assert [same[name] for name in ("error_percent", "mean_loss")] == [whole[name] for name in ("error_percent", "mean_loss")]
+    assert len({each["mean_loss"] for each in [whole, *others]}) == 4
+    assert [each["protocol"]["view"] for each in several[400]] == [
+        "single 8x8",
+        "single 8x8 of 8",
+        "single 8x8 of 12",
+        "10 crops 8x8 of 12",
+        "multi-scale 8, 12",
+    ]
+    file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
+    (theirs,) = score.score(file, data=None, split=None, batch_size=400, data_dir=digits_dir, asked=asked[3:4])
+    assert {**theirs, "step": 4, "seconds": 0, "protocol": {}} == {**several[400][3], "seconds": 0, "protocol": {}}
+
+
+def test_a_mean_image_of_another_size_is_averaged_over_its_pixels(digits_dir: str, short: Any) -> None:
+    """And the record says so; of the same size it is subtracted as it is."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 0.5, (8, 8, 1))
+    pixels = View(mean=tuple(tuple(map(tuple, row)) for row in image.tolist()), deviation=(0.4,))
+    level = View(mean=(float(image.astype(np.float32).mean()),), deviation=(0.4,))
+    options = {"data": "digits", "split": None, "batch_size": 72, "data_dir": digits_dir}
+
+    def found(view: View, text: str) -> dict[str, Any]:
+        return score.score_weights(drawn(short.model, view=view), asked=protocols.parse(text), **options)
+
+    for text in ("8/6", "multi-scale-8"):
+        ours, theirs = found(pixels, text), found(level, text)
+        assert ours["mean_loss"] == pytest.approx(theirs["mean_loss"], rel=1e-6)
+        assert ours["protocol"]["preprocessing"] == "pixel_mean, averaged over pixels"
+    ours, theirs = found(pixels, "8/8"), found(level, "8/8")
+    assert abs(ours["mean_loss"] - theirs["mean_loss"]) > 1e-4
+    assert ours["protocol"]["preprocessing"] == "pixel_mean"
+
+
+def test_of_few_classes_no_top_5_error_is_said(digits_dir: str, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = sources.describe("digits", digits_dir)
+    read = sources.read
+    monkeypatch.setattr(sources, "describe", lambda name, data_dir: replace(info, num_classes=5))
+    monkeypatch.setattr(sources, "read", lambda info, split: replace(read(info, split), labels=read(info, split).labels % 5))
+    found = score.score_weights(drawn(replace(short.model, num_classes=5)), data="digits", split=None, batch_size=72, data_dir=digits_dir)
+    assert found["top5_error_percent"] is None
+    assert 0 < found["error_percent"] <= 100
+
+
+def test_the_command_prints_one_score_or_a_table_of_several(
+    short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out, "width", 140)
+    command = ["evaluate", str(short_run), "--data-dir", digits_dir, "--batch-size", "72"]
+    value = json.loads((short_run / "result.json").read_text())["value"]
+    cli.main(command)
+    assert capsys.readouterr().out == f"{short_run}, step 4: error {value:.2f} % on 360 images of test\n"
+    cli.main([*command, "--protocol", "12/8", "--json"])
+    one = json.loads(capsys.readouterr().out)
+    cli.main([*command, "--protocol", "8/8", "12/8", "ten-crop-12/8", "--json"])
+    several = json.loads(capsys.readouterr().out)
+    assert [each["protocol"]["view"] for each in several] == ["single 8x8 of 8", "single 8x8 of 12", "10 crops 8x8 of 12"]
+    assert {**several[1], "seconds": 0} == {**one, "seconds": 0}
+    assert several[0]["error_percent"] == value
+    cli.main([*command, "--protocol", "12/8", "ten-crop-12/8"])
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if "10 crops 8x8 of 12" in line)
+    assert [f"{several[2][name]:.2f}" in row for name in ("error_percent", "top5_error_percent")] == [True, True]
+    assert "360" in row
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--protocol", "12/8", "eleven-crop"])
+    assert "there is no protocol 'eleven-crop': give 256/224" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -104,5 +195,6 @@ def test_photographs_through_an_untrained_resnet_18(tmp_path: Path) -> None:
     found = score.score_weights(weights, data=None, split=None, batch_size=80, data_dir=None)
     info = sources.describe("imagenet2012")
     assert (found["examples"], found["split"]) == (info.examples["validation"], "validation")
+    assert found["protocol"]["view"] == "single 64x64 of 72"
     assert 95 <= found["error_percent"] <= 100
     assert np.isfinite(found["mean_loss"])

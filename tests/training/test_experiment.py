@@ -47,6 +47,13 @@ def test_numbers_that_must_be_positive_are(field: str, value: int) -> None:
         changed(field, value).check(INFO)
 
 
+@pytest.mark.parametrize("field", ["checkpointing.best", "checkpointing.keep_every"])
+def test_checkpoints_that_are_kept_besides_may_be_none(field: str) -> None:
+    changed(field, 0).check(INFO)
+    with pytest.raises(UserError, match=f"^{field} is -1; .*at least 1, or 0 for none"):
+        changed(field, -1).check(INFO)
+
+
 def test_run_of_more_images_than_31_bits_count_is_refused() -> None:
     """2^31 - 128 pass, 2^31 do not: the data order would begin again, silently."""
     changed("steps", 2**24 - 1).check(INFO)
@@ -158,6 +165,41 @@ def test_averages_that_can_be_had_pass(norm: Factory, fields: dict[str, Any]) ->
     with_norm(norm, **fields).check(INFO)
 
 
+@pytest.mark.parametrize(
+    ("accumulation", "group", "message"),
+    [
+        (0, 0, r"^optimizer\.accumulation is 0; give a divisor of the batch_size of 128"),
+        (3, 0, r"^optimizer\.accumulation is 3; "),
+        (8, 32, r"^optimizer\.accumulation is 8: .* BatchNorm groups of 32; give a divisor of 4"),
+        (256, 0, r"^optimizer\.accumulation is 256; "),
+    ],
+)
+def test_parts_that_a_batch_does_not_have_are_refused(accumulation: int, group: int, message: str) -> None:
+    """A group of BatchNorm stays together."""
+    norm = configured(BatchNorm, group_size=group)
+    experiment = dataclasses.replace(with_norm(norm), optimizer=Optimizer(accumulation=accumulation))
+    with pytest.raises(UserError, match=message):
+        experiment.check(INFO)
+
+
+@pytest.mark.parametrize(("accumulation", "group"), [(1, 0), (4, 0), (128, 0), (4, 32), (2, 32), (1, 128)])
+def test_parts_that_a_batch_has_pass(accumulation: int, group: int) -> None:
+    dataclasses.replace(with_norm(configured(BatchNorm, group_size=group)), optimizer=Optimizer(accumulation=accumulation)).check(INFO)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("loss.smoothing", 1.5, r"^loss\.smoothing is 1\.5"),
+        ("optimizer.clip", -1.0, r"^optimizer\.clip is -1\.0"),
+        ("schedule.cosine_steps", 64_000, r"^schedule\.cosine_steps is 64000 and schedule\.decay_steps"),
+    ],
+)
+def test_loss_optimizer_and_schedule_are_checked(field: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        changed(field, value).check(INFO)
+
+
 def test_set_without_training_images_is_refused() -> None:
     """imagenet_v2 has a test split and nothing else."""
     with pytest.raises(UserError, match="train"):
@@ -198,6 +240,17 @@ def test_shortened_leaves_everything_else_as_it_is() -> None:
 def test_a_short_run_warms_up_for_a_quarter_of_it_at_most_and_is_scored_eight_times(steps: int, warmup: int, every: int) -> None:
     found = LONG.shortened(steps)
     assert (found.schedule.warmup_steps, found.evaluation.every) == (warmup, every)
+
+
+@pytest.mark.parametrize(("steps", "ends", "warmup"), [(6400, 6400, 400), (128_000, 128_000, 400), (640, 640, 160), (1, 1, 0)])
+def test_shortened_ends_a_cosine_where_the_run_ends(steps: int, ends: int, warmup: int) -> None:
+    """As all of it did; with its warm-up, and from where it began."""
+    schedule = Schedule(decay_steps=(), cosine_steps=64_000, cosine_from="warmup", warmup_steps=400, linear_warmup=True)
+    found = dataclasses.replace(LONG, schedule=schedule).shortened(steps)
+    assert found.schedule == dataclasses.replace(schedule, cosine_steps=ends, warmup_steps=warmup)
+    found.check(INFO)
+    half = dataclasses.replace(LONG, schedule=dataclasses.replace(schedule, cosine_steps=32_000)).shortened(6400)
+    assert half.schedule.cosine_steps == 3200
 
 
 DIGITS = DatasetInfo(

@@ -1,5 +1,6 @@
 """The optimizer against the same arithmetic in NumPy, and the learning rate of every step that matters."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -266,3 +267,201 @@ def test_a_rate_of_no_parameter_is_an_error_before_the_first_step(network: Any, 
     made = optimizer.make(Optimizer(rates=(("stages", 0.1), ("stage/1", 0.3)), frozen=frozen), CONSTANT)
     with pytest.raises(UserError, match=r"optimizer\.rates: no parameter lies below 'stage/1'; did you mean stages/1"):
         made.init(network)
+
+
+def steps_of(tx: Any, params: Any, gradients: Any, steps: int = 5) -> Any:
+    """Parameters after some steps, the gradients being functions of the step."""
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for step in range(steps):
+        updates, state = update(gradients(step), state, params, error=0.5)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def close(first: Any, second: Any) -> None:
+    for path, value in written(second).items():
+        np.testing.assert_allclose(written(first)[path], value, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
+KERNELS = {"kernel": True, "linear": True, "scale": False, "bias": False}
+
+
+def optaxs(rule: str, decay: str, rate: float) -> Any:
+    """The same rule as optax has it, what does not decay being left out of the trust ratios."""
+    mask = KERNELS if decay == "kernels" else dict.fromkeys(KERNELS, True)
+    if rule == "lars":
+        return optax.lars(rate, weight_decay=0.05, weight_decay_mask=mask, trust_ratio_mask=mask, momentum=0.8, nesterov=True)
+    if decay == "all":
+        return optax.lamb(rate, b1=0.8, weight_decay=0.05)
+    # optax's has no mask of the trust ratio: vectors then have Adam's updates.
+    return optax.partition(
+        {True: optax.lamb(rate, b1=0.8, weight_decay=0.05), False: optax.adam(rate, b1=0.8, eps=1e-6)},
+        mask,
+    )
+
+
+@pytest.mark.parametrize("decay", ["all", "kernels"])
+@pytest.mark.parametrize("rule", ["lars", "lamb"])
+def test_lars_and_lamb_are_optaxs(rule: Any, decay: Any) -> None:
+    """You et al. 2017 and 2019. With ``kernels``, vectors have neither decay nor trust ratio."""
+    params = jax.tree.map(jnp.float32, draw(0))
+    ours = optimizer.make(Optimizer(rule=rule, momentum=0.8, nesterov=rule == "lars", weight_decay=0.05, decay=decay), CONSTANT)
+
+    def gradients(step: int) -> Any:
+        return jax.tree.map(jnp.float32, draw(step + 1))
+
+    expected = optaxs(rule, decay, 0.3)
+    found = steps_of(ours, params, gradients)
+    close(found, steps_of(optax.with_extra_args_support(expected), params, gradients))
+    assert np.abs(found["kernel"] - params["kernel"]).max() > 1e-3
+
+
+def test_lambs_first_step_is_as_long_as_the_parameter_is() -> None:
+    """Arithmetic beside optax: without decay, Adam's first update is the gradient's sign; times norm of w over its norm, and the rate."""
+    params, gradient = {"w": jnp.full((2, 8), 3.0)}, {"w": jnp.tile(jnp.array([1e-2, -5.0]), (2, 4))}
+    tx = optimizer.make(Optimizer(rule="lamb", weight_decay=0.0), CONSTANT)
+    updates, _ = tx.update(gradient, tx.init(params), params, error=0.5)
+    np.testing.assert_allclose(updates["w"], np.tile([-0.3 * 3, 0.3 * 3], (2, 4)), rtol=2e-4)
+
+
+def unstacked(tree: Any) -> dict[str, Any]:
+    """Stacks taken apart: ``stages/0/1/stacked/...`` -> one array for each unit, under names without ``stacked``."""
+    found = {}
+    for path, leaf in written(tree).items():
+        if "/stacked/" in path:
+            found |= {path.replace("/stacked/", f"/{unit}/").replace("/", "."): array for unit, array in enumerate(leaf)}
+        else:
+            found[path.replace("/", ".")] = leaf
+    return found
+
+
+@pytest.mark.parametrize("fields", [{"rule": "lars"}, {"rule": "lamb"}, {"rule": "lamb", "decay": "all"}, {"clip": 0.01}], ids=str)
+def test_units_of_a_stack_learn_as_if_they_were_not_stacked(fields: dict[str, Any]) -> None:
+    """A trust ratio is that of a unit's own array; a norm that is clipped is the same however arrays lie."""
+    model = Architecture(stages=(3, 2), features=(4, 8))
+    _, shapes, _ = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    # Units that differ in size by orders of magnitude, as a ratio over all of them would not.
+    network = jax.tree.map(
+        lambda a: jnp.float32(rng.normal(size=a.shape) * 10.0 ** rng.integers(-2, 2, (len(a), *[1] * (a.ndim - 1)))), shapes
+    )
+    assert any("/stacked/" in path for path in written(network))
+
+    def gradients(step: int) -> Any:
+        return jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype) * 1.7 + step).reshape(p.shape), network)
+
+    tx = optimizer.make(Optimizer(**({"decay": "kernels", "weight_decay": 0.05} | fields)), CONSTANT)
+    stacked = unstacked(steps_of(tx, network, gradients))
+    apart = steps_of(tx, unstacked(network), lambda step: unstacked(gradients(step)))
+    for path, value in apart.items():
+        np.testing.assert_allclose(stacked[path], value, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize(("norm", "factor"), [(0.0, 1.0), (2.0, 0.4), (5.0, 1.0), (7.0, 1.0)])
+def test_a_gradient_longer_than_the_clip_is_made_so_long_before_anything_else(norm: float, factor: float) -> None:
+    """All parameters together: (3, 0) and (4) are 5 long. Weight decay is added behind it."""
+    params, gradient = {"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    tx = optimizer.make(Optimizer(weight_decay=0.5, clip=norm), Schedule(learning_rate=1.0, decay_steps=()))
+    updates, _ = tx.update(gradient, tx.init(params), params, error=0.5)
+    np.testing.assert_allclose(updates["a"], [-3 * factor - 0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], [-4 * factor - 0.5], rtol=1e-6)
+
+
+def test_a_frozen_parameter_does_not_count_in_the_norm_that_is_clipped() -> None:
+    params, gradient = {"a": jnp.ones(1), "b": jnp.ones(1)}, {"a": jnp.array([3.0]), "b": jnp.array([400.0])}
+    tx = optimizer.make(Optimizer(weight_decay=0.0, clip=1.5, frozen=("b",)), Schedule(learning_rate=1.0, decay_steps=()))
+    updates, _ = tx.update(gradient, tx.init(params), params, error=0.5)
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-1.5, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["lars", "lamb"])
+def test_frozen_parameters_and_rates_work_with_every_rule(network: Any, rule: Any) -> None:
+    """Frozen ones stay to the bit, others move by the factor of what they move without; trust ratios are of arrays of their own."""
+    fields: Any = {"rule": rule, "weight_decay": 0.05, "decay": "kernels"}
+    given = optimizer.make(Optimizer(**fields, frozen=("stem",), rates=(("stages/1", 0.25),)), CONSTANT)
+    plain = optimizer.make(Optimizer(**fields), CONSTANT)
+    gradients = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape), network)
+    states, updates = [given.init(network), plain.init(network)], []
+    for i, tx in enumerate((given, plain)):
+        for _ in range(2):
+            found, states[i] = tx.update(gradients, states[i], network, error=0.5)
+        updates.append(written(found))
+    for path, update in updates[0].items():
+        factor = 0.0 if path.startswith("stem/") else 0.25 if path.startswith("stages/1/") else 1.0
+        np.testing.assert_allclose(update, factor * updates[1][path], rtol=1e-5, err_msg=path)
+        assert np.any(updates[1][path])
+    found = [s for s in jax.tree.leaves(states[0], is_leaf=lambda s: isinstance(s, ScheduleState)) if isinstance(s, ScheduleState)]
+    assert [int(s.step) for s in found] == [2]
+
+
+def test_a_linear_warmup_rises_from_the_first_step_to_the_rate() -> None:
+    """Goyal et al. 2017, Section 2.2: by as much at every step; the first has the low rate, the step behind the warm-up the full one."""
+    schedule = Schedule(learning_rate=0.5, decay_steps=(6,), warmup_learning_rate=0.1, warmup_steps=4, linear_warmup=True)
+    assert rates(schedule, [1.0] * 8) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.05, 0.05], rel=1e-5)
+
+
+def test_half_a_cosine_from_the_start_and_its_final_rate() -> None:
+    """Loshchilov and Hutter 2016, eq. 5: at 0, 1/4, 1/2, 3/4 and 1 of the way; the final rate stays."""
+    schedule = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4)
+    assert rates(schedule, [1.0] * 6) == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0, 0], abs=1e-6)
+    lifted = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4, final_learning_rate=0.2)
+    assert rates(lifted, [1.0] * 6) == pytest.approx([1, 0.2 + 0.4 * (1 + 0.5**0.5), 0.6, 0.2 + 0.4 * (1 - 0.5**0.5), 0.2, 0.2], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("begin", "linear", "expected"),
+    [
+        # Of 8 steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8.
+        ("start", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)], 0]),
+        ("warmup", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),
+        ("warmup", False, [0.2, 0.2, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),
+    ],
+)
+def test_a_cosine_begins_with_the_run_or_behind_the_warmup(begin: Any, linear: bool, expected: list[float]) -> None:
+    schedule = Schedule(
+        learning_rate=1.0,
+        decay_steps=(),
+        cosine_steps=8,
+        cosine_from=begin,
+        warmup_learning_rate=0.2,
+        warmup_steps=2,
+        linear_warmup=linear,
+    )
+    assert rates(schedule, [1.0] * 9) == pytest.approx(expected, abs=1e-6)
+    assert rates(schedule, [1.0], first=100) == pytest.approx([0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (Optimizer(clip=-1.0), r"^optimizer\.clip is -1\.0; "),
+        (Optimizer(clip=float("inf")), r"^optimizer\.clip is inf; .*0 for any"),
+        (Optimizer(rule="lamb", nesterov=True), r"^optimizer\.nesterov is True.*'lamb'"),
+        (Schedule(linear_warmup=True, warmup_until_error=0.8), r"^schedule\.linear_warmup .*warmup_until_error is 0\.8"),
+        (Schedule(decay_steps=(), cosine_steps=-1), r"^schedule\.cosine_steps is -1"),
+        (Schedule(decay_steps=(), cosine_steps=5, warmup_steps=5), r"^schedule\.cosine_steps is 5.* more than the 5 steps of the warm-up"),
+        (Schedule(cosine_steps=100), r"^schedule\.cosine_steps is 100 and schedule\.decay_steps \(32000, 48000\)"),
+        (Schedule(decay_steps=(), cosine_steps=9, final_learning_rate=0.2), r"^schedule\.final_learning_rate is 0\.2; .* 0\.1 "),
+        (Schedule(decay_steps=(), cosine_steps=9, final_learning_rate=-0.2), r"^schedule\.final_learning_rate is -0\.2; "),
+        (Schedule(decay_steps=(), cosine_steps=9, learning_rate=0.0), r"learning_rate, which is 0\.0 and must be more"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(made: Optimizer | Schedule, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        made.check()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Optimizer(clip=1.0, rule="lamb"),
+        Optimizer(rule="lars", nesterov=True),
+        Schedule(decay_steps=(), cosine_steps=6, warmup_steps=5, final_learning_rate=0.1),
+        Schedule(linear_warmup=True),
+        Schedule(warmup_until_error=0.8),
+    ],
+    ids=repr,
+)
+def test_what_goes_together_passes(made: Optimizer | Schedule) -> None:
+    made.check()

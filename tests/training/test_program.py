@@ -51,7 +51,8 @@ def trained(found: Program) -> TrainState:
     params = drawn(each(lambda leaf: leaf.shape, shapes.params), rng)
     batch_stats = each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
     single = each(jnp.float32, params), each(jnp.float32, batch_stats)
-    return jax.device_put(TrainState(jnp.int32(0), *single, (), jax.random.key(0), {}, {}), mesh.replicated(found.mesh))
+    params, batch_stats = jax.device_put(single, mesh.replicated(found.mesh))
+    return found.init(jax.random.key(0))._replace(params=params, batch_stats=batch_stats)
 
 
 def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
@@ -75,11 +76,11 @@ def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainSta
 
 @pytest.mark.parametrize(("normalization", "mean"), [("pixel_mean", (8, 8, 1)), ("channel", (1,))])
 def test_announced_constants_have_the_shapes_of_those_measured(tiny: Experiment, digits_dir: str, normalization: str, mean: tuple) -> None:
-    from resnet_jax.training import loop
+    from resnet_jax.training import feed
 
     experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, normalization=normalization))
     announced = program.abstract_preprocessing(experiment)
-    measured = loop.load(experiment, sources.describe("digits", digits_dir)).preprocessing
+    measured = feed.load(experiment, sources.describe("digits", digits_dir)).preprocessing
     assert announced.mean.shape == measured.mean.shape == mean
     assert announced.deviation.shape == measured.deviation.shape == (1,)
     assert announced.mean.dtype == measured.mean.dtype == np.float32

@@ -18,7 +18,7 @@ from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, 
 from resnet_jax.models.stems import DeepStem
 from resnet_jax.models.transitions import DenseTransition, NoTransition
 from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule, Start
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
 
 ROOT = Path(__file__).parents[2]
 OWN = """
@@ -170,11 +170,13 @@ SAME_RUN = {
     "name": "another",
     "checkpointing": Checkpointing(every=7),
     "execution": Execution(blocks="loop", convolution="plain", steps_per_dispatch=10),
+    "loading": Loading(threads=3),
 }
 ANOTHER_RUN = {
     "model": cifar_architecture(20, shortcut=NoShortcut),
     "data": Data(name="cifar10", flip=False),
     "optimizer": Optimizer(nesterov=True),
+    "loss": Loss(smoothing=0.1),
     "evaluation": Evaluation(statistics_batches=10),
     "schedule": Schedule(warmup_steps=1),
     "steps": 64_001,

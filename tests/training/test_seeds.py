@@ -62,7 +62,8 @@ def test_initialisation_order_crops_and_flips_of_every_seed_are_exactly_its_own(
     def shown(key: jax.Array, data: step.Resident) -> jax.Array:
         indices = order.batch_indices(jax.random.fold_in(key, 1), jnp.int32(21), steps=3, batch_size=64, examples=len(digits))
         keys = jax.random.split(jax.random.fold_in(key, 2), 3)
-        return jax.vmap(lambda chosen, key: step.prepared(data, chosen, key, pad=2, flip=True).images)(indices, keys)
+        batches = step.Batches(64, augmentation.Augmentation(pad=2, flip=True), 10)
+        return jax.vmap(lambda chosen, key: batches(key, *data.chosen(chosen)).images)(indices, keys)
 
     data = made.place(digits, augmentation.fit(digits.images, "channel"))
     together = jax.jit(mesh.over_seeds(shown, made.mesh))(states.key, data)
@@ -312,11 +313,11 @@ def test_seeds_that_wait_for_devices_leave_finished_ones_their_results(
 def test_seeds_beside_each_other_use_as_many_devices_as_divide_their_batches(tiny: Experiment) -> None:
     """Seven devices for two seeds of 14 images and 72 to score: two a seed, not three."""
     made = program.compiled(dataclasses.replace(tiny, batch_size=14), 7, 2)
-    assert dict(made.mesh.shape) == {"seed": 2, "data": 2}
+    assert dict(made.mesh.shape) == {"seed": 2, "data": 2, "fsdp": 1}
 
 
-def test_a_signal_in_the_last_step_stops_what_would_come_next(tiny: Experiment, digits_dir: str, tmp_path: Path) -> None:
-    """The run has its result, and the study is told to stop."""
+def test_a_signal_in_the_last_step_stops_before_the_score(tiny: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    """The state is saved; the same command scores it."""
 
     class Terminated(Told):
         def advance(self, step: int) -> None:
@@ -326,7 +327,11 @@ def test_a_signal_in_the_last_step_stops_what_would_come_next(tiny: Experiment, 
     with pytest.raises(Interrupted) as caught:
         run_lib.run(tiny, 3, tmp_path / "run", progress=Terminated(), data_dir=digits_dir, devices=1)
     assert caught.value.exit_code == 128 + signal.SIGTERM
-    assert (tmp_path / "run" / "result.json").is_file()
+    assert not (tmp_path / "run" / "result.json").exists()
+    told = Told()
+    found = run_lib.run(tiny, 3, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    assert "start 12/12" in told.messages
+    assert found == found | {"examples": 360, "diverged_at_step": None}
 
 
 def test_finished_seeds_are_left_alone(tiny: Experiment, run: Callable[..., Any], straight: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -350,8 +355,8 @@ def test_a_seed_that_diverges_ends_alone(
     """Seed 1 begins with an infinite weight. The others end in the bits of the undisturbed four; its result says when it ended."""
     honest = program.compiled
 
-    def poisoned(*arguments: Any) -> Program:
-        made = honest(*arguments)
+    def poisoned(*arguments: Any, **named: Any) -> Program:
+        made = honest(*arguments, **named)
 
         def init(key: jax.Array) -> Any:
             state = made.init(key)

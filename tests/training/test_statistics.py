@@ -218,7 +218,7 @@ def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_d
     assert result["protocol"]["batch_norm_statistics"] == "true average"
     assert result["protocol"]["batch_norm_averaged"] == "over 5 batches of 40 after training"
     assert result["protocol"]["parameters"] == "moving average, decay 0.8"
-    scored = score_lib.score(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
+    (scored,) = score_lib.score(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
     assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
     assert scored["protocol"] == result["protocol"]
     saved = newest(experiment, tmp_path / "run")

@@ -22,7 +22,7 @@ from resnet_jax.training import mesh, optimizer, step
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.experiment import Experiment, Optimizer, Schedule
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Batch, Metrics, Resident
+from resnet_jax.training.step import Batch, Batches, Learning, Metrics, Resident
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
@@ -99,7 +99,7 @@ def two_steps_from(start: tuple[dict, dict], architecture: Architecture, executi
     apply, _, _ = apply_and_shapes(architecture, execution)
     params, batch_stats = (each(lambda leaf: jnp.asarray(leaf, dtype), tree) for tree in start)
     state = TrainState(jnp.int32(0), params, batch_stats, TX.init(params), jax.random.key(0), {}, {})
-    train = jax.jit(lambda s, b: step.train_step(s, b, apply=apply, optimizer=TX), compiler_options=QUICK)
+    train = jax.jit(lambda s, b: step.train_step(s, b, Learning(apply, TX)), compiler_options=QUICK)
     found = []
     for index in range(2):
         images, labels = batch(index)
@@ -273,8 +273,8 @@ def seen(
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def one(state: TrainState, data: Resident) -> TrainState:
-        options = {"pad": pad, "flip": flip, "apply": spy, "optimizer": TX, "sharding": mesh.batch(over)}
-        return step.resident_steps(state, data, steps=1, batch_size=40, **options)[0]
+        batches = Batches(40, augmentation.Augmentation(pad=pad, flip=flip), 10, mesh.batch(over))
+        return step.resident_steps(state, data, steps=1, batches=batches, learning=Learning(spy, TX))[0]
 
     found = []
     for done in first:
@@ -312,3 +312,31 @@ def test_images_of_a_step_are_examples_of_the_set_normalised(digits: sources.Exa
     places = [np.flatnonzero((digits.images == image).all(axis=(1, 2, 3))) for image in pixels]
     assert all(len(place) for place in places)
     assert len({int(place[0]) for place in places}) == 40
+
+
+def test_accumulation_shows_the_network_one_part_of_the_batch_at_a_time(digits: sources.Examples) -> None:
+    """Of 24 images in groups of 4, three parts have 8; together they are all of them, each once, and groups stay whole."""
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Counting(Apply):
+        def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool, **_: Any) -> tuple[jax.Array, Any]:
+            del train
+            jax.debug.callback(lambda part: seen.append(part), images[:, 0, 0, 0])
+            return jnp.zeros((images.shape[0], 10)) * params["w"], batch_stats
+
+    params = {"w": jnp.float32(1)}
+    state = TrainState(jnp.int32(0), params, {}, TX.init(params), jax.random.key(0), {}, {})
+    images = jnp.broadcast_to(jnp.arange(24.0)[:, None, None, None], (24, 8, 8, 1))
+    learning = Learning(Counting(apply_and_shapes()[0].graphdef), TX, accumulation=3, group_size=4)
+    _, metrics = step.train_step(state, Batch(images, jnp.zeros(24, jnp.int32)), learning)
+    jax.effects_barrier()
+    parts = [np.asarray(part).astype(int).tolist() for part in seen]
+    assert [len(part) for part in parts] == [8, 8, 8]
+    together = np.concatenate(parts)
+    assert sorted(together) == list(range(24))
+    groups = together.reshape(6, 4)
+    np.testing.assert_array_equal(groups, groups[:, :1] + np.arange(4))
+    assert set(groups[:, 0] % 4) == {0}
+    assert int(metrics.examples) == 24
+    assert float(metrics.loss) == pytest.approx(24 * np.log(10), rel=1e-5)

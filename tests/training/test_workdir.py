@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,53 @@ def test_run_can_be_moved(claimed: Workdir, tiny: Experiment, tmp_path: Path) ->
     shutil.move(claimed.path, moved)
     assert not any(str(tmp_path).encode() in text for text in content(moved).values())
     Workdir(moved).claim(tiny, 1)
+
+
+def test_second_run_is_refused_before_anything_is_written_and_readers_are_not(tiny: Experiment, tmp_path: Path, claimed: Workdir) -> None:
+    """Whoever evaluates it or makes a report of it comes in; it can be continued as soon as the first run has ended."""
+    written(claimed, record(1))
+    with Workdir(claimed.path).claimed(tiny, 1, say=pytest.fail):
+        before = content(claimed.path)
+        with pytest.raises(UserError, match=r"is in use by another run.*--workdir"), claimed.claimed(tiny, 1, say=pytest.fail):
+            pytest.fail("it is in use")
+        assert content(claimed.path) == before
+        assert Workdir(claimed.path).experiment() == (tiny, 1)
+        assert Workdir(claimed.path).records() == [record(1)]
+    with claimed.claimed(tiny, 1, say=pytest.fail):
+        pass
+    assert "run.lock" not in content(claimed.path)
+
+
+def test_folder_that_is_not_the_runs_is_not_locked(tiny: Experiment, tmp_path: Path, claimed: Workdir) -> None:
+    """It is refused as it is found."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("...")
+    for folder, expected in {tmp_path / "thesis": "holds no run", claimed.path: "holds another run"}.items():
+        before = content(folder)
+        with pytest.raises(UserError, match=expected), Workdir(folder).claimed(tiny, 2, say=pytest.fail):
+            pytest.fail("it is refused")
+        assert content(folder) == before
+
+
+def test_folder_of_a_run_that_died_before_it_wrote_anything_can_be_claimed(tiny: Experiment, tmp_path: Path) -> None:
+    """All that it left is its lock, which is nobody's."""
+    (tmp_path / "run.lock").write_text("")
+    with Workdir(tmp_path).claimed(tiny, 1, say=pytest.fail):
+        assert (tmp_path / "experiment.json").is_file()
+
+
+def test_folder_that_cannot_be_written_is_refused(tiny: Experiment, claimed: Workdir) -> None:
+    """A run that is to go on, on a file system that is mounted read-only."""
+    mounts = (["mount", "--bind", str(claimed.path), str(claimed.path)], ["mount", "-o", "remount,bind,ro", str(claimed.path)])
+    if any(subprocess.run(command, capture_output=True).returncode for command in mounts):
+        pytest.skip("file systems can be mounted by root only")
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): use another --workdir"):
+            Workdir(claimed.path).claim(tiny, 1)
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only"), claimed.claimed(tiny, 1, say=pytest.fail):
+            pytest.fail("it is refused")
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
+            MetricsWriter(claimed, step=0)
+        assert Workdir(claimed.path).experiment() == (tiny, 1)
+    finally:
+        subprocess.run(["umount", "-l", str(claimed.path)], check=True)

@@ -182,11 +182,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_card_is_the_users_error(name: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(UserError) as caught:
         card_lib.read(HOSTILE[name])
     assert len(str(caught.value)) < 1000
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
 
 
 def test_without_these_tests_checks_of_types_it_is_the_users_error_too(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""torchvision's recipes for ImageNet, V1 and V2. V1's network is "v1.5" of He et al. 2015 (arXiv 1512.03385): the stride in the 3x3.
+
+Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
+           resnet-jax data preview experiments/torchvision_imagenet.py:v2
+           resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
+           resnet-jax evaluate runs/v1 --protocol 256/224
+Recipe:    V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4, random scale and aspect ratio, flip.
+           V2: 600 epochs, batch 1024 on 8 GPUs, 0.5 with half a cosine after 5 epochs of linear warm-up from a hundredth, weight decay 2e-5
+           but on normalisations, label smoothing 0.1, mixup 0.2, cutmix 1, TrivialAugment, random erasing 0.1, moving average of the
+           parameters, trained at 176 pixels, scored on 224 of 232, each image four times in a row (ResNet-50).
+           Mean and deviation of each channel; bilinear, antialiased; BatchNorm sees what one of the GPUs saw.
+Deviation: V2's decay leaves the classifier's bias out too. TrivialAugment samples the nearest pixel, torchvision's recipe bilinearly. V2
+           averages the parameters every step, 0.99998 every 32 steps of theirs turned into one of each; BatchNorm's statistics are measured
+           anew for the average, over 20 batches, where torchvision averages them too.
+Expect:    top-1 accuracy on the 50,000 validation images, percent (torchvision's metadata). V1: resnet18 69.758, resnet34 73.314,
+           resnet50 76.130 (top-5 92.862), resnet101 77.374, resnet152 78.312, resnext50 77.618, wide_resnet50_2 78.468.
+           V2: resnet50 80.858 (top-5 95.434).
+Hardware:  torchvision used 8 V100. Time: not measured.
+"""
+
+from dataclasses import replace
+
+from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.erasing import RandomErasing
+from resnet_jax.data.mixing import Mix
+from resnet_jax.data.policies import TrivialAugment
+from resnet_jax.models import architecture, configured
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+
+IMAGES = 1_281_167
+CROP = configured(RandomResizedCrop, filter="bilinear")
+# torchvision's --model-ema-decay 0.99998 --model-ema-steps 32: every 32 steps a share of (1 - 0.99998) x batch x 32 / epochs is new.
+_NEW = (1 - 0.99998) * 1024 * 32 / 600
+
+
+def _v1(name: str, network: str) -> Experiment:
+    epoch = -(-IMAGES // 256)
+    return Experiment(
+        name=name,
+        model=replace(architecture(network), norm=configured(BatchNorm, group_size=32)),
+        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=CROP),
+        optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
+        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * epoch, 60 * epoch)),
+        steps=90 * epoch,
+        batch_size=256,
+        evaluation=Evaluation(every=epoch, batch_size=256, protocol="256/224"),
+        checkpointing=Checkpointing(every=epoch),
+    )
+
+
+def v1() -> Experiment:
+    """ResNet-50: 76.130 % top-1, 92.862 % top-5 accuracy."""
+    return _v1("resnet50", "resnet50_v15")
+
+
+def networks_v1() -> tuple[Experiment, ...]:
+    """Top-1 accuracy: 18 layers 69.758 %, 34 73.314, 50 76.130, 101 77.374, 152 78.312; Wide ResNet-50-2 78.468; ResNeXt-50 32x4d 77.618,
+    which torchvision trained for 100 epochs.
+    """
+    return (
+        _v1("resnet18", "resnet18"),
+        _v1("resnet34", "resnet34"),
+        v1(),
+        _v1("resnet101", "resnet101_v15"),
+        _v1("resnet152", "resnet152_v15"),
+        _v1("wide-resnet50-2", "wide_resnet50_2"),
+        _v1("resnext50-32x4d", "resnext50_32x4d"),
+    )
+
+
+def v2() -> Experiment:
+    """ResNet-50: 80.858 % top-1, 95.434 % top-5 accuracy."""
+    epoch = -(-IMAGES // 1024)
+    return Experiment(
+        name="resnet50-v2",
+        model=replace(architecture("resnet50_v15"), norm=configured(BatchNorm, group_size=128), input_shape=(176, 176, 3)),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            normalization="imagenet",
+            pad=0,
+            crop=CROP,
+            policy=TrivialAugment,
+            erasing=configured(RandomErasing, probability=0.1),
+            mix=configured(Mix, mixup=0.2, cutmix=1.0, group=128),
+            repeats=4,
+        ),
+        optimizer=Optimizer(momentum=0.9, weight_decay=2e-5, decay="kernels", ema=(1 - _NEW) ** (1 / 32)),
+        schedule=Schedule(
+            learning_rate=0.5,
+            decay_steps=(),
+            warmup_learning_rate=0.005,
+            warmup_steps=5 * epoch,
+            linear_warmup=True,
+            cosine_steps=600 * epoch,
+            cosine_from="warmup",
+        ),
+        loss=Loss(smoothing=0.1),
+        steps=600 * epoch,
+        batch_size=1024,
+        evaluation=Evaluation(every=epoch, batch_size=256, protocol="232/224", statistics_batches=20),
+        checkpointing=Checkpointing(every=epoch),
+    )

@@ -1,0 +1,146 @@
+"""``resnet-jax bench program``: the training step's kernels and bytes, read out of the program that XLA makes for a device."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from resnet_jax import options as options_lib
+from resnet_jax.bench.commands.output import Columns, Output, show
+from resnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from resnet_jax.models import Architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramOptions(Output):
+    """Kernels by kind, bytes an image, copies and collectives of the training step of a network, from the program that XLA makes for a
+    device that need not be there; which source lines cost which kernels; activations kept in float32. Nothing is run or timed.
+    """
+
+    network: str = "resnet50"
+    """Of the catalog, or a family with --depth."""
+    depth: int | None = None
+    target: tuple[str, ...] = ("gpu:h100",)
+    """gpu:h100, gpu:a100, tpu:v5e:1x1, tpu:v5e:2x2 (extras plan-gpu, plan-tpu)."""
+    batch_size: int | None = None
+    """Images a device; 256 for ImageNet's networks, 128 for small images where not given."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    blocks: Literal["auto", "loop", "scan"] = "auto"
+    convolution: Literal["auto", "plain", "explicit"] = "auto"
+    lines: int = 12
+    """Source lines that are listed, the dearest first."""
+    text: Path | None = None
+    """File for the program's text, of the last target."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Compiles in a process of its own, and prints."""
+    options, _ = _read(arguments)
+    from resnet_jax.console import err, out
+    from resnet_jax.plan import elsewhere
+
+    rows = elsewhere.ask(
+        "resnet_jax.bench.commands.program", arguments, lambda message: err.print(message, highlight=False, soft_wrap=True)
+    )
+    columns: Columns = {
+        "target": lambda row: row["target"],
+        "kernels": lambda row: f"{row['kernels']:,}",
+        "MB an image": lambda row: f"{row['bytes_per_image'] / 1e6:,.1f}",
+        "f32 activations": lambda row: f"{row['float32_activations']:,}",
+        "collectives": lambda row: str(sum(kind["count"] for kind in row["collectives"].values())),
+        "temporary MB": lambda row: f"{row['temporary_bytes'] / 1e6:,.0f}",
+        "compile s": lambda row: f"{row['compile_seconds']:.0f}",
+    }
+    name = f"{options.network}{'' if options.depth is None else f' of depth {options.depth}'}"
+    title = f"training step of {name}, {rows[0]['batch_size']} images a device, {options.dtype}"
+    show("program", title, rows, columns, options, arguments, described=elsewhere.described())
+    if options.json:
+        return
+    from rich.table import Table
+
+    for row in rows:
+        for heading, groups in (("kind", row["by_kind"]), ("line", row["by_line"][: options.lines])):
+            table = Table(title=f"{row['target']}: by {'source line' if heading == 'line' else heading}")
+            for column in (heading, "kernels", "MB an image", "share", "f32 activations"):
+                table.add_column(column, justify="left" if column == heading else "right")
+            for group in groups:
+                share = group["bytes_per_image"] / max(row["bytes_per_image"], 1)
+                what = group[heading] + (" (backward)" if group.get("backward") else "")
+                cells = (f"{group['kernels']:,}", f"{group['bytes_per_image'] / 1e6:,.2f}", f"{share:.0%}")
+                table.add_row(what, *cells, str(group["float32_activations"]))
+            out.print(table)
+
+
+def _read(arguments: Sequence[str]) -> "tuple[ProgramOptions, Architecture]":
+    options = options_lib.parse("bench program", ProgramOptions, arguments)
+    import dataclasses
+
+    from resnet_jax import models
+    from resnet_jax.plan import offline, targets
+
+    if options.batch_size is not None and options.batch_size < 1:
+        raise UserError(f"--batch-size is {options.batch_size}; give at least 1")
+    if not options.target:
+        raise UserError("--target is empty; give one, as gpu:h100")
+    for target in options.target:
+        offline.require(targets.parse(target))
+    return options, dataclasses.replace(models.architecture(options.network, options.depth), dtype=options.dtype)
+
+
+def _rows(arguments: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    options, network = _read(arguments)
+    from resnet_jax.models import Execution
+    from resnet_jax.plan import compiled, costs, offline, targets
+    from resnet_jax.training.experiment import Data, Experiment
+
+    experiment = Experiment(
+        name="program",
+        model=network,
+        # Images of ImageNet's size are streamed.
+        data=Data(name="") if network.input_shape[0] <= 64 else _streamed(),
+        execution=Execution(blocks=options.blocks, convolution=options.convolution),
+    )
+    batch = options.batch_size or (128 if network.input_shape[0] <= 64 else 256)
+    rows = []
+    for name in options.target:
+        target = targets.parse(name)
+        devices = offline.devices(target)
+        found = compiled.compile_step(experiment, compiled.Variant(batch), devices, target.device.platform)
+        if found.memory is None:
+            raise UserError(f"--batch-size is {batch}, which {name} has no memory for: {found.refusal}")
+        if options.text:
+            options.text.parent.mkdir(parents=True, exist_ok=True)
+            options.text.write_text(found.text)
+        say(f"{name}: compiled in {found.seconds:.0f} s")
+        rows.append(
+            {
+                "network": options.network,
+                "depth": options.depth,
+                "target": name,
+                "batch_size": batch,
+                "dtype": options.dtype,
+                "flops": found.flops,
+                "compile_seconds": found.seconds,
+                "temporary_bytes": found.memory.temporary,
+                "total_bytes": found.memory.total,
+                "collectives": found.traffic.by_kind(),
+                **costs.summary(costs.kernels(found.text, batch), batch),
+            }
+        )
+    return rows
+
+
+def _streamed() -> Any:
+    from resnet_jax.data.crops import RandomResizedCrop
+    from resnet_jax.training.experiment import Data
+
+    return Data(name="", crop=RandomResizedCrop, pad=0, normalization="channel")
+
+
+if __name__ == "__main__":
+    from resnet_jax.plan import elsewhere
+
+    elsewhere.answer(lambda say: _rows(sys.argv[1:], say))

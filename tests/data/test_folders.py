@@ -1,0 +1,184 @@
+"""Folders of class folders as data sets."""
+
+import contextlib
+import io
+import os
+import pickle
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.data import folders, integrity, sources
+from resnet_jax.errors import UserError
+
+
+def image(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(file, format="JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three classes; each image is as bright as its number."""
+    for number, name in enumerate(
+        ["train/cat/b.JPEG", "train/cat/a.jpg", "train/ant/x.jpeg", "train/dog/1.jpg", "val/ant/v.jpg", "val/cat/v.jpg", "val/dog/v.jpg"]
+    ):
+        file = tmp_path / "pets" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(image(10 * number))
+    (tmp_path / "pets" / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "pets" / ".cache" / "x").mkdir(parents=True)
+    return tmp_path / "pets"
+
+
+def test_a_folder_is_described_by_its_path(root: Path) -> None:
+    info = sources.describe(str(root))
+    assert (info.name, info.directory) == (str(root), root)
+    assert info.examples == {"train": 4, "validation": 3}
+    assert (info.num_classes, info.image_shape) == (3, (None, None, 3))
+    assert sources.class_names(info) == ["ant", "cat", "dog"]
+
+
+def test_images_come_in_the_order_of_classes_and_names_with_their_labels(root: Path) -> None:
+    info = sources.describe(str(root))
+    source = sources.encoded(info, "train")
+    read = [sources.example(source, info, "train", index) for index in range(len(source))]
+    assert [found["label"] for found in read] == [0, 1, 1, 2]
+    assert [round(float(found["image"].mean()), -1) for found in read] == [20, 10, 0, 30]
+    assert read[0]["image"].shape == (20, 30, 3)
+    assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def test_order_is_that_of_names_whatever_the_disk_says(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [sources.encoded(sources.describe(str(root)), "train")[index] for index in range(4)]
+
+    def backwards(path: str) -> contextlib.nullcontext:
+        return contextlib.nullcontext(sorted(scandir(path), key=lambda entry: entry.name, reverse=True))
+
+    scandir = os.scandir
+    monkeypatch.setattr(folders.os, "scandir", backwards)
+    folders._scanned.cache_clear()
+    info = sources.describe(str(root))
+    assert sources.class_names(info) == ["ant", "cat", "dog"]
+    assert [sources.encoded(info, "train")[index] for index in range(4)] == expected
+
+
+def test_a_relative_path_is_one_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root.parent)
+    assert sources.describe("./pets").examples == {"train": 4, "validation": 3}
+    assert sources.is_folder(sources.describe("./pets").name)
+
+
+def test_a_folder_that_changes_is_another_version(root: Path) -> None:
+    before = sources.describe(str(root)).version
+    folders._scanned.cache_clear()
+    assert sources.describe(str(root)).version == before
+    (root / "train" / "dog" / "2.jpg").write_bytes(image(1))
+    folders._scanned.cache_clear()
+    assert sources.describe(str(root)).version != before
+
+
+def test_classes_without_splits_are_the_training_split(root: Path) -> None:
+    """As torchvision's ImageFolder reads them: a set without a split to score on."""
+    info = sources.describe(str(root / "train"))
+    assert (info.examples, info.num_classes) == ({"train": 4}, 3)
+    assert sources.class_names(info) == ["ant", "cat", "dog"]
+    assert [sources.encoded(info, "train")[index][1] for index in range(4)] == [0, 1, 1, 2]
+    with pytest.raises(UserError, match="has no split 'test'; it has"):
+        sources.encoded(info, "test")
+
+
+def test_what_is_no_such_folder_is_refused_with_what_would_be(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder .*elsewhere"):
+        sources.describe(str(root / "elsewhere"))
+    for made in ("empty", "two/levels/of/folders"):
+        (tmp_path / made).mkdir(parents=True)
+    for name in ("empty", "two"):
+        with pytest.raises(UserError, match=f"{name}.*holds no"):
+            sources.describe(str(tmp_path / name))
+    (tmp_path / "flat" / "train").mkdir(parents=True)
+    (tmp_path / "flat" / "train" / "1.jpg").write_bytes(image(1))
+    with pytest.raises(UserError, match="holds no folders SPLIT/CLASS/IMAGE, as train/dog/1.jpg"):
+        sources.describe(str(tmp_path / "flat"))
+
+
+def test_splits_have_the_same_classes(root: Path) -> None:
+    """The odd one is named; a split may lack images of a class, but not all of them."""
+    (root / "val" / "eel").mkdir()
+    with pytest.raises(UserError, match="split 'validation' has the class 'eel', which 'train' lacks"):
+        sources.describe(str(root))
+    (root / "train" / "eel").mkdir()
+    assert sources.describe(str(root)).num_classes == 4
+    for file in root.glob("val/*/*"):
+        os.unlink(file)
+    folders._scanned.cache_clear()
+    with pytest.raises(UserError, match="split 'validation' holds no image"):
+        sources.describe(str(root))
+
+
+def test_a_split_under_two_names_is_refused(root: Path) -> None:
+    shutil.copytree(root / "val", root / "validation")
+    with pytest.raises(UserError, match="holds split 'validation' twice, once as 'validation'"):
+        sources.describe(str(root))
+
+
+def test_files_of_the_system_are_no_images(root: Path) -> None:
+    """Such as macOS leaves beside every image that it copies."""
+    (root / "train" / "dog" / "._1.jpg").write_bytes(b"Mac OS X")
+    (root / "train" / "dog" / "folder.jpg").mkdir()
+    assert sources.describe(str(root)).examples["train"] == 4
+
+
+def test_a_folder_that_cannot_be_read_is_a_user_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(folders.os, "scandir", refuse)
+    with pytest.raises(UserError, match="pets cannot be read .*Permission denied"):
+        sources.describe(str(root))
+
+
+def test_a_version_is_that_of_relative_names_and_sizes(root: Path, tmp_path: Path) -> None:
+    """Wherever the folder lies; another size or another name is another version."""
+    version = sources.describe(str(root)).version
+    assert re.fullmatch("[0-9a-f]{16}", version)
+    versions = {version}
+    for number, change in enumerate(
+        (lambda file: None, lambda file: file.write_bytes(b"x"), lambda file: file.rename(file.with_name("z.jpg")))
+    ):
+        copied = tmp_path / f"copy{number}"
+        shutil.copytree(root, copied)
+        change(copied / "train" / "dog" / "1.jpg")
+        versions.add(sources.describe(str(copied)).version)
+    assert len(versions) == 3
+
+
+def test_thousands_of_files_are_scanned_in_half_a_second_and_once(tmp_path: Path) -> None:
+    for number in range(10):
+        folder = tmp_path / "many" / "train" / f"class{number}"
+        folder.mkdir(parents=True)
+        for file in range(500):
+            (folder / f"{file}.jpg").touch()
+    began = time.process_time()
+    info = sources.describe(str(tmp_path / "many"))
+    assert time.process_time() - began < 0.5
+    assert info.examples == {"train": 5_000}
+    began = time.process_time()
+    assert len(sources.encoded(info, "train")) == 5_000
+    assert time.process_time() - began < 0.01
+
+
+def test_a_damaged_file_is_named(root: Path) -> None:
+    info = sources.describe(str(root))
+    (root / "train" / "cat" / "b.JPEG").write_bytes(image(0)[:100])
+    with pytest.raises(UserError, match=r"train/cat/b\.JPEG: example 2 of split 'train' is damaged"):
+        sources.example(sources.encoded(info, "train"), info, "train", 2)
+    integrity.check(info, "train")
+    with pytest.raises(UserError, match="has no split 'test'"):
+        sources.encoded(info, "test")

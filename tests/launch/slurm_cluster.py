@@ -1,0 +1,140 @@
+"""A real Slurm on this machine, for as long as a test needs it: munge, controller and one node, from a folder of its own.
+
+python tests/launch/slurm_cluster.py sinfo      # any command, with SLURM_CONF set
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+SBIN = "/usr/sbin"
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# cred_expire: a job that was requeued waits so long before it starts again; 120 s where not set.
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
+# The node has the processors that are written here, whatever the machine has.
+SlurmdParameters=config_overrides
+ReturnToService=2
+MpiDefault=none
+KillWait=60
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str | None:
+    """Why there can be no Slurm here, and what to do; None where there can."""
+    if os.geteuid() != 0:
+        return "a Slurm of its own needs root: run the tests as root after `apt-get install slurm-wlm munge`"
+    absent = [name for name in PROGRAMS if not shutil.which(name, path=_path())]
+    return f"{', '.join(absent)} not found: `apt-get install slurm-wlm munge` as root" if absent else None
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[dict[str, str]]:
+    """Yields the environment in which Slurm's commands find it; in the end every daemon and job is gone."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    daemons: list[subprocess.Popen[bytes]] = []
+    environment = os.environ | {"PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
+
+    def start(*command: str) -> None:
+        with (folder / "daemons.log").open("ab") as log:
+            daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+
+    def answers(*command: str, says: str = "") -> bool:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return done.returncode == 0 and says in done.stdout
+
+    try:
+        # Daemons that would run as root look at who may enter.
+        folder.chmod(0o755)
+        for name in ("state", "spool"):
+            (folder / name).mkdir(mode=0o755)
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        values = {"host": socket.gethostname().partition(".")[0], "folder": folder, "controller_port": _port(), "node_port": _port()}
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
+        files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+        # --force: the socket's folder is another than the usual one.
+        start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
+        wait_for(lambda: answers("munge", "-n", "-S", f"{folder}/munge.socket"), 60, "munged answers")
+        start("slurmctld", "-D", "-c")
+        start("slurmd", "-D", "-N", str(values["host"]))
+        wait_for(lambda: answers("sinfo", "--noheader", "--format=%T", says="idle"), 120, f"the node is idle; see {folder}/*.log")
+        yield environment
+        subprocess.run(["scancel", "--full", "--user=root"], env=environment, capture_output=True)
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout.strip(), 90, "no jobs")
+    except TimeoutError:
+        for log in sorted(folder.glob("*.log")):
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
+        raise
+    finally:
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                daemon.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Looks four times a second.
+
+    Raises:
+      TimeoutError: where it does not come true.
+    """
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.25)
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
+
+
+def _port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return chosen.getsockname()[1]
+
+
+if __name__ == "__main__":
+    if reason := missing():
+        raise SystemExit(reason)
+    with cluster() as found:
+        code = subprocess.run(sys.argv[1:] or ["sinfo"], env=found).returncode
+    raise SystemExit(code)

@@ -1,0 +1,203 @@
+"""``launch/local.py`` with real processes: who fails, who is told, who is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import wait_for
+
+ROOT = Path(__file__).parents[2]
+LOCAL = ROOT / "launch" / "local.py"
+PATIENCE = 120
+
+# Each process writes its variables, and then does what a test gives it to do.
+COMMAND = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+me, folder = int(os.environ["JAX_PROCESS_ID"]), Path(sys.argv[1])
+names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "XLA_FLAGS", "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES")
+attempt = len(list(folder.glob(f"start-{me}-*")))
+def stopped(number, frame):
+    (folder / f"stopped-{me}").write_text(str(number))
+    raise SystemExit(128 + number)
+if "deaf" not in sys.argv:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1): signal.signal(number, stopped)
+else:
+    for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+written = folder / f"part-{me}-{attempt}"
+written.write_text(json.dumps({"pid": os.getpid()} | {name: os.environ.get(name) for name in names}))
+written.rename(folder / f"start-{me}-{attempt}")
+def all_started(): return len(list(folder.glob(f"start-*-{attempt}"))) == int(os.environ["JAX_NUM_PROCESSES"])
+while not all_started(): time.sleep(0.02)
+"""
+
+
+def launch(folder: Path, *options: str, does: str, words: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
+    """Starts ``does`` in processes of their own; what they print is in ``out`` and ``err`` of the folder."""
+    command = [sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", COMMAND + does, str(folder), *words]
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | variables, text=True)
+
+
+def ended(launcher: subprocess.Popen[str]) -> int:
+    return launcher.wait(timeout=PATIENCE)
+
+
+def started(folder: Path) -> dict[str, dict]:
+    """By process and attempt, as ``0-1``: what the process saw."""
+    return {file.name.removeprefix("start-"): json.loads(file.read_text()) for file in folder.glob("start-*")}
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; a zombie that nobody has asked about does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_processes_find_each_other_and_the_first_one_speaks(tmp_path: Path) -> None:
+    does = "print('out', me); print('err', me, file=sys.stderr)"
+    assert ended(launch(tmp_path, "--processes", "2", "--devices-per-process", "3", does=does)) == 0
+    seen = started(tmp_path)
+    assert sorted(seen) == ["0-0", "1-0"]
+    first, second = seen["0-0"], seen["1-0"]
+    assert first["JAX_COORDINATOR_ADDRESS"] == second["JAX_COORDINATOR_ADDRESS"]
+    assert first["JAX_NUM_PROCESSES"] == second["JAX_NUM_PROCESSES"] == "2"
+    assert second["XLA_FLAGS"].endswith("--xla_force_host_platform_device_count=3")
+    assert second["JAX_PLATFORMS"] == "cpu"
+    assert (tmp_path / "out").read_text() == "out 0\n"
+    assert sorted((tmp_path / "err").read_text().splitlines()) == ["[0] err 0", "[1] err 1", "[1] out 1"]
+
+
+@pytest.mark.parametrize("code", [1, 75, 134, 143])
+def test_when_one_fails_all_start_again_at_another_port(tmp_path: Path, code: int) -> None:
+    does = f"if me == 1 and attempt == 0: sys.exit({code})\nif attempt == 0: time.sleep(100)"
+    assert ended(launch(tmp_path, "--processes", "3", does=does)) == 0
+    seen = started(tmp_path)
+    assert sorted(seen) == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+    assert seen["0-0"]["JAX_COORDINATOR_ADDRESS"] != seen["0-1"]["JAX_COORDINATOR_ADDRESS"]
+    assert (tmp_path / "stopped-0").read_text() == (tmp_path / "stopped-2").read_text() == str(int(signal.SIGTERM))
+    assert f"process 1 ended with exit code {code}" in (tmp_path / "err").read_text()
+
+
+def test_restarts_are_counted_and_the_first_failure_is_the_exit_code(tmp_path: Path) -> None:
+    does = "if me == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(100)"
+    assert ended(launch(tmp_path, "--processes", "2", "--restarts", "1", does=does)) == 128 + signal.SIGKILL
+    assert sorted(started(tmp_path)) == ["0-0", "0-1", "1-0", "1-1"]
+    assert "restarts used up (1)" in (tmp_path / "err").read_text()
+
+
+def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+    assert ended(launch(tmp_path, "--processes", "2", does="sys.exit(2)")) == 2
+    assert sorted(started(tmp_path)) == ["0-0", "1-0"]
+
+
+def test_what_does_not_leave_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+    reader = "child = subprocess.Popen(['sleep', '1000']); (folder / f'child-{me}').write_text(str(child.pid))\n"
+    does = f"{reader}if me == 1: sys.exit(1)\ntime.sleep(1000)"
+    begun = time.monotonic()
+    assert ended(launch(tmp_path, "--processes", "2", "--restarts", "0", "--grace", "1", does=does, words=("deaf",))) == 1
+    assert time.monotonic() - begun < 60
+    pids = [seen["pid"] for seen in started(tmp_path).values()] + [int(file.read_text()) for file in tmp_path.glob("child-*")]
+    assert len(pids) == 4
+    assert not any(map(alive, pids))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_asked_to_stop_it_hands_the_request_on_waits_and_does_not_start_again(tmp_path: Path, number: signal.Signals) -> None:
+    launcher = launch(tmp_path, "--processes", "2", "--grace", "30", does="time.sleep(1000)")
+    wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
+    launcher.send_signal(number)
+    assert ended(launcher) == 128 + number
+    assert {(tmp_path / f"stopped-{i}").read_text() for i in (0, 1)} == {str(int(number))}
+    assert sorted(started(tmp_path)) == ["0-0", "1-0"]
+
+
+def test_asked_to_stop_it_waits_longer_than_the_grace_and_ctrl_c_again_ends_it(tmp_path: Path) -> None:
+    launcher = launch(tmp_path, "--processes", "2", "--grace", "0", does="time.sleep(1000)", words=("deaf",))
+    wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    assert ended(launcher) == 128 + signal.SIGKILL
+    assert not any(alive(seen["pid"]) for seen in started(tmp_path).values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
+def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
+    launcher = launch(tmp_path, "--processes", "2", does="time.sleep(1000)")
+    wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
+    launcher.kill()
+    ended(launcher)
+    wait_for(lambda: not any(alive(seen["pid"]) for seen in started(tmp_path).values()), PATIENCE, "both are gone")
+    assert (tmp_path / "stopped-0").read_text() == str(int(signal.SIGTERM))
+
+
+def test_gpus_are_shared_out(tmp_path: Path) -> None:
+    assert ended(launch(tmp_path, "--processes", "2", does="", CUDA_VISIBLE_DEVICES="4,5,6,7", JAX_PLATFORMS="")) == 0
+    seen = started(tmp_path)
+    assert [seen[f"{i}-0"]["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4,5", "6,7"]
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "says"),
+    [
+        (("--processes", "0"), {}, "--processes is 0; give 1 or more"),
+        (("--processes", "2", "--devices-per-process", "0"), {}, "--devices-per-process is 0"),
+        (("--processes", "3"), {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "JAX_PLATFORMS": ""}, "4 GPUs cannot be split over 3 processes"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, options: tuple[str, ...], variables: dict[str, str], says: str) -> None:
+    assert ended(launch(tmp_path, *options, does="", **variables)) == 2
+    assert says in (tmp_path / "err").read_text()
+    assert not started(tmp_path)
+
+
+def test_a_command_that_is_not_there_is_bad_input() -> None:
+    command = [sys.executable, str(LOCAL), "--processes", "2", "--", "resnet-jacks", "train"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "resnet-jacks cannot be started: No such file" in done.stderr
+
+
+SUM = """
+import jax
+from resnet_jax import processes
+processes.connect()
+from jax.experimental import multihost_utils
+print(multihost_utils.process_allgather(jax.numpy.asarray(me + 1)).sum(), jax.device_count(), jax.local_device_count(), flush=True)
+"""
+
+
+def test_jax_adds_up_over_the_processes(tmp_path: Path) -> None:
+    assert ended(launch(tmp_path, "--processes", "2", "--devices-per-process", "2", does=SUM)) == 0, (tmp_path / "err").read_text()
+    assert (tmp_path / "out").read_text().splitlines()[-1] == "3 4 2"
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_ends_with_the_state_of_an_undisturbed_one(digits_dir: str, tmp_path: Path) -> None:
+    experiment = f"{Path(__file__).parent}/long_experiment.py:long"
+
+    def train(name: str) -> subprocess.Popen[str]:
+        local = [sys.executable, str(LOCAL), "--processes", "2", "--devices-per-process", "2", "--restarts", "1", "--"]
+        run = [sys.executable, "-m", "resnet_jax.cli", "train", experiment, "--data-dir", digits_dir, "--steps", "120"]
+        with (tmp_path / f"{name}.log").open("w") as log:
+            return subprocess.Popen([*local, *run, "--workdir", str(tmp_path / name)], stdout=log, stderr=log, text=True)
+
+    assert train("straight").wait(timeout=600) == 0, (tmp_path / "straight.log").read_text()[-3000:]
+    disturbed, metrics = train("disturbed"), tmp_path / "disturbed" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and '"step": 40,' in metrics.read_text(), 600, "step 40")
+    children = Path(f"/proc/{disturbed.pid}/task/{disturbed.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    assert disturbed.wait(timeout=600) == 0, (tmp_path / "disturbed.log").read_text()[-3000:]
+    assert "all 2 start again" in (tmp_path / "disturbed.log").read_text()
+    digests = [json.loads((tmp_path / name / "result.json").read_text())["state_digest"] for name in ("straight", "disturbed")]
+    assert digests[0] == digests[1]

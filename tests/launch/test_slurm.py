@@ -1,0 +1,187 @@
+"""``launch/slurm.sbatch`` under a real Slurm, with real preemption; how it reads what Slurm says, under a stand-in."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from slurm_cluster import wait_for
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+LONG = f"{Path(__file__).parent}/long_experiment.py:long"
+# One device a process, under Slurm and without.
+DEVICES = "--xla_force_host_platform_device_count=1 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+MINUTES = 60
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    """Environment of jobs; the cluster ends with this file's tests."""
+    if reason := slurm_cluster.missing():
+        pytest.skip(reason)
+    with slurm_cluster.cluster() as environment:
+        path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        yield environment | {"PATH": path, "XLA_FLAGS": DEVICES, "JAX_PLATFORMS": "cpu"}
+
+
+def submit(environment: dict[str, str], log: Path, *command: str) -> str:
+    words = ["sbatch", "--parsable", "--ntasks=2", "--nodes=1", "--ntasks-per-node=2", f"--output={log}", str(SCRIPT), *command]
+    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def job(environment: dict[str, str], number: str) -> dict[str, str]:
+    """What Slurm knows of it."""
+    shown = subprocess.run(["scontrol", "show", "job", "-o", number], env=environment, capture_output=True, text=True).stdout
+    return dict(re.findall(r"(\S+?)=(\S*)", shown))
+
+
+def control(environment: dict[str, str], *command: str) -> None:
+    subprocess.run(command, env=environment, check=True)
+
+
+def scored(workdir: Path) -> int:
+    """The newest step that was scored."""
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines() if metrics.is_file() else []
+    return max((record["step"] for line in lines if (record := json.loads(line))["split"] == "test"), default=0)
+
+
+@pytest.mark.slow
+def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+    arguments = ["train", LONG, "--data-dir", digits_dir, "--workdir"]
+    straight, preempted, log = tmp_path / "straight", tmp_path / "preempted", tmp_path / "job.log"
+    local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--restarts", "0", "--", "resnet-jax", *arguments]
+    done = subprocess.run([*local, str(straight)], env=slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    number = submit(slurm, log, *arguments, str(preempted))
+    wait_for(lambda: scored(preempted) >= 80, 8 * MINUTES, f"step 80 is scored; see {log}")
+    control(slurm, "scontrol", "requeue", number)
+    wait_for(lambda: job(slurm, number)["Restarts"] == "1", 2 * MINUTES, f"Slurm has put it back; see {log}")
+    first_end = scored(preempted)
+    assert first_end < 300, "too late to show anything"
+    wait_for(lambda: scored(preempted) >= first_end + 60, 8 * MINUTES, f"it goes on; see {log}")
+    # What Slurm sends to the script before the time is up.
+    control(slurm, "scancel", "--batch", "--signal=USR1", number)
+    wait_for(lambda: job(slurm, number)["JobState"] == "COMPLETED", 12 * MINUTES, f"the job is done; see {log}")
+
+    text = log.read_text()
+    assert [int(n) for n in re.findall(r"slurm\.sbatch: 2 processes on \S+, start (\d+): resnet-jax train", text)] == [1, 2, 3], text
+    assert "SIGUSR1, handed on" in text
+    assert "exit code 138: back into the queue" in text
+    assert text.rstrip().endswith("slurm.sbatch: done")
+    results = [json.loads((folder / "result.json").read_text()) for folder in (straight, preempted)]
+    assert results[0]["state_digest"] == results[1]["state_digest"]
+    assert results[0]["value"] == results[1]["value"]
+
+
+@pytest.mark.slow
+def test_bad_input_is_not_put_back(slurm: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    number = submit(slurm, log, "train", "nowhere.py:nothing", "--workdir", str(tmp_path / "run"))
+    wait_for(lambda: job(slurm, number)["JobState"] == "FAILED", 5 * MINUTES, f"the job has failed; see {log}")
+    assert "slurm.sbatch: exit code 2: not requeued" in log.read_text()
+    assert job(slurm, number)["Restarts"] == "0"
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+    log, workdir = tmp_path / "job.log", tmp_path / "run"
+    number = submit(slurm, log, "train", LONG, "--data-dir", digits_dir, "--workdir", str(workdir))
+    wait_for(lambda: scored(workdir) >= 20, 8 * MINUTES, f"step 20 is scored; see {log}")
+    control(slurm, "scancel", number)
+    wait_for(lambda: job(slurm, number)["JobState"] == "CANCELLED", 3 * MINUTES, f"the job has ended; see {log}")
+    assert "back into the queue" not in log.read_text()
+    assert job(slurm, number)["Restarts"] == "0"
+    assert re.search(r"stopped by SIGTERM after step \d+; the state is saved", log.read_text()), log.read_text()
+
+
+SRUN = """#!/usr/bin/env bash
+echo "$@" > asked_of_srun
+env | grep -E '^(JAX_LOCAL|SRUN_CPUS)' >> asked_of_srun
+printf '%s\\n' "$SAID"
+exit "$CODE"
+"""
+OTHERS = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> asked_of_slurm
+[ "$(basename "$0")" != squeue ] || echo "$STATE"
+exit 1
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> dict[str, str]:
+    """Programs in place of Slurm's, which write down what they are asked; so these tests run everywhere."""
+    for name in ("srun", "squeue", "scancel", "scontrol"):
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(SRUN if name == "srun" else OTHERS)
+        file.chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "STATE": "RUNNING", "SAID": "", "CODE": "0"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return kept | variables | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+
+
+def sbatch(environment: dict[str, str], folder: Path, *command: str) -> tuple[int, str, bool]:
+    """Runs the script; returns its code, what it printed, and whether it asked to be put back."""
+    done = subprocess.run(["bash", str(SCRIPT), *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=60)
+    asked = folder / "asked_of_slurm"
+    return done.returncode, done.stdout + done.stderr, asked.is_file() and "scontrol requeue 7" in asked.read_text()
+
+
+# What Slurm 22.05 prints where one of two processes fails first and the other is ended for it; srun's own code is 143 then.
+ENDED = "srun: launch/slurm: _step_signal: Terminating StepId=2.0\nsrun: error: vm: task 1: Terminated"
+
+
+@pytest.mark.parametrize(
+    ("said", "srun_code", "code", "again"),
+    [
+        ("", 0, 0, False),
+        (f"srun: error: vm: task 0: Exited with exit code 2\n{ENDED}", 143, 2, False),
+        (f"srun: error: vm: tasks 0-1: Exited with exit code 1\n{ENDED}", 143, 1, False),
+        (f"srun: error: vm: task 0: Exited with exit code 75\n{ENDED}", 143, 75, True),
+        (f"srun: error: vm: task 0: Killed\n{ENDED}", 143, 143, True),
+        ("srun: error: vm: tasks 0-1: Exited with exit code 138", 138, 138, True),
+        ("srun: error: vm: task 0: Exited with exit code 134", 134, 134, True),
+    ],
+)
+def test_the_first_failure_says_whether_to_begin_again(
+    stand_in: dict[str, str], tmp_path: Path, said: str, srun_code: int, code: int, again: bool
+) -> None:
+    found, _, requeued = sbatch(stand_in | {"SAID": said, "CODE": str(srun_code)}, tmp_path, "train", "a.py:b")
+    assert (found, requeued) == (code, again)
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [({"STATE": "COMPLETING"}, "the job is COMPLETING"), ({"SLURM_RESTART_COUNT": "20"}, "began again 20 times")],
+)
+def test_a_cancelled_job_or_one_that_began_often_is_not_put_back(
+    stand_in: dict[str, str], tmp_path: Path, variables: dict[str, str], says: str
+) -> None:
+    code, text, requeued = sbatch(stand_in | {"CODE": "143"} | variables, tmp_path, "train", "a.py:b")
+    assert (code, requeued) == (143, False)
+    assert says in text
+
+
+def test_a_process_alone_on_its_node_takes_all_gpus_and_processors(stand_in: dict[str, str], tmp_path: Path) -> None:
+    sbatch(stand_in | {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}, tmp_path, "train", "a b.py:c", "--seed", "1")
+    assert (tmp_path / "asked_of_srun").read_text().splitlines() == [
+        "--kill-on-bad-exit=1 resnet-jax train a b.py:c --seed 1",
+        "JAX_LOCAL_DEVICE_IDS=0,1,2,3",
+        "SRUN_CPUS_PER_TASK=6",
+    ]
+    sbatch(stand_in | {"SLURM_GPUS_ON_NODE": "4", "SLURM_NTASKS": "8"}, tmp_path, "train")
+    assert "JAX_LOCAL" not in (tmp_path / "asked_of_srun").read_text()
+
+
+def test_without_a_command_it_says_what_to_give(stand_in: dict[str, str], tmp_path: Path) -> None:
+    code, text, _ = sbatch(stand_in, tmp_path)
+    assert code == 2
+    assert "sbatch launch/slurm.sbatch train" in text

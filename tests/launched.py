@@ -1,0 +1,89 @@
+"""Runs of `resnet-jax train` in real processes, one or several, for the tests that kill them."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# Generous: eight of these may share two cores.
+PATIENCE = 300
+
+
+@dataclass
+class Run:
+    """The processes of one attempt."""
+
+    workdir: Path
+    processes: list[subprocess.Popen[str]]
+
+    def wait(self) -> list[tuple[int, str]]:
+        """Exit codes, and what was said on stderr."""
+        ends = [process.communicate(timeout=PATIENCE) for process in self.processes]
+        return [(process.returncode, err) for process, (_, err) in zip(self.processes, ends, strict=True)]
+
+    def kill(self) -> None:
+        """All of them, at once."""
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        for process in self.processes:
+            process.communicate(timeout=PATIENCE)
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Returns as soon as something is so; an assertion where the run ends before, or never gets there."""
+        end = time.monotonic() + PATIENCE
+        while not reached():
+            assert time.monotonic() < end, "the run does not get there"
+            ended = [process for process in self.processes if process.poll() is not None]
+            assert not ended, ended[0].communicate()[1]
+            time.sleep(0.01)
+
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Until one of this step or a later one is committed."""
+        self.wait_until(lambda: newest(self.workdir) >= step)
+
+
+def newest(workdir: Path) -> int:
+    """Step of the newest committed checkpoint, 0 without any."""
+    return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
+
+
+def begin(words: Sequence[str], *, processes: int = 1, devices: int = 1, stdout: int = subprocess.DEVNULL) -> list[subprocess.Popen[str]]:
+    """Begins a `resnet-jax` command in so many processes with so many devices each."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = [("--coordinator", address, "--processes", str(processes), "--process", str(i)) for i in range(processes)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "resnet_jax.cli", *words, *(joined[i] if processes > 1 else ())],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for i in range(processes)
+    ]
+
+
+def start(workdir: Path, data_dir: str, *more: str, processes: int = 1, devices: int = 1) -> Run:
+    """Begins, or continues, a run."""
+    words = ["train", "tests/tiny_experiment.py:tiny", "--workdir", str(workdir), "--data-dir", data_dir, *more]
+    return Run(workdir, begin(words, processes=processes, devices=devices))
+
+
+def finish(workdir: Path, data_dir: str, *more: str, **how: Any) -> dict[str, Any]:
+    """Runs to the end, and returns the result."""
+    for code, said in start(workdir, data_dir, *more, **how).wait():
+        assert code == 0, said
+    return json.loads((workdir / "result.json").read_text())

@@ -1,0 +1,53 @@
+"""One of several processes that share the scoring of `digits`, by ten crops and at several sizes: PROCESS PROCESSES ADDRESS DATA_DIR."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import numpy as np
+
+from resnet_jax.data import sources, views
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.data.views import Squares
+from resnet_jax.evaluation import dense, exact, protocols
+from resnet_jax.models import cifar_architecture
+from resnet_jax.training import mesh
+
+
+def main(process: int, processes: int, address: str, data_dir: str) -> None:
+    if processes > 1:
+        jax.distributed.initialize(address, processes, process)
+    over = mesh.make()
+    apply, params, batch_stats = jax.jit(cifar_architecture(8, input_shape=(8, 8, 1)).init, out_shardings=mesh.replicated(over))(
+        jax.random.key(0)
+    )
+    info = sources.describe("digits", data_dir)
+    batches = views.batches(info, "test", Squares(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
+    constants = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
+    of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
+    (found,) = exact.tally(
+        lambda images, labels: of_batch(params, batch_stats, constants, images, labels),
+        batches,
+        batch_size=500,
+        expected_examples=360,
+        sharding=mesh.batch(over),
+        processes=processes,
+    )
+    whole = dense.evaluate(
+        apply,
+        params,
+        batch_stats,
+        constants,
+        info,
+        "test",
+        protocols.parse("multi-scale-32,64"),
+        pixels=100 * 64 * 64,
+        sharding=mesh.batch(over),
+    )
+    print(json.dumps([dataclasses.asdict(each) for each in (found, whole)]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -1,0 +1,106 @@
+"""Processes that share a run: what one saves all restore, one writes, and all take the same decisions. Real ones, on four devices."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_jax.errors import UserError
+from resnet_jax.training import agreement
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.workdir import Workdir
+
+SCRIPT = Path(__file__).parents[1] / "save_in_processes.py"
+PARTS = (1, 2, 4)
+
+Found = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
+    """What each process of each group found, by the processes of the group. All run at once: starting one takes longest."""
+    root = tmp_path_factory.mktemp("processes")
+    running: dict[int, list[subprocess.Popen[str]]] = {}
+    (root / "claim").mkdir()
+    Workdir(root / "claim" / "other").claim(tiny, 1)
+    with Workdir(root / "claim" / "held").claimed(tiny, 1, say=pytest.fail):
+        for processes in (1, 2, 4):
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                address = f"localhost:{free.getsockname()[1]}"
+            environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+            act = "layouts+damage+claim+full" if processes == 2 else "layouts"
+            commands = [[sys.executable, str(SCRIPT), str(one), str(processes), address, str(root), act] for one in range(processes)]
+            running[processes] = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+        try:
+            outputs = {processes: [one.communicate(timeout=400)[0] for one in group] for processes, group in running.items()}
+        finally:
+            for group in running.values():
+                for one in group:
+                    one.kill()
+    return {processes: [json.loads(output.splitlines()[-1]) for output in group] for processes, group in outputs.items()}
+
+
+def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found: Found) -> None:
+    """Bit for bit: 1, 2 and 4 processes, whole on every device or cut into 2 and 4."""
+    cases = {f"{processes}-{parts}-{wanted}" for processes in (1, 2, 4) for parts in PARTS for wanted in PARTS}
+    digests = set()
+    for group in found.values():
+        for process in group:
+            assert process["layouts"].keys() == cases
+            digests |= {tuple(restored) for restored in process["layouts"].values()}
+    ((step, _),) = digests
+    assert step == 2
+
+
+def test_damage_is_found_by_one_and_all_go_on_from_the_same_step(found: Found) -> None:
+    """With a seal that tells it, and without, where reading fails. What is saved then is restored by all."""
+    first, second = (process["damage"] for process in found[2])
+    assert first == second
+    whole = found[1][0]["layouts"]["1-1-1"][1]
+    for restored, digest, steps, again, _, at_last, best in first:
+        assert (restored, digest, steps) == (2, whole, [1, 2])
+        assert (again, at_last, best) == (3, [1, 3], 1)
+    for process in found[2]:
+        assert [message.split(": ")[0] for message in process["said"][:2]] == ["checkpoint of step 3 is damaged"] * 2
+
+
+def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -> None:
+    first, second = (process["claim"] for process in found[2])
+    assert first == second
+    (records, event_files, locked), held, other = first
+    assert [record["process"] for record in records] == [0]
+    assert (event_files, locked) == (1, True)
+    assert f"is in use by another run, process {os.getpid()} on" in held
+    assert "holds another run" in other
+
+
+def test_save_that_fails_everywhere_is_left_out_or_stops_everywhere(found: Found) -> None:
+    """And leaves nothing behind."""
+    for process in found[2]:
+        gone_on, stopped, steps, names = process["full"]
+        assert gone_on == [[3], True, 1]
+        assert stopped.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")
+        assert (steps, names) == ([1], ["1"])
+        assert "Training goes on without it" in process["said"][-1]
+
+
+def test_single_process_agrees_with_itself() -> None:
+    """At no cost: nothing is sent."""
+    assert agreement.first()
+    agreement.wait("nobody")
+    assert agreement.anyone(True) is True
+    assert agreement.anyone(False) is False
+    text = "±" * 100_000
+    assert agreement.by_first(lambda: text) is text
+
+    def refuse() -> None:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        agreement.by_first(refuse)

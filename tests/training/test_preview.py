@@ -1,0 +1,90 @@
+"""What the network sees, shown."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import cli
+from resnet_jax.configured import configured
+from resnet_jax.data import order, sources
+from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.mixing import Mix
+from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data.streaming import Rows
+from resnet_jax.models import Architecture
+from resnet_jax.training import feed, preview
+from resnet_jax.training.experiment import Data, Evaluation, Experiment
+
+PHOTOGRAPHS = Experiment(
+    name="photographs",
+    model=Architecture(stages=(1,), features=(4,), input_shape=(32, 32, 3), num_classes=1000),
+    data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, flip=False, crop=RandomResizedCrop),
+    batch_size=8,
+    evaluation=Evaluation(protocol="40/32"),
+)
+
+
+def test_streamed_images_are_those_that_the_step_reads(photographs: DatasetInfo) -> None:
+    """Back to the very bytes that were cropped, with the names of their classes."""
+    found = preview.shown(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
+    rows = Rows(feed.stream(PHOTOGRAPHS, photographs, 440, 4), first_step=3, last_step=4)
+    names = sources.class_names(photographs)
+    for number in range(5):
+        assert np.abs(found.images[number] * 255 - rows[number].images).max() < 0.01
+        assert found.captions[number] == names[int(rows[number].labels)]
+    assert len(found.captions) == 5
+
+
+def test_images_on_the_device_are_those_that_training_sees(tiny: Experiment, digits_dir: str) -> None:
+    """Of step 2, not augmented: the very pixels of the examples that the order of training chooses."""
+    info = sources.describe("digits", digits_dir)
+    experiment = replace(tiny, data=replace(tiny.data, normalization="channel", pad=0, flip=False))
+    found = preview.shown(experiment, info, seed=1, step=2, count=4)
+    train = sources.read(info, "train")
+    key = jax.random.fold_in(jax.random.key(1), 1)
+    chosen = np.asarray(order.batch_indices(key, jnp.int32(2), steps=1, batch_size=experiment.batch_size, examples=1437))[0, :4]
+    assert found.captions == [str(label) for label in train.labels[chosen]]
+    assert np.abs(found.images * 255 - train.images[chosen]).max() < 0.01
+
+
+def test_mixed_images_say_what_they_are_mixed_of(photographs: DatasetInfo) -> None:
+    mix = configured(Mix, mixup=1.0, cutmix=0.0, group=8)
+    found = preview.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
+    shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in found.captions]
+    assert shares == pytest.approx([1.0] * 8, abs=0.011)
+    assert any(" + " in caption for caption in found.captions)
+
+
+def test_the_command_draws_a_picture(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "new" / "seen.png"
+    cli.main(["data", "preview", f"{__file__}:experiment", "--to", str(file), "--images", "6"])
+    assert "6 images of imagenet2012" in capsys.readouterr().out
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[1] > 500
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500, "photographs have many colours"
+
+
+def experiment() -> Experiment:
+    return PHOTOGRAPHS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "0"], "--images is 0"),
+        (["--to", "seen.doc"], "a picture is a .png"),
+        (["--batch-size", "0"], "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(
+    photographs: DatasetInfo, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["data", "preview", f"{__file__}:experiment", *arguments])
+    assert message in capsys.readouterr().err
