@@ -9,17 +9,20 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: demo test test-slow check golden readme clean
+.PHONY: demo test test-slow test-exhaustive check golden readme clean
 
 demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
 	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo --data-dir $(DATA)
 
 test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not exhaustive" $(ARGS)
 
 test-slow: $(DEVELOPED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+
+test-exhaustive: $(DEVELOPED)  ## an hour and more
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive $(ARGS)
 
 check: $(DEVELOPED)  ## what pre-commit and CI run
 	$(BIN)/ruff check .

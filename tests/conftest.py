@@ -16,6 +16,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import collections
 import dataclasses
 from pathlib import Path
 
@@ -28,6 +29,24 @@ from resnet_jax.studies import run
 from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-in", type=int, default=1, help="run one of so many tests of every file: its first, and so on")
+
+
+# Last: one in so many of those that the other options leave.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every = config.getoption("--one-in")
+    seen: collections.Counter[Path] = collections.Counter()
+    kept, left_out = [], []
+    for item in items:
+        (left_out if seen[item.path] % every else kept).append(item)
+        seen[item.path] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ def doctor(capsys: Captured, *arguments: str, code: int | None = 0) -> dict[str,
     return prints_json(capsys, "doctor", "weights", *arguments, "--json")
 
 
+@pytest.mark.slow
 def test_what_scores_as_claimed_has_no_cause(capsys: Captured, answering: tuple[Path, float], digits_dir: str, tmp_path: Path) -> None:
     file, error = answering
     options = [str(file), "--data-dir", digits_dir, "--batch-size", "72"]

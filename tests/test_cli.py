@@ -301,6 +301,7 @@ def test_preparing_and_training_import_neither_tensorflow_nor_torch(digits_dir: 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_run_is_a_run_of_its_own(
     capsys: pytest.CaptureFixture[str], digits_dir: str, short_run: Path, tmp_path: Path
 ) -> None:
@@ -364,6 +365,6 @@ def test_neither_help_nor_missing_data_waits_for_what_only_training_needs() -> N
         "    try:\n        cli.main(command)\n    except SystemExit:\n        pass\n"
         "    print([name for name in ('orbax', 'tensorflow_datasets', 'grain', 'cv2') if name in sys.modules])\n"
     ).replace("TINY", f"{TINY}:tiny")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=True)
     assert [line for line in found.stdout.splitlines() if line.startswith("[")] == ["[]", "[]"]
     assert "data set 'none' is not prepared" in found.stderr

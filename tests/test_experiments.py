@@ -485,9 +485,10 @@ def test_studies_have_the_papers_cells(name: str) -> None:
 
 
 def slowly(name: str, cell: Experiment) -> Any:
-    # A count takes about 0.1 s, of a dense network (which is not repetitive) seconds: two studies are enough for every time.
-    slow = not name.startswith(("he2016_shortcuts", "he2015_cifar10"))
-    return pytest.param(name, cell, id=f"{name}:{cell.name}", marks=[pytest.mark.slow] if slow else [])
+    # A count takes a second, of a dense network (which is not repetitive) many: two studies and a cell of each are enough for every time.
+    quick = name.startswith(("he2016_shortcuts", "he2015_cifar10"))
+    more = pytest.mark.slow if cell.name == STUDIES[name][0].name else pytest.mark.exhaustive
+    return pytest.param(name, cell, id=f"{name}:{cell.name}", marks=[] if quick else [more])
 
 
 @pytest.mark.parametrize(("name", "cell"), [slowly(name, cell) for name, cells in STUDIES.items() if name in PARAMETERS for cell in cells])

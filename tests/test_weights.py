@@ -26,6 +26,7 @@ def torchs(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_released_resnet_20_scores_its_published_error_without_a_flag(
     capsys: Captured, published_resnet20: Path, cifar10: sources.DatasetInfo, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def test_a_transfer_in_the_loop_is_an_error() -> None:
         add(there, np.ones(3, np.float32))
 
 
+@pytest.mark.slow
 def test_rows_are_by_the_steps_of_a_call() -> None:
     rows = dispatch.measure(TINY, [1, 2], batch_size=2, count=2)
     assert [row["steps"] for row in rows] == [1, 2]

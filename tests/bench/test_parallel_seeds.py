@@ -29,6 +29,7 @@ def test_more_seeds_than_devices_are_vectorised_only(monkeypatch: pytest.MonkeyP
     assert seeds._ways([1, 2, 4]) == [(1, "alone"), (2, "vmap"), (4, "vmap")]
 
 
+@pytest.mark.slow
 def test_throughput_is_the_median_of_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seeds in 3, 8 and 10 s where one takes 3, 2 and 10: 2 x 3/3, 2 x 2/8, 2 x 10/10 of one after another; the median is 2."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -16,6 +16,7 @@ TINY = models.cifar_architecture(8, input_shape=(8, 8, 1), features=(4, 4, 4))
 LOOP, SCAN = Execution(blocks="loop"), Execution(blocks="scan")
 
 
+@pytest.mark.slow
 def test_rows_hold_the_median_the_range_and_the_rate() -> None:
     rows = steps.measure(TINY, [LOOP, SCAN], batch_size=4, rounds=3)
     assert [row["blocks"] for row in rows] == ["loop", "scan"]

@@ -88,6 +88,7 @@ def test_a_peer_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert row["failed_peers"] == ["ValueError: no compiler"]
 
 
+@pytest.mark.slow
 def test_the_linen_peer_trains() -> None:
     found = throughput._linen(TINY)
     assert found is not None

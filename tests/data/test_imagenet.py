@@ -148,7 +148,7 @@ imagenet.ARCHIVES = tuple(
 print(prepare.prepare("imagenet2012", sys.argv[2], archives=folder).examples, "tensorflow" in sys.modules)
 """
     command = [sys.executable, "-c", program, str(archives), str(tmp_path / "new")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "{'train': 9, 'validation': 4} False"
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +44,9 @@ def shard(info: DatasetInfo, number: int) -> Path:
     return info.directory / f"noise-train.array_record-0000{number}-of-00003"
 
 
-def test_whole_files_pass_within_a_second(photographs: DatasetInfo) -> None:
-    began = time.process_time()
+def test_whole_files_pass(photographs: DatasetInfo) -> None:
     for split in ("train", "validation"):
         integrity.check(photographs, split)
-    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("kept", [0, 0.1, 0.5, 0.99])

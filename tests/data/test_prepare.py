@@ -45,7 +45,7 @@ info = prepare.prepare("digits", sys.argv[1])
 print(len(sources.read(info, "train")), "tensorflow" in sys.modules)
 """
     command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1437 False"
 
@@ -58,7 +58,7 @@ from resnet_jax.data import sources
 sources.describe("digits", sys.argv[1])
 print(sorted({"tensorflow", "tensorflow_datasets", "sklearn", "array_record"} & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", program, digits_dir], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program, digits_dir], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -144,7 +144,7 @@ source = tfds.data_source("my_pets_64", split="validation", data_dir=sys.argv[1]
 print(len(source), [source[index]["label"] for index in range(3)], "tensorflow" in sys.modules, "resnet_jax" in sys.modules)
 """
     command = [sys.executable, "-c", program, str(copy.directory.parents[1])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[-2].replace("np.int64(", "").replace(")", "") == "3 [0, 0, 1] False False"
 

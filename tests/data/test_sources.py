@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +78,10 @@ def test_what_a_killed_preparation_left_behind_is_not_a_prepared_set(tmp_path: P
     assert sources.prepared(str(tmp_path)) == {"a": whole}
 
 
-def test_missing_set_fails_in_under_a_second_with_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_set_fails_with_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "environment"))
-    began = time.perf_counter()
     with pytest.raises(UserError) as error:
         sources.describe("cifar10", str(tmp_path / "argument"))
-    assert time.perf_counter() - began < 1
     for said in (tmp_path / "argument", tmp_path / "environment", tmp_path / "home", "resnet-jax prepare cifar10"):
         assert str(said) in str(error.value)
 
@@ -217,6 +214,7 @@ def cifar10_splits(cifar10: sources.DatasetInfo) -> dict[str, sources.Examples]:
     return {split: sources.read(cifar10, split) for split in ("train", "test")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "count"), [("train", 50_000), ("test", 10_000)])
 def test_cifar10_is_whole_and_balanced(
     cifar10: sources.DatasetInfo, cifar10_splits: dict[str, sources.Examples], split: str, count: int

@@ -189,7 +189,10 @@ def test_no_more_images_are_read_ahead_than_the_bound_allows(photographs: Datase
     rows = Rows(stream(photographs, size=(128, 128)), first_step=0, last_step=18)
     with closing(streaming.batches(rows, threads=1, memory_mb=3 * 2 + 32)) as reading:
         next(reading)
-        time.sleep(1.5)
+        end = time.monotonic() + 60
+        while len(counted) <= BATCH and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(1)
         # One batch taken, one waiting, one being put together, and at most a batch of single images.
         assert BATCH < len(counted) <= 4 * BATCH
 

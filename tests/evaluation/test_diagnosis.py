@@ -123,7 +123,7 @@ MEANT: dict[str, tuple[Any, set[str]]] = {
 }
 
 
-QUICK = ("padding", "stride", "pooling", "two")
+QUICK = ("padding", "two")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in MEANT])

@@ -298,7 +298,7 @@ def test_two_processes_that_decode_half_of_every_batch_find_the_score_of_one(dig
             address = f"localhost:{free.getsockname()[1]}"
         commands = [[sys.executable, str(script), str(process), str(processes), address, digits_dir] for process in range(processes)]
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
-        outputs = [each.communicate(timeout=120)[0] for each in running]
+        outputs = [each.communicate(timeout=400)[0] for each in running]
         return [json.loads(output.splitlines()[-1]) for output in outputs]
 
     ((alone,), several) = found(1), found(2)

@@ -25,11 +25,9 @@ from resnet_jax.models.stems import DeepStem, SmallImageStem
 # He et al. 2015, Table 1; He et al. 2016, Section 4.2.
 IMAGENET_DEPTHS = (18, 34, 50, 101, 152, 200)
 
-DENSE = {name for name in NETWORKS if "densenet" in name} - {"densenet121", "cifar_densenet40_12"}
 
-
-def marked(slow: set[str]) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in slow else []) for name in NETWORKS]
+def marked(exhaustive: set[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] if name in exhaustive else []) for name in NETWORKS]
 
 
 def reduced(full: Architecture) -> Architecture:
@@ -94,9 +92,9 @@ def test_a_network_answers_and_every_parameter_learns(name: str) -> None:
         assert not [path for path, norm in gradients.items() if norm == 0]
 
 
-@pytest.mark.parametrize("name", marked(DENSE))
+@pytest.mark.parametrize("name", marked(set(NETWORKS) - QUICK))
 def test_the_whole_network_is_traced_at_its_own_size(name: str) -> None:
-    """Logits of its classes; DenseNets take seconds."""
+    """Logits of its classes. Counts (test_counts) trace every network once more."""
     full = NETWORKS[name]
 
     def logits(key: jax.Array, images: jax.Array) -> jax.Array:

@@ -102,7 +102,11 @@ COMBINATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+# These and those below have every part between them; a combination takes seconds to compile.
+QUICK = ("two-stages", "gates-relu-only-excitation", "dense", "random")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in COMBINATIONS])
 def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
     """From equal parameters, in float32, and with one key; computed again on the way back they are the same, too."""
     architecture = dataclasses.replace(SHORT, **COMBINATIONS[name])

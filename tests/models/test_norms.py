@@ -248,11 +248,11 @@ def test_freeze_of_what_has_no_batch_norm_changes_nothing() -> None:
 def test_thaw_undoes_freeze(order: Any) -> None:
     """Of a whole network, key by key; one without normalisations is left as it is."""
     model = Architecture(stages=(2, 1), features=(4, 8), shortcut=Projection, order=order, input_shape=(8, 8, 3))
-    _, params, batch_stats = jax.jit(model.init)(jax.random.key(0))
+    _, params, batch_stats = jax.jit(model.init, compiler_options=quick_to_compile())(jax.random.key(0))
     frozen = freeze(params, batch_stats)
     assert jax.tree.structure(frozen[1]) != jax.tree.structure(batch_stats)
     jax.tree.map(np.testing.assert_array_equal, thaw(*frozen), (params, batch_stats))
     assert thaw(params, {}) == (params, {})
     none = dataclasses.replace(model, norm=NoNorm)
-    plain = jax.jit(none.init)(jax.random.key(0))[1:]
+    plain = jax.jit(none.init, compiler_options=quick_to_compile())(jax.random.key(0))[1:]
     jax.tree.map(np.testing.assert_array_equal, thaw(*plain), plain)

@@ -80,10 +80,10 @@ def test_the_last_maps_are_as_fine_as_asked_and_the_variables_the_same(output_st
 
 SAME_WHERE_STRIDED = [
     pytest.param(SingleLayer, Original, NoShortcut, id="SingleLayer"),
-    pytest.param(BottleneckV15, Original, Projection, id="BottleneckV15"),
+    pytest.param(BottleneckV15, Original, Projection, id="BottleneckV15", marks=pytest.mark.slow),
     pytest.param(BottleneckV15, FullPreactivation, ZeroPad, id="BottleneckV15-preactivated"),
-    pytest.param(Basic, Original, ZeroPad, id="Basic"),
-    pytest.param(Bottleneck, Original, Projection, id="Bottleneck"),
+    pytest.param(Basic, Original, ZeroPad, id="Basic", marks=pytest.mark.slow),
+    pytest.param(Bottleneck, Original, Projection, id="Bottleneck", marks=pytest.mark.slow),
 ]
 
 

@@ -40,6 +40,7 @@ def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> N
     assert reductions(everything) > reductions(groups)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_and_not_with_the_devices() -> None:
     small, large, wide = on_cpu(Variant(8)), on_cpu(Variant(16)), on_cpu(Variant(8), devices=8)
     assert small.memory is not None
@@ -47,6 +48,7 @@ def test_memory_grows_with_the_batch_and_not_with_the_devices() -> None:
     assert wide.needed == pytest.approx(small.needed, rel=0.05)
 
 
+@pytest.mark.slow
 def test_flops_are_of_the_whole_batch() -> None:
     """Forward and both gradients; the first layer has no gradient of its input. Convolutions meet 22 of 24 taps an axis of 8 pixels (10 of
     12 of 4, 4 of 6 of 2); those of stride 2 meet 11 and 5.

@@ -69,7 +69,7 @@ def test_devices_of_a_target(name: str) -> None:
     needs(target.device.platform)
     code = f"from resnet_jax.plan import offline, targets; found = offline.devices(targets.parse({name!r})); print(len(found))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=offline.environment(os.environ), capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], env=offline.environment(os.environ), capture_output=True, text=True, timeout=400, check=True
     )
     assert done.stdout.split()[-1] == str(target.chips)
 

@@ -74,6 +74,7 @@ def test_a_study_runs_cells_by_seeds_and_leaves_alone_what_is_finished(
     assert all((tmp_path / f"report.{kind}").is_file() for kind in ("html", "csv", "json"))
 
 
+@pytest.mark.slow
 def test_table1_runs_on_digits_at_reduced_scale_and_says_so(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     """Two of its cells; the page and the table say that it is reduced, and nothing is put beside the paper's column."""
     scale = ["--data", "digits", "--steps", "4", "--depth", "8", "--seeds", "1", "--only", "original", "scaled-0-1"]
@@ -167,8 +168,8 @@ def without_clocks(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.slow
-def test_a_study_killed_ten_times_at_random_moments_ends_in_the_table_of_an_undisturbed_one(digits_dir: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.exhaustive)])
+def test_a_study_killed_at_random_moments_ends_in_the_table_of_an_undisturbed_one(times: int, digits_dir: str, tmp_path: Path) -> None:
     """SIGKILL between a tenth of a second and the time that the whole study takes, after its imports."""
     environment = os.environ | {"XLA_FLAGS": ""}
     began = time.monotonic()
@@ -177,7 +178,7 @@ def test_a_study_killed_ten_times_at_random_moments_ends_in_the_table_of_an_undi
     expected = without_clocks(json.loads(done.stdout))
     chance = random.Random(20261123)
     kills = 0
-    while kills < 10:
+    while kills < times:
         process = subprocess.Popen(
             command(tmp_path / "killed", digits_dir), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
         )
@@ -189,7 +190,7 @@ def test_a_study_killed_ten_times_at_random_moments_ends_in_the_table_of_an_undi
             process.kill()
             process.wait()
         else:
-            # It ended before it was killed: what is missing of ten is done to a study begun anew, whose end has to be the same.
+            # It ended before it was killed: what is missing is done to a study begun anew, whose end has to be the same.
             whole = min(whole, time.monotonic() - began)
             assert len(results(tmp_path / "killed")) == 4
             (tmp_path / "killed").rename(tmp_path / f"finished-{kills}-{chance.random()}")

@@ -49,7 +49,7 @@ def on_one_device(grouped: Experiment, digits_dir: str) -> tuple[TrainState, Any
 @pytest.mark.parametrize(
     "layout", [{"devices": 8}, {"devices": 8, "fsdp": 8}, {"devices": 8, "fsdp": 2}, {"devices": 4, "fsdp": 4}], ids=str
 )
-@pytest.mark.parametrize("blocks", ["loop", "scan"])
+@pytest.mark.parametrize("blocks", [pytest.param("loop", marks=pytest.mark.slow), "scan"])
 def test_every_layout_trains_as_one_device_does(
     blocks: Any, layout: dict, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
 ) -> None:

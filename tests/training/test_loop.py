@@ -115,7 +115,7 @@ def test_a_killed_run_started_again_ends_in_the_same_bits(
     assert without_clocks(Workdir(workdir).records()) == without_clocks(straight["records"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_asked_to_stop_a_run_saves_where_it_is_and_goes_on(number: signal.Signals, straight: dict, digits_dir: str, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     process = start(workdir, digits_dir)
@@ -260,6 +260,7 @@ def test_random_training_repeats_and_resumes_bit_for_bit_and_other_seeds_differ(
     assert plain["state_digest"] != digests[0]
 
 
+@pytest.mark.slow
 def test_frozen_parameters_end_as_they_began_and_others_do_not(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     """Bit for bit in the checkpoint of the last step, in the average too; the optimizer keeps nothing for them. Resumed, the same."""
     experiment = dataclasses.replace(

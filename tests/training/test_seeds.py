@@ -222,6 +222,7 @@ def test_a_seed_caught_a_save_ahead_of_the_others_goes_back_with_them(
     assert steps == list(range(1, 13)), "what was measured twice is told once"
 
 
+@pytest.mark.slow
 def test_seeds_left_far_apart_each_go_on_from_where_they_were(
     tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -267,6 +268,7 @@ def test_a_seed_whose_checkpoints_are_all_damaged_does_not_take_the_others_back(
     np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight[:2]], atol=2)
 
 
+@pytest.mark.slow
 def test_seeds_that_wait_for_devices_leave_finished_ones_their_results(
     tiny: Experiment, straight: list[dict[str, Any]], digits_dir: str, tmp_path: Path
 ) -> None:

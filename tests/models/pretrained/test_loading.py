@@ -27,7 +27,7 @@ from resnet_jax.models.stems import CeilPooledStem, ImageNetStem, SmallImageStem
 from resnet_jax.models.stems import _max_pooled as max_pooled
 
 # The same parts as others, at more cost.
-SLOW = ("resnet34", "resnet101", "resnext101_64x4d", "timm_resnet50d", "timm_resnext50_32x4d")
+SLOW = ("resnet34", "resnet101", "resnet152", "resnext101_64x4d", "timm_resnet50d", "timm_resnext50_32x4d", "wide_resnet101_2")
 NAMES = [pytest.param(p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in sorted(GOLDEN.glob("*.npz"))]
 
 
