@@ -4,6 +4,7 @@ So a shortcut of four lines and one that wants the network's convolution, its no
 treated alike, and a new optional argument changes no class that does not want it.
 """
 
+import functools
 from typing import Any
 
 from flax import nnx
@@ -13,13 +14,23 @@ from resnet_jax.configured import Factory, method_parameters, parts
 
 def make(factory: Factory, *args: Any, **offered: Any) -> Any:
     """Constructs a part with ``args`` and those of ``offered`` that its constructor names. One with ``**kwargs`` gets all."""
+    return bound(factory, **offered)(*args)
+
+
+def bound(factory: Factory, **offered: Any) -> functools.partial[Any]:
+    """A factory with those of ``offered`` that its constructor names and that it was not given."""
     made, given = parts(factory)
-    return factory(*args, **{name: value for name, value in _named(made, "__init__", offered).items() if name not in given})
+    return functools.partial(factory, **{name: value for name, value in _named(made, "__init__", offered).items() if name not in given})
 
 
 def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:
     """Calls a part with ``args`` and those of ``offered`` that its call names."""
     return module(*args, **_named(type(module), "__call__", offered))  # pyright: ignore[reportCallIssue]
+
+
+def names_in_call(module: nnx.Module, argument: str) -> bool:
+    """Whether the call of a part names an argument; ``**kwargs`` alone, which may ignore it, does not."""
+    return argument in method_parameters(type(module), "__call__")[0]
 
 
 def names(factory: Factory, argument: str) -> bool:

@@ -22,6 +22,8 @@ class Execution:
     """Units of a stage unrolled, or as one scan. auto: scan on CPU, and for more than 100 units (compile time) elsewhere."""
     convolution: Gradients = "auto"
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
+    normalization: Gradients = field(default="auto", metadata={LATER: True})
+    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit, auto)."""
     remat: bool = False
     """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import UserError
+from resnet_jax.models import moments
+from resnet_jax.models.convolution import Gradients
 
 Activation = Float[Array, "n h w c"]
 
@@ -21,43 +22,49 @@ class BatchNorm(nnx.Module):
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
       group_size: statistics are taken over so many neighbouring images of the batch, whatever devices they lie on; 0: over all of
         it. He et al. saw 32 images (ImageNet, 8 GPUs) or 64 (CIFAR-10, 2 GPUs). The running statistics are averages over the groups.
+      gradients: of training: JAX's own (plain), or written out (explicit, auto), see ``resnet_jax.models.moments``.
       rngs: unused; every layer is made alike.
 
     The running variance averages the biased variance.
     """
 
-    def __init__(self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5, group_size: int = 0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        group_size: int = 0,
+        gradients: Gradients = "auto",
+        rngs: nnx.Rngs,
+    ):
         if group_size < 0:
             raise UserError(f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch")
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
+        self.gradients = gradients
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
 
-    def __call__(self, x: Activation, *, train: bool) -> Activation:
+    def __call__(self, x: Activation, *, train: bool, rectify: bool = False) -> Activation:
+        """``rectify``: no less than zero, which is the work of the ReLU that follows."""
+        scale, bias = self.scale[...], self.bias[...]
         if not train:
-            return self._normalise(x, self.mean[...], self.var[...])
+            return moments.affine(x, self.mean[...], self.var[...], scale, bias, self.epsilon, rectify)
         images = len(x)
-        if not self.group_size or self.group_size == images:
-            mean, var = _moments(x)
-            self._average(mean, var)
-            return self._normalise(x, mean, var)
-        if images % self.group_size:
+        group = self.group_size or images
+        if images % group:
             raise UserError(
                 f"a batch of {images} images does not split into BatchNorm groups of {self.group_size}: use a multiple of {self.group_size}"
             )
-        grouped = x.reshape(images // self.group_size, self.group_size, *x.shape[1:])
-        mean, var = _moments(grouped)
-        self._average(mean.mean(axis=(0, 1, 2, 3)), var.mean(axis=(0, 1, 2, 3)))
-        return self._normalise(grouped, mean, var).reshape(x.shape)
-
-    def _average(self, mean: Float[Array, "c"], var: Float[Array, "c"]) -> None:
+        grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
+        normalise = moments.plain if self.gradients == "plain" else moments.explicit
+        y, mean, var = normalise(grouped, scale, bias, self.epsilon, rectify)
         for running, batch in ((self.mean, mean), (self.var, var)):
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * batch
-
-    def _normalise(self, x: Any, mean: Any, var: Any) -> Any:
-        return _affine(x, mean, var, self.scale[...], self.bias[...], self.epsilon)
+            average = batch if group == images else batch.mean(0)
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * average
+        return y.reshape(x.shape)
 
 
 class FrozenBatchNorm(nnx.Module):
@@ -75,7 +82,7 @@ class FrozenBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Activation) -> Activation:
-        return _affine(x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon)
+        return moments.affine(x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -139,18 +146,3 @@ def thaw(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> tuple[dict[Any,
     inner = {name: thaw(params.get(name, {}), value) for name, value in batch_stats.items() if isinstance(value, dict)}
     trained, kept = ({name: both[part] for name, both in inner.items()} for part in (0, 1))
     return params | trained, batch_stats | kept
-
-
-def _moments(x: Float[Array, "*groups n h w c"]) -> tuple[Any, Any]:
-    """Mean and biased variance over images and pixels, in one pass over x; of several groups, with the axes kept."""
-    x = x.astype(jnp.float32)
-    grouped = x.ndim == 5
-    axes = (1, 2, 3) if grouped else (0, 1, 2)
-    mean = x.mean(axes, keepdims=grouped)
-    square = (x * x).mean(axes, keepdims=grouped)
-    return mean, jnp.maximum(square - mean * mean, 0)
-
-
-def _affine(x: Any, mean: Any, var: Any, scale: Any, bias: Any, epsilon: float) -> Any:
-    factor = scale * lax.rsqrt(var + epsilon)
-    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)

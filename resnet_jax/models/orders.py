@@ -118,12 +118,18 @@ class Fixup(Order):
 
 
 class Sequence(nnx.Module):
-    """Some layers of an order, one after another; empty: the identity."""
+    """Some layers of an order, one after another; empty: the identity. A layer that names ``rectify`` does the work of a ReLU behind it."""
 
     def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
         self.layers = nnx.List([(norm if layer is Norm else layer)(features, rngs=rngs) for layer in layers])
 
     def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w c"]:
-        for layer in self.layers:
-            x = asking.call(layer, x, train=train)
+        layers = list(self.layers)
+        while layers:
+            layer, *layers = layers
+            if layers and type(layers[0]) is ReLU and asking.names_in_call(layer, "rectify"):
+                x = asking.call(layer, x, train=train, rectify=True)
+                layers = layers[1:]
+            else:
+                x = asking.call(layer, x, train=train)
         return x

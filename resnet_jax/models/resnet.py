@@ -88,7 +88,7 @@ class ResNet(nnx.Module):
         self.units = units = sum(stages)
         conv = functools.partial(Conv, gradients=execution.convolution)
         stack = functools.partial(Stack, scan=execution.scans(units), remat=execution.remat)
-        parts: dict[str, Any] = {"order": order, "conv": conv, "norm": norm}
+        parts: dict[str, Any] = {"order": order, "conv": conv, "norm": asking.bound(norm, gradients=execution.normalization)}
         width = stem_features or features[0]
         self.stem = asking.make(stem, in_features, width, **parts, rngs=rngs)
         widths = {"stem": width}
@@ -109,7 +109,7 @@ class ResNet(nnx.Module):
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
         self.out_features = width
         self._widths = tuple(widths.items())  # hashable, as everything static in a module has to be
-        self.head = Head(width, num_classes, order=order, norm=norm, rngs=rngs)
+        self.head = Head(width, num_classes, order=order, norm=parts["norm"], rngs=rngs)
 
     def features(
         self,

@@ -17,7 +17,7 @@ from test_unit import same_statistics
 
 from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
-from resnet_jax.models import Apply, Architecture, Execution, StochasticDepth, cifar_architecture
+from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture
 from resnet_jax.models.branches import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.execution import Stack, quick_to_compile
 from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, ReluBeforeAddition, ReluOnlyPreactivation
@@ -438,13 +438,18 @@ def test_a_scanned_network_lowers_to_as_many_convolutions_at_any_depth(train: bo
     assert convolutions(20, LOOP) == (3 * 19 - 1 if train else 19)
 
 
-@pytest.mark.parametrize(("blocks", "written"), [("loop", 13), ("scan", 7)])
-def test_the_form_of_the_convolutions_reaches_all_of_them(blocks: Any, written: int) -> None:
-    """Written gradients: all 3x3 convolutions of stem and six units, or of stem, stage 1's body, stage 2's first unit and its body."""
+@pytest.mark.parametrize(
+    ("of", "blocks", "written"),
+    [("convolution", "loop", 13), ("convolution", "scan", 7), ("normalization", "loop", 19), ("normalization", "scan", 10)],
+)
+def test_the_form_of_gradients_reaches_all_layers(of: str, blocks: Any, written: int) -> None:
+    """Written gradients: all 3x3 convolutions of stem and six units, or of stem, stage 1's body, stage 2's first unit and its body; or
+    the normalisations of the stem and three of each unit, projections having one.
+    """
 
     def custom(form: Any) -> int:
         architecture = dataclasses.replace(LESIONED, shortcut=ProjectionEverywhere, stem_features=3)
-        execution = Execution(blocks=blocks, convolution=form)
+        execution = Execution(**{"convolution": "plain", "normalization": "plain", "blocks": blocks, of: form})
         apply, params, stats = jax.eval_shape(lambda key: architecture.init(key, execution=execution), jax.random.key(0))
         images = jax.ShapeDtypeStruct((2, 5, 4, 2), jnp.float32)
         return str(jax.make_jaxpr(lambda p, s, x: apply(p, s, x, train=True))(params, stats, images)).count("custom_vjp_call[")
@@ -531,3 +536,18 @@ def test_auto_scans_on_cpu_and_elsewhere_above_100_units(monkeypatch: pytest.Mon
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert [auto.scans(units) for units in (9, 100, 101, 600)] == [False, False, True, True]
         assert (SCAN.scans(1), LOOP.scans(600)) == (True, False)
+
+
+def test_forward_derivatives_of_training_are_there_where_they_are_asked_for() -> None:
+    """Written-out gradients have none; the plain forms do, through a whole network."""
+
+    def slope(execution: Execution) -> Any:
+        model = ResNet(stages=(1,), features=(2,), num_classes=2, execution=execution, rngs=nnx.Rngs(0))
+        graphdef, state = nnx.split(model)
+        images = jnp.asarray(random(2, 4, 4, 3))
+        return jax.jvp(lambda x: nnx.merge(graphdef, state, copy=True)(x, train=True), (images,), (images,))[1]
+
+    # Normalised by the batch, what is scaled stays as it is.
+    np.testing.assert_allclose(slope(Execution(convolution="plain", normalization="plain", blocks="loop")), 0, atol=1e-3)
+    with pytest.raises(TypeError, match="custom_vjp"):
+        slope(Execution(convolution="plain", blocks="loop"))

@@ -3,10 +3,12 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_layers import variables
+from test_convolution import random
+from test_layers import filled, variables
 from test_resnet import ENDS, units_of
 from test_unit import FIGURE_4, numbered, scalars_and_norms
 
@@ -16,7 +18,7 @@ from resnet_jax.models.branches import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Bias, Multiplier, ReLU
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation, Sequence
+from resnet_jax.models.orders import Fixup, FullPreactivation, Norm, Order, Original, ReluOnlyPreactivation, Sequence
 from resnet_jax.models.shortcuts import LearnedScalar, PooledProjection, PooledZeroPad, Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.models.transitions import DenseTransition
@@ -143,3 +145,43 @@ def test_variables_of_an_order_are_parameters_and_statistics_by_their_kind() -> 
     assert set(map(type, (model.stem.after.layers[0].bias, model.head.before.layers[0].bias))) == {nnx.Param}
     assert variables(Multiplier(3, rngs=nnx.Rngs(0))) == {"scale": 1}
     assert variables(Bias(3, rngs=nnx.Rngs(0))) == {"bias": 0}
+
+
+class Doubled(nnx.Module):
+    """A normalisation of a user's, which knows nothing of what follows."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.full(features, -2.0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.scale[...] * x
+
+
+class Open(Doubled):
+    """One that takes anything, and ignores it."""
+
+    def __call__(self, x: jax.Array, **more: Any) -> jax.Array:
+        assert not more
+        return super().__call__(x)
+
+
+@pytest.mark.parametrize("norm", [Doubled, Open])
+def test_a_relu_follows_a_normalisation_that_does_not_name_it(norm: Any) -> None:
+    x = jnp.asarray([[1.0, -1.0], [-3.0, 0.5]]).reshape(2, 1, 1, 2)
+    found = Sequence((Norm, ReLU, Bias, ReLU), 2, norm=norm, rngs=nnx.Rngs(0))(x, train=True)
+    np.testing.assert_array_equal(found.reshape(2, 2), [[0, 2], [6, 0]])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_normalisation_that_does_the_relus_work_leaves_nothing_to_do_for_it(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values as of the two one after another; only the ReLU that stands right behind it is done, and that once."""
+    made = filled(lambda rngs: Sequence((Norm, ReLU, Bias, ReLU), 3, norm=BatchNorm, rngs=rngs))
+    x, calls = jnp.asarray(random(4, 3, 3, 3)), []
+    given = ReLU.__call__
+    monkeypatch.setattr(ReLU, "__call__", lambda self, x: calls.append(self) or given(self, x))
+    norm, relu, bias, last = made.layers
+    expected = last(bias(relu(norm(x, train=train))))
+    # Statistics moved, which training does not look at, and inference does not move.
+    calls.clear()
+    np.testing.assert_array_equal(made(x, train=train), expected)
+    assert [layer is last for layer in calls] == [True]

@@ -16,7 +16,7 @@ from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
 from one_seed import OneSeed
 
 from resnet_jax.data import augmentation, sources
-from resnet_jax.models import Apply, Architecture, Execution, head, norms
+from resnet_jax.models import Apply, Architecture, Execution, head, moments
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import mesh, optimizer, step
 from resnet_jax.training import state as state_lib
@@ -176,7 +176,7 @@ def test_two_steps_in_double_precision_are_numpys(start: tuple[dict, dict], refe
     """
     architecture = copy.copy(ARCHITECTURE)
     object.__setattr__(architecture, "dtype", "float64")  # not by replace: no experiment may ask for it
-    for module in (norms, head):
+    for module in (moments, head):
         monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
     with jax.enable_x64(True):
         (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))

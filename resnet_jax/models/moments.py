@@ -1,0 +1,98 @@
+"""Batch normalisation as a function, in two forms with equal values: with JAX's own derivative, and with one that is written out.
+
+What is written out passes over memory less often: on the way back the input alone is read again beside the cotangent, once for both sums
+and once for the result (Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3), and a ReLU behind the normalisation is known from it as well.
+``explicit`` has no forward-mode derivative; ``plain`` keeps it.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+Groups = Float[Array, "*groups n h w c"]
+PerChannel = Float[Array, "*groups c"]
+
+
+def plain(
+    x: Groups, scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float, rectify: bool = False
+) -> tuple[Groups, PerChannel, PerChannel]:
+    """Normalises over images and pixels, of several groups each by itself.
+
+    Args:
+      x: activations.
+      scale, bias: float32.
+      epsilon: added to the variance.
+      rectify: whether values below zero become zero.
+
+    Returns:
+      The normalised x in its dtype; mean and biased variance in float32.
+    """
+    mean, var = _moments(x)
+    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
+
+
+def explicit(
+    x: Groups, scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float, rectify: bool = False
+) -> tuple[Groups, PerChannel, PerChannel]:
+    """The same as ``plain``."""
+    return _explicit(x, scale, bias, epsilon, rectify)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _explicit(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
+    return plain(x, scale, bias, epsilon, rectify)
+
+
+def _forward(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
+    y, mean, var = plain(x, scale, bias, epsilon, rectify)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _backward(epsilon: float, rectify: bool, saved: Any, cotangents: Any) -> Any:
+    x, scale, bias, mean, var = saved
+    dy, dmean, dvar = cotangents
+    count = x.size // mean.size
+    inverse = lax.rsqrt(var + epsilon)
+    factor = scale * inverse
+    centred = x.astype(jnp.float32) - _wide(mean)
+    dy = dy.astype(jnp.float32)
+    if rectify:
+        dy = jnp.where(centred * _wide(factor) + bias > 0, dy, 0)
+    total, along = _sums(dy, dy * centred)
+    slope = (2 * dvar - factor * inverse**2 * along) / count
+    level = (dmean - factor * total) / count
+    dx = _wide(factor) * dy + _wide(slope) * centred + _wide(level)
+    dscale, dbias = (per_group.reshape(-1, len(scale)).sum(0) for per_group in (along * inverse, total))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_explicit.defvjp(_forward, _backward)
+
+
+def affine(x: Groups, mean: PerChannel, var: PerChannel, scale: Any, bias: Any, epsilon: float, rectify: bool = False) -> Groups:
+    """``scale (x - mean) / sqrt(var + epsilon) + bias``, computed in float32, returned in the dtype of x."""
+    factor = scale * lax.rsqrt(var + epsilon)
+    y = ((x.astype(jnp.float32) - _wide(mean)) * _wide(factor) + bias).astype(x.dtype)
+    return nnx.relu(y) if rectify else y
+
+
+def _moments(x: Groups) -> tuple[PerChannel, PerChannel]:
+    """Mean and biased variance, in one pass over x."""
+    x = x.astype(jnp.float32)
+    sums = _sums(x, x * x)
+    mean, square = sums / (x.size // sums[0].size)
+    return mean, jnp.maximum(square - mean * mean, 0)
+
+
+def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:
+    # The sums over pixels share a pass, those over images are one array: XLA's GPU backend makes two kernels of it, not three.
+    return jnp.stack([term.sum((-3, -2)) for term in terms]).sum(-2)
+
+
+def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
+    return per_channel[..., None, None, None, :]
