@@ -157,6 +157,14 @@ def _plan(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _program(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| network | images | target | BatchNorm's gradients | kernels | MB an image | temporary MB |", "|" + "---|" * 7]
+    for row in rows:
+        numbers = f"{row['kernels']:,} | {row['bytes_per_image'] / 1e6:,.1f} | {row['temporary_bytes'] / 1e6:,.0f}"
+        lines.append(f"| {row['network']} | {row['batch_size']} | {row['target']} | {row['normalization']} | {numbers} |")
+    return lines
+
+
 def _speed(row: dict[str, Any]) -> str:
     """Milliseconds with their range, and images a second: two cells."""
     middle, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
@@ -174,4 +182,5 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "compile": _compilation,
     "input": _input,
     "plan": _plan,
+    "program": _program,
 }

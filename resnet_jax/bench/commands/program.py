@@ -1,5 +1,6 @@
 """``resnet-jax bench program``: the training step's kernels and bytes, read out of the program that XLA makes for a device."""
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramOptions(Output):
-    """Kernels by kind, bytes an image, copies and collectives of the training step of a network, from the program that XLA makes for a
+    """Kernels by kind, bytes an image, copies and collectives of the training step of networks, from the program that XLA makes for a
     device that need not be there; which source lines cost which kernels; activations kept in float32. Nothing is run or timed.
     """
 
-    network: str = "resnet50"
-    """Of the catalog, or a family with --depth."""
-    depth: int | None = None
+    networks: tuple[str, ...] = ("resnet50",)
+    """Of the catalog: cifar_resnet20, resnet50, ..."""
     target: tuple[str, ...] = ("gpu:h100",)
     """gpu:h100, gpu:a100, tpu:v5e:1x1, tpu:v5e:2x2 (extras plan-gpu, plan-tpu)."""
     batch_size: int | None = None
@@ -30,10 +30,12 @@ class ProgramOptions(Output):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     blocks: Literal["auto", "loop", "scan"] = "auto"
     convolution: Literal["auto", "plain", "explicit"] = "auto"
+    normalization: tuple[Literal["auto", "plain", "explicit"], ...] = ("auto",)
+    """Gradients of BatchNorm: plain explicit, both after one another."""
     lines: int = 12
     """Source lines that are listed, the dearest first."""
     text: Path | None = None
-    """File for the program's text, of the last target."""
+    """File for the program's text, of the last row."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -46,7 +48,9 @@ def run(arguments: Sequence[str]) -> None:
         "resnet_jax.bench.commands.program", arguments, lambda message: err.print(message, highlight=False, soft_wrap=True)
     )
     columns: Columns = {
+        "network": lambda row: row["network"],
         "target": lambda row: row["target"],
+        "BatchNorm": lambda row: row["normalization"],
         "kernels": lambda row: f"{row['kernels']:,}",
         "MB an image": lambda row: f"{row['bytes_per_image'] / 1e6:,.1f}",
         "f32 activations": lambda row: f"{row['float32_activations']:,}",
@@ -54,8 +58,8 @@ def run(arguments: Sequence[str]) -> None:
         "temporary MB": lambda row: f"{row['temporary_bytes'] / 1e6:,.0f}",
         "compile s": lambda row: f"{row['compile_seconds']:.0f}",
     }
-    name = f"{options.network}{'' if options.depth is None else f' of depth {options.depth}'}"
-    title = f"training step of {name}, {rows[0]['batch_size']} images a device, {options.dtype}"
+    batches = ", ".join(sorted({str(row["batch_size"]) for row in rows}))
+    title = f"training step, {batches} images a device, {options.dtype}"
     show("program", title, rows, columns, options, arguments, described=elsewhere.described())
     if options.json:
         return
@@ -63,7 +67,7 @@ def run(arguments: Sequence[str]) -> None:
 
     for row in rows:
         for heading, groups in (("kind", row["by_kind"]), ("line", row["by_line"][: options.lines])):
-            table = Table(title=f"{row['target']}: by {'source line' if heading == 'line' else heading}")
+            table = Table(title=f"{row['network']}, {row['target']}: by {'source line' if heading == 'line' else heading}")
             for column in (heading, "kernels", "MB an image", "share", "f32 activations"):
                 table.add_column(column, justify="left" if column == heading else "right")
             for group in groups:
@@ -74,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
             out.print(table)
 
 
-def _read(arguments: Sequence[str]) -> "tuple[ProgramOptions, Architecture]":
+def _read(arguments: Sequence[str]) -> "tuple[ProgramOptions, dict[str, Architecture]]":
     options = options_lib.parse("bench program", ProgramOptions, arguments)
     import dataclasses
 
@@ -83,54 +87,57 @@ def _read(arguments: Sequence[str]) -> "tuple[ProgramOptions, Architecture]":
 
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; give at least 1")
-    if not options.target:
-        raise UserError("--target is empty; give one, as gpu:h100")
+    for name, given in (("target", options.target), ("networks", options.networks), ("normalization", options.normalization)):
+        if not given:
+            raise UserError(f"--{name} is empty; give at least one")
     for target in options.target:
         offline.require(targets.parse(target))
-    return options, dataclasses.replace(models.architecture(options.network, options.depth), dtype=options.dtype)
+    return options, {name: dataclasses.replace(models.architecture(name), dtype=options.dtype) for name in options.networks}
 
 
 def _rows(arguments: Sequence[str], say: Callable[[str], None]) -> list[dict[str, Any]]:
-    options, network = _read(arguments)
+    options, networks = _read(arguments)
+    cases = itertools.product(networks.items(), options.target, options.normalization)
+    return [_row(options, name, network, target, normalization, say) for (name, network), target, normalization in cases]
+
+
+def _row(
+    options: ProgramOptions, name: str, network: "Architecture", target: str, normalization: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
     from resnet_jax.models import Execution
     from resnet_jax.plan import compiled, costs, offline, targets
     from resnet_jax.training.experiment import Data, Experiment
 
+    small = network.input_shape[0] <= 64
     experiment = Experiment(
         name="program",
         model=network,
         # Images of ImageNet's size are streamed.
-        data=Data(name="") if network.input_shape[0] <= 64 else _streamed(),
-        execution=Execution(blocks=options.blocks, convolution=options.convolution),
+        data=Data(name="") if small else _streamed(),
+        execution=Execution(blocks=options.blocks, convolution=options.convolution, normalization=normalization),
     )
-    batch = options.batch_size or (128 if network.input_shape[0] <= 64 else 256)
-    rows = []
-    for name in options.target:
-        target = targets.parse(name)
-        devices = offline.devices(target)
-        found = compiled.compile_step(experiment, compiled.Variant(batch), devices, target.device.platform)
-        if found.memory is None:
-            raise UserError(f"--batch-size is {batch}, which {name} has no memory for: {found.refusal}")
-        if options.text:
-            options.text.parent.mkdir(parents=True, exist_ok=True)
-            options.text.write_text(found.text)
-        say(f"{name}: compiled in {found.seconds:.0f} s")
-        rows.append(
-            {
-                "network": options.network,
-                "depth": options.depth,
-                "target": name,
-                "batch_size": batch,
-                "dtype": options.dtype,
-                "flops": found.flops,
-                "compile_seconds": found.seconds,
-                "temporary_bytes": found.memory.temporary,
-                "total_bytes": found.memory.total,
-                "collectives": found.traffic.by_kind(),
-                **costs.summary(costs.kernels(found.text, batch), batch),
-            }
-        )
-    return rows
+    batch = options.batch_size or (128 if small else 256)
+    found_target = targets.parse(target)
+    found = compiled.compile_step(experiment, compiled.Variant(batch), offline.devices(found_target), found_target.device.platform)
+    if found.memory is None:
+        raise UserError(f"--batch-size is {batch}, which {target} has no memory for: {found.refusal}")
+    if options.text:
+        options.text.parent.mkdir(parents=True, exist_ok=True)
+        options.text.write_text(found.text)
+    say(f"{name} for {target}: compiled in {found.seconds:.0f} s")
+    return {
+        "network": name,
+        "target": target,
+        "normalization": normalization,
+        "batch_size": batch,
+        "dtype": options.dtype,
+        "flops": found.flops,
+        "compile_seconds": found.seconds,
+        "temporary_bytes": found.memory.temporary,
+        "total_bytes": found.memory.total,
+        "collectives": found.traffic.by_kind(),
+        **costs.summary(costs.kernels(found.text, batch), batch),
+    }
 
 
 def _streamed() -> Any:
