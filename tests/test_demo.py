@@ -19,5 +19,4 @@ def test_deep_plain_networks_degrade_and_residual_ones_do_not(network: str, digi
         assert result["training_error_percent"] > 25
     else:
         assert result["training_error_percent"] < 2
-        # Three seeds had 2.59 (README); of 360 images that is 0.84 points up or down, whatever changes a draw: three times that is left.
-        assert result["value"] < 2.59 + 3 * 0.84
+        assert result["value"] < 3

