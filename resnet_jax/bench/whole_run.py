@@ -32,7 +32,7 @@ def measure(
     constants = fit(training.images, "channel")
     data = made.place(training, constants)
     states = made.stack([made.init(jax.random.key(0))])
-    a_call = min(experiment.execution.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 100), steps)
+    a_call = min(experiment.execution.steps_a_call(), steps)
 
     def train(states: Any) -> Any:
         states, metrics = made.train(states, data, a_call)

@@ -13,7 +13,7 @@ from resnet_jax.configured import Factory
 from resnet_jax.models.branches import Basic
 from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution, quick_to_compile
-from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.norms import BatchNorm, moved, set_momentum_aside
 from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import Projection
@@ -96,6 +96,9 @@ class Apply:
         permutation: ArrayLike | None = None,
     ) -> tuple[Array, Variables]:
         """Returns float32 logits ``(n, classes)`` and the batch statistics, updated where ``train``; arguments as of ``ResNet``."""
-        model = nnx.merge(self.graphdef, params, batch_stats, copy=True)
+        model: Any = nnx.merge(self.graphdef, params, batch_stats, copy=True)
+        # The running statistics are moved here, all at once and whole stacks of them: in the units, on slices, XLA cannot do it in place.
+        momenta = set_momentum_aside(model) if train else {}
         logits = model(images, train, key=key, multipliers=multipliers, permutation=permutation)
-        return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return logits, moved(momenta, batch_stats, after) if train else after

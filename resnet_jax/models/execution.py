@@ -24,13 +24,20 @@ class Execution:
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
     normalization: Gradients = field(default="auto", metadata={LATER: True})
     """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit but on CPU."""
+    stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
+    """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
     remat: bool = False
     """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0
-    """Training steps in one call of the compiled program. 0: one on CPU, up to 100 elsewhere."""
+    """Training steps in one call of the compiled program, see ``steps_a_call``. 0: one on CPU, up to 100 elsewhere."""
     images_per_device: int = field(default=0, metadata={LATER: True})
     """At most so many images of a batch on a device at once: a batch is taken in parts, whose gradients are added up, as fewer devices
     need. BatchNorm's groups stay whole. 0: all."""
+
+    def steps_a_call(self, backend: str | None = None) -> int:
+        """Training steps in one call at most, on a backend or, None, on that of this machine, of images that live on the device."""
+        # On CPU a call costs nothing beside a step, and a loop around the step compiles to slower code.
+        return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 100)
 
     def scans(self, units: int, backend: str | None = None) -> bool:
         """Whether a network of this many units is run by scans, on a backend (cpu, gpu, tpu) or, None, on that of this machine."""

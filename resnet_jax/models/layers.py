@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from resnet_jax.errors import UserError
 from resnet_jax.models import convolution
 from resnet_jax.models.convolution import Gradients
+from resnet_jax.models.space_to_depth import SpaceToDepth
 
 # He et al. 2015b (arXiv 1502.01852), eq. 10: zero mean, variance 2 / fan_in, not truncated. One object, so that equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -37,6 +38,7 @@ class Conv(nnx.Conv):
       dilation: distance of the kernel's taps in pixels.
       groups: the channels are split into so many groups that do not see each other (ResNeXt's cardinality).
       gradients: see ``resnet_jax.models.convolution``.
+      space_to_depth: see ``resnet_jax.models.space_to_depth``.
       rngs: stream ``params``.
 
     Raises:
@@ -53,6 +55,7 @@ class Conv(nnx.Conv):
         dilation: int = 1,
         groups: int = 1,
         gradients: Gradients = "auto",
+        space_to_depth: bool = False,
         rngs: nnx.Rngs,
     ):
         if kernel_size % 2 == 0 or kernel_size < 1:
@@ -71,7 +74,7 @@ class Conv(nnx.Conv):
             feature_group_count=groups,
             use_bias=False,
             kernel_init=he_normal,
-            conv_general_dilated=form,
+            conv_general_dilated=SpaceToDepth(form) if space_to_depth else form,
             promote_dtype=_follow_input,
             rngs=rngs,
         )

@@ -54,7 +54,8 @@ def _explicit(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> A
     wide = x.astype(jnp.float32)
     sums = _sums(wide, wide * wide)
     mean, square = sums / (x.size // sums[0].size)
-    return _normalised(x, mean, square, scale, bias, epsilon, rectify)
+    var = jnp.maximum(square - mean * mean, 0)
+    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
 
 def _forward(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
@@ -88,11 +89,6 @@ def affine(x: Groups, mean: PerChannel, var: PerChannel, scale: Any, bias: Any, 
     factor = scale * lax.rsqrt(var + epsilon)
     y = ((x.astype(jnp.float32) - _wide(mean)) * _wide(factor) + bias).astype(x.dtype)
     return nnx.relu(y) if rectify else y
-
-
-def _normalised(x: Groups, mean: PerChannel, square: PerChannel, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    var = jnp.maximum(square - mean * mean, 0)
-    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
 
 def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:

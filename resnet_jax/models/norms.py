@@ -64,7 +64,7 @@ class BatchNorm(nnx.Module):
         y, mean, var = normalise(grouped, scale, bias, self.epsilon, rectify)
         for running, batch in ((self.mean, mean), (self.var, var)):
             average = batch if group == images else batch.mean(0)
-            running[...] = self.momentum * running[...] + (1 - self.momentum) * average
+            running[...] = _moved(running[...], average, self.momentum)
         return y.reshape(x.shape)
 
 
@@ -120,6 +120,34 @@ class Nothing(nnx.Module):
 
     def __call__(self, x: Activation) -> Activation:
         return x
+
+
+def _moved(running: Array, average: Array, momentum: float) -> Array:
+    # Without momentum nothing of what was there is read.
+    return momentum * running + (1 - momentum) * average if momentum else average
+
+
+def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
+    """Lets every BatchNorm of a network forget, so that its statistics become those of the batch alone; returns what was taken, for
+    ``moved``. One that a network passes through several times keeps its last batch.
+    """
+    taken = {path: norm.momentum for path, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
+    for _, norm in nnx.iter_modules(model):
+        if isinstance(norm, BatchNorm):
+            norm.momentum = 0.0
+    return taken
+
+
+def moved(momenta: dict[tuple[Any, ...], float], before: dict[Any, Any], batch: dict[Any, Any]) -> dict[Any, Any]:
+    """Running statistics of a network after a batch.
+
+    Args:
+      momenta: by module, of ``set_momentum_aside``.
+      before, batch: statistics as nested dictionaries, those of the network and those of the batch.
+    """
+    flat_before, flat = nnx.traversals.flatten_mapping(before), nnx.traversals.flatten_mapping(batch)
+    after = {path: _moved(flat_before[path], value, momenta.get(path[:-1], 0.0)) for path, value in flat.items()}
+    return nnx.traversals.unflatten_mapping(after)
 
 
 def freeze(params: dict[Any, Any], batch_stats: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:

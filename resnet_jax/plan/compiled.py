@@ -85,7 +85,9 @@ class Compiled:
     """The program; empty where it does not fit."""
 
 
-def compile_step(experiment: Experiment, variant: Variant, devices: Sequence[Any], platform: str, examples: int = 50_000) -> Compiled:
+def compile_step(
+    experiment: Experiment, variant: Variant, devices: Sequence[Any], platform: str, examples: int = 50_000, steps: int = 1
+) -> Compiled:
     """Compiles the training step that ``resnet-jax train`` runs.
 
     Args:
@@ -94,12 +96,13 @@ def compile_step(experiment: Experiment, variant: Variant, devices: Sequence[Any
       devices: to compile for.
       platform: tpu, gpu or cpu: what they are.
       examples: images of a training set that lives on the device.
+      steps: training steps in the program, which is a loop where there are several; ``traffic`` and ``text`` are of all of them.
     """
     changed = variant.of(experiment, len(devices), platform)
     made = program.compiled(changed, fsdp=variant.fsdp, among=devices)
     if made.mesh.size != len(devices):
         raise UserError(f"a batch of {changed.batch_size} images is shared by {made.mesh.size} of {len(devices)} devices")
-    traced: Any = made.train.trace(_states(made), _data(changed, made, examples), 1)  # pyright: ignore[reportFunctionMemberAccess]
+    traced: Any = made.train.trace(_states(made), _data(changed, made, examples), steps)  # pyright: ignore[reportFunctionMemberAccess]
     flops = arithmetic.flops(traced.jaxpr)
     began = time.perf_counter()
     try:

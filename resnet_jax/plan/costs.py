@@ -109,30 +109,32 @@ def kind(instruction: Instruction, inside: dict[str, Instruction]) -> str:
     return "elementwise"
 
 
-def summary(found: list[Kernel], batch: int) -> dict[str, Any]:
-    """Kernels, bytes an image, and float32 activations; by kind and by source line and direction, the dearest first."""
-    everything = _sums(found, batch)
+def summary(found: list[Kernel], batch: int, steps: int = 1) -> dict[str, Any]:
+    """Kernels of a step, bytes of an image, and float32 activations of a step, of a program of so many; by kind and by source line and
+    direction, the dearest first.
+    """
+    everything = _sums(found, batch, steps)
     return {
         **everything,
-        "by_kind": _grouped(found, batch, "kind"),
-        "by_line": _grouped(found, batch, "line", "backward"),
-        "by_scope": _grouped(found, batch, "scope", "backward"),
+        "by_kind": _grouped(found, batch, steps, "kind"),
+        "by_line": _grouped(found, batch, steps, "line", "backward"),
+        "by_scope": _grouped(found, batch, steps, "scope", "backward"),
     }
 
 
-def _sums(found: list[Kernel], batch: int) -> dict[str, Any]:
+def _sums(found: list[Kernel], batch: int, steps: int) -> dict[str, Any]:
     return {
-        "kernels": sum(each.times for each in found),
-        "bytes_per_image": sum(each.times * each.bytes for each in found) / batch,
-        "float32_activations": sum(each.times * each.float32_activations for each in found),
+        "kernels": sum(each.times for each in found) / steps,
+        "bytes_per_image": sum(each.times * each.bytes for each in found) / (batch * steps),
+        "float32_activations": sum(each.times * each.float32_activations for each in found) / steps,
     }
 
 
-def _grouped(found: list[Kernel], batch: int, *names: str) -> list[dict[str, Any]]:
+def _grouped(found: list[Kernel], batch: int, steps: int, *names: str) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[Kernel]] = {}
     for each in found:
         groups.setdefault(tuple(getattr(each, name) for name in names), []).append(each)
-    rows = [dict(zip(names, key, strict=True)) | _sums(members, batch) for key, members in groups.items()]
+    rows = [dict(zip(names, key, strict=True)) | _sums(members, batch, steps) for key, members in groups.items()]
     return sorted(rows, key=lambda row: -row["bytes_per_image"])
 
 

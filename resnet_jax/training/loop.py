@@ -161,7 +161,7 @@ class Loop:
         while step < experiment.steps and self._going():
             # A dispatch ends where something is due. Its metrics are fetched while the next one runs.
             due = min(_next(step, every) for every in (self._log_every, experiment.evaluation.every, experiment.checkpointing.every))
-            count = min(self._feed.most_steps or _steps_per_dispatch(experiment), due - step, experiment.steps - step)
+            count = min(self._feed.most_steps or experiment.execution.steps_a_call(), due - step, experiment.steps - step)
             data = self._feed.steps(step)
             called = time.perf_counter()
             with jax.transfer_guard("disallow"):
@@ -285,11 +285,3 @@ class Loop:
 
 def _next(step: int, every: int) -> int:
     return (step // every + 1) * every
-
-
-def _steps_per_dispatch(experiment: Experiment) -> int:
-    asked = experiment.execution.steps_per_dispatch
-    if asked:
-        return asked
-    # On CPU a dispatch costs nothing beside a step, and a loop around the step compiles to slower code.
-    return 1 if jax.default_backend() == "cpu" else 100

@@ -31,12 +31,19 @@ def test_a_step_of_resnet50_for_an_h100_stays_within_its_bounds(compilers: None,
 
 
 @pytest.mark.slow
-def test_the_written_derivative_of_batch_norm_saves_kernels_and_memory(compilers: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """ResNet-20, 128 images: a plain Linen network has 393 kernels."""
-    plain, written = programs(capsys, "--networks", "cifar_resnet20", "--normalization", "plain", "explicit")
-    assert written["kernels"] < plain["kernels"]
-    assert written["kernels"] <= 360
-    assert written["float32_activations"] == 0
+def test_a_step_of_cifar_networks_for_an_h100_stays_within_its_bounds(compilers: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """128 images, of 100 steps in one call, as they are trained: a plain Linen network has 393 kernels at 20 layers."""
+    rows = programs(capsys, "--networks", "cifar_resnet20", "cifar_resnet110")
+    for depth, found in zip((20, 110), rows, strict=True):
+        assert found["steps"] == 100
+        assert found["kernels"] <= 320 * depth / 20
+        assert found["float32_activations"] == 0
+
+
+@pytest.mark.slow
+def test_the_written_derivative_of_batch_norm_saves_kernels(compilers: None, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, written = programs(capsys, "--networks", "cifar_resnet20", "--steps", "1", "--normalization", "plain", "explicit")
+    assert written["kernels"] < 0.9 * plain["kernels"]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +52,7 @@ def test_the_written_derivative_of_batch_norm_saves_kernels_and_memory(compilers
         (("--networks", "resnet51"), "depth 51"),
         (("--target", "gpu:h200x"), "gpu:h200x"),
         (("--batch-size", "0"), "--batch-size is 0"),
+        (("--steps", "-1"), "--steps is -1"),
         (("--networks",), "--networks is empty"),
         (("--normalization", "written"), "written"),
     ],
@@ -63,7 +71,15 @@ def test_bad_words_are_refused_before_anything_is_compiled(
 def test_a_row_is_shown_for_every_network_target_and_form(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     group = {"kernels": 3, "bytes_per_image": 2e6, "float32_activations": 0}
     rows = [
-        {"network": network, "target": "gpu:h100", "normalization": form, "batch_size": 128, "collectives": {}, "temporary_bytes": 5e6}
+        {
+            "network": network,
+            "target": "gpu:h100",
+            "normalization": form,
+            "batch_size": 128,
+            "steps": 1,
+            "collectives": {},
+            "temporary_bytes": 5e6,
+        }
         | group
         | {"compile_seconds": 1.0, "by_kind": [group | {"kind": "copy"}], "by_line": [group | {"line": "norms.py:1"}]}
         for network in ("resnet18", "resnet50")

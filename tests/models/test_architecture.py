@@ -265,3 +265,18 @@ def test_what_does_not_fit_fails_when_it_is_built_with_the_same_sentence() -> No
     with pytest.raises(UserError, match="concatenation cannot follow a stride of 2") as error:
         dataclasses.replace(SMALL, shortcut=Concatenation).build(rngs=nnx.Rngs(0))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("blocks", ["loop", "scan"])
+@pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm])
+def test_the_statistics_that_a_batch_leaves_are_the_modules_own(norm: Any, blocks: Any) -> None:
+    """Twice, so that what was there before counts; the function moves them after the network, the module within it."""
+    execution = Execution(blocks=blocks)
+    model = dataclasses.replace(SMALL, norm=norm).build(rngs=nnx.Rngs(0), execution=execution)
+    graphdef, params, stats = nnx.split(model, nnx.Param, ...)
+    apply, params, stats = Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+    for seed in (1, 2):
+        images = jnp.asarray(random(4, 6, 6, 3, seed=seed))
+        model(images, train=True)
+        _, stats = jax.jit(functools.partial(apply, train=True))(params, stats, images)
+        close(stats, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))

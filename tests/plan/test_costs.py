@@ -85,6 +85,8 @@ ENTRY %main (a: f32[16]) -> f32[16] {
     (found,) = costs.kernels(text, 8)
     assert (found.times, found.line, found.bytes) == (7, "models/layers.py:5", 128)
     assert costs.summary([found], 8)["kernels"] == 7
+    of_a_step = costs.summary([found], 8, steps=7)
+    assert (of_a_step["kernels"], of_a_step["bytes_per_image"]) == (1, 128 / 8)
 
 
 def test_a_filters_gradient_and_images_are_no_activations() -> None:

@@ -32,6 +32,10 @@ class ProgramOptions(Output):
     convolution: Literal["auto", "plain", "explicit"] = "auto"
     normalization: tuple[Literal["auto", "plain", "explicit"], ...] = ("auto",)
     """Gradients of BatchNorm: plain explicit, both after one another."""
+    stem: Literal["plain", "space_to_depth"] = "plain"
+    steps: int = 0
+    """Training steps in one call, the figures being those of one. 0: as training calls them, see ``execution.steps_per_dispatch``; one
+    where images are streamed."""
     lines: int = 12
     """Source lines that are listed, the dearest first."""
     text: Path | None = None
@@ -51,10 +55,11 @@ def run(arguments: Sequence[str]) -> None:
         "network": lambda row: row["network"],
         "target": lambda row: row["target"],
         "BatchNorm": lambda row: row["normalization"],
-        "kernels": lambda row: f"{row['kernels']:,}",
+        "steps a call": lambda row: str(row["steps"]),
+        "kernels": lambda row: f"{row['kernels']:,.0f}",
         "MB an image": lambda row: f"{row['bytes_per_image'] / 1e6:,.1f}",
-        "f32 activations": lambda row: f"{row['float32_activations']:,}",
-        "collectives": lambda row: str(sum(kind["count"] for kind in row["collectives"].values())),
+        "f32 activations": lambda row: f"{row['float32_activations']:,.0f}",
+        "collectives": lambda row: f"{sum(kind['count'] for kind in row['collectives'].values()):.0f}",
         "temporary MB": lambda row: f"{row['temporary_bytes'] / 1e6:,.0f}",
         "compile s": lambda row: f"{row['compile_seconds']:.0f}",
     }
@@ -73,8 +78,8 @@ def run(arguments: Sequence[str]) -> None:
             for group in groups:
                 share = group["bytes_per_image"] / max(row["bytes_per_image"], 1)
                 what = group[heading] + (" (backward)" if group.get("backward") else "")
-                cells = (f"{group['kernels']:,}", f"{group['bytes_per_image'] / 1e6:,.2f}", f"{share:.0%}")
-                table.add_row(what, *cells, str(group["float32_activations"]))
+                cells = (f"{group['kernels']:,.0f}", f"{group['bytes_per_image'] / 1e6:,.2f}", f"{share:.0%}")
+                table.add_row(what, *cells, f"{group['float32_activations']:.0f}")
             out.print(table)
 
 
@@ -87,6 +92,8 @@ def _read(arguments: Sequence[str]) -> "tuple[ProgramOptions, dict[str, Architec
 
     if options.batch_size is not None and options.batch_size < 1:
         raise UserError(f"--batch-size is {options.batch_size}; give at least 1")
+    if options.steps < 0:
+        raise UserError(f"--steps is {options.steps}; give at least 1, or 0 for as many as training takes in one call")
     for name, given in (("target", options.target), ("networks", options.networks), ("normalization", options.normalization)):
         if not given:
             raise UserError(f"--{name} is empty; give at least one")
@@ -114,11 +121,15 @@ def _row(
         model=network,
         # Images of ImageNet's size are streamed.
         data=Data(name="") if small else _streamed(),
-        execution=Execution(blocks=options.blocks, convolution=options.convolution, normalization=normalization),
+        execution=Execution(blocks=options.blocks, convolution=options.convolution, normalization=normalization, stem=options.stem),
     )
     batch = options.batch_size or (128 if small else 256)
     found_target = targets.parse(target)
-    found = compiled.compile_step(experiment, compiled.Variant(batch), offline.devices(found_target), found_target.device.platform)
+    platform = found_target.device.platform
+    steps = options.steps or (experiment.execution.steps_a_call(platform) if small else 1)
+    if steps > 1 and not small:
+        raise UserError(f"--steps is {steps}, and the images of {name} are streamed: one step a call")
+    found = compiled.compile_step(experiment, compiled.Variant(batch), offline.devices(found_target), platform, steps=steps)
     if found.memory is None:
         raise UserError(f"--batch-size is {batch}, which {target} has no memory for: {found.refusal}")
     if options.text:
@@ -130,13 +141,14 @@ def _row(
         "target": target,
         "normalization": normalization,
         "batch_size": batch,
+        "steps": steps,
         "dtype": options.dtype,
-        "flops": found.flops,
+        "flops": found.flops / steps,
         "compile_seconds": found.seconds,
         "temporary_bytes": found.memory.temporary,
         "total_bytes": found.memory.total,
-        "collectives": found.traffic.by_kind(),
-        **costs.summary(costs.kernels(found.text, batch), batch),
+        "collectives": {kind: {what: number / steps for what, number in sums.items()} for kind, sums in found.traffic.by_kind().items()},
+        **costs.summary(costs.kernels(found.text, batch), batch, steps),
     }
 
 
