@@ -50,7 +50,7 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
         "data_dirs": [str(directory) for directory in sources.data_dirs(data_dir)],
         "data_sets": data_sets,
         "execution": {
-            "convolution gradients": convolution.gradients_for_backend("auto"),
+            "convolution gradients": convolution.form_of("auto", convolution.WRITTEN_FOR),
             "units of ResNet-20": "scan" if execution.scans(9) else "loop",
             "units of ResNet-1202": "scan" if execution.scans(600) else "loop",
         },

@@ -55,7 +55,9 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
     Raises:
       UserError: in the end, for a pattern that nothing has as its name.
     """
-    parts = [(path, part) for path, part in nnx.iter_modules(model) if path and not isinstance(part, Stack | nnx.List)]
+    parts: list[tuple[Path, Any]] = [
+        (path, part) for path, part in nnx.iter_modules(model) if path and not isinstance(part, Stack | nnx.List)
+    ]
     stacks = {path: part for path, part in nnx.iter_modules(model) if isinstance(part, Stack)}
     recorder, execution = _Recorder(tuple(names), _places(stacks)), [(each, each.scan, each.remat) for each in stacks.values()]
     try:

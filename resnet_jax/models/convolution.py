@@ -2,8 +2,8 @@
 
 XLA's CPU backend canonicalises convolution layouts in the entry computation only: the filter gradient of a convolution inside a
 ``while`` body (any ``lax.scan``) runs a naive loop: a scanned training step of ResNet-20 took 34 times as long (7.6 on 8x8 images).
-``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand. It has
-no forward-mode derivative; ``plain`` keeps it.
+``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand, and the kernel's as matrix
+products where images are many or large (``resnet_jax.models.filter_gradient``). It has no forward-mode derivative; ``plain`` keeps it.
 """
 
 import functools
@@ -15,23 +15,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from resnet_jax.models import filter_gradient
+
 Gradients = Literal["auto", "plain", "explicit"]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+# The backend that ``explicit`` is written for.
+WRITTEN_FOR = "cpu"
 
 
-def gradients_for_backend(gradients: Gradients, backend: str | None = None) -> Literal["plain", "explicit"]:
-    """Resolves ``auto`` for a backend (cpu, gpu, tpu), None: this machine's. Explicit on CPU; plain elsewhere, until one is measured."""
+def form_of(gradients: Gradients, written_for: str, backend: str | None = None) -> Literal["plain", "explicit"]:
+    """Resolves ``auto``: explicit on the backend (cpu, gpu, tpu) that a derivative is written for, plain on others until one is measured.
+
+    Args:
+      gradients: what is asked for.
+      written_for: the backend on which the written form is the better one.
+      backend: where the program runs; None: this machine's.
+    """
     if gradients == "auto":
-        return "explicit" if (backend or jax.default_backend()) == "cpu" else "plain"
-    return gradients
-
-
-def on_accelerators(gradients: Gradients, backend: str | None = None) -> Literal["plain", "explicit"]:
-    """Resolves ``auto`` of a form that is written for accelerators: explicit there, and plain on CPU."""
-    if gradients == "auto":
-        return "plain" if (backend or jax.default_backend()) == "cpu" else "explicit"
+        return "explicit" if (backend or jax.default_backend()) == written_for else "plain"
     return gradients
 
 
@@ -111,7 +114,7 @@ def _forward(inputs: Array, kernel: Array, window: _Window) -> tuple[Array, tupl
 def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = saved
     strides, padding, dilation, groups, precision = window
-    sizes, taps = inputs.shape[1:3], kernel.shape[:2]
+    sizes, taps = inputs.shape[1:3], (kernel.shape[0], kernel.shape[1])
     reach = tuple((k - 1) * d for k, d in zip(taps, dilation, strict=True))
     spread = tuple((o - 1) * s + 1 for o, s in zip(cotangent.shape[1:3], strides, strict=True))
     # Input: the cotangent, spread by the stride, meets the kernel flipped and with its channels exchanged within each group.
@@ -129,9 +132,12 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
         feature_group_count=groups,
         precision=precision,
     )
+    if groups == 1 and filter_gradient.worthwhile(inputs, cotangent, taps):
+        words: Any = {"taps": taps, "strides": strides, "padding": padding, "dilation": dilation, "precision": precision}
+        return input_gradient, filter_gradient.of(inputs, cotangent, **words)
     # Filter: images and channels exchanged in both, the stride becomes the dilation of the cotangent; groups stay groups.
     high = tuple(r + wide - size - p[0] for r, wide, size, p in zip(reach, spread, sizes, padding, strict=True))
-    filter_gradient = lax.conv_general_dilated(
+    of_kernel = lax.conv_general_dilated(
         _images_as_channels(inputs, groups),
         cotangent.transpose(1, 2, 0, 3),
         dilation,
@@ -141,7 +147,7 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
         feature_group_count=groups,
         precision=precision,
     ).transpose(1, 2, 0, 3)
-    return input_gradient, filter_gradient
+    return input_gradient, of_kernel
 
 
 def _roomy(images: Array, kernel: Array, padding: Any, spreads: tuple[int, int]) -> tuple[Array, Any, tuple[int, int]]:

@@ -23,7 +23,7 @@ class Execution:
     convolution: Gradients = "auto"
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
     normalization: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit but on CPU."""
+    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit on GPU."""
     stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
     """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
     remat: bool = False

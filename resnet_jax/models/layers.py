@@ -63,7 +63,8 @@ class Conv(nnx.Conv):
         if groups < 1 or in_features % groups or out_features % groups:
             raise UserError(f"{groups} groups do not divide a convolution from {in_features} to {out_features} features")
         side = dilation * (kernel_size - 1) // 2
-        form = convolution.explicit if convolution.gradients_for_backend(gradients) == "explicit" else convolution.plain
+        explicit = convolution.form_of(gradients, convolution.WRITTEN_FOR) == "explicit"
+        form = convolution.explicit if explicit else convolution.plain
         super().__init__(
             in_features,
             out_features,

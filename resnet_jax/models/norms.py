@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import moments
-from resnet_jax.models.convolution import Gradients, on_accelerators
+from resnet_jax.models.convolution import Gradients, form_of
 
 Activation = Float[Array, "n h w c"]
 
@@ -22,7 +22,7 @@ class BatchNorm(nnx.Module):
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
       group_size: statistics are taken over so many neighbouring images of the batch, whatever devices they lie on; 0: over all of
         it. He et al. saw 32 images (ImageNet, 8 GPUs) or 64 (CIFAR-10, 2 GPUs). The running statistics are averages over the groups.
-      gradients: of training: JAX's own (plain, auto on CPU), or written out (explicit, auto elsewhere), see
+      gradients: of training: JAX's own (plain), or written out (explicit, auto on GPU), see
         ``resnet_jax.models.moments``.
       rngs: unused; every layer is made alike.
 
@@ -60,7 +60,7 @@ class BatchNorm(nnx.Module):
                 f"a batch of {images} images does not split into BatchNorm groups of {self.group_size}: use a multiple of {self.group_size}"
             )
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        normalise = moments.explicit if on_accelerators(self.gradients) == "explicit" else moments.plain
+        normalise = moments.explicit if form_of(self.gradients, moments.WRITTEN_FOR) == "explicit" else moments.plain
         y, mean, var = normalise(grouped, scale, bias, self.epsilon, rectify)
         for running, batch in ((self.mean, mean), (self.var, var)):
             average = batch if group == images else batch.mean(0)

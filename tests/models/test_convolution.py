@@ -216,10 +216,12 @@ def test_only_the_plain_form_has_a_forward_mode_derivative(groups: int) -> None:
         derivative(convolution.explicit)
 
 
-def test_auto_is_explicit_on_cpu_and_plain_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert convolution.gradients_for_backend("auto") == "explicit"  # the tests run on CPU
-    for backend, expected in {"cpu": "explicit", "gpu": "plain", "tpu": "plain"}.items():
+@pytest.mark.parametrize("written_for", ["cpu", "gpu"])
+def test_auto_is_explicit_where_it_was_written_for_and_plain_elsewhere(written_for: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert convolution.form_of("auto", "cpu") == "explicit"  # the tests run on CPU
+    for backend in ("cpu", "gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert convolution.gradients_for_backend("auto") == expected
-        assert convolution.gradients_for_backend("plain") == "plain"
-        assert convolution.gradients_for_backend("explicit") == "explicit"
+        expected = "explicit" if backend == written_for else "plain"
+        assert convolution.form_of("auto", written_for) == convolution.form_of("auto", written_for, backend) == expected
+        assert convolution.form_of("plain", written_for) == "plain"
+        assert convolution.form_of("explicit", written_for) == "explicit"

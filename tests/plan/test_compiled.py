@@ -81,7 +81,7 @@ def test_streamed_experiments_take_what_arrives() -> None:
 @pytest.mark.parametrize(
     ("platform", "units", "expected"),
     [
-        ("tpu", 100, ("loop", "plain", "explicit")),
+        ("tpu", 100, ("loop", "plain", "plain")),
         ("gpu", 101, ("scan", "plain", "explicit")),
         ("cpu", 3, ("scan", "explicit", "plain")),
     ],
