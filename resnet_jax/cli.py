@@ -165,7 +165,7 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure beside peers, and find out why: resnet-jax bench step|execution|compile|dispatch|seeds|run|flags|program|input"""
+    """Measure beside peers, and find out why: resnet-jax bench step|layers|execution|compile|dispatch|seeds|run|flags|program|input"""
     from resnet_jax.bench import command
 
     command.run(arguments)

@@ -18,6 +18,9 @@ def _benchmark(module: str, doc: str) -> Callable[[Sequence[str]], None]:
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "step": _benchmark("step", "Images/s of training and inference beside peers: resnet-jax bench step [--networks resnet50]"),
+    "layers": _benchmark(
+        "layers", "Where a step spends its time, convolution by convolution: resnet-jax bench layers [--networks resnet50]"
+    ),
     "execution": _benchmark("executions", "Seconds of a training step, loop against scan: resnet-jax bench execution [--depths 20 56]"),
     "compile": _benchmark("compilation", "Cost of compiling a training step, by depth: resnet-jax bench compile [--depths 20 110]"),
     "dispatch": _benchmark("dispatch", "Host time of a step, by steps in a call: resnet-jax bench dispatch [--network resnet50]"),

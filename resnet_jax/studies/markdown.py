@@ -100,7 +100,25 @@ def _seeds(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _steps(rows: list[dict[str, Any]]) -> list[str]:
+def _peers(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| network | images | work | what | ms | images/s | ours over it |", "|" + "---|" * 7]
+    for row in rows:
+        what = f"{row['what']} ({row['version']})"
+        cells = [row["network"], str(row["batch_size"]), row["work"], what, _speed(row, 1), f"{row['ours_over_this']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _layers(rows: list[dict[str, Any]]) -> list[str]:
+    named = ("forward", "images", "kernel", "kernel_plain", "torch_forward", "torch_images", "torch_kernel")
+    lines = [f"| network | convolution | times | {' | '.join(name.replace('_', ' ') for name in named)} |", "|" + "---|" * (3 + len(named))]
+    for row in rows:
+        cells = [f"{1e3 * row[name]:,.1f}" if name in row else "" for name in named]
+        lines.append(f"| {row['network']} | {row['layer']} | {row['times']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _executions(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| network | blocks | gradients | ms a step | images/s | speedup |", "|" + "---|" * 6]
     for row in rows:
         lines.append(f"| {_network(row)} | {row['blocks']} | {row['convolution']} | {_speed(row)} | {row['speedup']:.2f} |")
@@ -158,17 +176,18 @@ def _plan(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _program(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| network | images | target | BatchNorm's gradients | kernels | MB an image | temporary MB |", "|" + "---|" * 7]
+    names = ("network", "images", "target", "BatchNorm's gradients", "steps a call", "kernels a step", "MB an image", "temporary MB")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     for row in rows:
-        numbers = f"{row['kernels']:,} | {row['bytes_per_image'] / 1e6:,.1f} | {row['temporary_bytes'] / 1e6:,.0f}"
+        numbers = f"{row['steps']} | {row['kernels']:,.0f} | {row['bytes_per_image'] / 1e6:,.1f} | {row['temporary_bytes'] / 1e6:,.0f}"
         lines.append(f"| {row['network']} | {row['batch_size']} | {row['target']} | {row['normalization']} | {numbers} |")
     return lines
 
 
-def _speed(row: dict[str, Any]) -> str:
-    """Milliseconds with their range, and images a second: two cells."""
+def _speed(row: dict[str, Any], digits: int = 0) -> str:
+    """Milliseconds with their range, and images a second to so many digits: two cells."""
     middle, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
-    return f"{middle:,.0f} ({least:,.0f} to {most:,.0f}) | {row['images_per_second']:,.0f}"
+    return f"{middle:,.0f} ({least:,.0f} to {most:,.0f}) | {row['images_per_second']:,.{digits}f}"
 
 
 def _network(row: dict[str, Any]) -> str:
@@ -178,7 +197,9 @@ def _network(row: dict[str, Any]) -> str:
 TABLES: dict[str, Callable[[Any], list[str]]] = {
     "study": _study,
     "seeds": _seeds,
-    "step": _steps,
+    "step": _peers,
+    "layers": _layers,
+    "execution": _executions,
     "compile": _compilation,
     "input": _input,
     "plan": _plan,

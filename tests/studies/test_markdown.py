@@ -46,6 +46,25 @@ COMPILE_ROW = {
     "operations": 12_345,
     "temporary_bytes": 1_234_567_890,
 }
+PEER_ROW = {
+    **{name: STEP_ROW[name] for name in ("seconds", "seconds_least", "seconds_most", "batch_size")},
+    "network": "resnet50_v15",
+    "work": "training",
+    "what": "torchvision, channels_last",
+    "version": "torchvision 1.2",
+    "images_per_second": 25.58,
+    "ours_over_this": 0.814,
+}
+PROGRAM_ROW = {
+    "network": "cifar_resnet20",
+    "batch_size": 128,
+    "target": "gpu:h100",
+    "normalization": "explicit",
+    "steps": 100,
+    "kernels": 1304.59,
+    "bytes_per_image": 6.84e6,
+    "temporary_bytes": 112.3e6,
+}
 
 
 def bench(path: Path, kind: str, *rows: dict[str, Any]) -> Path:
@@ -81,7 +100,7 @@ def lines(text: str) -> list[list[str]]:
 
 
 def test_blocks_are_filled_and_nothing_else_is_touched(tmp_path: Path) -> None:
-    bench(tmp_path / "results" / "step.json", "step", STEP_ROW)
+    bench(tmp_path / "results" / "step.json", "execution", STEP_ROW)
     bench(tmp_path / "results" / "seeds.json", "seeds", SEEDS_ROW)
     readme = tmp_path / "README.md"
     before = (
@@ -110,7 +129,7 @@ def test_blocks_are_filled_and_nothing_else_is_touched(tmp_path: Path) -> None:
 
 def test_twice_is_once(tmp_path: Path) -> None:
     study(tmp_path / "study.json")
-    bench(tmp_path / "step.json", "step", STEP_ROW)
+    bench(tmp_path / "step.json", "execution", STEP_ROW)
     readme = tmp_path / "README.md"
     readme.write_text("<!-- results study.json -->\n<!-- end -->\n<!-- results step.json -->\n<!-- end -->\n")
     assert markdown.fill(readme) == 2
@@ -118,7 +137,7 @@ def test_twice_is_once(tmp_path: Path) -> None:
     assert markdown.fill(readme) == 0
     assert readme.read_bytes() == first
     # One file changes, one block does.
-    bench(tmp_path / "step.json", "step", STEP_ROW | {"speedup": 2.0})
+    bench(tmp_path / "step.json", "execution", STEP_ROW | {"speedup": 2.0})
     assert markdown.fill(readme) == 1
     assert "| 2.00 |" in readme.read_text()
 
@@ -132,7 +151,7 @@ def test_a_file_without_blocks_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_block_without_its_end_does_not_swallow_the_next(tmp_path: Path) -> None:
     """Everything up to the end of the next one, that one's heading included, would be gone."""
-    bench(tmp_path / "a.json", "step", STEP_ROW)
+    bench(tmp_path / "a.json", "execution", STEP_ROW)
     bench(tmp_path / "b.json", "seeds", SEEDS_ROW)
     readme = tmp_path / "README.md"
     text = "<!-- results a.json -->\n\nprecious words\n\n<!-- results b.json -->\n<!-- end -->\n"
@@ -144,7 +163,7 @@ def test_a_block_without_its_end_does_not_swallow_the_next(tmp_path: Path) -> No
 
 def test_a_block_at_the_end_without_its_end_is_refused(tmp_path: Path) -> None:
     """It would never be filled, and nobody would be told."""
-    bench(tmp_path / "a.json", "step", STEP_ROW)
+    bench(tmp_path / "a.json", "execution", STEP_ROW)
     readme = tmp_path / "README.md"
     readme.write_text("words\n<!-- results a.json -->\n| old |\n")
     with pytest.raises(UserError, match="a.json"):
@@ -152,7 +171,7 @@ def test_a_block_at_the_end_without_its_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_answered_with_the_nearest_and_nothing_is_written(tmp_path: Path) -> None:
-    bench(tmp_path / "results" / "2026-cpu-steps.json", "step", STEP_ROW)
+    bench(tmp_path / "results" / "2026-cpu-steps.json", "execution", STEP_ROW)
     readme = tmp_path / "README.md"
     text = "<!-- results results/2026-cpu-steps.json -->\n<!-- end -->\n<!-- results results/2026-cpu-step.json -->\n<!-- end -->\n"
     readme.write_text(text)
@@ -164,7 +183,7 @@ def test_a_missing_file_is_answered_with_the_nearest_and_nothing_is_written(tmp_
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"kind": "lesion"}', "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, compile"),
+        ('{"kind": "lesion"}', "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, execution, compile"),
         ('{"benchmark": "stepp", "rows": []}', "r.json holds results of kind 'stepp'"),
         ('{"rows": []}', "r.json holds results of kind None"),
         ('{"kind": "stu', "r.json"),
@@ -181,7 +200,7 @@ def test_an_unknown_kind_or_damaged_file_is_refused(tmp_path: Path, text: str, r
 def test_the_link_to_the_data_is_the_one_that_the_block_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     """Relative to the Markdown file, so that it works where the file is read: whichever folder the command runs in."""
     (tmp_path / folder).mkdir(exist_ok=True)
-    bench(tmp_path / folder / "results" / "step.json", "step", STEP_ROW)
+    bench(tmp_path / folder / "results" / "step.json", "execution", STEP_ROW)
     readme = tmp_path / folder / "README.md"
     readme.write_text("<!-- results results/step.json -->\n<!-- end -->\n")
     monkeypatch.chdir(tmp_path)
@@ -220,8 +239,8 @@ def test_the_table_of_a_study(tmp_path: Path) -> None:
 
 
 def test_what_a_benchmark_was_run_with_is_said(tmp_path: Path) -> None:
-    below = table(bench(tmp_path / "step.json", "step", STEP_ROW)).splitlines()[-1]
-    for said in ("`resnet-jax bench step`", "4 x made up chip, 96 cores", "jax 0.10.1", "2026-02-03", "fedcba9", "[data](step.json)"):
+    below = table(bench(tmp_path / "step.json", "execution", STEP_ROW)).splitlines()[-1]
+    for said in ("`resnet-jax bench execution`", "4 x made up chip, 96 cores", "jax 0.10.1", "2026-02-03", "fedcba9", "[data](step.json)"):
         assert said in below, said
 
 
@@ -287,7 +306,7 @@ def test_the_table_of_seeds(tmp_path: Path) -> None:
 
 def test_the_table_of_steps(tmp_path: Path) -> None:
     rows = (STEP_ROW, STEP_ROW | {"network": "resnet50", "depth": None, "seconds_most": 12.3456})
-    text = table(bench(tmp_path / "step.json", "step", *rows))
+    text = table(bench(tmp_path / "step.json", "execution", *rows))
     assert lines(text) == [
         ["cifar_resnet 20", "scan", "explicit", "625 (582 to 1,235)", "20,468", "1.08"],
         ["resnet50", "scan", "explicit", "625 (582 to 12,346)", "20,468", "1.08"],
@@ -305,12 +324,29 @@ def test_the_table_of_compilation(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_of_steps_beside_peers(tmp_path: Path) -> None:
+    assert lines(table(bench(tmp_path / "step.json", "step", PEER_ROW))) == [
+        ["resnet50_v15", "128", "training", "torchvision, channels_last (torchvision 1.2)", "625 (582 to 1,235)", "25.6", "0.81"]
+    ]
+
+
+def test_the_table_of_programs(tmp_path: Path) -> None:
+    assert lines(table(bench(tmp_path / "program.json", "program", PROGRAM_ROW))) == [
+        ["cifar_resnet20", "128", "gpu:h100", "explicit", "100", "1,305", "6.8", "112"]
+    ]
+
+
 def test_every_row_has_as_many_cells_as_its_heading(tmp_path: Path) -> None:
     """A bar in a cell's name would begin another one."""
     named = experiment("a|b", 20)
     committed.write(tmp_path / "study.json", [result(named, 0, 7.0), result(experiment("c", 32), 0, 7.0)], command="x")
-    files = [tmp_path / "study.json", bench(tmp_path / "step.json", "step", STEP_ROW), bench(tmp_path / "seeds.json", "seeds", SEEDS_ROW)]
-    files.append(bench(tmp_path / "compile.json", "compile", COMPILE_ROW))
+    files = [
+        tmp_path / "study.json",
+        bench(tmp_path / "step.json", "execution", STEP_ROW),
+        bench(tmp_path / "seeds.json", "seeds", SEEDS_ROW),
+    ]
+    kinds = {"compile": COMPILE_ROW, "step": PEER_ROW, "program": PROGRAM_ROW}
+    files += [bench(tmp_path / f"{kind}.json", kind, row) for kind, row in kinds.items()]
     for file in files:
         bars = {line.replace(r"\|", "").count("|") for line in table(file).splitlines() if line.startswith("|")}
         assert len(bars) == 1, file

@@ -1,0 +1,108 @@
+"""Named activations against the parts called one by one, and the model as it was before."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from test_convolution import random
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import Architecture, Execution, ResNet, activations
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.shortcuts import ZeroPad
+
+SMALL = Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
+IMAGES = jnp.asarray(random(2, 6, 6, 3))
+
+
+@pytest.fixture(scope="module", params=["loop", "scan"])
+def model(request: pytest.FixtureRequest) -> ResNet:
+    return SMALL.build(rngs=nnx.Rngs(0), execution=Execution(blocks=request.param))
+
+
+def units(model: ResNet) -> list[Any]:
+    return [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+
+
+def test_units_branches_and_layers_are_those_that_are_called_one_by_one(model: ResNet) -> None:
+    with activations.recorded(model) as found:
+        logits = model(IMAGES)
+    x = model.stem(IMAGES)
+    np.testing.assert_allclose(found["stem"], x, rtol=1e-5, atol=1e-6)
+    for number, unit in enumerate(units(model)):
+        np.testing.assert_allclose(found[f"unit{number}/input"], x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[f"unit{number}/branch"], unit.branch(x), rtol=1e-4, atol=1e-5)
+        first = unit.branch.convs[0](x)
+        np.testing.assert_allclose(found[f"unit{number}/branch/convs/0"], first, rtol=1e-4, atol=1e-5)
+        # What the normalisation returns, and not what the ReLU behind it leaves.
+        normalised = unit.branch.after[0].layers[0](first, train=False)
+        np.testing.assert_allclose(found[f"unit{number}/branch/after/0/layers/0"], normalised, rtol=1e-4, atol=1e-5)
+        assert float(jnp.min(normalised)) < 0
+        x = unit(x)
+        np.testing.assert_allclose(found[f"unit{number}"], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found["head"], logits, rtol=1e-6)
+
+
+def test_the_model_is_afterwards_what_it_was(model: ResNet) -> None:
+    before, kinds = nnx.graphdef(model), [type(part) for _, part in nnx.iter_modules(model)]
+    with activations.recorded(model, ("unit*",)):
+        model(IMAGES)
+    with pytest.raises(ZeroDivisionError), activations.recorded(model):
+        _ = 1 / 0
+    assert [type(part) for _, part in nnx.iter_modules(model)] == kinds
+    assert nnx.graphdef(model) == before
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_in_a_compiled_function_of_variables_logits_and_statistics_are_the_plain_ones(train: bool) -> None:
+    apply, params, stats = SMALL.init(jax.random.key(0))
+    plain = jax.jit(functools.partial(apply, train=train))(params, stats, IMAGES)[0]
+    look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=train)
+    logits, found = jax.jit(look)(params, stats, IMAGES)
+    np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-6)
+    assert sorted(found) == ["stem/conv", "unit0", "unit1", "unit2"]
+
+
+def test_gradients_pass_through_what_is_recorded() -> None:
+    apply, params, stats = SMALL.init(jax.random.key(0))
+
+    def energy(params: Any, name: str) -> Any:
+        return jnp.sum(activations.of(apply, params, stats, IMAGES, (name,))[1][name] ** 2)
+
+    slopes = [jax.jit(jax.grad(energy), static_argnums=1)(params, name)["stages"] for name in ("unit1", "unit2")]
+    later = [float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(each[1]))) for each in slopes]
+    assert later[0] == 0
+    assert later[1] > 0
+
+
+def test_numbers_are_those_of_places_where_units_are_exchanged() -> None:
+    apply, params, stats = SMALL.init(jax.random.key(0))
+    look = jax.jit(functools.partial(activations.of, apply, names=("unit*/branch/convs/0", "unit0/input", "unit1/input")))
+    (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))
+    np.testing.assert_array_equal(straight["unit0/input"], turned["unit0/input"])
+    assert not np.allclose(straight["unit0/branch/convs/0"], turned["unit0/branch/convs/0"])
+
+
+def test_a_users_parts_are_recorded_too() -> None:
+    class Halved(BatchNorm):
+        def __call__(self, x: Any, *, train: bool) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return super().__call__(x, train=train) / 2
+
+    network = Architecture(stages=(1,), features=(3,), order=FullPreactivation, norm=Halved, input_shape=(6, 6, 3), num_classes=4)
+    model = network.build(rngs=nnx.Rngs(0))
+    with activations.recorded(model, ("unit0/before/layers/0*",)) as found:
+        model(IMAGES)
+    before = found["unit0/before/layers/0/input"]
+    np.testing.assert_allclose(found["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
+
+
+def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(model: ResNet) -> None:
+    with pytest.raises(UserError, match=r"no activation is called 'units\*'; there are head, .* unit1/branch, .* unit2"):
+        activations.of(*SMALL.init(jax.random.key(0)), IMAGES, ("units*",))
+    with pytest.raises(UserError, match="unit7"), activations.recorded(model, ("unit7",)):
+        model(IMAGES)
