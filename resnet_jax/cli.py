@@ -171,6 +171,13 @@ def bench(arguments: Sequence[str]) -> None:
     command.run(arguments)
 
 
+def lab(arguments: Sequence[str]) -> None:
+    """Look inside trained networks: resnet-jax lab responses RUN [RUN ...] [--to DIR]"""
+    from resnet_jax.lab import command
+
+    command.run(arguments)
+
+
 def plan(arguments: Sequence[str]) -> None:
     """Say what a step needs on machines that are not there: resnet-jax plan FILE.py:FUNCTION --target tpu:v5e:16x16 [--json]"""
     from resnet_jax.plan import command
@@ -179,7 +186,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, study, report, summary, weights, data, plan, bench, prepare, doctor)
+    command.__name__: command for command in (train, evaluate, study, report, summary, weights, data, lab, plan, bench, prepare, doctor)
 }
 
 
