@@ -183,7 +183,10 @@ def test_a_missing_file_is_answered_with_the_nearest_and_nothing_is_written(tmp_
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"kind": "lesion"}', "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, execution, compile"),
+        (
+            '{"kind": "lesion"}',
+            "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, execution, compile",
+        ),
         ('{"benchmark": "stepp", "rows": []}', "r.json holds results of kind 'stepp'"),
         ('{"rows": []}', "r.json holds results of kind None"),
         ('{"kind": "stu', "r.json"),
