@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from resnet_jax.bench import rounds
 from resnet_jax.bench.peers import torch_networks
 from resnet_jax.models import Architecture, Execution, convolution
+from resnet_jax.plan import arithmetic
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,8 @@ def _found(jaxpr: Any) -> Iterator[Layer]:
             yield Layer(
                 images, kernel, params["window_strides"], tuple(params["padding"]), params["rhs_dilation"], params["feature_group_count"]
             )
-        for value in params.values():
-            for each in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(each, core.Jaxpr | core.ClosedJaxpr):
-                    yield from _found(getattr(each, "jaxpr", each))
+        for each in arithmetic.inside(params):
+            yield from _found(getattr(each, "jaxpr", each))
 
 
 def _key() -> Any:

@@ -24,7 +24,7 @@ def flops(jaxpr: Any) -> int:
         elif kind == "cond":
             found += max(flops(branch) for branch in params["branches"])
         else:
-            inner = sum(flops(each) for each in _inside(params))
+            inner = sum(flops(each) for each in inside(params))
             if kind == "scan":
                 inner *= params["length"]
             elif kind == "shard_map":
@@ -34,7 +34,8 @@ def flops(jaxpr: Any) -> int:
     return found
 
 
-def _inside(params: dict[str, Any]) -> Iterator[Any]:
+def inside(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs that an equation with these parameters runs."""
     for value in params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, core.Jaxpr | core.ClosedJaxpr):

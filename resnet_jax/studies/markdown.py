@@ -109,6 +109,25 @@ def _peers(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _runs(rows: list[dict[str, Any]]) -> list[str]:
+    names = ("network", "dtype", "steps run of", "compile s", "ms a step", "images/s", "training s", "all of it s")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        middle, least, most = (1e3 * row[name] for name in ("step_seconds", "step_seconds_least", "step_seconds_most"))
+        cells = [
+            _network(row),
+            row["dtype"],
+            f"{row['steps']:,} of {row['recipe_steps']:,}",
+            f"{row['compile_seconds']:.1f}",
+            f"{middle:.2f} ({least:.2f} to {most:.2f})",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['training_seconds']:,.0f}",
+            f"{row['seconds']:,.0f}{', extrapolated' if row['extrapolated'] else ''}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _layers(rows: list[dict[str, Any]]) -> list[str]:
     named = ("forward", "images", "kernel", "kernel_plain", "torch_forward", "torch_images", "torch_kernel")
     lines = [f"| network | convolution | times | {' | '.join(name.replace('_', ' ') for name in named)} |", "|" + "---|" * (3 + len(named))]
@@ -199,6 +218,7 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "seeds": _seeds,
     "step": _peers,
     "layers": _layers,
+    "run": _runs,
     "execution": _executions,
     "compile": _compilation,
     "input": _input,

@@ -135,7 +135,8 @@ class Loop:
         self._feed = images.feed(program, preprocessing, sessions[0].images_seed)
         self._window: list[Metrics] = []
         self._log_every = max(1, experiment.evaluation.every // 10)
-        self._began = self._window_began = time.perf_counter()
+        self._began = self._rate_began = time.perf_counter()
+        self._rate_examples = 0.0
         self.compile_seconds = math.nan
 
     def close(self) -> None:
@@ -167,7 +168,8 @@ class Loop:
             with jax.transfer_guard("disallow"):
                 states, metrics = self._program.train(states, data, count)
             if math.isnan(self.compile_seconds):  # the call returns when the program is compiled and begun
-                self.compile_seconds = time.perf_counter() - called
+                self._rate_began = time.perf_counter()
+                self.compile_seconds = self._rate_began - called
             if pending:
                 self._look_at(*pending)
             step, pending = step + count, (step + count, metrics)
@@ -233,7 +235,7 @@ class Loop:
                     numbers = {"loss": score.mean_loss, "error_percent": score.error_percent, "examples": score.examples}
                     if not session.was_scored(step, split):
                         self._record(session, {"step": step, "split": split, **numbers})
-        self._window_began = time.perf_counter()
+        self._rate_began, self._rate_examples = time.perf_counter(), 0.0
         return None
 
     def _give_up_if_asked(self) -> None:
@@ -254,7 +256,10 @@ class Loop:
     def _log(self, step: int) -> None:
         if not self._window:
             return
-        now = time.perf_counter()
+        # Since the last score: a call may return when its steps are done (XLA's loops on a GPU), so that of two calls the first is fetched
+        # late, and the second at once.
+        self._rate_examples += sum(float(np.sum(m.examples[0])) for m in self._window)
+        rate = self._rate_examples / (time.perf_counter() - self._rate_began)
         for index, session in enumerate(self._sessions):
             if session.diverged is not None:
                 continue
@@ -271,12 +276,12 @@ class Loop:
                     "loss": loss / examples,
                     "error_percent": session.training_error_percent,
                     "learning_rate": float(self._window[-1].learning_rate[index, -1]),
-                    "images_per_second": examples / (now - self._window_began),
+                    "images_per_second": rate,
                     "seconds": session.earlier_seconds + self.seconds(),
                     **({"damaged_images_replaced": self._feed.replaced} if self._feed.replaced else {}),
                 },
             )
-        self._window, self._window_began = [], now
+        self._window = []
 
     def _record(self, session: Session, record: Record) -> None:
         session.writer.write(record)

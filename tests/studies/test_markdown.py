@@ -55,6 +55,21 @@ PEER_ROW = {
     "images_per_second": 25.58,
     "ours_over_this": 0.814,
 }
+RUN_ROW = {
+    "network": "cifar_resnet",
+    "depth": 20,
+    "dtype": "float32",
+    "steps": 2_000,
+    "recipe_steps": 64_000,
+    "compile_seconds": 26.23,
+    "step_seconds": 0.0024029,
+    "step_seconds_least": 0.0023869,
+    "step_seconds_most": 0.0024552,
+    "images_per_second": 53_267.4,
+    "training_seconds": 153.98,
+    "seconds": 183.96,
+    "extrapolated": True,
+}
 PROGRAM_ROW = {
     "network": "cifar_resnet20",
     "batch_size": 128,
@@ -185,7 +200,7 @@ def test_a_missing_file_is_answered_with_the_nearest_and_nothing_is_written(tmp_
     [
         (
             '{"kind": "lesion"}',
-            "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, execution, compile",
+            "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, run, execution, compile",
         ),
         ('{"benchmark": "stepp", "rows": []}', "r.json holds results of kind 'stepp'"),
         ('{"rows": []}', "r.json holds results of kind None"),
@@ -333,6 +348,12 @@ def test_the_table_of_steps_beside_peers(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_of_whole_runs(tmp_path: Path) -> None:
+    assert lines(table(bench(tmp_path / "run.json", "run", RUN_ROW))) == [
+        ["cifar_resnet 20", "float32", "2,000 of 64,000", "26.2", "2.40 (2.39 to 2.46)", "53,267", "154", "184, extrapolated"]
+    ]
+
+
 def test_the_table_of_programs(tmp_path: Path) -> None:
     assert lines(table(bench(tmp_path / "program.json", "program", PROGRAM_ROW))) == [
         ["cifar_resnet20", "128", "gpu:h100", "explicit", "100", "1,305", "6.8", "112"]
@@ -348,7 +369,7 @@ def test_every_row_has_as_many_cells_as_its_heading(tmp_path: Path) -> None:
         bench(tmp_path / "step.json", "execution", STEP_ROW),
         bench(tmp_path / "seeds.json", "seeds", SEEDS_ROW),
     ]
-    kinds = {"compile": COMPILE_ROW, "step": PEER_ROW, "program": PROGRAM_ROW}
+    kinds = {"compile": COMPILE_ROW, "step": PEER_ROW, "run": RUN_ROW, "program": PROGRAM_ROW}
     files += [bench(tmp_path / f"{kind}.json", kind, row) for kind, row in kinds.items()]
     for file in files:
         bars = {line.replace(r"\|", "").count("|") for line in table(file).splitlines() if line.startswith("|")}

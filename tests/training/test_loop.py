@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +26,7 @@ from resnet_jax.models.branches import Basic
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.shortcuts import DropoutShortcut
 from resnet_jax.studies import run as run_lib
-from resnet_jax.training import program
+from resnet_jax.training import loop, program
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment, Optimizer, Schedule
 from resnet_jax.training.loop import NonFiniteLoss
@@ -168,6 +170,31 @@ def test_records_and_result_of_a_run(tiny: Experiment, digits_dir: str, tmp_path
     again = run_lib.run(tiny, 3, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
     assert again == result
     assert "finished" in told.messages[-1]
+
+
+def test_rates_are_right_where_calls_return_when_their_steps_are_done(
+    tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As loops of XLA do on a GPU: metrics of one call are fetched after the next, and the last before a save or a score at once. A step
+    takes a second of this clock; of the first call the seconds do not count, since it compiles.
+    """
+    seconds, compiled = [0], program.compiled
+
+    def blocking(*args: Any, **options: Any) -> program.Program:
+        found = compiled(*args, **options)
+
+        def train(states: Any, data: Any, steps: int) -> Any:
+            seconds[0] += steps
+            return found.train(states, data, steps)
+
+        return dataclasses.replace(found, train=train)
+
+    monkeypatch.setattr(program, "compiled", blocking)
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(perf_counter=lambda: float(seconds[0])))
+    run_lib.run(tiny, 3, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    rates = [record["images_per_second"] / tiny.batch_size for record in told.records if record["split"] == "train"]
+    # Steps 4, 6, 8 and 12 are saved or scored; the count begins anew behind the first call and the score of step 6.
+    np.testing.assert_allclose(rates, [1 / 1, 2 / 2, 3 / 3, 4 / 3, 5 / 5, 6 / 5, 1 / 2, 2 / 2, 3 / 4, 4 / 5, 5 / 6, 6 / 6])
 
 
 def test_validation_images_are_held_out_and_scored(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
