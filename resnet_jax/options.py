@@ -1,6 +1,7 @@
 """From the words of the command line to values: experiments by reference, their fields, the parts of networks by class and arguments."""
 
 import dataclasses
+import importlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +106,16 @@ def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None
     if any(argument in ("-h", "--help") for argument in arguments):
         return None, list(arguments)
     raise UserError(f"{command}: first name {what}")
+
+
+def later(module: str, doc: str) -> Callable[[Sequence[str]], None]:
+    """A command of a group, the function ``run`` of a module that is imported where it is called; ``doc`` is its line in the list."""
+
+    def run(arguments: Sequence[str]) -> None:
+        importlib.import_module(module).run(arguments)
+
+    run.__doc__ = doc
+    return run
 
 
 def dispatch(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], arguments: Sequence[str], more: str = "") -> None:

@@ -1,19 +1,12 @@
 """``resnet-jax bench``: each benchmark prints a short table, and writes it as JSON with device and versions where asked."""
 
-import importlib
 from collections.abc import Callable, Sequence
 
 from resnet_jax import options as options_lib
 
 
 def _benchmark(module: str, doc: str) -> Callable[[Sequence[str]], None]:
-    """Its module is imported where it is called."""
-
-    def run(arguments: Sequence[str]) -> None:
-        importlib.import_module(f"resnet_jax.bench.commands.{module}").run(arguments)
-
-    run.__doc__ = doc
-    return run
+    return options_lib.later(f"resnet_jax.bench.commands.{module}", doc)
 
 
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {

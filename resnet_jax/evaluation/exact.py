@@ -66,11 +66,12 @@ def score_batch(
     images: UInt8[Array, "n *views h w c"],
     labels: Int32[Array, "n"],
     *,
-    apply: Apply,
+    apply: Callable[..., tuple[Array, Variables]],
 ) -> Sums:
     """Scores one batch; a negative label marks padding and counts nowhere.
 
     Where an image stands there in several views, its softmax scores are averaged over them, and the loss is that of the average.
+    ``apply`` is called as an ``Apply`` is.
     """
     real = labels >= 0
     shape = images.shape[1:-3]

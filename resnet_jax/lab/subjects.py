@@ -6,29 +6,23 @@ from pathlib import Path
 from resnet_jax.data import sources
 from resnet_jax.data.sources import Examples
 from resnet_jax.errors import UserError
+from resnet_jax.lab.looking import Looking
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.training import start
 
 
-def load(source: Path, data: str | None, split: str | None, images: int, data_dir: str | None) -> tuple[Pretrained, Examples]:
-    """The weights of a run or of a file, and the first images of a split.
-
-    Args:
-      source: a run, or a file of weights in this project's format.
-      data: a prepared set whose images have the network's size; None: the one that it was trained on.
-      split: None: the test split.
-      images: how many at most.
-      data_dir: where prepared sets are looked for first.
+def load(source: Path, looking: Looking) -> tuple[Pretrained, Examples]:
+    """The weights of a run or of a file of this project's format, and images of a split.
 
     Raises:
       UserError: where something of it is missing, or does not fit the network.
     """
     weights = start.weights_of(source)
-    name = data or weights.card.data
+    name = looking.data or weights.card.data
     if not name:
         raise UserError(f"{weights.card.source} does not say which images it was trained on: say which to look at, as --data cifar10")
-    info = sources.describe(name, data_dir)
-    split = split or ("test" if "test" in info.examples else "validation")
+    info = sources.describe(name, looking.data_dir)
+    split = looking.split or ("test" if "test" in info.examples else "validation")
     if split not in info.examples:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(info.examples)}")
     shape = weights.architecture.input_shape
@@ -40,7 +34,7 @@ def load(source: Path, data: str | None, split: str | None, images: int, data_di
         classes = f"{info.num_classes} classes, and the network {weights.architecture.num_classes}"
         raise UserError(f"{name} has {classes}: give the set that it was trained on, --data")
     found = sources.read(info, split)
-    return weights, Examples(found.images[:images], found.labels[:images])
+    return weights, Examples(found.images[: looking.images], found.labels[: looking.images])
 
 
 def names(given: Sequence[Path]) -> list[str]:

@@ -59,7 +59,12 @@ def svg(figure: Figure, label: str, key: str) -> Markup:
     """
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    body = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
+    return inline(text.getvalue(), label, key)
+
+
+def inline(written: str, label: str, key: str) -> Markup:
+    """What ``svg`` returns, from a figure that was written within ``style``."""
+    body = re.sub(r"<metadata>.*?</metadata>", "", written, flags=re.DOTALL)
     # Inside a page, a style of the figure would be one of the whole page, and an identifier is one for all figures.
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r' id="[\w.]+_\d+"| font-family:[^;"]*;?', "", body)

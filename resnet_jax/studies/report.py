@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
 from resnet_jax.studies import cells as cells_lib
 from resnet_jax.studies import comparison as comparison_lib
-from resnet_jax.studies import curves, figures, ledger
+from resnet_jax.studies import curves, figures, findings, ledger
 from resnet_jax.studies.cells import Cell, Run
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.training.workdir import Workdir, write_text
@@ -56,6 +57,7 @@ def write(cells: Sequence[Cell], page: Path, *, study: Mapping[str, Any], compar
         metrics=ledger.METRICS,
         errors=figures.error_by_cell(cells, _published(comparisons)),
         curves=curves.panels(cells),
+        laboratory=_laboratory(cells),
         details=[_detail(cell, page.parent) for cell in cells],
         environment=_environment(finished),
     )
@@ -171,6 +173,12 @@ def _environment(cells: Sequence[Cell]) -> dict[str, list[str]]:
     )
 
 
+def _laboratory(cells: Sequence[Cell]) -> list[tuple[findings.Section, Markup]]:
+    """What was found inside the runs, and its figures."""
+    found = findings.read(run.source for cell in cells for run in cell.runs)
+    return [(each, figures.inline(each.svg, each.title, f"lab{number}")) for number, each in enumerate(found)]
+
+
 def _values(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Name to its different values, in order of appearance."""
     found: dict[str, list[str]] = {}
@@ -212,13 +220,4 @@ def _json(cells: Sequence[Cell], study: Mapping[str, Any], comparisons: Sequence
         "results": [place | run.result for place, (_, run) in zip(where, runs, strict=True) if run.result is not None],
         "unfinished": [place for place, (_, run) in zip(where, runs, strict=True) if run.result is None],
     }
-    return json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(findings.plain(told), indent=1, allow_nan=False) + "\n"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from made_up_network import EXAMPLES, SMALL, SMALL_PLAIN, shown, units_of, weights_of
 
 from resnet_jax import cli, models
 from resnet_jax.data.sources import Examples
@@ -17,31 +18,17 @@ from resnet_jax.errors import UserError
 from resnet_jax.lab import responses
 from resnet_jax.models import asking
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.models.pretrained.card import Card, View
 from resnet_jax.models.pretrained.loading import Pretrained
-from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
-
-SMALL = models.Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
-EXAMPLES = Examples(np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3), np.uint8), np.array([0, 1, 2, 3, 0], np.int32))
 
 
-def weights_of(network: models.Architecture) -> Pretrained:
-    """With statistics that change something."""
-    _, params, stats = network.init(jax.random.key(0))
-    drawn = np.random.default_rng(1)
-    stats = jax.tree.map(lambda leaf: leaf + np.float32(drawn.uniform(0.1, 0.5, leaf.shape)), stats)
-    view = View(mean=(0.4, 0.5, 0.6), deviation=(0.2, 0.25, 0.3))
-    return Pretrained(Card(architecture=network, view=view, source="made up"), params, stats)
-
-
-def walked(weights: Pretrained) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+def walked(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, ...]]]:
     """Of every layer its response, of every unit input, branch and what travels beside it; the units called one by one."""
-    model: Any = weights.build()
-    x = model.stem.conv(jnp.asarray((EXAMPLES.images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3], jnp.float32))
+    model, parts = units_of(weights)
+    x = model.stem.conv(shown(EXAMPLES.images))
     x = model.stem.after.layers[0](x, train=False)
     layers, units = [x], []
     x = jax.nn.relu(x)
-    for unit in (stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)):
+    for unit in parts:
         first = unit.branch.after[0].layers[0](unit.branch.convs[0](x), train=False)
         second = unit.branch.after[1].layers[0](unit.branch.convs[1](jax.nn.relu(first)), train=False)
         merged = asking.call(unit.shortcut, x, second, train=False)
@@ -68,7 +55,7 @@ def test_responses_are_those_of_the_network_walked_through(batch_size: int) -> N
 def test_gradients_are_those_of_each_units_parameters() -> None:
     weights = weights_of(SMALL)
     model: Any = weights.build()
-    images = jnp.asarray((EXAMPLES.images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3], jnp.float32)
+    images = shown(EXAMPLES.images)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: Any) -> Any:
@@ -85,9 +72,6 @@ def test_a_plain_network_has_nothing_beside_its_branches() -> None:
     found = responses.measure(weights_of(SMALL_PLAIN), EXAMPLES)
     assert np.isnan(found.cosine).all()
     assert (found.ratio > 0).all()
-
-
-SMALL_PLAIN = models.Architecture(stages=(2, 1), features=(3, 4), shortcut=NoShortcut, input_shape=(6, 6, 3), num_classes=4)
 
 
 def test_layers_are_3x3_and_behind_their_normalisation_where_one_follows() -> None:
@@ -110,7 +94,7 @@ def test_the_command_writes_table_data_and_figure(short_run: Path, digits_dir: s
     cli.main(["lab", "responses", str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "standard deviation" in printed
-    (found,) = json.loads((tmp_path / "responses.json").read_text())
+    (found,) = json.loads((tmp_path / "responses.json").read_text())["data"].values()
     assert found["images"] == 50
     assert len(found["layers"]) == len(found["deviation"]) == 7
     with (tmp_path / "responses.csv").open() as file:

@@ -6,6 +6,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.lab import subjects
+from resnet_jax.lab.looking import Looking
 
 
 def test_names_are_as_long_as_it_takes_to_tell_them_apart() -> None:
@@ -16,9 +17,9 @@ def test_names_are_as_long_as_it_takes_to_tell_them_apart() -> None:
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a run nor a file of weights"):
-        subjects.load(tmp_path / "nothing", None, None, 5, None)
+        subjects.load(tmp_path / "nothing", Looking())
 
 
 def test_images_of_another_size_are_refused(short_run: Path, cifar10: object) -> None:
     with pytest.raises(UserError, match=r"images of cifar10 have the shape \(32, 32, 3\), and the network takes \(8, 8, 1\)"):
-        subjects.load(short_run, "cifar10", None, 5, None)
+        subjects.load(short_run, Looking(data="cifar10"))

@@ -1,0 +1,1 @@
+"""The command line of each look inside a network: what can be asked, and what is shown of it."""

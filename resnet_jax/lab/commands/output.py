@@ -1,0 +1,58 @@
+"""What every command of the laboratory ends in: tables or JSON on stdout, and files beside the run that was looked at."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from resnet_jax.studies.findings import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    to: Path | None = None
+    """Folder for the data (JSON, CSV) and the figure (SVG, PNG). Where not given, 'lab' in the folder of the first run: 'resnet-jax report'
+    shows what lies there. Of imported weights nothing is written then."""
+    json: bool = False
+    """Print everything as JSON instead of the tables."""
+
+
+def show(finding: "Finding", draw: Callable[[], "Figure"], options: Output, sources: Sequence[Path]) -> None:
+    """Prints and writes."""
+    if options.json:
+        print(json.dumps(finding.plain(), allow_nan=False))
+    else:
+        _print(finding)
+    from resnet_jax.studies import findings
+    from resnet_jax.training import start
+
+    runs = [source for source in sources if start.is_run(source)]
+    folder = options.to or (runs[0] / findings.FOLDER if runs else None)
+    # Last: a folder that cannot be written loses no measurement.
+    if folder is None:
+        return
+    files = findings.write(finding, draw, folder)
+    if not options.json:
+        from resnet_jax.console import out
+
+        endings = ", ".join(file.suffix for file in files)
+        out.print(f"{finding.caption}\n{folder / finding.name}{endings}", highlight=False, soft_wrap=True)
+
+
+def _print(finding: "Finding") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from resnet_jax.console import out
+
+    for each in finding.tables:
+        table = Table(title=escape(each.title))
+        for number, heading in enumerate(each.columns):
+            table.add_column(escape(heading), justify="right" if number else "left")
+        for row in each.cells():
+            table.add_row(*map(escape, row))
+        out.print(table)

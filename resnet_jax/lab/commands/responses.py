@@ -1,0 +1,75 @@
+"""``resnet-jax lab responses``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from resnet_jax import options as options_lib
+from resnet_jax.lab.commands import output
+from resnet_jax.lab.looking import Looking
+
+if TYPE_CHECKING:
+    from resnet_jax.lab.responses import Responses
+    from resnet_jax.studies.findings import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Looking, output.Output):
+    """Standard deviations of the responses of 3x3 layers (He et al. 2015, Figure 7), and of every unit the length of its branch over that
+    of its input, the cosine between branch and shortcut, and the length of its gradient.
+    """
+
+    sources: Positional[tuple[Path, ...]]
+    """Runs, or files of weights that 'resnet-jax weights import' wrote: residual networks and their plain twins, say."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """See ``Options``."""
+    options = options_lib.parse("lab responses", Options, arguments)
+    options.check("responses", options.sources)
+    from resnet_jax.lab import figures, responses, subjects
+
+    chosen = [subjects.load(source, options) for source in options.sources]
+    found = {
+        name: responses.measure(weights, examples, batch_size=options.batch_size)
+        for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True)
+    }
+    finding = described(found, [len(examples) for _, examples in chosen])
+    output.show(finding, lambda: figures.responses(found), options, options.sources)
+
+
+def described(found: "Mapping[str, Responses]", images: Sequence[int]) -> "Finding":
+    """Tables and data."""
+    import numpy as np
+
+    from resnet_jax.studies.findings import Finding, Table
+
+    numbers = [
+        (name, count, len(each.layers), *(float(f(each.deviation)) for f in (np.mean, np.median, np.min, np.max)))
+        for (name, each), count in zip(found.items(), images, strict=True)
+    ]
+    headings = ("network", "images", "layers", "mean", "median", "least", "most")
+    units = [
+        Table(
+            f"{name}, unit by unit",
+            ("unit", "branch over input", "cosine with the shortcut", "gradient"),
+            tuple((str(unit), *map(float, row)) for unit, row in enumerate(zip(each.ratio, each.cosine, each.gradient, strict=True))),
+        )
+        for name, each in found.items()
+    ]
+    return Finding(
+        name="responses",
+        title="Responses of layers",
+        caption="Standard deviation of the responses of 3x3 layers, after BN and before the nonlinearity, in the layers' order and sorted "
+        f"by magnitude; {images[0]:,} images. After He et al. 2015, Figure 7.",
+        tables=(Table("standard deviation of 3x3 layers' responses", headings, tuple(numbers)), *units),
+        rows=[
+            {"network": name, "layer": layer, "standard deviation": value}
+            for name, each in found.items()
+            for layer, value in zip(each.layers, each.deviation.tolist(), strict=True)
+        ],
+        data={name: {"images": count} | each._asdict() for (name, each), count in zip(found.items(), images, strict=True)},
+    )

@@ -1,0 +1,49 @@
+"""A network of three units with statistics that change something, its plain twin, and the images that it is looked at with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax import models
+from resnet_jax.data.sources import Examples
+from resnet_jax.models.pretrained.card import Card, View
+from resnet_jax.models.pretrained.loading import Pretrained
+from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
+
+SMALL = models.Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
+SMALL_PLAIN = replace(SMALL, shortcut=NoShortcut)
+_DRAWN = np.random.default_rng(0)
+EXAMPLES = Examples(_DRAWN.integers(0, 256, (5, 6, 6, 3), np.uint8), np.array([0, 1, 2, 3, 0], np.int32))
+MANY = Examples(_DRAWN.integers(0, 256, (70, 6, 6, 3), np.uint8), _DRAWN.integers(0, 4, 70, np.int32))
+
+
+def weights_of(network: models.Architecture, seed: int = 0) -> Pretrained:
+    _, params, stats = network.init(jax.random.key(seed))
+    drawn = np.random.default_rng(1)
+    stats = jax.tree.map(lambda leaf: leaf + np.float32(drawn.uniform(0.1, 0.5, leaf.shape)), stats)
+    view = View(mean=(0.4, 0.5, 0.6), deviation=(0.2, 0.25, 0.3))
+    return Pretrained(Card(architecture=network, view=view, source="made up"), params, stats)
+
+
+def shown(images: np.ndarray) -> Any:
+    """Images as that network takes them."""
+    return jnp.asarray((images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3], jnp.float32)
+
+
+def units_of(weights: Pretrained) -> tuple[Any, list[Any]]:
+    """The module, and its units in order."""
+    model: Any = weights.build()
+    return model, [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+
+
+def walk(weights: Pretrained, images: np.ndarray, unit: Callable[[int, Any, Any], Any]) -> Any:
+    """Logits, where ``unit(number, unit, x)`` stands for each unit called."""
+    model, units = units_of(weights)
+    x = model.stem(shown(images))
+    for number, each in enumerate(units):
+        x = unit(number, each, x)
+    return model.head(x)
