@@ -94,10 +94,10 @@ def _sums(variables: Any, constants: Preprocessing, images: Array, *, apply: App
     ratios, cosines = [], []
     for unit in range(units):
         branch, merged, given = (wide[f"unit{unit}{part}"] for part in ("/branch", "/shortcut", activations.INPUT))
-        ratios.append((_length(branch) / _length(given)).sum())
+        ratios.append((length(branch) / length(given)).sum())
         beside = merged - branch if merged.shape == branch.shape else jnp.zeros_like(branch)
         along = (branch * beside).sum((1, 2, 3))
-        cosines.append((along / (_length(branch) * _length(beside))).sum())
+        cosines.append((along / (length(branch) * length(beside))).sum())
     return values, squares, jnp.asarray([wide[name].size for name in names]), jnp.stack(ratios), jnp.stack(cosines)
 
 
@@ -120,5 +120,6 @@ def _by_unit(slopes: Any) -> Float[np.ndarray, "units"]:
     return np.sqrt(np.concatenate(squares))
 
 
-def _length(x: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+def length(x: Float[Array, "n h w c"]) -> Float[Array, "n"]:
+    """Of each image or activation, over all its values."""
     return jnp.sqrt(jnp.square(x).sum((1, 2, 3)))

@@ -1,4 +1,4 @@
-"""What a run has trained: its newest whole checkpoint."""
+"""What a run has trained: its newest whole checkpoint, or the state at another step."""
 
 import functools
 import sys
@@ -39,8 +39,17 @@ def newest(run: Path) -> Trained:
     Raises:
       UserError: where there is no run, or no checkpoint.
     """
+    return at(run, None)
+
+
+def at(run: Path, step: int | None) -> Trained:
+    """Restores a run at a step that it kept (``checkpointing.keep_every``), None: the newest; 0 is drawn anew, as its seed says.
+
+    Raises:
+      UserError: as ``newest``, and for a step that was not kept, with those that were.
+    """
     workdir = Workdir.to_read(run)
-    experiment, _ = workdir.experiment()
+    experiment, seed = workdir.experiment()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{run} has no checkpoint yet")
     program = program_lib.compiled(experiment)
@@ -48,16 +57,29 @@ def newest(run: Path) -> Trained:
     told = functools.partial(print, file=sys.stderr)
     # It may be training still: reading changes nothing, and waits for no lock.
     checkpoints = Checkpoints.of(workdir, experiment.checkpointing, say=told, read_only=True)
-    restored = checkpoints.restore_newest(program.abstract_state, program_lib.abstract_preprocessing(experiment))
+    like = (program.abstract_state, program_lib.abstract_preprocessing(experiment))
+    kept = checkpoints.steps()
+    if not step:
+        restored = checkpoints.restore_newest(*like)
+    else:
+        found = checkpoints.restore(step, *like) if step in kept else None
+        restored = found and (step, *found)
     checkpoints.close()
-    if restored is None:
+    if restored is None and not step:
         raise UserError(f"{run} has no whole checkpoint")
+    if restored is None:
+        there = ", ".join(map(str, (0, *kept)))
+        raise UserError(f"{run} kept no whole checkpoint of step {step}; there is {there}. --checkpointing.keep-every K keeps every K-th")
+    if step == 0:
+        if experiment.start.file:
+            raise UserError(f"{run} began with the weights in {experiment.start.file}: name that file in place of step 0")
+        restored = (0, program.init(jax.random.key(seed)), restored[2])
     return Trained(experiment, program, *restored)
 
 
-def weights(run: Path) -> Pretrained:
-    """The weights that scores of a run use, with their card. Raises UserError as ``newest``."""
-    found = newest(run)
+def weights(run: Path, step: int | None = None) -> Pretrained:
+    """The weights that scores of a run use, with their card. Arguments and UserErrors as of ``at``."""
+    found = at(run, step)
     params, batch_stats = jax.device_get(found.state.scored())
     mean, deviation = (np.asarray(constants, np.float64).tolist() for constants in found.preprocessing)
     asked = found.experiment.evaluation.protocol

@@ -115,3 +115,23 @@ def test_bad_input_is_refused(
         cli.main(["lab", "responses", str(short_run), "--data-dir", digits_dir, *options])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_steps_of_a_run_stand_beside_each_other(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+    given = ("--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path))
+    cli.main(["lab", "responses", str(short_run), "--steps", "0", "4", *given])
+    data = json.loads((tmp_path / "responses.json").read_text())["data"]
+    assert list(data) == ["run, step 0", "run, step 4"]
+    # Before training every BN has a scale of 1, and statistics of these images.
+    np.testing.assert_allclose(data["run, step 0"]["deviation"], 1, atol=2e-3)
+    assert not np.allclose(data["run, step 4"]["deviation"], data["run, step 0"]["deviation"], atol=2e-3)
+
+
+@pytest.mark.parametrize(("step", "message"), [("-1", "--steps are [-1]"), ("3", "there is 0, 2, 4")])
+def test_steps_that_are_not_there_are_refused(
+    short_run: Path, digits_dir: str, step: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["lab", "responses", str(short_run), "--data-dir", digits_dir, "--steps", step])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

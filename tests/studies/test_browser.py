@@ -9,11 +9,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_up_runs import experiment, records, write_run
 from PIL import Image
 
-from resnet_jax.studies import report
+from resnet_jax.lab import figures as lab_figures
+from resnet_jax.lab import lesions as lesions_lib
+from resnet_jax.lab.commands import lesions as lesions_command
+from resnet_jax.lab.commands import responses as responses_command
+from resnet_jax.lab.responses import Responses
+from resnet_jax.studies import findings, report
 from resnet_jax.studies.cells import collect
 from resnet_jax.studies.comparison import Comparison, Refusal
 from resnet_jax.studies.ledger import Entry
@@ -103,8 +109,25 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "cells": [*by_name, "resnet-1202"],
         "reduced": "At reduced scale: digits in place of cifar10, 2,000 steps in place of 64,000. Not comparable with the paper's numbers.",
     }
+    look_inside(base / "resnet-20-20" / "seed-0")
     report.write(found, base / "report.html", study=study, comparisons=compared)
     return base / "report.html"
+
+
+def look_inside(run: Path) -> None:
+    """What the laboratory finds, of two networks: made up."""
+    drawn = np.random.default_rng(0)
+    lesioned = {}
+    for number, name in enumerate(("resnet-20/seed-0", "plain-20/seed-0")):
+        planned = lesions_lib.plan([range(3), range(3, 4), range(4, 6)], draws=3)
+        lesioned[name] = [(lesion, float(8 + 40 * number + 10 * len(lesion.deleted) * drawn.random())) for lesion in planned]
+    seconds = dict.fromkeys(lesioned, 12.5)
+    findings.write(lesions_command.described(lesioned, seconds, [1000, 1000]), lambda: lab_figures.lesions(lesioned), run / "lab")
+    responses = {
+        name: Responses(tuple(f"unit{layer}" for layer in range(19)), *(drawn.uniform(0.1, 2, size) for size in (19, 9, 9, 9)))
+        for name in lesioned
+    }
+    findings.write(responses_command.described(responses, [1000, 1000]), lambda: lab_figures.responses(responses), run / "lab")
 
 
 def framed(page: Path, folder: Path, width: int, height: int) -> Path:
@@ -150,7 +173,7 @@ def test_the_headline_table_has_its_rows(measured: dict[str, Any]) -> None:
 
 
 def test_figures_have_a_size_and_hold_their_text(measured: dict[str, Any]) -> None:
-    assert len(measured["svgs"]) == 1 + 2, "errors; plain and residual networks, the long name among them by its depth"
+    assert len(measured["svgs"]) == 1 + 2 + 2, "errors; plain and residual networks, the long name among them by its depth; the laboratory"
     for svg in measured["svgs"]:
         left, top, right, bottom = svg["box"]
         assert right - left > 200

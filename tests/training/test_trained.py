@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import load_pretrained
 from resnet_jax.models.pretrained import saving
 from resnet_jax.studies import run
-from resnet_jax.training import trained
+from resnet_jax.training import start, trained
 from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer
 from resnet_jax.training.workdir import Workdir
 
@@ -72,3 +72,25 @@ def test_damage_is_told_beside_the_result(short_run: Path, tmp_path: Path, capsy
     out, err = capsys.readouterr()
     assert out == ""
     assert "checkpoint of step 4 is damaged" in err
+
+
+def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run: Path) -> None:
+    found = trained.at(short_run, 2)
+    assert (found.step, int(found.state.step)) == (2, 2)
+    begun = trained.at(short_run, 0)
+    drawn = begun.program.init(jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, begun.state.params, drawn.params)
+    assert trained.weights(short_run, 0).card.source == "run, step 0"
+    for ours, theirs in zip(begun.preprocessing, found.preprocessing, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(UserError, match=r"run kept no whole checkpoint of step 3; there is 0, 2, 4\. --checkpointing\.keep-every"):
+        trained.at(short_run, 3)
+
+
+def test_weights_that_a_run_began_with_are_named_in_place_of_step_0(
+    short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path
+) -> None:
+    tuned = start.start_from(short, short_run).shortened(2)
+    run.run(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
+    with pytest.raises(UserError, match=f"began with the weights in {short_run}: name that file"):
+        trained.at(tmp_path / "tuned", 0)

@@ -22,25 +22,24 @@ class Output:
 
 
 def show(finding: "Finding", draw: Callable[[], "Figure"], options: Output, sources: Sequence[Path]) -> None:
-    """Prints and writes."""
-    if options.json:
-        print(json.dumps(finding.plain(), allow_nan=False))
-    else:
-        _print(finding)
+    """Prints and writes; neither a folder that cannot be written nor a reader that has gone away loses what was measured."""
     from resnet_jax.studies import findings
     from resnet_jax.training import start
 
     runs = [source for source in sources if start.is_run(source)]
     folder = options.to or (runs[0] / findings.FOLDER if runs else None)
-    # Last: a folder that cannot be written loses no measurement.
-    if folder is None:
-        return
-    files = findings.write(finding, draw, folder)
-    if not options.json:
+    try:
+        files = findings.write(finding, draw, folder) if folder else []
+    finally:
+        if options.json:
+            print(json.dumps(finding.plain(), allow_nan=False))
+        else:
+            _print(finding)
+    if files and not options.json:
         from resnet_jax.console import out
 
         endings = ", ".join(file.suffix for file in files)
-        out.print(f"{finding.caption}\n{folder / finding.name}{endings}", highlight=False, soft_wrap=True)
+        out.print(f"{finding.caption}\n{files[0].parent / finding.name}{endings}", highlight=False, soft_wrap=True)
 
 
 def _print(finding: "Finding") -> None:

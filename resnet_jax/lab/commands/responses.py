@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
+from resnet_jax.errors import UserError
 from resnet_jax.lab.commands import output
 from resnet_jax.lab.looking import Looking
 
@@ -24,6 +25,9 @@ class Options(Looking, output.Output):
 
     sources: Positional[tuple[Path, ...]]
     """Runs, or files of weights that 'resnet-jax weights import' wrote: residual networks and their plain twins, say."""
+    steps: tuple[int, ...] = ()
+    """Of each run: 0, before training, and steps whose checkpoints it kept (--checkpointing.keep-every K keeps every K-th). Then
+    normalisations have the statistics of the images looked at. Where not given, the newest step, with its running statistics."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -32,12 +36,19 @@ def run(arguments: Sequence[str]) -> None:
     options.check("responses", options.sources)
     from resnet_jax.lab import figures, responses, subjects
 
-    chosen = [subjects.load(source, options) for source in options.sources]
-    found = {
-        name: responses.measure(weights, examples, batch_size=options.batch_size)
-        for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True)
-    }
-    finding = described(found, [len(examples) for _, examples in chosen])
+    if any(step < 0 for step in options.steps):
+        raise UserError(f"--steps are {list(options.steps)}: give 0, before training, or later ones")
+    found, images = {}, []
+    for name, source in zip(subjects.names(options.sources), options.sources, strict=True):
+        for step in options.steps or (None,):
+            weights, examples = subjects.load(source, options, step)
+            if step is not None:
+                weights, name_then = subjects.settled(weights, examples), f"{name}, step {step}"
+            else:
+                name_then = name
+            found[name_then] = responses.measure(weights, examples, batch_size=options.batch_size)
+            images.append(len(examples))
+    finding = described(found, images)
     output.show(finding, lambda: figures.responses(found), options, options.sources)
 
 
