@@ -55,3 +55,9 @@ def resnet56() -> Experiment:
 def figure1() -> tuple[Experiment, ...]:
     """The comparison: plain 20 and 56, residual 20 and 56."""
     return plain20(), plain56(), resnet20(), resnet56()
+
+
+def depths() -> tuple[Experiment, ...]:
+    """The comparison at eight depths: ``resnet-jax lab depth`` shows from which on a plain network stops learning."""
+    kinds, each = (("plain", NoShortcut), ("ResNet", ZeroPad)), (8, 14, 20, 26, 32, 38, 44, 56)
+    return tuple(_experiment(f"{name}-{depth}", depth, shortcut) for name, shortcut in kinds for depth in each)

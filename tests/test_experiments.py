@@ -153,6 +153,7 @@ RECIPES = {
     "huang2017_densenet.cifar10_plain_images": DENSE,
     "huang2017_densenet.cifar100_plain_images": DENSE,
     "huang2017_densenet.imagenet": (*TABLE_5[:-1], True),
+    "veit2016_paths.table": TABLES_1_TO_4,
 }
 # Table 4 of He et al. 2016 changes the batch: as many images, so twice the steps.
 BATCH_64 = (128_000, (64_000, 96_000), 0.1, 400, 64, 32, 1e-4, False)
@@ -195,13 +196,13 @@ def test_data_are_the_papers(name: str) -> None:
         assert (cell.data.pad, cell.data.flip) == ((0, False) if plain else (0, True) if imagenet else (4, True))
         assert cell.data.validation_examples == (5000 if name.startswith("huang2016") else 0)
         if not imagenet:
-            assert cell.data.normalization == ("pixel_mean" if name.startswith("he20") else "channel")
+            assert cell.data.normalization == ("pixel_mean" if name.startswith(("he20", "veit2016")) else "channel")
         else:
             # Table 5's crops of 320 pixels have no mean image of 224.
             known = {"he2015_imagenet": "pixel_mean", "he2016_imagenet": "channel"}
             assert cell.data.normalization == known.get(name.partition(".")[0], "imagenet")
             assert cell.evaluation.protocol == ("320/320" if name == "he2016_imagenet.table5" else "256/224")
-        assert cell.evaluation.training_images == (name.split(".")[0] in ("he2016_shortcuts", "he2016_orders"))
+        assert cell.evaluation.training_images == name.startswith(("he2016_shortcuts", "he2016_orders", "veit2016"))
 
 
 @pytest.mark.parametrize("depth", [20, 110])
@@ -253,6 +254,15 @@ def test_stochastic_depth_is_all_that_differs_from_constant_depth() -> None:
             constant, stochastic = cells
             assert differing(constant, stochastic) == {"name", "model.stochastic_depth.survival"}
             assert (constant.model.stochastic_depth.survival, stochastic.model.stochastic_depth.survival) == (1, 0.5)
+
+
+def test_veits_networks_are_he2016s_and_differ_in_the_units_kept_alone() -> None:
+    """papers.md A7: 23 of the 54 modules for each batch."""
+    full, effective = STUDIES["veit2016_paths.table"]
+    (theirs,) = (cell for cell in STUDIES["he2016_orders.table2"] if cell.name == "pre-activation-110")
+    assert differing(theirs, full) == {"name"}
+    assert differing(full, effective) == {"name", "model.stochastic_depth.kept"}
+    assert (effective.model.stochastic_depth.kept, sum(effective.model.stages)) == (23, 54)
 
 
 def test_dropout_thins_the_dense_branches_of_plain_images_alone() -> None:

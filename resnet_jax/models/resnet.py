@@ -83,7 +83,7 @@ class ResNet(nnx.Module):
         if min(*features, stem_features or 1, num_classes, in_features) < 1:
             given = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
             raise UserError(f"{given}: every width is at least 1")
-        stochastic_depth.check()
+        stochastic_depth.check(sum(stages))
         self.dtype, self.stochastic_depth = dtype, stochastic_depth
         self.units = units = sum(stages)
         conv = functools.partial(Conv, gradients=execution.convolution)

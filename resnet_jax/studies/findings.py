@@ -1,6 +1,7 @@
 """What a look inside networks found: tables, data and a figure in a folder, and a section of the report page about the runs there."""
 
 import csv
+import datetime
 import io
 import json
 import math
@@ -14,10 +15,13 @@ from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
+from resnet_jax.training import environment
 from resnet_jax.training.workdir import write_text
 
 FOLDER = "lab"
 """Of a run's folder: where its findings lie, and are looked for by the report."""
+KIND = "finding"
+"""Of a file of results."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,24 @@ class Finding:
     data: Mapping[str, Any]
     """All of it, arrays too, for JSON."""
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
+    def plain(self, command: str) -> dict[str, Any]:
+        """For JSON, with the command that found it, the date, and what it was found on."""
         described = {name: getattr(self, name) for name in ("name", "title", "caption")}
-        return plain(described | {"tables": [asdict(table) for table in self.tables], "data": self.data})
+        found = {"kind": KIND, **described, "date": datetime.date.today().isoformat(), "command": command, **environment.describe()}
+        return plain(found | {"tables": [asdict(table) for table in self.tables], "data": self.data})
 
 
 @dataclass(frozen=True)
 class Section:
     """A finding as it was read back."""
 
-    name: str
     title: str
     caption: str
     tables: tuple[Table, ...]
     svg: str
 
 
-def write(finding: Finding, draw: Callable[[], Figure], folder: Path) -> list[Path]:
+def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
     """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``. ``draw`` is called within ``figures.style``.
 
     Raises:
@@ -82,7 +86,7 @@ def write(finding: Finding, draw: Callable[[], Figure], folder: Path) -> list[Pa
         figure = draw()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(files[0], json.dumps(finding.plain(), indent=1, allow_nan=False) + "\n")
+            write_text(files[0], json.dumps(finding.plain(command), allow_nan=False) + "\n")
             write_text(files[1], text.getvalue())
             figure.savefig(files[2], metadata={"Date": None})
             figure.savefig(files[3], dpi=200)
@@ -101,13 +105,16 @@ def read(folders: Iterable[Path]) -> list[Section]:
     for file in (file for folder in folders for file in sorted((folder / FOLDER).glob("*.json"))):
         try:
             text = json.loads(file.read_text())
-            tables = tuple(
-                Table(table["title"], tuple(table["columns"]), tuple(tuple(row) for row in table["rows"])) for table in text["tables"]
-            )
-            found.append(Section(text["name"], text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()))
+            tables = tuple(map(table, text["tables"]))
+            found.append(Section(text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file} is damaged, or its figure is gone ({error!r}): delete it, or call its command again") from error
     return found
+
+
+def table(written: Mapping[str, Any]) -> Table:
+    """One as it stands in JSON."""
+    return Table(written["title"], tuple(written["columns"]), tuple(map(tuple, written["rows"])))
 
 
 def plain(value: Any) -> Any:

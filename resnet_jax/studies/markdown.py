@@ -7,7 +7,7 @@ from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.studies import cells as cells_lib
-from resnet_jax.studies import committed
+from resnet_jax.studies import committed, findings
 from resnet_jax.studies.cells import Cell, difference
 
 _BEGIN, _END = "<!-- results ", "<!-- end -->"
@@ -57,7 +57,7 @@ def table(path: Path, link: str) -> str:
     if kind == "study":
         lines, where = _study(cells_lib.collect([path])), committed.read(path)
     else:
-        lines, where = TABLES[kind](found["rows"]), [found | {"device": found["devices"]}]
+        lines, where = TABLES[kind](found["tables" if kind == findings.KIND else "rows"]), [found | {"device": found["devices"]}]
     return (
         "\n".join(
             [*lines, "", f"`{found['command']}`; {_where(where)}; {found['date']}; [data]({link}). {found.get('reduced', '')}".rstrip()]
@@ -203,6 +203,14 @@ def _program(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _finding(tables: list[dict[str, Any]]) -> list[str]:
+    """The first of what a look inside networks found."""
+    first = findings.table(tables[0])
+    shown = [[cell.replace("|", "\\|") for cell in row] for row in first.cells()]
+    rows = (first.columns, ["---"] * len(first.columns), *shown)
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
 def _speed(row: dict[str, Any], digits: int = 0) -> str:
     """Milliseconds with their range, and images a second to so many digits: two cells."""
     middle, least, most = (1e3 * row[name] for name in ("seconds", "seconds_least", "seconds_most"))
@@ -224,4 +232,5 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "input": _input,
     "plan": _plan,
     "program": _program,
+    findings.KIND: _finding,
 }

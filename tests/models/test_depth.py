@@ -16,6 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, ResNet, StochasticDepth
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.shortcuts import ZeroPad
+from resnet_jax.training import resolved
 
 STAGES = (2, 1)
 NETWORK: dict[str, Any] = dict(stages=STAGES, features=(3, 4), shortcut=ZeroPad, num_classes=3, in_features=2)
@@ -130,3 +131,71 @@ def test_drop_path_draws_for_every_image() -> None:
     rows = {tuple(column) for column in np.asarray(drawn).T}
     assert len(rows) > 2
     assert len(np.unique(np.round(logits, 4), axis=0)) == len(rows)
+
+
+@pytest.mark.parametrize("scaled", ["test", "training"])
+def test_exactly_so_many_units_are_kept_and_each_as_often_as_any_other(scaled: Any) -> None:
+    """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 units 2: each with probability 0.4, and of any two
+    both with 2/5 x 1/4 = 0.1.
+    """
+    depth, draws = StochasticDepth(kept=2, scaled=scaled), 4000
+    draw = jax.jit(jax.vmap(lambda key: depth.multipliers(5, 3, train=True, key=key)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
+    assert drawn.shape == (draws, 5, 1)
+    if scaled == "training":
+        drawn = drawn * np.float32(0.4)
+    drawn = drawn[..., 0].round(5)
+    assert set(np.unique(drawn)) == {0, 1}
+    np.testing.assert_array_equal(drawn.sum(1), np.full(draws, 2))
+    together = drawn.T @ drawn / draws
+    expected = np.where(np.eye(5), 0.4, 0.1)
+    np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
+
+
+@pytest.mark.parametrize(("scaled", "factors"), [("test", [2 / 3] * 3), ("training", None)])
+def test_at_test_time_branches_are_scaled_by_the_share_of_units_kept_or_were_while_training(scaled: Any, factors: Any) -> None:
+    model, x = model_with(StochasticDepth(kept=2, scaled=scaled), "scan"), random(2, 5, 4, 2)
+    close(model(jnp.asarray(x)), network(variables(model), x, STAGES, multipliers=factors)[1])
+
+
+def test_a_training_network_is_one_of_the_subnetworks_with_so_many_units() -> None:
+    model, x = model_with(StochasticDepth(kept=2)), random(2, 5, 4, 2)
+    two = [kept for kept in itertools.product((0, 1), repeat=3) if sum(kept) == 2]
+    allowed = [network(variables(model), x, STAGES, multipliers=kept, train=True)[1] for kept in two]
+    graphdef, state = nnx.split(model)
+
+    def run(key: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state, copy=True)(jnp.asarray(x), train=True, key=key)
+
+    compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
+    seen = set()
+    for logits in compiled(jax.random.split(jax.random.key(1), 30)):
+        same = [np.allclose(logits, each, rtol=0, atol=2e-5 * np.abs(each).max()) for each in allowed]
+        assert sum(same) == 1
+        seen.add(same.index(True))
+    assert len(seen) == 3
+
+
+def test_units_kept_need_a_key_while_training_and_are_not_said_where_there_are_none() -> None:
+    """Resolved experiments from before stay what they were."""
+    with pytest.raises(UserError, match="stochastic depth is random while training: .*key="):
+        StochasticDepth(kept=2).multipliers(3, 1, train=True, key=None)
+    assert "kept" not in resolved.resolve(StochasticDepth(survival=0.5))
+    written = resolved.resolve(StochasticDepth(kept=23))
+    assert written["kept"] == 23
+    assert resolved.restore(StochasticDepth, written) == StochasticDepth(kept=23)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kept": -1}, "kept is -1; give 1 to 3"),
+        ({"kept": 4}, "kept is 4; give 1 to 3"),
+        ({"kept": 2, "survival": 0.5}, "kept is 2, survival 0.5 .*leave survival at 1"),
+        ({"kept": 2, "drops": "image"}, "drops 'image': .*leave .* drops at 'batch'"),
+    ],
+)
+def test_numbers_kept_that_cannot_be_are_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        jax.eval_shape(lambda: nnx.split(ResNet(**NETWORK, stochastic_depth=StochasticDepth(**given), rngs=nnx.Rngs(0))))
+    assert "\n" not in str(error.value)

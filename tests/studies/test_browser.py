@@ -122,12 +122,12 @@ def look_inside(run: Path) -> None:
         planned = lesions_lib.plan([range(3), range(3, 4), range(4, 6)], draws=3)
         lesioned[name] = [(lesion, float(8 + 40 * number + 10 * len(lesion.deleted) * drawn.random())) for lesion in planned]
     seconds = dict.fromkeys(lesioned, 12.5)
-    findings.write(lesions_command.described(lesioned, seconds, [1000, 1000]), lambda: lab_figures.lesions(lesioned), run / "lab")
+    findings.write(lesions_command.described(lesioned, seconds, [1000, 1000]), "", lambda: lab_figures.lesions(lesioned), run / "lab")
     responses = {
         name: Responses(tuple(f"unit{layer}" for layer in range(19)), *(drawn.uniform(0.1, 2, size) for size in (19, 9, 9, 9)))
         for name in lesioned
     }
-    findings.write(responses_command.described(responses, [1000, 1000]), lambda: lab_figures.responses(responses), run / "lab")
+    findings.write(responses_command.described(responses, [1000, 1000]), "", lambda: lab_figures.responses(responses), run / "lab")
 
 
 def framed(page: Path, folder: Path, width: int, height: int) -> Path:

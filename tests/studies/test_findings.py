@@ -35,9 +35,11 @@ def drawn() -> Figure:
 
 
 def test_four_files_are_written_and_read_back(tmp_path: Path) -> None:
-    files = findings.write(FINDING, drawn, tmp_path / findings.FOLDER)
+    files = findings.write(FINDING, "resnet-jax lab made_up", drawn, tmp_path / findings.FOLDER)
     assert [file.name for file in files] == ["made_up.json", "made_up.csv", "made_up.svg", "made_up.png"]
-    assert json.loads(files[0].read_text())["data"] == {"a": {"values": [1.5, None], "count": 3, "order": [1, 0]}}
+    written = json.loads(files[0].read_text())
+    assert (written["kind"], written["command"]) == ("finding", "resnet-jax lab made_up")
+    assert written["data"] == {"a": {"values": [1.5, None], "count": 3, "order": [1, 0]}}
     assert list(csv.DictReader(files[1].read_text().splitlines())) == [
         {"network": "a", "error": "12.34567"},
         {"network": "b", "error": "nan"},
@@ -52,7 +54,7 @@ def test_what_lies_beside_a_run_stands_in_its_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", experiment("resnet-20", 20), 0, 8.5)
     report.write(collect([tmp_path]), tmp_path / "report.html", study={})
     assert "Laboratory" not in (tmp_path / "report.html").read_text()
-    findings.write(FINDING, drawn, tmp_path / "run" / findings.FOLDER)
+    findings.write(FINDING, "resnet-jax lab made_up", drawn, tmp_path / "run" / findings.FOLDER)
     report.write(collect([tmp_path]), tmp_path / "report.html", study={})
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
@@ -64,7 +66,7 @@ def test_what_lies_beside_a_run_stands_in_its_report(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["made_up.json", "made_up.svg"])
 def test_a_finding_that_is_damaged_is_said(tmp_path: Path, damage: str) -> None:
-    findings.write(FINDING, drawn, tmp_path / findings.FOLDER)
+    findings.write(FINDING, "resnet-jax lab made_up", drawn, tmp_path / findings.FOLDER)
     (tmp_path / findings.FOLDER / damage).unlink() if damage.endswith("svg") else (tmp_path / findings.FOLDER / damage).write_text("{")
     with pytest.raises(UserError, match=r"made_up\.json is damaged, or its figure is gone .* call its command again"):
         findings.read([tmp_path])
@@ -73,4 +75,4 @@ def test_a_finding_that_is_damaged_is_said(tmp_path: Path, damage: str) -> None:
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written .* name another folder, --to DIR"):
-        findings.write(FINDING, drawn, tmp_path / "file" / "lab")
+        findings.write(FINDING, "resnet-jax lab made_up", drawn, tmp_path / "file" / "lab")

@@ -360,6 +360,16 @@ def test_the_table_of_programs(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_of_a_finding_is_its_first(tmp_path: Path) -> None:
+    tables = [
+        {"title": "first", "columns": ["network", "error %"], "rows": [["a|b", 12.34567], ["c", None]]},
+        {"title": "second", "columns": ["unit"], "rows": [[0]]},
+    ]
+    written = bench(tmp_path / "lesions.json", "finding")
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"kind": "finding", "tables": tables}))
+    assert table(written).startswith("| network | error % |\n| --- | --- |\n| a\\|b | 12.35 |\n| c |  |\n")
+
+
 def test_every_row_has_as_many_cells_as_its_heading(tmp_path: Path) -> None:
     """A bar in a cell's name would begin another one."""
     named = experiment("a|b", 20)

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> None:
         for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True)
     }
     finding = described(found, [len(examples) for _, examples in chosen], options.change)
-    output.show(finding, lambda: figures.identity(found), options, options.sources)
+    output.show(finding, lambda: figures.identity(found), options, options.sources, arguments)
 
 
 def described(found: "Mapping[str, Identity]", images: Sequence[int], change: float) -> "Finding":

@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
         seconds[name] = time.perf_counter() - began
         found[name] = list(zip(planned, errors.tolist(), strict=True))
     finding = described(found, seconds, [len(examples) for _, examples in chosen])
-    output.show(finding, lambda: figures.lesions(found), options, options.sources)
+    output.show(finding, lambda: figures.lesions(found), options, options.sources, arguments)
 
 
 def described(found: "Mapping[str, Sequence[tuple[Lesion, float]]]", seconds: Mapping[str, float], images: Sequence[int]) -> "Finding":

@@ -1,6 +1,7 @@
 """What every command of the laboratory ends in: tables or JSON on stdout, and files beside the run that was looked at."""
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,19 @@ class Output:
     """Print everything as JSON instead of the tables."""
 
 
-def show(finding: "Finding", draw: Callable[[], "Figure"], options: Output, sources: Sequence[Path]) -> None:
+def show(finding: "Finding", draw: Callable[[], "Figure"], options: Output, sources: Sequence[Path], arguments: Sequence[str]) -> None:
     """Prints and writes; neither a folder that cannot be written nor a reader that has gone away loses what was measured."""
     from resnet_jax.studies import findings
     from resnet_jax.training import start
 
     runs = [source for source in sources if start.is_run(source)]
     folder = options.to or (runs[0] / findings.FOLDER if runs else None)
+    command = shlex.join(["resnet-jax", "lab", finding.name, *arguments])
     try:
-        files = findings.write(finding, draw, folder) if folder else []
+        files = findings.write(finding, command, draw, folder) if folder else []
     finally:
         if options.json:
-            print(json.dumps(finding.plain(), allow_nan=False))
+            print(json.dumps(finding.plain(command), allow_nan=False))
         else:
             _print(finding)
     if files and not options.json:

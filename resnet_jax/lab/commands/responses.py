@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
             found[name_then] = responses.measure(weights, examples, batch_size=options.batch_size)
             images.append(len(examples))
     finding = described(found, images)
-    output.show(finding, lambda: figures.responses(found), options, options.sources)
+    output.show(finding, lambda: figures.responses(found), options, options.sources, arguments)
 
 
 def described(found: "Mapping[str, Responses]", images: Sequence[int]) -> "Finding":
