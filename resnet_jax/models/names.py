@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from resnet_jax import configured, references
-from resnet_jax.configured import Configured, Factory
+from resnet_jax.configured import LATER, Configured, Factory
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import branches, catalog, norms, orders, shortcuts, stems, transitions
 from resnet_jax.models.architecture import Architecture
@@ -63,9 +63,15 @@ def write(architecture: Architecture) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Configured | type):
             return name_of(value)
-        return dataclasses.asdict(value) if isinstance(value, StochasticDepth) else value
+        return _depth(value) if isinstance(value, StochasticDepth) else value
 
     return {name: plain(value) for name, value in fields.items()}
+
+
+def _depth(value: StochasticDepth) -> dict[str, Any]:
+    # Cards from before, and versions that read them, do not know what came later.
+    said = [f.name for f in dataclasses.fields(value) if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)]
+    return {name: getattr(value, name) for name in said}
 
 
 def read(written: dict[str, Any]) -> Architecture:
@@ -87,7 +93,7 @@ def read(written: dict[str, Any]) -> Architecture:
         "num_classes": _are_sizes((made.num_classes,)),
         "output_stride": _are_sizes((made.output_stride,)),
         "dtype": made.dtype in ("float32", "bfloat16"),
-        "stochastic_depth": isinstance(depth, StochasticDepth) and type(depth.survival) in (int, float),
+        "stochastic_depth": isinstance(depth, StochasticDepth) and type(depth.survival) in (int, float) and type(depth.kept) is int,
         **{name: isinstance(getattr(made, name), type | Configured) for name, hint in _hints().items() if _is_part(hint)},
     }
     wrong = [name for name, is_sane in sane.items() if not is_sane]

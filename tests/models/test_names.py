@@ -47,6 +47,7 @@ def test_without_fields_it_is_the_network_of_the_catalog() -> None:
         ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
         ({"output_stride": 8}, {"output_stride": 8}),
         ({"stochastic_depth": StochasticDepth(survival=0.5)}, {"stochastic_depth": StochasticDepth(survival=0.5)}),
+        ({"stochastic_depth": StochasticDepth(kept=3)}, {"stochastic_depth": StochasticDepth(kept=3)}),
         ({"branch": "Bottleneck"}, {"branch": Bottleneck}),
         ({"branch": "BottleneckV15(base_width=100)"}, {"branch": configured(BottleneckV15, base_width=100)}),
         ({"branch": "Branch(kernels=(3, 1, 3))"}, {"branch": configured(Branch, kernels=(3, 1, 3))}),
@@ -223,7 +224,8 @@ def test_a_part_of_ones_own_is_written_by_its_reference_and_never_read(tmp_path:
         ({"features": [-1]}, "this describes no network.*: features"),
         ({"num_classes": 2**40}, "this describes no network.*: num_classes"),
         ({"dtype": "float64"}, "this describes no network"),
-        ({"stochastic_depth": {"kept": 1}}, "this describes no network"),
+        ({"stochastic_depth": {"keeps": 1}}, "this describes no network"),
+        ({"stochastic_depth": {"kept": "1"}}, "this describes no network"),
     ],
 )
 def test_what_describes_no_network_is_refused(fields: dict[str, Any], reason: str) -> None:

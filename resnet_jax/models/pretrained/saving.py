@@ -102,10 +102,10 @@ def _places(weights: Pretrained, chosen: Convention) -> list[Place]:
     if odd:
         raise UserError(f"{chosen.name} squeezes to multiples of 8 channels, this network to {odd[0].shape[0]} (branch: reduction)")
     depth = ours.stochastic_depth
-    if depth.survival != 1 and depth.scaled == "test":
+    if (depth.survival != 1 or depth.kept) and depth.scaled == "test":
         raise UserError(
-            f"stochastic_depth scales the branches of this network when it is tested (survival {depth.survival}), which {chosen.name} does "
-            'not do: only what was trained with stochastic_depth.scaled="training" can be exported'
+            f"stochastic_depth scales the branches of this network when it is tested (survival {depth.survival}, kept {depth.kept}), which "
+            f'{chosen.name} does not do: only what was trained with stochastic_depth.scaled="training" can be exported'
         )
     return places
 
