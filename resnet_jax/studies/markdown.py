@@ -128,6 +128,23 @@ def _runs(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _dispatches(rows: list[dict[str, Any]]) -> list[str]:
+    names = ("network", "arrays of state", "steps a call", "host ms a call", "host ms a step", "ms a step in all")
+    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    for row in rows:
+        middle, least, most = (1e3 * row[f"host_{name}"] for name in ("seconds", "seconds_least", "seconds_most"))
+        cells = [
+            row["network"],
+            str(row["arrays"]),
+            str(row["steps"]),
+            f"{middle:.2f} ({least:.2f} to {most:.2f})",
+            f"{1e3 * row['host_seconds_a_step']:.3f}",
+            f"{1e3 * row['seconds_a_step']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _layers(rows: list[dict[str, Any]]) -> list[str]:
     named = ("forward", "images", "kernel", "kernel_plain", "torch_forward", "torch_images", "torch_kernel")
     lines = [f"| network | convolution | times | {' | '.join(name.replace('_', ' ') for name in named)} |", "|" + "---|" * (3 + len(named))]
@@ -227,6 +244,7 @@ TABLES: dict[str, Callable[[Any], list[str]]] = {
     "step": _peers,
     "layers": _layers,
     "run": _runs,
+    "dispatch": _dispatches,
     "execution": _executions,
     "compile": _compilation,
     "input": _input,

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from resnet_jax import models
 from resnet_jax.bench import compilation
+from resnet_jax.bench.workload import Workload
 from resnet_jax.errors import UserError
 
 OPTIONS = {"blocks": ["scan"], "remat": False, "batch_size": 2}
@@ -42,3 +44,14 @@ def test_what_cannot_be_compiled_is_said_with_its_reason(monkeypatch: pytest.Mon
     monkeypatch.setattr(compilation.sys, "executable", "false")
     with pytest.raises(RuntimeError, match=r"depth 8 \(scan\) did not compile: exit code 1"):
         next(compilation.table("cifar_resnet", [8], **OPTIONS, limit=300))
+
+
+def test_the_step_of_1202_layers_has_the_operations_of_that_of_20() -> None:
+    """What XLA compiles does not grow with depth where the units of a stage are one scan; seconds are in `bench compile`'s tables."""
+    execution = models.Execution(blocks="scan")
+
+    def lowered(depth: int) -> int:
+        work = Workload(models.architecture("cifar_resnet", depth), 2, execution)
+        return compilation.operations(work.step.trace(work.abstract_state, work.abstract_batch()).lower().as_text())
+
+    assert lowered(1202) <= 1.01 * lowered(20)

@@ -70,6 +70,16 @@ RUN_ROW = {
     "seconds": 183.96,
     "extrapolated": True,
 }
+DISPATCH_ROW = {
+    "network": "resnet50_v15",
+    "steps": 10,
+    "arrays": 163,
+    "host_seconds": 0.00234,
+    "host_seconds_least": 0.00221,
+    "host_seconds_most": 0.0041,
+    "host_seconds_a_step": 0.000234,
+    "seconds_a_step": 0.1462,
+}
 PROGRAM_ROW = {
     "network": "cifar_resnet20",
     "batch_size": 128,
@@ -200,7 +210,7 @@ def test_a_missing_file_is_answered_with_the_nearest_and_nothing_is_written(tmp_
     [
         (
             '{"kind": "lesion"}',
-            "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, run, execution, compile",
+            "r.json holds results of kind 'lesion'; tables can be made of study, seeds, step, layers, run, dispatch, execution",
         ),
         ('{"benchmark": "stepp", "rows": []}', "r.json holds results of kind 'stepp'"),
         ('{"rows": []}', "r.json holds results of kind None"),
@@ -354,6 +364,12 @@ def test_the_table_of_whole_runs(tmp_path: Path) -> None:
     ]
 
 
+def test_the_table_of_dispatches(tmp_path: Path) -> None:
+    assert lines(table(bench(tmp_path / "dispatch.json", "dispatch", DISPATCH_ROW))) == [
+        ["resnet50_v15", "163", "10", "2.34 (2.21 to 4.10)", "0.234", "146.2"]
+    ]
+
+
 def test_the_table_of_programs(tmp_path: Path) -> None:
     assert lines(table(bench(tmp_path / "program.json", "program", PROGRAM_ROW))) == [
         ["cifar_resnet20", "128", "gpu:h100", "explicit", "100", "1,305", "6.8", "112"]
@@ -379,7 +395,7 @@ def test_every_row_has_as_many_cells_as_its_heading(tmp_path: Path) -> None:
         bench(tmp_path / "step.json", "execution", STEP_ROW),
         bench(tmp_path / "seeds.json", "seeds", SEEDS_ROW),
     ]
-    kinds = {"compile": COMPILE_ROW, "step": PEER_ROW, "run": RUN_ROW, "program": PROGRAM_ROW}
+    kinds = {"compile": COMPILE_ROW, "step": PEER_ROW, "run": RUN_ROW, "dispatch": DISPATCH_ROW, "program": PROGRAM_ROW}
     files += [bench(tmp_path / f"{kind}.json", kind, row) for kind, row in kinds.items()]
     for file in files:
         bars = {line.replace(r"\|", "").count("|") for line in table(file).splitlines() if line.startswith("|")}
