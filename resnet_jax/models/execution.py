@@ -24,6 +24,8 @@ class Execution:
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
     normalization: Gradients = field(default="auto", metadata={LATER: True})
     """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit on GPU."""
+    pooling: Gradients = field(default="auto", metadata={LATER: True})
+    """Gradients of the stem's max-pooling: XLA's own (plain) or written out (explicit). auto: explicit on GPU."""
     stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
     """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
     remat: bool = False

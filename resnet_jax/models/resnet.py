@@ -91,7 +91,7 @@ class ResNet(nnx.Module):
         parts: dict[str, Any] = {"order": order, "conv": conv, "norm": asking.bound(norm, gradients=execution.normalization)}
         width = stem_features or features[0]
         stem_conv = functools.partial(conv, space_to_depth=execution.stem == "space_to_depth")
-        self.stem = asking.make(stem, in_features, width, **parts | {"conv": stem_conv}, rngs=rngs)
+        self.stem = asking.make(stem, in_features, width, **parts | {"conv": stem_conv, "pooling": execution.pooling}, rngs=rngs)
         widths = {"stem": width}
         transitions, built = [], []
         strides = stage_strides(len(stages), output_stride, self.stem, configured_parts(transition)[0])

@@ -6,9 +6,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.convolution import Gradients, Pairs
 from resnet_jax.models.layers import Conv, ConvFactory, NormFactory
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Order, Original, Sequence
+from resnet_jax.models.pooling import max_pool
 
 Images = Float[Array, "n h w c"]
 Entered = Float[Array, "n ho wo co"]
@@ -40,6 +42,7 @@ class ImageNetStem(nnx.Module):
     """7x7 convolution and 3x3 max-pooling, each at stride 2. He et al. 2015, Table 1."""
 
     stride: ClassVar[int] = 4
+    pooled: ClassVar[Pairs] = ((1, 1), (1, 1))
 
     def __init__(
         self,
@@ -49,21 +52,21 @@ class ImageNetStem(nnx.Module):
         order: type[Order] = Original,
         conv: ConvFactory = Conv,
         norm: NormFactory = BatchNorm,
+        pooling: Gradients = "auto",
         rngs: nnx.Rngs,
     ):
+        self.pooling: Gradients = pooling
         self.conv = conv(in_features, features, 7, 2, rngs=rngs)
         self.after = Sequence(order.before_pooling, features, norm=norm, rngs=rngs)
 
     def __call__(self, x: Images, *, train: bool = False) -> Entered:
-        return _max_pooled(self.after(self.conv(x), train=train))
+        return max_pool(self.after(self.conv(x), train=train), self.pooled, self.pooling)
 
 
 class CeilPooledStem(ImageNetStem):
     """The same, pooled as in He et al.'s released models for Caffe: windows begin at the first pixel, the last may hang over the edge."""
 
-    def __call__(self, x: Images, *, train: bool = False) -> Entered:
-        x = self.after(self.conv(x), train=train)
-        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((0, 1), (0, 1)))  # pyright: ignore[reportArgumentType]
+    pooled = ((0, 1), (0, 1))
 
 
 class DeepStem(nnx.Module):
@@ -79,8 +82,10 @@ class DeepStem(nnx.Module):
         order: type[Order] = Original,
         conv: ConvFactory = Conv,
         norm: NormFactory = BatchNorm,
+        pooling: Gradients = "auto",
         rngs: nnx.Rngs,
     ):
+        self.pooling: Gradients = pooling
         half = features // 2
         if not half:
             raise UserError(f"a deep stem begins half as wide as it ends, which {features} features cannot be halved for: use 2 or more")
@@ -91,8 +96,4 @@ class DeepStem(nnx.Module):
     def __call__(self, x: Images, *, train: bool = False) -> Entered:
         for conv, after in zip(self.convs, self.after, strict=True):
             x = after(conv(x), train=train)
-        return _max_pooled(x)
-
-
-def _max_pooled(x: Images) -> Entered:
-    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        return max_pool(x, ((1, 1), (1, 1)), self.pooling)

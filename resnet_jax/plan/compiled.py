@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from resnet_jax.configured import configured, parts
 from resnet_jax.errors import UserError
-from resnet_jax.models import convolution, moments
+from resnet_jax.models import convolution, moments, pooling
 from resnet_jax.plan import arithmetic, program_text
 from resnet_jax.plan.program_text import Traffic
 from resnet_jax.training import mesh as mesh_lib
@@ -44,6 +44,7 @@ class Variant:
             blocks="scan" if execution.scans(sum(model.stages), platform) else "loop",
             convolution=convolution.form_of(execution.convolution, convolution.WRITTEN_FOR, platform),
             normalization=convolution.form_of(execution.normalization, moments.WRITTEN_FOR, platform),
+            pooling=convolution.form_of(execution.pooling, pooling.WRITTEN_FOR, platform),
         )
         # Scores run in another program; their batches only have to be shared alike.
         evaluation = dataclasses.replace(experiment.evaluation, batch_size=batch)

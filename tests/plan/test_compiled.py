@@ -81,18 +81,21 @@ def test_streamed_experiments_take_what_arrives() -> None:
 @pytest.mark.parametrize(
     ("platform", "units", "expected"),
     [
-        ("tpu", 100, ("loop", "plain", "plain")),
-        ("gpu", 101, ("scan", "plain", "explicit")),
-        ("cpu", 3, ("scan", "explicit", "plain")),
+        ("tpu", 100, ("loop", "plain", "plain", "plain")),
+        ("gpu", 101, ("scan", "plain", "explicit", "explicit")),
+        ("cpu", 3, ("scan", "explicit", "plain", "plain")),
     ],
 )
-def test_what_is_left_to_the_machine_is_decided_for_the_other_one(platform: str, units: int, expected: tuple[str, str, str]) -> None:
+def test_what_is_left_to_the_machine_is_decided_for_the_other_one(platform: str, units: int, expected: tuple[str, ...]) -> None:
     experiment = dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, stages=(units,), features=(4,)))
     decided = Variant(2, group_size=2).of(experiment, 8, platform)
-    assert (decided.execution.blocks, decided.execution.convolution, decided.execution.normalization) == expected
+    made = decided.execution
+    assert (made.blocks, made.convolution, made.normalization, made.pooling) == expected
     assert (decided.batch_size, decided.evaluation.batch_size) == (16, 16)
     assert decided.model.norm == configured(BatchNorm, group_size=2)
-    asked = dataclasses.replace(experiment, execution=Execution(blocks="loop", convolution="explicit", normalization="plain"))
+    asked = dataclasses.replace(
+        experiment, execution=Execution(blocks="loop", convolution="explicit", normalization="plain", pooling="plain")
+    )
     assert Variant(2).of(asked, 8, platform).execution == asked.execution
 
 
