@@ -37,17 +37,13 @@ def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab landscape", Options, arguments)
     options.check("landscape", options.sources)
-    from rich.progress import Progress
-
-    from resnet_jax.console import err
     from resnet_jax.lab import figures, landscape, subjects
 
     chosen = [subjects.load(source, options) for source in options.sources]
     found, seconds = {}, {}
     for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True):
         began = time.perf_counter()
-        with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-            task = progress.add_task(name, total=options.points**2)
+        with output.progress(name, options.points**2) as told:
             found[name] = landscape.measure(
                 weights,
                 examples,
@@ -55,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
                 reach=options.reach,
                 seed=options.seed,
                 batch_size=options.batch_size,
-                told=lambda done, progress=progress, task=task: progress.update(task, completed=done),
+                told=told,
             )
         seconds[name] = time.perf_counter() - began
     images = [len(examples) for _, examples in chosen]

@@ -46,9 +46,6 @@ def run(arguments: Sequence[str]) -> None:
     if options.draws < 1 or min(options.deleted, options.exchanged) < 0:
         given = f"--draws is {options.draws}, --deleted {options.deleted}, --exchanged {options.exchanged}"
         raise UserError(f"{given}; give at least 1 draw, and 0 or more units and pairs")
-    from rich.progress import Progress
-
-    from resnet_jax.console import err
     from resnet_jax.lab import figures, lesions, subjects
 
     chosen = [subjects.load(source, options) for source in options.sources]
@@ -62,14 +59,13 @@ def run(arguments: Sequence[str]) -> None:
             seed=options.seed,
         )
         began = time.perf_counter()
-        with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-            task = progress.add_task(name, total=len(planned))
+        with output.progress(name, len(planned)) as told:
             errors = lesions.measure(
                 weights,
                 examples,
                 planned,
                 batch_size=options.batch_size,
-                told=lambda done, progress=progress, task=task: progress.update(task, completed=done),
+                told=told,
             )
         seconds[name] = time.perf_counter() - began
         found[name] = list(zip(planned, errors.tolist(), strict=True))

@@ -1,8 +1,9 @@
 """What every command of the laboratory ends in: tables or JSON on stdout, and files beside the run that was looked at."""
 
+import contextlib
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,18 @@ class Output:
     shows what lies there. Of imported weights nothing is written then."""
     json: bool = False
     """Print everything as JSON instead of the tables."""
+
+
+@contextlib.contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A live line in a terminal; yields what is told the number done."""
+    from rich.progress import Progress
+
+    from resnet_jax.console import err
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as shown:
+        task = shown.add_task(name, total=total)
+        yield lambda done: shown.update(task, completed=done)
 
 
 def show(finding: "Finding", draw: Callable[[], "Figure"], options: Output, sources: Sequence[Path], arguments: Sequence[str]) -> None:

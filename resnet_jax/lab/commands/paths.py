@@ -43,24 +43,20 @@ def run(arguments: Sequence[str]) -> None:
     options.check("paths", options.sources)
     if options.draws < 1:
         raise UserError(f"--draws is {options.draws}; give at least 1")
-    from rich.progress import Progress
-
-    from resnet_jax.console import err
     from resnet_jax.lab import figures, paths, subjects
 
     chosen = [subjects.load(source, options) for source in options.sources]
     found, seconds = {}, {}
     for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True):
         began = time.perf_counter()
-        with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-            task = progress.add_task(name, total=options.draws * (sum(weights.architecture.stages) + 1))
+        with output.progress(name, options.draws * (sum(weights.architecture.stages) + 1)) as told:
             found[name] = paths.measure(
                 weights,
                 examples,
                 draws=options.draws,
                 batch_size=options.batch_size,
                 seed=options.seed,
-                told=lambda done, progress=progress, task=task: progress.update(task, completed=done),
+                told=told,
             )
         seconds[name] = time.perf_counter() - began
     finding = described(found, seconds, [len(examples) for _, examples in chosen])
