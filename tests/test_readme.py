@@ -99,10 +99,10 @@ def test_the_tables_of_the_readme_are_those_of_the_committed_results() -> None:
 def test_committed_results_say_where_and_how_they_were_found(path: Path) -> None:
     """Device, versions, commit and command; none of a machine's own folders."""
     text = json.loads(path.read_text())
-    where = text["common"] if text.get("kind") == "study" else text
-    assert where.get("device") or where.get("devices")
-    assert {"jax", "flax", "python"} <= where["versions"].keys()
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", where["commit"])
+    for where in [text["common"] | each for each in text["results"]] if text.get("kind") == "study" else [text]:
+        assert where.get("device") or where.get("devices")
+        assert {"jax", "flax", "python"} <= where["versions"].keys()
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", where["commit"])
     assert text["command"].startswith("resnet-jax ")
     assert path.name in README, "a result that the README does not show"
     assert not re.search(r"/(tmp|home|work|root|Users)/", path.read_text())
