@@ -1,5 +1,6 @@
 """A network of three units with statistics that change something, its plain twin, and the images that it is looked at with."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ EXAMPLES = Examples(_DRAWN.integers(0, 256, (5, 6, 6, 3), np.uint8), np.array([0
 MANY = Examples(_DRAWN.integers(0, 256, (70, 6, 6, 3), np.uint8), _DRAWN.integers(0, 4, 70, np.int32))
 
 
+@functools.cache
 def weights_of(network: models.Architecture, seed: int = 0) -> Pretrained:
     _, params, stats = network.init(jax.random.key(seed))
     drawn = np.random.default_rng(1)

@@ -20,14 +20,14 @@ from resnet_jax.data.sources import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.lab import figures, landscape
 from resnet_jax.lab.landscape import Landscape
+from resnet_jax.models import Architecture
 from resnet_jax.models.branches import Basic
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.studies.figures import style
 
-RESIDUAL, PLAIN = weights_of(SMALL), weights_of(SMALL_PLAIN, seed=5)
 # With 1x1 convolutions beside the branches, and linear layers inside them.
-WEIGHING = weights_of(replace(SMALL, shortcut=Projection, branch=configured(Basic, reduction=1)))
+WEIGHING = replace(SMALL, shortcut=Projection, branch=configured(Basic, reduction=1))
 
 
 def filters(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
@@ -43,9 +43,12 @@ def filters(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("weights", [RESIDUAL, PLAIN, WEIGHING], ids=["residual", "plain", "projections and linear layers"])
-def test_filters_of_a_direction_have_the_norms_of_the_networks(weights: Pretrained) -> None:
+@pytest.mark.parametrize(
+    ("network", "seed"), [(SMALL, 0), (SMALL_PLAIN, 5), (WEIGHING, 0)], ids=["residual", "plain", "projections and linear layers"]
+)
+def test_filters_of_a_direction_have_the_norms_of_the_networks(network: Architecture, seed: int) -> None:
     """Li et al. 2018, Section 4; `ignore='biasbn'` in the authors' code."""
+    weights = weights_of(network, seed=seed)
     found = landscape.directions(weights.params, 3, 0)
     theirs = filters(weights.params)
     for place, one in filters(found).items():
@@ -64,8 +67,8 @@ def test_a_direction_is_gaussian_but_for_its_length() -> None:
 
 
 def test_twins_go_the_same_way_whatever_else_one_of_them_has() -> None:
-    theirs = filters(landscape.directions(WEIGHING.params, 1, 1))
-    for place, one in filters(landscape.directions(PLAIN.params, 1, 1)).items():
+    theirs = filters(landscape.directions(weights_of(WEIGHING).params, 1, 1))
+    for place, one in filters(landscape.directions(weights_of(SMALL_PLAIN, seed=5).params, 1, 1)).items():
         other = theirs[place]
         np.testing.assert_allclose(one / math.sqrt(float(one @ one)), other / math.sqrt(float(other @ other)), rtol=1e-4, atol=1e-6)
 
@@ -79,8 +82,9 @@ def by_hand(weights: Pretrained, first: float, second: float, seed: int = 0) -> 
     return float(losses.mean()), 100 * float(np.mean(logits.argmax(1) != MANY.labels))
 
 
-@pytest.mark.parametrize("weights", [RESIDUAL, PLAIN], ids=["residual", "plain"])
-def test_losses_are_those_of_the_network_with_its_parameters_changed(weights: Pretrained) -> None:
+@pytest.mark.parametrize(("network", "seed"), [(SMALL, 0), (SMALL_PLAIN, 5)], ids=["residual", "plain"])
+def test_losses_are_those_of_the_network_with_its_parameters_changed(network: Architecture, seed: int) -> None:
+    weights = weights_of(network, seed=seed)
     told: list[int] = []
     found = landscape.measure(weights, MANY, points=5, reach=0.5, seed=2, batch_size=32, told=told.append)
     assert told == list(range(1, 26))
@@ -94,7 +98,7 @@ def test_losses_are_those_of_the_network_with_its_parameters_changed(weights: Pr
 
 
 def test_a_grid_of_any_size_is_one_program() -> None:
-    landscape.measure(RESIDUAL, MANY, points=3, batch_size=35)  # what evaluation itself needs is compiled here
+    landscape.measure(weights_of(SMALL), MANY, points=3, batch_size=35)  # what evaluation itself needs is compiled here
     compiled: list[str] = []
 
     def heard(event: str, duration_secs: float, **_: Any) -> None:
@@ -102,9 +106,9 @@ def test_a_grid_of_any_size_is_one_program() -> None:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
-        landscape.measure(RESIDUAL, MANY, points=7, reach=2.0, seed=1, batch_size=35)
+        landscape.measure(weights_of(SMALL), MANY, points=7, reach=2.0, seed=1, batch_size=35)
         assert compiled == []
-        landscape.measure(RESIDUAL, MANY, points=5, batch_size=14)
+        landscape.measure(weights_of(SMALL), MANY, points=5, batch_size=14)
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
     assert len(compiled) == 1, "another size of the batches is the one that another program is for"
@@ -166,12 +170,12 @@ def test_figures_of_what_has_no_levels_are_drawn() -> None:
 )
 def test_grids_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        landscape.measure(RESIDUAL, EXAMPLES, **options)
+        landscape.measure(weights_of(SMALL), EXAMPLES, **options)
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(UserError, match="no images"):
-        landscape.measure(RESIDUAL, Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
+        landscape.measure(weights_of(SMALL), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
 
 
 def test_the_command_writes_table_data_and_figure(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,9 @@
 """Lesions against networks that are walked through by hand, and the command on real runs."""
 
 import csv
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,16 @@ def undecided(weights: Pretrained) -> Pretrained:
     return replace(weights, params=weights.params | {"head": {"linear": head["linear"] | {"bias": -logits.mean(0)}}})
 
 
-PLAIN, RESIDUAL = undecided(weights_of(SMALL_PLAIN, seed=5)), undecided(weights_of(SMALL))
+@functools.cache
+def residual() -> Pretrained:
+    return undecided(weights_of(SMALL))
+
+
+@functools.cache
+def plain() -> Pretrained:
+    return undecided(weights_of(SMALL_PLAIN, seed=5))
+
+
 ALONE = [Lesion("one", (unit,)) for unit in range(3)]
 LESIONS = [Lesion("none"), *ALONE, Lesion("several", (0, 2)), Lesion("exchanged", order=(1, 0, 2), pairs=1)]
 
@@ -43,7 +54,7 @@ def by_hand(weights: Any, lesion: Lesion) -> float:
             unit = units[lesion.order[number]]
         if number not in lesion.deleted:
             return unit(x)
-        if weights is RESIDUAL:
+        if weights is residual():
             return jax.nn.relu(asking.call(unit.shortcut, x, jnp.zeros_like(unit.branch(x)), train=False))
         same = x.shape == unit.branch(x).shape
         return jax.nn.relu(x if same else jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (0, 1))))
@@ -52,34 +63,34 @@ def by_hand(weights: Any, lesion: Lesion) -> float:
     return 100 * float(np.mean(wrong))
 
 
-@pytest.mark.parametrize("weights", [RESIDUAL, PLAIN], ids=["residual", "plain"])
-def test_errors_are_those_of_the_network_walked_through_without_what_was_deleted(weights: Any) -> None:
+@pytest.mark.parametrize("network", [residual, plain])
+def test_errors_are_those_of_the_network_walked_through_without_what_was_deleted(network: Callable[[], Pretrained]) -> None:
+    weights = network()
     found = lesions.measure(weights, MANY, LESIONS, batch_size=32)
     np.testing.assert_allclose(found, [by_hand(weights, lesion) for lesion in LESIONS])
     assert len(set(found)) > 3, "lesions that change nothing would show nothing"
 
 
 def test_factors_of_1_and_the_identity_are_the_plain_evaluation_bit_for_bit() -> None:
-    images = shown(MANY.images)
-    apply = RESIDUAL.apply()
-    order = jnp.arange(3)
-    whole = jax.jit(lambda *given: apply(*given, train=False)[0])(RESIDUAL.params, RESIDUAL.batch_stats, images)
-    given = {"multipliers": jnp.ones(3), "permutation": order}
-    lesioned = jax.jit(lambda *given, **more: apply(*given, **more, train=False)[0])(RESIDUAL.params, RESIDUAL.batch_stats, images, **given)
+    weights, images = residual(), shown(MANY.images)
+    apply, given = weights.apply(), {"multipliers": jnp.ones(3), "permutation": jnp.arange(3)}
+    whole = jax.jit(lambda *given: apply(*given, train=False)[0])(weights.params, weights.batch_stats, images)
+    lesioned = jax.jit(lambda *given, **more: apply(*given, **more, train=False)[0])(weights.params, weights.batch_stats, images, **given)
     np.testing.assert_array_equal(lesioned, whole)
 
 
 def test_a_plain_network_with_all_switches_at_1_is_itself_bit_for_bit() -> None:
-    images, apply = shown(MANY.images), PLAIN.apply()
+    weights, images = plain(), shown(MANY.images)
+    apply = weights.apply()
     network = switched.network(SMALL_PLAIN, switched.HandedOn)
-    whole = jax.jit(lambda *given: apply(*given, train=False)[0])(PLAIN.params, PLAIN.batch_stats, images)
-    lesioned = jax.jit(network)(PLAIN.params, PLAIN.batch_stats, images, jnp.ones(3), permutation=jnp.arange(3))
+    whole = jax.jit(lambda *given: apply(*given, train=False)[0])(weights.params, weights.batch_stats, images)
+    lesioned = jax.jit(network)(weights.params, weights.batch_stats, images, jnp.ones(3), permutation=jnp.arange(3))
     np.testing.assert_array_equal(lesioned, whole)
 
 
 def test_all_lesions_are_one_program() -> None:
     planned = lesions.plan([range(2), range(2, 3)], draws=9)
-    lesions.measure(RESIDUAL, MANY, planned[:1], batch_size=35)  # what evaluation itself needs is compiled here
+    lesions.measure(residual(), MANY, planned[:1], batch_size=35)  # what evaluation itself needs is compiled here
     compiled: list[str] = []
 
     def heard(event: str, duration_secs: float, **_: Any) -> None:
@@ -87,9 +98,9 @@ def test_all_lesions_are_one_program() -> None:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     try:
-        lesions.measure(RESIDUAL, MANY, planned, batch_size=35)
+        lesions.measure(residual(), MANY, planned, batch_size=35)
         assert compiled == []
-        lesions.measure(RESIDUAL, MANY, planned, batch_size=14)
+        lesions.measure(residual(), MANY, planned, batch_size=14)
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
     assert len(planned) > 200
@@ -133,9 +144,9 @@ def test_tau_counts_pairs_out_of_order() -> None:
 )
 def test_what_cannot_be_done_is_refused(lesion: Lesion, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lesions.measure(RESIDUAL, EXAMPLES, [lesion])
+        lesions.measure(residual(), EXAMPLES, [lesion])
     with pytest.raises(UserError, match="no images"):
-        lesions.measure(RESIDUAL, Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]), [Lesion("none")])
+        lesions.measure(residual(), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]), [Lesion("none")])
 
 
 def test_the_command_writes_beside_the_run(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

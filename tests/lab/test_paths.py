@@ -27,7 +27,6 @@ from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.models.shortcuts import Concatenation, Projection, Scaled, ShortcutOnlyGating
 
-RESIDUAL = weights_of(SMALL)
 SETTINGS = np.array(list(itertools.product((0, 1), repeat=3)), np.float32)
 NETWORKS = {
     "padded": SMALL,
@@ -76,7 +75,7 @@ def test_gradients_of_all_paths_add_up_to_that_of_the_network_and_its_answers_st
 @functools.partial(jax.jit, compiler_options=quick_to_compile())
 def by_hand(switches: Any) -> Any:
     """Mean norm over images, units walked back one by one: through the branch alone or the shortcut alone; both are below the last ReLU."""
-    model, units = units_of(RESIDUAL)
+    model, units = units_of(weights_of(SMALL))
     x, back_through_stem = jax.vjp(model.stem, shown(EXAMPLES.images))
     passed = []
     for unit in units:
@@ -94,9 +93,9 @@ def by_hand(switches: Any) -> Any:
 
 def test_what_a_path_carries_is_that_of_its_units_one_by_one() -> None:
     expected = [[by_hand(switches) for switches in draw] for draw in paths.drawn(3, 2, seed=3)]
-    found = paths.measure(RESIDUAL, EXAMPLES, draws=2, seed=3)
+    found = paths.measure(weights_of(SMALL), EXAMPLES, draws=2, seed=3)
     np.testing.assert_allclose(found.gradient, expected, rtol=2e-5)
-    in_parts = paths.measure(RESIDUAL, EXAMPLES, draws=2, batch_size=2, seed=3)
+    in_parts = paths.measure(weights_of(SMALL), EXAMPLES, draws=2, batch_size=2, seed=3)
     np.testing.assert_allclose(in_parts.gradient, expected, rtol=2e-5)
     total = np.mean(expected, 0) * [1, 3, 3, 1]
     np.testing.assert_allclose(found.carried, total / total.sum(), rtol=2e-5)
@@ -106,8 +105,8 @@ def test_what_a_path_carries_is_that_of_its_units_one_by_one() -> None:
 
 def with_kernel(factor: float) -> Pretrained:
     """With a classifier of which the kernel is so many times what it was."""
-    head = RESIDUAL.params["head"]["linear"]
-    return replace(RESIDUAL, params=RESIDUAL.params | {"head": {"linear": head | {"kernel": head["kernel"] * factor}}})
+    head = weights_of(SMALL).params["head"]["linear"]
+    return replace(weights_of(SMALL), params=weights_of(SMALL).params | {"head": {"linear": head | {"kernel": head["kernel"] * factor}}})
 
 
 def test_norms_whose_squares_float32_does_not_hold_are_found() -> None:
@@ -186,19 +185,19 @@ def test_all_draws_are_one_program() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "given", "message"),
+    ("network", "given", "message"),
     [
-        (RESIDUAL, {"examples": Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0])}, "0 images, .*at least 1"),
-        (RESIDUAL, {"draws": 0}, "0 draws .*at least 1"),
-        (weights_of(SMALL_PLAIN), {}, "plain network, which has one path"),
-        (with_kernel(0.0), {}, "no path through made up carries any gradient from 5 images"),
-        (with_kernel(np.nan), {}, "paths of length 0 through made up carry a gradient that is not finite"),
+        (lambda: weights_of(SMALL), {"examples": Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0])}, "0 images, .*at least 1"),
+        (lambda: weights_of(SMALL), {"draws": 0}, "0 draws .*at least 1"),
+        (lambda: weights_of(SMALL_PLAIN), {}, "plain network, which has one path"),
+        (lambda: with_kernel(0.0), {}, "no path through made up carries any gradient from 5 images"),
+        (lambda: with_kernel(np.nan), {}, "paths of length 0 through made up carry a gradient that is not finite"),
     ],
     ids=["no images", "no draws", "plain", "dead", "diverged"],
 )
-def test_what_has_no_paths_or_no_gradient_is_refused(weights: Pretrained, given: Any, message: str) -> None:
+def test_what_has_no_paths_or_no_gradient_is_refused(network: Callable[[], Pretrained], given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        paths.measure(weights, **{"examples": EXAMPLES, "draws": 1} | given)
+        paths.measure(network(), **{"examples": EXAMPLES, "draws": 1} | given)
     assert "\n" not in str(error.value)
 
 
