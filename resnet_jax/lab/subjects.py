@@ -54,6 +54,11 @@ def load(source: Path, looking: Looking, step: int | None = None) -> tuple[Pretr
     return weights, Examples(found.images[: looking.images], found.labels[: looking.images])
 
 
+def chosen(looking: Looking) -> dict[str, tuple[Pretrained, Examples]]:
+    """All that are looked at, by their names. Raises UserError as ``load``."""
+    return {name: load(source, looking) for name, source in zip(names(looking.sources), looking.sources, strict=True)}
+
+
 def settled(weights: Pretrained, examples: Examples) -> Pretrained:
     """With statistics of normalisations that are those of the images: before the first steps, running ones are those of nothing.
 

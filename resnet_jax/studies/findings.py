@@ -96,7 +96,7 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
 
 
 def read(folders: Iterable[Path]) -> list[Section]:
-    """The findings in the folders of runs, or beside them where there are none.
+    """The findings that lie in the folders of runs; there may be none.
 
     Raises:
       UserError: for one that is damaged.

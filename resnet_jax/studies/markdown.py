@@ -1,7 +1,7 @@
 """Tables of committed results in a Markdown file: filled in by a command, so that no number of the README is typed."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,38 +111,40 @@ def _peers(rows: list[dict[str, Any]]) -> list[str]:
 
 def _runs(rows: list[dict[str, Any]]) -> list[str]:
     names = ("network", "dtype", "steps run of", "compile s", "ms a step", "images/s", "training s", "all of it s")
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    cells = []
     for row in rows:
         middle, least, most = (1e3 * row[name] for name in ("step_seconds", "step_seconds_least", "step_seconds_most"))
-        cells = [
-            _network(row),
-            row["dtype"],
-            f"{row['steps']:,} of {row['recipe_steps']:,}",
-            f"{row['compile_seconds']:.1f}",
-            f"{middle:.2f} ({least:.2f} to {most:.2f})",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['training_seconds']:,.0f}",
-            f"{row['seconds']:,.0f}{', extrapolated' if row['extrapolated'] else ''}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        cells.append(
+            [
+                _network(row),
+                row["dtype"],
+                f"{row['steps']:,} of {row['recipe_steps']:,}",
+                f"{row['compile_seconds']:.1f}",
+                f"{middle:.2f} ({least:.2f} to {most:.2f})",
+                f"{row['images_per_second']:,.0f}",
+                f"{row['training_seconds']:,.0f}",
+                f"{row['seconds']:,.0f}{', extrapolated' if row['extrapolated'] else ''}",
+            ]
+        )
+    return _lines(names, cells)
 
 
 def _dispatches(rows: list[dict[str, Any]]) -> list[str]:
     names = ("network", "arrays of state", "steps a call", "host ms a call", "host ms a step", "ms a step in all")
-    lines = [f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
+    cells = []
     for row in rows:
         middle, least, most = (1e3 * row[f"host_{name}"] for name in ("seconds", "seconds_least", "seconds_most"))
-        cells = [
-            row["network"],
-            str(row["arrays"]),
-            str(row["steps"]),
-            f"{middle:.2f} ({least:.2f} to {most:.2f})",
-            f"{1e3 * row['host_seconds_a_step']:.3f}",
-            f"{1e3 * row['seconds_a_step']:.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        cells.append(
+            [
+                row["network"],
+                str(row["arrays"]),
+                str(row["steps"]),
+                f"{middle:.2f} ({least:.2f} to {most:.2f})",
+                f"{1e3 * row['host_seconds_a_step']:.3f}",
+                f"{1e3 * row['seconds_a_step']:.1f}",
+            ]
+        )
+    return _lines(names, cells)
 
 
 def _layers(rows: list[dict[str, Any]]) -> list[str]:
@@ -223,9 +225,12 @@ def _program(rows: list[dict[str, Any]]) -> list[str]:
 def _finding(tables: list[dict[str, Any]]) -> list[str]:
     """The first of what a look inside networks found."""
     first = findings.table(tables[0])
-    shown = [[cell.replace("|", "\\|") for cell in row] for row in first.cells()]
-    rows = (first.columns, ["---"] * len(first.columns), *shown)
-    return [f"| {' | '.join(cells)} |" for cells in rows]
+    return _lines(first.columns, [[cell.replace("|", "\\|") for cell in row] for row in first.cells()])
+
+
+def _lines(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table by its headings and cells."""
+    return [f"| {' | '.join(names)} |", "|" + "---|" * len(names), *(f"| {' | '.join(cells)} |" for cells in rows)]
 
 
 def _speed(row: dict[str, Any], digits: int = 0) -> str:

@@ -1,7 +1,8 @@
 """A network of three units with statistics that change something, its plain twin, and the images that it is looked at with."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -49,3 +50,18 @@ def walk(weights: Pretrained, images: np.ndarray, unit: Callable[[int, Any, Any]
     for number, each in enumerate(units):
         x = unit(number, each, x)
     return model.head(x)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Yields a list that grows with every program compiled within it."""
+    compiled: list[str] = []
+
+    def heard(event: str, duration_secs: float, **_: Any) -> None:
+        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, walk, weights_of
+from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
 from matplotlib.contour import ContourSet
 from matplotlib.text import Text
 
@@ -99,18 +99,10 @@ def test_losses_are_those_of_the_network_with_its_parameters_changed(network: Ar
 
 def test_a_grid_of_any_size_is_one_program() -> None:
     landscape.measure(weights_of(SMALL), MANY, points=3, batch_size=35)  # what evaluation itself needs is compiled here
-    compiled: list[str] = []
-
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
-        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    try:
+    with compilations() as compiled:
         landscape.measure(weights_of(SMALL), MANY, points=7, reach=2.0, seed=1, batch_size=35)
         assert compiled == []
         landscape.measure(weights_of(SMALL), MANY, points=5, batch_size=14)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
     assert len(compiled) == 1, "another size of the batches is the one that another program is for"
 
 

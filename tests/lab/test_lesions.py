@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, shown, units_of, walk, weights_of
+from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, shown, units_of, walk, weights_of
 from scipy import stats
 
 from resnet_jax import cli
@@ -91,18 +91,10 @@ def test_a_plain_network_with_all_switches_at_1_is_itself_bit_for_bit() -> None:
 def test_all_lesions_are_one_program() -> None:
     planned = lesions.plan([range(2), range(2, 3)], draws=9)
     lesions.measure(residual(), MANY, planned[:1], batch_size=35)  # what evaluation itself needs is compiled here
-    compiled: list[str] = []
-
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
-        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    try:
+    with compilations() as compiled:
         lesions.measure(residual(), MANY, planned, batch_size=35)
         assert compiled == []
         lesions.measure(residual(), MANY, planned, batch_size=14)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
     assert len(planned) > 200
     assert len(compiled) == 1, "another size of the batches is the one that another program is for"
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, shown, units_of, weights_of
+from made_up_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, shown, units_of, weights_of
 from scipy import stats
 
 from resnet_jax import cli
@@ -166,20 +166,12 @@ def test_the_effective_paths_are_the_shortest_run_of_lengths_that_carries_enough
 def test_all_draws_are_one_program() -> None:
     weights = weights_of(replace(SMALL, num_classes=5))
     paths.measure(weights, MANY, draws=1, batch_size=35)
-    compiled: list[str] = []
-
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
-        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
     told: list[int] = []
-    try:
+    with compilations() as compiled:
         paths.measure(weights, MANY, draws=5, batch_size=35, seed=1, told=told.append)
         assert compiled == []
         # Of 70 images the last batch has 14: it is filled up.
         paths.measure(weights, MANY, draws=2, batch_size=28)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
     assert len(compiled) == 1, "another size of the batches is the one that another program is for"
     assert told == list(range(1, 5 * 4 + 1))
 

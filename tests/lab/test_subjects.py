@@ -17,9 +17,9 @@ def test_names_are_as_long_as_it_takes_to_tell_them_apart() -> None:
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a run nor a file of weights"):
-        subjects.load(tmp_path / "nothing", Looking())
+        subjects.load(tmp_path / "nothing", Looking(sources=()))
 
 
 def test_images_of_another_size_are_refused(short_run: Path, cifar10: object) -> None:
     with pytest.raises(UserError, match=r"images of cifar10 have the shape \(32, 32, 3\), and the network takes \(8, 8, 1\)"):
-        subjects.load(short_run, Looking(data="cifar10"))
+        subjects.load(short_run, Looking(sources=(), data="cifar10"))

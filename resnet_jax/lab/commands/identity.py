@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError
@@ -23,8 +20,6 @@ class Options(Looking, output.Output):
     change where the image does: a whole of 5.1 that becomes 5.2 changes by 2 %, the branch of 0.1 beside 5 by 100 %.
     """
 
-    sources: Positional[tuple[Path, ...]]
-    """Runs, or files of weights that 'resnet-jax weights import' wrote: a residual network and its plain twin, say."""
     change: float = 2.0
     """Of the image, percent of its length: noise."""
     seed: int = 0
@@ -34,17 +29,17 @@ class Options(Looking, output.Output):
 def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab identity", Options, arguments)
-    options.check("identity", options.sources)
+    options.check("identity")
     if not options.change > 0:
         raise UserError(f"--change is {options.change:g}; give percent above 0")
     from resnet_jax.lab import figures, identity, subjects
 
-    chosen = [subjects.load(source, options) for source in options.sources]
+    chosen = subjects.chosen(options)
     found = {
         name: identity.measure(weights, examples, change=options.change / 100, batch_size=options.batch_size, seed=options.seed)
-        for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True)
+        for name, (weights, examples) in chosen.items()
     }
-    finding = described(found, [len(examples) for _, examples in chosen], options.change)
+    finding = described(found, [len(examples) for _, examples in chosen.values()], options.change)
     output.show(finding, lambda: figures.identity(found), options, options.sources, arguments)
 
 

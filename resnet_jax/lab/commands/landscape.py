@@ -3,10 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
 from resnet_jax.lab.commands import output
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
 class Options(Looking, output.Output):
     """Loss around trained networks, along two random directions whose filters are as long as the network's (Li et al. 2018, Section 4)."""
 
-    sources: Positional[tuple[Path, ...]]
-    """Runs, or files of weights that 'resnet-jax weights import' wrote: a residual network and its plain twin, say."""
     points: int = 21
     """Along either direction; odd. The time grows with its square."""
     reach: float = 1.0
@@ -36,12 +31,12 @@ class Options(Looking, output.Output):
 def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab landscape", Options, arguments)
-    options.check("landscape", options.sources)
+    options.check("landscape")
     from resnet_jax.lab import figures, landscape, subjects
 
-    chosen = [subjects.load(source, options) for source in options.sources]
+    chosen = subjects.chosen(options)
     found, seconds = {}, {}
-    for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True):
+    for name, (weights, examples) in chosen.items():
         began = time.perf_counter()
         with output.progress(name, options.points**2) as told:
             found[name] = landscape.measure(
@@ -54,8 +49,8 @@ def run(arguments: Sequence[str]) -> None:
                 told=told,
             )
         seconds[name] = time.perf_counter() - began
-    images = [len(examples) for _, examples in chosen]
-    classes = [weights.architecture.num_classes for weights, _ in chosen]
+    images = [len(examples) for _, examples in chosen.values()]
+    classes = [weights.architecture.num_classes for weights, _ in chosen.values()]
     output.show(described(found, seconds, images, classes), lambda: figures.landscape(found), options, options.sources, arguments)
 
 

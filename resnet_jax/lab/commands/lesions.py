@@ -3,10 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError
@@ -27,8 +24,6 @@ class Options(Looking, output.Output):
     pairs of equal structure exchanged; the same of its plain twin, whose deleted units hand on what they are given.
     """
 
-    sources: Positional[tuple[Path, ...]]
-    """Runs, or files of weights that 'resnet-jax weights import' wrote: a residual network and its plain twin, say."""
     deleted: int = 20
     """Units deleted at once, at most."""
     exchanged: int = 20
@@ -42,15 +37,15 @@ class Options(Looking, output.Output):
 def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab lesions", Options, arguments)
-    options.check("lesions", options.sources)
+    options.check("lesions")
     if options.draws < 1 or min(options.deleted, options.exchanged) < 0:
         given = f"--draws is {options.draws}, --deleted {options.deleted}, --exchanged {options.exchanged}"
         raise UserError(f"{given}; give at least 1 draw, and 0 or more units and pairs")
     from resnet_jax.lab import figures, lesions, subjects
 
-    chosen = [subjects.load(source, options) for source in options.sources]
+    chosen = subjects.chosen(options)
     found, seconds = {}, {}
-    for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True):
+    for name, (weights, examples) in chosen.items():
         planned = lesions.plan(
             lesions.exchangeable(weights),
             most_deleted=options.deleted,
@@ -69,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
             )
         seconds[name] = time.perf_counter() - began
         found[name] = list(zip(planned, errors.tolist(), strict=True))
-    finding = described(found, seconds, [len(examples) for _, examples in chosen])
+    finding = described(found, seconds, [len(examples) for _, examples in chosen.values()])
     output.show(finding, lambda: figures.lesions(found), options, options.sources, arguments)
 
 

@@ -3,10 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError
@@ -27,8 +24,6 @@ class Options(Looking, output.Output):
     ones, that carry nearly all of it (Veit et al. 2016, Section 4.3 and Figure 6).
     """
 
-    sources: Positional[tuple[Path, ...]]
-    """Runs, or files of weights that 'resnet-jax weights import' wrote, of residual networks."""
     images: int = 100
     """The first so many of the split."""
     draws: int = 10
@@ -40,14 +35,14 @@ class Options(Looking, output.Output):
 def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab paths", Options, arguments)
-    options.check("paths", options.sources)
+    options.check("paths")
     if options.draws < 1:
         raise UserError(f"--draws is {options.draws}; give at least 1")
     from resnet_jax.lab import figures, paths, subjects
 
-    chosen = [subjects.load(source, options) for source in options.sources]
+    chosen = subjects.chosen(options)
     found, seconds = {}, {}
-    for name, (weights, examples) in zip(subjects.names(options.sources), chosen, strict=True):
+    for name, (weights, examples) in chosen.items():
         began = time.perf_counter()
         with output.progress(name, options.draws * (sum(weights.architecture.stages) + 1)) as told:
             found[name] = paths.measure(
@@ -59,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
                 told=told,
             )
         seconds[name] = time.perf_counter() - began
-    finding = described(found, seconds, [len(examples) for _, examples in chosen])
+    finding = described(found, seconds, [len(examples) for _, examples in chosen.values()])
     output.show(finding, lambda: figures.paths(found), options, options.sources, arguments)
 
 

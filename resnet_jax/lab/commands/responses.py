@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
 
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError
@@ -23,8 +20,6 @@ class Options(Looking, output.Output):
     of its input, the cosine between branch and shortcut, and the length of its gradient.
     """
 
-    sources: Positional[tuple[Path, ...]]
-    """Runs, or files of weights that 'resnet-jax weights import' wrote: residual networks and their plain twins, say."""
     steps: tuple[int, ...] = ()
     """Of each run: 0, before training, and steps whose checkpoints it kept (--checkpointing.keep-every K keeps every K-th). Then
     normalisations have the statistics of the images looked at. Where not given, the newest step, with its running statistics."""
@@ -33,7 +28,7 @@ class Options(Looking, output.Output):
 def run(arguments: Sequence[str]) -> None:
     """See ``Options``."""
     options = options_lib.parse("lab responses", Options, arguments)
-    options.check("responses", options.sources)
+    options.check("responses")
     from resnet_jax.lab import figures, responses, subjects
 
     if any(step < 0 for step in options.steps):
@@ -42,11 +37,10 @@ def run(arguments: Sequence[str]) -> None:
     for name, source in zip(subjects.names(options.sources), options.sources, strict=True):
         for step in options.steps or (None,):
             weights, examples = subjects.load(source, options, step)
+            then = name
             if step is not None:
-                weights, name_then = subjects.settled(weights, examples), f"{name}, step {step}"
-            else:
-                name_then = name
-            found[name_then] = responses.measure(weights, examples, batch_size=options.batch_size)
+                weights, then = subjects.settled(weights, examples), f"{name}, step {step}"
+            found[then] = responses.measure(weights, examples, batch_size=options.batch_size)
             images.append(len(examples))
     finding = described(found, images)
     output.show(finding, lambda: figures.responses(found), options, options.sources, arguments)
