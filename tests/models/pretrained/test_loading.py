@@ -18,13 +18,13 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.branches import Bottleneck
 from resnet_jax.models.names import variant
 from resnet_jax.models.norms import GroupNorm
+from resnet_jax.models.pooling import max_pool
 from resnet_jax.models.pretrained import saving
 from resnet_jax.models.pretrained.conventions import CONVENTIONS
 from resnet_jax.models.pretrained.inference import infer
 from resnet_jax.models.pretrained.loading import abstract
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.models.stems import CeilPooledStem, ImageNetStem, SmallImageStem
-from resnet_jax.models.stems import _max_pooled as max_pooled
 
 # The same parts as others, at more cost.
 SLOW = ("resnet34", "resnet101", "resnet152", "resnext101_64x4d", "timm_resnet50d", "timm_resnext50_32x4d", "wide_resnet101_2")
@@ -48,7 +48,7 @@ class SamePadded(ImageNetStem):
 
     def __call__(self, x: Any, *, train: bool = False) -> Any:
         x = lax.conv_general_dilated(x, self.conv.kernel[...], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return max_pooled(self.after(x, train=train))
+        return max_pool(self.after(x, train=train), self.pooled)
 
 
 @pytest.mark.parametrize(
