@@ -9,7 +9,8 @@ from jax import lax
 from resnet_jax import attached, compiled_programs, processes
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
-from resnet_jax.models import Execution, convolution
+from resnet_jax.models import Execution, convolution, moments, pooling
+from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import environment
 
 
@@ -51,8 +52,11 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
         "data_sets": data_sets,
         "execution": {
             "convolution gradients": convolution.form_of("auto", convolution.WRITTEN_FOR),
+            "BatchNorm's": convolution.form_of("auto", moments.WRITTEN_FOR),
+            "max-pooling's": convolution.form_of("auto", pooling.WRITTEN_FOR),
             "units of ResNet-20": "scan" if execution.scans(9) else "loop",
             "units of ResNet-1202": "scan" if execution.scans(600) else "loop",
+            "compiler options": " ".join(f"{option}={value}" for option, value in (quick_to_run() or {}).items()) or "none",
         },
         "problems": problems,
     }

@@ -26,7 +26,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
         "--xla_cpu_use_thunk_runtime=false",
         "--xla_cpu_enable_concurrency_optimized_scheduler=true",
         "--xla_cpu_use_onednn=true",
-        "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution",
+        # XLA's own choice, in place of that of models/execution.py.
+        "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution,reduce",
         "--xla_cpu_prefer_vector_width=512",
     ),
     "tpu": ("--xla_tpu_enable_latency_hiding_scheduler=true",),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from resnet_jax.bench import rounds
 from resnet_jax.bench.peers import torch_networks
 from resnet_jax.models import Architecture, Execution, convolution
+from resnet_jax.models.execution import quick_to_run
 from resnet_jax.plan import arithmetic
 
 
@@ -66,7 +67,7 @@ def _ours(layer: Layer, dtype: str) -> dict[str, Callable[[], Any]]:
         return jax.vjp(functools.partial(convolve, by), images, kernel)[1](cotangent)[of]
 
     def ready(function: Callable[..., Any], *given: Any) -> Callable[[], Any]:
-        compiled = jax.jit(function)
+        compiled = jax.jit(function, compiler_options=quick_to_run())
         return lambda: jax.block_until_ready(compiled(*given))
 
     found = {"forward": ready(functools.partial(convolve, form), images, kernel)}

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from resnet_jax.data.sources import Examples
 from resnet_jax.models import Architecture, Execution
+from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import state as state_lib
 from resnet_jax.training import step as step_lib
@@ -43,8 +44,8 @@ class Workload:
 
         self._create = create
         self._apply, self.abstract_state = jax.eval_shape(create, jax.eval_shape(lambda: jax.random.key(0)))
-        self.step = jax.jit(self._step, donate_argnums=0)
-        self.infer = jax.jit(self._infer)
+        self.step = jax.jit(self._step, donate_argnums=0, compiler_options=quick_to_run())
+        self.infer = jax.jit(self._infer, compiler_options=quick_to_run())
 
     def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return step_lib.train_step(state, batch, Learning(self._apply, self._optimizer))

@@ -21,20 +21,20 @@ Gradients = Literal["auto", "plain", "explicit"]
 Pairs = tuple[tuple[int, int], tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-# The backend that ``explicit`` is written for.
-WRITTEN_FOR = "cpu"
+# The backends that ``explicit`` is written for.
+WRITTEN_FOR = ("cpu",)
 
 
-def form_of(gradients: Gradients, written_for: str, backend: str | None = None) -> Literal["plain", "explicit"]:
-    """Resolves ``auto``: explicit on the backend (cpu, gpu, tpu) that a derivative is written for, plain on others until one is measured.
+def form_of(gradients: Gradients, written_for: Sequence[str], backend: str | None = None) -> Literal["plain", "explicit"]:
+    """Resolves ``auto``: explicit on the backends (cpu, gpu, tpu) that a derivative is written for, plain on others until one is measured.
 
     Args:
       gradients: what is asked for.
-      written_for: the backend on which the written form is the better one.
+      written_for: the backends on which the written form is the better one.
       backend: where the program runs; None: this machine's.
     """
     if gradients == "auto":
-        return "explicit" if (backend or jax.default_backend()) == written_for else "plain"
+        return "explicit" if (backend or jax.default_backend()) in written_for else "plain"
     return gradients
 
 
@@ -78,8 +78,28 @@ def explicit(
     pairs: Pairs = ((vertical[0], vertical[1]), (horizontal[0], horizontal[1]))
     if kernel.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)) and feature_group_count == 1:
         # A 1x1 convolution is a matrix product over the pixels that the stride keeps.
-        return lax.dot_general(inputs[:, ::down, ::across], kernel[0, 0], (((3,), (0,)), ((), ())), precision=precision)
+        return _multiply(inputs[:, ::down, ::across], kernel[0, 0], precision)
     return _convolve(inputs, kernel, _Window((down, across), pairs, (rhs_dilation[0], rhs_dilation[1]), feature_group_count, precision))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(pixels: Array, matrix: Array, precision: Any) -> Array:
+    return lax.dot_general(pixels, matrix, (((3,), (0,)), ((), ())), precision=precision)
+
+
+def _multiply_forward(pixels: Array, matrix: Array, precision: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _multiply(pixels, matrix, precision), (pixels, matrix)
+
+
+def _multiply_backward(precision: Any, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    pixels, matrix = saved
+    of_pixels = lax.dot_general(cotangent, matrix, (((3,), (1,)), ((), ())), precision=precision)
+    # Pixels times cotangents, where JAX derives cotangents times pixels: XLA's CPU backend transposes the first of the two in memory, and
+    # computes cotangents, which come from a fusion, once more for that.
+    return of_pixels, lax.dot_general(pixels, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 class _Window(NamedTuple):

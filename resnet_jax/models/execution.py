@@ -1,5 +1,7 @@
 """How the units of a network are run: one after another, or as one ``lax.scan``. Their variables are stored stacked either way."""
 
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +15,8 @@ from jaxtyping import Array, Float, Int, Key
 from resnet_jax.configured import LATER
 from resnet_jax.models.convolution import Gradients
 
+_LIBRARY, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -23,9 +27,9 @@ class Execution:
     convolution: Gradients = "auto"
     """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
     normalization: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit on GPU."""
+    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit on CPU and GPU."""
     pooling: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of the stem's max-pooling: XLA's own (plain) or written out (explicit). auto: explicit on GPU."""
+    """Gradients of the stem's max-pooling: XLA's own (plain) or written out (explicit). auto: explicit on CPU and GPU."""
     stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
     """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
     remat: bool = False
@@ -51,6 +55,27 @@ class Execution:
 def quick_to_compile() -> dict[str, Any] | None:
     """Compiler options for what runs once. On CPU, LLVM's optimisations of an initialisation cost 5 s for ResNet-20 and save 20 ms."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+
+
+def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
+    """Compiler options of what runs often, on a platform (cpu, gpu, tpu) or, None, on that of this machine.
+
+    On CPU, XLA leaves to the YNNPACK library reductions alone. It would give it convolutions and products as well, which XLA's own code
+    and Eigen are faster at: ``resnet-jax bench flags`` measures the flag. None elsewhere, where this jaxlib does not know the option, and
+    where ``XLA_FLAGS`` says what to do.
+    """
+    if (platform or jax.default_backend()) != "cpu" or _LIBRARY in os.environ.get("XLA_FLAGS", "") or not _reductions_alone():
+        return None
+    return {_LIBRARY: _REDUCTIONS}
+
+
+@functools.cache
+def _reductions_alone() -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={_LIBRARY: _REDUCTIONS}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class Stack(nnx.Module):

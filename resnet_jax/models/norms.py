@@ -22,7 +22,7 @@ class BatchNorm(nnx.Module):
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
       group_size: statistics are taken over so many neighbouring images of the batch, whatever devices they lie on; 0: over all of
         it. He et al. saw 32 images (ImageNet, 8 GPUs) or 64 (CIFAR-10, 2 GPUs). The running statistics are averages over the groups.
-      gradients: of training: JAX's own (plain), or written out (explicit, auto on GPU), see
+      gradients: of training: JAX's own (plain), or written out (explicit, auto on CPU and GPU), see
         ``resnet_jax.models.moments``.
       rngs: unused; every layer is made alike.
 

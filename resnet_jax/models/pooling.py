@@ -1,7 +1,7 @@
 """Max-pooling of 3x3 windows at stride 2, in two forms of equal values and gradients: with XLA's own derivative, and one written out.
 
-XLA's GPU backend knows which pixel was the largest by a second pass that keeps four integers and a float32 for every window, and adds up
-gradients by a scatter. What is written out keeps one byte a window, and takes from it, at every pixel, the gradients of the up to four
+XLA knows which pixel was the largest by a second pass that keeps four integers and a float32 for every window, and adds up gradients by a
+scatter. What is written out keeps one byte a window, and takes from it, at every pixel, the gradients of the up to four
 windows that it was the largest of.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models.convolution import Gradients, Pairs, form_of
 
-WRITTEN_FOR = "gpu"
+WRITTEN_FOR = ("cpu", "gpu")
 _WINDOW, _STRIDE = 3, 2
 _TAPS = tuple(itertools.product(range(_WINDOW), repeat=2))
 
@@ -28,7 +28,7 @@ def max_pool(x: Float[Array, "n h w c"], padding: Pairs, gradients: Gradients = 
     Args:
       x: activations.
       padding: pixels above and below, left and right, which are never the largest.
-      gradients: XLA's own (plain), or written out (explicit, auto on GPU; no forward-mode derivative).
+      gradients: XLA's own (plain), or written out (explicit, auto on CPU and GPU; no forward-mode derivative).
     """
     if form_of(gradients, WRITTEN_FOR) == "explicit":
         return _explicit(x, padding)

@@ -22,7 +22,7 @@ from resnet_jax.data.streaming import Streamed
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply, Architecture
-from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.training import mesh as mesh_lib
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import stacks
@@ -215,7 +215,9 @@ def _training(
         whole=mesh_lib.replicated(mesh) if mesh.shape["fsdp"] > 1 else None,
     )
 
-    @functools.partial(jax.jit, static_argnames=("steps",), donate_argnums=0, out_shardings=(states_by_seed, by_seed))
+    jit = functools.partial(jax.jit, compiler_options=quick_to_run(mesh.devices.flat[0].platform))
+
+    @functools.partial(jit, static_argnames=("steps",), donate_argnums=0, out_shardings=(states_by_seed, by_seed))
     def train(states: TrainState, data: Resident | Arrived, steps: int) -> tuple[TrainState, Metrics]:
         if streams:
             assert steps == 1
@@ -225,14 +227,14 @@ def _training(
         return mesh_lib.over_seeds(some, mesh)(states, data)
 
     of_step = functools.partial(step_lib.norms, batches=batches, learning=learning)
-    norms = jax.jit(mesh_lib.over_seeds(of_step, mesh), out_shardings=by_seed)
+    norms = jit(mesh_lib.over_seeds(of_step, mesh), out_shardings=by_seed)
     if forgetful is None:
         return train, norms, _unchanged
     measurement = Measurement(batches, group_size or experiment.batch_size, forgetful, experiment.evaluation.statistics_batches)
     if not streams:
-        return train, norms, jax.jit(mesh_lib.over_seeds(measurement.resident, mesh), out_shardings=states_by_seed)
+        return train, norms, jit(mesh_lib.over_seeds(measurement.resident, mesh), out_shardings=states_by_seed)
     nothing, added, settled = (
-        jax.jit(mesh_lib.over_seeds(function, mesh), out_shardings=out)
+        jit(mesh_lib.over_seeds(function, mesh), out_shardings=out)
         for function, out in (
             (measurement.nothing, by_seed),
             (measurement.added, by_seed),
@@ -256,7 +258,8 @@ def _scoring(apply: Apply, mesh: Mesh) -> Callable[..., exact.Sums]:
         return exact.score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
 
     # Whole on every device of a seed, so that every process can fetch them.
-    return jax.jit(mesh_lib.over_seeds(one, mesh), out_shardings=mesh_lib.by_seed(mesh))
+    options = quick_to_run(mesh.devices.flat[0].platform)
+    return jax.jit(mesh_lib.over_seeds(one, mesh), out_shardings=mesh_lib.by_seed(mesh), compiler_options=options)
 
 
 def _parts_of_a_batch(experiment: Experiment, group_size: int, devices: int) -> int:
