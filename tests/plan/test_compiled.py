@@ -27,7 +27,7 @@ def reductions(found: Compiled) -> int:
 
 def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> None:
     """What is left combines gradients, averages of the groups' statistics, loss and errors: once each. Over the whole batch every one of
-    the seven BatchNorms adds its own.
+    the seven BatchNorms has its own: the sums for its statistics, then those that are the gradients of its scale and bias. As many bytes.
     """
     groups, everything = on_cpu(Variant(16, group_size=8)), on_cpu(Variant(16, group_size=0))
     # 3x3 convolutions, a scale and a bias of each channel that is normalised, a classifier.
@@ -36,7 +36,7 @@ def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> N
     kinds = groups.traffic.by_kind()
     assert kinds.keys() == {"all-reduce"}
     assert kinds["all-reduce"]["bytes"] == 4 * (parameters + 2 * channels + 2)
-    assert everything.traffic.by_kind()["all-reduce"]["bytes"] > kinds["all-reduce"]["bytes"]
+    assert everything.traffic.by_kind()["all-reduce"]["bytes"] == kinds["all-reduce"]["bytes"]
     assert reductions(everything) > reductions(groups)
 
 
@@ -83,7 +83,7 @@ def test_streamed_experiments_take_what_arrives() -> None:
     [
         ("tpu", 100, ("loop", "plain", "plain", "plain")),
         ("gpu", 101, ("scan", "plain", "explicit", "explicit")),
-        ("cpu", 3, ("scan", "explicit", "plain", "plain")),
+        ("cpu", 3, ("scan", "explicit", "explicit", "explicit")),
     ],
 )
 def test_what_is_left_to_the_machine_is_decided_for_the_other_one(platform: str, units: int, expected: tuple[str, ...]) -> None:
