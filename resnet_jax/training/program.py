@@ -215,7 +215,7 @@ def _training(
         whole=mesh_lib.replicated(mesh) if mesh.shape["fsdp"] > 1 else None,
     )
 
-    jit = functools.partial(jax.jit, compiler_options=quick_to_run(mesh.devices.flat[0].platform))
+    jit = _jit(mesh)
 
     @functools.partial(jit, static_argnames=("steps",), donate_argnums=0, out_shardings=(states_by_seed, by_seed))
     def train(states: TrainState, data: Resident | Arrived, steps: int) -> tuple[TrainState, Metrics]:
@@ -258,8 +258,12 @@ def _scoring(apply: Apply, mesh: Mesh) -> Callable[..., exact.Sums]:
         return exact.score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
 
     # Whole on every device of a seed, so that every process can fetch them.
-    options = quick_to_run(mesh.devices.flat[0].platform)
-    return jax.jit(mesh_lib.over_seeds(one, mesh), out_shardings=mesh_lib.by_seed(mesh), compiler_options=options)
+    return _jit(mesh)(mesh_lib.over_seeds(one, mesh), out_shardings=mesh_lib.by_seed(mesh))
+
+
+def _jit(mesh: Mesh) -> Callable[..., Any]:
+    """``jax.jit`` with the compiler options of what runs often on these devices, which need not be this machine's."""
+    return functools.partial(jax.jit, compiler_options=quick_to_run(mesh.devices.flat[0].platform))
 
 
 def _parts_of_a_batch(experiment: Experiment, group_size: int, devices: int) -> int:
