@@ -52,7 +52,8 @@ def test_values_and_gradients_are_the_formulas(form: Callable[..., Any], groups:
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_gradients_are_the_formulas_where_means_are_30_times_the_spread(form: Callable[..., Any], rectify: bool) -> None:
-    """Ioffe and Szegedy 2015, Section 3, in float64. Sums not taken about the mean cancel, as the variance does on the way here."""
+    """Ioffe and Szegedy 2015, Section 3, in float64. Sums not taken about the mean cancel, as the variance does on the way here: float32
+    keeps a variance to 900 * 2**-24 of itself where the mean's square is 900 times as large, and gradients to a few times that."""
     given = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
     x, scale, bias = map(np.float64, given)
     cotangent = random(*x.shape, seed=4)
@@ -63,7 +64,7 @@ def test_gradients_are_the_formulas_where_means_are_30_times_the_spread(form: Ca
     dx = scale * inverse * (dy - (dbias + normal * dscale) / normal[..., 0].size)
     pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, rectify)[0], *map(jnp.asarray, given))[1]
     for found, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
-        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) < 5e-4 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("rectify", [False, True])
