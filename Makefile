@@ -4,6 +4,7 @@ VENV ?= .venv
 DATA ?= runs/data
 # Each worker runs files of tests in a process of its own.
 WORKERS ?= 2
+UNOPTIMIZED ?= true
 BIN := $(VENV)/bin
 # The demo needs less than the tests.
 INSTALLED := $(VENV)/.installed
@@ -15,8 +16,9 @@ demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
 	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo --data-dir $(DATA)
 
+# The many tiny programs of the quick tests run for milliseconds and compile for seconds; the slow tests are compiled as runs are.
 test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not exhaustive" $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=$(UNOPTIMIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not exhaustive" $(ARGS)
 
 test-slow: $(DEVELOPED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)

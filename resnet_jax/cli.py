@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional
 
-from resnet_jax import compiled_programs, processes
+from resnet_jax import compiled_programs, huge_pages, processes
 from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.options import EXPERIMENT
@@ -194,7 +194,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a run that failed, 2 bad input, 75 another process was lost, 128 + signal for a run that was
     stopped and saved.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        huge_pages.start_with()
+        arguments = sys.argv[1:]
+    arguments = list(arguments)
     _quiet_libraries()
     offline.hide_missing_devices()
     compiled_programs.keep()

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnet_jax import attached, compiled_programs, processes
+from resnet_jax import attached, compiled_programs, huge_pages, processes
 from resnet_jax.data import sources
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, convolution, moments, pooling
@@ -57,6 +57,7 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
             "units of ResNet-20": "scan" if execution.scans(9) else "loop",
             "units of ResNet-1202": "scan" if execution.scans(600) else "loop",
             "compiler options": " ".join(f"{option}={value}" for option, value in (quick_to_run() or {}).items()) or "none",
+            "huge pages": huge_pages.described(),
         },
         "problems": problems,
     }
