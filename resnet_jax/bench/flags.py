@@ -1,18 +1,21 @@
-"""Which XLA flags this jaxlib knows, and which of them make a training step faster on this device.
+"""Which XLA flags this jaxlib knows, and which of them, or of other variables of the environment, make a training step faster here.
 
 An unknown flag ends the process, and flags are read once: every one is tried in a process of its own. Nothing is applied.
 """
 
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from resnet_jax import huge_pages
 from resnet_jax.bench import rounds
 
+# XLA's begin with --; others are variables by their names.
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "gpu": (
         "--xla_gpu_enable_command_buffer=+CONVOLUTION",
@@ -29,6 +32,8 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
         # XLA's own choice, in place of that of models/execution.py.
         "--xla_cpu_experimental_ynn_fusion_type=individual_dot,individual_convolution,reduce",
         "--xla_cpu_prefer_vector_width=512",
+        # Pages of 4 KiB, in place of those of huge_pages.py.
+        f"{huge_pages.VARIABLE}=glibc.malloc.hugetlb=0",
     ),
     "tpu": ("--xla_tpu_enable_latency_hiding_scheduler=true",),
 }
@@ -79,6 +84,11 @@ def best(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [row["flag"] for row in fastest.values()]
 
 
+def exports(flags: Sequence[str]) -> str:
+    """The line for a shell that sets them all."""
+    return "export " + " ".join(f"{name}={shlex.quote(value)}" for name, value in _variables(flags).items())
+
+
 def backend(limit: float) -> str:
     """cpu, gpu or tpu. Asked of a process of its own: one that has seen an accelerator keeps its memory, or all of it, from the others.
 
@@ -103,6 +113,13 @@ def refused(flag: str, limit: float) -> str:
     return (said or done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1].strip()[:160]
 
 
+def _variables(flags: Sequence[str], before: str = "") -> dict[str, str]:
+    """Variables of the environment by name; XLA's flags are one, behind those of ``before``."""
+    of_xla = [*filter(None, [before]), *(flag for flag in flags if flag.startswith("--"))]
+    others = dict(flag.split("=", 1) for flag in flags if flag and not flag.startswith("--"))
+    return others | ({"XLA_FLAGS": " ".join(of_xla)} if of_xla else {})
+
+
 def _timed(asked: str, flag: str, limit: float) -> float | None:
     """Seconds of a step; None where there was none."""
     try:
@@ -114,7 +131,7 @@ def _timed(asked: str, flag: str, limit: float) -> float | None:
 
 def _child(command: Sequence[str], flag: str, limit: float) -> subprocess.CompletedProcess[str]:
     # Kept programs know nothing of flags that are not part of their key.
-    variables = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    variables = _variables([flag], os.environ.get("XLA_FLAGS", "")) | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.run(
         [sys.executable, *command], env=os.environ | variables, capture_output=True, text=True, timeout=limit, check=False
     )

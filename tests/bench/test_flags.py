@@ -41,5 +41,17 @@ def test_of_a_flags_values_the_fastest_is_exported() -> None:
     assert sorted(flags.best(rows)) == ["--a=2", "--b"]
 
 
+def test_flags_and_variables_are_exported_each_in_its_place() -> None:
+    found = flags.exports(["--xla_a=1", "GLIBC_TUNABLES=glibc.malloc.hugetlb=0", "--xla_b=+C,+D"])
+    assert found == "export GLIBC_TUNABLES=glibc.malloc.hugetlb=0 XLA_FLAGS='--xla_a=1 --xla_b=+C,+D'"
+
+
+def test_a_process_has_the_flag_behind_the_users_own_and_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user=1")
+    command = ["-c", "import os; print(os.environ['XLA_FLAGS'], os.environ.get('SOME'))"]
+    said = [flags._child(command, flag, 120).stdout.split() for flag in ("", "--xla_tried=2", "SOME=a=b")]
+    assert said == [["--xla_of_the_user=1", "None"], ["--xla_of_the_user=1", "--xla_tried=2", "None"], ["--xla_of_the_user=1", "a=b"]]
+
+
 def test_the_backend_is_that_of_a_process_here() -> None:
     assert flags.backend(120) == "cpu"

@@ -11,15 +11,15 @@ from resnet_jax.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FlagsOptions(Output):
-    """Which XLA flags this jaxlib takes, and which make a training step faster on this device, each in processes of its own, in turn.
-    Prints the set to export; nothing is applied.
+    """Which XLA flags this jaxlib takes, and which of them, or of other variables, make a training step faster on this device, each in
+    processes of its own, in turn. Prints the set to export; nothing is applied.
     """
 
     network: str = "cifar_resnet20"
     batch_size: int = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
     flags: tuple[str, ...] = ()
-    """Others than those known for this device, without --: xla_cpu_enable_fast_math=true."""
+    """Others than those known for this device, without --: xla_cpu_enable_fast_math=true. NAME=value in capitals is a variable."""
     steps: int = 5
     """Timed in each process."""
     rounds: int = 5
@@ -37,7 +37,8 @@ def run(arguments: Sequence[str]) -> None:
 
     models.architecture(options.network)
     # A flag and its value are one word.
-    candidates = tuple(f"--{flag.removeprefix('--')}" for flag in options.flags) or flags.CANDIDATES[flags.backend(options.limit)]
+    given = (flag if "=" in flag and flag.partition("=")[0].isupper() else f"--{flag.removeprefix('--')}" for flag in options.flags)
+    candidates = tuple(given) or flags.CANDIDATES[flags.backend(options.limit)]
     asked = {"batch_size": options.batch_size, "steps": options.steps, "count": options.rounds, "limit": options.limit}
     rows = list(flags.measure(options.network, candidates, dtype=options.dtype, **asked))
     columns: Columns = {
@@ -52,6 +53,6 @@ def run(arguments: Sequence[str]) -> None:
         from resnet_jax.console import out
 
         helping = flags.best(rows)
-        told = f"each helped alone, together they were not measured: export XLA_FLAGS='{' '.join(helping)}'"
+        told = f"each helped alone, together they were not measured: {flags.exports(helping)}"
         text = told if helping else "none of them helps beyond the spread: export nothing"
         out.print(text, highlight=False, soft_wrap=True)
