@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PRODUCT = sorted([*(ROOT / "resnet_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py"), *(ROOT / "launch").glob("*.py")])
 # From the bottom up; a layer may import those before it. Command line and doctor stand on top, ``BELOW`` below everything.
 LAYERS = ["tensors", "models", "data", "evaluation", "training", "studies", "lab", "plan", "bench"]
-BELOW = {"errors", "references", "configured", "attached"}
+BELOW = {"errors", "references", "configured", "attached", "huge_pages"}
 
 
 def test_the_product_is_where_these_tests_look() -> None:
