@@ -66,6 +66,7 @@ def test_what_scores_as_claimed_has_no_cause(capsys: Captured, answering: tuple[
     assert "no error is claimed (--claimed-error), so there is nothing to hold it against" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_planted_misreading_is_named_and_corrected(
     capsys: Captured, answering: tuple[Path, float], digits_dir: str, tmp_path: Path
 ) -> None:

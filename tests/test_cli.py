@@ -59,6 +59,7 @@ def test_train_evaluate_report_on_real_digits(capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_steps_rescales_the_schedule_and_fields_can_be_set(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fields = ["--steps", "4", "--model.shortcut", f"{TINY}:Half", "--optimizer.weight-decay", "5e-4", "--data.no-flip"]
@@ -92,6 +93,7 @@ class Narrow:
 """
 
 
+@pytest.mark.slow
 def test_a_users_class_with_arguments_trains_resumes_and_is_scored(
     capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +271,7 @@ def test_another_experiment_in_the_same_workdir_is_refused(capsys: pytest.Captur
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_exits_with_1_and_says_why(digits_dir: str, tmp_path: Path) -> None:
     fields = ["--schedule.learning-rate", "1e30", "--schedule.warmup-steps", "0"]
     command = [
@@ -288,6 +291,7 @@ def test_a_run_that_diverges_exits_with_1_and_says_why(digits_dir: str, tmp_path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_preparing_and_training_import_neither_tensorflow_nor_torch(digits_dir: str, tmp_path: Path) -> None:
     program = (
         "import sys\n"
@@ -326,6 +330,7 @@ def test_fine_tuning_from_a_run_is_a_run_of_its_own(
     assert "holds another run" in fails(capsys, *command, "--workdir", str(run), "--model.shortcut", "Projection")
 
 
+@pytest.mark.slow
 def test_the_normalisation_that_is_asked_for_is_taken(
     capsys: pytest.CaptureFixture[str], digits_dir: str, short_run: Path, tmp_path: Path
 ) -> None:

@@ -501,6 +501,7 @@ def slowly(name: str, cell: Experiment) -> Any:
     return pytest.param(name, cell, id=f"{name}:{cell.name}", marks=[] if quick else [more])
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(("name", "cell"), [slowly(name, cell) for name, cells in STUDIES.items() if name in PARAMETERS for cell in cells])
 def test_cells_have_the_papers_number_of_parameters(name: str, cell: Experiment) -> None:
     assert counted(cell.model).parameters == PARAMETERS[name][cell.name]
@@ -520,6 +521,7 @@ def rates(experiment: Any, *epochs: float) -> list[float]:
     return [at(epoch * per_epoch) for epoch in epochs]
 
 
+@pytest.mark.slow
 def test_torchvision_v1() -> None:
     """papers.md A11: 90 epochs, batch 256, 0.1 every 30 epochs a tenth, weight decay 1e-4; 8 GPUs of 32 images."""
     v1 = load("torchvision_imagenet.py:v1")
@@ -594,6 +596,7 @@ def test_the_bag_of_tricks_adds_one_at_a_time() -> None:
     assert all(parts(cell.model.branch)[1]["zero_scale"] for cell in cells.values())
 
 
+@pytest.mark.slow
 def test_squeeze_and_excitation_networks_have_their_counts() -> None:
     """papers.md A8; the authors' networks have the stride in the first 1x1."""
     found = {cell.name: counted(cell.model).parameters for cell in load("hu2018_senet.py:imagenet")}

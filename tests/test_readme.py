@@ -39,6 +39,7 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(readme: dict) -> None:
     names = readme
     assert names["logits"].shape == (2, 10)

@@ -106,6 +106,7 @@ def test_a_recipe_fits_the_photographs_and_says_how_they_are_shown(name: str, ph
     assert experiment.model.num_classes == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_recipe_trains_a_small_network_on_eight_devices(name: str, photographs: DatasetInfo, tmp_path: Path, told) -> None:
     recipe = RECIPES[name]

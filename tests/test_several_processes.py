@@ -17,6 +17,7 @@ def said(words: list[str], processes: int, devices: int = 1) -> list[str]:
     return [out for out, _ in ends]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_scored_by_two_as_by_one(digits_dir: str, tmp_path: Path) -> None:
     trained = launched.finish(tmp_path / "run", digits_dir, "--fsdp", "2", processes=2, devices=2)
     words = ["evaluate", str(tmp_path / "run"), "--data-dir", digits_dir, "--json"]

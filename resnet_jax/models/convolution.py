@@ -6,7 +6,6 @@ XLA's CPU backend canonicalises convolution layouts in the entry computation onl
 products where images are many or large (``resnet_jax.models.filter_gradient``). It has no forward-mode derivative; ``plain`` keeps it.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -82,13 +81,13 @@ def explicit(
     return _convolve(inputs, kernel, _Window((down, across), pairs, (rhs_dilation[0], rhs_dilation[1]), feature_group_count, precision))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _multiply(pixels: Array, matrix: Array, precision: Any) -> Array:
+def _multiplied(pixels: Array, matrix: Array, precision: Any) -> Array:
     return lax.dot_general(pixels, matrix, (((3,), (0,)), ((), ())), precision=precision)
 
 
+# Not by way of _multiply, into which no policy of ``jax.checkpoint`` sees.
 def _multiply_forward(pixels: Array, matrix: Array, precision: Any) -> tuple[Array, tuple[Array, Array]]:
-    return _multiply(pixels, matrix, precision), (pixels, matrix)
+    return _multiplied(pixels, matrix, precision), (pixels, matrix)
 
 
 def _multiply_backward(precision: Any, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -99,6 +98,7 @@ def _multiply_backward(precision: Any, saved: tuple[Array, Array], cotangent: Ar
     return of_pixels, lax.dot_general(pixels, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 
 
+_multiply = jax.custom_vjp(_multiplied, nondiff_argnums=(2,))
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
@@ -112,8 +112,7 @@ class _Window(NamedTuple):
     precision: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(inputs: Array, kernel: Array, window: _Window) -> Array:
+def _convolved(inputs: Array, kernel: Array, window: _Window) -> Array:
     inputs, padding, _ = _roomy(inputs, kernel, window.padding, (1, 1))
     return lax.conv_general_dilated(
         inputs,
@@ -128,7 +127,7 @@ def _convolve(inputs: Array, kernel: Array, window: _Window) -> Array:
 
 
 def _forward(inputs: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _convolve(inputs, kernel, window), (inputs, kernel)
+    return _convolved(inputs, kernel, window), (inputs, kernel)
 
 
 def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
@@ -196,4 +195,5 @@ def _images_as_channels(inputs: Array, groups: int) -> Array:
     return split.transpose(4, 1, 2, 3, 0).reshape(channels // groups, height, width, groups * images)
 
 
+_convolve = jax.custom_vjp(_convolved, nondiff_argnums=(2,))
 _convolve.defvjp(_forward, _backward)

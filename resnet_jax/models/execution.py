@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.extend.core import primitives
 from jaxtyping import Array, Float, Int, Key
 
 from resnet_jax.configured import LATER
 from resnet_jax.models.convolution import Gradients
 
+_DEAR = (primitives.conv_general_dilated_p, primitives.dot_general_p, primitives.reduce_sum_p, primitives.random_bits_p)
 _LIBRARY, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
 
 
@@ -78,6 +80,13 @@ def _reductions_alone() -> bool:
     return True
 
 
+def _dear(operation: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result inside a scan is kept for the way back. What is kept is copied into one array for all units, and out of it again,
+    which costs more than to compute values by values (a normalisation from its sums, a ReLU) once more where they are used.
+    """
+    return operation in _DEAR
+
+
 class Stack(nnx.Module):
     """Neighbouring units of equal structure; each of their variables is one array with the units along its first axis.
 
@@ -129,8 +138,8 @@ class Stack(nnx.Module):
 
         inputs = (variables, keys, multipliers)
         scan = self.scan and self.count > 1
-        if self.remat:
-            run = jax.checkpoint(run, prevent_cse=not scan)
+        if self.remat or scan:
+            run = jax.checkpoint(run, prevent_cse=not scan, policy=None if self.remat else _dear)
         if scan:
             x, changed = lax.scan(run, x, inputs)
         else:

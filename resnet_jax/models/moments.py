@@ -5,7 +5,6 @@ and once for the result (Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3), a
 ``explicit`` has no forward-mode derivative; ``plain`` keeps it.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -51,8 +50,7 @@ def explicit(
     return _explicit(x, scale, bias, epsilon, rectify)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _explicit(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
+def _normalised(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
     wide = x.astype(jnp.float32)
     sums = _sums(wide, wide * wide)
     mean, square = sums / (x.size // sums[0].size)
@@ -61,7 +59,7 @@ def _explicit(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> A
 
 
 def _forward(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    y, mean, var = explicit(x, scale, bias, epsilon, rectify)
+    y, mean, var = _normalised(x, scale, bias, epsilon, rectify)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -84,6 +82,7 @@ def _backward(epsilon: float, rectify: bool, saved: Any, cotangents: Any) -> Any
     return dx.astype(x.dtype), dscale, dbias
 
 
+_explicit = jax.custom_vjp(_normalised, nondiff_argnums=(3, 4))
 _explicit.defvjp(_forward, _backward)
 
 

@@ -18,6 +18,7 @@ def test_operations_are_the_named_results_of_the_program() -> None:
     assert compilation.operations(text) == 4
 
 
+@pytest.mark.slow
 def test_a_row_has_seconds_operations_and_bytes() -> None:
     (row,) = compilation.table("cifar_resnet", [8], **OPTIONS, limit=300)
     assert row.keys() == {

@@ -25,6 +25,7 @@ def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput.ceilings, "sizes", lambda backend: (64, 1))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["cifar_resnet20", *PUBLISHED])
 def test_the_linen_peer_has_our_parameters_and_multiply_adds(name: str) -> None:
     network = models.architecture(name)

@@ -69,6 +69,7 @@ CORNERS = itertools.product([0, 0.5, 1], repeat=3)
 SPECIAL = np.float32([*CORNERS, (0.2, 0.2, 0.7), (1, 0.3, 0.3), (1e-6, 0, 0)]).reshape(1, 5, 6, 3)
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("which", range(4), ids=[step.__name__ for step in STEPS])
 @pytest.mark.parametrize("images", [IMAGES, SPECIAL], ids=["drawn", "special"])
 def test_each_step_is_its_formula(which: int, images: np.ndarray) -> None:
@@ -166,6 +167,7 @@ def test_nothing_to_jitter_leaves_images_as_they_are() -> None:
     np.testing.assert_array_equal(found, IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [PcaLighting(), ColorJitter(hue=0.1, lighting=0.1)])
 def test_colours_do_not_depend_on_compilation_or_devices(part) -> None:
     over = mesh.batch(mesh.make(8))

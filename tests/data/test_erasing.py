@@ -78,6 +78,7 @@ def test_only_the_box_changes_and_in_all_channels() -> None:
     assert changed.any(axis=(1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_erasing_does_not_depend_on_compilation_or_devices() -> None:
     """Bit for bit."""
     images = np.random.default_rng(0).normal(size=(64, 12, 14, 3)).astype(np.float32)

@@ -23,6 +23,7 @@ def numbered(count: int, size: int) -> tuple[jax.Array, jax.Array]:
     return jnp.broadcast_to(values[:, None, None, None], (count, size, size, 1)), jax.nn.one_hot(values.astype(int), 2)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("mix", [BOTH, Mix(mixup=0.5, cutmix=0.0, group=8), Mix(mixup=0.0, cutmix=1.0, group=0)])
 def test_images_and_targets_are_mixed_as_by_loops(mix: Mix) -> None:
     drawn = jax.tree.map(np.asarray, mix._draw(KEY, 32 // (mix.group or 32), 9, 12))
@@ -64,6 +65,7 @@ def test_shares_of_targets_are_those_of_pixels_and_add_up_to_one() -> None:
     np.testing.assert_allclose(np.asarray(shares).sum(axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("alpha", [0.2, 3.0])
 def test_mixup_shares_have_the_distribution_beta(alpha: float) -> None:
     """Mean 1/2 and variance 1 / (4 (2 a + 1))."""
@@ -97,6 +99,7 @@ def test_cutmix_boxes_have_torchvisions_sizes_and_places() -> None:
     assert covered[20, 20] > covered[0, 0]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("switch", "probability"), [(0.5, 1.0), (0.2, 0.7)])
 def test_groups_are_mixed_and_cut_as_often_as_asked(switch: float, probability: float) -> None:
     images, targets = numbered(6000, 16)
@@ -119,6 +122,7 @@ def test_a_group_has_one_draw_and_each_group_its_own() -> None:
     np.testing.assert_allclose(other.reshape(4, 8), 1 - own, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixing_does_not_depend_on_compilation_or_devices() -> None:
     """Groups within a device, and groups over several."""
     over = mesh.batch(mesh.make(8))

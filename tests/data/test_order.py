@@ -44,6 +44,7 @@ def test_a_batch_may_end_one_epoch_and_begin_the_next() -> None:
     assert first != second
 
 
+@pytest.mark.quick(1)
 @SIZES
 def test_batches_do_not_depend_on_how_many_are_asked_for_at_a_time(batch_size: int, examples: int) -> None:
     one = np.concatenate([batches(first, 1, batch_size=batch_size, examples=examples) for first in range(14)])
@@ -74,6 +75,7 @@ def test_every_example_comes_at_every_place_equally_often() -> None:
     assert np.abs(times - 400).max() < 5 * np.sqrt(2000 * 0.2 * 0.8)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("first", "batch_size", "examples"),
     [(600_000, 256, 1_281_167), (600_000, 256, 50_000), (2**31 // 256 - 2, 256, 50_000)],

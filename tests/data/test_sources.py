@@ -227,6 +227,7 @@ def test_cifar10_is_whole_and_balanced(
     assert np.bincount(found.labels).tolist() == [count // 10] * 10
 
 
+@pytest.mark.slow
 def test_cifar10_has_the_published_mean(cifar10_splits: dict[str, sources.Examples]) -> None:
     """And in this order: red first."""
     mean = cifar10_splits["train"].images.mean(axis=(0, 1, 2), dtype=np.float64) / 255

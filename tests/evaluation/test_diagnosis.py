@@ -123,10 +123,8 @@ MEANT: dict[str, tuple[Any, set[str]]] = {
 }
 
 
-QUICK = ("padding", "two")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in MEANT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEANT)
 def test_a_misreading_is_named(name: str, weights: Pretrained) -> None:
     meant, said = MEANT[name]
     read, data = labelled(weights, meant)
@@ -203,6 +201,7 @@ def test_a_later_round_takes_the_place_of_an_earlier_one(monkeypatch: pytest.Mon
     assert found.causes == ("normalisation: ImageNet's mean and deviation",)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "model",
     [
@@ -233,6 +232,7 @@ def test_same_padding_is_xlas(model: Architecture) -> None:
     assert np.max(np.abs(found - symmetric)) > 1e-4
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("model", [replace(NETWORK, stem=DeepStem), cifar_architecture(8)], ids=["deep stem", "cifar"])
 def test_blue_first_is_images_turned_round(model: Architecture) -> None:
     """After their normalisation: red is normalised as red wherever it stands."""

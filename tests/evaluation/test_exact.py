@@ -256,6 +256,7 @@ def test_ten_crops_are_those_of_the_direct_computation(ranked: Ranked, photograp
         assert found.loss == pytest.approx(ranked.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_photograph_is_scored_once_whatever_the_batches_and_devices(
     photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

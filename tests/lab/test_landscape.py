@@ -82,6 +82,7 @@ def by_hand(weights: Pretrained, first: float, second: float, seed: int = 0) -> 
     return float(losses.mean()), 100 * float(np.mean(logits.argmax(1) != MANY.labels))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("network", "seed"), [(SMALL, 0), (SMALL_PLAIN, 5)], ids=["residual", "plain"])
 def test_losses_are_those_of_the_network_with_its_parameters_changed(network: Architecture, seed: int) -> None:
     weights = weights_of(network, seed=seed)

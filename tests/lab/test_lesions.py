@@ -63,6 +63,7 @@ def by_hand(weights: Any, lesion: Lesion) -> float:
     return 100 * float(np.mean(wrong))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("network", [residual, plain])
 def test_errors_are_those_of_the_network_walked_through_without_what_was_deleted(network: Callable[[], Pretrained]) -> None:
     weights = network()

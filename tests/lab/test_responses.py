@@ -38,6 +38,7 @@ def walked(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, ...]]]:
     return [np.float64(each) for each in layers], [tuple(np.float64(each) for each in unit) for unit in units]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_responses_are_those_of_the_network_walked_through(batch_size: int) -> None:
     weights = weights_of(SMALL)
@@ -74,6 +75,7 @@ def test_a_plain_network_has_nothing_beside_its_branches() -> None:
     assert (found.ratio > 0).all()
 
 
+@pytest.mark.slow
 def test_layers_are_3x3_and_behind_their_normalisation_where_one_follows() -> None:
     """ResNet-50: 16 of them, one a bottleneck. Full pre-activation has none behind a branch's last."""
     assert len(responses.layers(weights_of(models.architecture("cifar_resnet20")))) == 19
@@ -117,6 +119,7 @@ def test_bad_input_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_steps_of_a_run_stand_beside_each_other(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     given = ("--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path))
     cli.main(["lab", "responses", str(short_run), "--steps", "0", "4", *given])

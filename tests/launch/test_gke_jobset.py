@@ -64,6 +64,7 @@ def test_it_is_what_jobset_and_kubernetes_describe(jobset: dict[str, Any], schem
     assert {"spec": jobset["spec"]}.keys() <= schema["properties"].keys()
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("path", "key", "value"),
     [

@@ -267,6 +267,7 @@ def test_what_does_not_fit_fails_when_it_is_built_with_the_same_sentence() -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
 @pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm])
 def test_the_statistics_that_a_batch_leaves_are_the_modules_own(norm: Any, blocks: Any) -> None:

@@ -146,6 +146,7 @@ def test_what_cannot_be_a_branch_is_refused_by_one_sentence(arguments: dict[str,
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("order", [Original, ReluBeforeAddition, ReluOnlyPreactivation])
 @pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=str)
 @pytest.mark.parametrize("branch", [Basic, BottleneckV15, configured(Basic, reduction=2), SingleLayer], ids=str)
@@ -162,6 +163,7 @@ def test_zero_scale_is_of_the_last_normalisation_alone_and_makes_the_branch_zero
     assert re.fullmatch(rf"after/{len(with_it.convs) - 1}/layers/\d+/scale", changed.pop())
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("train", [True, False])
 def test_a_network_of_zero_scales_is_its_shortcuts_at_the_beginning(train: bool) -> None:
     """Units of one width leave what the stem's ReLU gave; without, they do not."""

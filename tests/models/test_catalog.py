@@ -70,6 +70,7 @@ QUICK = {"resnet18", "resnet50", "cifar_resnet20", "cifar_plain20", "cifar_fixup
 QUICK |= {"cifar_stochastic110", "cifar_densenet40_12", "wrn16_4"}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", marked(set(NETWORKS) - QUICK))
 def test_a_network_answers_and_every_parameter_learns(name: str) -> None:
     """Finite logits and gradients at initialisation, in both precisions, which agree.
@@ -92,6 +93,7 @@ def test_a_network_answers_and_every_parameter_learns(name: str) -> None:
         assert not [path for path, norm in gradients.items() if norm == 0]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", marked(set(NETWORKS) - QUICK))
 def test_the_whole_network_is_traced_at_its_own_size(name: str) -> None:
     """Logits of its classes. Counts (test_counts) trace every network once more."""

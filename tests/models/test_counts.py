@@ -199,6 +199,7 @@ def slowly(name: str, *values: Any) -> Any:
 ALSO_COUNTED = {*("resnet18", "resnet50", "resnet50_d", "cifar_preresnet110", "wrn16_4", "cifar_densenet40_12")}
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name not in ALSO_COUNTED)) for name in NETWORKS])
 def test_every_row_of_every_network_is_the_arithmetics(name: str) -> None:
     exactly(NETWORKS[name])
@@ -281,6 +282,7 @@ def rounded(value: int, like: str) -> str:
     return f"{value / 10 ** int(power):.{len(digits.partition('.')[2])}f}e{power}"
 
 
+@pytest.mark.quick(10)
 @pytest.mark.parametrize(("name", "parameters", "multiply_adds"), [slowly(name, *counts) for name, counts in PAPERS.items()])
 def test_counts_are_those_of_the_papers(name: str, parameters: int, multiply_adds: str) -> None:
     ours = counted(NETWORKS[name])
@@ -334,6 +336,7 @@ CIFAR = {
 }
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("depth", "option"), [*itertools.product(CIFAR, ("none", "A", "B"))])
 def test_cifar_networks_have_the_counts_of_table_6(depth: int, option: str) -> None:
     """Plain networks and option A have no projection, option B has one where each of the later stages begins."""
@@ -430,12 +433,14 @@ def test_imagenet_networks_have_the_counts_of_table_1(
 TINY: dict[str, Any] = dict(stages=(3, 3), features=(4, 8), input_shape=(9, 9, 1))
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("branch", [Basic, Bottleneck, BottleneckV15, SingleLayer], ids=["basic", "bottleneck", "v1.5", "single"])
 def test_odd_sizes_and_grey_images_are_counted(branch: Factory, option: str) -> None:
     exactly(Architecture(**TINY, branch=branch, shortcut=OPTIONS[option]))
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, DeepStem])
 @pytest.mark.parametrize("order", PLACES)
 def test_every_order_is_counted_behind_every_stem(order: type[Order], stem: Factory) -> None:

@@ -27,6 +27,7 @@ def inputs(groups: tuple[int, ...]) -> list[np.ndarray]:
     return [random(*groups, 4, 3, 2, 5) + random(5, seed=1), random(5, seed=2), random(5, seed=3) / 4]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("groups", [(), (3,)], ids=["one", "three"])
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)

@@ -212,6 +212,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_freeze_makes_variables_of_the_same_network_with_frozen_normalisation(name: str) -> None:
     """The frozen network has the logits of the trained one in inference, in training too, and training leaves its statistics."""
@@ -244,6 +245,7 @@ def test_freeze_of_what_has_no_batch_norm_changes_nothing() -> None:
     assert freeze(params, {}) == (params, {})
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("order", [Original, FullPreactivation])
 def test_thaw_undoes_freeze(order: Any) -> None:
     """Of a whole network, key by key; one without normalisations is left as it is."""

@@ -46,6 +46,7 @@ def initialised(**fields: Any) -> dict[str, Any]:
     return jax.tree.map(np.float64, jax.jit(run, compiler_options=quick_to_compile())(jax.random.key(0)))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("order", ENDS)
 def test_what_the_stem_ends_with_and_what_stands_before_the_classifier(order: type[Order]) -> None:
     """He et al. 2016, Section 3 and Appendix; max-pooling stands behind an activation whatever the order (their preact-ResNet-200)."""
@@ -86,6 +87,7 @@ def test_a_transition_follows_the_order(order: type[Order]) -> None:
     assert (words(between.before).split(), words(between.after).split()) == (before, after)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("branch", "m"), [(Basic, 2), (Bottleneck, 3)])
 def test_fixup_scales_he_initialisation_by_the_depth_and_ends_at_zero(branch: Any, m: int) -> None:
     """Zhang et al. 2019, Section 3.2: "scale the weight layers inside residual branches by L^(-1/(2m-2))", last ones and classifier 0."""

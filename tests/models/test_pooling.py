@@ -33,6 +33,7 @@ def by_hand(x: np.ndarray, dy: np.ndarray | None, padding: Pairs) -> tuple[np.nd
     return out, dx[:, up : up + x.shape[1], left : left + x.shape[2]]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("padding", [SAME, HANGING], ids=["same", "hanging over"])
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (3, 5)])
 @pytest.mark.parametrize("gradients", ["plain", "explicit"])
@@ -46,6 +47,7 @@ def test_values_and_gradients_are_those_of_each_window(gradients: Any, size: tup
     np.testing.assert_allclose(back(jnp.asarray(dy))[0], dx, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_both_forms_are_equal_behind_a_relu(dtype: str) -> None:
     """Half the pixels are zero there, and whole windows are."""

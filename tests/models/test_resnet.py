@@ -124,6 +124,7 @@ def images(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     ("fields", "size", "expected"),
     [
@@ -189,6 +190,7 @@ BY_NAME: dict[str, tuple[Any, Callable[[int], tuple[int, ...]]]] = {
 }
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("order", "stages", "branch"), NETWORKS)
 def test_a_network_is_stem_units_and_classifier_in_numpy(order: type[Order], stages: tuple[int, ...], branch: str) -> None:
     """Every map, the logits, the running statistics and the gradient, in training and not. Option B; Fixup: A.
@@ -214,6 +216,7 @@ def test_a_network_is_stem_units_and_classifier_in_numpy(order: type[Order], sta
         same_slopes(gradients, {"params": values, "x": np.float64(x)}, formula, tolerance=2e-5)
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("entering", ["float32", "bfloat16", "uint8"])
@@ -224,6 +227,7 @@ def test_it_computes_in_its_dtype_and_keeps_logits_parameters_and_statistics_in_
     assert logits.dtype == jnp.float32
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("shortcut", [NoShortcut, Projection])
 @pytest.mark.parametrize(("branch", "order"), [(Basic, Original), (Bottleneck, FullPreactivation), (Basic, Fixup)])
 def test_every_convolution_of_a_bfloat16_network_is_one_of_bfloat16(branch: Any, order: Any, shortcut: Any) -> None:

@@ -386,6 +386,7 @@ def network(values: Values, x: np.ndarray, features: tuple[int, ...], shortcut: 
     return x.mean((1, 2)) @ values["head"]["linear"]["kernel"] + values["head"]["linear"]["bias"]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
 @pytest.mark.parametrize("shortcut", USERS)
 def test_a_users_class_works_in_a_whole_network(shortcut: type[nnx.Module], blocks: Any) -> None:

@@ -51,6 +51,7 @@ def test_anything_else_is_convolved_as_it_stands(sides: tuple[int, int], taps: i
     np.testing.assert_array_equal(found, convolution.plain(x, kernel, strides, padding, **words))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("form", ["plain", "explicit"])
 @pytest.mark.parametrize("stem", [ImageNetStem, DeepStem])
 def test_a_network_has_the_same_parameters_logits_and_gradients(stem: type, form: Any) -> None:

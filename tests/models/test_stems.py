@@ -51,6 +51,7 @@ def test_small_image_stem_is_a_3x3_convolution_at_full_resolution(order: type[Or
     follows(stem, formula, x, train=train)
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("size", "out", "order", "train"), [(16, 4, Original, True), *((13, 4, *case) for case in CASES)])
 def test_imagenet_stem_is_a_7x7_convolution_and_a_3x3_max_pooling_each_at_stride_2(
     size: int, out: int, order: type[Order], train: bool
@@ -76,6 +77,7 @@ def ceil_max_pool(x: np.ndarray) -> np.ndarray:
     return y
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("height", "width", "out"), [(16, 13, (4, 3)), (17, 18, (4, 4)), (11, 12, (3, 3)), (4, 3, (1, 1))])
 @pytest.mark.parametrize("train", [True, False])
 def test_ceil_pooled_stem_pools_as_caffe_does(height: int, width: int, out: tuple[int, int], train: bool) -> None:
@@ -98,6 +100,7 @@ def test_where_windows_begin_is_seen() -> None:
     assert np.abs(np.asarray(one) - np.asarray(other)).max() > 0.01
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("order", "train"), CASES)
 def test_deep_stem_is_three_3x3_convolutions_and_a_3x3_max_pooling(order: type[Order], train: bool) -> None:
     """He et al. 2018, Figure 2b: 3x3, 32, stride 2; 3x3, 32; 3x3, 64; max pool at stride 2. Here with 4 features."""

@@ -46,6 +46,7 @@ def test_what_is_not_strided_is_dilated_by_as_much(output_stride: int, expected:
 IMAGENET: dict[str, Any] = dict(stages=(1, 2, 2, 2), features=(4, 6, 8, 10), num_classes=3, branch=Bottleneck)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("output_stride", "sides", "stem"),
     [
@@ -87,6 +88,7 @@ SAME_WHERE_STRIDED = [
 ]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("branch", "order", "shortcut"), SAME_WHERE_STRIDED)
 def test_where_the_strided_network_looks_the_dilated_sees_the_same(branch: Any, order: Any, shortcut: Any) -> None:
     """What atrous convolution is for (Chen et al. 2017, Section 3.1): from the same variables, every map of the dilated network,

@@ -25,6 +25,7 @@ def reductions(found: Compiled) -> int:
     return found.traffic.by_kind().get("all-reduce", {"count": 0})["count"]
 
 
+@pytest.mark.slow
 def test_groups_of_a_devices_own_images_need_no_exchange_in_normalisation() -> None:
     """What is left combines gradients, averages of the groups' statistics, loss and errors: once each. Over the whole batch every one of
     the seven BatchNorms has its own: the sums for its statistics, then those that are the gradients of its scale and bias. As many bytes.
@@ -64,6 +65,7 @@ def test_flops_are_of_the_whole_batch() -> None:
     assert on_cpu(Variant(32), devices=2, platform="tpu").flops == 2 * 64 * (2 * first + 3 * rest)
 
 
+@pytest.mark.slow
 def test_split_parameters_are_gathered() -> None:
     whole, split = on_cpu(Variant(16, group_size=8)), on_cpu(Variant(16, fsdp=4, group_size=8))
     assert "all-gather" in split.traffic.by_kind()

@@ -433,6 +433,7 @@ def count(architecture: Architecture) -> models.Counts:
     return models.count(architecture)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("key"), [pytest.param(key, marks=[] if key in QUICK else [pytest.mark.slow]) for key in sorted({each.paper for each in COUNTED})]
 )

@@ -96,6 +96,7 @@ def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: 
         scored(five, digits_dir, data="digits")
 
 
+@pytest.mark.slow
 def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     """Also one that resizes images which live on the devices; batches of 7 are not shared equally by eight devices."""
     texts = ["8/8", "12/8", "ten-crop-12/8", "multi-scale-8,12"]
@@ -128,6 +129,7 @@ def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: P
     assert {**theirs, "step": 4, "seconds": 0, "protocol": {}} == {**several[400][3], "seconds": 0, "protocol": {}}
 
 
+@pytest.mark.slow
 def test_a_mean_image_of_another_size_is_averaged_over_its_pixels(digits_dir: str, short: Any) -> None:
     """And the record says so; of the same size it is subtracted as it is."""
     rng = np.random.default_rng(0)

@@ -72,6 +72,7 @@ def test_cells_that_are_equal_but_for_their_names_find_equal_errors(cells: list[
     assert found.error.values == other.error.values
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_a_result_and_the_others_go_on(cells: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
     """Its error is 100 %; started again, it is not tried again."""
     wild = dataclasses.replace(cells[0], name="wild", schedule=Schedule(learning_rate=1e30, warmup_steps=0))

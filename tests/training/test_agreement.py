@@ -46,6 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
     return {processes: [json.loads(output.splitlines()[-1]) for output in group] for processes, group in outputs.items()}
 
 
+@pytest.mark.slow
 def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found: Found) -> None:
     """Bit for bit: 1, 2 and 4 processes, whole on every device or cut into 2 and 4."""
     cases = {f"{processes}-{parts}-{wanted}" for processes in (1, 2, 4) for parts in PARTS for wanted in PARTS}

@@ -159,6 +159,7 @@ def empty(file: Path) -> None:
 DAMAGES = {"a flipped bit": flip, "truncated": truncate, "emptied": empty, "deleted": Path.unlink}
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_step_with_any_file_damaged_is_set_aside_and_the_one_before_it_restored(saved: Path, tmp_path: Path, kind: str) -> None:
     """Each of its files in turn. It is said; and the step can be saved again, and is then restored."""
@@ -188,6 +189,7 @@ def test_step_with_any_file_damaged_is_set_aside_and_the_one_before_it_restored(
         shutil.rmtree(run)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines when it meets damage
 @pytest.mark.parametrize("kind", ["truncated", "emptied", "deleted"])
 def test_step_without_a_seal_is_whole_or_set_aside_whatever_file_is_damaged(
@@ -302,6 +304,7 @@ def laid_out_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, i
     return runs
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("devices", "parts"), LAYOUTS)
 def test_checkpoint_of_any_layout_is_restored_onto_any_other(laid_out_runs: dict[tuple[int, int], Path], devices: int, parts: int) -> None:
     """Bit for bit, and laid out as asked."""

@@ -54,6 +54,7 @@ def straight(photographs: DatasetInfo, tmp_path_factory: pytest.TempPathFactory)
     return trained(SMALL, folder, Told()), folder
 
 
+@pytest.mark.slow
 def test_every_validation_image_is_scored_once(straight: tuple[dict, Path]) -> None:
     result, folder = straight
     assert result["examples"] == 220
@@ -89,6 +90,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits_however_its_images_are_loa
     assert result["state_digest"] == straight[0]["state_digest"]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_on_the_same_images_as_one(straight: tuple[dict, Path], tmp_path: Path, told) -> None:
     trained(SMALL, tmp_path / "run", told, devices=8)
     losses = [
@@ -98,6 +100,7 @@ def test_eight_devices_train_on_the_same_images_as_one(straight: tuple[dict, Pat
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> None:
     """Mean and variance of what the first convolution makes of two batches, against all their images at once."""
     experiment = replace(
@@ -228,6 +231,7 @@ def test_another_set_stands_in_without_what_streams(photographs: DatasetInfo, di
     assert found.model.input_shape == (8, 8, 1)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_accumulated_are_those_of_the_whole_batch(
     straight: tuple[dict, Path], tmp_path: Path, told, photographs: DatasetInfo
 ) -> None:

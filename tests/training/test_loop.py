@@ -93,9 +93,10 @@ def without_clocks(records: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at", "fields"),
-    [pytest.param(20, "plain", marks=pytest.mark.slow), (160, "plain"), pytest.param(120, "random and averaged", marks=pytest.mark.slow)],
+    [(20, "plain"), (160, "plain"), (120, "random and averaged")],
 )
 def test_a_killed_run_started_again_ends_in_the_same_bits(
     at: int, fields: str, undisturbed: Callable[[str], dict], digits_dir: str, tmp_path: Path
@@ -117,7 +118,8 @@ def test_a_killed_run_started_again_ends_in_the_same_bits(
     assert without_clocks(Workdir(workdir).records()) == without_clocks(straight["records"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop_a_run_saves_where_it_is_and_goes_on(number: signal.Signals, straight: dict, digits_dir: str, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     process = start(workdir, digits_dir)
@@ -135,6 +137,7 @@ def test_asked_to_stop_a_run_saves_where_it_is_and_goes_on(number: signal.Signal
     assert json.loads((workdir / "result.json").read_text())["state_digest"] == straight["state_digest"]
 
 
+@pytest.mark.slow
 def test_steps_per_dispatch_and_how_often_it_saves_do_not_change_the_result_beyond_rounding(
     straight: dict, digits_dir: str, tmp_path: Path
 ) -> None:
@@ -240,6 +243,7 @@ def test_bad_input_is_refused_before_anything_is_written(tiny: Experiment, digit
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one_does(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     losses = {}
     for devices in (1, 8):
@@ -269,7 +273,8 @@ class Crashing(Told):
             raise Crash
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, marks=[pytest.mark.slow] if part.startswith("drop") else []) for part in RANDOM_PARTS])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", RANDOM_PARTS)
 def test_random_training_repeats_and_resumes_bit_for_bit_and_other_seeds_differ(
     part: str, tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told
 ) -> None:
@@ -318,6 +323,7 @@ def test_frozen_parameters_end_as_they_began_and_others_do_not(tiny: Experiment,
     assert again["state_digest"] == result["state_digest"]
 
 
+@pytest.mark.slow
 def test_the_protocol_of_a_run_says_its_group(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     """64 images a step in groups of 16, on eight devices that hold eight of them each: groups are no matter of devices."""
     experiment = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=configured(BatchNorm, group_size=16)))

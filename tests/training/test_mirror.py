@@ -110,6 +110,7 @@ def stored(url: str) -> dict[str, bytes]:
     return {name.lstrip("/").removeprefix(f"{path}/"): store.cat_file(name) for name in store.find(path)}
 
 
+@pytest.mark.quick(1)
 def test_run_goes_on_on_another_machine(url: str, machine: Machine, tiny: Experiment) -> None:
     """With its checkpoints, its records, its event files: what is on the store is what was in the folder. Older checkpoints are gone."""
     said: list[str] = []
@@ -246,6 +247,7 @@ class Crash(Exception):
     """Stands for a machine that is taken away."""
 
 
+@pytest.mark.slow
 def test_training_continued_on_another_machine_ends_in_the_same_bits(
     url: str, machine: Machine, tiny: Experiment, digits_dir: str, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

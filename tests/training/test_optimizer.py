@@ -336,6 +336,7 @@ def unstacked(tree: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("fields", [{"rule": "lars"}, {"rule": "lamb"}, {"rule": "lamb", "decay": "all"}, {"clip": 0.01}], ids=str)
 def test_units_of_a_stack_learn_as_if_they_were_not_stacked(fields: dict[str, Any]) -> None:
     """A trust ratio is that of a unit's own array; a norm that is clipped is the same however arrays lie."""
@@ -375,6 +376,7 @@ def test_a_frozen_parameter_does_not_count_in_the_norm_that_is_clipped() -> None
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-1.5, 0], rtol=1e-6)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("rule", ["lars", "lamb"])
 def test_frozen_parameters_and_rates_work_with_every_rule(network: Any, rule: Any) -> None:
     """Frozen ones stay to the bit, others move by the factor of what they move without; trust ratios are of arrays of their own."""

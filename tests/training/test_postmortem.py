@@ -103,6 +103,7 @@ def going_back(tiny: Experiment) -> Experiment:
     return dataclasses.replace(tiny, checkpointing=dataclasses.replace(tiny.checkpointing, non_finite="roll_back"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stopped_after", [None, 5, 9])
 def test_taken_back_it_goes_on_with_other_batches_and_resumes_to_the_same_bits(
     stopped_after: int | None, going_back: Experiment, poisoned_once: Callable[[], None], digits_dir: str, tmp_path: Path

@@ -20,6 +20,7 @@ def test_the_table_has_the_dearest_first_with_their_share() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_is_traced_and_scores_as_without(tmp_path: Path, digits_dir: str) -> None:
     cli.main(["train", EXPERIMENT, "--workdir", str(tmp_path / "run"), "--data-dir", digits_dir, "--profile", "2"])
     folder = tmp_path / "run" / "profile"

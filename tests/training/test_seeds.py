@@ -47,6 +47,7 @@ def begin(made: Program, seeds: tuple[int, ...] = SEEDS) -> Any:
     return made.stack([made.init(jax.random.key(seed)) for seed in seeds])
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("layout", TESTED)
 def test_initialisation_order_crops_and_flips_of_every_seed_are_exactly_its_own(
     layout: str, tiny: Experiment, digits: sources.Examples
@@ -84,6 +85,7 @@ def alone(tiny: Experiment, digits: sources.Examples) -> list[Any]:
     return found
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("layout", TESTED)
 def test_three_steps_of_every_seed_equal_its_own_to_1e_5(layout: str, tiny: Experiment, digits: sources.Examples, alone: list[Any]) -> None:
     """Parameters relative to their length; metrics of every step in their order."""
@@ -152,6 +154,7 @@ def straight(tiny: Experiment, run: Callable[..., Any], tmp_path_factory: pytest
     return run(tiny, fresh(tmp_path_factory.mktemp("straight")), progress=Told())
 
 
+@pytest.mark.slow
 def test_a_whole_run_finds_the_errors_of_single_ones(
     tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], digits_dir: str, tmp_path: Path
 ) -> None:
@@ -194,6 +197,7 @@ def digests(results: list[dict[str, Any]]) -> list[str]:
     return [result["state_digest"] for result in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 9])
 def test_a_stopped_vector_goes_on_to_the_same_bits(
     at: int, tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
@@ -206,6 +210,7 @@ def test_a_stopped_vector_goes_on_to_the_same_bits(
     assert ("continuing after step 8" in told.messages) == (at == 9)
 
 
+@pytest.mark.slow
 def test_a_seed_caught_a_save_ahead_of_the_others_goes_back_with_them(
     tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -237,6 +242,7 @@ def test_seeds_left_far_apart_each_go_on_from_where_they_were(
     np.testing.assert_allclose([r["value"] for r in found], [r["value"] for r in straight], atol=2)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_one_seed_takes_all_of_them_a_save_back(
     tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -251,6 +257,7 @@ def test_a_damaged_checkpoint_of_one_seed_takes_all_of_them_a_save_back(
     assert "continuing after step 4" in told.messages
 
 
+@pytest.mark.slow
 def test_a_seed_whose_checkpoints_are_all_damaged_does_not_take_the_others_back(
     tiny: Experiment, straight: list[dict[str, Any]], run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -346,6 +353,7 @@ def test_finished_seeds_are_left_alone(tiny: Experiment, run: Callable[..., Any]
     assert found[1]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_ends_alone(
     tiny: Experiment,
     straight: list[dict[str, Any]],

@@ -88,6 +88,7 @@ def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: P
     assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("new_head", [False, True])
 def test_a_run_begins_with_exactly_the_weights(new_head: bool, base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters after a step at a rate of 0, read back from the run's checkpoint; the new head is the seed's."""
@@ -128,6 +129,7 @@ def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> No
     assert len({*places, *given}) == len(places) + len(given)
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, source: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
     weights = trained.weights(source)
@@ -147,9 +149,10 @@ def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, so
     same(state.params["head"], found.params["head"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm",
-    [pytest.param(configured(BatchNorm, epsilon=1e-3, momentum=0.8), marks=pytest.mark.slow), configured(GroupNorm, num_groups=2)],
+    [configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)],
     ids=str,
 )
 def test_a_frozen_trunk_includes_the_normalisation_before_the_classifier(
@@ -168,6 +171,7 @@ def test_a_frozen_trunk_includes_the_normalisation_before_the_classifier(
     same(trunk, before)
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_in_the_same_bits(
     base: Experiment, source: Path, file: Path, digits_dir: str, tmp_path: Path
 ) -> None:
@@ -279,6 +283,7 @@ def test_a_rate_that_is_none_is_refused(factor: float, base: Experiment, digits_
         run(dataclasses.replace(base, optimizer=Optimizer(rates=(("stages", factor),))), tmp_path / "run", digits_dir)
 
 
+@pytest.mark.slow
 def test_rates_reach_the_training_of_a_run(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """A factor of 0 leaves the stages where they were, bit for bit; the others learn."""
     optimizer = Optimizer(rates=(("stages", 0.0),))

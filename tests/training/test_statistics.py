@@ -71,6 +71,7 @@ def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **rep
     return made.settle(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.5), configured(BatchNorm, group_size=8)], ids=str)
 def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """The variance of 120 images, not the mean of three batches' (or of fifteen groups'); whatever the momentum."""
@@ -115,6 +116,7 @@ def test_nothing_but_the_statistics_changes(tiny: Experiment, digits: Examples) 
     assert state.digest(again._replace(batch_stats={})) == state.digest(after._replace(batch_stats={}))
 
 
+@pytest.mark.slow
 def test_statistics_are_a_function_of_key_and_step(tiny: Experiment, digits: Examples) -> None:
     """The batches of a step are its own: another step, another seed and augmentation give others; the same gives the same bits."""
     experiment = variant(tiny, batches=2, pad=1)
@@ -139,6 +141,7 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
     assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_eight_devices_settle_as_one_does(tiny: Experiment, digits: Examples) -> None:
     one, eight = (settled(variant(tiny), digits, devices=devices) for devices in (1, 8))
     for ours, theirs in zip(jax.tree.leaves(eight.statistics), jax.tree.leaves(one.statistics), strict=True):
@@ -173,6 +176,7 @@ def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experim
     assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=["BatchNorm", "GroupNorm"])
 def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
@@ -210,6 +214,7 @@ def newest(experiment: Experiment, run: Path) -> TrainState:
     return restored[1]
 
 
+@pytest.mark.slow
 def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     """The protocol of the result, the same score from its checkpoint, and statistics in it that belong to its step."""
     experiment = variant(tiny, batches=5, ema=0.8)

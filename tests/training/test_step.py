@@ -129,6 +129,7 @@ def assert_close(ours: dict, theirs: dict, rtol: float) -> None:
         np.testing.assert_allclose(np.asarray(ours[path], np.float64), expected, rtol=0, atol=rtol * np.abs(expected).max(), err_msg=path)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("index", [0, 1])
 def test_loss_errors_and_count_are_numpys(two_steps: list[tuple[TrainState, Metrics]], reference: Reference, index: int) -> None:
     """Sums over the batch: not the mean loss, not an error rate."""
@@ -284,6 +285,7 @@ def seen(
     return jax.device_get(found)
 
 
+@pytest.mark.slow
 def test_images_of_a_step_are_the_same_on_any_number_of_devices(digits: sources.Examples) -> None:
     """Order, crops and flips: bit for bit. Step 35 ends an epoch of 1,437 images and begins the next."""
     preprocessing = augmentation.fit(digits.images, "channel")

@@ -42,6 +42,7 @@ def test_counters_go_out_to_torch(short_run: Path, tmp_path: Path) -> None:
     assert set(counters.values()) == {4.0}
 
 
+@pytest.mark.slow
 def test_averages_are_the_weights_where_scores_use_them(short: Experiment, digits_dir: str, tmp_path: Path) -> None:
     averaging = Evaluation(batch_size=72, statistics_batches=2)
     experiment = dataclasses.replace(short, optimizer=Optimizer(ema=0.5), evaluation=averaging)

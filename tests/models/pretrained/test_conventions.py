@@ -176,6 +176,7 @@ def test_damaged_divisors_and_biases_are_refused_by_name(name: str, array: np.nd
         models.load_pretrained(file, "caffe")
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(("dtype", "counted"), [(np.float32, False), (np.float16, True), (ml_dtypes.bfloat16, True)])
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_import_and_export_are_the_identity_bit_for_bit(name: str, dtype: type, counted: bool, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ SLOW = ("resnet34", "resnet101", "resnet152", "resnext101_64x4d", "timm_resnet50
 NAMES = [pytest.param(p.stem, marks=[pytest.mark.slow] if p.stem in SLOW else []) for p in sorted(GOLDEN.glob("*.npz"))]
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_torch_and_what_came_in_goes_out(name: str, tmp_path: Path) -> None:
     """float32 in torch is within 1e-5 of float64 (write_torch_golden.py); asked for are 1e-4."""
@@ -51,6 +52,7 @@ class SamePadded(ImageNetStem):
         return max_pool(self.after(x, train=train), self.pooled)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "mistake"),
     [

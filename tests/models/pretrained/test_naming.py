@@ -23,6 +23,7 @@ def places(architecture: models.Architecture) -> list[naming.Place]:
     return naming.torch_places(architecture, *abstract(architecture)[1:])
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_of_torchs_network_has_its_place_and_every_place_its_tensor(name: str) -> None:
     """Against the state dicts of torchvision, timm and the networks of write_torch_golden.py."""

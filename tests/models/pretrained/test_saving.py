@@ -160,6 +160,7 @@ def test_frozen_statistics_are_exported_as_what_they_were(tmp_path: Path) -> Non
     jax.tree.map(np.testing.assert_array_equal, (asked.params, asked.batch_stats), (params, batch_stats))
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(
     ("name", "fields", "names", "reason"),
     [
@@ -219,6 +220,7 @@ def test_what_only_matters_while_training_does_not_keep_a_network_from_others(fi
     assert {name: array.shape for name, array in stored(tmp_path / "x.safetensors").items()} == shapes()
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("theirs", "network", "fields"),
     [("timm_seresnet50", "resnet50_v15", {"branch": "BottleneckV15(reduction=16)"}), ("timm_resnet50d", "resnet50_d", {})],
