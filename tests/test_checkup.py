@@ -94,6 +94,7 @@ def test_a_planted_misreading_is_named_and_corrected(
     assert "--to FILE writes the weights so" in out
 
 
+@pytest.mark.slow
 def test_a_claim_that_nothing_explains_has_no_cause(
     capsys: Captured, answering: tuple[Path, float], digits_dir: str, tmp_path: Path
 ) -> None:

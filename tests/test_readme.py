@@ -50,6 +50,7 @@ def test_the_python_of_the_readme_runs(readme: dict) -> None:
     assert names["pretrained"].card.view == IMAGENET_VIEW
 
 
+@pytest.mark.slow
 def test_the_readmes_trunk_trains_its_new_layer_and_nothing_else(readme: dict) -> None:
     params, images = readme["weights"], jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 
@@ -64,6 +65,7 @@ def test_the_readmes_trunk_trains_its_new_layer_and_nothing_else(readme: dict) -
     assert moved.mean() > 0.5  # a feature that is zero everywhere moves nothing
 
 
+@pytest.mark.slow
 def test_the_readmes_linen_module_has_the_trunks_variables(readme: dict) -> None:
     module, images = readme["Classifier"](), readme["images"]
     variables = jax.eval_shape(module.init, jax.random.key(0), images)

@@ -43,6 +43,7 @@ def test_the_released_resnet_20_scores_its_published_error_without_a_flag(
     assert "steps" not in scored["protocol"]
 
 
+@pytest.mark.slow
 def test_out_and_in_again_a_run_keeps_its_score(capsys: Captured, short_run: Path, torchs: Path, digits_dir: str, tmp_path: Path) -> None:
     cli.main(["weights", "import", str(torchs), "--as", "torchvision", "--to", str(tmp_path / "back"), "--claimed-error", "50"])
     out = capsys.readouterr().out

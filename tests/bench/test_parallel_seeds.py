@@ -47,6 +47,7 @@ def test_throughput_is_the_median_of_ratios(monkeypatch: pytest.MonkeyPatch) -> 
     assert (alone["seconds"], both["seconds"], both["throughput"]) == (3, 8, 2)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "seeds.json"
     small = ["--depth", "8", "--input-shape", "8", "8", "1", "--batch-size", "2", "--rounds", "1", "--seeds", "1"]

@@ -7,6 +7,7 @@ from resnet_jax import models
 from resnet_jax.bench import whole_run
 
 
+@pytest.mark.slow
 def test_fewer_steps_are_extrapolated_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole_run, "TRAINING", 64)
     monkeypatch.setattr(whole_run, "TEST", 32)

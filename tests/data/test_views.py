@@ -173,6 +173,7 @@ def test_a_part_of_a_split_is_shown_in_whole_batches(
     np.testing.assert_array_equal(shown, views.shown(sources.read(digits, "test").images[first], small))
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("crops", [1, 10])
 @pytest.mark.parametrize("batch_size", [120, 64, 360])
 def test_processes_share_every_batch(digits: sources.DatasetInfo, batch_size: int, crops: int) -> None:

@@ -194,6 +194,7 @@ def test_what_has_no_paths_or_no_gradient_is_refused(network: Callable[[], Pretr
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_command_writes_beside_the_run(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cli.main(["lab", "paths", str(short_run), "--images", "20", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -53,6 +53,7 @@ def test_responses_are_those_of_the_network_walked_through(batch_size: int) -> N
         np.testing.assert_allclose([found.ratio[number], found.cosine[number]], [ratio.mean(), cosine.mean()], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_each_units_parameters() -> None:
     weights = weights_of(SMALL)
     model: Any = weights.build()

@@ -139,6 +139,7 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_apply_differs_where_the_structure_does() -> None:
     """Every change makes another value, another function, and no two the same."""
     architectures = [SMALL, *(dataclasses.replace(SMALL, **changes) for changes in CHANGES)]

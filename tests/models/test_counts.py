@@ -295,6 +295,7 @@ def stages_of(name: str) -> list[int]:
     return [row.projections for row in counted(NETWORKS[name]).stages[1:-1]]
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(
     ("name", "projections"),
     [
@@ -387,6 +388,7 @@ def test_option_a_of_the_catalogs_plain_twins(depth: int) -> None:
     assert dataclasses.astuple(ours) == dataclasses.astuple(counted(NETWORKS[f"plain{depth}"]))
 
 
+@pytest.mark.slow
 def test_densenet_without_bottleneck_or_compression_is_wider() -> None:
     """A6: "DenseNet-100 k=12 has 4.07M" in S14 because it compresses; the paper's plain one has 7.0M, its BC 0.8M."""
     sizes = [counted(densenet_architecture(40, 12, bottleneck=bottleneck)).parameters for bottleneck in (False, True)]

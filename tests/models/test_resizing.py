@@ -69,6 +69,7 @@ def test_every_way_has_a_name_and_is_tested_here() -> None:
     assert resizing.BY_NAME.keys() == CARRIES.keys()
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(
     ("name", "shape", "train"),
     [(name, shape, train) for name in CARRIES for shape in CHANGES for train in (True, False) if name in PROJECTIONS or train],

@@ -190,7 +190,7 @@ BY_NAME: dict[str, tuple[Any, Callable[[int], tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.quick(2)
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("order", "stages", "branch"), NETWORKS)
 def test_a_network_is_stem_units_and_classifier_in_numpy(order: type[Order], stages: tuple[int, ...], branch: str) -> None:
     """Every map, the logits, the running statistics and the gradient, in training and not. Option B; Fixup: A.

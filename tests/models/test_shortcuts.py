@@ -84,6 +84,7 @@ MERGES: dict[str, tuple[Factory, str, Merge]] = {
 }
 
 
+@pytest.mark.quick(15)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("name", "train"),

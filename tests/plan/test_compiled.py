@@ -74,6 +74,7 @@ def test_split_parameters_are_gathered() -> None:
     assert split.memory.arguments < whole.memory.arguments
 
 
+@pytest.mark.slow
 def test_streamed_experiments_take_what_arrives() -> None:
     data = dataclasses.replace(SMALL.data, crop=RandomResizedCrop, pad=0, normalization="channel")
     streamed = dataclasses.replace(SMALL, data=data, evaluation=Evaluation(protocol="8/8"))

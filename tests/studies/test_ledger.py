@@ -424,8 +424,6 @@ def test_errors_that_are_quoted_from_he_2016_are_of_its_networks() -> None:
 COUNTED = [
     entry for entry in entries() if entry.network and entry.mark == "C" and entry.metric in ("parameters", "multiply_adds", "projections")
 ]
-# A dense block is traced layer by layer: minutes all in all. Their counts and the others' have tests of their own in tests/models.
-QUICK = {"he2015", "he2016", "he2018", "torchvision"}
 
 
 @functools.cache
@@ -433,10 +431,9 @@ def count(architecture: Architecture) -> models.Counts:
     return models.count(architecture)
 
 
-@pytest.mark.quick(1)
-@pytest.mark.parametrize(
-    ("key"), [pytest.param(key, marks=[] if key in QUICK else [pytest.mark.slow]) for key in sorted({each.paper for each in COUNTED})]
-)
+# Networks are traced layer by layer: minutes all in all. tests/models has quick tests of counts.
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted({each.paper for each in COUNTED}))
 def test_our_networks_have_exactly_the_counts(key: str) -> None:
     """Every count that papers.md calls computed, to the digits that it prints."""
     wrong = []

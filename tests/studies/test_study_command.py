@@ -36,6 +36,7 @@ def results(workdir: Path) -> dict[str, bytes]:
     return {path.parent.relative_to(workdir).as_posix(): path.read_bytes() for path in workdir.glob("**/result.json")}
 
 
+@pytest.mark.slow
 def test_a_study_runs_cells_by_seeds_and_leaves_alone_what_is_finished(
     capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path
 ) -> None:

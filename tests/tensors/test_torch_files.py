@@ -269,6 +269,7 @@ def test_a_legacy_file_of_another_protocol(tmp_path: Path) -> None:
         open_tensors(path)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tiny.pth", "tiny_legacy.pth.tar"])
 def test_no_truncation_is_taken_for_the_file(name: str, tmp_path: Path) -> None:
     whole, path = (GOLDEN / name).read_bytes(), tmp_path / "cut"
@@ -295,6 +296,7 @@ def flipped(data: bytes, drawn: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tiny.pth", "tiny_legacy.pth.tar"])
 def test_flipped_bytes_raise_nothing_but_user_errors(name: str, tmp_path: Path) -> None:
     whole, path, drawn = (GOLDEN / name).read_bytes(), tmp_path / "flipped", random.Random(0)

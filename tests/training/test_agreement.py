@@ -59,6 +59,7 @@ def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found:
     assert step == 2
 
 
+@pytest.mark.slow
 def test_damage_is_found_by_one_and_all_go_on_from_the_same_step(found: Found) -> None:
     """With a seal that tells it, and without, where reading fails. What is saved then is restored by all."""
     first, second = (process["damage"] for process in found[2])
@@ -71,6 +72,7 @@ def test_damage_is_found_by_one_and_all_go_on_from_the_same_step(found: Found) -
         assert [message.split(": ")[0] for message in process["said"][:2]] == ["checkpoint of step 3 is damaged"] * 2
 
 
+@pytest.mark.slow
 def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -> None:
     first, second = (process["claim"] for process in found[2])
     assert first == second
@@ -81,6 +83,7 @@ def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -
     assert "holds another run" in other
 
 
+@pytest.mark.slow
 def test_save_that_fails_everywhere_is_left_out_or_stops_everywhere(found: Found) -> None:
     """And leaves nothing behind."""
     for process in found[2]:

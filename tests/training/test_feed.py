@@ -66,6 +66,7 @@ def test_every_validation_image_is_scored_once(straight: tuple[dict, Path]) -> N
     assert result["value"] * 220 / 100 == pytest.approx(round(result["value"] * 220 / 100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loading", [Loading(threads=1, memory_mb=256), Loading(workers=2, memory_mb=512)], ids=["one thread", "two workers"]
 )

@@ -343,6 +343,7 @@ def test_a_signal_in_the_last_step_stops_before_the_score(tiny: Experiment, digi
     assert found == found | {"examples": 360, "diverged_at_step": None}
 
 
+@pytest.mark.slow
 def test_finished_seeds_are_left_alone(tiny: Experiment, run: Callable[..., Any], straight: list[dict[str, Any]], tmp_path: Path) -> None:
     folders = fresh(tmp_path, (3, 1))
     first = run(tiny, {3: folders[3]}, progress=Told())

@@ -113,6 +113,7 @@ def test_average_and_settled_statistics_are_what_is_scored_where_there_are_some(
     assert full._replace(ema={}, statistics={}).scored() == (full.params, full.batch_stats)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("statistics", [False, True])
 @pytest.mark.parametrize("ema", [False, True])
 def test_created_state_has_an_average_and_statistics_where_asked_for(tiny: Experiment, ema: bool, statistics: bool) -> None:

@@ -88,6 +88,7 @@ def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run
         trained.at(short_run, 3)
 
 
+@pytest.mark.slow
 def test_weights_that_a_run_began_with_are_named_in_place_of_step_0(
     short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path
 ) -> None:
