@@ -21,7 +21,7 @@ test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepare
 	JAX_DISABLE_MOST_OPTIMIZATIONS=$(UNOPTIMIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not exhaustive" $(ARGS)
 
 test-slow: $(DEVELOPED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
 
 test-exhaustive: $(DEVELOPED)  ## an hour and more
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive $(ARGS)
