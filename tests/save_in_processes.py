@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from resnet_jax import processes as processes_lib
 from resnet_jax import references
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.errors import UserError
@@ -210,7 +211,7 @@ def until(done: Callable[[], bool]) -> None:
 
 def main(process: int, processes: int, address: str, root: str, act: str) -> None:
     if processes > 1:
-        jax.distributed.initialize(address, processes, process)
+        processes_lib.connect(processes_lib.Joining(coordinator=address, processes=processes, process=process))
     acts = {"layouts": layouts, "damage": damage, "full": full, "claim": claim}
     said: list[str] = []
     for name in act.split("+"):

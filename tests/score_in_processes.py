@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 
+from resnet_jax import processes as processes_lib
 from resnet_jax.data import sources, views
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.views import Squares
@@ -18,7 +19,7 @@ from resnet_jax.training import mesh
 
 def main(process: int, processes: int, address: str, data_dir: str) -> None:
     if processes > 1:
-        jax.distributed.initialize(address, processes, process)
+        processes_lib.connect(processes_lib.Joining(coordinator=address, processes=processes, process=process))
     over = mesh.make()
     apply, params, batch_stats = jax.jit(cifar_architecture(8, input_shape=(8, 8, 1)).init, out_shardings=mesh.replicated(over))(
         jax.random.key(0)
