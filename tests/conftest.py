@@ -31,22 +31,20 @@ from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
 ROOT = Path(__file__).parents[1]
 
 
-_SEEN: collections.Counter[str] = collections.Counter()
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--one-in", type=int, default=1, help="run one of so many tests of every file: its first, and so on")
 
 
 # Before -m chooses.
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item: pytest.Item) -> None:
-    quick = item.get_closest_marker("quick")
-    if quick is not None and not any(item.get_closest_marker(later) for later in ("slow", "exhaustive")):
-        test = item.nodeid.partition("[")[0]
-        _SEEN[test] += 1
-        if _SEEN[test] > quick.args[0]:
-            item.add_marker(pytest.mark.slow)
+@pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)
+def pytest_mark_what_is_slow_beyond_the_first_parameters(items: list[pytest.Item]) -> None:
+    seen: collections.Counter[str] = collections.Counter()
+    for item in items:
+        quick, test = item.get_closest_marker("quick"), item.nodeid.partition("[")[0]
+        if quick is not None and not any(item.get_closest_marker(later) for later in ("slow", "exhaustive")):
+            seen[test] += 1
+            if seen[test] > quick.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 # Last: one in so many of those that the other options leave.

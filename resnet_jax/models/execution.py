@@ -35,7 +35,7 @@ class Execution:
     stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
     """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
     remat: bool = False
-    """Whether a unit's activations are computed again on the way back rather than kept: less memory, more time."""
+    """Whether all of a unit's activations are computed again on the way back rather than kept: less memory, more time."""
     steps_per_dispatch: int = 0
     """Training steps in one call of the compiled program, see ``steps_a_call``. 0: one on CPU, up to 100 elsewhere."""
     images_per_device: int = field(default=0, metadata={LATER: True})
