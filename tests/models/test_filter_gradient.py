@@ -25,7 +25,7 @@ def by_sums(x: np.ndarray, dy: np.ndarray, taps: Any, strides: Any, padding: Any
     return found
 
 
-@pytest.mark.quick(7)
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("block", [1, 3000, 4_000_000])
 @pytest.mark.parametrize(
     ("taps", "strides", "padding", "dilation"),
@@ -37,6 +37,7 @@ def by_sums(x: np.ndarray, dy: np.ndarray, taps: Any, strides: Any, padding: Any
         ((3, 3), (2, 2), ((2, 2), (2, 2)), (2, 2)),  # no tap meets the odd rows
         ((5, 1), (3, 2), ((2, 1), (0, 0)), (1, 1)),
         ((2, 4), (1, 1), ((0, 1), (2, 1)), (1, 3)),
+        ((3, 3), (3, 1), ((7, 8), (1, 1)), (2, 1)),  # cotangents of padding alone
     ],
 )
 def test_it_is_the_sum_over_images_and_pixels(taps: Any, strides: Any, padding: Any, dilation: Any, block: int, monkeypatch: Any) -> None:
@@ -48,6 +49,17 @@ def test_it_is_the_sum_over_images_and_pixels(taps: Any, strides: Any, padding: 
     dy = random(6, *sides, 4, seed=1)
     found = filter_gradient.of(jnp.asarray(x), jnp.asarray(dy), taps=taps, strides=strides, padding=padding, dilation=dilation)
     np.testing.assert_allclose(found, by_sums(x, dy, taps, strides, padding, dilation), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("top", "taps"), [(1, 3), (1, 1), (1, 2), (3, 5)])
+def test_taps_that_meet_no_row_have_no_gradient(top: int, taps: int) -> None:
+    """Of images of one row with stride 2 every second tap; with a single tap and a row above, all."""
+    strides, padding = (2, 1), ((top, top), (1, 1))
+    x, dy = random(4, 1, 9, 3), random(4, (1 + 2 * top - taps) // 2 + 1, 9, 5, seed=1)
+    found = filter_gradient.of(jnp.asarray(x), jnp.asarray(dy), taps=(taps, 3), strides=strides, padding=padding, dilation=(1, 1))
+    expected = by_sums(x, dy, (taps, 3), strides, padding, (1, 1))
+    assert not expected.any(axis=(1, 2, 3)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_divide_the_images_and_are_as_large_as_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
