@@ -70,11 +70,11 @@ def measure(architecture: Architecture, steps: Sequence[int], *, batch_size: int
         return run
 
     calls = [call(number) for number in steps]
-    rounds.interleaved(calls, 1, warm=1)
+    rounds.interleaved(calls, 1, warm=1, settling=0)
     for spent in host.values():
         spent.clear()
     with quiet():
-        whole = rounds.interleaved(calls, count, warm=0)
+        whole = rounds.interleaved(calls, count, warm=0, settling=0)
     return [
         {
             "steps": number,

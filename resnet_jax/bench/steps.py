@@ -10,7 +10,7 @@ from resnet_jax.models import Architecture, Execution
 
 
 def measure(architecture: Architecture, executions: Sequence[Execution], *, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """Runs one step of each in turn, ``rounds`` times after two that do not count.
+    """Runs one step of each in turn, ``rounds`` times after one that does not count.
 
     Returns, for each execution, seconds of a step (median, least and most), images a second, and the median over the rounds of the
     first execution's seconds over its own (``speedup``).
