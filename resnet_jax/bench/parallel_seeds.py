@@ -16,7 +16,7 @@ IMAGES = 2048
 
 
 def measure(architecture: Architecture, seeds: Sequence[int], *, batch_size: int, rounds: int) -> list[dict[str, Any]]:
-    """Trains a step with 1, 2, ... seeds in turn, ``rounds`` times after two that do not count, on images that are made up.
+    """Trains a step with 1, 2, ... seeds in turn, ``rounds`` times after one that does not count, on images that are made up.
 
     Returns, for each number of seeds and each way, seconds of a step of all seeds (median, least and most), images a second of all of them,
     and ``throughput``: the median over the rounds of the seconds that one seed takes, times the number, over the seconds that they take

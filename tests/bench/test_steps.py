@@ -27,8 +27,8 @@ def test_rows_hold_the_median_the_range_and_the_rate() -> None:
 
 
 def test_executions_take_turns_and_the_speedup_is_the_median_of_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clock of our own: rounds of 1, 2, 30 s against 2, 1, 10 s. Ratios 1/2, 2, 3: the median is 2, that of the medians would be 1."""
-    durations = iter([9, 9, 9, 9, 1, 2, 2, 1, 30, 10])
+    """Clock of our own: 1, 2, 30 s against 2, 1, 10 s, each behind one of 9. Ratios 1/2, 2, 3: the median is 2, the medians' 1."""
+    durations = iter([9, 9, 9, 9, 9, 1, 9, 2, 9, 2, 9, 1, 9, 30, 9, 10])
     order: list[str] = []
     now = [0.0]
 
@@ -46,7 +46,7 @@ def test_executions_take_turns_and_the_speedup_is_the_median_of_ratios(monkeypat
     monkeypatch.setattr(steps, "Workload", Fake)
     monkeypatch.setattr(rounds.time, "perf_counter", lambda: now[0])
     rows = steps.measure(TINY, [LOOP, SCAN], batch_size=8, rounds=3)
-    assert order == ["loop", "scan"] * 5
+    assert order == ["loop", "loop", "scan", "scan"] * 4
     assert [row["seconds"] for row in rows] == [2, 2]
     assert rows[1]["speedup"] == 2
     assert (rows[1]["seconds_least"], rows[1]["seconds_most"]) == (1, 10)
