@@ -2,8 +2,9 @@
 
 XLA's CPU backend canonicalises convolution layouts in the entry computation only: the filter gradient of a convolution inside a
 ``while`` body (any ``lax.scan``) runs a naive loop: a scanned training step of ResNet-20 took 34 times as long (7.6 on 8x8 images).
-``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand, and the kernel's as matrix
-products where images are many or large (``resnet_jax.models.filter_gradient``). It has no forward-mode derivative; ``plain`` keeps it.
+``explicit`` states both gradients as ordinary NHWC/HWIO convolutions, which are canonical wherever they stand. Where images are many or
+large, the kernel's is matrix products (``resnet_jax.models.filter_gradient``), and the images' under a stride one convolution for each
+phase. It has no forward-mode derivative; ``plain`` keeps it.
 """
 
 from collections.abc import Sequence
@@ -134,27 +135,14 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
     inputs, kernel = saved
     strides, padding, dilation, groups, precision = window
     sizes, taps = inputs.shape[1:3], (kernel.shape[0], kernel.shape[1])
-    reach = tuple((k - 1) * d for k, d in zip(taps, dilation, strict=True))
-    spread = tuple((o - 1) * s + 1 for o, s in zip(cotangent.shape[1:3], strides, strict=True))
-    # Input: the cotangent, spread by the stride, meets the kernel flipped and with its channels exchanged within each group.
-    low = tuple(r - p[0] for r, p in zip(reach, padding, strict=True))
-    high = tuple(size - wide - lo + r for size, wide, lo, r in zip(sizes, spread, low, reach, strict=True))
-    roomy, around, spreads = _roomy(cotangent, kernel, tuple(zip(low, high, strict=True)), strides)
-    input_gradient = lax.conv_general_dilated(
-        roomy,
-        _exchanged(kernel[::-1, ::-1], groups),
-        (1, 1),
-        around,
-        lhs_dilation=spreads,
-        rhs_dilation=dilation,
-        dimension_numbers=_NHWC,
-        feature_group_count=groups,
-        precision=precision,
-    )
-    if groups == 1 and filter_gradient.worthwhile(inputs, cotangent, taps):
+    large = filter_gradient.worthwhile(inputs, cotangent, taps)
+    by_phases = large and strides != (1, 1) and dilation == (1, 1)
+    input_gradient = (_gradient_by_phases if by_phases else _gradient_at_once)(cotangent, kernel, window, sizes)
+    if groups == 1 and large:
         words: Any = {"taps": taps, "strides": strides, "padding": padding, "dilation": dilation, "precision": precision}
         return input_gradient, filter_gradient.of(inputs, cotangent, **words)
     # Filter: images and channels exchanged in both, the stride becomes the dilation of the cotangent; groups stay groups.
+    reach, spread = _extents(taps, cotangent, window)
     high = tuple(r + wide - size - p[0] for r, wide, size, p in zip(reach, spread, sizes, padding, strict=True))
     of_kernel = lax.conv_general_dilated(
         _images_as_channels(inputs, groups),
@@ -167,6 +155,59 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
         precision=precision,
     ).transpose(1, 2, 0, 3)
     return input_gradient, of_kernel
+
+
+def _gradient_at_once(cotangent: Array, kernel: Array, window: _Window, sizes: tuple[int, ...]) -> Array:
+    """The inputs': the cotangent, spread by the stride, meets the kernel flipped and with its channels exchanged within each group."""
+    reach, spread = _extents(kernel.shape[:2], cotangent, window)
+    low = tuple(r - p[0] for r, p in zip(reach, window.padding, strict=True))
+    high = tuple(size - wide - lo + r for size, wide, lo, r in zip(sizes, spread, low, reach, strict=True))
+    return _correlated(cotangent, kernel, tuple(zip(low, high, strict=True)), window, window.strides)
+
+
+def _gradient_by_phases(cotangent: Array, kernel: Array, window: _Window, sizes: tuple[int, ...]) -> Array:
+    """The same of a strided convolution, without the zeros between cotangents. Every s-th row and column of the inputs meets every s-th tap
+    alone, so each such part is a convolution of its own, of the size of the cotangent.
+    """
+    (down, across), (vertical, horizontal) = window.strides, window.padding
+    counts = tuple(-(-size // stride) for size, stride in zip(sizes, window.strides, strict=True))
+
+    def part(row: int, column: int) -> Array:
+        # Input s q + row meets tap (row + padding) mod s + s u of cotangent q + (row + padding) // s - u.
+        skipped = [divmod(row + vertical[0], down), divmod(column + horizontal[0], across)]
+        taps = kernel[skipped[0][1] :: down, skipped[1][1] :: across]
+        if 0 in taps.shape:
+            return jnp.zeros((len(cotangent), *counts, kernel.shape[2] * window.groups), cotangent.dtype)
+        around = []
+        for size, number, count, (shift, _) in zip(cotangent.shape[1:3], taps.shape[:2], counts, skipped, strict=True):
+            low = number - 1 - shift
+            around.append((low, count - size - low + number - 1))
+        return _correlated(cotangent, taps, tuple(around), window, (1, 1))
+
+    rows = [jnp.stack([part(row, column) for column in range(across)], 3) for row in range(down)]
+    whole = jnp.stack(rows, 2)
+    return whole.reshape(len(whole), counts[0] * down, counts[1] * across, -1)[:, : sizes[0], : sizes[1]]
+
+
+def _correlated(cotangent: Array, kernel: Array, padding: Any, window: _Window, spread: tuple[int, int]) -> Array:
+    roomy, around, spreads = _roomy(cotangent, kernel, padding, spread)
+    return lax.conv_general_dilated(
+        roomy,
+        _exchanged(kernel[::-1, ::-1], window.groups),
+        (1, 1),
+        around,
+        lhs_dilation=spreads,
+        rhs_dilation=window.dilation,
+        dimension_numbers=_NHWC,
+        feature_group_count=window.groups,
+        precision=window.precision,
+    )
+
+
+def _extents(taps: Sequence[int], cotangent: Array, window: _Window) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How far the taps reach, and the cotangent spread by the stride, in rows and columns."""
+    reach = tuple((count - 1) * step for count, step in zip(taps, window.dilation, strict=True))
+    return reach, tuple((size - 1) * stride + 1 for size, stride in zip(cotangent.shape[1:3], window.strides, strict=True))
 
 
 def _roomy(images: Array, kernel: Array, padding: Any, spreads: tuple[int, int]) -> tuple[Array, Any, tuple[int, int]]:
