@@ -10,8 +10,8 @@ def interleaved(contestants: Sequence[Callable[[], Any]], rounds: int, warm: int
     """Seconds of each contestant in each of ``rounds`` rounds, after ``warm`` that do not count. Each waits for what it started.
 
     Where several take turns, each turn begins with ``settling`` calls that do not count either: a training step follows one of its own
-    kind, which has left its memory behind. After another's, memory has gone back to the system, or to a virtual machine's host, whence it
-    takes a fifth of a second to return (measured for ResNet-20 on 2 cores).
+    kind, which has left its memory behind. After another's, the system takes longer to hand memory out again: a fifth of a second for
+    ResNet-20 on 2 cores of a virtual machine.
     """
     seconds: list[list[float]] = [[] for _ in contestants]
     for number in range(rounds + warm):
