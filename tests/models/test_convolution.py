@@ -139,6 +139,15 @@ def test_groups_of_channels_are_convolutions_by_themselves(
             close(actual, wanted)
 
 
+@pytest.mark.parametrize(("block", "spread"), [(filter_gradient.BLOCK_BYTES, 1), (1, 0)])
+def test_no_zeros_stand_between_the_cotangents_of_large_images(block: int, spread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a stride of 2 small images have one convolution of a spread cotangent, large ones none."""
+    monkeypatch.setattr(filter_gradient, "BLOCK_BYTES", block)
+    x, kernel, cotangent = (jnp.asarray(random(*shape)) for shape in ((2, 8, 8, 3), (3, 3, 3, 4), (2, 4, 4, 4)))
+    program = jax.make_jaxpr(pullback(convolution.explicit, (2, 2), ((1, 1), (1, 1))))(x, kernel, cotangent)
+    assert str(program).count("lhs_dilation=(2, 2)") == spread
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_input_dilated_convolutions_take_the_plain_form_and_stay_right(form: Callable[..., jax.Array]) -> None:
     x, kernel, padding = random(2, 4, 4, 3), random(3, 3, 3, 4, seed=1), ((1, 1), (1, 1))
