@@ -14,8 +14,12 @@ from resnet_jax.models import convolution, filter_gradient
 
 Pair = tuple[int, int]
 FORMS = [convolution.plain, convolution.explicit]
-# With the bytes above which the written gradients take images to be large.
-BLOCKS = [*((form, filter_gradient.BLOCK_BYTES) for form in FORMS), (convolution.explicit, 1)]
+# With the bytes above which the written gradients take images to be large, and the channels at which they then take products.
+CHANNELS = filter_gradient.CHANNELS
+BLOCKS = [
+    *((form, filter_gradient.BLOCK_BYTES, CHANNELS) for form in FORMS),
+    *((convolution.explicit, 1, channels) for channels in (CHANNELS, range(64))),
+]
 NHWC = ("NHWC", "HWIO", "NHWC")
 SYMMETRIC = [
     pytest.param(
@@ -88,8 +92,9 @@ def test_both_forms_and_their_gradients_are_the_defining_sum(
     expected = convolve(x, kernel, strides, padding, dilation)
     cotangent = random(*expected.shape, seed=2)
     dx, dkernel = gradients(x, kernel, cotangent, strides, padding, dilation)
-    for form, block in BLOCKS:
+    for form, block, channels in BLOCKS:
         monkeypatch.setattr(filter_gradient, "BLOCK_BYTES", block)
+        monkeypatch.setattr(filter_gradient, "CHANNELS", channels)
         for actual, wanted in zip(
             pullback(form, strides, padding, rhs_dilation=dilation)(x, kernel, cotangent), (expected, dx, dkernel), strict=True
         ):
@@ -132,8 +137,9 @@ def test_groups_of_channels_are_convolutions_by_themselves(
     expected = grouped(groups, lambda x, kernel: convolve(x, kernel, strides, padding, dilation), x, kernel)
     cotangent = random(*expected.shape, seed=2)
     dx, dkernel = grouped(groups, lambda *arrays: gradients(*arrays, strides, padding, dilation), x, kernel, cotangent)
-    for form, block in BLOCKS:
+    for form, block, channels in BLOCKS:
         monkeypatch.setattr(filter_gradient, "BLOCK_BYTES", block)
+        monkeypatch.setattr(filter_gradient, "CHANNELS", channels)
         run = pullback(form, strides, padding, rhs_dilation=dilation, feature_group_count=groups)
         for actual, wanted in zip(run(x, kernel, cotangent), (expected, dx, dkernel), strict=True):
             close(actual, wanted)

@@ -68,18 +68,26 @@ def test_blocks_divide_the_images_and_are_as_large_as_they_may(monkeypatch: pyte
     found = []
     for most in (1, 3072 * 5, 3072 * 7, 3072 * 12):
         monkeypatch.setattr(filter_gradient, "BLOCK_BYTES", most)
-        found.append((filter_gradient._images_at_once(x, dy, (3, 3)), filter_gradient.worthwhile(x, dy, (3, 3))))
+        found.append((filter_gradient._images_at_once(x, dy, (3, 3)), filter_gradient.large(x, dy, (3, 3))))
     assert found == [(1, True), (4, True), (6, True), (12, False)]
 
 
+def test_large_images_of_8_to_63_channels_are_worth_it() -> None:
+    """Neither three colours at the sizes of ResNet-20's and ResNet-50's stems, nor ResNet-50's first stage; nor small images."""
+    wanted = {(128, 32, 3): False, (16, 224, 3): False, (128, 32, 8): True, (128, 32, 16): True, (128, 16, 63): True, (16, 56, 64): False}
+    for (images, side, channels), worth in (wanted | {(16, 4, 16): False}).items():
+        x = jax.ShapeDtypeStruct((images, side, side, channels), jnp.float32)
+        assert filter_gradient.worthwhile(x, x, (3, 3)) == worth
+
+
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_written_convolution_takes_it_where_images_are_many_or_large(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_written_convolution_takes_it_where_it_is_worth_it(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """And its gradients are those that JAX derives; groups keep the other form."""
     monkeypatch.setattr(filter_gradient, "BLOCK_BYTES", 3000)
     taken: list[int] = []
     kept = filter_gradient.of
     monkeypatch.setattr(filter_gradient, "of", lambda *args, **words: taken.append(1) or kept(*args, **words))
-    x, kernel = jnp.asarray(random(4, 9, 8, 4)), jnp.asarray(random(3, 3, 4 // groups, 6, seed=1))
+    x, kernel = jnp.asarray(random(4, 9, 8, 8)), jnp.asarray(random(3, 3, 8 // groups, 6, seed=1))
 
     def slopes(form: Any) -> Any:
         def loss(x: Any, kernel: Any) -> Any:
