@@ -4,12 +4,11 @@ So a shortcut of four lines and one that wants the network's convolution, its no
 treated alike, and a new optional argument changes no class that does not want it.
 """
 
-import functools
 from typing import Any
 
 from flax import nnx
 
-from resnet_jax.configured import Factory, method_parameters, parts
+from resnet_jax.configured import Configured, Factory, method_parameters, parts
 
 
 def make(factory: Factory, *args: Any, **offered: Any) -> Any:
@@ -17,10 +16,10 @@ def make(factory: Factory, *args: Any, **offered: Any) -> Any:
     return bound(factory, **offered)(*args)
 
 
-def bound(factory: Factory, **offered: Any) -> functools.partial[Any]:
-    """A factory with those of ``offered`` that its constructor names and that it was not given."""
+def bound(factory: Factory, **offered: Any) -> Configured:
+    """A factory with those of ``offered`` that its constructor names and that it was not given. Equal to another of equal arguments."""
     made, given = parts(factory)
-    return functools.partial(factory, **{name: value for name, value in _named(made, "__init__", offered).items() if name not in given})
+    return Configured(made, tuple(sorted((_named(made, "__init__", offered) | given).items())))
 
 
 def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
-from resnet_jax.configured import Factory
+from resnet_jax.configured import Configured, Factory, configured
 from resnet_jax.configured import parts as configured_parts
 from resnet_jax.errors import UserError
 from resnet_jax.models import asking
@@ -86,18 +86,18 @@ class ResNet(nnx.Module):
         stochastic_depth.check(sum(stages))
         self.dtype, self.stochastic_depth = dtype, stochastic_depth
         self.units = units = sum(stages)
-        conv = functools.partial(Conv, gradients=execution.convolution)
+        conv = configured(Conv, gradients=execution.convolution)
         stack = functools.partial(Stack, scan=execution.scans(units), remat=execution.remat)
         parts: dict[str, Any] = {"order": order, "conv": conv, "norm": asking.bound(norm, gradients=execution.normalization)}
         width = stem_features or features[0]
-        stem_conv = functools.partial(conv, space_to_depth=execution.stem == "space_to_depth")
+        stem_conv = configured(conv, space_to_depth=execution.stem == "space_to_depth")
         self.stem = asking.make(stem, in_features, width, **parts | {"conv": stem_conv, "pooling": execution.pooling}, rngs=rngs)
         widths = {"stem": width}
         transitions, built = [], []
         strides = stage_strides(len(stages), output_stride, self.stem, configured_parts(transition)[0])
         for index, (stride, *dilation) in enumerate(strides):
             transitions.append(asking.make(transition if index else NoTransition, width, **parts, rngs=rngs))
-            unit = functools.partial(Unit, features=features[index], branch=branch, shortcut=shortcut, units=units, **parts)
+            unit = asking.bound(Unit, features=features[index], branch=branch, shortcut=shortcut, units=units, **parts)
             first = {
                 "in_features": transitions[-1].out_features,
                 "stride": stride,
@@ -209,19 +209,21 @@ class ResNet(nnx.Module):
         return jnp.asarray(permutation)
 
 
-def _stacks(unit: Callable[..., Unit], first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs) -> list[Stack]:
+def _stacks(unit: Configured, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs) -> list[Stack]:
     """The units of a stage, the first made from the arguments ``first``; neighbours made from equal arguments are one stack."""
     stacks, arguments = [], first
+    following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
-        make = functools.partial(unit, **arguments)
-        following = {"in_features": _out_features(make), "stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
-        stacks.append(stack(make, count if following == arguments else 1, rngs=rngs))
-        count, arguments = count - stacks[-1].count, following
+        make = asking.bound(unit, **arguments)
+        alike = count > 1 and arguments == arguments | following and _out_features(make) == arguments["in_features"]
+        stacks.append(stack(make, count if alike else 1, rngs=rngs))
+        count, arguments = count - stacks[-1].count, following | {"in_features": stacks[-1].out_features}
     return stacks
 
 
-def _out_features(make: Callable[..., Unit]) -> int:
-    """How wide a unit comes out, without making it."""
+@functools.lru_cache(maxsize=1024)
+def _out_features(make: Configured) -> int:
+    """How wide a unit comes out, without making it: to trace one takes as long as it takes to trace a stack of them."""
     found: list[int] = []
     jax.eval_shape(lambda: found.append(make(rngs=nnx.Rngs(0)).out_features))
     return found[0]
