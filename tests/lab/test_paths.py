@@ -73,30 +73,36 @@ def test_gradients_of_all_paths_add_up_to_that_of_the_network_and_its_answers_st
     assert len({found.round(7).tobytes() for found in each}) == 8
 
 
-@functools.partial(jax.jit, compiler_options=quick_to_compile())
-def by_hand(switches: Any) -> Any:
+def by_hand(weights: Any) -> Callable[[Any], Any]:
     """Mean norm over images, units walked back one by one: through the branch alone or the shortcut alone; both are below the last ReLU."""
-    model, units = units_of(weights_of(SMALL))
-    x, back_through_stem = jax.vjp(model.stem, shown(EXAMPLES.images))
-    passed = []
-    for unit in units:
-        branch, back_through_branch = jax.vjp(unit.branch, x)
-        carried, back_through_shortcut = jax.vjp(functools.partial(unit.shortcut.carry, train=False), x)
-        passed.append((carried + branch > 0, back_through_branch, back_through_shortcut))
-        x = jax.nn.relu(carried + branch)
-    slope = jax.grad(lambda x: losses(model.head(x)).sum())(x)
-    for switch, (positive, by_branch, by_shortcut) in zip(switches[::-1], passed[::-1], strict=True):
-        below = jnp.where(positive, slope, 0)
-        slope = jnp.where(switch == 1, *(back(below)[0] for back in (by_branch, by_shortcut)))
-    (slope,) = back_through_stem(slope)
-    return jnp.sqrt(jnp.square(slope).sum((1, 2, 3))).mean()
+    model, units = units_of(weights)
+
+    @functools.partial(jax.jit, compiler_options=quick_to_compile())
+    def norm(switches: Any) -> Any:
+        x, back_through_stem = jax.vjp(model.stem, shown(EXAMPLES.images))
+        passed = []
+        for unit in units:
+            branch, back_through_branch = jax.vjp(unit.branch, x)
+            carried, back_through_shortcut = jax.vjp(functools.partial(unit.shortcut.carry, train=False), x)
+            passed.append((carried + branch > 0, back_through_branch, back_through_shortcut))
+            x = jax.nn.relu(carried + branch)
+        slope = jax.grad(lambda x: losses(model.head(x)).sum())(x)
+        for switch, (positive, by_branch, by_shortcut) in zip(switches[::-1], passed[::-1], strict=True):
+            below = jnp.where(positive, slope, 0)
+            slope = jnp.where(switch == 1, *(back(below)[0] for back in (by_branch, by_shortcut)))
+        (slope,) = back_through_stem(slope)
+        return jnp.sqrt(jnp.square(slope).sum((1, 2, 3))).mean()
+
+    return norm
 
 
 def test_what_a_path_carries_is_that_of_its_units_one_by_one() -> None:
-    expected = [[by_hand(switches) for switches in draw] for draw in paths.drawn(3, 2, seed=3)]
-    found = paths.measure(weights_of(SMALL), EXAMPLES, draws=2, seed=3)
+    weights = weights_of(SMALL)
+    norm = by_hand(weights)
+    expected = [[norm(switches) for switches in draw] for draw in paths.drawn(3, 2, seed=3)]
+    found = paths.measure(weights, EXAMPLES, draws=2, seed=3)
     np.testing.assert_allclose(found.gradient, expected, rtol=2e-5)
-    in_parts = paths.measure(weights_of(SMALL), EXAMPLES, draws=2, batch_size=2, seed=3)
+    in_parts = paths.measure(weights, EXAMPLES, draws=2, batch_size=2, seed=3)
     np.testing.assert_allclose(in_parts.gradient, expected, rtol=2e-5)
     total = np.mean(expected, 0) * [1, 3, 3, 1]
     np.testing.assert_allclose(found.carried, total / total.sum(), rtol=2e-5)
