@@ -501,7 +501,7 @@ def slowly(name: str, cell: Experiment) -> Any:
     return pytest.param(name, cell, id=f"{name}:{cell.name}", marks=[] if quick else [more])
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(("name", "cell"), [slowly(name, cell) for name, cells in STUDIES.items() if name in PARAMETERS for cell in cells])
 def test_cells_have_the_papers_number_of_parameters(name: str, cell: Experiment) -> None:
     assert counted(cell.model).parameters == PARAMETERS[name][cell.name]

@@ -272,7 +272,6 @@ def scaled() -> Experiment:
     return dataclasses.replace(made, model=dataclasses.replace(made.model, shortcut=configured(Scaled, shortcut=0.5, branch=0.5)))
 
 
-@pytest.mark.slow
 def test_committed_results_are_put_beside_the_paper(report: Any, tmp_path: Path) -> None:
     """Those under experiments/results, where no run is named; benchmarks there are left alone."""
     results = [result(scaled(), seed, value) for seed, value in ((0, 12.2), (1, 12.4))]

@@ -52,7 +52,6 @@ def test_executions_take_turns_and_the_speedup_is_the_median_of_ratios(monkeypat
     assert (rows[1]["seconds_least"], rows[1]["seconds_most"]) == (1, 10)
 
 
-@pytest.mark.slow
 def test_the_workload_is_the_real_training_step() -> None:
     work = Workload(dataclasses.replace(TINY, num_classes=3), 4, LOOP)
     state, batch = work.state(), work.batch()

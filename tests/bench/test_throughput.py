@@ -48,7 +48,6 @@ def test_no_plain_peer_is_offered_for_other_networks(name: str) -> None:
     assert throughput._linen(models.architecture(name)) is None
 
 
-@pytest.mark.slow
 def test_rows_follow_from_what_was_measured() -> None:
     rows = list(
         throughput.measure("tiny", TINY, works=("training", "inference"), batch_size=4, execution=Execution(), peers=False, count=2)

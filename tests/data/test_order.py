@@ -75,7 +75,7 @@ def test_every_example_comes_at_every_place_equally_often() -> None:
     assert np.abs(times - 400).max() < 5 * np.sqrt(2000 * 0.2 * 0.8)
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("first", "batch_size", "examples"),
     [(600_000, 256, 1_281_167), (600_000, 256, 50_000), (2**31 // 256 - 2, 256, 50_000)],

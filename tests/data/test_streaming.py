@@ -62,7 +62,7 @@ LAYOUTS = [
 ]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("processes", "workers", "first"), LAYOUTS)
 def test_any_number_of_processes_and_workers_from_any_step_gives_the_same_global_batches(
     photographs: DatasetInfo, straight: list[Streamed], processes: int, workers: int, first: int

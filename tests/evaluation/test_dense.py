@@ -66,7 +66,7 @@ def score(info: DatasetInfo, images: int, devices: int) -> Score:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("images", "devices"), [(40, 1), (40, 8), (3, 1)])
 def test_scores_are_those_of_the_direct_computation(
     info: DatasetInfo, ranked: Ranked, monkeypatch: pytest.MonkeyPatch, images: int, devices: int

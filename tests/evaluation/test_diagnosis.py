@@ -145,7 +145,6 @@ def test_a_misreading_is_named(name: str, weights: Pretrained) -> None:
         np.testing.assert_array_equal(logits(Reading(kept), data.images).argmax(-1), data.labels)
 
 
-@pytest.mark.slow
 def test_nothing_is_named_where_nothing_was_misread(weights: Pretrained) -> None:
     """As claimed: nothing is even tried. Worse than claimed, with no reading better: no cause, and the reading as it was given."""
     weights, data = labelled(weights, Reading)

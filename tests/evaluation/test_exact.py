@@ -236,7 +236,6 @@ def ranked(photographs: DatasetInfo) -> Ranked:
     return Ranked(photographs, "validation", 20, lambda picture: ten_crops(picture, 40, 32))
 
 
-@pytest.mark.slow
 def test_ten_crops_are_those_of_the_direct_computation(ranked: Ranked, photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of every image is that of its averaged probabilities, and so are the errors; for its label and for any other class."""
     ranked.stand_in(monkeypatch)

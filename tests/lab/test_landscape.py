@@ -98,7 +98,6 @@ def test_losses_are_those_of_the_network_with_its_parameters_changed(network: Ar
     assert len(np.unique(found.loss.round(4))) > 20, "losses that are the same everywhere would show nothing"
 
 
-@pytest.mark.slow
 def test_a_grid_of_any_size_is_one_program() -> None:
     landscape.measure(weights_of(SMALL), MANY, points=3, batch_size=35)  # what evaluation itself needs is compiled here
     with compilations() as compiled:

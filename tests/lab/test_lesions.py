@@ -89,7 +89,6 @@ def test_a_plain_network_with_all_switches_at_1_is_itself_bit_for_bit() -> None:
     np.testing.assert_array_equal(lesioned, whole)
 
 
-@pytest.mark.slow
 def test_all_lesions_are_one_program() -> None:
     planned = lesions.plan([range(2), range(2, 3)], draws=9)
     lesions.measure(residual(), MANY, planned[:1], batch_size=35)  # what evaluation itself needs is compiled here

@@ -46,7 +46,7 @@ def routed(network: Architecture) -> switched.Switched:
     return switched.network(network, switched.routed(network.shortcut))
 
 
-@pytest.mark.slow
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_of_all_paths_add_up_to_that_of_the_network_and_its_answers_stay(name: str) -> None:
     """Jacobians of units are sums, so that of the network is the sum over 2^3 products of one summand each."""

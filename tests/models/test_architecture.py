@@ -154,7 +154,6 @@ def lowered(architecture: Architecture) -> str:
     return jax.jit(lambda p, s, x, key: apply(p, s, x, train=True, key=key)).lower(params, stats, images, jax.random.key(0)).as_text()
 
 
-@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "changes", [{}, {"branch": configured(Basic, dropout=0.1), "shortcut": DropoutShortcut}, {"order": FullPreactivation, **DENSE}]
 )
@@ -269,7 +268,7 @@ def test_what_does_not_fit_fails_when_it_is_built_with_the_same_sentence() -> No
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
 @pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm])
 def test_the_statistics_that_a_batch_leaves_are_the_modules_own(norm: Any, blocks: Any) -> None:

@@ -70,7 +70,7 @@ QUICK = {"resnet18", "resnet50", "cifar_resnet20", "cifar_plain20", "cifar_fixup
 QUICK |= {"cifar_stochastic110", "cifar_densenet40_12", "wrn16_4"}
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", marked(set(NETWORKS) - QUICK))
 def test_a_network_answers_and_every_parameter_learns(name: str) -> None:
     """Finite logits and gradients at initialisation, in both precisions, which agree.

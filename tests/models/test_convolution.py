@@ -82,7 +82,7 @@ def close(actual: object, expected: object, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.quick(3)
+@pytest.mark.quick(7)
 @pytest.mark.parametrize(("size", "taps", "strides", "padding", "dilation"), UNEVEN + SYMMETRIC)
 def test_both_forms_and_their_gradients_are_the_defining_sum(
     size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, monkeypatch: pytest.MonkeyPatch

@@ -282,7 +282,7 @@ def rounded(value: int, like: str) -> str:
     return f"{value / 10 ** int(power):.{len(digits.partition('.')[2])}f}e{power}"
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(10)
 @pytest.mark.parametrize(("name", "parameters", "multiply_adds"), [slowly(name, *counts) for name, counts in PAPERS.items()])
 def test_counts_are_those_of_the_papers(name: str, parameters: int, multiply_adds: str) -> None:
     ours = counted(NETWORKS[name])

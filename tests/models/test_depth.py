@@ -73,7 +73,6 @@ def test_a_survival_that_is_no_probability_is_refused(survival: float) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.quick(2)
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
 @pytest.mark.parametrize(("scaled", "factors"), [("test", [0.5 + 0.5 * 2 / 3, 0.5 + 0.5 / 3, 0.5]), ("training", None)])
 def test_at_test_time_branches_are_scaled_by_their_survival_or_were_while_training(scaled: Any, factors: Any, blocks: Any) -> None:

@@ -371,7 +371,7 @@ def operations(lowered: jax.stages.Lowered) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("fields", [{}, {"order": FullPreactivation}], ids=["original", "preactivated"])
 def test_a_scanned_training_step_is_the_same_program_at_any_depth(fields: dict[str, Any]) -> None:
     """As many operations of every kind with 20, 56, 110 and 1202 layers; a loop has more with every unit."""
@@ -394,7 +394,6 @@ def scans(jaxpr: Any) -> list[Any]:
     return found
 
 
-@pytest.mark.quick(3)
 @pytest.mark.parametrize("gradients", ["plain", "explicit"])
 @pytest.mark.parametrize(
     ("fields", "kept"),
@@ -438,7 +437,7 @@ def odd(line: str) -> bool:
     return labels is None or labels[1] != CANONICAL or (groups is not None and groups[2] != "1")
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("size", [8, 16])
 def test_every_convolution_of_a_scanned_cpu_training_step_has_the_layout_that_is_fast_there(size: int) -> None:
     """XLA's CPU backend canonicalises layouts outside of loops only: an odd one inside runs a naive loop."""
@@ -448,14 +447,13 @@ def test_every_convolution_of_a_scanned_cpu_training_step_has_the_layout_that_is
     assert not [line for line in ours if odd(line)]
 
 
-@pytest.mark.slow
 def test_plain_gradients_would_leave_an_odd_layout_inside_the_scan() -> None:
     """So that the test above is seen to see."""
     theirs = [line for line in convolutions(dataclasses.replace(SCAN, convolution="plain"), input_shape=(16, 16, 3)) if odd(line)]
     assert [line for line in theirs if "while/body" in line]
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("train", [True, False])
 def test_a_scanned_network_lowers_to_as_many_convolutions_at_any_depth(train: bool) -> None:
     """20 and 56 layers: a loop has one convolution a layer beside the last, a scan one for each of the bodies and first units."""
@@ -609,7 +607,6 @@ def test_auto_scans_on_cpu_and_elsewhere_above_100_units(monkeypatch: pytest.Mon
         assert (SCAN.scans(1), LOOP.scans(600)) == (True, False)
 
 
-@pytest.mark.slow
 def test_forward_derivatives_of_training_are_there_where_they_are_asked_for() -> None:
     """Written-out gradients have none; the plain forms do, through a whole network."""
 

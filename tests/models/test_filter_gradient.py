@@ -25,7 +25,7 @@ def by_sums(x: np.ndarray, dy: np.ndarray, taps: Any, strides: Any, padding: Any
     return found
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(8)
 @pytest.mark.parametrize("block", [1, 3000, 4_000_000])
 @pytest.mark.parametrize(
     ("taps", "strides", "padding", "dilation"),

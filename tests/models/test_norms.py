@@ -245,7 +245,7 @@ def test_freeze_of_what_has_no_batch_norm_changes_nothing() -> None:
     assert freeze(params, {}) == (params, {})
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("order", [Original, FullPreactivation])
 def test_thaw_undoes_freeze(order: Any) -> None:
     """Of a whole network, key by key; one without normalisations is left as it is."""

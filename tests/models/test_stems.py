@@ -77,7 +77,7 @@ def ceil_max_pool(x: np.ndarray) -> np.ndarray:
     return y
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(("height", "width", "out"), [(16, 13, (4, 3)), (17, 18, (4, 4)), (11, 12, (3, 3)), (4, 3, (1, 1))])
 @pytest.mark.parametrize("train", [True, False])
 def test_ceil_pooled_stem_pools_as_caffe_does(height: int, width: int, out: tuple[int, int], train: bool) -> None:

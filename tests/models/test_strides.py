@@ -88,7 +88,7 @@ SAME_WHERE_STRIDED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("branch", "order", "shortcut"), SAME_WHERE_STRIDED)
 def test_where_the_strided_network_looks_the_dilated_sees_the_same(branch: Any, order: Any, shortcut: Any) -> None:
     """What atrous convolution is for (Chen et al. 2017, Section 3.1): from the same variables, every map of the dilated network,

@@ -32,7 +32,6 @@ def halved(x: np.ndarray) -> np.ndarray:
     return x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1).mean((2, 4))
 
 
-@pytest.mark.quick(4)
 @pytest.mark.parametrize(("order", "train"), [(order, train) for order in AROUND for train in (True, False)])
 @pytest.mark.parametrize(("compression", "out"), [(1.0, 5), (0.5, 2)])
 def test_a_dense_transition_is_a_1x1_convolution_and_2x2_means(order: type[Order], train: bool, compression: float, out: int) -> None:

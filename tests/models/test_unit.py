@@ -201,7 +201,7 @@ def same_slopes(gradients: Any, at: Any, formula: Callable[[Any], float], tolera
         assert abs(actual - expected) <= tolerance * (scale + 0.1 * largest), (jax.tree_util.keystr(path), actual, expected, scale)
 
 
-@pytest.mark.quick(1)
+@pytest.mark.quick(4)
 @pytest.mark.parametrize(("order", "branch"), COMBINATIONS, ids=lambda v: v if isinstance(v, str) else v.__name__)
 def test_a_striding_unit_is_its_row_of_figure_4_and_so_is_its_gradient(order: type[Order], branch: str) -> None:
     """Forward, running statistics and gradient, in training and not. With a projection; Fixup, which normalises nothing, with option A."""

@@ -160,7 +160,6 @@ def test_of_few_classes_no_top_5_error_is_said(digits_dir: str, short: Any, monk
     assert 0 < found["error_percent"] <= 100
 
 
-@pytest.mark.slow
 def test_the_command_prints_one_score_or_a_table_of_several(
     short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,6 @@ def run(cells: list[Experiment], seeds: Sequence[int], workdir: Path, digits_dir
     return watching.events
 
 
-@pytest.mark.slow
 def test_one_by_one_every_cell_has_its_first_seed_before_any_has_its_second(
     cells: list[Experiment], digits_dir: str, tmp_path: Path
 ) -> None:

@@ -296,7 +296,7 @@ def flipped(data: bytes, drawn: random.Random) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["tiny.pth", "tiny_legacy.pth.tar"])
 def test_flipped_bytes_raise_nothing_but_user_errors(name: str, tmp_path: Path) -> None:
     whole, path, drawn = (GOLDEN / name).read_bytes(), tmp_path / "flipped", random.Random(0)

@@ -159,7 +159,7 @@ def empty(file: Path) -> None:
 DAMAGES = {"a flipped bit": flip, "truncated": truncate, "emptied": empty, "deleted": Path.unlink}
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_step_with_any_file_damaged_is_set_aside_and_the_one_before_it_restored(saved: Path, tmp_path: Path, kind: str) -> None:
     """Each of its files in turn. It is said; and the step can be saved again, and is then restored."""
@@ -304,7 +304,7 @@ def laid_out_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, i
     return runs
 
 
-@pytest.mark.slow
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("devices", "parts"), LAYOUTS)
 def test_checkpoint_of_any_layout_is_restored_onto_any_other(laid_out_runs: dict[tuple[int, int], Path], devices: int, parts: int) -> None:
     """Bit for bit, and laid out as asked."""

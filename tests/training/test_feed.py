@@ -132,7 +132,6 @@ def test_how_images_are_loaded_is_no_part_of_the_run() -> None:
     assert resolved.restore(Experiment, json.loads(json.dumps(resolved.resolve(other)))) == other
 
 
-@pytest.mark.slow
 def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
     photographs: DatasetInfo, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

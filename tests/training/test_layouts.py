@@ -46,7 +46,7 @@ def on_one_device(grouped: Experiment, digits_dir: str) -> tuple[TrainState, Any
     return trained(grouped, digits_dir, devices=1)
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "layout", [{"devices": 8}, {"devices": 8, "fsdp": 8}, {"devices": 8, "fsdp": 2}, {"devices": 4, "fsdp": 4}], ids=str
 )
@@ -95,7 +95,7 @@ def test_of_axes_the_longest_is_split_of_equal_ones_the_last() -> None:
     assert tuple(found.batch_stats["mean"].spec) == ()
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("devices", "most"), [(1, 16), (2, 8), (8, 4)])
 def test_fewer_images_at_once_change_nothing(
     devices: int, most: int, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str

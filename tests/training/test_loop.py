@@ -200,7 +200,6 @@ def test_rates_are_right_where_calls_return_when_their_steps_are_done(
     np.testing.assert_allclose(rates, [1 / 1, 2 / 2, 3 / 3, 4 / 3, 5 / 5, 6 / 5, 1 / 2, 2 / 2, 3 / 4, 4 / 5, 5 / 6, 6 / 6])
 
 
-@pytest.mark.slow
 def test_validation_images_are_held_out_and_scored(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     data = dataclasses.replace(tiny.data, validation_examples=437)
     evaluation = dataclasses.replace(tiny.evaluation, training_images=True)

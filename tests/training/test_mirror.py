@@ -158,7 +158,6 @@ def test_step_that_was_sent_in_part_is_not_there(url: str, machine: Machine, tin
     assert not any(name.startswith("checkpoints/2/") for name in stored(url)), "its remains are gone"
 
 
-@pytest.mark.slow
 def test_what_could_not_be_sent_stays_and_is_sent_by_the_same_command(
     url: str, machine: Machine, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,6 @@ FROZEN: dict[tuple[str, ...], Any] = {
 }
 
 
-@pytest.mark.quick(3)
 @pytest.mark.parametrize("beginnings", FROZEN)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_frozen_parameters_get_no_update_no_decay_and_no_momentum(network: Any, beginnings: tuple[str, ...], nesterov: bool) -> None:
@@ -302,7 +301,6 @@ def optaxs(rule: str, decay: str, rate: float) -> Any:
     )
 
 
-@pytest.mark.quick(2)
 @pytest.mark.parametrize("decay", ["all", "kernels"])
 @pytest.mark.parametrize("rule", ["lars", "lamb"])
 def test_lars_and_lamb_are_optaxs(rule: Any, decay: Any) -> None:
@@ -338,7 +336,7 @@ def unstacked(tree: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("fields", [{"rule": "lars"}, {"rule": "lamb"}, {"rule": "lamb", "decay": "all"}, {"clip": 0.01}], ids=str)
 def test_units_of_a_stack_learn_as_if_they_were_not_stacked(fields: dict[str, Any]) -> None:
     """A trust ratio is that of a unit's own array; a norm that is clipped is the same however arrays lie."""

@@ -31,7 +31,6 @@ def diverging(tiny: Experiment) -> Experiment:
     return dataclasses.replace(tiny, schedule=Schedule(learning_rate=1e30, decay_steps=(), warmup_steps=6, warmup_learning_rate=0.01))
 
 
-@pytest.mark.slow
 def test_the_postmortem_names_the_step_its_images_and_the_gradients(diverging: Experiment, digits_dir: str, tmp_path: Path) -> None:
     told = Told()
     with pytest.raises(NonFiniteLoss) as caught:
@@ -51,7 +50,6 @@ def test_the_postmortem_names_the_step_its_images_and_the_gradients(diverging: E
     assert sum("is not finite" in message for message in told.messages) == 1
 
 
-@pytest.mark.slow
 def test_norms_are_those_of_numpy(tiny: Experiment, digits_dir: str) -> None:
     """Of the parameters exactly; of the gradients, those that one step of plain gradient descent reveals."""
     plain = dataclasses.replace(tiny, optimizer=dataclasses.replace(tiny.optimizer, momentum=0.0, weight_decay=0.0), steps=1)
@@ -105,7 +103,7 @@ def going_back(tiny: Experiment) -> Experiment:
     return dataclasses.replace(tiny, checkpointing=dataclasses.replace(tiny.checkpointing, non_finite="roll_back"))
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("stopped_after", [None, 5, 9])
 def test_taken_back_it_goes_on_with_other_batches_and_resumes_to_the_same_bits(
     stopped_after: int | None, going_back: Experiment, poisoned_once: Callable[[], None], digits_dir: str, tmp_path: Path

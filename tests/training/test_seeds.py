@@ -85,7 +85,7 @@ def alone(tiny: Experiment, digits: sources.Examples) -> list[Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("layout", TESTED)
 def test_three_steps_of_every_seed_equal_its_own_to_1e_5(layout: str, tiny: Experiment, digits: sources.Examples, alone: list[Any]) -> None:
     """Parameters relative to their length; metrics of every step in their order."""
@@ -106,7 +106,6 @@ def test_three_steps_of_every_seed_equal_its_own_to_1e_5(layout: str, tiny: Expe
     assert min(lengths) > 1, "the tolerance means something only where seeds differ by more"
 
 
-@pytest.mark.slow
 def test_seeds_on_devices_of_their_own_do_not_communicate(tiny: Experiment, digits: sources.Examples) -> None:
     made = program.compiled(tiny, 4, 4)
     data = made.place(digits, augmentation.fit(digits.images, "pixel_mean"))

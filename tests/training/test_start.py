@@ -88,7 +88,7 @@ def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: P
     assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("new_head", [False, True])
 def test_a_run_begins_with_exactly_the_weights(new_head: bool, base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters after a step at a rate of 0, read back from the run's checkpoint; the new head is the seed's."""

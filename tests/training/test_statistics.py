@@ -132,7 +132,6 @@ def test_statistics_are_a_function_of_key_and_step(tiny: Experiment, digits: Exa
     assert len(set(bits.values())) == 4
 
 
-@pytest.mark.slow
 def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, digits: Examples) -> None:
     found = settled(variant(tiny, ema=0.9), digits)
     kernels = [np.asarray(tree["stem"]["conv"]["kernel"], np.float64) for tree in (found.ema, found.params)]
@@ -177,7 +176,7 @@ def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experim
     assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
 
 
-@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=["BatchNorm", "GroupNorm"])
 def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
