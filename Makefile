@@ -1,37 +1,38 @@
-# `make demo` and `make test` need Python 3.11 or newer, make, and a network path to packages.
+# `make demo` and `make test` need Python 3.11 or newer, make, and a package index.
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= runs/data
-# Each worker runs files of tests in a process of its own.
+# Processes that run tests; 0: none beside the main one.
 WORKERS ?= 2
 UNOPTIMIZED ?= true
+ARGS ?=
 BIN := $(VENV)/bin
-# The demo needs less than the tests.
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow test-exhaustive check golden readme clean
+.PHONY: demo test test-slow check mutants golden readme clean
 
-demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on your laptop
+demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on a laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
 	$(BIN)/resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo --data-dir $(DATA)
 
-# The many tiny programs of the quick tests run for milliseconds and compile for seconds; the slow tests are compiled as runs are.
-test: $(DEVELOPED)  ## all tests but the slow ones; TFDS_DATA_DIR with a prepared cifar10 adds those on real photographs
-	JAX_DISABLE_MOST_OPTIMIZATIONS=$(UNOPTIMIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not exhaustive" $(ARGS)
+# Quick tests compile for longer than they run, so XLA's optimizations are off.
+test: $(DEVELOPED)  ## the quick tests; TFDS_DATA_DIR with a prepared cifar10 adds those on real images
+	JAX_DISABLE_MOST_OPTIMIZATIONS=$(UNOPTIMIZED) $(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(DEVELOPED)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow $(ARGS)
+test-slow: $(DEVELOPED)  ## the other tests
+	$(PYTEST) -m slow $(ARGS)
 
-test-exhaustive: $(DEVELOPED)  ## an hour and more
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m exhaustive $(ARGS)
-
-check: $(DEVELOPED)  ## what pre-commit and CI run
+check: $(DEVELOPED)  ## linter, formatter, type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-golden: $(DEVELOPED)  ## writes tests/golden anew; read the difference before you commit it
+mutants: $(DEVELOPED)  ## small faults, each of which the named quick tests must catch
+	JAX_DISABLE_MOST_OPTIMIZATIONS=$(UNOPTIMIZED) $(BIN)/python tests/mutants.py $(ARGS)
+
+golden: $(DEVELOPED)  ## rewrites tests/golden; read the difference before you commit it
 	$(BIN)/python tests/write_golden.py
 
 $(INSTALLED): pyproject.toml
@@ -41,7 +42,7 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 $(DEVELOPED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev,s3]'
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
 	touch $@
 
 readme: $(INSTALLED)  ## fills the README's tables from experiments/results

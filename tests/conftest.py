@@ -1,24 +1,18 @@
-"""What all tests share: eight virtual devices, prepared data sets, a silent progress."""
+"""Configuration and fixtures of all tests: eight virtual devices, prepared data sets, a silent progress."""
 
+import dataclasses
 import os
-import tempfile
+from pathlib import Path
 
-# Before jax is imported anywhere. Subprocesses inherit it only where a test hands it on. Eight devices on two busy cores can be minutes
-# apart where they meet; XLA ends the process after 40 s.
+ROOT = Path(__file__).parents[1]
+# Set before jax is imported. Eight devices on two busy cores can be minutes apart in a collective; XLA's limit is 40 s.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-
-# Workers and subprocesses compile the same tiny programs over and over: one cache for this run of the tests, and for no other.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _CACHE = tempfile.TemporaryDirectory(prefix="resnet_jax-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-
-import collections
-import dataclasses
-from pathlib import Path
+# Workers, subprocesses and later runs share compiled programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 
@@ -28,37 +22,20 @@ from resnet_jax.models.shortcuts import Projection
 from resnet_jax.studies import run
 from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
 
-ROOT = Path(__file__).parents[1]
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--one-in", type=int, default=1, help="run one of so many tests of every file: its first, and so on")
+    parser.addoption("--no-skips", action="store_true", help="skipped tests fail")
 
 
-# Before -m chooses.
-@pytest.hookimpl(specname="pytest_collection_modifyitems", tryfirst=True)
-def pytest_mark_what_is_slow_beyond_the_first_parameters(items: list[pytest.Item]) -> None:
-    seen: collections.Counter[str] = collections.Counter()
-    for item in items:
-        quick, test = item.get_closest_marker("quick"), item.nodeid.partition("[")[0]
-        if quick is not None and not any(item.get_closest_marker(later) for later in ("slow", "exhaustive")):
-            seen[test] += 1
-            if seen[test] > quick.args[0]:
-                item.add_marker(pytest.mark.slow)
-
-
-# Last: one in so many of those that the other options leave.
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    every = config.getoption("--one-in")
-    seen: collections.Counter[Path] = collections.Counter()
-    kept, left_out = [], []
-    for item in items:
-        (left_out if seen[item.path] % every else kept).append(item)
-        seen[item.path] += 1
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+    if report.failed:
+        target = "test-slow" if item.get_closest_marker("slow") else "test"
+        report.sections.append(("Rerun this test alone", f"make {target} WORKERS=0 ARGS=\"'{item.nodeid}'\""))
+    return report
 
 
 @pytest.fixture(scope="session")
