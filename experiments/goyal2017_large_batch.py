@@ -1,15 +1,11 @@
 """Large batches: Goyal et al. 2017 (arXiv 1706.02677), ResNet-50 on ImageNet.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax study experiments/goyal2017_large_batch.py:scaling --seeds 1 --workdir runs/goyal
-Recipe:    batch kn on k GPUs with n = 32 images each, 0.1 kn / 256 ("linear scaling rule"), reached linearly from 0.1 over 5 epochs,
-           divided by 10 at 30, 60 and 80 of 90 epochs; Nesterov momentum 0.9, weight decay 1e-4 but on BatchNorm's scales and biases;
-           those scales begin at 0 at the end of every branch (Section 5.1). BatchNorm sees n = 32 images. Random scale and aspect ratio,
-           flip, 224 of 256.
-Deviation: the decay leaves the classifier's bias out too. fb.resnet.torch's colour augmentation is left out: we have not read whether they
-           had it. The resampling filter of the crop is not stated, and is ours.
-Expect:    top-1 error on the 50,000 validation images, percent (from memory, mark M, no target): 256 23.60, 8192 23.74.
-Hardware:  the paper used up to 256 P100. Time: not measured.
+Command:   resnet-jax study experiments/goyal2017_large_batch.py:scaling --seeds 1 --workdir runs/goyal
+Recipe:    batch kn on k GPUs, n = 32; 0.1 kn / 256, linear warm-up from 0.1 over 5 epochs, divided by 10 at 30, 60, 80
+           of 90 epochs; Nesterov momentum 0.9, weight decay 1e-4 but on BatchNorm; last scale of branches starts at 0
+           (Section 5.1); BatchNorm over 32 images; RandomResizedCrop, flip.
+Deviation: no weight decay on the classifier's bias; no color augmentation; bilinear crops (not stated).
+Hardware:  paper: up to 256 P100.
 """
 
 from dataclasses import replace
@@ -33,7 +29,6 @@ def _cell(batch_size: int) -> Experiment:
             learning_rate=0.1 * batch_size / 256,
             decay_steps=(30 * epoch, 60 * epoch, 80 * epoch),
             warmup_learning_rate=0.1,
-            # At the smallest batch there is nothing to rise to.
             warmup_steps=5 * epoch if batch_size > 256 else 0,
             linear_warmup=batch_size > 256,
         ),
@@ -45,5 +40,5 @@ def _cell(batch_size: int) -> Experiment:
 
 
 def scaling() -> tuple[Experiment, ...]:
-    """The error stays where it is up to 8192: 23.60 % at 256, 23.74 % at 8192 (from memory)."""
+    """Equal errors: 23.60 % at 256, 23.74 % at 8192 (from memory)."""
     return tuple(_cell(256 * 2**power) for power in range(6))

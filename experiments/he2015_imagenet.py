@@ -1,18 +1,15 @@
 """ImageNet networks of He et al. 2015 (arXiv 1512.03385), Tables 1 to 4.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax train experiments/he2015_imagenet.py:resnet50 --workdir runs/r50
+Command:   resnet-jax train experiments/he2015_imagenet.py:resnet50 --workdir runs/r50
            resnet-jax evaluate runs/r50 --protocol 256/224 ten-crop multi-scale
-Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at plateaus, up to 600k steps (Section 3.4).
-           Shorter side randomly in [256, 480], 224 crop, flip, AlexNet's colour augmentation, the mean image subtracted.
-           BatchNorm sees groups of 32 images, as on the paper's eight GPUs; scores use averages of its statistics over 40 batches, as the
-           released models had "true averages computed over a large training batch after training".
-Deviation: the plateaus are fixed steps: 30 and 60 epochs of ceil(1,281,167 / 256) = 5,005, where the same authors have them in He et al.
-           2016. 40 batches are ours: the repository says "sufficiently large". The mean image is that of 10,000 training images.
-Expect:    top-1 error on the 50,000 validation images, percent, one 224 crop from 256 (authors' repository): resnet50 24.7,
-           resnet101 23.6, resnet152 23.0. With 10 crops (Tables 2 and 3): plain18 27.94, resnet18 27.88, plain34 28.54, resnet34 25.03
-           with option A, 24.52 with B, 24.19 with C, resnet50 22.85, resnet101 21.75, resnet152 21.43.
-Hardware:  the paper used 8 GPUs with 32 images each. Time: not measured.
+Recipe:    SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at plateaus, up to 600k steps (Section
+           3.4); shorter side in [256, 480], 224 crop, flip, AlexNet's color augmentation, mean image; BatchNorm over
+           32 images (eight GPUs), precise BN as in the released models.
+Deviation: plateaus at 30 and 60 epochs of 5,005 steps, as in He et al. 2016; precise BN over 40 batches is our choice;
+           mean image of 10,000 training images.
+Expect:    top-1 error with 10 crops, see the functions; one 224 crop from 256 (authors' repository): resnet50 24.7,
+           resnet101 23.6, resnet152 23.0.
+Hardware:  paper: 8 GPUs.
 """
 
 from resnet_jax.data.colour import PcaLighting
@@ -22,7 +19,6 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
 
-# "8 GPUs": each normalised its own 32 images.
 NORM = configured(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
@@ -31,7 +27,7 @@ def _experiment(name: str, model: Architecture) -> Experiment:
     return Experiment(
         name=name,
         model=model,
-        data=Data(name="imagenet2012", test_split="validation", pad=0, flip=True, crop=ShorterSideCrop, colour=PcaLighting),
+        data=Data(name="imagenet2012", test_split="validation", pad=0, crop=ShorterSideCrop, colour=PcaLighting),
         schedule=Schedule(learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)),
         steps=600_000,
         batch_size=256,
@@ -41,7 +37,7 @@ def _experiment(name: str, model: Architecture) -> Experiment:
 
 
 def _resnet(depth: int) -> Experiment:
-    # Table 2 compares plain nets with option A, which adds no parameter; the deeper ones use option B (Section 4.1).
+    # Table 2 has option A; the deeper networks option B (Section 4.1).
     return _experiment(f"resnet{depth}", imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection, norm=NORM))
 
 
@@ -60,12 +56,12 @@ def resnet34() -> Experiment:
 
 
 def resnet34_b() -> Experiment:
-    """Table 3, option B, projections where the shape changes: 24.52 % top-1, 7.46 % top-5 with 10 crops."""
+    """Table 3, option B: 24.52 % top-1, 7.46 % top-5 with 10 crops."""
     return _experiment("resnet34-b", imagenet_architecture(34, shortcut=Projection, norm=NORM))
 
 
 def resnet34_c() -> Experiment:
-    """Table 3, option C, thirteen projections more: 24.19 % top-1, 7.40 % top-5 with 10 crops."""
+    """Table 3, option C: 24.19 % top-1, 7.40 % top-5 with 10 crops."""
     return _experiment("resnet34-c", imagenet_architecture(34, shortcut=ProjectionEverywhere, norm=NORM))
 
 
@@ -90,32 +86,30 @@ def plain18() -> Experiment:
 
 
 def plain34() -> Experiment:
-    """Table 2: 28.54 % top-1 with 10 crops; its training error is above plain18's throughout (Figure 4)."""
+    """Table 2: 28.54 % top-1 with 10 crops."""
     return _plain(34)
 
 
 def plain50() -> Experiment:
-    """Not in the paper; the twin of resnet50."""
+    """Not in the paper."""
     return _plain(50)
 
 
 def plain101() -> Experiment:
-    """Not in the paper; the twin of resnet101."""
+    """Not in the paper."""
     return _plain(101)
 
 
 def plain152() -> Experiment:
-    """Not in the paper; the twin of resnet152."""
+    """Not in the paper."""
     return _plain(152)
 
 
 def table2() -> tuple[Experiment, ...]:
-    """Table 2, top-1 with 10 crops: plain 27.94 and residual 27.88 % at 18 layers, plain 28.54 and residual 25.03 % at 34."""
+    """Table 2."""
     return plain18(), resnet18(), plain34(), resnet34()
 
 
 def table3() -> tuple[Experiment, ...]:
-    """Table 3, top-1 and top-5 with 10 crops: plain34 28.54/10.02; resnet34 A 25.03/7.76, B 24.52/7.46, C 24.19/7.40; resnet50 22.85/6.71,
-    resnet101 21.75/6.05, resnet152 21.43/5.71.
-    """
+    """Table 3, top-1/top-5 with 10 crops: plain34 28.54/10.02 %; resnet50 22.85/6.71, resnet101 21.75/6.05, resnet152 21.43/5.71."""
     return plain34(), resnet34(), resnet34_b(), resnet34_c(), resnet50(), resnet101(), resnet152()

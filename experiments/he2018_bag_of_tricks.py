@@ -1,17 +1,13 @@
 """Bag of tricks: He et al. 2018 (arXiv 1812.01187), ResNet-50 and its tweaks B, C, D on ImageNet.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax study experiments/he2018_bag_of_tricks.py:architectures --seeds 1 --workdir runs/tricks
-           resnet-jax study experiments/he2018_bag_of_tricks.py:refinements --seeds 1 --workdir runs/refinements
-Recipe:    from memory, and not checked: batch 1024 on 8 GPUs, 0.4 after 5 epochs of linear warm-up, divided by 10 at 30, 60 and 90 of 120
-           epochs, Nesterov momentum 0.9, weight decay 1e-4 on kernels alone, the last scale of every branch beginning at 0; random scale
-           and aspect ratio, brightness, contrast and saturation by up to 0.4, lighting 0.1, flip; one 224 crop from 256. Refinements, one
-           on top of the other: half a cosine; label smoothing 0.1; mixup 0.2 with 200 epochs.
-Deviation: float32, where the paper trains in float16; distillation is left out. BatchNorm sees 128 images.
-Expect:    top-1 accuracy on the 50,000 validation images, percent (all from memory, mark M, no target): efficient 76.21, B 76.66, C 76.87,
-           D 77.16; on D cosine 77.91, label smoothing 78.31, mixup without distillation 79.15.
-           Read (mmpretrain's logs, 100 epochs): resnet50 76.55, C 77.01, D 77.54.
-Hardware:  the paper used 8 V100. Time: not measured.
+Command:   resnet-jax study experiments/he2018_bag_of_tricks.py:architectures --seeds 1 --workdir runs/tricks
+Recipe:    from memory: batch 1024 on 8 GPUs, 0.4 after 5 epochs of linear warm-up, divided by 10 at 30, 60, 90 of 120
+           epochs, Nesterov momentum 0.9, weight decay 1e-4 on kernels, last scale of branches starts at 0;
+           RandomResizedCrop, color jitter 0.4, lighting 0.1, flip; one 224 crop from 256. Refinements, cumulative:
+           cosine; label smoothing 0.1; mixup 0.2 with 200 epochs.
+Deviation: float32; no distillation; BatchNorm over 128 images.
+Expect:    mmpretrain's logs, 100 epochs: resnet50 76.55, C 77.01, D 77.54 % top-1 accuracy; else see the functions.
+Hardware:  paper: 8 V100.
 """
 
 from dataclasses import replace
@@ -56,9 +52,7 @@ def _cell(name: str, model: Architecture) -> Experiment:
 
 
 def architectures() -> tuple[Experiment, ...]:
-    """The efficient baseline 76.21 % top-1 accuracy; B, the stride in the 3x3, 76.66; C, a stem of three 3x3, 76.87; D, average pooling in
-    the shortcuts, 77.16 (from memory).
-    """
+    """Top-1 accuracy (from memory): baseline 76.21 %; B (stride in the 3x3) 76.66; C (deep stem) 76.87; D (pooled shortcuts) 77.16."""
     b = architecture("resnet50_v15")
     return (
         _cell("efficient", architecture("resnet50")),
@@ -69,7 +63,7 @@ def architectures() -> tuple[Experiment, ...]:
 
 
 def refinements() -> tuple[Experiment, ...]:
-    """On ResNet-50-D: cosine 77.91 % top-1 accuracy, with label smoothing 78.31, with mixup 79.15 (from memory; without distillation)."""
+    """ResNet-50-D, top-1 accuracy (from memory): cosine 77.91 %, label smoothing 78.31, mixup 79.15."""
     d = _cell("resnet50-d", architecture("resnet50_d"))
     cosine = replace(d, name="cosine", schedule=replace(d.schedule, decay_steps=(), cosine_steps=d.steps, cosine_from="warmup"))
     smoothed = replace(cosine, name="label-smoothing", loss=Loss(smoothing=0.1))

@@ -1,13 +1,10 @@
 """Squeeze-and-excitation: Hu et al. 2018 (arXiv 1709.01507), SE-ResNet and SE-ResNeXt on ImageNet.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax study experiments/hu2018_senet.py:imagenet --seeds 1 --workdir runs/senet
-Recipe:    from memory, and not checked: batch 1024 on 8 GPUs, 0.6 divided by 10 every 30 of 100 epochs, momentum 0.9, weight decay 1e-4,
-           random scale and aspect ratio, flip, mean of each channel subtracted; reduction 16; one 224 crop from 256.
-Deviation: images are divided by the deviation of each channel too. The resampling filter of the crop is ours. BatchNorm sees 128 images.
-Expect:    top-1/top-5 error on the 50,000 validation images, percent (the authors' repository, retrained): seresnet50 22.37/6.36,
-           seresnet101 21.75/5.72, seresnet152 21.34/5.54, seresnext50-32x4d 20.97/5.54, seresnext101-32x4d 19.81/4.96.
-Hardware:  the paper used 8 GPUs. Time: not measured.
+Command:   resnet-jax study experiments/hu2018_senet.py:imagenet --seeds 1 --workdir runs/senet
+Recipe:    from memory: batch 1024 on 8 GPUs, 0.6 divided by 10 every 30 of 100 epochs, momentum 0.9, weight decay
+           1e-4, RandomResizedCrop, flip, mean per channel; reduction 16; one 224 crop from 256.
+Deviation: images are also divided by the deviation; bilinear crops; BatchNorm over 128 images.
+Hardware:  paper: 8 GPUs.
 """
 
 from dataclasses import replace
@@ -35,7 +32,5 @@ def _cell(name: str) -> Experiment:
 
 
 def imagenet() -> tuple[Experiment, ...]:
-    """Top-1/top-5 error (the authors' repository): SE-ResNet-50 22.37/6.36 %, 101 21.75/5.72, 152 21.34/5.54; SE-ResNeXt-50 32x4d
-    20.97/5.54, 101 19.81/4.96.
-    """
+    """Top-1/top-5 error (authors' repository): 22.37/6.36 %, 21.75/5.72, 21.34/5.54; SE-ResNeXt 20.97/5.54, 19.81/4.96."""
     return tuple(map(_cell, ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d")))

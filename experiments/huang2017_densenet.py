@@ -1,19 +1,13 @@
 """DenseNet: Huang et al. 2017 (arXiv 1608.06993) on CIFAR and ImageNet.
 
-Command:   resnet-jax prepare cifar10        (once; or point TFDS_DATA_DIR at prepared sets; `cifar100` for its studies)
-           resnet-jax study experiments/huang2017_densenet.py:cifar10 --seeds 1 --workdir runs/densenet
-Recipe:    SGD with Nesterov momentum, weight decay 1e-4, batch 64, 0.1 divided by 10 at 50 % and 75 % of 300 epochs of 782 steps. "+": pad
-           4, random crop, flip; "plain images": neither, and dropout 0.2.
-Deviation: dropout stands before the last convolution of a unit's branch, whose input it thins; the paper's (from memory) after every
-           convolution. So a unit of DenseNet-BC has one dropout here, and transitions have none. Not stated where we read it, and ours:
-           momentum 0.9, mean and deviation of each channel, BatchNorm over the whole batch, all 50,000 images.
-           ImageNet: no recipe is stated where we read it; ours has batch 256 in BatchNorm groups of 32, 0.1 divided by 10 at 30 and 60 of
-           90 epochs of 5,005 steps, random scale and aspect ratio, flip, one 224 crop from 256.
-Expect:    test error, percent, CIFAR-10+ / CIFAR-100+ / CIFAR-10 / CIFAR-100 (the authors' repository): 40-12 5.24 / 24.42 / 7.00 / 27.55;
-           100-12 4.10 / 20.20 / 5.77 / 23.79; 100-24 3.74 / 19.25 / 5.83 / 23.42; bc-100-12 4.51 / 22.27 / 5.92 / 24.15;
-           bc-250-24 3.62 / 17.60 / 5.19 / 19.64; bc-190-40 3.46 / 17.18 / - / -.
-           ImageNet, top-1: 121 25.0, 169 23.6, 201 22.5, 161 22.2.
-Hardware:  one GPU or TPU. Time: not measured.
+Command:   resnet-jax study experiments/huang2017_densenet.py:cifar10 --seeds 1 --workdir runs/densenet
+Recipe:    SGD, Nesterov, weight decay 1e-4, batch 64, 0.1 divided by 10 at 50 % and 75 % of 300 epochs of 782 steps.
+           "+": pad 4, random crop, flip; "plain images": neither, and dropout 0.2.
+Deviation: one dropout per block, before its last convolution; paper: after every convolution (from memory). Not
+           stated, our choice: momentum 0.9, mean and deviation per channel, BatchNorm over the whole batch, 50,000
+           images; on ImageNet batch 256, BatchNorm over 32 images, 0.1 divided by 10 at 30 and 60 of 90 epochs,
+           RandomResizedCrop, flip, one 224 crop from 256.
+Hardware:  one GPU or TPU.
 """
 
 from dataclasses import replace
@@ -25,7 +19,7 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 
 STEPS_PER_EPOCH = -(-50_000 // 64)
 IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
-# Name, layers, growth rate, whether with bottlenecks and compression.
+# Name, layers, growth rate, bottlenecks and compression.
 NETWORKS = (
     ("densenet-40-12", 40, 12, False),
     ("densenet-100-12", 100, 12, False),
@@ -59,36 +53,32 @@ def _of_plain_images(cell: Experiment) -> Experiment:
 
 
 def cifar10() -> tuple[Experiment, ...]:
-    """CIFAR-10+: 40-12 5.24 %, 100-12 4.10, 100-24 3.74; BC 100-12 4.51, 250-24 3.62, 190-40 3.46."""
+    """CIFAR-10+: 5.24 %, 4.10, 3.74; BC 4.51, 3.62, 3.46."""
     return tuple(_cifar(*network) for network in NETWORKS)
 
 
 def cifar100() -> tuple[Experiment, ...]:
-    """CIFAR-100+: 40-12 24.42 %, 100-12 20.20, 100-24 19.25; BC 100-12 22.27, 250-24 17.60, 190-40 17.18."""
+    """CIFAR-100+: 24.42 %, 20.20, 19.25; BC 22.27, 17.60, 17.18."""
     return tuple(map(_of_cifar100, cifar10()))
 
 
 def cifar10_plain_images() -> tuple[Experiment, ...]:
-    """CIFAR-10 without augmentation, dropout 0.2: 40-12 7.00 %, 100-12 5.77, 100-24 5.83; BC 100-12 5.92, 250-24 5.19. The paper has no
-    number for 190-40.
-    """
+    """7.00 %, 5.77, 5.83; BC 5.92, 5.19, no number for 190-40."""
     return tuple(map(_of_plain_images, cifar10()))
 
 
 def cifar100_plain_images() -> tuple[Experiment, ...]:
-    """CIFAR-100 without augmentation, dropout 0.2: 40-12 27.55 %, 100-12 23.79, 100-24 23.42; BC 100-12 24.15, 250-24 19.64. The paper has
-    no number for 190-40.
-    """
+    """27.55 %, 23.79, 23.42; BC 24.15, 19.64, no number for 190-40."""
     return tuple(map(_of_plain_images, cifar100()))
 
 
 def imagenet() -> tuple[Experiment, ...]:
-    """Top-1 (the authors' repository): 121 layers 25.0 %, 161 22.2, 169 23.6, 201 22.5."""
+    """Top-1 error (authors' repository): 25.0 %, 22.2, 23.6, 22.5."""
     return tuple(
         Experiment(
             name=f"densenet{depth}",
             model=densenet_architecture(depth, imagenet=True, norm=configured(BatchNorm, group_size=32)),
-            data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, flip=True, crop=RandomResizedCrop),
+            data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
             optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
             schedule=Schedule(learning_rate=0.1, decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH)),
             steps=90 * IMAGENET_STEPS_PER_EPOCH,

@@ -1,21 +1,14 @@
-"""torchvision's recipes for ImageNet, V1 and V2. V1's network is "v1.5" of He et al. 2015 (arXiv 1512.03385): the stride in the 3x3.
+"""torchvision's ImageNet recipes V1 and V2; ResNets of He et al. 2015 (arXiv 1512.03385), stride in the 3x3.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax data preview experiments/torchvision_imagenet.py:v2
-           resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
-           resnet-jax evaluate runs/v1 --protocol 256/224
-Recipe:    V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4, random scale and aspect ratio, flip.
-           V2: 600 epochs, batch 1024 on 8 GPUs, 0.5 with half a cosine after 5 epochs of linear warm-up from a hundredth, weight decay 2e-5
-           but on normalisations, label smoothing 0.1, mixup 0.2, cutmix 1, TrivialAugment, random erasing 0.1, moving average of the
-           parameters, trained at 176 pixels, scored on 224 of 232, each image four times in a row (ResNet-50).
-           Mean and deviation of each channel; bilinear, antialiased; BatchNorm sees what one of the GPUs saw.
-Deviation: V2's decay leaves the classifier's bias out too. TrivialAugment samples the nearest pixel, torchvision's recipe bilinearly. V2
-           averages the parameters every step, 0.99998 every 32 steps of theirs turned into one of each; BatchNorm's statistics are measured
-           anew for the average, over 20 batches, where torchvision averages them too.
-Expect:    top-1 accuracy on the 50,000 validation images, percent (torchvision's metadata). V1: resnet18 69.758, resnet34 73.314,
-           resnet50 76.130 (top-5 92.862), resnet101 77.374, resnet152 78.312, resnext50 77.618, wide_resnet50_2 78.468.
-           V2: resnet50 80.858 (top-5 95.434).
-Hardware:  torchvision used 8 V100. Time: not measured.
+Command:   resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
+Recipe:    V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4, RandomResizedCrop,
+           flip; 224 from 256. V2: 600 epochs, batch 1024 on 8 GPUs, 0.5, cosine, 5 epochs of linear warm-up from a
+           hundredth, weight decay 2e-5 but on normalization, label smoothing 0.1, mixup 0.2, cutmix 1,
+           TrivialAugment, random erasing 0.1, EMA, 176 pixels, 224 from 232, each image four times in a row.
+           Bilinear, antialiased; BatchNorm over the images of one GPU.
+Deviation: V2 has no weight decay on the classifier's bias; TrivialAugment samples the nearest pixel; the EMA is updated
+           every step (torchvision: every 32) and has precise BN over 20 batches.
+Hardware:  torchvision: 8 V100.
 """
 
 from dataclasses import replace
@@ -30,7 +23,7 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 
 IMAGES = 1_281_167
 CROP = configured(RandomResizedCrop, filter="bilinear")
-# torchvision's --model-ema-decay 0.99998 --model-ema-steps 32: every 32 steps a share of (1 - 0.99998) x batch x 32 / epochs is new.
+# --model-ema-decay 0.99998 --model-ema-steps 32: the share that is new every 32 steps.
 _NEW = (1 - 0.99998) * 1024 * 32 / 600
 
 
@@ -55,9 +48,7 @@ def v1() -> Experiment:
 
 
 def networks_v1() -> tuple[Experiment, ...]:
-    """Top-1 accuracy: 18 layers 69.758 %, 34 73.314, 50 76.130, 101 77.374, 152 78.312; Wide ResNet-50-2 78.468; ResNeXt-50 32x4d 77.618,
-    which torchvision trained for 100 epochs.
-    """
+    """Top-1 accuracy: 69.758 %, 73.314, 76.130, 77.374, 78.312; wide 78.468; ResNeXt (torchvision: 100 epochs) 77.618."""
     return (
         _v1("resnet18", "resnet18"),
         _v1("resnet34", "resnet34"),

@@ -1,21 +1,14 @@
-"""ResNet strikes back: Wightman et al. 2021 (arXiv 2110.00476), procedures A1, A2 and A3 for ResNet-50 on ImageNet.
+"""ResNet strikes back: Wightman et al. 2021 (arXiv 2110.00476), A1, A2, A3 for ResNet-50 on ImageNet.
 
-Command:   resnet-jax prepare imagenet2012 --from DIR        (once)
-           resnet-jax data preview experiments/wightman2021_strikes_back.py:a1
-           resnet-jax train experiments/wightman2021_strikes_back.py:a3 --workdir runs/a3
-           resnet-jax evaluate runs/a3 --protocol 235/224-bicubic
-Recipe:    LAMB, batch 2048, half a cosine after 5 epochs of warm-up, binary cross-entropy, mixup, cutmix 1, rand-m7-mstd0.5-inc1.
-           As timm's LAMB does unless told otherwise, gradients longer than 1 are made so long; scales and biases have no trust ratio.
-           A1: 600 epochs, 5e-3, weight decay 0.01, label smoothing 0.1, mixup 0.2, each image three times, drop path 0.05.
+Command:   resnet-jax train experiments/wightman2021_strikes_back.py:a3 --workdir runs/a3
+Recipe:    LAMB as in timm (clipping at norm 1, no trust ratio for scales and biases), batch 2048, cosine, 5 epochs of
+           warm-up, binary cross-entropy, mixup, cutmix 1, rand-m7-mstd0.5-inc1; 224 from 235 pixels.
+           A1: 600 epochs, 5e-3, weight decay 0.01, smoothing 0.1, mixup 0.2, each image three times, drop path 0.05.
            A2: 300 epochs, weight decay 0.02, no smoothing, mixup 0.1, rest as A1.
-           A3: 100 epochs at 160 pixels, 8e-3, m6, each image once, nothing dropped, rest as A2.
-           Scored on 224 of 235 pixels (224 / 0.95, rounded down by timm).
-Deviation: from memory, and not checked: that targets above 0.2 count as 1, the rates that the warm-up begins (1e-4) and the cosine ends at
-           (1e-6). Ours: crops are resampled bicubically, timm's by chance bilinearly; BatchNorm and mixing see the 512 images that one of 4
-           GPUs has; of A3, whose batch on a GPU we have not read, the same. float32, where timm trains in mixed precision.
-Expect:    top-1 accuracy on the 50,000 validation images, percent (timm's results, read there): A1 80.382, 81.240 at 288 pixels; A2 79.828,
-           80.774 at 288; A3 78.052, 75.994 at 160.
-Hardware:  the authors used 4 V100. Time: not measured.
+           A3: 100 epochs at 160 pixels, 8e-3, m6, each image once, no drop path, rest as A2.
+Deviation: from memory: targets above 0.2 count as 1, warm-up from 1e-4, cosine to 1e-6. Our choice: bicubic crops,
+           BatchNorm and mixing over 512 images (4 GPUs), float32.
+Hardware:  paper: 4 V100.
 """
 
 from dataclasses import replace
@@ -24,8 +17,8 @@ from resnet_jax.data.crops import RandomResizedCrop
 from resnet_jax.data.mixing import Mix
 from resnet_jax.data.policies import TimmRandAugment
 from resnet_jax.models import architecture, configured
-from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.stochastic_depth import StochasticDepth
 from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 
 STEPS_PER_EPOCH = -(-1_281_167 // 2048)

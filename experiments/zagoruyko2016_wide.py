@@ -1,22 +1,14 @@
-"""Wide residual networks: Zagoruyko and Komodakis 2016 (arXiv 1605.07146) on CIFAR, and WRN-50-2 on ImageNet.
+"""Wide residual networks: Zagoruyko and Komodakis 2016 (arXiv 1605.07146) on CIFAR and ImageNet.
 
-Command:   resnet-jax prepare cifar10        (once; or point TFDS_DATA_DIR at prepared sets; `cifar100` for the other study)
-           resnet-jax study experiments/zagoruyko2016_wide.py:cifar10 --seeds 5 --workdir runs/wide
-Recipe:    full pre-activation, 6n+4 layers. SGD with Nesterov momentum 0.9, weight decay 5e-4, batch 128, 0.1 times 0.2 at 60, 120 and 160
-           of 200 epochs of 391 steps; pad 4, random crop, flip; mean and deviation of each channel. Dropout 0.3 between the convolutions
-           where the cell says so.
-Deviation: ZCA whitening is not built. The rows that the paper measured with ZCA (see the functions) are therefore not comparable: the
-           authors find 0.2 to 0.5 points between the two. BatchNorm sees the whole batch: what the authors' GPUs saw is not stated where
-           we read it. The block types B(1,3,1), B(3,1), B(1,3), B(3,1,1) and B(3,1,3) are left out: we have not read their depths. SVHN
-           is left out.
-           ImageNet: no recipe is stated where we read it; ours is SGD with Nesterov momentum 0.9, weight decay 1e-4, batch 256 in
-           BatchNorm groups of 32, 0.1 divided by 10 at 30 and 60 of 90 epochs of 5,005 steps, random scale and aspect ratio, flip, and one
-           224 crop from 256.
-Expect:    test error of the last step, percent, median of 5 seeds (wrn40-10-dropout: one run).
-           Mean and deviation, CIFAR-10 / CIFAR-100: 40-4 4.53 / 21.18; 28-10 4.00 / 19.25, with dropout 3.89 / 18.85; 16-8 4.27 / 20.43;
-           16-4 5.02 / 24.03, with dropout 5.24 / 23.91; 52-1 6.43 / 29.89, with dropout 6.28 / 29.78; 40-10 with dropout 3.8 / 18.3.
-           ImageNet, WRN-50-2: 21.9/5.79 top-1/top-5 (the authors' README).
-Hardware:  one GPU or TPU. Time: not measured.
+Command:   resnet-jax study experiments/zagoruyko2016_wide.py:cifar10 --seeds 5 --workdir runs/wide
+Recipe:    full pre-activation, 6n+4 layers; SGD, Nesterov momentum 0.9, weight decay 5e-4, batch 128, 0.1 times 0.2 at
+           60, 120, 160 of 200 epochs of 391 steps; pad 4, random crop, flip; mean and deviation per channel; dropout
+           0.3 between the convolutions where named.
+Deviation: no ZCA whitening (0.2 to 0.5 points); BatchNorm over the whole batch (not stated); no SVHN, only B(3,3).
+           ImageNet, our choice: Nesterov momentum 0.9, weight decay 1e-4, batch 256, BatchNorm over 32 images, 0.1
+           divided by 10 at 30 and 60 of 90 epochs, RandomResizedCrop, flip, one 224 crop from 256.
+Expect:    median test error of 5 seeds, see the functions.
+Hardware:  one GPU or TPU.
 """
 
 from dataclasses import replace
@@ -30,7 +22,7 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 STEPS_PER_EPOCH = -(-50_000 // 128)
 IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
-# Depth, widening factor, whether with dropout.
+# Depth, widening factor, dropout.
 CIFAR100_ROWS = (
     (40, 1, False),
     (40, 2, False),
@@ -76,26 +68,21 @@ def _of_cifar100(cell: Experiment) -> Experiment:
 
 
 def cifar10() -> tuple[Experiment, ...]:
-    """CIFAR-10. With mean and deviation, as here: 40-4 4.53 %, 28-10 4.00 (dropout 3.89), 16-8 4.27, 16-4 5.02 (dropout 5.24), 52-1 6.43
-    (dropout 6.28), 40-10 with dropout 3.8 (one run). With ZCA, not comparable: 40-1 6.85, 40-2 5.33, 40-4 4.97, 40-8 4.66, 28-10 4.17,
-    28-12 4.33, 22-8 4.38, 22-10 4.44, 16-8 4.81, 16-10 4.56.
+    """40-4 4.53 %, 28-10 4.00 (dropout 3.89), 16-8 4.27, 16-4 5.02 (dropout 5.24), 52-1 6.43 (dropout 6.28), 40-10 with dropout 3.8 (one
+    run); the others only with ZCA.
     """
     return tuple(_wide(*row) for row in CIFAR10_ROWS)
 
 
 def cifar100() -> tuple[Experiment, ...]:
-    """CIFAR-100. With mean and deviation, as here: 40-4 21.18 %, 28-10 19.25 (dropout 18.85), 16-8 20.43, 16-4 24.03 (dropout 23.91), 52-1
-    29.89 (dropout 29.78), 40-10 with dropout 18.3 (one run). With ZCA, not comparable: 40-1 30.89, 40-2 26.04, 40-4 22.89, 28-10 20.50,
-    28-12 20.43, 22-8 21.22, 22-10 20.75, 16-8 22.07, 16-10 21.59.
+    """40-4 21.18 %, 28-10 19.25 (dropout 18.85), 16-8 20.43, 16-4 24.03 (dropout 23.91), 52-1 29.89 (dropout 29.78), 40-10 with dropout
+    18.3 (one run); the others only with ZCA.
     """
     return tuple(_of_cifar100(_wide(*row)) for row in CIFAR100_ROWS)
 
 
 def deepening() -> tuple[Experiment, ...]:
-    """Convolutions per block, l = 1, 2, 3, 4, at the depth of WRN-40-2: 6.69, 5.43, 5.65, 5.93 % (CIFAR-10).
-
-    A stage has 12 convolutions, so 12 / l units.
-    """
+    """1, 2, 3, 4 convolutions per block at the depth of WRN-40-2: 6.69, 5.43, 5.65, 5.93 % (CIFAR-10)."""
     return tuple(
         _cell(
             f"wrn40-2-l{convolutions}",
@@ -106,11 +93,11 @@ def deepening() -> tuple[Experiment, ...]:
 
 
 def imagenet() -> tuple[Experiment, ...]:
-    """WRN-50-2, the inside of ResNet-50's bottlenecks twice as wide: 21.9 % top-1, 5.79 % top-5 (the authors' README)."""
+    """WRN-50-2: 21.9 % top-1, 5.79 % top-5 error (authors' README)."""
     cell = Experiment(
         name="wrn50-2",
         model=replace(architecture("wide_resnet50_2"), norm=configured(BatchNorm, group_size=32)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, flip=True, crop=RandomResizedCrop),
+        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
         schedule=Schedule(learning_rate=0.1, decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH)),
         steps=90 * IMAGENET_STEPS_PER_EPOCH,

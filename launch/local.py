@@ -1,8 +1,6 @@
-"""Runs a command as N processes on this machine, and again when one of them is lost.
+"""Run a command as N processes on this machine, and restart all of them when one fails; see launch/README.md.
 
-    python launch/local.py --processes 2 --devices-per-process 4 -- resnet-jax train FILE.py:FUNCTION --workdir runs/two
-
-Every process is told where the others are (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID). launch/README.md says the rest.
+python launch/local.py --processes 2 -- resnet-jax train FILE.py:FUNCTION --workdir runs/two
 """
 
 import argparse
@@ -17,159 +15,124 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import FrameType
 from typing import IO, NoReturn
 
-BAD_INPUT = 2  # Of resnet-jax and of this file: said again, it stays bad.
-PEER_LOST = 75  # Of resnet-jax: a consequence, and so never the reason that is reported where another is known.
-LOOK_SECONDS = 0.1
+BAD_INPUT = 2  # Never retried.
+PEER_LOST = 75  # A consequence, reported only if no cause is known.
+POLL_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """What was asked for."""
-
-    command: tuple[str, ...]
-    processes: int
-    devices_per_process: int | None = None
-    restarts: int = 3
-    grace: float = 30
+Processes = Sequence[subprocess.Popen[bytes]]
 
 
-class Stop:
-    """Requests to stop: SIGINT, SIGTERM and SIGUSR1 are remembered, to be handed on."""
-
-    def __init__(self) -> None:
-        self.signals: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.signals.append(number)
-
-
-def run(launch: Launch) -> int:
-    """Runs the command until all its processes end with 0, bad input is reported, restarts are used up, or somebody asks to stop.
-
-    Returns:
-      0; the code of the process that failed first, 128 + signal for one that was killed; or of processes that were asked to stop.
-    """
-    stop, devices = Stop(), _environments(launch)
-    for attempt in range(launch.restarts + 1):
-        code = _attempt(launch, devices, stop)
-        if code in (0, BAD_INPUT) or stop.signals:
+def run(options: argparse.Namespace) -> int:
+    """Runs the command until it succeeds, is stopped, or has no restarts left; returns the exit code."""
+    signals: list[int] = []  # To pass on, in the order of arrival.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: signals.append(number))
+    environments, code = _environments(options), 0
+    for attempt in range(options.restarts + 1):
+        code = _attempt(options, environments, signals)
+        if code in (0, BAD_INPUT) or signals:
             return code
-        if attempt == launch.restarts:
-            _say(f"exit code {code}, restarts used up ({launch.restarts})")
-            return code
-        _say(f"exit code {code}: all {launch.processes} start again ({attempt + 1} of {launch.restarts} restarts)")
-        time.sleep(1)
-        if stop.signals:
-            return 128 + stop.signals[0]
-    raise AssertionError("unreachable")
+        if attempt < options.restarts:
+            _say(f"exit code {code}: all {options.processes} start again ({attempt + 1} of {options.restarts} restarts)")
+            time.sleep(1)
+            if signals:
+                return 128 + signals[0]
+    _say(f"exit code {code}, restarts used up ({options.restarts})")
+    return code
 
 
-def _attempt(launch: Launch, devices: Sequence[dict[str, str]], stop: Stop) -> int:
-    """All processes once, from start to end; nothing of them is left."""
-    # Asked for anew each time: the one before may still be held by a connection that has not been forgotten.
+def _attempt(options: argparse.Namespace, environments: Sequence[dict[str, str]], signals: Sequence[int]) -> int:
+    """Runs all processes once; none survives."""
+    # A connection of the last attempt may still hold its port.
     address = f"127.0.0.1:{_free_port()}"
     started: list[subprocess.Popen[bytes]] = []
     printers: list[threading.Thread] = []
-    first = None
     try:
-        for number, variables in enumerate(devices):
-            joining = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(launch.processes), "JAX_PROCESS_ID": str(number)}
-            started.append(
-                subprocess.Popen(
-                    launch.command,
-                    env=os.environ | variables | joining,
-                    stdin=subprocess.DEVNULL,
-                    # The first speaks for all: what it prints (--json) can be read on as if it were alone.
-                    stdout=None if number == 0 else subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,
-                    preexec_fn=_end_with_parent(os.getpid()),
-                )
+        for number, variables in enumerate(environments):
+            joining = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(options.processes), "JAX_PROCESS_ID": str(number)}
+            process = subprocess.Popen(
+                options.command,
+                env=os.environ | variables | joining,
+                stdin=subprocess.DEVNULL,
+                # Process 0 prints the result (--json).
+                stdout=None if number == 0 else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                preexec_fn=_end_with_parent(os.getpid()),
             )
-        # After the last fork: a child forked beside running threads may wait for a lock that nobody opens.
-        printers = [
-            _print_lines(number, stream) for number, process in enumerate(started) for stream in (process.stdout, process.stderr) if stream
-        ]
-        first = _watch(started, stop, launch.grace)
+            started.append(process)
+        # Threads start after the last fork: a child may inherit a held lock.
+        streams = [(n, stream) for n, process in enumerate(started) for stream in (process.stdout, process.stderr) if stream]
+        printers = [_print_lines(number, stream) for number, stream in streams]
+        return _watch(started, signals, options.grace)
     except OSError as error:
-        _say(f"{launch.command[0]} cannot be started: {error.strerror}")
-        first = BAD_INPUT
+        _say(f"{options.command[0]} cannot be started: {error.strerror}")
+        return BAD_INPUT
     finally:
-        for process in started:
-            _kill_group(process)
-            process.wait()
+        _kill(started)
         for printer in printers:
             printer.join(timeout=5)
-    return first
 
 
-def _watch(started: Sequence[subprocess.Popen[bytes]], stop: Stop, grace: float) -> int:
-    """Waits for all; hands signals on; when one has failed or was stopped, the others have ``grace`` seconds to leave."""
-    handed_on, until, code = 0, None, 0
-    while _running(started):
-        for number in stop.signals[handed_on:]:
-            _say(f"{signal.Signals(number).name}: handed on, waiting until all have saved (Ctrl-C again ends them unsaved)")
-            _signal(started, number)
-        handed_on = len(stop.signals)
-        if stop.signals[1:].count(signal.SIGINT):
+def _watch(started: Processes, signals: Sequence[int], grace: float) -> int:
+    """Waits for all processes; after a failure the others have ``grace`` seconds."""
+    passed, until, code = 0, None, 0
+    # A list polls every process.
+    while running := [process for process in started if process.poll() is None]:
+        for number in signals[passed:]:
+            _say(f"{signal.Signals(number).name}: passed on, waiting until all have saved (Ctrl-C again kills)")
+            _signal(running, number)
+        passed = len(signals)
+        if signals[1:].count(signal.SIGINT):
             break
         if until is None and (code := _reason(started)):
             until = time.monotonic() + grace
-            if not stop.signals:
-                number = next(i for i, process in enumerate(started) if _code(process) == code)
-                _say(f"process {number} ended with exit code {code}; the others have {grace:g} s")
-                _signal(started, signal.SIGTERM)
+            if not signals:
+                first = next(i for i, process in enumerate(started) if _code(process) == code)
+                _say(f"process {first} ended with exit code {code}; the others have {grace:g} s")
+                _signal(running, signal.SIGTERM)
         if until is not None and time.monotonic() > until:
             _say("some did not leave: killed")
             break
-        time.sleep(LOOK_SECONDS)
-    for process in started:
-        _kill_group(process)
-        process.wait()
+        time.sleep(POLL_SECONDS)
+    _kill(started)
     return code or _reason(started)
 
 
-def _running(started: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen[bytes]]:
-    """Those that have not ended; all are asked, so that every exit code is known."""
-    return [process for process in started if process.poll() is None]
-
-
-def _reason(started: Sequence[subprocess.Popen[bytes]]) -> int:
-    """The code that says why processes failed, of those that have ended: a consequence counts where nothing else is known."""
+def _reason(started: Processes) -> int:
+    """Returns the most informative exit code of failed processes; 0: none."""
     codes = [code for process in started if (code := _code(process))]
     return min(codes, key=lambda code: (code != BAD_INPUT, code == PEER_LOST), default=0)
 
 
 def _code(process: subprocess.Popen[bytes]) -> int | None:
-    """Exit code as a shell says it: 128 + signal for a process that was killed."""
-    return 128 - process.returncode if process.returncode is not None and process.returncode < 0 else process.returncode
+    """Returns the exit code, 128 + signal for a killed process."""
+    code = process.returncode
+    return 128 - code if code is not None and code < 0 else code
 
 
-def _signal(started: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    """To the processes alone, not to their groups: their readers of data end with them, in order."""
-    for process in _running(started):
+def _signal(running: Processes, number: int) -> None:
+    # Not to their groups: each process ends its own data readers.
+    for process in running:
         process.send_signal(number)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    # Nobody is left in it; macOS says so by refusing.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill(started: Processes) -> None:
+    for process in started:
+        # macOS refuses if the group is empty.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _end_with_parent(parent: int) -> Callable[[], None] | None:
-    """Makes Linux send SIGTERM to a process whose launcher is gone, killed perhaps: it saves and leaves."""
+    """Makes Linux send SIGTERM to a process whose launcher is gone."""
     if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None)  # Loaded here: a forked child should do as little as it can.
+    libc = ctypes.CDLL(None)  # Not in the forked child.
 
     def prepare() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -182,7 +145,7 @@ def _end_with_parent(parent: int) -> Callable[[], None] | None:
 def _print_lines(number: int, stream: IO[bytes]) -> threading.Thread:
     def copy() -> None:
         for line in stream:
-            # One write a line: lines of several processes must not mix.
+            # One write per line, so that lines do not mix.
             sys.stderr.write(f"[{number}] {line.decode(errors='replace').rstrip()}\n")
             sys.stderr.flush()
 
@@ -191,18 +154,19 @@ def _print_lines(number: int, stream: IO[bytes]) -> threading.Thread:
     return thread
 
 
-def _environments(launch: Launch) -> list[dict[str, str]]:
-    """Variables that give each process its devices: virtual ones of the CPU, or its share of the GPUs."""
-    if launch.devices_per_process is not None:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={launch.devices_per_process}".strip()
-        return [{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}] * launch.processes
+def _environments(options: argparse.Namespace) -> list[dict[str, str]]:
+    """Returns the variables of each process: virtual devices, or its share of the GPUs."""
+    count = options.processes
+    if options.devices_per_process is not None:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={options.devices_per_process}".strip()
+        return [{"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}] * count
     gpus = [] if os.environ.get("JAX_PLATFORMS") == "cpu" else _gpus()
     if not gpus:
-        return [{}] * launch.processes
-    if len(gpus) % launch.processes:
-        _refuse(f"{len(gpus)} GPUs cannot be split over {launch.processes} processes; choose them by CUDA_VISIBLE_DEVICES=0,1,...")
-    share = len(gpus) // launch.processes
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(launch.processes)]
+        return [{}] * count
+    if len(gpus) % count:
+        _fail(f"{len(gpus)} GPUs cannot be split over {count} processes; choose them by CUDA_VISIBLE_DEVICES=0,1,...")
+    share = len(gpus) // count
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(count)]
 
 
 def _gpus() -> list[str]:
@@ -225,24 +189,23 @@ def _say(message: str) -> None:
     print(f"local.py: {message}", file=sys.stderr, flush=True)
 
 
-def _refuse(message: str) -> NoReturn:
+def _fail(message: str) -> NoReturn:
     _say(message)
     raise SystemExit(BAD_INPUT)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point."""
     parser = argparse.ArgumentParser(description="Run a command as N processes on this machine.", usage="%(prog)s [options] -- COMMAND ...")
-    parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("--devices-per-process", type=int, help="virtual CPU devices of each; not given: the machine's GPUs are shared out")
-    parser.add_argument("--restarts", type=int, default=3, help="how often all start again after a failure; %(default)s where not given")
-    parser.add_argument("--grace", type=float, default=30, help="seconds to leave after one failed; %(default)s where not given")
+    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument("--devices-per-process", type=int, help="virtual CPU devices of each; default: the machine's GPUs, shared equally")
+    parser.add_argument("--restarts", type=int, default=3, help="after failures; default %(default)s")
+    parser.add_argument("--grace", type=float, default=30, help="seconds to leave after one failed; default %(default)s")
     parser.add_argument("command", nargs="+", help="after --")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0), ("grace", 0)):
-        if (value := getattr(given, name)) is not None and value < least:
-            _refuse(f"--{name.replace('_', '-')} is {value}; give {least} or more")
-    raise SystemExit(run(Launch(**{**vars(given), "command": tuple(given.command)})))
+        if (value := getattr(options, name)) is not None and value < least:
+            _fail(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    raise SystemExit(run(options))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,8 @@
 #!/usr/bin/env bash
-# Runs a resnet-jax command on all workers of a Cloud TPU VM, from your own machine:
+# Runs a resnet-jax command on all workers of a Cloud TPU VM, from your machine; see launch/README.md:
 #
 #   export TPU_NAME=res50 ZONE=us-west4-a ACCELERATOR=v5litepod-16 BUCKET=my-bucket
-#   launch/tpu_vm.sh create
-#   launch/tpu_vm.sh install
-#   launch/tpu_vm.sh run train experiments/he2015_imagenet.py:resnet50 --workdir bucket/runs/res50
-#   launch/tpu_vm.sh status
-#   launch/tpu_vm.sh delete
-#
-# Spot machines are taken away at any time: SPOT=1 launch/tpu_vm.sh resume train ... does all of it again until the command is done.
-# launch/README.md says the rest.
+#   launch/tpu_vm.sh create|install|run COMMAND|resume COMMAND|status|delete
 set -euo pipefail
 
 fail() { echo "tpu_vm.sh: $*" >&2; exit 2; }
@@ -21,14 +14,14 @@ need() {
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
 RESTARTS=${RESTARTS:-20}
 POLL=${POLL:-60}
-# On the workers, below the home folder.
+# On the workers, in the home directory.
 CHECKOUT=resnet_jax
 STATE=.resnet-jax-run
 
 tpus() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
 on_all() { tpus tpu-vm ssh "$TPU_NAME" --worker=all --command="$1"; }
 
-# Within a condition bash does not heed -e: what can fail before the last command says 'return' itself.
+# bash ignores -e within a condition, hence '|| return'.
 create() {
   need ACCELERATOR
   if [ -z "${SPOT:-}" ]; then
@@ -45,7 +38,7 @@ create() {
   done
 }
 
-# ACTIVE (spot) or READY: usable. Nothing: it is not there, or gcloud could not ask.
+# ACTIVE (spot) or READY: usable. Empty: missing, or gcloud failed.
 state() {
   if [ -n "${SPOT:-}" ]; then
     tpus queued-resources describe "$TPU_NAME" --format='value(state.state)' 2> /dev/null || true
@@ -58,27 +51,27 @@ install() {
   need BUCKET
   local archive
   archive=$(mktemp -d)/resnet_jax.tar.gz
-  # What is committed, and nothing else: the run writes down its commit.
+  # Committed files only: a run records its commit.
   git -C "$(dirname "$0")/.." archive --format=tar.gz --prefix="$CHECKOUT/" --output="$archive" HEAD || return
   tpus tpu-vm scp "$archive" "$TPU_NAME:resnet_jax.tar.gz" --worker=all || return
   rm -r "$(dirname "$archive")"
-  # The machines' own Python is older than 3.11; uv brings one.
+  # The machines' Python is older than 3.11.
   on_all "set -e
     tar xzf resnet_jax.tar.gz
     python3 -m pip install --quiet --user uv
     ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 $CHECKOUT/.venv
-    ~/.local/bin/uv pip install --quiet --python $CHECKOUT/.venv/bin/python -e '${CHECKOUT}[gs]' 'jax[tpu]'
+    ~/.local/bin/uv pip install --quiet --python $CHECKOUT/.venv/bin/python -e '$CHECKOUT' 'jax[tpu]'
     ${WORKER_SETUP:-}
-    command -v gcsfuse > /dev/null || { echo 'gcsfuse is missing on this worker: WORKER_SETUP is run there first, and can install it' >&2; exit 2; }"
+    command -v gcsfuse > /dev/null || { echo 'gcsfuse is missing on this worker; install it with WORKER_SETUP' >&2; exit 2; }"
 }
 
-# Each worker finds the others by the TPU's metadata. What runs does not end with the ssh connection.
+# The command outlives the ssh connection.
 run() {
   need BUCKET
   checked "$@"
   local command
   command=$(printf '%q ' "$@")
-  # One folder in all workers: what one writes the others see at once, so nothing is cached.
+  # No cache: workers see each other's files at once.
   on_all "set -e
     mkdir -p bucket $STATE
     mountpoint -q bucket ||
@@ -95,7 +88,7 @@ checked() {
   [ $# -gt 0 ] || fail "give a resnet-jax command: launch/tpu_vm.sh run train FILE.py:FUNCTION --workdir bucket/runs/NAME"
 }
 
-# One word a worker: 'running', 'lost', 'none', or the exit code.
+# One word per worker: running, lost, none, or the exit code.
 codes() {
   on_all "cat $STATE/exit 2> /dev/null || { [ -f $STATE/pid ] || { echo none; exit 0; }
     kill -0 \$(cat $STATE/pid) 2> /dev/null && echo running || echo lost; }"
@@ -135,7 +128,7 @@ resume() {
     case " $found " in
       " 0 ") echo "tpu_vm.sh: done; the machine is still there and costs money: launch/tpu_vm.sh delete"; return ;;
       *" 2 "*) status; fail "bad input: see the log" ;;
-      # Done in one, and the others are about to be: they wait for each other.
+      # One is done and waits for the others.
       " running " | " 0 running ") ;;
       " unreachable " | "  ") echo "tpu_vm.sh: no worker answers; asked again in $POLL s" ;;
       *" none "*) { [ "$found" = none ] || echo "tpu_vm.sh: processes: $found"; install && run "$@"; } ;;

@@ -1,4 +1,4 @@
-"""A class with some of its arguments already given, as a value: compared, hashed, written and read back."""
+"""Classes with arguments, as values that can be compared, hashed, written and read."""
 
 import ast
 import inspect
@@ -10,35 +10,26 @@ from typing import Any
 from resnet_jax import references
 from resnet_jax.errors import UserError, nearest
 
-# Metadata of a field that runs were written without: at its default it is not said, so that they stay the runs that they were.
-LATER = "later"
-
 
 @dataclass(frozen=True)
 class Configured:
-    """What ``functools.partial`` is for a class, but equal to another with the same class and arguments. Made by ``configured``."""
+    """A comparable ``functools.partial`` of a class. Made by ``configured``."""
 
     made: type[Any]
     arguments: tuple[tuple[str, Any], ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Makes an instance; what is given here wins."""
         return self.made(*args, **dict(self.arguments) | kwargs)
 
     def __str__(self) -> str:
         return text(self)
 
 
-# How a part of a network is chosen: by its class, or by its class with arguments.
 Factory = type[Any] | Configured
 
 
 def configured(factory: Factory, **arguments: Any) -> Configured:
-    """Returns ``factory`` with arguments given by keyword: ``configured(ShortcutOnlyGating, bias=-6.0)``.
-
-    Raises:
-      UserError: for a name that the constructor does not take, or a value that is no number, string, or tuple of those.
-    """
+    """Returns ``factory`` with literal arguments: ``configured(ShortcutOnlyGating, bias=-6.0)``."""
     made, earlier = parts(factory)
     taken, anything = constructor_parameters(made)
     given = {}
@@ -47,15 +38,15 @@ def configured(factory: Factory, **arguments: Any) -> Configured:
             raise UserError(f"{made.__name__} takes no argument {name!r}{nearest(name, taken)}")
         if not _is_literal(value):
             raise UserError(
-                f"{made.__name__}({name}={value!r}): an argument is a finite number, a string, True, False, None or a tuple of those"
+                f"{made.__name__}({name}={value!r}): {name} must be a finite number, a string, True, False, None or a tuple of those"
             )
-        # One number, one spelling: runs are told apart by what is written.
+        # Runs are compared as text, so 1 for a float is written as 1.0.
         given[name] = float(value) if type(value) is int and taken.get(name) in (float, "float") else value
     return Configured(made, tuple(sorted((earlier | given).items())))
 
 
 def parts(factory: Factory) -> tuple[type[Any], dict[str, Any]]:
-    """The class of a factory, and the arguments given."""
+    """The class of a factory, and its arguments."""
     return (factory.made, dict(factory.arguments)) if isinstance(factory, Configured) else (factory, {})
 
 
@@ -63,15 +54,11 @@ def text(factory: Factory, name: Callable[[type[Any]], str] = references.describ
     """Writes a factory as ``NAME`` or ``NAME(argument=value, ...)``; ``parse`` reads it."""
     made, arguments = parts(factory)
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"{name(made)}({given})" if isinstance(factory, Configured) else name(made)
+    return name(made) + (f"({given})" if isinstance(factory, Configured) else "")
 
 
 def parse(written: str, load: Callable[[str], Any] = references.load) -> Factory:
-    """Reads ``NAME`` or ``NAME(argument=value, ...)``.
-
-    Raises:
-      UserError: for what is neither, and as ``load`` and ``configured`` do.
-    """
+    """Reads ``NAME`` or ``NAME(argument=value, ...)``."""
     name, bracket, rest = written.partition("(")
     factory = load(name.strip())
     if not isinstance(factory, type | Configured):
@@ -82,33 +69,30 @@ def parse(written: str, load: Callable[[str], Any] = references.load) -> Factory
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
-        if len({keyword.arg for keyword in call.keywords}) < len(call.keywords):
-            raise ValueError
         arguments = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        if len(arguments) < len(call.keywords):
+            raise ValueError
     except (ValueError, SyntaxError):
         raise UserError(f"{written!r} cannot be read: write {name}(argument=value, ...), values being numbers, strings or tuples") from None
     return configured(factory, **arguments)
 
 
 def constructor_parameters(made: type[Any]) -> tuple[dict[str, Any], bool]:
-    """Names that a class's constructor takes, with their annotations, and whether it takes any (``**kwargs`` up to ``object``)."""
     return method_parameters(made, "__init__")
 
 
 def method_parameters(made: type[Any], method: str) -> tuple[dict[str, Any], bool]:
-    """Names that a method takes, with their annotations, and whether it takes any; one with ``**kwargs`` takes what its base class takes.
-
-    Not ``inspect.signature(made)``: the metaclass of NNX modules hides the constructor behind ``(*args, **kwargs)``.
-    """
+    """Returns the names that a method and, through ``**kwargs``, its bases take, with annotations; and whether it takes any name."""
+    # The metaclass of NNX modules hides the constructor from inspect.signature(made).
     names: dict[str, Any] = {}
     open_ended = False
     for base in made.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
-        parameters = inspect.signature(vars(base)[method]).parameters
-        own = {n: p.annotation for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and n != "self"}
-        names = own | names
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        parameters = inspect.signature(vars(base)[method]).parameters.values()
+        named = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self")
+        names = {p.name: p.annotation for p in named} | names
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not open_ended:
             break
     return names, open_ended
@@ -117,5 +101,5 @@ def method_parameters(made: type[Any], method: str) -> tuple[dict[str, Any], boo
 def _is_literal(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_literal, value))
-    # Exactly these types: what NumPy's scalars write, `parse` could not read.
+    # Exactly these types: `parse` cannot read the repr of NumPy's scalars.
     return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))

@@ -1,101 +1,70 @@
-"""How a run looks in the terminal: a live line where there is one, a line an evaluation where there is none (logs)."""
+"""Terminal output, and the progress of a run: a bar on a terminal, one line per evaluation in a log."""
 
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeRemainingColumn
 
 from resnet_jax import processes
-from resnet_jax.models import Counts
 from resnet_jax.training.workdir import Record
 
-# Results go to stdout, everything about the way there to stderr: `--json` can be piped.
+# Results go to stdout and progress to stderr, so that `--json` can be piped.
 out = Console()
 if not out.is_terminal:
-    out.width = max(out.width, 140)  # of a file or a pipe nothing is known; 80 would fold the tables
+    out.width = max(out.width, 140)  # The default of 80 for a file or a pipe folds tables.
 err = Console(stderr=True)
 
 
-class RunProgress:
-    """The ``training.loop.Progress`` of the command line; a context manager. ``title`` names the run."""
+class RunLines:
+    """A ``training.train.Progress`` without a bar."""
 
     def __init__(self, title: str, console: Console = err):
-        self._title, self._console = title, console
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (console.is_terminal and processes.is_first()),
-            transient=True,
-        )
-        self._task = self._progress.add_task(title, total=None, numbers="compiling")
-        self._last: Record = {}
-        self._steps = 0
-
-    def __enter__(self) -> "RunProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
+        self.title, self.console = title, console
+        self.steps = 0
+        self.numbers = ""
 
     def start(self, step: int, steps: int) -> None:
-        """See ``training.loop.Progress``."""
-        self._steps = steps
-        self._progress.update(self._task, total=steps, completed=step)
+        self.steps = steps
+        self.advance(step)
 
-    def advance(self, step: int) -> None:
-        """See ``training.loop.Progress``."""
-        self._progress.update(self._task, completed=step)
+    def advance(self, step: int) -> None: ...
 
     def update(self, record: Record) -> None:
-        """See ``training.loop.Progress``."""
         if record["split"] == "train":
-            self._last = record
-            self._progress.update(self._task, numbers=numbers(record))
-        elif not self._console.is_terminal and record["split"] == "test" and processes.is_first():
-            rest = f", {numbers(self._last)}" if self._last else ""
-            self._console.print(
-                f"{self._title}: step {record['step']}/{self._steps}, test error {record['error_percent']:.2f} %{rest}",
-                highlight=False,
-                soft_wrap=True,
+            self.numbers = (
+                f", loss {record['loss']:.4f}, training error {record['error_percent']:.1f} %, learning rate {record['learning_rate']:g}, "
+                f"{record['images_per_second']:,.0f} images/s"
             )
+            self.advance(record["step"])
+        elif record["split"] == "test" and not self.console.is_terminal:
+            self.say(f"step {record['step']}/{self.steps}, test error {record['error_percent']:.2f} %{self.numbers}")
 
     def say(self, message: str) -> None:
-        """See ``training.loop.Progress``."""
-        if processes.is_first():
-            self._console.print(f"{self._title}: {message}", highlight=False, soft_wrap=True)
+        say(f"{self.title}: {message}", self.console)
 
 
-def numbers(record: Record) -> str:
-    """A training record in words."""
-    return (
-        f"loss {record['loss']:.4f}, training error {record['error_percent']:.1f} %, learning rate {record['learning_rate']:g}, "
-        f"{record['images_per_second']:,.0f} images/s"
-    )
+class RunProgress(RunLines):
+    """The ``training.train.Progress`` of one run, with a bar on a terminal; a context manager."""
+
+    def __init__(self, title: str, console: Console = err):
+        super().__init__(title, console)
+        columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[numbers]}", TimeRemainingColumn())
+        hidden = not (console.is_terminal and processes.is_first())
+        self._bar = Progress(SpinnerColumn(), *columns, console=console, disable=hidden, transient=True)
+        self._task = self._bar.add_task(title, total=None, numbers="compiling")
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, total=self.steps, completed=step, numbers=self.numbers.removeprefix(", ") or "compiling")
 
 
-def counts_table(title: str, counts: Counts) -> Table:
-    """The table of ``summary``."""
-    table = Table(title=title)
-    for name, align in [
-        ("", "left"),
-        ("units", "right"),
-        ("output", "left"),
-        ("parameters", "right"),
-        ("multiply-adds", "right"),
-        ("projections", "right"),
-    ]:
-        table.add_column(name, justify=align)  # pyright: ignore[reportArgumentType]
-    for row in counts.stages:
-        shape = "x".join(map(str, row.output_shape))
-        table.add_row(row.name, f"{row.units or ''}", shape, f"{row.parameters:,}", f"{row.multiply_adds:,}", f"{row.projections or ''}")
-    table.add_section()
-    units = sum(row.units for row in counts.stages)
-    table.add_row("all", str(units), "", f"{counts.parameters:,}", f"{counts.multiply_adds:,}", str(counts.projections))
-    return table
+def say(text: str, console: Console = err) -> None:
+    """Prints a line, in process 0."""
+    if processes.is_first():
+        console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,18 +1,53 @@
-"""The one error that means "you asked for something that cannot be done"."""
+"""Errors that end a command with a message, and range checks of configuration fields."""
 
 import difflib
+import math
+import signal
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input. Its message names the value, what was expected and what to do; the command line prints it without a traceback."""
+    """Invalid input."""
+
+
+class Interrupted(Exception):
+    """A run stopped by a signal, with its state saved."""
+
+    def __init__(self, number: int, step: int):
+        saved = f"after step {step}; the state is saved, the same command continues" if step else "before its first step was done"
+        super().__init__(f"stopped by {signal.Signals(number).name} {saved}")
+        self.exit_code = 128 + number
+
+
+class NonFiniteLoss(Exception):
+    """Training diverged at ``step``; ``checkpoint`` is the newest saved step."""
+
+    exit_code = 1
+
+    def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
+        saved = f"the last good checkpoint is that of step {checkpoint}" if checkpoint is not None else "no checkpoint was written before"
+        super().__init__(
+            f"{what} of step {step} is not finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
+            "in another --workdir"
+        )
+        self.step = step
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Returns ``'; did you mean X?'`` where something close exists, and the full list of valid names otherwise."""
+    """Returns ``'; did you mean X?'``, or the valid names if none is similar."""
     names = sorted(set(valid))
     begun = [name for name in names if wrong and name.startswith(wrong)]
     close = begun[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; there is {', '.join(names)}" if names else "; there is none"
+    return f"; there is {', '.join(names)}" if names else "; none is available"
+
+
+def at_least(config: object, minimum: float, *names: str, below: float = math.inf) -> None:
+    """Raises UserError unless fields of a configuration dataclass are in ``[minimum, below)``."""
+    part = type(config).__name__.lower()
+    for name in names:
+        value = getattr(config, name)
+        if not minimum <= value < below:
+            allowed = f"in [{minimum}, {below})" if below < math.inf else f"at least {minimum}" + ", and finite" * (value > minimum)
+            raise UserError(f"{'' if part == 'experiment' else f'{part}.'}{name} must be {allowed}, got {value}.")

@@ -1,12 +1,11 @@
-"""From the words of the command line to values: experiments by reference, their fields, the parts of networks by class and arguments."""
+"""Command line options: experiments by reference, their fields, parts of networks by class and arguments."""
 
 import dataclasses
-import importlib
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
@@ -21,124 +20,108 @@ if TYPE_CHECKING:
     from resnet_jax.training.experiment import Experiment
 
 Options = TypeVar("Options")
+Command = Callable[[Sequence[str]], None]
 
 EXPERIMENT = "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run reads and writes, and what it runs on."""
+    """Where a run reads and writes, and the devices that it uses."""
 
     workdir: Path
-    """Folder of the run, made if missing. A run found there is continued; another experiment or seed is refused."""
+    """Folder of the run, made if missing. A run in it is continued; another experiment or seed is rejected."""
     data_dir: str | None = None
-    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+    """Folder of prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
     devices: int | None = None
-    """Number of devices to use; all, of all processes, where not given."""
+    """Devices to use, over all processes; default: all."""
     joining: Annotated[Joining, tyro.conf.arg(name="")] = field(default=Joining())
 
 
 def registry() -> ConstructorRegistry:
-    """A tyro registry that reads a part of a network as its name in the papers (A), its own (ZeroPad), or FILE.py:CLASS, and those with
-    arguments: ``Scaled(shortcut=0.5)``.
-    """
-    found = ConstructorRegistry()
+    """Reads a part: its name in the papers (A), in the package (ZeroPad), or FILE.py:CLASS; with arguments, as ``Scaled(shortcut=0.5)``."""
+    parts_registry = ConstructorRegistry()
 
-    @found.primitive_rule
+    @parts_registry.primitive_rule
     def part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         arguments = typing.get_args(info.type)
-        if Configured in arguments:
-            # What need not be there at all is a part of the input; `none` is also the name of a shortcut.
-            optional = types.NoneType in arguments
-            return PrimitiveConstructorSpec(
-                nargs=1,
-                metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
-                instance_from_str=lambda strings: (
-                    (None if strings[0] == "none" else load_part(strings[0])) if optional else load_part(strings[0])
-                ),
-                is_instance=lambda value: isinstance(value, type | Configured) or (optional and value is None),
-                str_from_instance=lambda value: ["none" if value is None else _names().name_of(value, _input_parts())],
-            )
-        if typing.get_origin(info.type) is not type:
+        base = arguments[0] if typing.get_origin(info.type) is type else None
+        if Configured not in arguments and base is None:
             return None
-        (base,) = arguments
+        from resnet_jax.data import colour, crops, erasing, mixing, policies
+        from resnet_jax.models import names
+
+        others = names.parts_of(crops, policies, colour, erasing, mixing)
+        # `none` is also the name of a shortcut, which is not optional.
+        optional = NoneType in arguments
+
+        def read(words: list[str]) -> Factory | None:
+            if optional and words[0] == "none":
+                return None
+            part = names.load_part(words[0], others)
+            if base is not None and not (isinstance(part, type) and issubclass(part, base)):
+                fitting = [name for name, value in names.known().items() if isinstance(value, type) and issubclass(value, base)]
+                raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
+            return part
+
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="CLASS",
-            instance_from_str=lambda strings: _subclass(strings[0], base),
-            is_instance=lambda value: isinstance(value, type),
-            str_from_instance=lambda value: [_names().name_of(value)],
+            metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, type | Configured) or (optional and value is None),
+            str_from_instance=lambda value: ["none" if value is None else names.name_of(value, others)],
         )
 
-    return found
-
-
-def load_part(text: str) -> Factory:
-    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS. Raises ValueError, as tyro expects."""
-    return _names().load_part(text, _input_parts())
-
-
-def _subclass(text: str, base: type) -> type:
-    found = load_part(text)
-    if not isinstance(found, type) or not issubclass(found, base):
-        fitting = [name for name, value in _names().known().items() if isinstance(value, type) and issubclass(value, base)]
-        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
-    return found
-
-
-def _input_parts() -> dict[str, Factory]:
-    from resnet_jax.data import parts
-
-    return parts.known()
-
-
-def _names() -> types.ModuleType:
-    # Imports flax: only where a part is read or shown.
-    from resnet_jax.models import names
-
-    return names
+    return parts_registry
 
 
 def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:
-    """Splits off the argument that decides which others there are; None where help is asked for without it."""
+    """Splits off the first argument; None with --help alone. Raises UserError if it is missing."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], list(arguments[1:])
-    if any(argument in ("-h", "--help") for argument in arguments):
+    if {"-h", "--help"} & set(arguments):
         return None, list(arguments)
     raise UserError(f"{command}: first name {what}")
 
 
-def later(module: str, doc: str) -> Callable[[Sequence[str]], None]:
-    """A command of a group, the function ``run`` of a module that is imported where it is called; ``doc`` is its line in the list."""
+def later(reference: str, doc: str) -> Command:
+    """Returns a command that is imported when called: ``module:name``, or ``module`` for its ``run``. ``doc``: its line in the list."""
 
     def run(arguments: Sequence[str]) -> None:
-        importlib.import_module(module).run(arguments)
+        references.load(reference if ":" in reference else f"{reference}:run")(arguments)
 
     run.__doc__ = doc
     return run
 
 
-def dispatch(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], arguments: Sequence[str], more: str = "") -> None:
-    """Runs one of the commands of a group, or lists them.
-
-    Raises:
-      UserError: for an unknown one.
-      SystemExit: after the list: 0 where it was asked for.
-    """
+def dispatch(
+    group: str, commands: Mapping[str, Command], arguments: Sequence[str], more: str = "", before: Callable[[], None] = lambda: None
+) -> None:
+    """Runs a command of a group ("": of all) after ``before``, or lists all and exits. Raises UserError for an unknown one."""
     if not arguments or arguments[0] in ("-h", "--help"):
         lines = "\n".join(f"  {name:9} {(command.__doc__ or '').strip()}" for name, command in commands.items())
-        print(f"resnet-jax {group} COMMAND [...]; resnet-jax {group} COMMAND --help says more\n\n{lines}{more}")
+        called = f"resnet-jax {group} COMMAND".replace("  ", " ")
+        print(f"{called} [...]; {called} --help says more\n\n{lines}{more}")
         raise SystemExit(0 if arguments else 2)
     if arguments[0] not in commands:
-        raise UserError(f"there is no command '{group} {arguments[0]}'{nearest(arguments[0], commands)}")
+        raise UserError(f"there is no command '{f'{group} {arguments[0]}'.strip()}'{nearest(arguments[0], commands)}")
+    before()
     commands[arguments[0]](arguments[1:])
 
 
-def experiment_first(command: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    return first(command, arguments, f"the experiment, {EXPERIMENT}")
+def experiment_first(command: str, arguments: Sequence[str]) -> tuple[str, "Experiment", list[str]]:
+    """Returns the reference of an experiment, the experiment (an example for ``--help``) and the other arguments."""
+    reference, rest = first(command, arguments, f"the experiment, {EXPERIMENT}")
+    if reference:
+        return reference, experiment(reference), rest
+    from resnet_jax.models import cifar_architecture
+    from resnet_jax.training.experiment import Data, Experiment
+
+    return EXPERIMENT, Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10")), rest
 
 
 def call(reference: str, what: str) -> Any:
+    """Calls a function by its reference."""
     function = references.load(reference)
     if not callable(function):
         raise UserError(f"{reference} is no function; a {what} is a function without arguments")
@@ -146,19 +129,13 @@ def call(reference: str, what: str) -> Any:
 
 
 def experiment(reference: str) -> "Experiment":
+    """Returns the experiment of FILE.py:FUNCTION."""
     from resnet_jax.training.experiment import Experiment
 
-    found = call(reference, "experiment")
-    if not isinstance(found, Experiment):
+    returned = call(reference, "experiment")
+    if not isinstance(returned, Experiment):
         raise UserError(f"{reference} returned no Experiment; 'resnet-jax study' takes a function that returns several")
-    return found
-
-
-def any_experiment() -> "Experiment":
-    from resnet_jax.models import cifar_architecture
-    from resnet_jax.training.experiment import Data, Experiment
-
-    return Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
+    return returned
 
 
 def rescaled(base: "Experiment", asked: "Experiment") -> "Experiment":
@@ -170,10 +147,4 @@ def rescaled(base: "Experiment", asked: "Experiment") -> "Experiment":
 
 
 def parse(program: str, options: type[Options], arguments: Sequence[str]) -> Options:
-    return tyro.cli(
-        options,
-        prog=f"resnet-jax {program}",
-        args=list(arguments),
-        registry=registry(),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    return tyro.cli(options, prog=f"resnet-jax {program}", args=list(arguments), registry=registry(), config=(tyro.conf.AvoidSubcommands,))

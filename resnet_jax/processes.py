@@ -1,147 +1,115 @@
-"""The processes that one command runs in: how they find each other, and how one of them leaves."""
+"""Multi-host helpers: joining the processes of one run, and leaving so that none waits for another."""
 
+import glob
 import multiprocessing
 import os
+import re
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-from resnet_jax import attached
 from resnet_jax.errors import UserError
 
-# Exit codes, beside 0 (done), 1 (a run that failed), 2 (bad input) and 128 + signal (stopped, saved).
-PEER_LOST = 75  # EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
+PEER_LOST = 75  # Exit code EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
+
+_TPU_VM = "Cloud TPU: the metadata server knows the processes"
+_NAMES = ("--coordinator or JAX_COORDINATOR_ADDRESS", "--processes or JAX_NUM_PROCESSES", "--process or JAX_PROCESS_ID")
 
 
 class NeverMet(Exception):
-    """The other processes did not come."""
+    """The other processes did not connect in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joining:
-    """Which of several processes this is. Not given: as the environment says (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, Slurm, Cloud TPU), or one alone."""
+    """Place of this process among several. Defaults: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; else Slurm, Open MPI or
+    Cloud TPU as ``jax.distributed.initialize`` detects them."""
 
     coordinator: str | None = None
-    """HOST:PORT of the first process."""
+    """HOST:PORT of process 0."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes."""
     process: int | None = None
-    """Which this is, from 0."""
+    """Index of this one, from 0."""
     heartbeat_seconds: int = 60
-    """A process that is not heard of for so long is taken for lost, and ends the others."""
+    """After this silence a process counts as lost, and ends the others."""
     meeting_seconds: int = 300
-    """How long processes wait for each other at the beginning."""
+    """Time that processes wait for each other to start."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among others."""
-
-    found: Literal["flags", "environment", "Slurm", "Cloud TPU"]
-    """What said so."""
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
-    """None: jax asks Slurm or the TPU's metadata."""
-
-    def __str__(self) -> str:
-        if self.processes is None:
-            return f"{self.found}: its metadata say which process this is, and of how many"
-        at = f", coordinator {self.coordinator}" if self.coordinator else ""
-        return f"{self.found}: process {self.process} of {self.processes}{at}"
+def detected(joining: Joining = Joining()) -> str | None:
+    """Describes what makes this process one of several, by flags, variables and device files alone. None: it is alone."""
+    if place := _given(joining):
+        return "process {2} of {1}, coordinator {0}".format(*place)
+    variables = os.environ
+    for launcher, marker, count, index in (
+        ("Slurm", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"),
+        ("Open MPI", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ):
+        if marker in variables and int(variables.get(count, "1")) > 1:
+            return f"{launcher}: process {variables.get(index)} of {variables[count]}"
+    if "," in variables.get("TPU_WORKER_HOSTNAMES", ""):
+        return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {variables['TPU_WORKER_HOSTNAMES']}"
+    return _TPU_VM if _is_tpu_vm() else None
 
 
-def detected(joining: Joining = Joining()) -> Place | None:
-    """Finds out whether this process is one of several, without asking anybody outside of the machine; None: it is alone.
-
-    Raises:
-      UserError: where flags or variables are given in part, or are no numbers.
-    """
-    given = (joining.coordinator, joining.processes, joining.process)
-    if any(value is not None for value in given):
-        return _complete("flags", *given, names=("--coordinator HOST:PORT", "--processes N", "--process I"))
-    variables = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    coordinator, *counts = (os.environ.get(name) for name in variables)
-    if any(value is not None for value in (coordinator, *counts)):
-        return _complete(
-            "environment", coordinator, *(_number(name, n) for name, n in zip(variables[1:], counts, strict=True)), names=variables
-        )
-    # Inside a step alone: the batch script of an allocation is no task of it.
-    if "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        return Place("Slurm", processes=int(os.environ["SLURM_NTASKS"]), process=int(os.environ["SLURM_PROCID"]))
-    hosts = (os.environ.get("TPU_WORKER_HOSTNAMES") or "").split(",")
-    if len(hosts) > 1:
-        return Place("Cloud TPU", processes=len(hosts), process=int(os.environ.get("TPU_WORKER_ID", "0")))
-    if _on_a_tpu():
-        return Place("Cloud TPU")
-    return None
-
-
-def connect(joining: Joining = Joining()) -> Place | None:
-    """Joins the others by JAX's distributed runtime, before jax looks for devices; returns where this process stands, None if alone.
-
-    Raises:
-      UserError: as ``detected``.
-      NeverMet: where the others do not come in time; they may the next time.
-    """
+def connect(joining: Joining = Joining()) -> None:
+    """Joins the other processes, before jax looks for devices; returns at once if alone. Raises NeverMet after ``meeting_seconds``."""
     place = detected(joining)
     if place is None:
-        return None
+        return
     import jax
 
     _keep_stdout_for_answers()
-    # Of an address of this machine the port is opened there alone.
-    local = place.coordinator if (place.coordinator or "").rpartition(":")[0] in ("localhost", "127.0.0.1") else None
+    coordinator, count, index = _given(joining) or (None, None, None)
+    # A coordinator on this machine opens its port to this machine alone.
+    local = coordinator if coordinator and coordinator.startswith(("localhost:", "127.0.0.1:")) else None
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes if place.coordinator else None,
-            place.process if place.coordinator else None,
+            coordinator,
+            count,
+            index,
             initialization_timeout=joining.meeting_seconds,
             heartbeat_timeout_seconds=joining.heartbeat_seconds,
             coordinator_bind_address=local,
         )
     except (RuntimeError, ValueError) as error:
-        if place.processes is None and isinstance(error, ValueError):
-            return None  # A device file like a TPU's, and no metadata server that knows of one.
-        said = (str(error).splitlines() or [""])[0]
-        raise NeverMet(f"{place}: the processes did not meet within {joining.meeting_seconds} s: {said}") from error
-    return Place(place.found, place.coordinator, jax.process_count(), jax.process_index())
+        if place == _TPU_VM and isinstance(error, ValueError):
+            return  # A device file like a TPU's, without a metadata server.
+        reason = (str(error).splitlines() or [""])[0]
+        raise NeverMet(f"{place}: the processes did not meet within {joining.meeting_seconds} s: {reason}") from error
 
 
 def several() -> bool:
-    """Whether this process has joined others."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process speaks for all: it alone prints results."""
+    """Whether this process prints results for all."""
     return not several() or sys.modules["jax"].process_index() == 0
 
 
 def name() -> str:
-    """This process among the others, for messages."""
     jax = sys.modules["jax"]
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error in one of several processes says that another is gone: one of the runtime's, and not of memory or of a program."""
+    """Whether an error means that another process is gone."""
     import jax
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, jax.errors.JaxRuntimeError):
-            return not str(seen).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"))
-        seen = seen.__cause__ or seen.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            return not str(cause).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"))
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process with an exit code; one of several at once, since jax would wait for the others at the exit, gone or not."""
+    """Exits; at once if one of several, because jax waits for the others at a normal exit."""
     if not several():
         raise SystemExit(code)
     for child in multiprocessing.active_children():
@@ -152,36 +120,33 @@ def leave(code: int) -> NoReturn:
 
 
 def _keep_stdout_for_answers() -> None:
-    """From here on what libraries in C++ write to stdout goes to stderr: gloo tells of its connections in the middle of an answer."""
+    """Redirects stdout of C++ libraries to stderr: gloo logs its connections."""
     if sys.stdout is not sys.__stdout__:
-        return  # It goes somewhere else already.
+        return  # Redirected already.
     sys.stdout.flush()
     answers = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
     os.dup2(2, 1)
     sys.stdout = sys.__stdout__ = answers
 
 
-def _complete(
-    found: Literal["flags", "environment"], coordinator: str | None, processes: int | None, process: int | None, *, names: tuple[str, ...]
-) -> Place:
-    missing = [name for name, value in zip(names, (coordinator, processes, process), strict=True) if value is None]
-    if coordinator is None or processes is None or process is None:
-        raise UserError(f"one of several processes is told {', '.join(names[:2])} and {names[2]}; missing: {', '.join(missing)}")
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit():
+def _given(joining: Joining) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and index by flags or variables; None without any."""
+    flags = dict(zip(_NAMES, (joining.coordinator, joining.processes, joining.process), strict=True))
+    values = [os.environ.get(name.rpartition(" ")[2]) if flag is None else str(flag) for name, flag in flags.items()]
+    missing = [name for name, value in zip(_NAMES, values, strict=True) if value is None]
+    if len(missing) == len(_NAMES):
+        return None
+    if missing:
+        raise UserError(f"one of several processes needs a coordinator, a number and an index; give {', '.join(missing)}")
+    coordinator, processes, process = map(str, values)
+    if not re.fullmatch(r".+:\d+", coordinator):
         raise UserError(f"the coordinator is {coordinator!r}; give HOST:PORT, as 10.0.0.1:8476")
-    if not 0 <= process < processes:
-        raise UserError(f"process {process} of {processes}: they are counted from 0, give 0 to {processes - 1}")
-    return Place(found, coordinator, processes, process)
+    if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
+        raise UserError(f"process {process} of {processes}: give numbers, the first process being 0")
+    return coordinator, int(processes), int(process)
 
 
-def _number(name: str, value: str | None) -> int | None:
-    if value is None or value.isdigit():
-        return None if value is None else int(value)
-    raise UserError(f"{name} is {value!r}; give a number")
-
-
-def _on_a_tpu() -> bool:
-    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu") or "TPU_SKIP_MDS_QUERY" in os.environ:
+def _is_tpu_vm() -> bool:
+    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu") or "TPU_SKIP_MDS_QUERY" in os.environ or find_spec("libtpu") is None:
         return False
-    return attached.accelerator() == "a TPU" and find_spec("libtpu") is not None
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

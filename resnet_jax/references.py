@@ -1,4 +1,4 @@
-"""Names of Python things, ``FILE.py:NAME`` or ``package.module:NAME``: how the command line finds experiments and users' own classes."""
+"""References to functions and classes, ``FILE.py:NAME`` or ``package.module:NAME``."""
 
 import importlib
 import importlib.util
@@ -11,14 +11,12 @@ from resnet_jax.errors import UserError, nearest
 
 
 def load(reference: str) -> Any:
-    """Imports ``FILE.py:NAME`` or ``MODULE:NAME`` and returns the object.
-
-    Raises:
-      UserError: for a missing file, module or name, with the nearest one that exists.
-    """
+    """Imports ``FILE.py:NAME`` or ``MODULE:NAME``. Raises UserError with the nearest name that exists."""
     place, colon, name = reference.rpartition(":")
     if not colon or not name:
-        raise UserError(f"{reference!r} names no function or class: write FILE.py:NAME{_names_hint(reference)}")
+        path = Path(reference)
+        names = public_names(load_file(path)) if path.suffix == ".py" and path.is_file() else []
+        raise UserError(f"{reference!r} names no function or class: write FILE.py:NAME" + (f"; it has {', '.join(names)}" if names else ""))
     module = load_file(Path(place)) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):
         raise UserError(f"{place} has no {name!r}{nearest(name, public_names(module))}")
@@ -26,12 +24,12 @@ def load(reference: str) -> Any:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Functions and classes that a module defines itself."""
+    """Public functions and classes that a module defines."""
     return [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
 
 
 def describe(thing: Any) -> str:
-    """The name of a class or function, ``module:qualname``; of one loaded from a file, ``/PATH/FILE.py:qualname``, found from anywhere."""
+    """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
     return f"{_LOADED_FROM.get(thing.__module__, thing.__module__)}:{thing.__qualname__}"
 
 
@@ -39,17 +37,17 @@ _LOADED_FROM: dict[str, str] = {}
 
 
 def load_file(path: Path) -> ModuleType:
-    """Imports a Python file by its path, once. Raises UserError where it is missing, naming the files beside it."""
+    """Imports a Python file by its path, once."""
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
-        siblings = [str(path.parent / p.name) for p in resolved.parent.glob("*.py")] if resolved.parent.is_dir() else []
+        siblings = [str(path.parent / sibling.name) for sibling in resolved.parent.glob("*.py")]
         raise UserError(f"there is no file {path}{nearest(str(path), siblings) if siblings else ''}")
-    # One module a file, under a name that no installed package has.
+    # A module name that no installed package has.
     name = f"file {resolved.as_posix()}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, resolved)
-        assert spec is not None
-        assert spec.loader is not None
+        assert spec
+        assert spec.loader
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         _LOADED_FROM[name] = resolved.as_posix()
@@ -70,10 +68,3 @@ def _module(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # a module that exists and lacks a dependency of its own
         raise UserError(f"there is no module {name!r}; for a file, write its path with .py") from error
-
-
-def _names_hint(reference: str) -> str:
-    path = Path(reference)
-    if reference.endswith(".py") and path.is_file():
-        return f"; {reference} has {', '.join(public_names(load_file(path)))}"
-    return ""

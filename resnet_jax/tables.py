@@ -1,122 +1,76 @@
-"""Results as tables in the terminal."""
+"""Tables with one description for the terminal, Markdown, HTML (``studies/templates``) and CSV."""
 
-from collections.abc import Iterable, Sequence
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
+import numpy as np
 
-from resnet_jax.studies.cells import Cell, Spread, difference
-from resnet_jax.studies.comparison import MEASURED, Comparison
-from resnet_jax.studies.ledger import METRICS, Entry, Paper
-
-
-def cells_tables(cells: Sequence[Cell]) -> list[Table]:
-    """The headline: errors of the last step in percent, and the difference to the first cell. Then what was selected, and costs."""
-    return [_headline(cells), _selected_and_costs(cells)]
+if TYPE_CHECKING:
+    import rich.table
 
 
-def _headline(cells: Sequence[Cell]) -> Table:
-    finished = [cell for cell in cells if cell.results]
-    table = Table(title="error of the last step: mean ± standard deviation over seeds")
-    table.add_column("cell", overflow="fold")
-    for name in ("seeds", "test error %", "median", "best seed", "training error %"):
-        table.add_column(name, justify="right")
-    table.add_column("against the first cell, paired (95 %)", overflow="fold")
-    for cell in cells:
-        if not cell.results:
-            table.add_row(escape(cell.name), f"0/{len(cell.runs)}", "not run")
-            continue
-        error = cell.error
-        table.add_row(
-            escape(cell.name),
-            seeds(cell),
-            f"{error}{' fail' if cell.failed else ''}",
-            f"{error.median:.2f}",
-            f"{error.best:.2f}",
-            str(cell.spread("training_error_percent")),
-            "" if cell is finished[0] else escape(str(difference(cell, finished[0]))),
-        )
-    return table
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    """Texts and numbers; None and NaN are shown as empty."""
+    note: str = ""
+
+    def cells(self) -> list[list[str]]:
+        """Returns the rows as text, numbers with four digits."""
+        return [[_text(value) for value in row] for row in self.rows]
 
 
-def _selected_and_costs(cells: Sequence[Cell]) -> Table:
-    finished = [cell for cell in cells if cell.results]
-    validated = any(cell.spread("selected_on_validation").values for cell in finished)
-    table = Table(title="errors of a chosen step, not comparable with those above, and costs")
-    table.add_column("cell", overflow="fold")
-    selected = ["best over training (selected on test) %", *(["selected on validation %"] if validated else [])]
-    for name in [*selected, "parameters", "s a run"]:
-        table.add_column(name, justify="right")
-    for cell in finished:
-        seconds = cell.seconds
-        table.add_row(
-            escape(cell.name),
-            str(cell.spread("best_over_training")),
-            *([str(cell.spread("selected_on_validation"))] if validated else []),
-            f"{cell.results[0]['parameters']:,}",
-            f"{seconds.mean:.0f}" if seconds.values else "–",
-        )
-    return table
-
-
-def seeds(cell: Cell) -> str:
-    """Seeds finished, and how many of them diverged."""
-    of_all = "" if len(cell.results) == len(cell.runs) else f"/{len(cell.runs)}"
-    return f"{len(cell.results)}{of_all}{f', {cell.diverged} diverged' if cell.diverged else ''}"
-
-
-def paper_tables(paper: Paper, comparisons: Iterable[Comparison]) -> list[Table]:
-    """A table for each of the paper's: published beside ours. Only numbers that may be targets."""
-    grouped: dict[str, list[Comparison]] = {}
-    for comparison in comparisons:
-        grouped.setdefault(comparison.entry.table, []).append(comparison)
-    titles = {name: f": {rows[0].entry.caption}" if rows[0].entry.caption else "" for name, rows in grouped.items()}
-    return [_paper_table(escape(f"{paper.key}, {name}{titles[name]}"), rows) for name, rows in grouped.items()]
-
-
-def _paper_table(title: str, comparisons: Sequence[Comparison]) -> Table:
-    table = Table("row", "what", title=title, caption_justify="left")
-    table.add_column("published", justify="right")
-    for name in ("mark", "ours"):
-        table.add_column(name, overflow="fold")
-    for comparison in comparisons:
-        entry = comparison.entry
-        table.add_row(escape(entry.row), METRICS[entry.metric], f"{entry}{how(entry)}", entry.mark, escape(ours(comparison)))
-    missing = [comparison for comparison in comparisons if comparison.study_command and _is_missing(comparison)]
-    commands = dict.fromkeys(comparison.study_command for comparison in missing)
-    if commands:
-        alone = escape(" [--only NAME]") if any(comparison.only for comparison in missing) else ""
-        table.caption = "\n".join(f"to run: {command}{alone}" for command in commands)
-    return table
-
-
-def how(entry: Entry) -> str:
-    """The statistic of a published number, where it is not of a single run."""
-    if entry.statistic in ("single", "exact"):
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    return f" {entry.statistic}" + (f" of {entry.runs}" if entry.runs else "")
+    if isinstance(value, float | np.floating):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def ours(comparison: Comparison) -> str:
-    """What stands beside a published number: results, a count, a refusal, or the name of the cell that would be run."""
-    entry = comparison.entry
-    if comparison.counted is not None:
-        return f"{comparison.counted:,}"
-    if not entry.network:
-        return "–"
-    if entry.metric not in MEASURED:
-        return "not measured here"
-    lines = [f"{spread_of(spread)} ({cell.name})" for cell, spread in comparison.ours]
-    lines += [str(refusal) for refusal in comparison.refused]
-    if _is_missing(comparison):
-        lines.append(f"not run{f': {comparison.only}' if comparison.only else ''}")
-    return "\n".join(lines)
+def terminal(table: Table, **style: Any) -> "rich.table.Table":
+    """Renders a table for ``rich``; texts are not markup."""
+    import rich.table
+    from rich.text import Text
+
+    rendered = rich.table.Table(title=Text(table.title), caption=Text(table.note), caption_justify="left", **style)
+    rows = table.cells()
+    for number, heading in enumerate(table.columns):
+        words = not number or any(len(row[number]) > 24 for row in rows)
+        rendered.add_column(Text(heading), justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        rendered.add_row(*map(Text, row))
+    return rendered
 
 
-def _is_missing(comparison: Comparison) -> bool:
-    return bool(comparison.entry.network) and comparison.entry.metric in MEASURED and not comparison.ours
+def markdown(table: Table) -> list[str]:
+    """Returns the lines of a table in GitHub's Markdown."""
+    rows = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in table.cells()]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in (table.columns, *rows)]
+    return [heading, "|" + "---|" * len(table.columns), *lines]
 
 
-def spread_of(spread: Spread) -> str:
-    """All that may be compared with a published number, whichever statistic that is."""
-    return f"{spread}, median {spread.median:.2f}, best {spread.best:.2f}, n={len(spread.values)}"
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Renders rows as CSV with all their keys as columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Returns a value for JSON: arrays as lists, non-finite numbers as None."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -15,12 +16,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
+import synthetic_imagenet
 
 from resnet_jax import references
 from resnet_jax.data import prepare, sources
 from resnet_jax.models.shortcuts import Projection
-from resnet_jax.studies import run
 from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
+from resnet_jax.training.train import train
+
+pytest_plugins = ["leaks"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -55,14 +59,22 @@ def cifar10() -> sources.DatasetInfo:
 
 
 @pytest.fixture(scope="session")
-def photographs() -> sources.DatasetInfo:
-    """Photographs in the format of ImageNet: 440 for training, 220 for validation; or all of it. Tests are skipped, and say so, without."""
-    if "imagenet2012" not in sources.prepared():
-        pytest.skip("imagenet2012 is not prepared: set TFDS_DATA_DIR, or run `resnet-jax prepare imagenet2012 --from DIR`")
-    info = sources.describe("imagenet2012")
-    if info.examples["train"] != 440:
-        pytest.skip(f"these tests are about the 440 photographs, and {info.directory} holds {info.examples['train']}")
-    return info
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sources.DatasetInfo]:
+    """A set in the format of ImageNet, 440 training and 220 validation images: the photographs in TFDS_DATA_DIR, else synthetic ones."""
+    given = os.environ.get("TFDS_DATA_DIR", "")
+    if "imagenet2012" not in sources.prepared() or sources.describe("imagenet2012").examples != synthetic_imagenet.EXAMPLES:
+        directory = tmp_path_factory.mktemp("photographs")
+        synthetic_imagenet.write(directory)
+        for name, folder in sources.prepared_in(Path(given)).items() if given else ():
+            if name != "imagenet2012":
+                (directory / name).symlink_to(folder.parent)
+        # Commands find the set through the environment.
+        os.environ["TFDS_DATA_DIR"] = str(directory)
+    yield sources.describe("imagenet2012")
+    if given:
+        os.environ["TFDS_DATA_DIR"] = given
+    else:
+        os.environ.pop("TFDS_DATA_DIR", None)
 
 
 @pytest.fixture(scope="session")
@@ -93,13 +105,13 @@ def short(tiny: Experiment) -> Experiment:
 def short_run(short: Experiment, digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of its run with seed 3."""
     folder = tmp_path_factory.mktemp("short") / "run"
-    run.run(short, 3, folder, progress=Told(), data_dir=digits_dir, devices=1)
+    train(short, 3, folder, progress=Told(), data_dir=digits_dir, devices=1)
     return folder
 
 
 @dataclasses.dataclass
 class Told:
-    """A ``training.loop.Progress`` that remembers what it was told."""
+    """A ``training.train.Progress`` that remembers what it was told."""
 
     messages: list[str] = dataclasses.field(default_factory=list)
     records: list[dict] = dataclasses.field(default_factory=list)

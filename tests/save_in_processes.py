@@ -1,7 +1,6 @@
 """One of several processes of a run that saves and restores: PROCESS PROCESSES ADDRESS ROOT ACT+ACT... Prints what it found, as JSON."""
 
 import json
-import math
 import resource
 import signal
 import sys
@@ -21,8 +20,8 @@ from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.training import agreement
 from resnet_jax.training import state as state_lib
-from resnet_jax.training.checkpoints import Checkpoints
-from resnet_jax.training.failed_save import SaveFailed
+from resnet_jax.training.checkpoints import Checkpoints, SaveFailed
+from resnet_jax.training.experiment import Checkpointing
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.workdir import MetricsWriter, Workdir
 
@@ -44,7 +43,7 @@ def numbers(seed: int, size: int = 16) -> TrainState:
 
 def shardings(tree: Any, parts: int) -> Any:
     """Whole on every device, or the first axis that divides cut into ``parts``."""
-    over = jax.make_mesh((1, jax.device_count() // parts, parts), ("seed", "data", "fsdp"))
+    over = jax.make_mesh((jax.device_count() // parts, parts), ("data", "fsdp"))
 
     def of_leaf(leaf: Any) -> NamedSharding:
         cut = next((axis for axis, size in enumerate(np.shape(leaf)) if parts > 1 and size % parts == 0 and len(leaf.shape) > 1), None)
@@ -76,7 +75,7 @@ def digest(state: TrainState) -> str:
 
 
 def opened(run: Path, said: list[str], **options: Any) -> Checkpoints:
-    return Checkpoints(run / "checkpoints", say=said.append, **{"keep": 3} | options)
+    return Checkpoints(run / "checkpoints", Checkpointing(keep=options.pop("keep", 3)), say=said.append, **options)
 
 
 def layouts(root: Path, said: list[str]) -> Any:
@@ -105,59 +104,47 @@ def layouts(root: Path, said: list[str]) -> Any:
     return found
 
 
-def damage(root: Path, said: list[str]) -> Any:
-    """The newest step is damaged, with its seal and then without: which step do the processes go on from? Then it is saved again."""
+def corrupt(root: Path, said: list[str]) -> Any:
+    """Corrupts the newest step, in its data and then in its manifest, restores, saves it again and restores that."""
     found = []
-    for sealed in (True, False):
-        run = root / f"sealed-{sealed}"
+    for name in ("default/d/*", "manifest.json"):
+        run = root / name.partition("/")[0]
         checkpoints = opened(run, said)
         for step in (1, 2, 3):
             checkpoints.save(step, placed(step, 2), CONSTANTS, error_percent=float(step))
         checkpoints.close()
         agreement.wait("saved")
         if agreement.first():
-            largest = max((run / "checkpoints" / "3").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+            largest = max((run / "checkpoints" / "3").glob(name), key=lambda path: path.stat().st_size)
             content = bytearray(largest.read_bytes())
             content[len(content) // 2] ^= 1
-            largest.write_bytes(content if sealed else content[: len(content) // 2])
-            if not sealed:
-                (run / "seals" / "3.json").unlink()
-        agreement.wait("damaged")
-        checkpoints = opened(run, said, best=1)
+            largest.write_bytes(content)
+        agreement.wait("corrupted")
+        checkpoints = opened(run, said)
         restored = checkpoints.restore_newest(*like(4))
         assert restored is not None
         steps = checkpoints.steps()
-        checkpoints.drop_after(1)
-        checkpoints.save(3, placed(3, 1), CONSTANTS, error_percent=math.nan)
-        checkpoints.wait()
+        checkpoints.save(3, placed(3, 1), CONSTANTS)
         again = checkpoints.restore_newest(*like(1))
         assert again is not None
-        found.append([restored[0], digest(restored[1]), steps, again[0], digest(again[1]), checkpoints.steps(), checkpoints.best()])
+        found.append([restored[0], digest(restored[1]), steps, again[0], digest(again[1]), checkpoints.steps()])
         checkpoints.close()
     return found
 
 
 def full(root: Path, said: list[str]) -> Any:
-    """No process can write for a while; the run goes on, or stops."""
-    return [*goes_on(root / "continue", said), *stops(root / "stop", said)]
-
-
-def goes_on(run: Path, said: list[str]) -> Any:
-    checkpoints = opened(run, said, failed_save="continue", keep=1)
-    fail(checkpoints)
-    checkpoints.check()
-    agreement.wait("failed")
-    checkpoints.save(3, placed(3, 4, LARGE), CONSTANTS)
+    """Saves step 1, and fails to save step 2 since no process can write."""
+    checkpoints = opened(root, said, keep=1)
+    checkpoints.save(1, placed(1, 4, LARGE), CONSTANTS)
     checkpoints.wait()
-    restored = checkpoints.restore_newest(*like(1, LARGE))
-    checkpoints.close()
-    assert restored is not None
-    return [[checkpoints.steps(), digest(restored[1]) == digest(placed(3, 1, LARGE)), checkpoints.failed_saves]]
-
-
-def stops(run: Path, said: list[str]) -> Any:
-    checkpoints = opened(run, said, keep=1)
-    fail(checkpoints)
+    agreement.wait("saved")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    checkpoints.save(2, placed(2, 4, LARGE), CONSTANTS)
+    assert checkpoints._manager is not None
+    until(lambda: not checkpoints._manager.is_saving_in_progress())
+    agreement.wait("over")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = None
     try:
         checkpoints.check()
@@ -165,21 +152,8 @@ def stops(run: Path, said: list[str]) -> Any:
         message = str(error)
     checkpoints.close()
     agreement.wait("closed")
-    steps = opened(run, said).steps()
-    return [message, steps, sorted(path.name for path in (run / "checkpoints").iterdir())]
-
-
-def fail(checkpoints: Checkpoints) -> None:
-    """Saves step 1, and fails to save step 2."""
-    checkpoints.save(1, placed(1, 4, LARGE), CONSTANTS)
-    checkpoints.wait()
-    agreement.wait("saved")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
-    checkpoints.save(2, placed(2, 4, LARGE), CONSTANTS)
-    until(lambda: not checkpoints._manager.is_saving_in_progress())
-    agreement.wait("over")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    steps = opened(root, said).steps()
+    return [message, steps, sorted(path.name for path in (root / "checkpoints").iterdir())]
 
 
 def claim(root: Path, said: list[str]) -> Any:
@@ -189,12 +163,12 @@ def claim(root: Path, said: list[str]) -> Any:
     for name, seed in {"mine": 1, "held": 1, "other": 2}.items():
         try:
             with Workdir(root / name).claimed(experiment, seed, say=said.append):
-                writer = MetricsWriter(Workdir(root / name), step=0, say=said.append)
+                writer = MetricsWriter(Workdir(root / name), step=0)
                 writer.write({"step": 1, "split": "train", "loss": 0.5, "process": jax.process_index()})
                 writer.close()
                 agreement.wait("written")
                 records = Workdir(root / name).records()
-                found.append([records, len(list((root / name / "tensorboard").iterdir())), (root / name / "run.lock").exists()])
+                found.append([records, len(list((root / name / "tensorboard").iterdir()))])
                 agreement.wait("read")
         except UserError as error:
             found.append(str(error))
@@ -202,8 +176,8 @@ def claim(root: Path, said: list[str]) -> Any:
 
 
 def until(done: Callable[[], bool]) -> None:
-    """Polls, for two minutes at most."""
-    signal.alarm(120)
+    """Polls, for ten minutes at most."""
+    signal.alarm(600)
     while not done():
         time.sleep(0.05)
     signal.alarm(0)
@@ -212,7 +186,7 @@ def until(done: Callable[[], bool]) -> None:
 def main(process: int, processes: int, address: str, root: str, act: str) -> None:
     if processes > 1:
         processes_lib.connect(processes_lib.Joining(coordinator=address, processes=processes, process=process))
-    acts = {"layouts": layouts, "damage": damage, "full": full, "claim": claim}
+    acts = {"layouts": layouts, "corrupt": corrupt, "full": full, "claim": claim}
     said: list[str] = []
     for name in act.split("+"):
         (Path(root) / name).mkdir(exist_ok=True)

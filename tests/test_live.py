@@ -1,4 +1,4 @@
-"""The live table of a study: what it shows where there is a terminal, and what it prints where there is none."""
+"""Progress of runs and studies: a table on a terminal, lines in a log."""
 
 import dataclasses
 import io
@@ -9,8 +9,11 @@ from conftest import ROOT
 from rich.console import Console
 
 from resnet_jax import references
+from resnet_jax.console import RunProgress
 from resnet_jax.live import StudyTable
 from resnet_jax.training.experiment import Experiment
+
+TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "learning_rate": 0.1, "images_per_second": 1000.0}
 
 
 @pytest.fixture
@@ -22,24 +25,20 @@ def cells() -> list[Experiment]:
 
 def shown(table: StudyTable) -> str:
     console = Console(file=io.StringIO(), width=150)
-    console.print(table._table())
+    console.print(table.render())
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def row(table: StudyTable, name: str) -> str:
-    return next(line for line in shown(table).splitlines() if line.startswith((f" {name}", name)))
+    return next(line for line in shown(table).splitlines() if line.split()[0] == name)
 
 
-TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "learning_rate": 0.1, "images_per_second": 1000.0}
-
-
-def test_a_row_a_cell_with_seeds_done_error_so_far_and_what_runs_now(cells: list[Experiment]) -> None:
-    """Of 12 and 24 steps and two seeds each a run of the first is 1/6 of the work; half of one of the second as well."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=150)
-    with StudyTable(cells, 2, console) as table:
+def test_table_has_seeds_error_and_the_current_run_of_each_cell(cells: list[Experiment]) -> None:
+    """Of 12 and 24 steps and two seeds each a run of the first is 1/6 of the work, and so is half of one of the second."""
+    with StudyTable(cells, 2, Console(file=io.StringIO(), force_terminal=True, width=150)) as table:
         table.finished(cells[0], [{"seed": 0, "value": 4.0}])
-        assert "1/2" in row(table, "short")
-        assert "4.00" in row(table, "short")
+        assert "left" not in shown(table), "runs that were finished before say nothing about the time that is left"
+        assert all(text in row(table, "short") for text in ("1/2", "4.00"))
         with table.running(cells[1], [0]) as progress:
             assert "seed 0: compiling" in row(table, "long")
             progress.start(0, 24)
@@ -48,31 +47,38 @@ def test_a_row_a_cell_with_seeds_done_error_so_far_and_what_runs_now(cells: list
             assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in row(table, "long")
             table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
             assert "1 of 4 runs, 60 s, about 4 min left" in shown(table)
+            with table.running(cells[1], [1]):
+                assert "seed 0: step 12/24" in shown(table)
+                assert "seed 1: compiling" in shown(table)
         table.finished(cells[1], [{"seed": 0, "value": 30.0}])
         assert "30.00 fail" in row(table, "long")
         assert "step" not in row(table, "long")
         table.finished(cells[0], [{"seed": 1, "value": 8.0}])
-        assert "2/2" in row(table, "short")
-        assert "6.00 ± 2.83" in row(table, "short")  # sqrt(2 x 4)
+        assert all(text in row(table, "short") for text in ("2/2", "6.00 ± 2.83"))  # sqrt(2 x 4)
 
 
-def test_in_a_log_a_line_an_evaluation_and_a_line_a_run(cells: list[Experiment]) -> None:
+def test_log_has_a_line_per_evaluation_and_run(cells: list[Experiment]) -> None:
     log = io.StringIO()
     with StudyTable(cells, 1, Console(file=log, width=200)) as table:
-        with table.running(cells[0], [0, 3]) as progress:
+        with table.running(cells[0], [3]) as progress:
             progress.start(0, 12)
-            progress.update(TRAIN | {"seed": 3})
-            progress.update({"split": "test", "step": 6, "error_percent": 50.0, "seed": 3})
+            progress.update(TRAIN)
+            progress.update({"split": "test", "step": 6, "error_percent": 50.0})
             progress.say("continuing after step 4")
         table.finished(cells[0], [{"seed": 3, "value": 25.0}])
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("short, seed 3: step 6/12, test error 50.00 %, loss 1.2500")
-    assert lines[1] == "short, seeds 0, 3: continuing after step 4"
+    assert lines[1] == "short, seed 3: continuing after step 4"
     assert lines[2].startswith("short, seed 3: test error 25.00 %; 1 of 2 runs, 0 s")
 
 
-def test_what_was_finished_before_is_no_measure_of_what_is_left(cells: list[Experiment]) -> None:
-    with StudyTable(cells, 1, Console(file=io.StringIO(), width=200)) as table:
-        table.finished(cells[1], [{"seed": 0, "value": 1.0}])
-        assert "1 of 2 runs, 0 s" in shown(table)
-        assert "left" not in shown(table)
+def test_run_shows_a_bar_on_a_terminal_and_lines_in_a_log() -> None:
+    for terminal in (True, False):
+        output = io.StringIO()
+        with RunProgress("tiny", Console(file=output, width=200, force_terminal=terminal)) as progress:
+            progress.start(0, 12)
+            progress.update(TRAIN)
+            progress.update({"split": "test", "step": 6, "error_percent": 50.0})
+            progress.say("saved")
+        assert ("tiny: step 6/12, test error 50.00 %, loss 1.2500" in output.getvalue()) == (not terminal)
+        assert "tiny: saved" in output.getvalue()

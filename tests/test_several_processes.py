@@ -24,14 +24,3 @@ def test_a_run_of_two_processes_is_scored_by_two_as_by_one(digits_dir: str, tmp_
     (alone,), (first, second) = said(words, 1), said(words, 2, devices=2)
     assert json.loads(alone)["error_percent"] == json.loads(first)["error_percent"] == trained["value"]
     assert second == ""
-
-
-@pytest.mark.slow
-def test_a_study_in_two_processes_is_the_study(digits_dir: str, tmp_path: Path) -> None:
-    words = ["study", "tests/tiny_experiment.py:pair", "--seeds", "2", "--steps", "8", "--data-dir", digits_dir, "--json"]
-    (alone,) = said([*words, "--workdir", str(tmp_path / "one")], 1)
-    first, second = said([*words, "--workdir", str(tmp_path / "two")], 2)
-    assert second == ""
-    ours, theirs = ([row["test_error"]["mean"] for row in json.loads(table)] for table in (first, alone))
-    assert ours == pytest.approx(theirs, abs=1.5)
-    assert (tmp_path / "two" / "report.html").is_file()

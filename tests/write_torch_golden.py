@@ -1,7 +1,8 @@
-"""Writes the logits of torch networks with drawn tensors to tests/golden/torch: what imported weights must give in JAX.
+"""Writes to tests/golden/torch: logits of torch networks with drawn tensors, and small files of torch.save.
 
 Needs what the project does not depend on, so it runs in an environment of its own:
 ``pip install torch torchvision timm``, then ``python tests/write_torch_golden.py [NAME ...]``; without names it writes all.
+The files of torch.save are called tiny.
 """
 
 import itertools
@@ -61,15 +62,6 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def caffe_resnet50() -> nn.Module:
-    """The first ResNet-50: bottlenecks halve in their first 1x1 convolution, and the pooling reaches over the far edges only."""
-    model = torchvision.models.resnet50()
-    for layer in (model.layer2, model.layer3, model.layer4):
-        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
-    model.maxpool = nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True)
-    return model
-
-
 TORCHVISION = (
     "resnet18",
     "resnet34",
@@ -85,7 +77,6 @@ TIMM = ("resnet18d", "resnet50d", "seresnet50", "resnext50_32x4d")
 CASES: dict[str, Callable[[], nn.Module]] = {
     **{name: partial(torchvision.models.get_model, name, weights=None) for name in TORCHVISION},
     **{f"timm_{name}": partial(timm.create_model, name, pretrained=False) for name in TIMM},
-    "caffe_resnet50": caffe_resnet50,
     "cifar_resnet20": partial(CifarResNet, 3, "A"),
     "cifar_resnet20_b": partial(CifarResNet, 3, "B"),
 }
@@ -145,9 +136,31 @@ def write(name: str) -> None:
     )
 
 
+def write_tiny() -> None:
+    """Writes one checkpoint in both formats of torch.save; the tests draw its numbers again."""
+    drawn = np.random.default_rng(2016)
+    full, half, weight = (torch.from_numpy(drawn.standard_normal(shape).astype(np.float32)) for shape in ((4, 6), 5, (2, 3)))
+    state_dict = {
+        "full": full,
+        "transposed": full.t(),
+        "sliced": full[1:, ::2],
+        "half": half.half(),
+        "bfloat": half.bfloat16(),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 3),
+        "parameter": nn.Parameter(weight),
+    }
+    optimizer = {"state": {0: {"momentum_buffer": weight}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0]}]}
+    checkpoint = {"state_dict": state_dict, "epoch": 90, "arch": "resnet", "best_prec1": torch.tensor(91.5), "lr": 0.1}
+    checkpoint |= {"distributed": False, "optimizer": optimizer, "state_dict_ema": {"full": full}}
+    torch.save(checkpoint, GOLDEN / "tiny.pth")
+    torch.save(checkpoint, GOLDEN / "tiny_legacy.pth.tar", _use_new_zipfile_serialization=False)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for case in sys.argv[1:] or CASES:
-        write(case)
+    for case in sys.argv[1:] or (*CASES, "tiny"):
+        write_tiny() if case == "tiny" else write(case)

@@ -1,8 +1,8 @@
-"""Preprocessing and augmentation on the device; pure functions of a key, the same on any number of devices."""
+"""Preprocessing and augmentation on the device: pure functions of a key, the same on any number of devices."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,69 +16,62 @@ Normalization = Literal["pixel_mean", "channel", "imagenet", "weights"]
 
 
 class Preprocessing(NamedTuple):
-    """``(image / 255 - mean) / deviation``; the constants belong to the weights trained with them and are stored beside them."""
+    """``(image / 255 - mean) / deviation``."""
 
     mean: Float[Array | np.ndarray, "..."]
-    """(h, w, c) per pixel, or (c,) per channel; scale 0 to 1."""
+    """(h, w, c) or (c,), in [0, 1]."""
     deviation: Float[Array | np.ndarray, "..."]
-    """(c,); scale 0 to 1."""
+    """(c,), in [0, 1]."""
 
     def __call__(self, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         return self.normalised(images.astype(jnp.float32) / 255)
 
     def normalised(self, images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Of images between 0 and 1."""
+        """Normalizes images in [0, 1]."""
         return (images - self.mean) / self.deviation
 
 
-# Of ImageNet's training images, as torchvision, timm and most others write them.
+# As in torchvision and timm.
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def fit(images: UInt8[np.ndarray, "n h w c"], normalization: Normalization) -> Preprocessing:
-    """Measures the constants on the training images.
+    """Computes the normalization statistics of training images.
 
-    ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division. ``channel``: mean and deviation of each
-    channel, as in fb.resnet.torch. ``imagenet``: constants. ``weights`` are not measured.
+    ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division. ``channel``: mean and deviation per
+    channel, as in fb.resnet.torch. ``imagenet``: constants.
     """
     assert normalization != "weights"
     if normalization == "imagenet":
-        return _of_imagenet()
+        return _preprocessing(IMAGENET_MEAN, IMAGENET_DEVIATION)
     channels = images.shape[-1]
     if normalization == "pixel_mean":
-        mean = images.mean(axis=0, dtype=np.float64) / 255
-        deviation = np.ones(channels)
-    else:
-        flat = images.reshape(-1, channels)
-        mean = flat.mean(axis=0, dtype=np.float64) / 255
-        deviation = flat.std(axis=0, dtype=np.float64) / 255
-    return Preprocessing(mean.astype(np.float32), deviation.astype(np.float32))
+        return _preprocessing(images.mean(axis=0, dtype=np.float64) / 255, np.ones(channels))
+    flat = images.reshape(-1, channels)
+    return _preprocessing(flat.mean(axis=0, dtype=np.float64) / 255, flat.std(axis=0, dtype=np.float64) / 255)
 
 
-def _of_imagenet() -> Preprocessing:
-    return Preprocessing(np.asarray(IMAGENET_MEAN, np.float32), np.asarray(IMAGENET_DEVIATION, np.float32))
+def _preprocessing(mean: Any, deviation: Any) -> Preprocessing:
+    return Preprocessing(np.asarray(mean, np.float32), np.asarray(deviation, np.float32))
 
 
 def fit_each(images: Iterable[UInt8[np.ndarray, "h w c"]], normalization: Normalization) -> Preprocessing:
-    """``fit`` on images of one size that come one by one, in the memory of two."""
+    """Like ``fit``, on an iterable of images of one size."""
     if normalization == "imagenet":
-        return _of_imagenet()
+        return _preprocessing(IMAGENET_MEAN, IMAGENET_DEVIATION)
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for image in images:
         scaled = image.astype(np.float64) / 255
         count, total, squares = count + 1, total + scaled, squares + (scaled * scaled).mean(axis=(0, 1))
     mean: np.ndarray = total / count
     if normalization == "pixel_mean":
-        return Preprocessing(mean.astype(np.float32), np.ones(mean.shape[-1], np.float32))
+        return _preprocessing(mean, np.ones(mean.shape[-1]))
     mean = mean.mean(axis=(0, 1))
-    return Preprocessing(mean.astype(np.float32), np.sqrt(squares / count - mean * mean).astype(np.float32))
+    return _preprocessing(mean, np.sqrt(squares / count - mean * mean))
 
 
 def random_crop(key: Key[Array, ""], images: Float[Array, "n h w c"], pad: int) -> Float[Array, "n h w c"]:
-    """Pads each side with ``pad`` zeros (of normalised images: the mean) and crops each image at its own random place.
-
-    He et al. 2015, Section 4.2, after Lee et al. 2014; zeros after normalisation as in fb.resnet.torch.
-    """
+    """Pads each side with zeros and crops each image at a random position. He et al. 2015, Section 4.2; fb.resnet.torch."""
     count, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     corners = jax.random.randint(key, (count, 2), 0, 2 * pad + 1)
@@ -86,13 +79,13 @@ def random_crop(key: Key[Array, ""], images: Float[Array, "n h w c"], pad: int) 
 
 
 def random_flip(key: Key[Array, ""], images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Mirrors each image left to right with probability one half."""
+    """Mirrors each image left to right with probability 1/2."""
     mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
 
 
 def crop_and_flip(key: Key[Array, ""], images: Float[Array, "n h w c"], *, pad: int, flip: bool) -> Float[Array, "n h w c"]:
-    """Random crop, then random flip; ``pad=0`` and ``flip=False`` leave images as they are."""
+    """Random crop, then random flip; ``pad=0`` and ``flip=False`` turn them off."""
     crop_key, flip_key = jax.random.split(key)
     if pad:
         images = random_crop(crop_key, images, pad)
@@ -101,10 +94,10 @@ def crop_and_flip(key: Key[Array, ""], images: Float[Array, "n h w c"], *, pad: 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a batch on the device, in the order of the fields but for ``colour``, which comes before the normalisation."""
+    """Augmentation of a batch on the device, in the order of the fields; ``colour`` precedes the normalization."""
 
     pad: int = 0
-    """Random crops out of images padded by so many pixels; 0: none."""
+    """Padding of random crops, in pixels. 0: no crops."""
     flip: bool = False
     erasing: Factory | None = None
     """See ``resnet_jax.data.erasing``."""
@@ -116,13 +109,13 @@ class Augmentation:
     def __call__(
         self, key: Key[Array, ""], preprocessing: Preprocessing, images: UInt8[Array, "n h w c"], labels: Int32[Array, "n"], classes: int
     ) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"] | None]:
-        """Returns normalised images, and targets where ``mix`` makes them another thing than labels."""
+        """Returns normalized images, and the mixed targets if there is ``mix``."""
         scaled = images.astype(jnp.float32) / 255
         if self.colour is not None:
             scaled = self.colour()(jax.random.fold_in(key, 1), scaled)
-        found = crop_and_flip(key, preprocessing.normalised(scaled), pad=self.pad, flip=self.flip)
+        augmented = crop_and_flip(key, preprocessing.normalised(scaled), pad=self.pad, flip=self.flip)
         if self.erasing is not None:
-            found = self.erasing()(jax.random.fold_in(key, 2), found)
+            augmented = self.erasing()(jax.random.fold_in(key, 2), augmented)
         if self.mix is None:
-            return found, None
-        return self.mix()(jax.random.fold_in(key, 3), found, jax.nn.one_hot(labels, classes))
+            return augmented, None
+        return self.mix()(jax.random.fold_in(key, 3), augmented, jax.nn.one_hot(labels, classes))

@@ -18,8 +18,7 @@ def preview(arguments: Sequence[str]) -> None:
     """A picture of the images of a training step, as the network is shown them: resnet-jax data preview FILE.py:FUNCTION [--to FILE.png]"""
     from resnet_jax.training.experiment import Experiment
 
-    reference, rest = options_lib.experiment_first("data preview", arguments)
-    base = options_lib.experiment(reference) if reference else options_lib.any_experiment()
+    reference, base, rest = options_lib.experiment_first("data preview", arguments)
 
     @dataclass(frozen=True, kw_only=True)
     class Preview:
@@ -36,7 +35,7 @@ def preview(arguments: Sequence[str]) -> None:
         """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
 
-    options = options_lib.parse(f"data preview {reference or options_lib.EXPERIMENT}", Preview, rest)
+    options = options_lib.parse(f"data preview {reference}", Preview, rest)
     if options.images < 1 or options.step < 0:
         raise UserError(f"--images is {options.images} and --step {options.step}; give at least 1 image, and a step of at least 0")
     if options.to.suffix not in (".png", ".pdf", ".svg"):

@@ -1,50 +1,54 @@
-"""How a training image of any size becomes one of the model's, on the host.
-
-Parts, called with an image (height, width, channels; uint8), a ``size`` (height, width) and what is random; they return an image of that
-size.
-"""
+"""Crops of training images, on the host. Called with a uint8 image, the output size and a random generator."""
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from resnet_jax.data import intervals, resampling
-from resnet_jax.data.resampling import Filter, resample
+from resnet_jax.data import intervals
 from resnet_jax.errors import UserError, nearest
 
-# Left, top, right, bottom in pixels of the image as it is.
-Box = tuple[int, int, int, int]
+Filter = Literal["bilinear", "bicubic"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source image
 _TRIES = 10
+
+
+def resample(image: UInt8[np.ndarray, "h w c"], box: Box | None, size: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "ho wo c"]:
+    """Crops ``box`` (None: the whole image) and resizes it to ``size`` (height, width) with Pillow's antialiased filter."""
+    channels = image.shape[2]
+    if box is not None:
+        left, top, right, bottom = box
+        image = image[top:bottom, left:right]
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling[filter.upper()])).reshape(*size, channels)
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A box of random area, aspect ratio and place, resized. "Inception's": Szegedy et al. 2015 (arXiv 1409.4842), Section 6.
+    """A box of random area, aspect ratio and position, resized ("Inception crop").
 
-    Bounds of area and ratio are the paper's; the algorithm is torchvision's, to its rounding: ratios are uniform in their logarithm, ten
-    boxes are tried until one fits, and where none does it is the largest central one whose ratio is within the bounds.
-
-    Raises:
-      UserError: for bounds that are none, or an unknown filter.
+    The ranges are those of Szegedy et al. 2015 (arXiv 1409.4842), Section 6. The algorithm is torchvision's: ratios are
+    log-uniform, ten boxes are tried, and if none fits, the largest central box within the ratio range is taken.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
-    """Least and most of the image's area."""
+    """Range of the area, as a fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and most width over height."""
-    filter: Filter = "area"
+    """Range of width over height."""
+    filter: Filter = "bilinear"
 
     @property
     def described(self) -> str:
-        """As records of results say it."""
+        """Text for result records."""
         bounds = "" if (self.area, self.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3)) else f" in {self.area} and {self.ratio}"
         return f"scale and aspect ratio{bounds}"
 
     def __post_init__(self) -> None:
-        intervals.check("area", self.area, most=1)
-        intervals.check("ratio", self.ratio)
+        intervals.check_pair("area", self.area, 1)
+        intervals.check_pair("ratio", self.ratio)
         _check_filter(self.filter)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "ho wo c"]:
@@ -52,7 +56,7 @@ class RandomResizedCrop:
         return resample(image, self.box(height, width, rng), size, self.filter)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        """Draws what is cut out of an image of that size."""
+        """Samples the box for an image of the given size."""
         narrow, wide = self.ratio
         for _ in range(_TRIES):
             area = height * width * rng.uniform(*self.area)
@@ -69,95 +73,80 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """The image resized so that its shorter side is random, and a crop out of it at a random place. He et al. 2015, Section 3.4, after VGG.
+    """Resizes the shorter side to a random length and crops at a random position. He et al. 2015, Section 3.4, after VGG.
 
-    Only what the crop shows is resized: its window is carried back to the image as it is, and rounded there to whole pixels, so that the
-    result is off by one of them at the most, and the filter sees none beyond the window's edge.
-
-    Raises:
-      UserError: for sizes that are none, an unknown filter, or, when called, an image that is smaller than the crop once it is resized.
+    Only the window of the crop is resized, rounded to whole pixels of the source image.
     """
 
     shorter_side: tuple[int, int] = (256, 480)
-    """Least and most pixels of it."""
-    filter: Filter = "area"
+    """Range of the shorter side, in pixels, both ends included."""
+    filter: Filter = "bilinear"
 
     @property
     def described(self) -> str:
-        """As records of results say it."""
+        """Text for result records."""
         return f"scale {self.shorter_side[0]} to {self.shorter_side[1]}, random crop"
 
     def __post_init__(self) -> None:
-        intervals.check("shorter_side", self.shorter_side, whole=True)
+        intervals.check_pair("shorter_side", self.shorter_side)
         _check_filter(self.filter)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "ho wo c"]:
         side = int(rng.integers(self.shorter_side[0], self.shorter_side[1] + 1))
-        down, across = _room(image, side, size)
+        down, across = _offsets(image, side, size)
         return _cut(image, side, int(rng.integers(down + 1)), int(rng.integers(across + 1)), size, self.filter)
 
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """The image resized to a shorter side, and the centre of that: for training without augmentation. Nothing is random.
-
-    Only what the crop shows is resized, as by ``ShorterSideCrop``. What is scored is cropped by the scoring's own protocol.
-
-    Raises:
-      UserError: for a size that is none, an unknown filter, or, when called, an image that is smaller than the crop once it is resized.
-    """
+    """Resizes the shorter side and crops the center: training without augmentation. Resizes like ``ShorterSideCrop``."""
 
     shorter_side: int = 256
-    filter: Filter = "area"
+    filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        intervals.check_at_least("shorter_side", self.shorter_side, 1, whole=True)
+        intervals.check(self, "shorter_side", low=1)
         _check_filter(self.filter)
 
-    def __call__(
-        self,
-        image: UInt8[np.ndarray, "h w c"],
-        size: tuple[int, int],
-        rng: np.random.Generator,  # noqa: ARG002  (crops are called alike)
-    ) -> UInt8[np.ndarray, "ho wo c"]:
-        down, across = _room(image, self.shorter_side, size)
+    def __call__(self, image: UInt8[np.ndarray, "h w c"], size: tuple[int, int], _: np.random.Generator) -> UInt8[np.ndarray, "ho wo c"]:
+        down, across = _offsets(image, self.shorter_side, size)
         return _cut(image, self.shorter_side, round(down / 2), round(across / 2), size, self.filter)
 
 
 def _resized(image: np.ndarray, side: int) -> tuple[int, int]:
-    """Height and width of an image whose shorter side is made ``side``; the longer is rounded down, as by torchvision."""
+    """Height and width with a shorter side of ``side``; the longer one is rounded down, as in torchvision."""
     height, width = image.shape[:2]
     short = min(height, width)
     return side * height // short, side * width // short
 
 
-def _room(image: np.ndarray, side: int, size: tuple[int, int]) -> tuple[int, int]:
-    """How far a crop can move down and to the right."""
+def _offsets(image: np.ndarray, side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Largest top and left position of a crop of the resized image."""
     height, width = _resized(image, side)
     if height < size[0] or width < size[1]:
         raise UserError(
-            f"an image of {image.shape[0]}x{image.shape[1]} is {height}x{width} with shorter_side {side}, smaller than the "
-            f"{size[0]}x{size[1]} of the model: give a shorter_side of {max(size)} or more"
+            f"shorter_side {side} resizes an image of {image.shape[0]}x{image.shape[1]} to {height}x{width}, smaller than the "
+            f"{size[0]}x{size[1]} of the model. Give a shorter_side of at least {max(size)}."
         )
     return height - size[0], width - size[1]
 
 
 def _cut(image: np.ndarray, side: int, top: int, left: int, size: tuple[int, int], filter: Filter) -> np.ndarray:
-    """The crop at a place of the resized image."""
-    (first_row, last_row), (first_column, last_column) = (
-        _span(place, extent, whole, resized)
-        for place, extent, whole, resized in zip((top, left), size, image.shape[:2], _resized(image, side), strict=True)
+    """The crop at a position of the resized image."""
+    (top, bottom), (left, right) = (
+        _span(position, extent, whole, resized)
+        for position, extent, whole, resized in zip((top, left), size, image.shape[:2], _resized(image, side), strict=True)
     )
-    return resample(image, (first_column, first_row, last_column, last_row), size, filter)
+    return resample(image, (left, top, right, bottom), size, filter)
 
 
-def _span(place: int, extent: int, whole: int, resized: int) -> tuple[int, int]:
-    # The extent is rounded, rather than both ends: it is the same wherever the crop is.
+def _span(position: int, extent: int, whole: int, resized: int) -> tuple[int, int]:
+    # Rounding the extent instead of both ends keeps it the same at every position.
     kept = max(1, round(extent * whole / resized))
-    first = min(round(place * whole / resized), whole - kept)
+    first = min(round(position * whole / resized), whole - kept)
     return first, first + kept
 
 
 def _check_filter(filter: str) -> None:
-    if filter not in resampling.FILTERS:
-        raise UserError(f"there is no filter {filter!r}{nearest(filter, resampling.FILTERS)}")
+    if filter not in get_args(Filter):
+        raise UserError(f"there is no filter {filter!r}{nearest(filter, get_args(Filter))}")

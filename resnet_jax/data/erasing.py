@@ -1,4 +1,4 @@
-"""Boxes of training images made blank, on the device."""
+"""Random erasing of training images, on the device."""
 
 import math
 from dataclasses import dataclass
@@ -14,28 +14,25 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """A box of random area, aspect ratio and place, in some of the images. Zhong et al. 2017, arXiv 1708.04896; torchvision's algorithm.
+    """Erases a box of random area, aspect ratio and position in some images. Zhong et al. 2017, arXiv 1708.04896.
 
-    Ratios are uniform in their logarithm. Ten boxes are drawn and the first is taken that is smaller than the image both ways; where none
-    is, the image stays as it is. A part, called with a key and normalised images.
-
-    Raises:
-      UserError: for values outside their bounds.
+    As in torchvision, ratios are log-uniform, and of ten boxes the first that is smaller than the image both ways is erased.
+    Called with a key and normalized images.
     """
 
     probability: float = 0.1
-    """Of each image."""
+    """Per image."""
     area: tuple[float, float] = (0.02, 0.33)
-    """Least and most of the image's area."""
+    """Range of the area, as a fraction of the image."""
     ratio: tuple[float, float] = (0.3, 3.3)
-    """Least and most height over width."""
+    """Range of height over width."""
     value: float = 0.0
-    """Of erased pixels; 0 in normalised images is the mean."""
+    """Of erased pixels; 0 in normalized images is the mean."""
 
     def __post_init__(self) -> None:
-        intervals.check_at_least("probability", self.probability, 0, 1)
-        intervals.check("area", self.area, most=1)
-        intervals.check("ratio", self.ratio)
+        intervals.check(self, "probability", high=1)
+        intervals.check_pair("area", self.area, 1)
+        intervals.check_pair("ratio", self.ratio)
 
     def __call__(self, key: Key[Array, ""], images: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         count, height, width, _ = images.shape
@@ -56,6 +53,6 @@ class RandomErasing:
 
 
 def _between(size: int, first: Array, extent: Array) -> Array:
-    """Of each image (n, size): which rows or columns are in its box."""
+    """Mask (n, size) of the rows or columns of each box."""
     index = jnp.arange(size)
     return (index >= first[:, None]) & (index < (first + extent)[:, None])

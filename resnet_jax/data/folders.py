@@ -1,4 +1,4 @@
-"""A folder ``SPLIT/CLASS/IMAGE`` as a data set, read where it lies; of ``CLASS/IMAGE`` alone it is the training split."""
+"""A folder ``SPLIT/CLASS/IMAGE`` as a data set, read in place; ``CLASS/IMAGE`` is a training split."""
 
 import functools
 import hashlib
@@ -11,12 +11,12 @@ from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-# Names that TFDS has for the splits of others.
+# Folder names to the split names of TFDS.
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 class Files(Sequence[tuple[bytes, int]]):
-    """Encoded images of a split with their labels, classes and files in the order of their names."""
+    """Encoded images and labels of a split, in the order of class and file names."""
 
     def __init__(self, files: tuple[str, ...], labels: tuple[int, ...]):
         self._files, self._labels = files, labels
@@ -28,111 +28,76 @@ class Files(Sequence[tuple[bytes, int]]):
         return self.file(index).read_bytes(), self._labels[index]
 
     def file(self, index: int) -> Path:
-        """Where an example lies."""
+        """Path of an example."""
         return Path(self._files[index])
 
 
-def describe(root: Path) -> DatasetInfo:
-    """What a folder holds. ``val`` and ``valid`` are the split ``validation``; a version is made of all names and sizes.
-
-    Scanned once a process: what changes afterwards is seen by the next.
-
-    Raises:
-      UserError: where there is no such folder, it cannot be read, a split lacks a class that another has, or there is no image.
-    """
-    found = _scanned(str(root))
-    return DatasetInfo(
-        name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
-        version=found.version,
-        directory=root,
-        examples={split: len(files) for split, files in found.splits.items()},
-        image_shape=(None, None, 3),
-        num_classes=len(found.classes),
-    )
-
-
-def opened(info: DatasetInfo, split: str) -> Files:
-    """A split for random access."""
-    return _scanned(str(info.directory)).splits[split]
-
-
-def names(root: Path) -> list[str]:
-    """Names of the classes, in the order of their numbers."""
-    return list(_scanned(str(root)).classes)
-
-
-class _Scanned(NamedTuple):
+class _Scan(NamedTuple):
     classes: list[str]
     splits: dict[str, Files]
     version: str
 
 
+def describe(root: Path) -> DatasetInfo:
+    """Scans a folder, once per process. Its version is a hash of all names and sizes."""
+    scan = _scan(str(root))
+    return DatasetInfo(
+        name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
+        version=scan.version,
+        directory=root,
+        examples={split: len(files) for split, files in scan.splits.items()},
+        image_shape=(None, None, 3),
+        num_classes=len(scan.classes),
+    )
+
+
+def opened(info: DatasetInfo, split: str) -> Files:
+    """Random access to a split."""
+    return _scan(str(info.directory)).splits[split]
+
+
+def names(root: Path) -> list[str]:
+    """Class names by label."""
+    return _scan(str(root)).classes
+
+
 @functools.lru_cache(maxsize=8)
-def _scanned(root: str) -> _Scanned:
-    if not os.path.isdir(root):
-        raise UserError(f"there is no folder {root}: a data set is named as TFDS names it, or by the path of a folder SPLIT/CLASS/IMAGE")
+def _scan(root: str) -> _Scan:
     try:
-        found = _splits(root)
+        # {split: {class: [(path, size)]}}
+        tree = [(split, {name: _images(path) for name, path in _folders(path)}) for split, path in _folders(root)]
+        if not any(classes for _, classes in tree) and not any(split in _SPLITS for split, _ in tree):
+            tree = [("train", {name: _images(path) for name, path in _folders(root)})]
     except OSError as error:
-        raise UserError(f"{root} cannot be read ({error}): a folder of images is read where it lies, all of its folders") from error
-    classes = _classes_of_all(root, found)
-    digest = hashlib.sha256()
-    splits = {}
-    for split, by_class in sorted(found.items()):
-        files, labels = [], []
-        for label, name in enumerate(classes):
-            for file, size in by_class[name]:
-                digest.update(f"{split}/{name}/{os.path.basename(file)} {size}\n".encode(errors="surrogateescape"))
-                files.append(file)
-                labels.append(label)
+        raise UserError(f"{root} cannot be read ({error}). Give the path of a folder SPLIT/CLASS/IMAGE.") from error
+    tree = [(_SPLITS.get(split, split), classes) for split, classes in tree if classes]
+    classes = sorted({name for _, split in tree for name in split})
+    digest, splits = hashlib.sha256(), {}
+    for split, by_class in sorted(tree, key=lambda item: item[0]):
+        if split in splits:
+            raise UserError(f"{root} has two folders for the split {split!r}. Rename one of them.")
+        if missing := sorted(set(classes) - by_class.keys()):
+            raise UserError(
+                f"split {split!r} of {root} lacks the class {missing[0]!r}. All splits need the same class folders, even if empty."
+            )
+        files = [(label, *file) for label, name in enumerate(classes) for file in by_class[name]]
         if not files:
-            raise UserError(f"{root}: split {split!r} holds no image ({', '.join(SUFFIXES)}) in its folders of classes")
-        splits[split] = Files(tuple(files), tuple(labels))
-    return _Scanned(classes, splits, digest.hexdigest()[:16])
-
-
-_Images = dict[str, list[tuple[str, int]]]
-"""Class -> paths and sizes."""
-
-
-def _splits(root: str) -> dict[str, _Images]:
-    children = _folders(root)
-    found: dict[str, _Images] = {}
-    for folder in children:
-        classes = {each.name: _images(each.path) for each in _folders(folder.path)}
-        split = _SPLITS.get(folder.name, folder.name)
-        if classes and split in found:
-            raise UserError(f"{root} holds split {split!r} twice, once as {folder.name!r}: rename one, as test")
-        if classes:
-            found[split] = classes
-    if found or any(folder.name in _SPLITS for folder in children):
-        return found
-    # Classes without splits, unless nothing lies in them either.
-    classes = {folder.name: _images(folder.path) for folder in children}
-    return {"train": classes} if any(classes.values()) else {}
-
-
-def _classes_of_all(root: str, splits: dict[str, _Images]) -> list[str]:
+            raise UserError(f"split {split!r} of {root} has no image ({', '.join(SUFFIXES)}) in folders SPLIT/CLASS.")
+        lines = (f"{split}/{classes[label]}/{os.path.basename(path)} {size}\n" for label, path, size in files)
+        digest.update("".join(lines).encode(errors="surrogateescape"))
+        splits[split] = Files(tuple(path for _, path, _ in files), tuple(label for label, _, _ in files))
     if not splits:
-        raise UserError(
-            f"{root} holds no folders SPLIT/CLASS/IMAGE, as train/dog/1.jpg: put the folders of the classes into one of a split"
-        )
-    first, *others = splits
-    for other in others:
-        odd = sorted(splits[first].keys() ^ splits[other].keys())
-        if odd:
-            has, lacks = (first, other) if odd[0] in splits[first] else (other, first)
-            raise UserError(f"{root}: split {has!r} has the class {odd[0]!r}, which {lacks!r} lacks: all have the same, if empty, folders")
-    return sorted(splits[first])
+        raise UserError(f"{root} has no images in folders SPLIT/CLASS, for example train/dog/1.jpg.")
+    return _Scan(classes, splits, digest.hexdigest()[:16])
 
 
 def _images(folder: str) -> list[tuple[str, int]]:
+    """Paths and sizes. Names with a leading dot belong to systems, such as ._1.jpg of macOS."""
     with os.scandir(folder) as entries:
-        # What begins with a dot is a system's own, as macOS's ._1.jpg beside 1.jpg.
-        named = (entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."))
-        return sorted((entry.path, entry.stat().st_size) for entry in named if entry.is_file())
+        images = (entry for entry in entries if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."))
+        return sorted((entry.path, entry.stat().st_size) for entry in images if entry.is_file())
 
 
-def _folders(parent: str) -> list[os.DirEntry[str]]:
+def _folders(parent: str) -> list[tuple[str, str]]:
     with os.scandir(parent) as entries:
-        return sorted((entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted((entry.name, entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))

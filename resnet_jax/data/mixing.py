@@ -1,4 +1,4 @@
-"""Training images mixed with one another, and their targets with them, on the device."""
+"""Mixup and cutmix of training images and their targets, on the device."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,48 +12,42 @@ from resnet_jax.errors import UserError
 
 
 class _Drawn(NamedTuple):
-    """What is random about each group."""
+    """Random draws, one per group."""
 
     mixed: Bool[Array, "g"]
     cut: Bool[Array, "g"]
-    """Whether by cutmix."""
+    """Cutmix, else mixup."""
     share: Float[Array, "g"]
-    """The image's own, lambda; of a cutmix before its box is rounded and clipped."""
+    """Lambda, the share of the image itself; for cutmix before the box is rounded and clipped."""
     row: Array
     column: Array
-    """(g,) integers: the middle of the box."""
+    """(g,) integers: center of the box."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup (Zhang et al. 2017, arXiv 1710.09412) or cutmix (Yun et al. 2019, arXiv 1905.04899), with one draw for a group of images.
+    """Mixup (Zhang et al. 2017, arXiv 1710.09412) or cutmix (Yun et al. 2019, arXiv 1905.04899), one draw per group of images.
 
-    An image is mixed with the one at the mirrored place of its group, as in timm. The box of a cutmix has torchvision's arithmetic; the
-    share of the targets is that of the pixels. A part, called with a key, images and targets, the distributions that are learned.
-
-    Raises:
-      UserError: for values outside their bounds, or, when called, a batch that does not consist of groups.
+    An image is mixed with the one at the mirrored position of its group, as in timm. The cutmix box follows torchvision; targets
+    are mixed by the share of pixels. Called with a key, images and target distributions.
     """
 
     mixup: float = 0.2
-    """Images are mixed in shares that are Beta(mixup, mixup); 0: no mixup."""
+    """Shares are drawn from Beta(mixup, mixup). 0: no mixup."""
     cutmix: float = 1.0
-    """The box of the other image has an area 1 - Beta(cutmix, cutmix); 0: no cutmix."""
+    """The area of the box is 1 - Beta(cutmix, cutmix). 0: no cutmix."""
     group: int = 128
-    """Consecutive images that share a draw: in the sources, those of one GPU. 0: the whole batch."""
+    """Consecutive images that share a draw (in the original codes, the images of one GPU). 0: the whole batch."""
     switch: float = 0.5
-    """Probability of cutmix where there are both."""
+    """Probability of cutmix if both are on."""
     probability: float = 1.0
-    """That a group is mixed at all."""
+    """Per group, of being mixed."""
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            intervals.check_at_least(name, getattr(self, name), 0)
-        intervals.check_at_least("group", self.group, 0, whole=True)
-        for name in ("switch", "probability"):
-            intervals.check_at_least(name, getattr(self, name), 0, 1)
+        intervals.check(self, "mixup", "cutmix", "group")
+        intervals.check(self, "switch", "probability", high=1)
         if not self.mixup and not self.cutmix:
-            raise UserError("mixup and cutmix are both 0, and nothing is mixed: give one of them, or no mix")
+            raise UserError("mixup and cutmix are both 0. Give one of them, or no mix.")
 
     def __call__(
         self, key: Key[Array, ""], images: Float[Array, "n h w c"], targets: Float[Array, "n k"]
@@ -61,7 +55,7 @@ class Mix:
         count, height, width, channels = images.shape
         group = self.group or count
         if count % group:
-            raise UserError(f"a batch of {count} images does not consist of groups of {group}: give Mix a group that divides it, or 0")
+            raise UserError(f"a batch of {count} images does not consist of groups of {group}. Give Mix a group that divides it, or 0.")
         drawn = self._draw(key, count // group, height, width)
         box = _box(drawn, height, width)
         outside = 1 - box.mean(axis=(1, 2))
@@ -88,7 +82,7 @@ class Mix:
 
 
 def _box(drawn: _Drawn, height: int, width: int) -> Float[Array, "g h w"]:
-    """1 where a group's images show those of others, else 0."""
+    """1 inside the box of each group, else 0."""
     radius = 0.5 * jnp.sqrt(1 - drawn.share)
     rows = _near(drawn.row, (radius * height).astype(jnp.int32), height)
     columns = _near(drawn.column, (radius * width).astype(jnp.int32), width)
@@ -96,7 +90,6 @@ def _box(drawn: _Drawn, height: int, width: int) -> Float[Array, "g h w"]:
 
 
 def _near(middle: Array, radius: Array, size: int) -> Bool[Array, "g size"]:
-    # The border of the image clips it.
     index = jnp.arange(size)
     return (index >= (middle - radius)[:, None]) & (index < (middle + radius)[:, None])
 

@@ -1,7 +1,4 @@
-"""Augmentation policies: random operations on the uint8 crop of a training image, on the host.
-
-Parts, called with an image (height, width, 3; uint8) and what is random; they return one of the same shape.
-"""
+"""Augmentation policies of a training crop, on the host. Called with a uint8 RGB image and a generator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,82 +11,64 @@ from resnet_jax.data import intervals
 from resnet_jax.data.policy_operations import MOVING, OPERATIONS, Sampling
 from resnet_jax.errors import UserError
 
-# torchvision's operations in its order; those that are drawn with a sign; the argument with which each does nothing.
+# Operations with a random sign, and neutral arguments, as in torchvision.
 _SIGNED = MOVING | {"Brightness", "Color", "Contrast", "Sharpness"}
 _NEUTRAL = {"Brightness": 1.0, "Color": 1.0, "Contrast": 1.0, "Sharpness": 1.0, "Posterize": 8.0, "Solarize": 255.0}
+# Number of magnitudes in torchvision.
+_BINS = 31
 _NEAREST = Sampling(Image.Resampling.NEAREST, (0, 0, 0))
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Several operations of one magnitude. Cubuk et al. 2019, arXiv 1909.13719; operations, their ranges and sampling are torchvision's.
-
-    Raises:
-      UserError: for a magnitude outside its bins, or, when called, an image that is not RGB.
-    """
+    """Several operations of one magnitude. Cubuk et al. 2019, arXiv 1909.13719, with torchvision's operations and ranges."""
 
     operations: int = 2
     magnitude: int = 9
-    """0 to ``bins - 1``."""
-    bins: int = 31
+    """In [0, 30]."""
 
     def __post_init__(self) -> None:
-        intervals.check_at_least("operations", self.operations, 0, whole=True)
-        intervals.check_at_least("bins", self.bins, 2, whole=True)
-        intervals.check_at_least("magnitude", self.magnitude, 0, self.bins - 1)
+        intervals.check(self, "operations")
+        intervals.check(self, "magnitude", high=_BINS - 1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
         height, width, _ = image.shape
-        # Translations are in proportion to 331 pixels, the size of AutoAugment's images (Cubuk et al. 2018).
+        # AutoAugment translates images of 331 pixels by up to 150 (Cubuk et al. 2018).
         reach = _reach(shear=0.3, translate=(150 / 331 * width, 150 / 331 * height), rotate=30, enhance=0.9, bits=4)
         picture = _picture(image)
         for _ in range(self.operations):
-            picture = _drawn(picture, reach, self.magnitude / (self.bins - 1), rng)
+            picture = _drawn(picture, reach, self.magnitude / (_BINS - 1), rng)
         return np.asarray(picture)
 
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation of a random magnitude. Müller and Hutter 2021, arXiv 2103.10158, the wide space; as torchvision's TrivialAugmentWide.
-
-    Raises:
-      UserError: for less than two bins, or, when called, an image that is not RGB.
-    """
-
-    bins: int = 31
-    """Magnitudes that there are."""
-
-    def __post_init__(self) -> None:
-        intervals.check_at_least("bins", self.bins, 2, whole=True)
+    """One operation of a random magnitude. Müller and Hutter 2021, arXiv 2103.10158; torchvision's TrivialAugmentWide."""
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
         reach = _reach(shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits=6)
-        return np.asarray(_drawn(_picture(image), reach, int(rng.integers(self.bins)) / (self.bins - 1), rng))
+        return np.asarray(_drawn(_picture(image), reach, int(rng.integers(_BINS)) / (_BINS - 1), rng))
 
 
 @dataclass(frozen=True)
 class TimmRandAugment:
     """timm's ``rand-m7-mstd0.5-inc1``, the RandAugment of "ResNet strikes back" (Wightman et al. 2021, arXiv 2110.00476).
 
-    Each of the operations drawn is applied with a probability, its magnitude being normally distributed and clipped to 0 and 10; all of
-    them change more with it. Moved images are sampled bilinearly or bicubically, by chance, and filled with ImageNet's mean.
-
-    Raises:
-      UserError: for values outside their bounds, or, when called, an image that is not RGB.
+    Each drawn operation is applied with a probability; its magnitude is normal, clipped to [0, 10]. Geometric operations
+    interpolate bilinearly or bicubically at random and fill with ImageNet's mean.
     """
 
     magnitude: float = 7
-    """0 to 10."""
+    """Mean, in [0, 10]."""
     deviation: float = 0.5
-    """Of the magnitude."""
+    """Standard deviation of the magnitude."""
     operations: int = 2
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        intervals.check_at_least("magnitude", self.magnitude, 0, 10)
-        intervals.check_at_least("deviation", self.deviation, 0)
-        intervals.check_at_least("operations", self.operations, 0, whole=True)
-        intervals.check_at_least("probability", self.probability, 0, 1)
+        intervals.check(self, "magnitude", high=10)
+        intervals.check(self, "deviation", "operations")
+        intervals.check(self, "probability", high=1)
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w c"]:
         picture = _picture(image)
@@ -107,7 +86,7 @@ TIMM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
 
 
 def timm_argument(name: str, strength: float, sign: int, size: tuple[int, int]) -> float:
-    """The argument of an operation at a strength between 0 and 1, for images of ``size`` (width, height)."""
+    """Argument of an operation at a strength in [0, 1], for images of ``size`` (width, height)."""
     match name:
         case "ShearX" | "ShearY":
             return sign * 0.3 * strength
@@ -130,14 +109,14 @@ def timm_argument(name: str, strength: float, sign: int, size: tuple[int, int]) 
 
 
 def _reach(*, shear: float, translate: tuple[float, float], rotate: float, enhance: float, bits: int) -> dict[str, float]:
-    """How far the argument of each of torchvision's operations goes from the neutral one."""
+    """Largest distance of each operation's argument from the neutral one, in torchvision's order."""
     enhanced = dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), enhance)
     moved = {"ShearX": shear, "ShearY": shear, "TranslateX": translate[0], "TranslateY": translate[1], "Rotate": rotate}
     return {"Identity": 0.0} | moved | enhanced | {"Posterize": -bits, "Solarize": -255.0, "AutoContrast": 0.0, "Equalize": 0.0}
 
 
 def torchvision_argument(name: str, reach: Mapping[str, float], strength: float, sign: int) -> float:
-    """The argument of an operation at a strength between 0 and 1."""
+    """Argument of an operation at a strength in [0, 1]."""
     found = _NEUTRAL.get(name, 0.0) + sign * reach[name] * strength
     if name in ("TranslateX", "TranslateY"):
         return int(found)
@@ -145,7 +124,7 @@ def torchvision_argument(name: str, reach: Mapping[str, float], strength: float,
 
 
 def _drawn(picture: Image.Image, reach: Mapping[str, float], strength: float, rng: np.random.Generator) -> Image.Image:
-    """One of the operations, each as likely as any other."""
+    """Applies one operation, chosen uniformly."""
     name = tuple(reach)[rng.integers(len(reach))]
     sign = -1 if name in _SIGNED and rng.integers(2) else 1
     return OPERATIONS[name](picture, torchvision_argument(name, reach, strength, sign), _NEAREST)
@@ -153,5 +132,5 @@ def _drawn(picture: Image.Image, reach: Mapping[str, float], strength: float, rn
 
 def _picture(image: np.ndarray) -> Image.Image:
     if image.shape[2] != 3:
-        raise UserError(f"an image has {image.shape[2]} channels, and augmentation policies are for RGB: give no policy")
+        raise UserError(f"augmentation policies need RGB images, got {image.shape[2]} channels. Give no policy.")
     return Image.fromarray(image)

@@ -1,7 +1,4 @@
-"""What augmentation policies do to an image: Pillow's operations, by the names that the literature gives them.
-
-Each takes an image, an argument in units of its own, and what a moved image is sampled with.
-"""
+"""Operations of augmentation policies, by their names in the literature: (image, argument, sampling) -> image, with Pillow."""
 
 import math
 from collections.abc import Callable
@@ -11,19 +8,19 @@ from PIL import Image, ImageEnhance, ImageOps
 
 
 class Sampling(NamedTuple):
-    """How pixels are found that lie between those of an image, and what those outside it are."""
+    """Interpolation and fill color of geometric operations."""
 
     resample: Image.Resampling
     fill: tuple[int, int, int]
 
 
 def _affine(image: Image.Image, sampling: Sampling, matrix: tuple[float, ...]) -> Image.Image:
-    """``matrix`` says where a pixel of the result comes from: (a, b, c, d, e, f) is (ax + by + c, dx + ey + f)."""
+    """Maps the output pixel (x, y) to the input position (ax + by + c, dx + ey + f)."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, sampling.resample, fillcolor=sampling.fill)
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    # Not by ImageOps.posterize: it refuses 0 bits, which timm's policy can ask for.
+    # ImageOps.posterize rejects 0 bits, which timm's policy can draw.
     step = 2 ** (8 - int(bits))
     return image.point([value // step * step for value in range(256)] * 3)
 
@@ -33,9 +30,8 @@ def _solarize_add(image: Image.Image, amount: float) -> Image.Image:
     return image.point(table * 3)
 
 
-# Shears by a factor about the upper left corner; translations by pixels, to the right and down; rotations by degrees, anticlockwise.
-# Enhancements by a factor, 1 being none. Posterize keeps so many bits of each channel, Solarize inverts values from the threshold on, and
-# SolarizeAdd adds to those below 128.
+# Arguments: shear factor about the upper left corner; pixels to the right or down; degrees counterclockwise; enhancement factor
+# (1: none); bits kept (Posterize); threshold from which values are inverted (Solarize); amount added below 128 (SolarizeAdd).
 OPERATIONS: dict[str, Callable[[Image.Image, float, Sampling], Image.Image]] = {
     "Identity": lambda image, _, __: image,
     "ShearX": lambda image, factor, sampling: _affine(image, sampling, (1, factor, 0, 0, 1, 0)),
@@ -56,4 +52,4 @@ OPERATIONS: dict[str, Callable[[Image.Image, float, Sampling], Image.Image]] = {
 }
 
 MOVING = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
-"""Those that sample."""
+"""Geometric operations."""

@@ -1,13 +1,11 @@
-"""Training images streamed from storage. Which ones a step sees, and how they are cropped, is a function of (seed, step) and nothing else.
+"""Training batches streamed from storage: a function of (seed, step), for any number of processes, workers and threads."""
 
-So there is no state of an iterator to save: any number of processes, workers and threads, begun at any step, give the same global batches.
-"""
-
+import functools
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -19,152 +17,145 @@ from resnet_jax.data import sources
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 
-# Beside the image that is being decoded (a few of ImageNet's have ten million pixels) each thread holds little.
+# Per thread, beside the image that it decodes (the largest of ImageNet have ten million pixels).
 _DECODING_MB = 32
 
 
 class Streamed(NamedTuple):
-    """One batch, or a process's part of it, in host memory."""
+    """One batch, or the part of one process, in host memory."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n"]
     replaced: Int32[np.ndarray, "n"]
-    """Of each image, how many damaged ones stood in its place."""
+    """Number of corrupt images that each image replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The training images of a run, one after another without end."""
+    """The infinite sequence of a run's training images."""
 
     info: DatasetInfo
     split: str
     examples: int
-    """Only the first so many of the split."""
+    """Only this many examples of the split, from its start."""
     seed: int
     batch_size: int
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     size: tuple[int, int]
-    """Height and width of a cropped image."""
+    """Height and width of a crop."""
     crop: Factory
     """See ``resnet_jax.data.crops``."""
     policy: Factory | None = None
     """See ``resnet_jax.data.policies``."""
     repeats: int = 1
-    """Copies of an image that follow each other, each cropped by itself; an image is then drawn every ``repeats`` epochs."""
+    """Consecutive copies of an image, each with its own crop (repeated augmentation, Hoffer et al. 2019)."""
     replaces_damaged: bool = False
-    """Whether a damaged image is replaced by the next one of the set, rather than an error."""
+    """Replace a corrupt image by the next one of the set, instead of raising."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the cached data sets, which workers build for themselves.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def index(self, position: int) -> int:
-        """Which example of the split stands at a position: every epoch holds each once, in an order of its own."""
-        epoch, place = divmod(position // self.repeats, self.examples)
-        return grain.experimental.index_shuffle(place, max_index=self.examples - 1, seed=self._seed(epoch), rounds=4)
+        """Index in the split by position in the stream; every epoch is a permutation of its own."""
+        return int(self._order[position])  # pyright: ignore[reportArgumentType]
 
-    def generator(self, position: int) -> np.random.Generator:
-        """What is random about the image at a position."""
-        return np.random.Generator(np.random.Philox(key=[self.seed % 2**64, position]))
+    @functools.cached_property
+    def _order(self) -> grain.MapDataset[int]:
+        # Grain seeds are 32-bit. Hashing also separates the epochs of adjacent seeds.
+        seed = np.random.SeedSequence(self.seed % 2**64).generate_state(1)[0]
+        epoch = grain.MapDataset.range(self.examples).seed(int(seed)).shuffle()
+        return grain.MapDataset.mix([epoch] * self.repeats).repeat()
 
-    def _seed(self, epoch: int) -> int:
-        # Hashed: seeds and epochs that are neighbours would share their orders, shifted by one.
-        return int(np.random.SeedSequence([self.seed % 2**64, epoch]).generate_state(1)[0])
+    @functools.cached_property
+    def images(self) -> grain.MapDataset[Streamed]:
+        """The image at each position, cropped and augmented."""
+        source, crop = sources.encoded(self.info, self.split), self.crop()
+        policy = None if self.policy is None else self.policy()
+
+        def load(index: int, rng: np.random.Generator) -> Streamed:
+            image, label, replaced = self._decoded(source, int(index))
+            image = crop(image, self.size, rng)
+            image = image if policy is None else policy(image, rng)
+            return Streamed(image, np.int32(label), np.int32(replaced))  # pyright: ignore[reportArgumentType]
+
+        return self._order.random_map(load)
+
+    def _decoded(self, source: Sequence[tuple[bytes, int]], index: int) -> tuple[np.ndarray, int, int]:
+        for replaced in range(self.examples):
+            try:
+                record = sources.example(source, self.info, self.split, (index + replaced) % self.examples)
+                return record["image"], record["label"], replaced
+            except UserError:
+                if not self.replaces_damaged:
+                    raise
+        raise UserError(f"every image of {self.info.name}, split {self.split!r}, is corrupt. Prepare the set again.")
 
 
 class Rows:
-    """The images of a stream that one process is responsible for, from a step on, by number: what Grain reads.
-
-    A process has the same rows of every global batch: the first of two processes its first half.
-    """
+    """The images of one process from ``first_step`` to ``last_step``: a contiguous share of every global batch."""
 
     def __init__(self, stream: Stream, *, first_step: int, last_step: int, process: int = 0, processes: int = 1):
         if stream.batch_size % processes:
-            raise UserError(f"batch_size is {stream.batch_size}, which {processes} processes cannot share equally")
-        self._stream, self._first, self._last = stream, first_step, last_step
-        self._process, self.share = process, stream.batch_size // processes
-        """Images of a batch that are this process's."""
+            raise UserError(f"batch_size must be a multiple of the {processes} processes, got {stream.batch_size}.")
+        self._stream, self._first, self._last, self._process = stream, first_step, last_step, process
+        self.share = stream.batch_size // processes
+        """Images per step."""
         self.image_mb = math.prod(stream.size) * 3 / 2**20
-        self._source = sources.encoded(stream.info, stream.split)
-        self._crop = stream.crop()
-        self._policy = None if stream.policy is None else stream.policy()
 
     def __len__(self) -> int:
         return (self._last - self._first) * self.share
 
     def __getitem__(self, index: int) -> Streamed:
         step, row = divmod(index, self.share)
-        position = (self._first + step) * self._stream.batch_size + self._process * self.share + row
-        image, label, replaced = self._decoded(self._stream.index(position))
-        random = self._stream.generator(position)
-        image = self._crop(image, self._stream.size, random)
-        if self._policy is not None:
-            image = self._policy(image, random)
-        return Streamed(image, np.int32(label), np.int32(replaced))  # pyright: ignore[reportArgumentType]
-
-    def _decoded(self, index: int) -> tuple[np.ndarray, int, int]:
-        for replaced in range(self._stream.examples):
-            try:
-                found = sources.example(self._source, self._stream.info, self._stream.split, (index + replaced) % self._stream.examples)
-                return found["image"], found["label"], replaced
-            except UserError:
-                if not self._stream.replaces_damaged:
-                    raise
-        raise UserError(f"every image of {self._stream.info.name}, split {self._stream.split!r}, is damaged: prepare the set again")
+        return self._stream.images[(self._first + step) * self._stream.batch_size + self._process * self.share + row]  # pyright: ignore[reportReturnType]
 
 
 def reading_ahead(rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048) -> grain.ReadOptions:
-    """How far is read ahead; arguments as of ``batches``.
-
-    Raises:
-      UserError: where ``memory_mb`` does not hold what waits at the least.
-    """
+    """Threads and prefetched elements within a memory bound. Arguments as of ``batches``."""
     batch_mb = rows.share * rows.image_mb
-    # One is being put together, one waits, one is on its way to the devices.
+    # One batch is assembled, one waits, one is transferred.
     room = memory_mb - 3 * batch_mb
     threads = threads or (1 if workers else cores())
     if workers:
-        # Whole batches: one for each thread of a worker, and one that each worker has ready.
+        # Whole batches: one per thread of a worker, and one ready in each worker.
         ahead, least = threads, workers * (threads + 1) * batch_mb
-        who = f"{workers} workers that prepare whole batches of {rows.share}"
+        needed_by = f"{workers} workers with whole batches of {rows.share}"
     else:
         ahead = min(int((room - threads * _DECODING_MB) / rows.image_mb), rows.share)
         least = threads * _DECODING_MB + min(threads, rows.share) * rows.image_mb
-        who = f"batches of {rows.share} and {threads} threads"
+        needed_by = f"{threads} threads with batches of {rows.share}"
     if least > room:
-        raise UserError(f"loading.memory_mb is {memory_mb}; {who} need {math.ceil(least + 3 * batch_mb)} at least: give more, or use fewer")
+        needed = math.ceil(least + 3 * batch_mb)
+        raise UserError(f"loading.memory_mb is {memory_mb}, but {needed_by} need at least {needed}.")
     return grain.ReadOptions(threads, ahead)
 
 
 def batches(rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048) -> grain.DatasetIterator[Streamed]:
-    """Reads rows ahead and gives them as batches, in order. To be closed.
+    """Yields prefetched rows as batches, in order. Close the iterator.
 
     Args:
-      rows: what is read.
-      threads: that read and decode; 0: one for each core of this process. With ``workers``: in each of them, 0 being one.
-      workers: processes that read and decode; 0: this one.
-      memory_mb: bound on the decoded images that wait.
-
-    Raises:
-      UserError: as ``reading_ahead``; and while it is read, as ``sources.example``.
+      threads: decoding threads; 0: one per core. With ``workers``: per worker, and 0 is one.
+      workers: decoding processes; 0: this process.
+      memory_mb: bound on prefetched decoded images.
     """
     options = reading_ahead(rows, threads=threads, workers=workers, memory_mb=memory_mb)
     source = grain.MapDataset.source(rows)
     if not workers:
         read = source.to_iter_dataset(options).batch(rows.share, batch_fn=_stacked)
         return iter(grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=1))
-    # Batches before workers: what a batch holds would else depend on their number.
+    # Batched before the workers, so that batches do not depend on their number.
     read = source.batch(rows.share, batch_fn=_stacked).to_iter_dataset(options)
-    _parse_flags()
+    # Grain forwards absl's flags to its workers, which fails unless they are parsed (google/grain#1355).
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     return iter(read.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)))
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _stacked(rows: Sequence[Streamed]) -> Streamed:
     return Streamed(*(np.stack(values) for values in zip(*rows, strict=True)))
-
-
-def _parse_flags() -> None:
-    # Grain hands absl's flags on to its workers, and they have to have been parsed for that (google/grain#1355).
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()

@@ -1,4 +1,4 @@
-"""Images as they are shown to a network that is scored: the shorter side resized, one square cropped, or ten; every image once."""
+"""Evaluation images: the shorter side resized, then one square crop or ten; every image exactly once."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
-from resnet_jax.data import sources
+from resnet_jax.data import crops, sources
 from resnet_jax.data.sources import DatasetInfo, Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models.pretrained.card import Interpolation, View
 
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-# Batches that may wait for the devices, beside the one that they compute.
+# Batches that wait for the devices, beside the one that they compute.
 _AHEAD = 2
 
 
@@ -26,67 +23,43 @@ class Squares:
     """How an image of any size becomes one square, or ten."""
 
     resize: int | None = None
-    """Pixels of the shorter side, before the crop; None: images are taken as they are."""
+    """Length of the shorter side before the crop. None: no resizing."""
     crop: int | None = None
-    """Side of a square; None: the whole image."""
+    """Side of the square. None: the whole image."""
     interpolation: Interpolation = "bilinear"
     crops: int = 1
-    """1: the central one. 10: those of the four corners and the centre, and the mirror images of the five."""
-
-
-@dataclass(frozen=True)
-class Shown(Examples):
-    """A batch; each image may stand there in several views."""
-
-    images: UInt8[np.ndarray, "n *views h w c"]
-    labels: Int32[np.ndarray, "n"]
-    """-1: no image, but what fills a batch up."""
+    """1: the central crop. 10: the four corners, the center, and their mirror images."""
 
 
 def shown(image: UInt8[np.ndarray, "h w c"], view: View | Squares) -> UInt8[np.ndarray, "ho wo c"]:
-    """Resizes and crops one image as torchvision's ``Resize`` and ``CenterCrop`` do: antialiased, in uint8."""
-    height, width, channels = image.shape
-    picture = _picture(image)
+    """Resizes (antialiased) and crops one image like torchvision's ``Resize`` and ``CenterCrop``."""
     if view.resize:
         # The longer side is rounded down.
-        short, long = min(height, width), max(height, width)
-        side = int(view.resize * long / short)
-        picture = picture.resize((side, view.resize) if width > height else (view.resize, side), FILTERS[view.interpolation])
+        size = [view.resize * extent // min(image.shape[:2]) for extent in image.shape[:2]]
+        image = crops.resample(image, None, (size[0], size[1]), view.interpolation)
     if view.crop:
-        left, top = _beginning(picture.width, view.crop), _beginning(picture.height, view.crop)
-        picture = picture.crop((left, top, left + view.crop, top + view.crop))
-    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+        top, left = (_first(extent, view.crop) for extent in image.shape[:2])
+        # A smaller image is padded with zeros.
+        padding = [(max(0, -at), max(0, at + view.crop - extent)) for at, extent in zip((top, left), image.shape[:2], strict=True)]
+        image = np.pad(image, [*padding, (0, 0)])[max(0, top) :, max(0, left) :][: view.crop, : view.crop]
+    return image
 
 
 def ten_crops(image: UInt8[np.ndarray, "h w c"], view: Squares) -> UInt8[np.ndarray, "10 ho wo c"]:
-    """Corners and centre of the resized image, and their mirror images (Krizhevsky et al. 2012, Section 4.1).
-
-    The image is cropped whole, as fb.resnet.torch and torchvision's ``TenCrop`` do, and not its central square.
-    """
+    """Corners and center of the whole resized image, and their mirror images (Krizhevsky et al. 2012, Section 4.1)."""
     size = view.crop
     assert size
     whole = shown(image, Squares(resize=view.resize, interpolation=view.interpolation))
     bottom, right = whole.shape[0] - size, whole.shape[1] - size
     if min(bottom, right) < 0:
-        raise UserError(f"an image of {whole.shape[0]}x{whole.shape[1]} has no crops of {size}x{size}: resize to {size} or more")
-    centre = (_beginning(whole.shape[0], size), _beginning(whole.shape[1], size))
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
+        raise UserError(f"an image of {whole.shape[0]}x{whole.shape[1]} has no crops of {size}x{size}. Resize to at least {size}.")
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (_first(whole.shape[0], size), _first(whole.shape[1], size))]
     five = np.stack([whole[top : top + size, left : left + size] for top, left in corners])
     return np.concatenate([five, five[:, :, ::-1]])
 
 
-def stretched(image: UInt8[np.ndarray, "h w c"], height: int, width: int, interpolation: Interpolation) -> UInt8[np.ndarray, "ho wo c"]:
-    """One image at a given size, antialiased, in uint8."""
-    resized = _picture(image).resize((width, height), FILTERS[interpolation])
-    return np.asarray(resized).reshape(height, width, image.shape[2])
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-
-
-def _beginning(size: int, crop: int) -> int:
-    # As torchvision: halves round to even, as Python's round does; a smaller image is padded, the odd pixel behind it. Outside is black.
+def _first(size: int, crop: int) -> int:
+    # As in torchvision: round half to even; of the padding of a smaller image the odd pixel comes last.
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
 
 
@@ -100,53 +73,43 @@ def batches(
     count: int | None = None,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Shown]:
-    """Yields images of a split, in its order; the last batch is filled up by black images of the label -1.
-
-    Images are decoded by threads while the devices compute: two batches wait at most, and each thread has one decoded image besides.
+) -> Iterator[Examples]:
+    """Yields the images of a split in order, decoded by threads; the last batch is padded with black images of label -1.
 
     Args:
-      info: of the set.
-      split: which.
-      view: how images are shown.
-      batch_size: views a batch, over all processes: at ten crops an image it has a tenth as many images, but one at least.
+      batch_size: views per batch over all processes; ten crops count as ten.
       first: index of the first image.
-      count: how many from there on; None: all.
-      process: which of several processes this is. Each decodes its part of every batch, contiguous and as long as any other's.
-      processes: how many share every batch; where they do not divide its images, it has a few more.
-
-    Raises:
-      UserError: for images of different sizes where the view does not make them one, or an example that cannot be read.
+      count: number of images; None: all from ``first`` on.
+      process: index of this process. Each decodes an equal, contiguous part of every batch.
+      processes: their number; the images of a batch are rounded up to a multiple of it.
     """
     if None in info.image_shape and not (view.resize and view.crop):
-        raise UserError(
-            f"the images of {info.name} differ in size, and nothing says how they are resized and cropped: give both, as --protocol 256/224"
-        )
+        raise UserError(f"the images of {info.name} differ in size. Give how they are resized and cropped, for example --protocol 256/224.")
     source = sources.encoded(info, split)
     end = info.examples[split] if count is None else min(first + count, info.examples[split])
     share = rows(batch_size, view.crops, processes) // processes
 
-    def one(index: int) -> tuple[np.ndarray, int]:
-        example = sources.example(source, info, split, index)
-        return ten_crops(example["image"], view) if view.crops > 1 else shown(example["image"], view), example["label"]
+    def load(index: int) -> tuple[np.ndarray, int]:
+        record = sources.example(source, info, split, index)
+        return ten_crops(record["image"], view) if view.crops > 1 else shown(record["image"], view), record["label"]
 
     parts = (range(start, start + share) for start in range(first + process * share, end + process * share, share * processes))
     blank: np.ndarray | None = None
-    for part, found in ahead(one, ([index for index in part if index < end] for part in parts)):
+    for part, loaded in ahead(load, ([index for index in part if index < end] for part in parts)):
         if blank is None:
-            # A process may have nothing but what fills up the last batch.
-            blank = np.zeros_like(found[0][0] if found else one(first)[0])
-        filled = [*found, *[(blank, -1)] * (share - len(part))]
-        yield Shown(np.stack([image for image, _ in filled]), np.asarray([label for _, label in filled], np.int32))
+            # The part of a process in the last batch can be padding only.
+            blank = np.zeros_like(loaded[0][0] if loaded else load(first)[0])
+        padded = [*loaded, *[(blank, -1)] * (share - len(part))]
+        yield Examples(np.stack([image for image, _ in padded]), np.asarray([label for _, label in padded], np.int32))
 
 
 def rows(batch_size: int, views: int, shards: int) -> int:
-    """Images of a batch of so many views; those that ``shards`` share equally are the next multiple."""
+    """Images per batch, at least one, rounded up to a multiple of ``shards``."""
     return -(-max(1, batch_size // views) // shards) * shards
 
 
 def ahead(function: Callable[[Any], Any], groups: Iterable[list[Any]]) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Yields groups with what a function makes of each of their members, by threads that are two groups ahead at most."""
+    """Yields each group with its results, computed by threads at most two groups ahead."""
     waiting: deque[tuple[list[Any], list[Future[Any]]]] = deque()
     pool = ThreadPoolExecutor()
     try:
@@ -164,15 +127,11 @@ def _finished(group: list[Any], futures: list[Future[Any]]) -> tuple[list[Any], 
     return group, [future.result() for future in futures]
 
 
-def load(info: DatasetInfo, split: str, view: Squares, batch_size: int, count: int | None = None) -> Iterator[Examples]:
-    """``batches``, out of memory where the set lives there whole and is shown as it is."""
+def load(info: DatasetInfo, split: str, view: Squares, batch_size: int) -> Iterator[Examples]:
+    """Like ``batches``; from memory if the set is small and shown as it is."""
     if None in info.image_shape or view.resize or view.crop:
-        return batches(info, split, view, batch_size, count=count)
-    everything = sources.read(info, split)
-    ends = range(batch_size, len(everything) + batch_size, batch_size)
-    wanted = len(everything) if count is None else count
-    return (
-        Examples(everything.images[end - batch_size : min(end, wanted)], everything.labels[end - batch_size : min(end, wanted)])
-        for end in ends
-        if end - batch_size < wanted
-    )
+        yield from batches(info, split, view, batch_size)
+        return
+    whole = sources.read(info, split)
+    for start in range(0, len(whole), batch_size):
+        yield Examples(whole.images[start : start + batch_size], whole.labels[start : start + batch_size])

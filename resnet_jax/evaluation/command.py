@@ -1,4 +1,4 @@
-"""``resnet-jax evaluate``: a run, or imported weights, under one protocol or several."""
+"""``resnet-jax evaluate``."""
 
 import json
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ class EvaluateOptions:
     """Score the newest checkpoint of a run, or imported weights, every example exactly once."""
 
     run: Positional[Path]
-    """Folder or URL that 'resnet-jax train' wrote to, or what 'resnet-jax weights import' wrote."""
+    """Folder of a run, or a file that 'resnet-jax weights import' wrote."""
     data: str | None = None
-    """Data set to score; the one that it was trained on where not given."""
+    """Data set; default: the one of the training."""
     split: str | None = None
-    """Split to score; the test split where not given."""
+    """Split; default: the test split."""
     protocol: tuple[str, ...] = ()
-    """How images are shown: 256/224 (shorter side / central square), 236/224-bicubic, ten-crop, multi-scale, or several of them; as the run
-    or the weights say where not given."""
+    """Crops of an image: 256/224 (shorter side / central square), 236/224-bicubic, ten-crop, multi-scale, or several of them; default: that
+    of the run or the weights."""
     batch_size: int = 500
-    """Images a call; ten crops count as ten images, and larger images as several."""
+    """Images per call; ten crops count as ten images, and larger images as several."""
     data_dir: str | None = None
-    """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+    """Folder of prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
     json: bool = False
-    """Print error_percent, top5_error_percent, examples and protocol as JSON; of several protocols, a list."""
+    """Print error_percent, top5_error_percent, examples and protocol as JSON; for several protocols, a list."""
     joining: Annotated[Joining, tyro.conf.arg(name="")] = field(default=Joining())
 
 
@@ -42,29 +42,36 @@ def evaluate(arguments: Sequence[str]) -> None:
     processes.connect(options.joining)
     from resnet_jax.evaluation import protocols
     from resnet_jax.studies import score
-    from resnet_jax.training.workdir import Workdir
 
-    asked = [protocols.parse(text) for text in options.protocol] or [None]
-    source = Workdir.to_read(options.run).path
     results = score.score(
-        source, data=options.data, split=options.split, batch_size=options.batch_size, data_dir=options.data_dir, asked=asked
+        options.run,
+        data=options.data,
+        split=options.split,
+        batch_size=options.batch_size,
+        data_dir=options.data_dir,
+        asked=[protocols.parse(text) for text in options.protocol] or [None],
     )
     if not processes.is_first():
         return
-    found = results[0]
-    what = options.run if found["step"] is None else f"{options.run}, step {found['step']}"
+    first = results[0]
+    title = f"{options.run}" if first["step"] is None else f"{options.run}, step {first['step']}"
     if options.json:
-        print(json.dumps(found if len(results) == 1 else results))
+        print(json.dumps(first if len(results) == 1 else results))
     elif len(results) == 1:
-        print(f"{what}: error {found['error_percent']:.2f} % on {found['examples']} images of {found['split']}")
+        print(f"{title}: error {first['error_percent']:.2f} % on {first['examples']} images of {first['split']}")
     else:
-        from rich.table import Table
-
         from resnet_jax.console import out
+        from resnet_jax.tables import Table, terminal
 
-        table = Table("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds", title=f"{what}, {found['split']}")
-        for each in results:
-            top5 = each["top5_error_percent"]
-            rest = "" if top5 is None else f"{top5:.2f}", str(each["examples"]), f"{each['seconds']:.1f}"
-            table.add_row(each["protocol"]["view"], f"{each['error_percent']:.2f}", *rest)
-        out.print(table)
+        rows = tuple(
+            (
+                result["protocol"]["view"],
+                f"{result['error_percent']:.2f}",
+                "" if result["top5_error_percent"] is None else f"{result['top5_error_percent']:.2f}",
+                result["examples"],
+                f"{result['seconds']:.1f}",
+            )
+            for result in results
+        )
+        header = ("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds")
+        out.print(terminal(Table(f"{title}, {first['split']}", header, rows)))

@@ -1,1 +1,1 @@
-"""Looking inside trained networks: what their layers answer, and what their shortcuts carry."""
+"""Measurements inside trained networks: responses, lesions, paths, identity, landscape, depth."""

@@ -1,79 +1,144 @@
-"""Errors against depth: the degradation that residual networks are about. He et al. 2015 (arXiv 1512.03385), Section 1 and Figure 1."""
+"""Error against depth: the degradation of plain networks. He et al. 2015 (arXiv 1512.03385), Section 1 and Figure 1."""
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from matplotlib.figure import Figure
+from tyro.conf import Positional
+
 from resnet_jax import configured
+from resnet_jax import options as options_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models.transitions import NoTransition
-from resnet_jax.studies import curves
+from resnet_jax.lab import command, plots
+from resnet_jax.models.stems import NoTransition
+from resnet_jax.studies import cells, curves, figures
 from resnet_jax.studies.cells import Cell, Spread
+from resnet_jax.studies.findings import Finding, Table
 from resnet_jax.training import resolved
 
 
-class Depth(NamedTuple):
-    """A network of its family."""
+@dataclass(frozen=True, kw_only=True)
+class Options(command.Output):
+    """Training and test error against depth, and the depth from which networks stop learning (He et al. 2015, Figure 1)."""
 
+    sources: Positional[tuple[Path, ...]]
+    """Runs, directories of runs, or committed results. Networks that differ in depth alone form a line."""
+    threshold: float = 10.0
+    """Training error in percent above which a network has not learned."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs ``resnet-jax lab depth``."""
+    options = options_lib.parse("lab depth", Options, arguments)
+    if not options.sources:
+        raise UserError("no runs: give at least one directory, as resnet-jax lab depth RUNS.")
+    if not 0 <= options.threshold < 100:
+        raise UserError(f"--threshold must be in [0, 100) percent, got {options.threshold:g}.")
+    collected = cells.collect(options.sources)
+    results = families(collected)
+    directories = [member.source for cell in collected for member in cell.runs]
+    command.show(describe(results, options.threshold), lambda: draw(results, options.threshold), options, directories, arguments)
+
+
+class Depth(NamedTuple):
     cell: Cell
     layers: int
-    """See ``layers``."""
 
     @property
     def training(self) -> Spread:
-        """Error of the last step in percent, over the seeds; of a network that diverged 100."""
+        """Training error of the last step in percent."""
         return self.cell.spread("training_error_percent")
 
     @property
     def test(self) -> Spread:
-        """Likewise."""
+        """Test error of the last step in percent."""
         return self.cell.error
 
 
 class Family(NamedTuple):
-    """Networks that differ in depth alone, and were trained alike; from the shallowest."""
+    """Networks that differ in depth alone and share a training recipe, sorted by depth."""
 
     title: str
     depths: tuple[Depth, ...]
 
 
-def families(cells: Sequence[Cell]) -> list[Family]:
-    """Puts cells together that agree in everything but ``stages`` and what a result says of its protocol, one of each depth.
-
-    Raises:
-      UserError: where no run has finished.
-    """
-    found: dict[tuple[str, int], dict[int, Depth]] = {}
-    for cell in cells:
-        if not cell.results:
-            continue
+def families(collected: Sequence[Cell]) -> list[Family]:
+    """Groups variants that differ in ``stages`` alone, one per depth. Raises UserError if no run is finished."""
+    groups: dict[tuple[str, int], dict[int, Depth]] = {}
+    for cell in (cell for cell in collected if cell.results):
         model, protocol = cell.results[0]["model"], cell.results[0]["protocol"]
-        made = Depth(cell, layers(model))
-        rest = resolved.fingerprint({"protocol": protocol} | {name: value for name, value in model.items() if name != "stages"})
-        # Cells of one depth that differ otherwise would be two points of one line above each other.
-        place = next(at for at in itertools.count() if made.layers not in found.get((rest, at), {}))
-        found.setdefault((rest, place), {})[made.layers] = made
-    if not found:
-        raise UserError("no run has finished, and only finished runs have their last errors: continue them, or name others")
-    return [_named([depths[number] for number in sorted(depths)]) for depths in found.values()]
+        depth = Depth(cell, layers(model))
+        key = resolved.fingerprint({"protocol": protocol} | {name: value for name, value in model.items() if name != "stages"})
+        # Variants of equal depth that differ otherwise start another line.
+        line = next(number for number in itertools.count() if depth.layers not in groups.get((key, number), {}))
+        groups.setdefault((key, line), {})[depth.layers] = depth
+    if not groups:
+        raise UserError("no run is finished. Continue the runs, or name others.")
+    ordered = [tuple(depths[number] for number in sorted(depths)) for depths in groups.values()]
+    return [Family(curves.common([depth.cell.name for depth in depths])[0], depths) for depths in ordered]
 
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
-    """The least depth from which on the median training error stays above ``threshold`` percent; None where the deepest one's is not."""
-    failing = itertools.takewhile(lambda each: each.training.median > threshold, reversed(family.depths))
-    return min((each.layers for each in failing), default=None)
+    """Returns the least depth from which on the median training error stays above ``threshold`` percent, or None."""
+    failing = itertools.takewhile(lambda depth: depth.training.median > threshold, reversed(family.depths))
+    return min((depth.layers for depth in failing), default=None)
 
 
 def layers(model: dict[str, Any]) -> int:
-    """Layers with weights as the papers count them: the stem, the branches' convolutions, convolutions between stages, the classifier.
-
-    Args:
-      model: a resolved ``models.Architecture``.
-    """
+    """Counts layers with weights of a resolved architecture: stem, convolutions of branches and transitions, classifier."""
     _, arguments = configured.parts(configured.parse(model["branch"]))
-    between = len(model["stages"]) - 1 if model["transition"] != resolved.resolve(NoTransition) else 0
-    return 2 + len(arguments.get("kernels", (3, 3))) * sum(model["stages"]) + between
+    transitions = len(model["stages"]) - 1 if model["transition"] != resolved.resolve(NoTransition) else 0
+    return 2 + len(arguments.get("kernels", (3, 3))) * sum(model["stages"]) + transitions
 
 
-def _named(depths: Sequence[Depth]) -> Family:
-    return Family(curves.common([each.cell.name for each in depths])[0], tuple(depths))
+def describe(results: Sequence[Family], threshold: float) -> Finding:
+    """Returns tables and numbers."""
+    pairs = [(family, depth) for family in results for depth in family.depths]
+    kinds = sorted({result["training_error_of"] for _, depth in pairs for result in depth.cell.results})
+    columns = ("network", "layers", "seeds", "training error %, mean", "median", "test error %, mean")
+    errors = tuple(
+        (depth.cell.name, depth.layers, len(depth.cell.results), depth.training.mean, depth.training.median, depth.test.mean)
+        for _, depth in pairs
+    )
+    limits = tuple(
+        (family.title, " ".join(str(depth.layers) for depth in family.depths), stops_learning(family, threshold) or "none")
+        for family in results
+    )
+    heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
+    return Finding(
+        name="depth",
+        title="Depth",
+        caption=f"Training error (bold; of {', or '.join(kinds)}) and test error (thin) of the last step, mean and range over seeds; "
+        f"dotted: {threshold:g} %. After He et al. 2015, Figure 1.",
+        tables=(Table("error by depth", columns, errors), Table("depth at which learning stops", ("networks", "depths", heading), limits)),
+        rows=[
+            {"networks": family.title, "network": depth.cell.name, "layers": depth.layers, "seed": result["seed"]}
+            | {"training error percent": result["training_error_percent"], "test error percent": result["value"]}
+            for family, depth in pairs
+            for result in depth.cell.results
+        ],
+    )
+
+
+def draw(results: Sequence[Family], threshold: float) -> Figure:
+
+    figure, (panel,) = plots.panels("layers with weights")
+    for _, family, style in plots.styled(dict(enumerate(results))):
+        depths = [depth.layers for depth in family.depths]
+        for name, linestyle, width in (("training", "-", 1.8), ("test", "--", 0.7)):
+            spreads: list[Spread] = [getattr(depth, name) for depth in family.depths]
+            mean = np.array([spread.mean for spread in spreads])
+            ranges = [mean - [min(spread.values) for spread in spreads], [max(spread.values) for spread in spreads] - mean]
+            line = style | {"linestyle": linestyle, "linewidth": width}
+            panel.errorbar(depths, mean, ranges, capsize=2, elinewidth=0.7, label=f"{figures.shortened(family.title)}, {name}", **line)
+    panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
+    panel.set_xticks(sorted({depth.layers for family in results for depth in family.depths}))
+    panel.set_ylabel("error (%)")
+    # Room for the markers of errors of 0.
+    panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
+    panel.legend(frameon=False)
+    return figure

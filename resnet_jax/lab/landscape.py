@@ -1,52 +1,78 @@
-"""The loss around a trained network: slices along filter-normalised random directions. Li et al. 2018 (arXiv 1712.09913), Section 4."""
+"""Loss landscape: slices along filter-normalized random directions. Li et al. 2018 (arXiv 1712.09913), Section 4."""
 
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax import options as options_lib
 from resnet_jax.data.sources import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.evaluation.exact import Sums
+from resnet_jax.lab import command, plots, subjects
 from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 from resnet_jax.models.pretrained.loading import Pretrained
+from resnet_jax.studies import figures
+from resnet_jax.studies.findings import Finding, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(command.Options):
+    """Loss on a grid around networks, along two filter-normalized random directions (Li et al. 2018)."""
+
+    points: int = 21
+    """Points per direction; odd."""
+    reach: float = 1.0
+    """Largest offset, in norms of each filter."""
+    seed: int = 0
+    """Seed of the directions."""
+    images: int = 500
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs ``resnet-jax lab landscape``."""
+    options = options_lib.parse("lab landscape", Options, arguments)
+    numbers = {name: getattr(options, name) for name in ("points", "reach", "seed", "batch_size")}
+    subjects.analyze(options, arguments, functools.partial(measure, **numbers), describe, draw)
 
 
 class Landscape(NamedTuple):
-    """A slice through the parameters, in inference with the running statistics; the network itself stands at its centre."""
+    """A slice through the parameters around a network, in inference mode."""
 
     offsets: Float[np.ndarray, "points"]
-    """Along either direction, in norms of each filter."""
+    """In norms of each filter."""
     loss: Float[np.ndarray, "points points"]
-    """Mean cross-entropy in nats, by the offset along the first direction and along the second; it may be not finite."""
+    """Mean cross-entropy in nats; may be non-finite."""
     error_percent: Float[np.ndarray, "points points"]
+    num_classes: int
 
     @property
-    def centre(self) -> float:
-        """Loss of the network itself."""
+    def center(self) -> float:
         return float(self.loss[len(self.offsets) // 2, len(self.offsets) // 2])
 
     @property
     def highest(self) -> float:
-        """What is not a number counts as infinite, here and below."""
+        """Highest loss. NaN counts as infinite, here and below."""
         return float(np.max(self._losses()))
 
     def at(self, distance: float) -> float:
-        """Median loss of the points at a distance from the centre, within half a step of the grid."""
+        """Returns the median loss of the points at a distance from the center, within half a grid step."""
         ring = np.abs(np.hypot(self.offsets[:, None], self.offsets) - distance) <= (self.offsets[1] - self.offsets[0]) / 2
         return float(np.median(self._losses()[ring]))
 
     def percent_below(self, loss: float) -> float:
-        """Share of the points."""
+        """Returns the percentage of points with a lower loss."""
         return 100 * float(np.mean(self._losses() < loss))
 
     def _losses(self) -> Float[np.ndarray, "points points"]:
@@ -54,97 +80,118 @@ class Landscape(NamedTuple):
 
 
 def directions(params: Variables, seed: int, number: int) -> Variables:
-    """A Gaussian direction whose filters have the norms of the filters of the parameters: d_ij / |d_ij| times |theta_ij| (Section 4).
+    """Returns a Gaussian direction with the filter norms of the parameters: d_ij / |d_ij| * |theta_ij| (Section 4).
 
-    A filter is what gives a convolution one channel, and the linear layer one class. What belongs to none, biases and normalisations, has
-    no direction, as in the authors' figures (``ignore='biasbn'`` in their code). The same seed draws the same numbers at the same place of
-    any network, so that twins go the same way.
-
-    Args:
-      params: of a network, nested.
-      seed: of all directions.
-      number: of this one.
+    0 for biases and normalization (``ignore='biasbn'`` in the authors' code). Equal seeds draw equal numbers at equal paths.
     """
 
-    def one(path: Any, leaf: Any) -> np.ndarray:
+    def direction(path: Any, leaf: Any) -> np.ndarray:
         stacked = any(getattr(part, "key", None) == "stacked" for part in path)
         if leaf.ndim - stacked <= 1:
             return np.zeros(leaf.shape, np.float32)
-        place = zlib.crc32(jax.tree_util.keystr(path).encode())
-        drawn = np.random.default_rng((seed, number, place)).standard_normal(leaf.shape)
-        # Each unit of a stack has filters of its own.
+        path_hash = zlib.crc32(jax.tree_util.keystr(path).encode())
+        gaussian = np.random.default_rng((seed, number, path_hash)).standard_normal(leaf.shape)
+        # The blocks of a stack have separate filters.
         axes = tuple(range(int(stacked), leaf.ndim - 1))
-        norms, ours = (np.sqrt(np.square(np.float64(each)).sum(axes, keepdims=True)) for each in (leaf, drawn))
-        return np.asarray(drawn / ours * norms, np.float32)
+        norms, drawn_norms = (np.sqrt(np.square(np.float64(array)).sum(axes, keepdims=True)) for array in (leaf, gaussian))
+        return np.asarray(gaussian / drawn_norms * norms, np.float32)
 
-    return jax.tree.map_with_path(one, params)
+    return jax.tree.map_with_path(direction, params)
 
 
 def measure(
-    weights: Pretrained,
-    examples: Examples,
-    *,
-    points: int = 21,
-    reach: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 200,
-    told: Callable[[int], None] = lambda _: None,
+    weights: Pretrained, examples: Examples, *, points: int = 21, reach: float = 1.0, seed: int = 0, batch_size: int = 200
 ) -> Landscape:
-    """Measures the loss on a square grid. One program is compiled for all of it.
-
-    Args:
-      weights: the network, and how its images are prepared.
-      examples: uint8 images of the network's size, and their classes.
-      points: along either direction; odd, so that the network is one of them.
-      reach: the farthest along either direction, in norms of each filter; 1 in the paper.
-      seed: of the two directions.
-      batch_size: images at once.
-      told: is given the number of points measured so far.
-
-    Raises:
-      UserError: without images, for fewer than 3 points or an even number of them, a reach that is none, and a seed below 0.
-    """
-    if not len(examples):
-        raise UserError("there are no images to measure losses on: give at least one")
+    """Measures the loss on a square grid with one compiled program; arguments as in ``Options``."""
+    variables, constants = subjects.inputs(weights, examples)
     if points < 3 or points % 2 == 0:
-        raise UserError(f"{points} points along a direction: give an odd number, 3 or more, so that the network itself is one of them")
+        raise UserError(f"points must be an odd number of at least 3, got {points}.")
     if not 0 < reach < math.inf:
-        raise UserError(f"the reach is {reach}: give a length above 0, where 1 is the norm of each filter")
+        raise UserError(f"reach must be finite and above 0, got {reach:g}.")
     if seed < 0:
-        raise UserError(f"the seed is {seed}: give 0 or more")
+        raise UserError(f"seed must be at least 0, got {seed}.")
     half = points // 2
-    # Exactly 0 in the middle.
     offsets = reach * np.arange(-half, half + 1) / half
     both = jax.device_put(tuple(directions(weights.params, seed, number) for number in (0, 1)))
-    variables, constants, apply = (
-        jax.device_put((weights.params, weights.batch_stats)),
-        Preprocessing(*weights.card.constants()),
-        weights.apply(),
-    )
+    apply = weights.apply()
     loss, error = np.zeros((2, points, points))
-    for number, place in enumerate(np.ndindex(points, points), 1):
-        at = jnp.asarray(offsets[list(place)], jnp.float32)
-
-        def score(images: Array, labels: Array, at: Array = at) -> Sums:
-            return _score(variables, both, at, constants, images, labels, apply=apply)
-
-        (tallied,) = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
-        loss[place], error[place] = tallied.mean_loss, tallied.error_percent
-        told(number)
-    return Landscape(offsets, loss, error)
+    for index in command.track(list(np.ndindex(points, points)), weights.card.source):
+        offset = jnp.asarray(offsets[list(index)], jnp.float32)
+        score = functools.partial(_score, variables, both, offset, constants, apply=apply)
+        (total,) = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
+        loss[index], error[index] = total.mean_loss, total.error_percent
+    return Landscape(offsets, loss, error, weights.architecture.num_classes)
 
 
 @functools.partial(jax.jit, static_argnames=("apply",))
-def _score(
-    variables: Any,
-    both: tuple[Variables, Variables],
-    at: Float[Array, "2"],
-    constants: Preprocessing,
-    images: Array,
-    labels: Array,
-    *,
-    apply: Apply,
-) -> Sums:
+def _score(variables: Any, both: Any, offset: Float[Array, "2"], constants: Any, images: Array, labels: Array, *, apply: Apply) -> Sums:
     params, batch_stats = variables
-    moved = jax.tree.map(lambda leaf, first, second: leaf + at[0] * first + at[1] * second, params, *both)
+    moved = jax.tree.map(lambda leaf, first, second: leaf + offset[0] * first + offset[1] * second, params, *both)
     return exact.score_batch(moved, batch_stats, constants, images, labels, apply=apply)
+
+
+def describe(results: Mapping[str, Landscape], images: int, seconds: Mapping[str, float]) -> Finding:
+    """Returns table and numbers."""
+    offsets = next(iter(results.values())).offsets
+    points, reach = len(offsets), float(offsets[-1])
+    rows = []
+    for name, result in results.items():
+        losses = (result.center, result.at(reach / 2), result.at(reach), result.highest)
+        error = float(result.error_percent[points // 2, points // 2])
+        rows.append((name, images, error, *losses, result.percent_below(math.log(result.num_classes)), seconds[name]))
+    columns = ("network", "images", "error %, center", "loss, center", f"median at distance {reach / 2:g}", f"at {reach:g}", "highest")
+    columns += ("% of the slice better than guessing", "seconds")
+    return Finding(
+        name="landscape",
+        title="Loss landscape",
+        caption=f"Mean cross-entropy (nats, logarithmic levels) on {points} by {points} points around each network (the cross), along two "
+        f"filter-normalized random directions; running statistics, {images:,} images. Dots: non-finite. After Li et al. 2018, Section 4.",
+        tables=(Table("loss around the network (nats); better than guessing: below log(classes)", columns, tuple(rows)),),
+        rows=[
+            {"network": name, "direction 1": x, "direction 2": y, "loss": loss, "error percent": error}
+            for name, result in results.items()
+            for x, losses, errors in zip(result.offsets.tolist(), result.loss.tolist(), result.error_percent.tolist(), strict=True)
+            for y, loss, error in zip(result.offsets.tolist(), losses, errors, strict=True)
+        ],
+    )
+
+
+def draw(results: Mapping[str, Landscape]) -> Figure:
+    """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
+    columns = min(len(results), 3)
+    rows, side = -(-len(results) // columns), min(plots.WIDTH / columns, 3.3)
+    figure = Figure(figsize=(side * columns, (side + 0.25) * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
+    # Translucent grays: the page may be dark.
+    shades = [(0.5, 0.5, 0.5, alpha) for alpha in np.linspace(0, 0.55, len(levels) + 1)]
+    for panel, (name, result) in zip(panels, results.items(), strict=False):
+        if levels:
+            # matplotlib's first axis is vertical. Interpolation is in logarithms.
+            heights, log_levels = np.log10(np.maximum(np.ma.masked_invalid(result.loss.T), levels[0] / 10)), np.log10(levels)
+            panel.contourf(result.offsets, result.offsets, heights, log_levels, colors=shades, extend="both")
+            lines = panel.contour(result.offsets, result.offsets, heights, log_levels, colors=figures.INK, linewidths=0.6, linestyles="-")
+            panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=0.75 * figures.FONT_SIZE)
+        panel.plot(*result.offsets[np.stack(np.nonzero(~np.isfinite(result.loss)))], ".", color=figures.INK, markersize=3)
+        panel.plot(0, 0, "+", color=figures.COLOURS[1], markersize=8, markeredgewidth=1.6)
+        panel.set_title(figures.shortened(name), fontsize=figures.FONT_SIZE)
+        panel.set_aspect("equal")
+    for panel in panels[len(results) :]:
+        panel.set_axis_off()
+    figure.supxlabel("direction 1, in norms of each filter", fontsize=figures.FONT_SIZE)
+    figure.supylabel("direction 2", fontsize=figures.FONT_SIZE)
+    return figure
+
+
+def contour_levels(losses: Float[np.ndarray, "losses"]) -> list[float]:
+    """Returns two to ten levels inside the range of the positive finite losses, or none."""
+    positive = losses[np.isfinite(losses) & (losses > 0)]
+    if not positive.size or positive.min() == positive.max():
+        return []
+    low, high = float(positive.min()), float(positive.max())
+    for subs in ((1, 2, 5), (1,)):
+        ticks = LogLocator(subs=subs, numticks=10).tick_values(low, high)
+        levels = [float(tick) for tick in ticks if low < tick < high]
+        if 1 < len(levels) <= 10:
+            return levels
+    return np.geomspace(low, high, 5)[1:-1].tolist()

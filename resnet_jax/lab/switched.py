@@ -1,4 +1,4 @@
-"""Networks with a switch in the shortcut of every unit: a number given at run time, so that another setting needs no other compilation."""
+"""Networks with a switch in the shortcut of every block; all settings share one program."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_jax.configured import Factory, configured, parts
-from resnet_jax.models import Apply, Architecture, Execution
+from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.architecture import Variables
 from resnet_jax.models.pretrained import loading
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
@@ -20,49 +20,49 @@ from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Switched:
-    """A network as a function of its variables and of its switches; static. Its own variables are those of the network without."""
+    """A network as a static function of its original variables and switches."""
 
     apply: Apply
     stacks: tuple[tuple[int, int, int], ...]
-    """Stage, number in it, and units of each stack."""
+    """Stage, index in the stage, and number of blocks of each stack."""
 
     def __call__(
-        self, params: Variables, batch_stats: Variables, images: Array, switches: Float[Array, "units"], **given: Any
+        self, params: Variables, batch_stats: Variables, images: Array, switches: Float[Array, "blocks"], **options: Any
     ) -> Float[Array, "n classes"]:
-        """Returns the logits in inference; ``given`` as of ``Apply``."""
+        """Returns the logits in inference mode; ``options`` as for ``Apply``."""
         stats, start = jax.tree.map(lambda leaf: leaf, batch_stats), 0
-        for stage, stack, units in self.stacks:
+        for stage, stack, blocks in self.stacks:
             stacks = stats.setdefault("stages", {}).setdefault(stage, {})
-            unit = stacks.setdefault(stack, {}).setdefault("stacked", {})
-            unit.setdefault("shortcut", {})["switch"] = switches[start : start + units]
-            start += units
-        return self.apply(params, stats, images, train=False, **given)[0]
+            block = stacks.setdefault(stack, {}).setdefault("stacked", {})
+            block.setdefault("shortcut", {})["switch"] = switches[start : start + blocks]
+            start += blocks
+        return self.apply(params, stats, images, train=False, **options)[0]
 
 
-def network(architecture: Architecture, shortcut: Factory, execution: Execution = Execution()) -> Switched:
-    """The architecture with another shortcut in its place, ``HandedOn`` or one that ``routed`` made."""
-    apply, _, stats = loading.abstract(dataclasses.replace(architecture, shortcut=shortcut), execution)
-    found = [
-        (stage, stack, unit["stacked"]["shortcut"]["switch"].shape[0])
-        for stage, stacks in sorted(stats["stages"].items())
-        for stack, unit in sorted(stacks.items())
+def network(architecture: Architecture, shortcut: Factory) -> Switched:
+    """Returns the architecture with ``PassThrough`` or a shortcut made by ``routed``."""
+    apply, _, stats = loading.abstract(dataclasses.replace(architecture, shortcut=shortcut))
+    stacks = [
+        (stage, stack, block["stacked"]["shortcut"]["switch"].shape[0])
+        for stage, stage_stacks in sorted(stats["stages"].items())
+        for stack, block in sorted(stage_stacks.items())
     ]
-    return Switched(apply, tuple(found))
+    return Switched(apply, tuple(stacks))
 
 
 def is_plain(architecture: Architecture) -> bool:
-    """Whether nothing travels beside the branches."""
+    """Returns whether the network has no shortcuts."""
     return parts(architecture.shortcut)[0] is NoShortcut
 
 
 class Switch(nnx.Variable):
-    """Of a unit."""
+    """The switch of one block."""
 
 
-class HandedOn(ZeroPad):
-    """A plain unit: its branch alone where its switch is 1; where it is 0, what came in, carried as by option A to another size or width.
+class PassThrough(ZeroPad):
+    """A plain block: its branch where the switch is 1, its input, resized as by option A, where it is 0.
 
-    So layers are deleted from networks without shortcuts (Veit et al. 2016, Section 4.1): a branch times 0 would leave nothing at all.
+    Veit et al. 2016 (Section 4.1) delete layers of plain networks so: a branch times 0 would leave nothing.
     """
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
@@ -74,25 +74,24 @@ class HandedOn(ZeroPad):
 
 
 def routed(shortcut: Factory) -> Factory:
-    """The same shortcut, whose values are the same, and whose gradient goes through the branch alone where its switch is 1, and through
-    what travels beside it alone where it is 0.
+    """Returns the shortcut with equal outputs and a switched gradient: through the branch at 1, through the shortcut at 0.
 
-    Jacobians of units being sums, the gradient of a network is the sum over all settings of the switches: over its paths.
+    The Jacobian of a block is a sum, so the gradients of all settings, the paths, add up to that of the network.
     """
-    made, given = parts(shortcut)
-    return configured(_routed(made), **given) if given else _routed(made)
+    cls, arguments = parts(shortcut)
+    return configured(_routed(cls), **arguments) if arguments else _routed(cls)
 
 
 @functools.cache
 def _routed(shortcut: type[nnx.Module]) -> type[nnx.Module]:
-    def start(self: Any, *args: Any, **given: Any) -> None:
-        shortcut.__init__(self, *args, **given)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        shortcut.__init__(self, *args, **kwargs)
         self.switch = Switch(jnp.ones(()))
 
-    def call(self: Any, x: Array, branch: Array, **given: Any) -> Array:
+    def call(self: Any, x: Array, branch: Array, **kwargs: Any) -> Array:
         merge: Any = shortcut.__call__  # pyright: ignore[reportAttributeAccessIssue]
-        by_branch = merge(self, lax.stop_gradient(x), branch, **given)
-        by_shortcut = merge(self, x, lax.stop_gradient(branch), **given)
+        by_branch = merge(self, lax.stop_gradient(x), branch, **kwargs)
+        by_shortcut = merge(self, x, lax.stop_gradient(branch), **kwargs)
         return jnp.where(self.switch[...] > 0, by_branch, by_shortcut)
 
-    return type(f"Routed{shortcut.__name__}", (shortcut,), {"__init__": start, "__call__": call, "__module__": __name__})
+    return type(f"Routed{shortcut.__name__}", (shortcut,), {"__init__": init, "__call__": call, "__module__": __name__})

@@ -16,12 +16,12 @@ from resnet_jax.models.catalog import (
     resnet200,
 )
 from resnet_jax.models.counts import Counts, count
-from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.families import cifar_architecture, densenet_architecture, imagenet_architecture, wide_architecture
 from resnet_jax.models.pretrained.card import Card, View
 from resnet_jax.models.pretrained.loading import Pretrained, load_pretrained
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.stochastic_depth import StochasticDepth
 from resnet_jax.models.unit import Unit
 
 __all__ = [

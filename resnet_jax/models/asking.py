@@ -1,8 +1,4 @@
-"""How parts of a network are made and called: each is handed the optional arguments that it names, and no other.
-
-So a shortcut of four lines and one that wants the network's convolution, its normalisation, the mode and a random key are
-treated alike, and a new optional argument changes no class that does not want it.
-"""
+"""Construction and calls of the parts of a network: each receives the optional arguments that its signature declares."""
 
 from typing import Any
 
@@ -12,12 +8,12 @@ from resnet_jax.configured import Configured, Factory, method_parameters, parts
 
 
 def make(factory: Factory, *args: Any, **offered: Any) -> Any:
-    """Constructs a part with ``args`` and those of ``offered`` that its constructor names. One with ``**kwargs`` gets all."""
+    """Constructs a part with ``args`` and those of ``offered`` that its constructor names; with ``**kwargs`` it receives all."""
     return bound(factory, **offered)(*args)
 
 
 def bound(factory: Factory, **offered: Any) -> Configured:
-    """A factory with those of ``offered`` that its constructor names and that it was not given. Equal to another of equal arguments."""
+    """A factory with those of ``offered`` that its constructor names and that it lacks. Equal arguments make equal factories."""
     made, given = parts(factory)
     return Configured(made, tuple(sorted((_named(made, "__init__", offered) | given).items())))
 
@@ -25,11 +21,6 @@ def bound(factory: Factory, **offered: Any) -> Configured:
 def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:
     """Calls a part with ``args`` and those of ``offered`` that its call names."""
     return module(*args, **_named(type(module), "__call__", offered))  # pyright: ignore[reportCallIssue]
-
-
-def names_in_call(module: nnx.Module, argument: str) -> bool:
-    """Whether the call of a part names an argument; ``**kwargs`` alone, which may ignore it, does not."""
-    return argument in method_parameters(type(module), "__call__")[0]
 
 
 def names(factory: Factory, argument: str) -> bool:

@@ -1,7 +1,8 @@
-"""The networks of the papers by name: one table."""
+"""Catalog of the papers' networks by name."""
 
+import functools
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from flax import nnx
 
@@ -9,7 +10,6 @@ from resnet_jax.configured import configured
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, SingleLayer
-from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.families import (
     DENSENET_STAGES,
@@ -23,16 +23,14 @@ from resnet_jax.models.orders import Fixup, FullPreactivation
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import NoShortcut, PooledProjection, PooledZeroPad, Projection
 from resnet_jax.models.stems import DeepStem
+from resnet_jax.models.stochastic_depth import StochasticDepth
 
-CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
+_CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
+# ResNeXt (arXiv 1611.05431), Tables 3 and 4: cardinality x width.
+_RESNEXT = {50: ((2, 40), (4, 24), (8, 14), (32, 4)), 101: ((2, 40), (4, 24), (8, 14), (32, 4), (32, 8), (2, 64), (64, 4))}
+_WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
 
-
-def _preactivated(depth: int, **fields: Any) -> Architecture:
-    return cifar_architecture(depth, order=FullPreactivation, shortcut=Projection, **fields)
-
-
-def _se(depth: int) -> Architecture:
-    return imagenet_architecture(depth, branch=configured(IMAGENET_STAGES[depth][0], reduction=16))
+_preactivated = functools.partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
 
 def _resnext(depth: int, groups: int, width: int, **options: Any) -> Architecture:
@@ -43,10 +41,6 @@ def _resnext29(groups: int, width: int) -> Architecture:
     branch = configured(BottleneckV15, groups=groups, base_width=width)
     return cifar_architecture(29, branch=branch, shortcut=Projection, features=(64, 128, 256))
 
-
-# ResNeXt (1611.05431), Table 3 and Table 4: cardinality x width.
-_RESNEXT = {50: ((2, 40), (4, 24), (8, 14), (32, 4)), 101: ((2, 40), (4, 24), (8, 14), (32, 4), (32, 8), (2, 64), (64, 4))}
-_WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12), (40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
 
 NETWORKS: dict[str, Architecture] = {
     # He et al. 2015, Table 1: the stride in the first 1x1.
@@ -60,7 +54,7 @@ NETWORKS: dict[str, Architecture] = {
         for d in (18, 34, 50, 101, 152, 200)
     },
     # Hu et al. 2018 (1709.01507), Table 1.
-    **{f"seresnet{d}": _se(d) for d in (18, 34, 50, 101, 152)},
+    **{f"seresnet{d}": imagenet_architecture(d, branch=configured(IMAGENET_STAGES[d][0], reduction=16)) for d in (18, 34, 50, 101, 152)},
     **{f"seresnext{d}_32x4d": _resnext(d, 32, 4, reduction=16) for d in (50, 101)},
     # He et al. 2016, Table 5.
     **{f"preresnet{d}": imagenet_architecture(d, order=FullPreactivation) for d in IMAGENET_STAGES},
@@ -69,8 +63,8 @@ NETWORKS: dict[str, Architecture] = {
     **{f"resnext{depth}_{c}x{w}d": _resnext(depth, c, w) for depth, rows in _RESNEXT.items() for c, w in rows},
     **{f"densenet{d}": densenet_architecture(d, imagenet=True) for d in DENSENET_STAGES},
     # Small images. He et al. 2015, Section 4.2.
-    **{f"cifar_resnet{d}": cifar_architecture(d) for d in CIFAR_DEPTHS},
-    **{f"cifar_plain{d}": cifar_architecture(d, shortcut=NoShortcut) for d in CIFAR_DEPTHS},
+    **{f"cifar_resnet{d}": cifar_architecture(d) for d in _CIFAR_DEPTHS},
+    **{f"cifar_plain{d}": cifar_architecture(d, shortcut=NoShortcut) for d in _CIFAR_DEPTHS},
     # He et al. 2016, Tables 2 to 4.
     **{f"cifar_resnet{d}": cifar_architecture(d, branch=Bottleneck, shortcut=Projection) for d in (164, 1001)},
     "cifar_preresnet110": _preactivated(110),
@@ -105,15 +99,11 @@ FAMILIES: dict[str, Any] = {
 
 
 def architecture(name: str, depth: int | None = None) -> Architecture:
-    """Looks up a network as the command line names it: one of ``NETWORKS`` (``resnet50_d``, ``wrn28_10``), or one of ``FAMILIES`` with its
-    depth given beside it or behind its name (``cifar_resnet``, 26 or ``cifar_resnet26``).
-
-    Raises:
-      UserError: for an unknown name, or a family without its depth.
-    """
+    """Returns a network of ``NETWORKS``, or of ``FAMILIES`` by depth: ``cifar_resnet``, 26 or ``cifar_resnet26``."""
     if depth is None and name in NETWORKS:
         return NETWORKS[name]
-    stem, digits = name.rstrip("0123456789"), name[len(name.rstrip("0123456789")) :]
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
     family = {"resnet": "imagenet_resnet", "plain": "imagenet_plain", "preresnet": "imagenet_preresnet"}.get(stem, stem)
     if family not in FAMILIES:
         if name in NETWORKS:
@@ -127,7 +117,7 @@ def architecture(name: str, depth: int | None = None) -> Architecture:
 
 
 def build(name: str, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any) -> ResNet:
-    """Builds a network by its name, fields of ``Architecture`` changed: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
+    """Builds a network by name: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
     return replace(architecture(name), **fields).build(rngs=rngs, execution=execution)
 
 
@@ -141,18 +131,9 @@ def imagenet_resnet(depth: int, *, rngs: nnx.Rngs, execution: Execution = Execut
     return imagenet_architecture(depth, **fields).build(rngs=rngs, execution=execution)
 
 
-@runtime_checkable
-class _Named(Protocol):
-    def __call__(self, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any) -> ResNet: ...
-
-
-def _named(depth: int) -> _Named:
-    def build(*, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any) -> ResNet:
-        return imagenet_resnet(depth, rngs=rngs, execution=execution, **fields)
-
-    build.__doc__ = f"Builds ``imagenet_architecture({depth}, **fields)``."
-    build.__name__ = build.__qualname__ = f"resnet{depth}"
-    return build
-
-
-resnet18, resnet34, resnet50, resnet101, resnet152, resnet200 = map(_named, IMAGENET_STAGES)
+resnet18 = functools.partial(imagenet_resnet, 18)
+resnet34 = functools.partial(imagenet_resnet, 34)
+resnet50 = functools.partial(imagenet_resnet, 50)
+resnet101 = functools.partial(imagenet_resnet, 101)
+resnet152 = functools.partial(imagenet_resnet, 152)
+resnet200 = functools.partial(imagenet_resnet, 200)

@@ -1,9 +1,9 @@
-"""How the units of a network are run: one after another, or as one ``lax.scan``. Their variables are stored stacked either way."""
+"""How a network is compiled and how the blocks of a stage run: unrolled, or as one ``lax.scan``."""
 
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -13,91 +13,70 @@ from jax import lax
 from jax.extend.core import primitives
 from jaxtyping import Array, Float, Int, Key
 
-from resnet_jax.configured import LATER
-from resnet_jax.models.convolution import Gradients
+from resnet_jax.kernels import Kernels
 
-_DEAR = (primitives.conv_general_dilated_p, primitives.dot_general_p, primitives.reduce_sum_p, primitives.random_bits_p)
-_LIBRARY, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
+_EXPENSIVE = (primitives.conv_general_dilated_p, primitives.dot_general_p, primitives.reduce_sum_p, primitives.random_bits_p)
+_YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a network is compiled; never what it computes, so it is no part of an experiment's fingerprint."""
+    """How a network is compiled. It does not change what is computed, so it is not part of a fingerprint."""
 
     blocks: Literal["auto", "loop", "scan"] = "auto"
-    """Units of a stage unrolled, or as one scan. auto: scan on CPU, and for more than 100 units (compile time) elsewhere."""
-    convolution: Gradients = "auto"
-    """Gradients of convolutions: XLA's own (plain) or written out (explicit). auto: explicit on CPU."""
-    normalization: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of BatchNorm: JAX's own (plain) or written out (explicit). auto: explicit on CPU and GPU."""
-    pooling: Gradients = field(default="auto", metadata={LATER: True})
-    """Gradients of the stem's max-pooling: XLA's own (plain) or written out (explicit). auto: explicit on CPU and GPU."""
-    stem: Literal["plain", "space_to_depth"] = field(default="plain", metadata={LATER: True})
-    """Strided convolutions of the stem as they stand, or on blocks of 2x2 pixels with equal values, see ``models/space_to_depth.py``."""
+    """Blocks of a stage unrolled, or as one scan. auto: scan on CPU, and above 100 blocks elsewhere."""
+    kernels: Kernels = "auto"
+    """Custom VJPs. plain: none; gpu: BatchNorm and max pooling; cpu: convolutions too; auto: by backend."""
     remat: bool = False
-    """Whether all of a unit's activations are computed again on the way back rather than kept: less memory, more time."""
+    """Recompute all activations of a block in the backward pass: less memory, more time."""
     steps_per_dispatch: int = 0
-    """Training steps in one call of the compiled program, see ``steps_a_call``. 0: one on CPU, up to 100 elsewhere."""
-    images_per_device: int = field(default=0, metadata={LATER: True})
-    """At most so many images of a batch on a device at once: a batch is taken in parts, whose gradients are added up, as fewer devices
-    need. BatchNorm's groups stay whole. 0: all."""
+    """Most training steps per call of the compiled program. 0: 1 on CPU, 100 elsewhere."""
+    images_per_device: int = 0
+    """Per-device microbatch size. Larger batches use gradient accumulation; BatchNorm groups stay whole. 0: no limit."""
 
     def steps_a_call(self, backend: str | None = None) -> int:
-        """Training steps in one call at most, on a backend or, None, on that of this machine, of images that live on the device."""
-        # On CPU a call costs nothing beside a step, and a loop around the step compiles to slower code.
+        """Returns the most training steps per call on a device-resident data set, by default on the backend in use."""
+        # On CPU a call is cheap, and a loop around the step compiles to slower code.
         return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 100)
 
     def scans(self, units: int, backend: str | None = None) -> bool:
-        """Whether a network of this many units is run by scans, on a backend (cpu, gpu, tpu) or, None, on that of this machine."""
+        """Returns whether a network of this many blocks runs as scans, by default on the backend in use."""
         if self.blocks == "auto":
             return (backend or jax.default_backend()) == "cpu" or units > 100
         return self.blocks == "scan"
 
 
 def quick_to_compile() -> dict[str, Any] | None:
-    """Compiler options for what runs once. On CPU, LLVM's optimisations of an initialisation cost 5 s for ResNet-20 and save 20 ms."""
+    """Returns compiler options for what runs once."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
-    """Compiler options of what runs often, on a platform (cpu, gpu, tpu) or, None, on that of this machine.
+    """Returns compiler options for what runs often, by default on the backend in use.
 
-    On CPU, XLA leaves to the YNNPACK library reductions alone. It would give it convolutions and products as well, which XLA's own code
-    and Eigen are faster at: ``resnet-jax bench flags`` measures the flag. None elsewhere, where this jaxlib does not know the option, and
-    where ``XLA_FLAGS`` says what to do.
+    On CPU they leave only reductions to YNNPACK: XLA's own code and Eigen are faster for convolutions and products.
     """
-    if (platform or jax.default_backend()) != "cpu" or _LIBRARY in os.environ.get("XLA_FLAGS", "") or not _reductions_alone():
+    if (platform or jax.default_backend()) != "cpu" or _YNN_FUSION in os.environ.get("XLA_FLAGS", "") or not _knows(_YNN_FUSION):
         return None
-    return {_LIBRARY: _REDUCTIONS}
+    return {_YNN_FUSION: _REDUCTIONS}
 
 
 @functools.cache
-def _reductions_alone() -> bool:
+def _knows(option: str) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options={_LIBRARY: _REDUCTIONS}).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: _REDUCTIONS}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
 
 
-def _dear(operation: Any, *_: Any, **__: Any) -> bool:
-    """Whether a result inside a scan is kept for the way back. What is kept is copied into one array for all units, and out of it again,
-    which costs more than to compute values by values (a normalisation from its sums, a ReLU) once more where they are used.
-    """
-    return operation in _DEAR
+def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
+    """Remat policy of scans, which copy what is saved: cheap results are recomputed."""
+    return operation in _EXPENSIVE
 
 
 class Stack(nnx.Module):
-    """Neighbouring units of equal structure; each of their variables is one array with the units along its first axis.
-
-    So 1202 layers are initialised, trained and saved as few arrays as 20 are, and a scan over them has nothing to gather.
-
-    Args:
-      make: makes one unit, ``make(rngs=)``.
-      count: how many.
-      scan, remat: how they are run, see ``Execution``.
-      rngs: stream ``params``.
-    """
+    """Consecutive blocks ``make(rngs=)`` of equal structure; each variable is one array with the blocks along its first axis."""
 
     def __init__(self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs):
         def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
@@ -110,7 +89,7 @@ class Stack(nnx.Module):
         self.out_features: int = self.stacked.out_features
 
     def unit(self, index: int) -> nnx.Module:
-        """A copy of one unit."""
+        """Returns a copy of one block."""
         graphdef, state = nnx.split(self.stacked)
         return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
 
@@ -123,7 +102,7 @@ class Stack(nnx.Module):
         multipliers: Float[Array, "units _"] | None = None,
         permutation: Int[Array, "units"] | None = None,
     ) -> Float[Array, "n ho wo co"]:
-        """Runs the units in order, or in that of ``permutation``; ``multipliers`` and keys belong to places, not to units."""
+        """Runs the blocks in order, or in that of ``permutation``; multipliers and keys belong to positions, not to blocks."""
         graphdef, state = nnx.split(self.stacked)
         variables = nnx.to_pure_dict(state)
         if permutation is not None:
@@ -139,15 +118,15 @@ class Stack(nnx.Module):
         inputs = (variables, keys, multipliers)
         scan = self.scan and self.count > 1
         if self.remat or scan:
-            run = jax.checkpoint(run, prevent_cse=not scan, policy=None if self.remat else _dear)
+            run = jax.checkpoint(run, prevent_cse=not scan, policy=None if self.remat else _is_expensive)
         if scan:
             x, changed = lax.scan(run, x, inputs)
         else:
-            each = []
+            afters = []
             for one in _unstacked(inputs, self.count):
                 x, after = run(x, one)
-                each.append(after)
-            changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+                afters.append(after)
+            changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *afters)
         if train:
             if permutation is not None:
                 changed = jax.tree.map(lambda a: a[jnp.argsort(permutation)], changed)
@@ -156,7 +135,7 @@ class Stack(nnx.Module):
 
 
 def _unstacked(tree: Any, count: int) -> list[Any]:
-    # The gradient of a split is one concatenation; that of `count` slices a sum of as many padded arrays.
+    # The gradient of a split is one concatenation; that of `count` slices a sum of padded arrays.
     def split(leaf: Array) -> list[Array]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return [leaf[i] for i in range(count)]

@@ -1,45 +1,44 @@
-"""Short names of the parts of a network: how the command line, the ledger and the tables of results write them."""
+"""Short names of the parts of a network, as the command line, the ledger and tables write them."""
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal
 
 from resnet_jax import configured, references
-from resnet_jax.configured import LATER, Configured, Factory
+from resnet_jax.configured import Configured, Factory
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import branches, catalog, norms, orders, shortcuts, stems, transitions
+from resnet_jax.models import branches, catalog, norms, orders, shortcuts, stems
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.models.depth import StochasticDepth
-from resnet_jax.models.orders import Order
 
-# More stages than any network has, and more characters than any part of one: a file that describes a network may be anybody's.
-_STAGES, _WRITTEN = 100, 300
+# Bounds on an untrusted description: stages, sizes, and the text of a part.
+_STAGES, _SIZE, _TEXT = 100, 2**31, 300
+_NONE: Mapping[str, Factory] = MappingProxyType({})
 
 
-def known() -> dict[str, Factory]:
-    """Short name to part, of every part that comes with the package."""
-    found: dict[str, Factory] = {
+def parts_of(*modules: ModuleType) -> dict[str, Factory]:
+    """Name to part, of the public classes that modules define and the configured classes in them."""
+    return {
         name: value
-        for module in (branches, norms, orders, shortcuts, stems, transitions)
+        for module in modules
         for name, value in vars(module).items()
         if (isinstance(value, Configured) or (isinstance(value, type) and value.__module__ == module.__name__)) and not name.startswith("_")
     }
-    return {**found, **shortcuts.OPTIONS}
 
 
-def load_part(text: str, others: Mapping[str, Factory] = MappingProxyType({})) -> Factory:
-    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name, of ``others`` too, or FILE.py:CLASS.
-
-    Raises:
-      UserError: for an unknown name or argument.
-    """
-    return configured.parse(text, lambda name: others[name] if name in others else _load(name, others))
+def known() -> dict[str, Factory]:
+    """Short name to part, of every part of a network in the package."""
+    return {**parts_of(branches, norms, orders, shortcuts, stems), **shortcuts.OPTIONS}
 
 
-def name_of(value: Factory, others: Mapping[str, Factory] = MappingProxyType({})) -> str:
-    """The short name of a part of ours, or of ``others``, the reference of any other; with its arguments."""
+def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
+    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
+    return configured.parse(text, lambda name: references.load(name) if ":" in name else _own(name, others))
+
+
+def name_of(value: Factory, others: Mapping[str, Factory] = _NONE) -> str:
+    """The short name or the reference of a part, with its arguments."""
     short = {**known(), **others}
     for name, part in short.items():
         if part == value:
@@ -48,75 +47,57 @@ def name_of(value: Factory, others: Mapping[str, Factory] = MappingProxyType({})
 
 
 def variant(name: str, **fields: Any) -> Architecture:
-    """A network of the catalog with some fields changed, parts given by their short names: ``variant("cifar_resnet110", shortcut="B")``.
-
-    Raises:
-      UserError: for an unknown name, field or part.
-    """
+    """A network of the catalog with some fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
     return dataclasses.replace(catalog.architecture(name), **_fields(fields, load_part))
 
 
 def write(architecture: Architecture) -> dict[str, Any]:
-    """A network as what JSON can say, parts by their short names."""
+    """A network as plain JSON, parts by their short names."""
     fields = {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture)}
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Configured | type):
-            return name_of(value)
-        return _depth(value) if isinstance(value, StochasticDepth) else value
-
-    return {name: plain(value) for name, value in fields.items()}
-
-
-def _depth(value: StochasticDepth) -> dict[str, Any]:
-    # Cards from before, and versions that read them, do not know what came later.
-    said = [f.name for f in dataclasses.fields(value) if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)]
-    return {name: getattr(value, name) for name in said}
+    named = {name: name_of(value) for name, value in fields.items() if isinstance(value, Configured | type)}
+    return fields | named | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
 
 
 def read(written: dict[str, Any]) -> Architecture:
-    """Undoes ``write``; nothing is imported for it.
+    """Undoes ``write`` of an untrusted description; imports nothing.
 
     Raises:
-      UserError: for a missing or unknown field, one that is not of its kind, or a part that is not this package's.
+      UserError: for a missing, unknown or invalid field, or a part that is not the package's.
     """
     try:
-        made = Architecture(**_fields(written, _parse_ours))
+        found = Architecture(**_fields(written, _parse_own))
     except (TypeError, AttributeError) as error:
         raise UserError(f"this describes no network: {error!s:.200}") from error
-    depth = made.stochastic_depth
-    sane = {
-        "stages": _are_sizes(made.stages) and len(made.stages) <= _STAGES,
-        "features": _are_sizes(made.features),
-        "input_shape": _are_sizes(made.input_shape) and len(made.input_shape) == 3,
-        "stem_features": _are_sizes((made.stem_features,)),
-        "num_classes": _are_sizes((made.num_classes,)),
-        "output_stride": _are_sizes((made.output_stride,)),
-        "dtype": made.dtype in ("float32", "bfloat16"),
-        "stochastic_depth": isinstance(depth, StochasticDepth) and type(depth.survival) in (int, float) and type(depth.kept) is int,
-        **{name: isinstance(getattr(made, name), type | Configured) for name, hint in _hints().items() if _is_part(hint)},
-    }
-    wrong = [name for name, is_sane in sane.items() if not is_sane]
-    if wrong:
-        raise UserError(f"this describes no network, not being of the right kind: {', '.join(wrong)}")
-    return made
+    invalid = [name for name, hint in _hints(Architecture).items() if not _is_valid(getattr(found, name), hint)]
+    if invalid:
+        raise UserError(f"this describes no network, not being of the right kind: {', '.join(invalid)}")
+    return found
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, tuple) and all(type(size) is int and 0 <= size < 2**31 for size in value)
+def _is_valid(value: Any, hint: Any) -> bool:
+    """Whether a value is of the annotated type, within bounds."""
+    arguments = typing.get_args(hint)
+    if _is_part(hint):
+        return isinstance(value, type | Configured)
+    if typing.get_origin(hint) is Literal:
+        return value in arguments
+    if typing.get_origin(hint) is tuple:
+        fits = len(value) <= _STAGES if arguments[-1] is ... else len(value) == len(arguments)
+        return isinstance(value, tuple) and fits and all(_is_valid(size, int) for size in value)
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, typing.cast(type, hint)) and all(_is_valid(getattr(value, n), h) for n, h in _hints(hint).items())
+    return type(value) is int and 0 <= value < _SIZE if hint is int else type(value) in (int, float)
 
 
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(Architecture)
+_hints = typing.get_type_hints
 
 
 def _is_part(hint: Any) -> bool:
-    return hint == type[Order] or Configured in typing.get_args(hint)
+    return typing.get_origin(hint) is type or Configured in typing.get_args(hint)
 
 
 def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
-    hints = _hints()
-    found = {}
+    hints, found = _hints(Architecture), {}
     for field, value in given.items():
         if field not in hints:
             raise UserError(f"Architecture has no field {field!r}{nearest(field, hints)}")
@@ -125,26 +106,24 @@ def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[st
         elif isinstance(value, list):
             value = tuple(value)
         elif isinstance(value, dict) and dataclasses.is_dataclass(hints[field]):
-            value = hints[field](**value)
+            value = typing.cast(type, hints[field])(**value)
         found[field] = value
     return found
 
 
-def _load(name: str, others: Iterable[str] = ()) -> Any:
-    return references.load(name) if ":" in name else _load_ours(name, others)
+def _parse_own(text: str) -> Factory:
+    # Python's parser needs memory and time for long texts.
+    if len(text) > _TEXT:
+        raise UserError(f"{text[:60]}... is {len(text)} characters long; a part of the package needs at most {_TEXT}")
+    return configured.parse(text, _own)
 
 
-def _parse_ours(text: str) -> Factory:
-    # Python's parser needs memory and time for long texts, and our own parts have short ones.
-    if len(text) > _WRITTEN:
-        raise UserError(f"{text[:60]}... is {len(text)} characters long, which no part of ours is")
-    return configured.parse(text, _load_ours)
-
-
-def _load_ours(name: str, others: Iterable[str] = ()) -> Any:
-    names = known()
+def _own(name: str, others: Mapping[str, Factory] = _NONE) -> Factory:
     if ":" in name:
-        raise UserError(f"the network has a part of somebody's own, {name}: a file cannot bring code along, so give the network itself")
+        raise UserError(
+            f"the network has a part that is not the package's, {name}: a file cannot bring code along, so give the network itself"
+        )
+    names = {**known(), **others}
     if name not in names:
-        raise UserError(f"{name!r} is no known class{nearest(name, [*names, *others])}; for your own write FILE.py:CLASS")
+        raise UserError(f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS")
     return names[name]

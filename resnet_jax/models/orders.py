@@ -1,48 +1,47 @@
-"""Where normalisation and activation stand in a residual network: He et al. 2016 (arXiv 1603.05027), Figure 4 and Table 2.
+"""Order of normalization, activation and addition: He et al. 2016 (arXiv 1603.05027), Figure 4, Table 2.
 
-An order is a class that says, by lists of layers, what stands before and after convolutions, the addition, the stem and the classifier.
-``Norm`` stands for the network's own normalisation; any other layer is a class made with ``(features, rngs=)``. A user's order is
-another such class.
+An order is a subclass of ``Order`` whose tuples name layers: ``Norm``, the network's normalization, or classes called with
+``(features, rngs=)``.
 """
 
 from typing import ClassVar
 
 from flax import nnx
-from jaxtyping import Array, Float
 
+from resnet_jax.configured import method_parameters
 from resnet_jax.errors import UserError
 from resnet_jax.models import asking
-from resnet_jax.models.layers import Bias, Multiplier, NormFactory, ReLU
+from resnet_jax.models.layers import Activation, Bias, Multiplier, NormFactory, ReLU
 
 
 class Norm:
-    """The place of the network's normalisation."""
+    """Placeholder for the network's normalization."""
 
 
 Layers = tuple[type, ...]
 
 
 class Order:
-    """What an order says. Derive from it and set what differs."""
+    """Base class of orders."""
 
     before_convolution: ClassVar[Layers] = ()
     """Before every convolution of a branch."""
     after_convolution: ClassVar[Layers] = ()
-    """After every convolution but the branch's last."""
+    """After every convolution of a branch but the last."""
     after_last_convolution: ClassVar[Layers] = ()
     after_addition: ClassVar[Layers] = ()
     after_stem: ClassVar[Layers] = (Norm, ReLU)
     before_pooling: ClassVar[Layers] = (Norm, ReLU)
-    """After a stem's convolution where max-pooling follows."""
+    """After a stem's convolution that max pooling follows."""
     before_classifier: ClassVar[Layers] = ()
     shares_first: ClassVar[bool] = False
-    """Whether shortcut and branch of the network's first unit both see what stands before its first convolution."""
+    """Whether the network's first block applies ``before_convolution`` to its shortcut too."""
     zero_classifier: ClassVar[bool] = False
-    """Whether the classifier begins at zero."""
+    """Whether the classifier's weights are initially zero."""
 
     @classmethod
     def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:
-        """Factors on the He-initialised kernels of a branch of so many convolutions in a network of so many units."""
+        """Returns factors on the He-initialized weights of a branch in a network of ``units`` blocks."""
         del units
         return (1.0,) * convolutions
 
@@ -63,7 +62,7 @@ class NormAfterAddition(Order):
 
 
 class ReluBeforeAddition(Order):
-    """conv, BN, ReLU, conv, BN, ReLU, add. Figure 4 (c): the branch is never negative."""
+    """conv, BN, ReLU, conv, BN, ReLU, add. Figure 4 (c)."""
 
     after_convolution = (Norm, ReLU)
     after_last_convolution = (Norm, ReLU)
@@ -83,9 +82,8 @@ class ReluOnlyPreactivation(Order):
 class FullPreactivation(Order):
     """BN, ReLU, conv, BN, ReLU, conv, add. Figure 4 (e).
 
-    "For the first Residual Unit [...] we adopt the first activation right after conv1 and before splitting into two paths; for the
-    last Residual Unit [...] we adopt an extra activation right after its element-wise addition" (Appendix). A projection is fed the
-    pre-activation, and is not normalised again.
+    The first block's pre-activation is shared by both paths, and one more follows the last block (Appendix). A
+    projection's input is the pre-activation.
     """
 
     before_convolution = (Norm, ReLU)
@@ -95,10 +93,10 @@ class FullPreactivation(Order):
 
 
 class Fixup(Order):
-    """No normalisation: scaled initialisation, scalar biases, one multiplier a branch (Zhang et al. 2019, arXiv 1901.09321, Section 3.2).
+    """Scaled initialization, scalar biases and multipliers, no normalization (Zhang et al. 2019, arXiv 1901.09321).
 
-    The authors train the scalars with a tenth of the learning rate; here all parameters have one.
-    Branch kernels are He-initialised times L^(-1/(2m-2)), L units of m convolutions; a branch's last kernel and the classifier are zero.
+    Section 3.2: branch weights times L^(-1/(2m-2)) for L blocks of m convolutions; the last of a branch and the
+    classifier are zero. The authors train the scalars with a tenth of the learning rate; here all parameters have one.
     """
 
     before_convolution = (Bias,)
@@ -113,23 +111,22 @@ class Fixup(Order):
     @classmethod
     def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:
         if convolutions < 2:
-            raise UserError("Fixup's initialisation L^(-1/(2m-2)) is not defined for branches of m = 1 convolution: use two or more")
+            raise UserError("Fixup's initialization L^(-1/(2m-2)) is undefined for branches of m = 1 convolution: use two or more.")
         return (*[units ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)
 
 
 class Sequence(nnx.Module):
-    """Some layers of an order, one after another; empty: the identity. A layer that names ``rectify`` does the work of a ReLU behind it."""
+    """Layers of an order. One whose call names ``rectify`` also applies the ReLU behind it."""
 
     def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
         self.layers = nnx.List([(norm if layer is Norm else layer)(features, rngs=rngs) for layer in layers])
 
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool) -> Float[Array, "n h w c"]:
+    def __call__(self, x: Activation, *, train: bool) -> Activation:
         layers = list(self.layers)
         while layers:
             layer, *layers = layers
-            if layers and type(layers[0]) is ReLU and asking.names_in_call(layer, "rectify"):
-                x = asking.call(layer, x, train=train, rectify=True)
-                layers = layers[1:]
-            else:
-                x = asking.call(layer, x, train=train)
+            options = {}
+            if layers and type(layers[0]) is ReLU and "rectify" in method_parameters(type(layer), "__call__")[0]:
+                options, layers = {"rectify": True}, layers[1:]
+            x = asking.call(layer, x, train=train, **options)
         return x

@@ -1,4 +1,4 @@
-"""The residual network: a stem, stages of units, a classifier."""
+"""Residual network: stem, stages of blocks, classifier."""
 
 import functools
 import itertools
@@ -12,50 +12,37 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
-from resnet_jax.configured import Configured, Factory, configured
-from resnet_jax.configured import parts as configured_parts
+from resnet_jax.configured import Configured, Factory, configured, parts
 from resnet_jax.errors import UserError
 from resnet_jax.models import asking
 from resnet_jax.models.branches import Basic
-from resnet_jax.models.depth import StochasticDepth
 from resnet_jax.models.execution import Execution, Stack
-from resnet_jax.models.head import Head
-from resnet_jax.models.layers import Conv, he_normal
+from resnet_jax.models.layers import Conv, NormFactory, he_normal
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Order, Original
+from resnet_jax.models.orders import Order, Original, Sequence
 from resnet_jax.models.shortcuts import Projection
-from resnet_jax.models.stems import SmallImageStem
-from resnet_jax.models.strides import stage_strides
-from resnet_jax.models.transitions import NoTransition
+from resnet_jax.models.stems import NoTransition, SmallImageStem
+from resnet_jax.models.stochastic_depth import StochasticDepth
 from resnet_jax.models.unit import Unit
+
+
+class Head(nnx.Module):
+    """Global average pooling and a fully connected layer; float32 whatever the dtype of the network."""
+
+    def __init__(self, in_features: int, num_classes: int, *, order: type[Order] = Original, norm: NormFactory = BatchNorm, rngs: nnx.Rngs):
+        self.before = Sequence(order.before_classifier, in_features, norm=norm, rngs=rngs)
+        init = jax.nn.initializers.zeros if order.zero_classifier else he_normal
+        self.linear = nnx.Linear(in_features, num_classes, kernel_init=init, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n classes"]:
+        return self.linear(jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32))
 
 
 class ResNet(nnx.Module):
     """Deep residual network (He et al. 2015, Sections 3.3 and 4.2); plain with ``shortcut=NoShortcut``.
 
-    Args:
-      stages: units per stage. The first unit of every stage but the first has stride 2.
-      features: width of the units of each stage, before a bottleneck's expansion.
-      stem_features: width of the stem; 0: that of the first stage.
-      branch: class of the branches, see ``resnet_jax.models.branches``.
-      order: see ``resnet_jax.models.orders``.
-      shortcut: class of the shortcuts, see ``resnet_jax.models.shortcuts``.
-      stem: class of the stem, see ``resnet_jax.models.stems``.
-      norm: class of the normalisation layers, see ``resnet_jax.models.norms``.
-      transition: class of what stands between stages, see ``resnet_jax.models.transitions``.
-      stochastic_depth: whether branches are dropped while training.
-      output_stride: pixels of the image to a pixel of the last map: later stages are dilated instead of strided. 0: no dilation.
-      num_classes: number of logits.
-      in_features: channels of the images.
-      dtype: what the network computes in; parameters, statistics and logits stay float32.
-      execution: how it is compiled.
-      rngs: stream ``params``.
-
-    Attributes:
-      out_features: channels that the classifier sees.
-
-    Raises:
-      UserError: where ``stages`` and ``features`` differ in length, a stage is empty, or the parts do not fit each other.
+    Arguments are fields of ``Architecture``. ``out_features`` are the classifier's inputs, ``widths`` the channels of
+    each map of ``features``.
     """
 
     def __init__(
@@ -79,25 +66,24 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(stages) != len(features) or not stages or min(stages) < 1:
-            raise UserError(f"stages={stages} and features={features}: give one width and at least one unit for every stage")
+            raise UserError(f"stages={stages} and features={features}: give one width and at least one unit for every stage.")
         if min(*features, stem_features or 1, num_classes, in_features) < 1:
-            given = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
-            raise UserError(f"{given}: every width is at least 1")
+            widths = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
+            raise UserError(f"{widths}: every width is at least 1.")
         stochastic_depth.check(sum(stages))
         self.dtype, self.stochastic_depth = dtype, stochastic_depth
         self.units = units = sum(stages)
-        conv = configured(Conv, gradients=execution.convolution)
+        kernels = execution.kernels
         stack = functools.partial(Stack, scan=execution.scans(units), remat=execution.remat)
-        parts: dict[str, Any] = {"order": order, "conv": conv, "norm": asking.bound(norm, gradients=execution.normalization)}
+        shared: dict[str, Any] = {"order": order, "conv": configured(Conv, kernels=kernels), "norm": asking.bound(norm, kernels=kernels)}
         width = stem_features or features[0]
-        stem_conv = configured(conv, space_to_depth=execution.stem == "space_to_depth")
-        self.stem = asking.make(stem, in_features, width, **parts | {"conv": stem_conv, "pooling": execution.pooling}, rngs=rngs)
+        self.stem = asking.make(stem, in_features, width, **shared, kernels=kernels, rngs=rngs)
         widths = {"stem": width}
         transitions, built = [], []
-        strides = stage_strides(len(stages), output_stride, self.stem, configured_parts(transition)[0])
+        strides = _strides(len(stages), output_stride, self.stem, parts(transition)[0])
         for index, (stride, *dilation) in enumerate(strides):
-            transitions.append(asking.make(transition if index else NoTransition, width, **parts, rngs=rngs))
-            unit = asking.bound(Unit, features=features[index], branch=branch, shortcut=shortcut, units=units, **parts)
+            transitions.append(asking.make(transition if index else NoTransition, width, **shared, rngs=rngs))
+            unit = asking.bound(Unit, features=features[index], branch=branch, shortcut=shortcut, units=units, **shared)
             first = {
                 "in_features": transitions[-1].out_features,
                 "stride": stride,
@@ -109,8 +95,12 @@ class ResNet(nnx.Module):
             width = widths[f"stage{index + 1}"] = stacks[-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
         self.out_features = width
-        self._widths = tuple(widths.items())  # hashable, as everything static in a module has to be
-        self.head = Head(width, num_classes, order=order, norm=parts["norm"], rngs=rngs)
+        self._widths = tuple(widths.items())  # hashable, as static attributes of a module have to be
+        self.head = Head(width, num_classes, order=order, norm=shared["norm"], rngs=rngs)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        return dict(self._widths)
 
     def features(
         self,
@@ -121,23 +111,18 @@ class ResNet(nnx.Module):
         multipliers: Float[ArrayLike, "units *n"] | None = None,
         permutation: Int[ArrayLike, "units"] | None = None,
     ) -> dict[str, Float[Array, "n _ _ _"]]:
-        """Returns the activations after the stem and after each stage: ``stem``, ``stage1``, ... in the network's dtype, NHWC.
+        """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ... in the network's dtype, NHWC.
 
         Args:
-          images: numbers of any kind.
-          train: batch statistics are used, and the running ones updated in place; stochastic parts are random.
-          key: for stochastic depth and dropout while training.
-          multipliers: a factor on the branch of every unit, in order, or on that of every unit and image; 0 deletes a branch. Arrays,
-            so another lesion needs no other compilation.
-          permutation: which unit stands at each place. Units of equal structure may be exchanged, see ``exchangeable``; values that are
-            not known before the program runs, inside ``jax.jit``, are not checked.
-
-        Raises:
-          UserError: for stochastic parts without a key, or a permutation that exchanges units of unequal structure.
+          images: of any numeric dtype.
+          train: use batch statistics, update the running ones in place, and enable stochastic parts.
+          key: for stochastic depth and dropout in training.
+          multipliers: factors on the branches, per block or per block and image; 0 deletes a branch.
+          permutation: index of the block at each position, within ``exchangeable``; traced values are not checked.
         """
         factors = self._factors(len(images), train, key, multipliers)
         order = None if permutation is None else self._checked(permutation)
-        # The scopes carry the names into profiles, and into the per-stage table of `summary`.
+        # The scopes name sections of profiles and of the counts per stage.
         with jax.named_scope("stem"):
             x = asking.call(self.stem, jnp.asarray(images, self.dtype), train=train)
         maps, start = {"stem": x}, 0
@@ -172,45 +157,61 @@ class ResNet(nnx.Module):
         with jax.named_scope("head"):
             return self.head(last, train=train)
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """Channels of each map of ``features``."""
-        return dict(self._widths)
-
-    def new_head(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Replaces the fully connected layer by a new one, for other classes."""
-        self.head.linear = nnx.Linear(self.out_features, num_classes, kernel_init=he_normal, rngs=rngs)
-
     def exchangeable(self) -> list[range]:
-        """Runs of units of equal structure, by their places: those that ``permutation`` may exchange."""
+        """Returns the runs of positions with blocks of equal structure, which ``permutation`` may exchange."""
         counts = [stack.count for stacks in self.stages for stack in stacks]
         return [range(start, end) for start, end in itertools.pairwise(itertools.accumulate(counts, initial=0))]
 
     def _factors(self, images: int, train: bool, key: Any, multipliers: Any) -> Float[Array, "units _"] | None:
-        drawn_with = None if key is None else jax.random.fold_in(key, self.units)
-        drawn = self.stochastic_depth.multipliers(self.units, images, train=train, key=drawn_with)
+        depth_key = None if key is None else jax.random.fold_in(key, self.units)
+        drawn = self.stochastic_depth.multipliers(self.units, images, train=train, key=depth_key)
         if multipliers is None:
             return drawn
-        given = jnp.asarray(multipliers, jnp.float32)
-        if given.shape not in ((self.units,), (self.units, images)):
-            raise UserError(f"multipliers have shape {given.shape}; give ({self.units},), one a unit, or ({self.units}, {images})")
-        given = given.reshape(self.units, -1)
-        return given if drawn is None else given * drawn
+        factors = jnp.asarray(multipliers, jnp.float32)
+        if factors.shape not in ((self.units,), (self.units, images)):
+            raise UserError(f"multipliers have shape {factors.shape}: give ({self.units},), one per block, or ({self.units}, {images}).")
+        factors = factors.reshape(self.units, -1)
+        return factors if drawn is None else factors * drawn
 
     def _checked(self, permutation: Any) -> Int[Array, "units"]:
         if np.shape(permutation) != (self.units,):
-            raise UserError(f"permutation has shape {np.shape(permutation)}; give ({self.units},), the unit that stands at each place")
+            raise UserError(f"permutation has shape {np.shape(permutation)}: give ({self.units},), the block at each position.")
         if not isinstance(permutation, Tracer):
             order = np.asarray(permutation)
             runs = self.exchangeable()
             if any(sorted(order[run.start : run.stop].tolist()) != list(run) for run in runs):
                 allowed = ", ".join(f"{run.start} to {run.stop - 1}" for run in runs if len(run) > 1)
-                raise UserError(f"permutation {order.tolist()} exchanges units of unequal structure: only {allowed} may change places")
+                raise UserError(f"permutation {order.tolist()} exchanges blocks of unequal structure: only {allowed} may change places.")
         return jnp.asarray(permutation)
 
 
+def _strides(stages: int, output_stride: int, stem: Any, transition: Any) -> list[tuple[int, int, int]]:
+    """Returns each stage's stride, and its dilation up to the strided convolution and after it.
+
+    Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's outputs are among the
+    dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
+    """
+    if not output_stride:
+        return [(1, 1, 1)] + [(2 // transition.stride, 1, 1)] * (stages - 1)
+    reached = getattr(stem, "stride", None)
+    if reached is None or transition.stride != 1:
+        what = f"the stem {type(stem).__name__} has no stride" if reached is None else f"{transition.__name__} cannot be dilated"
+        raise UserError(f"output_stride={output_stride} is not possible: {what}.")
+    possible = [reached * 2**i for i in range(stages)]
+    if output_stride not in possible:
+        raise UserError(f"output_stride={output_stride}: with {stages} stages after a stem of stride {reached} it is one of {possible}.")
+    strides, dilation = [], 1
+    for index in range(stages):
+        stride, before = (2 if index else 1), dilation
+        if reached * stride > output_stride:
+            stride, dilation = 1, dilation * stride
+        reached *= stride
+        strides.append((stride, before, dilation))
+    return strides
+
+
 def _stacks(unit: Configured, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs) -> list[Stack]:
-    """The units of a stage, the first made from the arguments ``first``; neighbours made from equal arguments are one stack."""
+    """Builds a stage; consecutive blocks of equal arguments are one stack."""
     stacks, arguments = [], first
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
@@ -223,7 +224,7 @@ def _stacks(unit: Configured, first: dict[str, Any], count: int, stack: Callable
 
 @functools.lru_cache(maxsize=1024)
 def _out_features(make: Configured) -> int:
-    """How wide a unit comes out, without making it: to trace one takes as long as it takes to trace a stack of them."""
-    found: list[int] = []
-    jax.eval_shape(lambda: found.append(make(rngs=nnx.Rngs(0)).out_features))
-    return found[0]
+    """Returns the width of a block. Cached: tracing one block takes as long as tracing a stack of them."""
+    widths: list[int] = []
+    jax.eval_shape(lambda: widths.append(make(rngs=nnx.Rngs(0)).out_features))
+    return widths[0]

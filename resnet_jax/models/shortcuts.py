@@ -1,11 +1,14 @@
-"""What travels beside the branch of a residual unit, and how the two meet.
+"""Shortcut connections and how they merge with the residual branch.
 
-A shortcut is an NNX module, made from ``(in_features, out_features, stride, rngs)`` and called with ``(x, branch)``; it returns the
-merged activation. It may ask for more by naming it: ``conv`` and ``norm`` in its constructor (the network's own layer factories),
-``train`` and ``key`` (a random key of this unit and step, or None) in its call. Where the result is wider than the branch, its attribute
-``merged_features`` says how wide. A class that a user writes elsewhere is treated exactly like those below.
+A shortcut is an NNX module, constructed with ``(in_features, out_features, stride, rngs)`` and called
+with ``(x, branch)``; it returns the merged activation. Optional arguments that it names are passed:
+``conv`` and ``norm`` (the network's layer factories) to the constructor, ``train`` and ``key`` (of this
+block and step, or None) to the call. If the result is wider than the branch, the attribute
+``merged_features`` is its width. Classes defined elsewhere are treated alike.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -15,16 +18,75 @@ from jaxtyping import Array, Float, Key
 
 from resnet_jax.configured import Configured, configured
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import resizing
-from resnet_jax.models.layers import Conv, ConvFactory, NormFactory, keep
+from resnet_jax.models import asking
+from resnet_jax.models.layers import Activation, Conv, ConvFactory, NormFactory, keep
 from resnet_jax.models.norms import BatchNorm
 
-Activation = Float[Array, "n h w c"]
 Branch = Float[Array, "n ho wo co"]
 
 
+class _Pad(nnx.Module):
+    """Strided subsampling and zero channels behind those of x, as in fb.resnet.torch.
+
+    ``pool``: average pooling instead; ``both``: half of the zeros before x, as in akamaster/pytorch_resnet_cifar10.
+    """
+
+    def __init__(self, in_features: int, out_features: int, stride: int, *, pool: bool = False, both: bool = False, **_: Any):
+        if out_features < in_features:
+            raise UserError(f"Option A cannot shrink {in_features} features to {out_features}: use a projection (B, Projection).")
+        missing = out_features - in_features
+        before = missing // 2 if both else 0
+        self.stride, self.pool, self.channels = stride, pool, (before, missing - before)
+
+    def __call__(self, x: Activation, *, train: bool) -> Branch:
+        if self.stride > 1:
+            x = _pool(x, self.stride) if self.pool else x[:, :: self.stride, :: self.stride]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.channels)) if any(self.channels) else x
+
+
+class _ProjectAlways(nnx.Module):
+    """Strided 1x1 convolution and normalization. He et al. 2015, eq. 2."""
+
+    def __init__(self, in_features: int, out_features: int, stride: int, *, conv: ConvFactory, norm: NormFactory, rngs: nnx.Rngs):
+        self.conv = conv(in_features, out_features, 1, stride, rngs=rngs)
+        self.norm = norm(out_features, rngs=rngs)
+
+    def __call__(self, x: Activation, *, train: bool) -> Branch:
+        return asking.call(self.norm, self.conv(x), train=train)
+
+
+class _Project(nnx.Module):
+    """A projection where shapes change, else the identity. ``pool``: average pooling in place of its stride."""
+
+    def __init__(self, in_features: int, out_features: int, stride: int, *, pool: bool = False, **factories: Any):
+        changes = stride != 1 or in_features != out_features
+        self.pool_stride, stride = (stride, 1) if pool else (1, stride)
+        self.projection = _ProjectAlways(in_features, out_features, stride, **factories) if changes else None
+
+    def __call__(self, x: Activation, *, train: bool) -> Branch:
+        return x if self.projection is None else self.projection(_pool(x, self.pool_stride), train=train)
+
+
+def _pool(x: Activation, stride: int) -> Branch:
+    # Windows at the edge average the pixels that exist, so odd sizes round up as the branch's do.
+    if stride == 1:
+        return x
+    return nnx.avg_pool(x, (stride, stride), strides=(stride, stride), padding="SAME", count_include_pad=False)
+
+
+# Ways to match the branch's shape where a block changes resolution or width.
+RESIZES: dict[str, Callable[..., Any]] = {
+    "pad": _Pad,
+    "pad-both": partial(_Pad, both=True),
+    "pool-pad": partial(_Pad, pool=True),
+    "project": _Project,
+    "pool-project": partial(_Project, pool=True),
+    "project-always": _ProjectAlways,
+}
+
+
 class NoShortcut(nnx.Module):
-    """The plain network: the branch alone. He et al. 2015, Section 3.3, "Plain Network"."""
+    """Plain network: the branch alone. He et al. 2015, Section 3.3, "Plain Network"."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         pass
@@ -34,15 +96,9 @@ class NoShortcut(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """x + F(x), x carried to the branch's shape where size or width changes; the formulas below derive from it.
+    """x + F(x), x resized where resolution or width changes, as ``RESIZES[resize or resized_by]`` does."""
 
-    Args:
-      in_features, out_features, stride: of the branch.
-      resize: how x is carried, one of ``resnet_jax.models.resizing.BY_NAME``; the class's own ``carried_by`` where empty.
-      conv, norm: layer factories.
-    """
-
-    carried_by: ClassVar[type[resizing.Resizing]] = resizing.Pad
+    resized_by: ClassVar[str] = "pad"
 
     def __init__(
         self,
@@ -54,49 +110,45 @@ class Shortcut(nnx.Module):
         norm: NormFactory = BatchNorm,
         resize: str = "",
     ):
-        if resize and resize not in resizing.BY_NAME:
-            raise UserError(f"resize={resize!r} is no way to carry x to another shape{nearest(resize, resizing.BY_NAME)}")
-        made = resizing.BY_NAME[resize] if resize else self.carried_by
-        self.carry = made(in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs)
+        name = resize or self.resized_by
+        if name not in RESIZES:
+            raise UserError(f"resize={name!r} is unknown{nearest(name, RESIZES)}")
+        self.carry = RESIZES[name](in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs)
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
         return self.carry(x, train=train) + branch
 
 
 class ZeroPad(Shortcut):
-    """Option A, parameter-free: identity, subsampled by the stride, missing channels zero. He et al. 2015, Section 3.3.
-
-    Raises:
-      UserError: where the unit has fewer output than input features; nothing can be padded then.
-    """
+    """Option A, parameter-free: subsampling and zero channels. He et al. 2015, Section 3.3."""
 
 
 class Projection(Shortcut):
-    """Option B: a 1x1 convolution and a normalisation where size or width changes. He et al. 2015, Sections 3.3 and 4.1."""
+    """Option B: 1x1 convolution and normalization where shapes change. He et al. 2015, Sections 3.3 and 4.1."""
 
-    carried_by = resizing.Project
+    resized_by = "project"
 
 
 class ProjectionEverywhere(Shortcut):
-    """Option C: a 1x1 convolution and a normalisation on every unit. He et al. 2015, Section 4.1; 2016, Section 3.1."""
+    """Option C: 1x1 convolution and normalization in every block. He et al. 2015, Section 4.1."""
 
-    carried_by = resizing.ProjectAlways
+    resized_by = "project-always"
 
 
 class PooledProjection(Shortcut):
-    """ResNet-D: average pooling, then the 1x1 convolution, where size or width changes. He et al. 2018 (arXiv 1812.01187), Figure 2c."""
+    """ResNet-D: average pooling, then a 1x1 convolution. He et al. 2018 (arXiv 1812.01187), Figure 2c."""
 
-    carried_by = resizing.PoolProject
+    resized_by = "pool-project"
 
 
 class PooledZeroPad(Shortcut):
-    """Average pooling and zero padding where size or width changes. Stochastic depth (Huang et al. 2016, arXiv 1603.09382), Section 4."""
+    """Average pooling and zero channels. Huang et al. 2016 (arXiv 1603.09382), Section 4."""
 
-    carried_by = resizing.PoolPad
+    resized_by = "pool-pad"
 
 
 class Scaled(Shortcut):
-    """Constant scaling: ``shortcut * x + branch * F(x)``. He et al. 2016, Section 3.1: (0, 1) is plain, (0.5, 0.5) frozen gating."""
+    """``shortcut * x + branch * F(x)``. He et al. 2016, Section 3.1: (0, 1) is plain, (0.5, 0.5) frozen gating."""
 
     def __init__(
         self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, shortcut: float = 0.5, branch: float = 0.5, **layers: Any
@@ -110,11 +162,7 @@ class Scaled(Shortcut):
 
 
 class _Gated(Shortcut):
-    """g(x) = sigmoid(W_g x + b_g), elementwise, W_g a (strided) 1x1 convolution. He et al. 2016, Section 3.1.
-
-    Args:
-      bias: initial b_g: the paper tried 0 to -10; -6 was best, -7 the next in Table 1.
-    """
+    """g(x) = sigmoid(W_g x + b_g), W_g a strided 1x1 convolution, b_g initially ``bias``. He et al. 2016, Section 3.1, Table 1."""
 
     def __init__(
         self,
@@ -124,10 +172,9 @@ class _Gated(Shortcut):
         rngs: nnx.Rngs,
         bias: float = -6.0,
         conv: ConvFactory = Conv,
-        norm: NormFactory = BatchNorm,
-        resize: str = "",
+        **layers: Any,
     ):
-        super().__init__(in_features, out_features, stride, rngs, conv=conv, norm=norm, resize=resize)
+        super().__init__(in_features, out_features, stride, rngs, conv=conv, **layers)
         self.gate = conv(in_features, out_features, 1, stride, rngs=rngs)
         self.gate_bias = nnx.Param(jnp.full(out_features, float(bias)))
 
@@ -136,7 +183,7 @@ class _Gated(Shortcut):
 
 
 class ExclusiveGating(_Gated):
-    """``(1 - g(x)) x + g(x) F(x)``, Highway Networks' gates. He et al. 2016, Section 3.1 and Table 1."""
+    """``(1 - g(x)) x + g(x) F(x)``, as in Highway Networks. He et al. 2016, Section 3.1."""
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
         logits = self._logits(x)
@@ -145,33 +192,31 @@ class ExclusiveGating(_Gated):
 
 
 class ShortcutOnlyGating(_Gated):
-    """``(1 - g(x)) x + F(x)``. He et al. 2016, Section 3.1 and Table 1."""
+    """``(1 - g(x)) x + F(x)``. He et al. 2016, Section 3.1."""
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
         return jax.nn.sigmoid(-self._logits(x)) * self.carry(x, train=train) + branch
 
 
 class DropoutShortcut(Shortcut):
-    """Dropout on the shortcut. He et al. 2016, Section 3.1: "statistically imposes a scale of lambda with an expectation of 0.5".
-
-    As in the paper's reference (Hinton et al. 2012) values are dropped while training, and scaled by ``1 - rate`` when not.
-    """
+    """Dropout on the shortcut (He et al. 2016, Section 3.1), scaled by ``1 - rate`` in evaluation (Hinton et al. 2012)."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, rate: float = 0.5, **layers: Any):
         if not 0 <= rate < 1:
-            raise UserError(f"DropoutShortcut(rate={rate}): give 0 or more and less than 1")
+            raise UserError(f"DropoutShortcut(rate={rate}): give 0 or more and less than 1.")
         super().__init__(in_features, out_features, stride, rngs, **layers)
         self.rate = rate
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool, key: Key[Array, ""] | None = None) -> Branch:
-        carried = self.carry(x, train=train)
-        factor = keep(key, self.rate, carried.shape, "dropout on the shortcut") if train else 1 - self.rate
-        return carried * jnp.asarray(factor, carried.dtype) + branch
+        resized = self.carry(x, train=train)
+        factor = keep(key, self.rate, resized.shape, "dropout on the shortcut") if train else 1 - self.rate
+        return resized * jnp.asarray(factor, resized.dtype) + branch
 
 
 class LearnedScalar(Shortcut):
-    """``x + alpha F(x)``, alpha one parameter a unit: ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3) and SkipInit (De and
-    Smith 2020, arXiv 2002.10444, Section 4), which begin at 0.
+    """``x + alpha F(x)``, alpha a parameter per block, initially 0.
+
+    ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3); SkipInit (De and Smith 2020, arXiv 2002.10444, Section 4).
     """
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, initial: float = 0.0, **layers: Any):
@@ -183,22 +228,18 @@ class LearnedScalar(Shortcut):
 
 
 class Concatenation(nnx.Module):
-    """``[x, F(x)]``, the channels side by side: DenseNet (Huang et al. 2017, arXiv 1608.06993, eq. 2).
-
-    Raises:
-      UserError: for a stride: sizes change between dense blocks only, in a ``transition``.
-    """
+    """``[x, F(x)]`` along the channels: DenseNet (Huang et al. 2017, arXiv 1608.06993, eq. 2)."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         if stride != 1:
-            raise UserError(f"a concatenation cannot follow a stride of {stride}: give the network a transition (DenseTransition)")
+            raise UserError(f"Concatenation cannot have a stride of {stride}: give the network a transition (DenseTransition).")
         self.merged_features = in_features + out_features
 
     def __call__(self, x: Activation, branch: Branch) -> Float[Array, "n ho wo c+co"]:
         return jnp.concatenate([x, branch], axis=-1)
 
 
-# Short names: of He et al. 2015's options, of the others as their papers call them.
+# Short names: the options of He et al. 2015, and names of later papers.
 OPTIONS: dict[str, type[nnx.Module] | Configured] = {
     "none": NoShortcut,
     "A": ZeroPad,

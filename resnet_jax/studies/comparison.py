@@ -1,4 +1,4 @@
-"""Published numbers beside ours: put together where the circumstances agree, refused with the reasons where they do not."""
+"""Published numbers beside ours: joined where the protocols agree, else rejected with the differing fields."""
 
 import functools
 import inspect
@@ -12,24 +12,26 @@ from resnet_jax import models, references
 from resnet_jax.errors import UserError
 from resnet_jax.studies import ledger
 from resnet_jax.studies.cells import Cell, Run, Spread
-from resnet_jax.studies.ledger import Entry
+from resnet_jax.studies.ledger import METRICS, Entry
+from resnet_jax.tables import Table
 from resnet_jax.training import resolved
 from resnet_jax.training.experiment import Experiment
 
-# What was done to choose the step whose error is told, to the field of our results that was chosen alike.
-_SELECTED = {"last step": "value", "validation error": "selected_on_validation", "test error": "best_over_training"}
-# Metrics that a run measures.
 MEASURED = ("top1_error", "training_error")
-# What the publications did where they do not speak of it.
+"""Metrics that a run measures."""
+# Selection of the reported step to the field of our results.
+_SELECTED = {"last step": "value", "validation error": "selected_on_validation", "test error": "best_over_training"}
+_IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
 _UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
 # Metrics that need no run, to the field of ``models.Counts``.
 _COUNTED = {"parameters": "parameters", "multiply_adds": "multiply_adds", "flops": "multiply_adds", "projections": "projections"}
 _NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")
+_WHOLE = "all training images, last step"
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Results of the entry's network under other circumstances."""
+    """Results under another protocol."""
 
     cell: Cell
     differing: dict[str, tuple[Any, Any]]
@@ -42,33 +44,42 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What we have for one published number."""
+    """Our results for one published number."""
 
     entry: Entry
     counted: int | None = None
-    """Our own count, where the entry is one."""
+    """Our count."""
     ours: tuple[tuple[Cell, Spread], ...] = ()
-    """Cells whose circumstances agree, with the errors chosen as the paper chose its."""
+    """Variants under the same protocol, and their errors."""
     refused: tuple[Refusal, ...] = ()
-    only: str | None = None
-    """The study's cell that is the entry's; None where the experiments are not at hand."""
-
-    @property
-    def study_command(self) -> str:
-        """What would run the study of an entry; empty where there is none."""
-        study = self.entry.study
-        if not self.entry.network:
-            return ""
-        return f"resnet-jax study {study} --seeds 5 --workdir runs/{self.entry.paper}-{study.partition(':')[2]}" if study else ""
 
     @property
     def command(self) -> str:
-        """What would run the entry alone."""
-        return self.study_command + (f" --only {self.only}" if self.only and self.study_command else "")
+        """Command of the entry's study; empty without one."""
+        study = self.entry.study
+        if not study or not self.entry.network:
+            return ""
+        return f"resnet-jax study {study} --seeds 5 --workdir runs/{self.entry.paper}-{study.partition(':')[2]}"
+
+    @property
+    def missing(self) -> bool:
+        """Whether a run would measure the number."""
+        return bool(self.entry.network) and self.entry.metric in MEASURED and not self.ours
+
+    def __str__(self) -> str:
+        if self.counted is not None:
+            return f"{self.counted:,}"
+        if not self.entry.network:
+            return "no network of this codebase"
+        if self.entry.metric not in MEASURED:
+            return "not measured here"
+        lines = [f"{each}, median {each.median:.2f}, best {each.best:.2f}, n={len(each.values)} ({cell.name})" for cell, each in self.ours]
+        lines += map(str, self.refused)
+        return "\n".join([*lines, *(["not run"] if self.missing else [])])
 
 
 def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
-    """Looks for what we have beside an entry. Unstated circumstances are not compared."""
+    """Compares an entry with the variants of its network; protocols without a length are rejected."""
     architecture = entry.architecture()
     if architecture is None:
         return Comparison(entry)
@@ -77,16 +88,15 @@ def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
     if entry.metric not in MEASURED:
         return Comparison(entry)
     wanted = structure(resolved.resolve(architecture))
+    field = "training_error_percent" if entry.metric == "training_error" else _SELECTED[selection(entry)]
     ours, refused = [], []
     for cell in cells:
-        if not cell.results or structure(cell.results[0]["model"]) != wanted:
-            continue
-        differing = differences(entry, cell)
-        if differing:
-            refused.append(Refusal(cell, differing))
-        else:
-            ours.append((cell, cell.spread("training_error_percent" if entry.metric == "training_error" else _SELECTED[selection(entry)])))
-    return Comparison(entry, ours=tuple(ours), refused=tuple(refused), only=_cell_name(entry))
+        if cell.results and structure(cell.results[0]["model"]) == wanted:
+            if differing := differences(entry, cell):
+                refused.append(Refusal(cell, differing))
+            else:
+                ours.append((cell, cell.spread(field)))
+    return Comparison(entry, ours=tuple(ours), refused=tuple(refused))
 
 
 @functools.lru_cache(maxsize=512)
@@ -95,119 +105,103 @@ def _counts(architecture: models.Architecture) -> models.Counts:
 
 
 def beside(cells: Sequence[Cell]) -> list[Comparison]:
-    """Every published error of the networks that some cells have, compared or refused."""
-    found = [compare(entry, cells) for entry in _targets()]
-    return [each for each in found if each.ours or each.refused]
+    """Returns the verified published errors with a result, joined or rejected."""
+    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
+    compared = (compare(each, cells) for each in entries if each.verified and each.metric == "top1_error" and each.network)
+    return [each for each in compared if each.ours or each.refused]
 
 
 def published_beside(result: dict[str, Any]) -> list[Entry]:
-    """The published errors that the result of one run may stand beside."""
+    """Returns the published errors comparable with the result of one run."""
     cell = Cell(result["experiment"], [Run(result["seed"], result, Path())])
     return [each.entry for each in beside([cell]) if each.ours]
 
 
-def _targets() -> list[Entry]:
-    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
-    return [entry for entry in entries if entry.verified and entry.metric == "top1_error" and entry.network]
-
-
 def plain(comparison: Comparison) -> dict[str, Any]:
-    """As JSON can say it."""
+    """Returns a comparison as a JSON object."""
     entry = comparison.entry
     return {
-        "paper": entry.paper,
-        "table": entry.table,
-        "row": entry.row,
-        "metric": entry.metric,
+        **{name: getattr(entry, name) for name in ("paper", "table", "row", "metric", "relation", "statistic", "mark")},
         "published": entry.value,
-        "relation": entry.relation,
-        "statistic": entry.statistic,
-        "mark": entry.mark,
         "counted": comparison.counted,
         "ours": [
-            {"cell": cell.name, "values": list(spread.values), "mean": spread.mean, "median": spread.median, "best": spread.best}
-            for cell, spread in comparison.ours
+            {"variant": cell.name, "values": list(each.values), "mean": each.mean, "median": each.median, "best": each.best}
+            for cell, each in comparison.ours
         ],
-        "refused": [
-            {"cell": refusal.cell.name, "differing": {name: list(pair) for name, pair in refusal.differing.items()}}
-            for refusal in comparison.refused
-        ],
+        "refused": [{"variant": refusal.cell.name, "differing": refusal.differing} for refusal in comparison.refused],
         "command": comparison.command,
     }
 
 
+def tables(comparisons: Sequence[Comparison]) -> list[Table]:
+    """Returns one table per table of a paper."""
+    grouped: dict[tuple[str, str], list[Comparison]] = {}
+    for each in comparisons:
+        grouped.setdefault((each.entry.paper, each.entry.table), []).append(each)
+    made = []
+    for (paper, name), group in grouped.items():
+        caption = f": {group[0].entry.caption}" if group[0].entry.caption else ""
+        rows = tuple((each.entry.row, METRICS[each.entry.metric], _published(each.entry), each.entry.mark, str(each)) for each in group)
+        commands = dict.fromkeys(f"to run: {each.command}" for each in group if each.missing and each.command)
+        made.append(Table(f"{paper}, {name}{caption}", ("row", "metric", "published", "mark", "ours"), rows, "\n".join(commands)))
+    return made
+
+
+def _published(entry: Entry) -> str:
+    if entry.statistic in ("single", "exact"):
+        return str(entry)
+    return f"{entry} {entry.statistic}" + (f" of {entry.runs}" if entry.runs else "")
+
+
 def differences(entry: Entry, cell: Cell) -> dict[str, tuple[Any, Any]]:
-    """Fields of the protocol that a publication states otherwise than a cell's results; its length also where it is not stated."""
+    """Returns the protocol fields that differ as (published, ours), also a length that is not stated."""
     protocol = dict(cell.results[0]["protocol"])
     chosen = selection(entry)
     if all(result[_SELECTED[chosen]] is not None for result in cell.results):
         protocol["selection"] = chosen
     stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": chosen}
     differing = {name: (value, protocol.get(name)) for name, value in stated.items() if protocol.get(name) != value}
-    whole = "all training images, last step"
-    if entry.metric == "training_error" and any(result["training_error_of"] != whole for result in cell.results):
-        differing["training_error_of"] = (whole, cell.results[0]["training_error_of"])
-    # The last epoch's steps are rounded up by some and left out by others.
+    if entry.metric == "training_error" and any(result["training_error_of"] != _WHOLE for result in cell.results):
+        differing["training_error_of"] = (_WHOLE, cell.results[0]["training_error_of"])
+    # Papers round the steps of the last epoch up or down.
     if "epochs" in stated and abs(stated["epochs"] - protocol["epochs"]) <= 0.01 * stated["epochs"]:
         differing.pop("epochs", None)
     if not {"steps", "epochs"} & stated.keys():
-        # How long a network was trained decides too much to be taken as equal.
         differing["epochs"] = ("not stated", protocol["epochs"])
     return differing
 
 
 def selection(entry: Entry) -> str:
-    """How the step was chosen: as stated, or as the statistic says, else the last."""
-    by_statistic = {"val-selected": "validation error", "test-selected": "test error"}
-    return entry.protocol.get("selection", by_statistic.get(entry.statistic, "last step"))
+    """Returns how the reported step was selected: as stated, as the statistic implies, else the last."""
+    return entry.protocol.get("selection", _IMPLIED.get(entry.statistic, "last step"))
 
 
 def structure(model: dict[str, Any]) -> str:
-    """What makes two resolved networks the same one: not the images' size, the classes, the dtype, nor the arguments of the norm."""
+    """Returns a hash of a resolved network, without image size, classes, dtype and arguments of the normalization."""
     kept = {name: value for name, value in model.items() if name not in _NOT_STRUCTURE}
     return resolved.fingerprint(kept | {"norm": model["norm"].partition("(")[0]})
 
 
-def _cell_name(entry: Entry) -> str | None:
-    """The study's cell that is the entry's; None where the experiments are not at hand, or it has none."""
-    architecture = entry.architecture()
-    if architecture is None or entry.study is None or not Path(entry.study.partition(":")[0]).is_file():
-        return None
-    wanted = structure(resolved.resolve(architecture))
-    fitting = [
-        cell
-        for cell in study_cells(entry.study)
-        if structure(resolved.resolve(cell.model)) == wanted
-        and entry.protocol.get("dataset", cell.data.name) == cell.data.name
-        and entry.protocol.get("batch_size", cell.batch_size) == cell.batch_size
-    ]
-    return fitting[0].name if fitting else None
-
-
 def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
-    """Calls a study.
-
-    Raises:
-      UserError: where it is no function, takes no such argument, or returns no sequence of experiments of different names.
-    """
+    """Calls the function of a study. Raises UserError unless it returns experiments with distinct names."""
     function = references.load(reference)
     if not callable(function):
         raise UserError(f"{reference} is no function; a study is a function that returns experiments")
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(f"{reference} takes no {', '.join(arguments)}: {error}" if arguments else f"{reference}: {error}") from None
-    cells = function(**arguments)
-    if not isinstance(cells, tuple | list) or not cells or not all(isinstance(cell, Experiment) for cell in cells):
+        raise UserError(f"{reference} cannot be called with {arguments or 'no arguments'}: {error}") from None
+    variants = function(**arguments)
+    if not isinstance(variants, tuple | list) or not variants or not all(isinstance(each, Experiment) for each in variants):
         raise UserError(f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
-    names = [cell.name for cell in cells]
-    unfit = [name for name in names if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith((".json", ".html", ".csv"))]
-    if unfit:
-        raise UserError(
-            f"{reference}: a cell is called {unfit[0]!r}; its name becomes that of a folder: at most 100 letters, no slash, no dot "
-            "in front, none of the study's own files"
-        )
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise UserError(f"{reference} has several cells called {', '.join(doubled)}: cells are told apart by their names")
-    return tuple(cells)
+    names = [variant.name for variant in variants]
+    for name in names:
+        if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith((".json", ".html", ".csv")):
+            raise UserError(
+                f"{reference}: {name!r} names a variant and its directory; give at most 100 letters, no slash, no leading dot, "
+                "no .json, .html or .csv"
+            )
+    if len(set(names)) < len(names):
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{reference} has several variants called {', '.join(doubled)}; give each its own name")
+    return tuple(variants)

@@ -1,9 +1,8 @@
-"""Training and test curves as in He et al. 2015, Figures 1 and 6: a panel a family, a colour a depth, thin training, bold testing."""
+"""Training and test curves as in He et al. 2015, Figures 1 and 6: one panel per family, one color per depth."""
 
-import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,15 @@ from resnet_jax.studies.cells import Cell
 from resnet_jax.training import resolved
 from resnet_jax.training.workdir import Record, Workdir
 
-# More cannot be told apart in a panel of some 300 pixels.
 POINTS = 200
-# Told apart in grey as well.
+"""Most points of a curve: a panel has about 300 pixels."""
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.4)), (0, (5, 1.3, 1, 1.3)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
-_WIDTH, _AXES_HEIGHT, _BELOW, _ABOVE, _LEGEND_ROW = 3.4, 2.3, 0.5, 0.12, 0.18
+_WIDTH, _AXES, _BELOW, _ABOVE, _LEGEND_ROW = 3.4, 2.3, 0.5, 0.12, 0.18
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Error against steps, over the seeds that reached each of them."""
+    """Error against steps: mean, least and most over the seeds that reached each step."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -37,11 +35,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Member:
-    """A cell in its family."""
+    """A variant in its family."""
 
     name: str
-    label: str
-    """What tells its name from those of the others; empty where it is alone."""
     stages: tuple[int, ...]
     train: Curve | None
     test: Curve | None
@@ -51,161 +47,117 @@ class Member:
         return [curve for curve in (self.train, self.test) if curve is not None]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Cells whose networks differ in depth alone, from the shallowest."""
-
-    title: str
-    members: tuple[Member, ...]
-
-
 def panels(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
-    """Title and ``<svg>`` of each family that has curves; all have the same axes."""
-    found = families(cells)
-    every = [member for family in found for member in family.members]
-    if not every:
+    """Draws the title and ``<svg>`` of each family with curves, on the same axes."""
+    grouped = families(cells)
+    members = [member for family in grouped for member in family]
+    if not members:
         return []
-    steps = max(int(curve.steps[-1]) for member in every for curve in member.curves)
-    limit = error_limit(every, steps)
-    depths = sorted({member.stages for member in every}, key=lambda stages: (sum(stages), stages))
+    steps = max(int(curve.steps[-1]) for member in members for curve in member.curves)
+    limit = error_limit(members, steps)
+    depths = sorted({member.stages for member in members}, key=lambda stages: (sum(stages), stages))
     drawn = []
-    for number, family in enumerate(found):
-        columns = _columns(family)
-        rows = -(-len(family.members) // columns) if len(family.members) > 1 else 0
-        height = _AXES_HEIGHT + _BELOW + _ABOVE + rows * _LEGEND_ROW
+    for number, family in enumerate(grouped):
+        title, labels = common([member.name for member in family])
+        columns = max(1, min(4, 34 // (max(len(figures.shortened(label)) for label in labels) + 5)))
+        rows = -(-len(family) // columns) if len(family) > 1 else 0
+        height = _AXES + _BELOW + _ABOVE + rows * _LEGEND_ROW
         with figures.style():
             figure = Figure(figsize=(_WIDTH, height))
-            panel = figure.add_axes((0.125, _BELOW / height, 0.855, _AXES_HEIGHT / height))
+            panel = figure.add_axes((0.125, _BELOW / height, 0.855, _AXES / height))
             _axes(panel, steps, limit)
-            handles = [_draw(panel, member, depths.index(member.stages)) for member in family.members]
+            handles = [_draw(panel, each, label, depths.index(each.stages)) for each, label in zip(family, labels, strict=True)]
             if len(handles) > 1:
-                panel.legend(
-                    # matplotlib fills column after column; depths are read along a row.
-                    handles=[handle for column in range(columns) for handle in handles[column::columns]],
-                    loc="lower left",
-                    bbox_to_anchor=(-0.02, 1.02),
-                    ncols=columns,
-                    frameon=False,
-                    handlelength=1.9,
-                    columnspacing=0.9,
-                    handletextpad=0.6,
-                    borderaxespad=0.1,
-                    borderpad=0.1,
-                    labelspacing=0.3,
-                )
-            names = ", ".join(member.name for member in family.members)
-            drawn.append((family.title, figures.svg(figure, f"Training and test error against steps: {names}", f"curves{number}")))
+                place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False}
+                panel.legend(handles=handles, ncols=columns, handlelength=1.9, columnspacing=0.9, labelspacing=0.3, **place)
+            names = ", ".join(member.name for member in family)
+            drawn.append((title, figures.svg(figure, f"Training and test error against steps: {names}", f"curves{number}")))
     return drawn
 
 
-def families(cells: Sequence[Cell]) -> list[Family]:
-    """Puts cells together whose networks are the same but for ``stages``, one of each depth; cells without curves are left out."""
-    found: dict[tuple[str, int], list[Member]] = {}
+def families(cells: Sequence[Cell]) -> list[list[Member]]:
+    """Groups variants with curves whose networks differ in ``stages`` alone, one of each depth, from the shallowest."""
+    groups: list[tuple[str, list[Member]]] = []
     for cell in cells:
         records = [run.records() for run in cell.runs]
         train, test = curve(records, "train"), curve(records, "test")
         if train is None and test is None:
             continue
-        model = _model(cell)
-        made = Member(cell.name, "", tuple(model["stages"]), train, test)
+        model = cell.results[0]["model"] if cell.results else Workdir(cell.runs[0].source).read_experiment_file()["experiment"]["model"]
+        made = Member(cell.name, tuple(model["stages"]), train, test)
         rest = resolved.fingerprint({name: value for name, value in model.items() if name != "stages"})
-        # Networks of one depth that were trained differently: a panel with two lines of one colour would tell neither.
-        place = next(at for at in itertools.count() if all(made.stages != other.stages for other in found.get((rest, at), ())))
-        found.setdefault((rest, place), []).append(made)
-    return [_named(sorted(members, key=lambda member: (sum(member.stages), member.stages))) for members in found.values()]
-
-
-def _named(members: Sequence[Member]) -> Family:
-    title, labels = common([member.name for member in members])
-    return Family(title, tuple(replace(member, label=label) for member, label in zip(members, labels, strict=True)))
-
-
-def _model(cell: Cell) -> dict[str, Any]:
-    if cell.results:
-        return cell.results[0]["model"]
-    return Workdir(cell.runs[0].source).read_experiment_file()["experiment"]["model"]
+        # Networks of one depth that were trained differently would be two lines of one color.
+        fitting = (group for key, group in groups if key == rest and all(made.stages != other.stages for other in group))
+        group = next(fitting, None)
+        if group is None:
+            groups.append((rest, group := []))
+        group.append(made)
+    return [sorted(members, key=lambda member: (sum(member.stages), member.stages)) for _, members in groups]
 
 
 def common(names: Sequence[str]) -> tuple[str, list[str]]:
-    """What names have in common, and what is each one's own: plain-20 and plain-56 are "plain", "20" and "56"; numbers are not cut."""
+    """Splits names into their common part and the rest: plain-20 and plain-56 are "plain", "20" and "56"."""
     if len(names) == 1:
         return names[0], [""]
-    # A part of a fingerprint is one word.
+    # Numbers and fingerprints are not cut.
     words = [re.findall(r"\([^()]*\)|\d+|[^\W\d_]+|[\W_]", name) for name in names]
-    shortest = min(len(each) for each in words)
+    shortest = min(map(len, words))
     begin = next((at for at in range(shortest) if len({each[at] for each in words}) > 1), shortest)
     end = next((at for at in range(shortest - begin) if len({each[-1 - at] for each in words}) > 1), shortest - begin)
     own = ["".join(each[begin : len(each) - end]).strip(" -_") for each in words]
     before, after = "".join(words[0][:begin]), "".join(words[0][len(words[0]) - end :])
     title = (f"{before}…{after}" if before and after else before + after).strip(" -_")
-    # matplotlib leaves what begins with _ out of a legend.
+    # matplotlib leaves labels that begin with _ out of a legend.
     return (title, own) if title and all(own) else (", ".join(map(figures.shortened, names)), [name.strip("_") or "–" for name in names])
 
 
 def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
-    """Mean, least and most over runs, averaged within windows of steps where there are more than ``POINTS``; None of no records."""
+    """Returns the curve over runs, averaged within at most ``POINTS`` windows of steps; None without records."""
     points = [{record["step"]: record["error_percent"] for record in records if record["split"] == split} for records in runs]
     steps = np.array(sorted(set().union(*points)), dtype=float)
     if not steps.size:
         return None
-    windows = np.array_split(np.arange(steps.size), min(POINTS, steps.size))
-    window_of = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
+    windows = np.array_split(steps, min(POINTS, steps.size))
+    ends = [window[-1] for window in windows]
     means = np.full((len(points), len(windows)), np.nan)
     for row, run in zip(means, points, strict=True):
-        windows_of_run = window_of[np.searchsorted(steps, list(run))]
-        number = np.bincount(windows_of_run, minlength=len(windows))
-        total = np.bincount(windows_of_run, weights=list(run.values()), minlength=len(windows))
+        places = np.searchsorted(ends, list(run))
+        number, total = (np.bincount(places, weights, len(windows)) for weights in (None, list(run.values())))
         np.divide(total, number, out=row, where=number > 0)
-    return Curve(
-        np.array([steps[window].mean() for window in windows]),
-        np.nanmean(means, axis=0),
-        np.nanmin(means, axis=0),
-        np.nanmax(means, axis=0),
-    )
+    centers = np.array([window.mean() for window in windows])
+    return Curve(centers, np.nanmean(means, axis=0), np.nanmin(means, axis=0), np.nanmax(means, axis=0))
 
 
 def error_limit(members: Sequence[Member], steps: int) -> float:
-    """Upper end of the axis: almost all that follows the first quarter of the steps, and of every test curve its least error."""
+    """Returns the upper end of the axis: above 95 % of what follows the first quarter, and every best test error."""
     curves = [each for member in members for each in member.curves]
     late = np.concatenate([each.mean[each.steps > steps / 4] for each in curves])
     typical = np.percentile(late if late.size else np.concatenate([each.mean for each in curves]), 95)
-    least = max((float(member.test.mean.min()) for member in members if member.test), default=0.0)
-    limit = 1.1 * max(float(typical), least)
+    limit = 1.1 * max(float(typical), *(float(member.test.mean.min()) for member in members if member.test), 0.0)
     unit = 5.0 if limit > 10 else 1.0 if limit > 2 else 0.5
     return min(100.0, max(unit, unit * np.ceil(limit / unit)))
-
-
-def _columns(family: Family) -> int:
-    """As many as fit over a panel, and as many in each row: the lines and their distances take 26 points, a letter less than 6."""
-    labels = [figures.shortened(member.label) for member in family.members]
-    for rows in range(1, len(labels)):
-        columns = -(-len(labels) // rows)
-        if sum(26 + 5.8 * max(map(len, labels[column::columns])) for column in range(columns)) < 72 * 0.9 * _WIDTH:
-            return columns
-    return 1
 
 
 def _axes(panel: Axes, steps: int, limit: float) -> None:
     panel.set_ylim(0, limit)
     panel.set_xlim(0, steps)
-    thousands = next((unit for unit in (10_000, 1_000) if steps >= 2 * unit), 1)
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=thousands == 1, steps=[1, 2, 5, 10]))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / thousands:g}"))
+    scale, label = (1e4, "iter. (1e4)") if steps >= 20_000 else (1e3, "iter. (1e3)") if steps >= 2000 else (1, "step")
+    panel.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=scale == 1, steps=[1, 2, 5, 10]))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / scale:g}"))
     panel.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    panel.set_xlabel({10_000: "iter. (1e4)", 1_000: "iter. (1e3)", 1: "step"}[thousands], labelpad=2)
+    panel.set_xlabel(label, labelpad=2)
     panel.set_ylabel("error (%)", labelpad=2)
     panel.grid(axis="y", color=figures.GREY, alpha=0.3, linewidth=0.6)
     panel.tick_params(axis="y", length=0)
-    panel.tick_params(axis="x", length=3)
 
 
-def _draw(panel: Axes, member: Member, look: int) -> Line2D:
-    colour, dashes = figures.COLOURS[look % len(figures.COLOURS)], _DASHES[look % len(_DASHES)]
+def _draw(panel: Axes, member: Member, label: str, look: int) -> Line2D:
+    color, dashes = figures.COLOURS[look % len(figures.COLOURS)], _DASHES[look % len(_DASHES)]
     for each, width, shade, order in ((member.train, 0.8, 0.1, 2), (member.test, 1.8, 0.16, 3)):
         if each is None:
             continue
         if (each.high > each.low).any():
-            panel.fill_between(each.steps, each.low, each.high, color=colour, alpha=shade, linewidth=0, zorder=order)
+            panel.fill_between(each.steps, each.low, each.high, color=color, alpha=shade, linewidth=0, zorder=order)
         marker = "." if each.steps.size < 5 else ""
-        panel.plot(each.steps, each.mean, color=colour, linestyle=dashes, linewidth=width, marker=marker, zorder=order + 0.5)
-    return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.8, label=figures.shortened(member.label) or None)
+        panel.plot(each.steps, each.mean, color=color, linestyle=dashes, linewidth=width, marker=marker, zorder=order + 0.5)
+    return Line2D([], [], color=color, linestyle=dashes, linewidth=1.8, label=figures.shortened(label) or None)

@@ -1,4 +1,4 @@
-"""Figures as inline SVG, and the one that shows every cell: its error, seed by seed."""
+"""Figures as inline SVG; the error of every variant, seed by seed."""
 
 import contextlib
 import io
@@ -17,179 +17,121 @@ from matplotlib.figure import Figure
 from resnet_jax.studies.cells import Cell
 from resnet_jax.studies.ledger import FAIL_PERCENT
 
-# Okabe and Ito's colours: told apart with any colour vision, and on light and dark paper.
+# Okabe and Ito's colors: distinguishable with any color vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#808080"
-# matplotlib knows no 'currentColor'; this one stands for it until the SVG is written.
-INK = "#010203"
+INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
-# A phone shows 390 pixels: a figure made much wider has to be made too small to read.
+# Inches; phones are 390 pixels wide.
 _WIDTH, _ROW, _ABOVE, _BELOW = 4.1, 0.4, 0.3, 0.55
 LONGEST_NAME = 36
-_MANY_TICKS = 10
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """In which every figure is made and written."""
-    given: dict[Any, Any] = {
+    """Context in which every figure is drawn and written."""
+    parameters: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "resnet_jax",
         "font.size": FONT_SIZE,
-        # A name with dollars is no formula.
-        "text.parse_math": False,
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
+        "text.parse_math": False,  # names may contain dollars
+        **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
-    given |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(given), warnings.catch_warnings():
-        # The page's reader has the letters; those of matplotlib's own font only measure the text.
+    with matplotlib.rc_context(parameters), warnings.catch_warnings():
+        # The browser has the glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
 def svg(figure: Figure, label: str, key: str) -> Markup:
-    """An ``<svg>`` element that takes its ink, and lighter colours where that is dark, from the page.
-
-    Args:
-      figure: made within ``style``.
-      label: what it shows, for those who cannot see it.
-      key: tells its definitions from those of the page's other figures.
-    """
+    """Returns ``inline`` of a figure."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return inline(text.getvalue(), label, key)
 
 
 def inline(written: str, label: str, key: str) -> Markup:
-    """What ``svg`` returns, from a figure that was written within ``style``."""
+    """Returns a file written within ``style`` as an ``<svg>`` element; ``label`` describes it, ``key`` makes its identifiers unique."""
     body = re.sub(r"<metadata>.*?</metadata>", "", written, flags=re.DOTALL)
-    # Inside a page, a style of the figure would be one of the whole page, and an identifier is one for all figures.
+    # Styles would apply to the whole page.
     body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     body = re.sub(r' id="[\w.]+_\d+"| font-family:[^;"]*;?', "", body)
     body = re.sub(r'( id="|#)([pmC][\da-f_]{6,}\b)', rf"\1{key}-\2", body)
-    body = re.sub(r' d="([^"]*)"', lambda path: f' d="{_short(path[1])}"', body)
+    body = re.sub(r' d="([^"]*)"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", " " + " ".join(path[0].split())), body)
     body = re.sub(r"\s*\n\s*", "\n", body.replace(INK, "currentColor"))
-    for number, colour in enumerate(COLOURS):
-        body = body.replace(colour, f"var(--c{number}, {colour})")
+    for number, color in enumerate(COLOURS):
+        body = body.replace(color, f"var(--c{number}, {color})")
     head, _, rest = body[body.index("<svg") :].partition(">")
-    head += f' role="img" aria-label="{escape(label)}" stroke-linejoin="round"'
-    return Markup(f"{head}>{rest}")
-
-
-def _short(path: str) -> str:
-    return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path.split()))
+    return Markup(f'{head} role="img" aria-label="{escape(label)}" stroke-linejoin="round">{rest}')
 
 
 def error_by_cell(cells: Sequence[Cell], published: Mapping[str, Sequence[float]]) -> Markup:
-    """Every seed a dot, the mean a stroke on a band of one standard deviation each way; empty where no cell has results.
-
-    Args:
-      cells: from top to bottom.
-      published: name of a cell to the errors that were published of it under the same circumstances: hollow diamonds.
-    """
+    """Draws one dot per seed, the mean, a band of one standard deviation, and published errors by variant; empty without results."""
     shown = [cell for cell in cells if cell.results]
     if not shown:
         return Markup()
-    values = [value for cell in shown for value in (*cell.error.values, *published.get(cell.name, ()))]
     height = _ABOVE + _ROW * len(shown) + _BELOW
     with style():
         figure = Figure(figsize=(_WIDTH, height))
         panel = figure.add_axes((0.05, _BELOW / height, 0.9, _ROW * len(shown) / height))
-        zero = _scale(panel, values)
+        _scale(panel, [value for cell in shown for value in (*cell.error.values, *published.get(cell.name, ()))])
         panel.set_ylim(len(shown) - 0.3, -0.7)
         panel.set_yticks([])
         panel.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
         panel.tick_params(axis="x", which="both", length=3)
         panel.set_axisbelow(True)
         for row, cell in enumerate(shown):
-            _row(panel, row, cell, published.get(cell.name, ()), zero)
+            _row(panel, row, cell, published.get(cell.name, ()))
         if any(cell.failed for cell in shown):
-            panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-            # Beside the line, where there is room.
-            right = panel.transData.transform((FAIL_PERCENT, 0))[0] < panel.transAxes.transform((0.6, 0))[0]
-            panel.text(
-                FAIL_PERCENT,
-                1.0,
-                f" fail: above {FAIL_PERCENT:g} % ",
-                transform=panel.get_xaxis_transform(),
-                va="bottom",
-                ha="left" if right else "right",
-            )
-        return svg(figure, f"Test error of the last step of {len(shown)} cells, seed by seed", "errors")
+            panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
+            side = "left" if panel.get_xlim()[1] > 4 * FAIL_PERCENT else "right"
+            at = panel.get_xaxis_transform()
+            panel.text(FAIL_PERCENT, 1, f" fail: above {FAIL_PERCENT:g} % ", transform=at, va="bottom", ha=side)
+        return svg(figure, f"Test error of the last step of {len(shown)} variants, seed by seed", "errors")
 
 
-def _row(panel: Axes, row: int, cell: Cell, published: Sequence[float], zero: float) -> None:
+def _row(panel: Axes, row: int, cell: Cell, published: Sequence[float]) -> None:
     error = cell.error
     left, right = panel.get_xlim()
-    panel.hlines(row, left, right, color=GREY, alpha=0.25, linewidth=0.6)
     if not math.isnan(error.deviation):
-        low, high = max(error.mean - error.deviation, left), min(error.mean + error.deviation, right)
-        panel.hlines(row, low, high, color=COLOURS[0], alpha=0.28, linewidth=9)
-    panel.vlines(max(error.mean, zero), row - 0.22, row + 0.22, color=INK, linewidth=1.4)
-    # Seeds that found the same error still show as many.
-    heights = row + (np.linspace(-0.12, 0.12, len(cell.results)) if len(cell.results) > 1 else np.zeros(1))
+        band = max(error.mean - error.deviation, left), min(error.mean + error.deviation, right)
+        panel.hlines(row, *band, color=COLOURS[0], alpha=0.28, linewidth=9)
+    panel.vlines(error.mean, row - 0.22, row + 0.22, color=INK, linewidth=1.4)
+    # Seeds with the same error remain separate dots.
+    heights = row + np.linspace(-0.12, 0.12, len(cell.results)) * (len(cell.results) > 1)
     for result, height in zip(cell.results, heights, strict=True):
-        diverged = result["diverged_at_step"] is not None
-        panel.plot(
-            max(result["value"], zero),
-            height,
-            marker="x" if diverged else "o",
-            markersize=5.5 if diverged else 4.2,
-            color=INK,
-            markerfacecolor="none" if diverged else COLOURS[0],
-            markeredgecolor=INK if diverged else COLOURS[0],
-            markeredgewidth=1.4 if diverged else 0,
-            alpha=1 if diverged else 0.7,
-            clip_on=False,
-        )
+        if result["diverged_at_step"] is None:
+            look: dict[str, Any] = {"marker": "o", "markersize": 4.2, "color": COLOURS[0], "markeredgewidth": 0, "alpha": 0.7}
+        else:
+            look = {"marker": "x", "markersize": 5.5, "color": INK, "markeredgewidth": 1.4}
+        panel.plot(result["value"], height, clip_on=False, **look)
     for value in published:
-        panel.plot(max(value, zero), row, marker="D", markersize=7, markerfacecolor="none", markeredgecolor=COLOURS[1], markeredgewidth=1.6)
+        panel.plot(value, row, marker="D", markersize=7, markerfacecolor="none", markeredgecolor=COLOURS[1], markeredgewidth=1.6)
     sides = panel.get_yaxis_transform()
     panel.text(0, row - 0.4, shortened(cell.name), transform=sides, va="center", ha="left")
     panel.text(1, row - 0.4, str(error), transform=sides, va="center", ha="right", fontweight="bold")
 
 
-def _scale(panel: Axes, values: Sequence[float]) -> float:
-    """Sets the axis of errors so that the smallest and the largest can both be read.
-
-    Returns:
-      Where an error of 0 stands: a logarithmic axis has a place for it left of all others.
-    """
+def _scale(panel: Axes, values: Sequence[float]) -> None:
+    """Sets the axis: linear, or beyond a factor of 10 logarithmic above the smallest error and linear to 0."""
     above = [value for value in values if value > 0]
-    label = "test error of the last step (%)"
-    if not above or max(above) <= 10 * min(above):
-        low, high = min(values), max(values)
+    low, high = min(values), max(values)
+    if not above or 0 < high / 10 <= low:
         pad = max(0.08 * (high - low), 0.02 * high, 0.05)
         panel.set_xlim(low - pad, high + pad)
         panel.set_xticks([tick for tick in panel.get_xticks() if max(0, low - pad) <= tick <= min(100, high + pad)])
-        panel.set_xlabel(label)
-        return 0.0
-    low, high = min(above), max(above)
-    zero = low / 2.5
-    panel.set_xscale("log")
-    panel.set_xlim((low if len(above) == len(values) else zero) / 1.25, high * 1.15)
-    ticks = _ticks(*panel.get_xlim())
-    if len(above) < len(values):
-        ticks = [zero, *(tick for tick in ticks if tick >= low)]
-    panel.set_xticks(ticks, ["0" if tick == zero else f"{tick:g}" for tick in ticks])
-    panel.set_xticks([], minor=True)
-    panel.set_xlabel(f"{label}, logarithmic")
-    return zero
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... as far as there is room, else powers of ten."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for leading in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [digit * 10.0**power for power in powers for digit in leading]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) <= _MANY_TICKS:
-            break
-    return ticks
+    else:
+        panel.set_xscale("symlog", linthresh=min(above), linscale=0.4)
+        panel.set_xlim(0.8 * low if low else -0.3 * min(above), 1.15 * high)
+        powers = [10.0**power for power in range(-3, 3)]
+        ticks = [digit * power for power in powers for digit in ((1, 2, 5) if high < 300 * min(above) else (1,))]
+        panel.set_xticks([0.0] * (low == 0) + [tick for tick in ticks if min(above) <= tick <= 1.15 * high])
+        panel.set_xticks([], minor=True)
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_xlabel("test error of the last step (%)")
 
 
 def shortened(name: str) -> str:
-    """The middle left out of a long name: cells differ where they begin and end."""
+    """Returns a name, without its middle where it is long."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"

@@ -1,290 +1,296 @@
-"""Orbax's CheckpointManager with what a run needs of it: asynchronous saves, sealed with checksums, verified on resume."""
+"""Checkpoints: asynchronous Orbax saves, each with a checksum manifest that is verified on restore."""
 
-import contextlib
+import errno
+import hashlib
+import json
 import math
+import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.training import agreement, retention, verification
+from resnet_jax.errors import UserError
+from resnet_jax.training import agreement
 from resnet_jax.training import state as state_lib
 from resnet_jax.training.experiment import Checkpointing
-from resnet_jax.training.failed_save import OnFailure, SaveFailed
-from resnet_jax.training.retention import Retention
-from resnet_jax.training.seals import Seals
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.workdir import Workdir
+
+MANIFEST = "manifest.json"
+# Orbax writes them after the manifest and does not read them in a restore.
+_UNVERIFIED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+class SaveFailed(UserError):
+    """The checkpoint of ``step`` could not be written; that of ``last``, if any, is intact."""
+
+    def __init__(self, step: int, last: int | None, error: Exception):
+        code = _errno(error)
+        full = code in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else _one_line(error) if code is None else os.strerror(code)
+        kept = "there is no earlier checkpoint" if last is None else f"the newest is that of step {last}"
+        super().__init__(
+            f"the checkpoint of step {step} could not be saved: {reason}; {kept}. "
+            f"To continue, {'free some space' if full else 'fix the cause'} and repeat the command"
+        )
+        self.__cause__ = error
 
 
 class Checkpoints:
     """The checkpoints of one run, under ``directory``.
 
-    Orbax restores flipped bits silently. So each committed step is sealed: sha256 of its files, beside it. ``restore_newest`` verifies from
-    the newest step backwards, moves damaged steps and those of other runs to ``damaged/`` and says so. A step committed just before the
-    process died has no seal; it is complete (Orbax commits by renaming) and is used.
+    Orbax restores flipped bits silently. Every step contains the sha256 of its files, written before
+    Orbax commits the step, and is verified before it is read. Corrupt steps are moved to ``quarantine/``.
 
-    Where a run has several processes, all of them make this object and call the same methods in the same order; the first one alone
-    verifies, seals, renames and deletes, and all go by what it found. ``check``, ``wait`` and ``close`` wait for no other process.
+    All processes call the same methods in the same order; ``check``, ``wait`` and ``close`` do not wait
+    for other processes.
 
     Args:
-      directory: made if missing.
-      keep: number of newest steps kept.
-      say: takes messages for the user.
-      best: number of steps kept for their error, see ``save``.
-      keep_every: multiples of it are kept for ever; 0: none.
-      failed_save: 'stop' raises ``SaveFailed``; 'continue' says it, counts it in ``failed_saves`` and goes on.
-      fingerprint: of the run; saved with each step. A step with another one is set aside. Empty: unknown.
-      read_only: writes, renames and deletes nothing, so that the run may go on meanwhile.
+      directory: created if missing.
+      checkpointing: steps to keep.
+      say: called with messages for the user.
+      fingerprint: of the run; a step with another one is quarantined.
+      read_only: write, rename and delete nothing: the run may be in progress.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        keep: int,
-        say: Callable[[str], None],
-        best: int = 0,
-        keep_every: int = 0,
-        failed_save: OnFailure = "stop",
-        fingerprint: str = "",
-        read_only: bool = False,
+        self, directory: Path, checkpointing: Checkpointing, *, say: Callable[[str], None], fingerprint: str = "", read_only: bool = False
     ):
-        self._directory = directory.absolute()
-        self._retention = Retention(newest=keep, best=best, every=keep_every)
-        self._say, self._on_failure, self._fingerprint, self._read_only = say, failed_save, fingerprint, read_only
-        self._seals = Seals(self._directory.parent / "seals")
-        self._errors: dict[int, float | None] = {}
-        self._begun: int | None = None
-        self._busy = False
-        self._failure: Exception | None = None
-        self.failed_saves = 0
-        self._manager = self._open()
-
-    @classmethod
-    def of(cls, workdir: Workdir, checkpointing: Checkpointing, *, say: Callable[[str], None], read_only: bool = False) -> "Checkpoints":
-        """Those of a claimed work folder."""
-        return cls(
-            workdir.checkpoints,
-            keep=checkpointing.keep,
-            say=say,
-            best=checkpointing.best,
-            keep_every=checkpointing.keep_every,
-            failed_save=checkpointing.failed_save,
-            fingerprint=workdir.read_experiment_file()["fingerprint"],
-            read_only=read_only,
-        )
-
-    def _open(self) -> ocp.CheckpointManager:
-        # What a kill or a failure left half written. Orbax's own clean-up goes on in the background, past ``close``, into the next
-        # manager's first save.
-        if not self._read_only:
+        self._directory, self._checkpointing = directory.absolute(), checkpointing
+        self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
+        self._manager: ocp.CheckpointManager | None = None
+        self._step, self._arrays, self._saving = 0, dict[str, str](), False
+        if not read_only:
             if agreement.first():
-                for unfinished in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-                    shutil.rmtree(unfinished)
-            agreement.wait("checkpoints are cleared up")
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention.policy(self._error_of), create=not self._read_only)
-        # Named, so that their metadata can be read before anything is restored.
-        handlers: dict[str, Any] = {"state": ocp.StandardCheckpointHandler(), "preprocessing": ocp.StandardCheckpointHandler()}
-        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._remove_partial()
+            agreement.wait("partial checkpoints are removed")
 
     def steps(self) -> list[int]:
-        """The committed steps, unverified, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Return the committed steps, unverified, oldest first."""
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
 
     def newest(self) -> int | None:
-        """The newest committed step, unverified."""
-        return self._manager.latest_step()
-
-    def best(self) -> int | None:
-        """The step of the lowest finite error, unverified; of equal ones the newest. None where none was scored."""
-        found = retention.best_first({step: self._error_of(step) for step in self.steps()})
-        return found[0] if found else None
+        """Return the newest committed step, unverified."""
+        return max(self.steps(), default=None)
 
     def save(self, step: int, state: TrainState, preprocessing: Preprocessing, error_percent: float | None = None) -> None:
-        """Begins to save; returns when the arrays are copied. The one before it is sealed then, since Orbax waits for it.
+        """Start to save a step that is newer than all others; return when the arrays are copied.
 
-        Args:
-          step: above all that were saved.
-          state: of it.
-          preprocessing: constants that go with it.
-          error_percent: that the best steps are chosen by, in percent; None: not scored at this step. One that is not finite is never best.
+        ``error_percent``, the test error, ranks the best steps; None or non-finite: never best.
 
         Raises:
-          SaveFailed: this one or the one before it failed, a full disk say, and ``failed_save`` is 'stop'.
+          SaveFailed: this save or the one before it failed.
         """
-        self._take_in()
-        if agreement.anyone(self._failure is not None):
-            # A process that wrote its part hears only here that another did not.
-            self._report(self._begun, self._failure or OSError("another process could not write its part"))
-        newest = self.newest()
-        assert newest is None or newest < step, f"step {step} is not newer than {newest}: a damaged step was not set aside"
-        self._errors[step] = error_percent if error_percent is not None and math.isfinite(error_percent) else None
+        failure, previous = self._finish(), self._step
+        if agreement.anyone(failure is not None):
+            raise failure or SaveFailed(previous, self.newest(), OSError("another process could not write its part"))
+        tree = {"state": state_lib.plain(state), "preprocessing": preprocessing}
+        self._step, self._arrays = step, _arrays(tree)
+        error = error_percent if error_percent is not None and math.isfinite(error_percent) else math.inf
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state_lib.plain(state)), preprocessing=ocp.args.StandardSave(preprocessing)
-                ),
-                custom_metadata={"fingerprint": self._fingerprint, "error_percent": self._errors[step]},
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            # tensorstore's are ValueErrors and RuntimeErrors.
-            self._report(step, error)
-        else:
-            self._begun, self._busy = step, True
-        self._seal_all(except_step=step)
+            manager = self._manager = self._manager or self._open()
+            saved = manager.save(step, args=ocp.args.StandardSave(tree), metrics={"error_percent": error})
+        except (OSError, ValueError, RuntimeError) as problem:  # tensorstore raises the last two
+            raise self._failed(problem) from problem
+        assert saved, f"step {step} is not newer than {self.newest()}: a corrupt step was not quarantined"
+        self._saving = True
 
     def check(self) -> None:
-        """Looks, without waiting, whether the save in the background has ended; seals it.
-
-        Raises:
-          SaveFailed: it has failed, and ``failed_save`` is 'stop'.
-        """
-        if self._busy and not self._manager.is_saving_in_progress():
+        """Raise SaveFailed if the background save has failed; does not wait."""
+        if self._saving and self._manager and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when everything is on disk and sealed. Raises as ``check``."""
-        self._take_in()
-        self._report_own()
-        self._seal_all()
+        """Wait until the background save is committed. Raises SaveFailed if it has failed."""
+        if failure := self._finish():
+            raise failure
 
     def close(self) -> None:
-        """Waits, then frees the manager's threads. Raises as ``check``."""
+        """Wait as ``wait`` does, then stop Orbax's threads."""
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._manager:
+                self._manager.close()
+            self._manager = None
 
     def restore_newest(self, like: TrainState, preprocessing: Preprocessing) -> tuple[int, TrainState, Preprocessing] | None:
-        """Restores the newest step that is whole, onto the shardings of ``like``; None where there is none.
-
-        ``like`` and ``preprocessing`` give structure, shapes and dtypes; ``jax.ShapeDtypeStruct`` leaves will do.
+        """Restore the newest intact step, if any, in the structure, shapes, dtypes and shardings of ``like`` and ``preprocessing``.
 
         Raises:
-          UserError: for a whole checkpoint of this run with other arrays, made by another version say, which stays where it is.
+          UserError: an intact checkpoint of this run has other arrays; it stays where it is.
         """
-        for step in reversed(self.steps()):
+        self.wait()
+        for step in reversed(agreement.by_first(self.steps)):
             restored = self.restore(step, like, preprocessing)
             if restored is not None:
                 return step, *restored
         return None
 
     def restore(self, step: int, like: TrainState, preprocessing: Preprocessing) -> tuple[TrainState, Preprocessing] | None:
-        """Restores one committed step as ``restore_newest`` does; None where it is damaged or of another run, and set aside now."""
+        """Restore one step, see ``restore_newest``; None if it is corrupt or of another run."""
+        self.wait()
+
+        def target(shape: Any, placed: Any = like.step) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=getattr(placed, "sharding", None))
+
         plain = jax.eval_shape(state_lib.plain, like)
-        wanted = {"state": plain, "preprocessing": preprocessing}
-        problem = agreement.by_first(lambda: verification.problem(self._manager, self._seals, step, wanted, self._fingerprint))
+        tree = {"state": jax.tree.map(target, plain, like), "preprocessing": jax.tree.map(target, preprocessing)}
+        problem: str | None = agreement.by_first(lambda: self._problem(step, _arrays(tree)))
+        restored: Any = None
         if problem is None:
-            restored = self._restore(step, like, plain, preprocessing)
-            if not agreement.anyone(isinstance(restored, Exception)):
-                assert not isinstance(restored, Exception)
-                return restored
-            problem = f"is damaged: {verification.one_line(restored)}" if isinstance(restored, Exception) else "is damaged"
-        self._set_aside(step, problem)
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    restored = checkpointer.restore(self._directory / str(step) / "default", tree)
+            except Exception as error:  # of tensorstore, zstd or JSON
+                problem = f"cannot be read: {_one_line(error)}"
+            if not agreement.anyone(problem is not None):
+                return state_lib.from_plain(restored["state"]), restored["preprocessing"]
+        self._quarantine(step, problem or "cannot be read")
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Deletes every later step: what is trained again from ``step`` on will take their place."""
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
-        self._seal_all()
+    def _open(self) -> ocp.CheckpointManager:
+        # Orbax reads the metrics of all steps, and does not open if one of them is corrupt.
+        for step in agreement.by_first(lambda: list(filter(self._has_no_metrics, self.steps()))):
+            self._quarantine(step, "is corrupt: its metrics cannot be read")
+        _ignore_closed_loops()
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(self._checkpointing.keep)]
+        if best := self._checkpointing.best:
+            keep.append(policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False))
+        if every := self._checkpointing.keep_every:
+            keep.append(policies.EveryNSteps(every))
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_score,  # without it metrics are not stored
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+        )
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
-    def _restore(
-        self, step: int, like: TrainState, plain: TrainState, preprocessing: Preprocessing
-    ) -> tuple[TrainState, Preprocessing] | Exception:
-        shardings = jax.tree.leaves(jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), like), is_leaf=lambda s: s is None)
-        leaves, treedef = jax.tree.flatten(plain)
-        targets = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s) for leaf, s in zip(leaves, shardings, strict=True)]
-        constants = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=shardings[0]), preprocessing)
+    def _write_manifest(self) -> None:
+        """Write the checksums of a complete step that is not committed yet; runs in Orbax's thread."""
+        (folder,) = self._directory.glob(f"{self._step}{ocp.utils.TMP_DIR_SUFFIX}*")
+        manifest = {"fingerprint": self._fingerprint, "arrays": self._arrays, "files": _checksums(folder)}
+        (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
+
+    def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
+        """Return why a step cannot be used, if so, as the end of a sentence."""
+        folder = self._directory / str(step)
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(jax.tree.unflatten(treedef, targets)), preprocessing=ocp.args.StandardRestore(constants)
-                ),
+            manifest = json.loads((folder / MANIFEST).read_text())
+            if manifest.pop("sha256") != _digest(manifest):
+                return f"is corrupt: {MANIFEST} changed since it was written"
+            checksums = _checksums(folder)
+            changed = [name for name, checksum in manifest["files"].items() if checksums.get(name) != checksum]
+        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+            return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
+        if changed:
+            return f"is corrupt: {len(changed)} of its files changed since they were written ({changed[0]})"
+        fingerprint, theirs = manifest["fingerprint"], manifest["arrays"]
+        if self._fingerprint and fingerprint != self._fingerprint:
+            return f"belongs to another run: its fingerprint is {fingerprint[:12]}, not {self._fingerprint[:12]}"
+        # Orbax casts to another dtype silently.
+        if different := sorted({name for name, _ in theirs.items() ^ arrays.items()}):
+            name = different[0]
+            raise UserError(
+                f"the checkpoint of step {step} is of another network: {len(different)} arrays differ, as {name}, "
+                f"{theirs.get(name, 'absent')} in the checkpoint and {arrays.get(name, 'absent')} in the experiment"
             )
-        except Exception as error:
-            # tensorstore, zstd and JSON each raise their own; all mean that this step cannot be read.
-            return error
-        return state_lib.from_plain(items["state"]), items["preprocessing"]
+        return None
 
-    def _error_of(self, step: int) -> float | None:
-        if step not in self._errors:
-            try:
-                self._errors[step] = (self._manager.metadata(step).custom_metadata or {}).get("error_percent")
-            except Exception:
-                # Damaged; that is said where it is restored.
-                self._errors[step] = None
-        return self._errors[step]
-
-    def _take_in(self) -> None:
-        """Waits for what is being saved, and remembers how it ended."""
-        self._busy = False
+    def _has_no_metrics(self, step: int) -> bool:
         try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            self._failure = error
+            metrics = json.loads((self._directory / str(step) / "metrics" / "metrics").read_text())
+            return not isinstance(metrics["error_percent"], float)
+        except (OSError, ValueError, LookupError, TypeError):
+            return True
 
-    def _report_own(self) -> None:
-        # Going on needs all processes: they hear of it in the next ``save``.
-        if self._failure is not None and (jax.process_count() == 1 or self._on_failure == "stop"):
-            self._report(self._begun, self._failure)
+    def _finish(self) -> SaveFailed | None:
+        """Wait for the background save, and return its failure."""
+        if self._manager and self._saving:
+            self._saving = False
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                return self._failed(error)
+        return None
 
-    def _report(self, step: int | None, error: Exception) -> None:
-        """Says that a save failed, or raises it; its remains go."""
-        assert step is not None
-        self._failure = None
-        self._errors.pop(step, None)
-        self.failed_saves += 1
-        if jax.process_count() == 1 or self._on_failure == "continue":
-            self._reopen()
-        else:
-            self._manager.reload()
-        failed = SaveFailed(step, self.newest(), error)
-        if self._on_failure == "stop":
-            raise failed from error
-        self._say(f"{failed.said}. Training goes on without it (checkpointing.failed_save is 'continue')")
+    def _failed(self, error: Exception) -> SaveFailed:
+        if jax.process_count() == 1:
+            self._remove_partial()
+        return SaveFailed(self._step, self.newest(), error)
 
-    def _reopen(self) -> None:
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # said already: what is closed here has failed
-            self._manager.close()
-        self._manager = self._open()
+    def _remove_partial(self) -> None:
+        for partial in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            shutil.rmtree(partial, ignore_errors=True)
 
-    def _set_aside(self, step: int, problem: str) -> None:
+    def _quarantine(self, step: int, problem: str) -> None:
         if self._read_only:
-            self._say(f"checkpoint of step {step} {problem}; going on with the one before it")
+            self._say(f"checkpoint of step {step} {problem}; continuing with the one before it")
             return
-        damaged = self._directory.parent / "damaged"
-        self._manager.close()
 
         def move() -> str:
-            damaged.mkdir(exist_ok=True)
-            place = damaged / f"{step}"
+            place = self._directory.parent / "quarantine" / str(step)
             shutil.rmtree(place, ignore_errors=True)
+            place.parent.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(place)
-            self._seals.remove(step)
             return str(place)
 
         place = agreement.by_first(move)
-        self._errors.pop(step, None)
-        self._manager = self._open()
-        self._say(f"checkpoint of step {step} {problem}; set aside in {place}, going on with the one before it")
+        if self._manager:
+            self._manager.reload()
+        self._say(f"checkpoint of step {step} {problem}; moved to {place}, continuing with the one before it")
 
-    def _seal_all(self, except_step: int | None = None) -> None:
-        if self._read_only or not agreement.first():
-            return
-        steps = set(self._manager.all_steps()) - {except_step}
-        try:
-            for step in steps:
-                if (self._directory / str(step)).is_dir():
-                    self._seals.write(step, self._directory / str(step))
-        except OSError as error:
-            self._say(f"a checkpoint could not be sealed: {verification.one_line(error)}; it is used unverified until it is")
-        self._seals.keep(steps)
+
+def _score(metrics: Any) -> float:
+    return -metrics["error_percent"]
+
+
+def _arrays(tree: Any) -> dict[str, str]:
+    """Return the dtype and shape of each leaf, by path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}" for path, leaf in leaves}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a step, by path."""
+    checksums = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in _UNVERIFIED:
+            with path.open("rb") as file:
+                checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _errno(error: Exception) -> int | None:
+    # Errors of tensorstore contain the number as text.
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return error.errno if isinstance(error, OSError) else int(match[1]) if match else None
+
+
+def _ignore_closed_loops() -> None:
+    """Ignore errors of writes that end after a failed one: Orbax has closed its event loop, and tensorstore's thread raises."""
+    previous = sys.unraisablehook
+
+    def hook(report: Any) -> None:
+        if report.object is not None or str(report.exc_value) != "Event loop is closed":
+            previous(report)
+
+    if getattr(previous, "__qualname__", "") != hook.__qualname__:
+        sys.unraisablehook = hook

@@ -1,4 +1,4 @@
-"""``resnet-jax train``: from the words of the command line to a run."""
+"""``resnet-jax train``."""
 
 import json
 from collections.abc import Sequence
@@ -11,43 +11,41 @@ import tyro
 from resnet_jax import options as options_lib
 from resnet_jax import processes
 from resnet_jax.errors import UserError
-from resnet_jax.options import EXPERIMENT
 
 
 def train(arguments: Sequence[str]) -> None:
     """See ``resnet_jax.cli.train``."""
     from resnet_jax.training.experiment import Experiment
 
-    reference, rest = options_lib.experiment_first("train", arguments)
-    base = options_lib.experiment(reference) if reference else options_lib.any_experiment()
+    reference, base, rest = options_lib.experiment_first("train", arguments)
 
     @dataclass(frozen=True, kw_only=True)
     class Train(options_lib.RunOptions):
-        """Train an experiment, or continue it. --steps shortens or stretches its schedule too; every field can be set."""
+        """Train an experiment, or continue it. --steps also rescales its schedule; every field can be set."""
 
         seed: int = 0
-        """Of initialisation, data order and augmentation."""
+        """Seed of initialization, data order and augmentation."""
         fsdp: int = 1
-        """Devices that share one copy of the parameters and the optimizer's state: less memory, the same results."""
+        """Devices that share one copy of the parameters and the optimizer's state."""
         init_from: Path | None = None
-        """Imported weights, or a run, to begin with: fine-tuning. Images are normalised as theirs, or by --data.normalization."""
+        """Imported weights, or a run, to fine-tune, with their normalization of images, or --data.normalization."""
         new_head: bool = False
-        """Draw the classifier anew, for other classes."""
+        """Initialize the classifier at random, for other classes."""
         freeze_trunk: bool = False
-        """Train nothing but the classifier; see also --optimizer.frozen and --optimizer.rates (stages 0.1)."""
+        """Train only the classifier; see also --optimizer.frozen and --optimizer.rates (stages 0.1)."""
         profile: int = 0
-        """Steps to trace, after the first call: WORKDIR/profile for the usual viewers, with a table of the dearest operations."""
+        """Steps to trace into WORKDIR/profile."""
         json: bool = False
         """Print the result as JSON."""
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
 
-    options = options_lib.parse(f"train {reference or EXPERIMENT}", Train, rest)
-    if options.profile < 0 or (options.profile and ":/" in str(options.workdir)):
-        raise UserError(f"--profile is {options.profile} and --workdir {options.workdir}; give steps, and a folder of this machine")
+    options = options_lib.parse(f"train {reference}", Train, rest)
+    if options.profile < 0:
+        raise UserError(f"--profile must be a number of steps, got {options.profile}")
     experiment = options_lib.rescaled(base, options.experiment)
     from resnet_jax.data import sources
 
-    # A set that is not there is said before Orbax and the rest take their seconds to import.
+    # Reported before the slow imports.
     sources.describe(experiment.data.name, options.data_dir)
     processes.connect(options.joining)
     if options.init_from is not None:
@@ -62,13 +60,15 @@ def train(arguments: Sequence[str]) -> None:
             normalization=experiment.data.normalization if asked else "weights",
         )
     elif options.new_head or options.freeze_trunk:
-        raise UserError("--new-head and --freeze-trunk belong to --init-from FILE: there is nothing to begin with")
+        raise UserError("--new-head and --freeze-trunk belong to --init-from FILE: the run starts from no weights")
     from resnet_jax.console import RunProgress, out
-    from resnet_jax.studies import run
+    from resnet_jax.studies import comparison
     from resnet_jax.training.profile import Profile
+    from resnet_jax.training.train import train
 
-    with RunProgress(f"{experiment.name}, seed {options.seed}") as progress:
-        result = run.run(
+    title = f"{experiment.name}, seed {options.seed}"
+    with RunProgress(title) as progress:
+        result = train(
             experiment,
             options.seed,
             options.workdir,
@@ -83,13 +83,8 @@ def train(arguments: Sequence[str]) -> None:
     if options.json:
         print(json.dumps(result))
         return
-    from resnet_jax.studies import comparison
-
     beside = "".join(f" (published: {entry}, {entry.paper}, {entry.table})" for entry in comparison.published_beside(result))
-    out.print(
-        f"{experiment.name}, seed {options.seed}: test error {result['value']:.2f} %{beside} on {result['examples']} images, "
-        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), {result['seconds']:.0f} s; "
-        f"{options.workdir / 'result.json'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    training = f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']})"
+    tested = f"test error {result['value']:.2f} %{beside} on {result['examples']} images"
+    line = f"{title}: {tested}, {training}, {result['seconds']:.0f} s; {options.workdir / 'result.json'}"
+    out.print(line, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Where a run took place: commit, versions, devices."""
+"""Environment of a run: commit, versions, devices."""
 
 import importlib.metadata
 import os
@@ -9,22 +9,19 @@ from typing import Any
 
 import jax
 
-PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy"),
-    # Decoders and resampling filters differ by rounding between versions.
-    *("grain", "simplejpeg", "opencv-python-headless", "pillow"),
-)
+# Decoders and resampling filters differ by rounding between versions.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy", "grain", "simplejpeg", "pillow")
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, with ``-dirty`` where files differ from it; None outside one."""
+    """Commit of the checkout that this code runs from, with ``-dirty`` where files differ from it; None outside one."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # Installed into an environment inside somebody else's repository, the files are not that repository's.
+        # An installed package inside another repository is not part of it.
         if not git("ls-files", "--error-unmatch", Path(__file__).name):
             return None
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -33,7 +30,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python, this package and the packages that decide numbers and speed."""
+    """Versions of Python, this package and those that affect numbers and speed."""
     found = {"python": platform.python_version()}
     for name in ("resnet-jax-lab", *PACKAGES):
         try:

@@ -1,4 +1,4 @@
-"""What the network sees: the very images of a training step, normalisation undone."""
+"""Images of a training step, without the normalization."""
 
 from dataclasses import dataclass
 
@@ -17,50 +17,32 @@ from resnet_jax.training.step import Resident, augmentation_key
 
 @dataclass(frozen=True)
 class Shown:
-    """Training images as a step has them."""
+    """Images of a training step."""
 
     images: Float[np.ndarray, "n h w c"]
-    """0 to 1."""
+    """Values 0 to 1."""
     captions: list[str]
-    """Class; of mixed images, the two with their shares."""
+    """Class names; of mixed images with their shares."""
 
 
 def shown(experiment: Experiment, info: DatasetInfo, *, seed: int = 0, step: int = 0, count: int = 32) -> Shown:
-    """The first ``count`` images of a step's batch, cropped, augmented and mixed as in training, bit for bit.
-
-    Args:
-      experiment: checked against ``info``.
-      info: of its data set.
-      seed: of the run.
-      step: steps done before.
-      count: at most a batch.
-
-    Raises:
-      UserError: where images are damaged or missing.
-    """
-    images = feed.load(experiment, info)
-    batches = program.batches_of(experiment, info.num_classes)
-    key = jax.random.key(seed)
+    """Returns the first ``count`` images of the batch after ``step`` steps, augmented as in training."""
+    preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
-        read = sources.read(info, "train")
-        kept = info.examples["train"] - experiment.data.validation_examples
-        data = Resident(jnp.asarray(read.images[:kept]), jnp.asarray(read.labels[:kept]), images.preprocessing)
-        given = data.chosen(data.order(key, jnp.int32(step), 1, experiment.batch_size)[0])
+        found = feed.training_set(experiment, info)
+        chosen = Resident(found.images, found.labels, preprocessing).order(key, jnp.int32(step), 1, experiment.batch_size)[0]  # pyright: ignore[reportArgumentType]
+        images, labels = found.images[chosen], found.labels[chosen]
     else:
-        stream = feed.stream(experiment, info, info.examples["train"] - experiment.data.validation_examples, seed)
-        rows = Rows(stream, first_step=step, last_step=step + 1)
-        # What is random about an image depends on the whole batch.
-        found = [rows[number] for number in range(len(rows))]
-        given = images.preprocessing, jnp.stack([row.images for row in found]), jnp.stack([row.labels for row in found])
-    batch = jax.jit(batches)(augmentation_key(key, step), *given)
-    preprocessing = images.preprocessing
+        # The randomness of an image depends on the whole batch.
+        stream = Rows(feed.stream(experiment, info, seed), first_step=step, last_step=step + 1)
+        images, labels, _ = (np.stack(values) for values in zip(*(stream[i] for i in range(len(stream))), strict=True))
+    batches = program.batches_of(experiment, info.num_classes)
+    batch = jax.jit(batches)(augmentation_key(key, step), preprocessing, jnp.asarray(images), jnp.asarray(labels))
     pixels = np.clip(np.asarray(batch.images[:count]) * preprocessing.deviation + preprocessing.mean, 0, 1)
     names = sources.class_names(info)
     if batch.targets is None:
         return Shown(pixels, [names[label] for label in np.asarray(batch.labels[:count])])
-    return Shown(pixels, [_caption(target, names) for target in np.asarray(batch.targets[:count])])
-
-
-def _caption(target: Float[np.ndarray, "classes"], names: list[str]) -> str:
-    most = np.argsort(-target)[:2]
-    return " + ".join(f"{target[label]:.2f} {names[label]}" for label in most if target[label] > 0)
+    targets = np.asarray(batch.targets[:count])
+    largest = np.argsort(-targets)[:, :2]
+    shares = [[f"{row[label]:.2f} {names[label]}" for label in two if row[label] > 0] for row, two in zip(targets, largest, strict=True)]
+    return Shown(pixels, [" + ".join(each) for each in shares])

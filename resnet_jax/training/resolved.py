@@ -1,4 +1,4 @@
-"""The resolved form of an experiment: plain JSON, its fingerprint, and what differs between two."""
+"""Experiments as JSON: fingerprints and differences."""
 
 import dataclasses
 import hashlib
@@ -10,21 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax import configured
-from resnet_jax.configured import LATER, Configured
+from resnet_jax.configured import Configured
 from resnet_jax.errors import UserError
 from resnet_jax.training.experiment import Experiment
 
-# What it is called and how it is executed: neither changes what it computes.
+# Name and execution do not change what an experiment computes.
 NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
 
 
 def resolve(value: Any) -> Any:
-    """Turns dataclasses, tuples and classes into what JSON can say; a class becomes ``module:Class`` or ``module:Class(arg=value)``."""
+    """Converts dataclasses, tuples and classes to JSON values; a class becomes ``module:Class`` or ``module:Class(arg=value)``."""
     if isinstance(value, type | Configured):
         return configured.text(value)
     if dataclasses.is_dataclass(value):
-        said = [f for f in dataclasses.fields(value) if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)]
-        return {f.name: resolve(getattr(value, f.name)) for f in said}
+        return {field.name: resolve(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [resolve(item) for item in value]
     if isinstance(value, dict):
@@ -33,18 +32,13 @@ def resolve(value: Any) -> Any:
 
 
 def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
-    """The part of the resolved experiment that decides every bit of its result, with the seed."""
-    return {k: _without_folders(v) for k, v in resolve(experiment).items() if k not in NOT_IDENTITY} | _start(experiment) | {"seed": seed}
-
-
-def _start(experiment: Experiment) -> dict[str, Any]:
-    # The same weights are the same wherever they lie.
+    """Returns the fields that decide every bit of a result, and the seed. Folders of files are left out."""
     start = experiment.start
-    return {"start": {"digest": start.digest, "new_head": start.new_head}} if start.file else {}
+    kept = {name: _without_folders(value) for name, value in resolve(experiment).items() if name not in NOT_IDENTITY}
+    return kept | ({"start": {"digest": start.digest, "new_head": start.new_head}} if start.file else {}) | {"seed": seed}
 
 
 def _without_folders(value: Any) -> Any:
-    # A user's class is the same wherever its file lies and whichever folder the command runs in.
     if isinstance(value, dict):
         return {key: _without_folders(item) for key, item in value.items()}
     return re.sub(r"^.*/(?=[^/]+\.py:\w)", "", value) if isinstance(value, str) else value
@@ -56,12 +50,12 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 def group(identity: dict[str, Any]) -> str:
-    """Fingerprint of an identity without its seed: runs of one group differ in nothing else."""
+    """Fingerprint of an identity without its seed."""
     return fingerprint({name: value for name, value in identity.items() if name != "seed"})
 
 
 def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
-    """Yields ``field: OURS here, THEIRS there`` for every leaf that differs."""
+    """Yields ``field: OURS asked for, THEIRS in the run`` for every leaf that differs."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted(ours.keys() | theirs.keys()):
             yield from differences(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
@@ -70,11 +64,7 @@ def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
 
 
 def restore(annotation: Any, value: Any) -> Any:
-    """Undoes ``resolve`` for a value of the annotated type: dataclasses, optional values, tuples, classes and plain values.
-
-    Raises:
-      UserError: for a field that this version does not know, or a class that cannot be found.
-    """
+    """Inverse of ``resolve``. Raises UserError for an unknown or missing field, or a class that cannot be found."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if value is None:
         return None
@@ -83,19 +73,11 @@ def restore(annotation: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return restore(next(a for a in arguments if a is not type(None)), value)
     if origin is tuple:
-        element = arguments[0]
-        return tuple(restore(element, item) for item in value)
-    if dataclasses.is_dataclass(annotation):
-        hints = typing.get_type_hints(annotation)
-        unknown = value.keys() - hints.keys()
-        if unknown:
-            name = getattr(annotation, "__name__", annotation)
-            raise UserError(f"{name} has no field {', '.join(sorted(unknown))}: the run was made by another version of resnet_jax")
-        required = {f.name for f in dataclasses.fields(annotation) if f.default is f.default_factory is dataclasses.MISSING}
-        if required - value.keys():
-            missing = ", ".join(sorted(required - value.keys()))
-            raise UserError(
-                f"{getattr(annotation, '__name__', annotation)} lacks {missing}: the run was made by another version of resnet_jax"
-            )
-        return annotation(**{name: restore(hints[name], item) for name, item in value.items()})  # pyright: ignore[reportCallIssue]
-    return value
+        return tuple(restore(arguments[0], item) for item in value)
+    if not dataclasses.is_dataclass(annotation):
+        return value
+    hints = typing.get_type_hints(annotation)
+    try:
+        return annotation(**{name: restore(hints.get(name), item) for name, item in value.items()})  # pyright: ignore[reportCallIssue]
+    except TypeError as error:
+        raise UserError(f"{error}: the run was made by another version of resnet_jax") from error

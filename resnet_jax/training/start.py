@@ -1,4 +1,4 @@
-"""Runs that begin with weights: fine-tuning."""
+"""Fine-tuning: start from trained weights."""
 
 import dataclasses
 import hashlib
@@ -15,20 +15,15 @@ from resnet_jax.data.augmentation import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import norms
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
-from resnet_jax.models.pretrained import card, inference
+from resnet_jax.models.pretrained import card, files, inference
 from resnet_jax.models.pretrained.loading import FILE_NAME, Pretrained, abstract, load_pretrained
-from resnet_jax.tensors import files
 from resnet_jax.training import mesh, trained
 from resnet_jax.training.experiment import Experiment, Start
 from resnet_jax.training.state import TrainState, tree_digest
 
 
 def weights_of(source: Path) -> Pretrained:
-    """The weights of a run, or of a file or folder of this project's format.
-
-    Raises:
-      UserError: where there is neither, and for a file in the format of others, with the command that brings it in.
-    """
+    """Returns the weights of a run, or of a file or folder of imported weights."""
     if not source.exists():
         raise UserError(f"there is neither a run nor a file of weights at {source}")
     if is_run(source):
@@ -36,71 +31,57 @@ def weights_of(source: Path) -> Pretrained:
     try:
         return load_pretrained(source)
     except UserError as error:
-        if source.is_dir() or card.KEY in files.open_tensors(source).metadata:
+        if source.is_dir() or card.KEY in files.read(source)[1]:
             raise
-        raise UserError(f"{error}. To bring it in: resnet-jax weights import {source} --as NAMES --to FILE.safetensors") from error
+        raise UserError(f"{error}. Foreign weights: resnet-jax weights import {source} --as NAMES --to FILE.safetensors") from error
 
 
 def is_run(source: Path) -> bool:
-    """Whether a path that exists stands for a run, and not for a file of weights."""
+    """Returns whether an existing path is a run rather than weights."""
     return source.is_dir() and not (source / FILE_NAME).exists()
 
 
 def start_from(
-    experiment: Experiment,
-    source: Path,
-    *,
-    new_head: bool = False,
-    freeze_trunk: bool = False,
-    normalization: Normalization = "weights",
+    experiment: Experiment, source: Path, *, new_head: bool = False, freeze_trunk: bool = False, normalization: Normalization = "weights"
 ) -> Experiment:
-    """The same experiment, begun with weights.
+    """Returns the experiment, starting from the weights of a file or a run.
 
-    Args:
-      experiment: its network is that of the weights, but for classes (with ``new_head``), image size, dtype and ``FrozenBatchNorm``.
-      source: imported weights, or a run.
-      new_head: the classifier is drawn anew, by the run's seed.
-      freeze_trunk: nothing but the classifier is trained, and statistics of normalisations stay as they are.
-      normalization: of the images; with the constants of the weights, unless said otherwise.
+    Only the image size, the dtype, ``FrozenBatchNorm`` and, with ``new_head``, the classes may differ from theirs. ``freeze_trunk``
+    trains only the classifier and keeps BatchNorm statistics.
 
     Raises:
-      UserError: for another network, naming what differs and how to ask for it.
+      UserError: for weights of another network.
     """
-    found = weights_of(source)
+    weights = weights_of(source)
     if freeze_trunk:
         norm, options = parts(experiment.model.norm)
         if norm is BatchNorm:
-            kept = {"epsilon": options["epsilon"]} if "epsilon" in options else {}
-            frozen = configured(FrozenBatchNorm, **kept) if kept else FrozenBatchNorm
+            frozen = configured(FrozenBatchNorm, epsilon=options["epsilon"]) if "epsilon" in options else FrozenBatchNorm
             experiment = replace(experiment, model=replace(experiment.model, norm=frozen))
         _, params, _ = abstract(experiment.model)
-        # Before the classifier there may be parameters of the trunk: a last normalisation's.
+        # In the head, a last normalization belongs to the trunk.
         trunk = (*(str(key) for key in params if key != "head"), *(f"head/{key}" for key in params["head"] if key != "linear"))
         experiment = replace(experiment, optimizer=replace(experiment.optimizer, frozen=trunk))
-    start = Start(file=str(source), digest=digest(found), new_head=new_head)
+    start = Start(file=str(source), digest=digest(weights), new_head=new_head)
     experiment = replace(experiment, start=start, data=replace(experiment.data, normalization=normalization))
-    _check(experiment, found)
+    _check(experiment, weights)
     return experiment
 
 
 def load(experiment: Experiment) -> Pretrained | None:
-    """The weights that an experiment begins with; None where they are drawn.
-
-    Raises:
-      UserError: where they are gone, others than they were, or do not fit.
-    """
+    """Returns the weights that an experiment starts from, if any. Raises UserError if they are missing, changed, or do not fit."""
     start = experiment.start
     if not start.file:
         return None
-    found = weights_of(Path(start.file))
-    if digest(found) != start.digest:
-        raise UserError(f"{start.file} holds other weights than those that the experiment starts from: give it anew, with --init-from")
-    _check(experiment, found)
-    return found
+    weights = weights_of(Path(start.file))
+    if digest(weights) != start.digest:
+        raise UserError(f"{start.file} holds other weights than those that the experiment starts from: name it again with --init-from")
+    _check(experiment, weights)
+    return weights
 
 
 def preprocessing(experiment: Experiment, weights: Pretrained | None) -> Preprocessing | None:
-    """Constants of the weights, one of every pixel; None where the experiment measures its own."""
+    """Returns the normalization constants of the weights, per pixel, if the experiment uses them."""
     if weights is None or experiment.data.normalization != "weights":
         return None
     mean, deviation = weights.card.constants()
@@ -108,16 +89,15 @@ def preprocessing(experiment: Experiment, weights: Pretrained | None) -> Preproc
 
 
 def begun(state: TrainState, experiment: Experiment, weights: Pretrained) -> TrainState:
-    """A state at step 0 with weights in place of those drawn."""
+    """Replaces parameters and statistics of a state at step 0 by the weights."""
     params, batch_stats = weights.params, weights.batch_stats
-    change = {(BatchNorm, FrozenBatchNorm): norms.freeze, (FrozenBatchNorm, BatchNorm): norms.thaw}.get(
-        (parts(weights.architecture.norm)[0], parts(experiment.model.norm)[0])
-    )
-    if change is not None:
-        params, batch_stats = change(params, batch_stats)
+    change = {(BatchNorm, FrozenBatchNorm): norms.freeze, (FrozenBatchNorm, BatchNorm): norms.thaw}
+    both = parts(weights.architecture.norm)[0], parts(experiment.model.norm)[0]
+    if both in change:
+        params, batch_stats = change[both](params, batch_stats)
     if experiment.start.new_head:
         params = params | {"head": params["head"] | {"linear": state.params["head"]["linear"]}}
-    # The state's arrays are given up to the first step: those of the weights are copied.
+    # Copied: the state is donated to the first step.
     params, batch_stats = (
         jax.tree.map(lambda old, new: mesh.put(np.asarray(new, old.dtype), old.sharding), old, new)
         for old, new in ((state.params, params), (state.batch_stats, batch_stats))
@@ -131,33 +111,22 @@ def begun(state: TrainState, experiment: Experiment, weights: Pretrained) -> Tra
 
 
 def digest(weights: Pretrained) -> str:
-    """sha256 over parameters, statistics and the constants of images, whatever file they lie in."""
-    seen = repr(dataclasses.astuple(weights.card.view))
-    return hashlib.sha256(f"{seen} {tree_digest((weights.params, weights.batch_stats))}".encode()).hexdigest()
+    """Returns the sha256 of parameters, statistics and normalization constants."""
+    view = repr(dataclasses.astuple(weights.card.view))
+    return hashlib.sha256(f"{view} {tree_digest((weights.params, weights.batch_stats))}".encode()).hexdigest()
 
 
 def _check(experiment: Experiment, weights: Pretrained) -> None:
     ours, theirs = experiment.model, weights.architecture
-    fields = [field for field in inference.differing(ours, theirs) if field != "num_classes"]
     if ours.input_shape[2] != theirs.input_shape[2]:
         raise UserError(f"the weights take images of {theirs.input_shape[2]} channels, the experiment has {ours.input_shape[2]}")
-    if fields:
-        texts = {field: inference.said(theirs, field) for field in fields}
-        said = "; ".join(f"model.{field} is {inference.said(ours, field)}, of the weights {text}" for field, text in texts.items())
-        # A part with arguments is quoted for the shell, numbers are not.
-        asked = " ".join(f"--model.{f.replace('_', '-')} {_quoted(text) if '(' in text else text}" for f, text in texts.items())
-        raise UserError(f"the weights are of another network than the experiment: {said}. Ask for theirs: {asked}")
+    texts = {field: inference.said(theirs, field) for field in inference.differing(ours, theirs) if field != "num_classes"}
+    if texts:
+        differing = "; ".join(f"model.{field} is {inference.said(ours, field)}, of the weights {text}" for field, text in texts.items())
+        options = " ".join(f"--model.{f.replace('_', '-')} {shlex.quote(text) if '(' in text else text}" for f, text in texts.items())
+        raise UserError(f"the weights are of another network than the experiment: {differing}. Ask for theirs: {options}")
     if ours.num_classes != theirs.num_classes and not experiment.start.new_head:
-        raise UserError(
-            f"the weights have {theirs.num_classes} classes, the experiment {ours.num_classes}: --new-head draws a new classifier"
-        )
+        raise UserError(f"the weights have {theirs.num_classes} classes, the experiment {ours.num_classes}: use --new-head")
     size = np.asarray(weights.card.view.mean).shape
     if len(size) == 3 and size != ours.input_shape and experiment.data.normalization == "weights":
-        raise UserError(
-            f"the weights subtract a mean image of {size}, the experiment's images are {ours.input_shape}: use --data.normalization channel"
-        )
-
-
-def _quoted(text: str) -> str:
-    # Double quotes keep the single ones of a part's arguments readable.
-    return f'"{text}"' if not set('"$`\\!') & set(text) else shlex.quote(text)
+        raise UserError(f"the weights subtract a mean image of {size} from images of {ours.input_shape}: use --data.normalization channel")

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""Training state."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -15,22 +15,22 @@ from resnet_jax.models.architecture import Variables
 
 
 class TrainState(NamedTuple):
-    """A pytree of arrays (or of their shapes: the annotations are documentation); model, optimizer and schedule are not in it."""
+    """State of a run: a pytree of arrays or of their shapes."""
 
     step: Int[Array, ""]
-    """Steps done."""
+    """Number of completed steps."""
     params: Variables
     batch_stats: Variables
     opt_state: Any
     key: Key[Array, ""]
-    """The run's root key; never advanced, everything random is a function of it and of the step."""
+    """Root key: all randomness is a function of it and of the step."""
     ema: Variables
-    """Moving average of ``params``; empty where there is none."""
+    """Moving average of ``params``; empty without one."""
     statistics: Variables
-    """What is scored with in place of ``batch_stats``, see ``resnet_jax.training.statistics``; empty where there is none."""
+    """Precise BatchNorm statistics, evaluated in place of ``batch_stats``; empty without."""
 
     def scored(self) -> tuple[Variables, Variables]:
-        """Parameters and statistics that a score uses."""
+        """Returns the parameters and statistics that evaluation uses."""
         return self.ema or self.params, self.statistics or self.batch_stats
 
 
@@ -43,31 +43,21 @@ def create(
     ema: bool = False,
     statistics: bool = False,
 ) -> tuple[Apply, TrainState]:
-    """Returns the network as a function, and its state at step 0. Trace it: ``jax.jit`` or ``jax.eval_shape``."""
-    init_key = jax.random.fold_in(key, 0)
-    apply, params, batch_stats = architecture.init(init_key, execution=execution)
-    state = TrainState(
-        step=jnp.int32(0),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        key=key,
-        ema=params if ema else {},
-        statistics=batch_stats if statistics else {},
-    )
-    return apply, state
+    """Returns the network as a function and its state at step 0, under ``jax.jit`` or ``jax.eval_shape``."""
+    apply, params, batch_stats = architecture.init(jax.random.fold_in(key, 0), execution=execution)
+    averages = params if ema else {}, batch_stats if statistics else {}
+    return apply, TrainState(jnp.int32(0), params, batch_stats, optimizer.init(params), key, *averages)
 
 
 def digest(state: TrainState) -> str:
-    """sha256 over every leaf of a state, see ``tree_digest``."""
+    """Returns the sha256 of a state, see ``tree_digest``."""
     return tree_digest(plain(state))
 
 
 def tree_digest(tree: Any) -> str:
-    """sha256 over every leaf: path, dtype, shape and bytes, in order."""
+    """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective where leaves are sharded."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        # What is split over processes is gathered: all of them have to ask.
         whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
         array = np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
@@ -76,10 +66,10 @@ def tree_digest(tree: Any) -> str:
 
 
 def plain(state: TrainState) -> TrainState:
-    """The same state with the key as its raw data, for what knows only numbers."""
+    """Returns the state with the key as raw numbers, for serialization."""
     return state._replace(key=jax.random.key_data(state.key))
 
 
 def from_plain(state: TrainState) -> TrainState:
-    """Undoes ``plain``."""
+    """Inverse of ``plain``."""
     return state._replace(key=jax.random.wrap_key_data(state.key))

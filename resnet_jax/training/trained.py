@@ -1,4 +1,4 @@
-"""What a run has trained: its newest whole checkpoint, or the state at another step."""
+"""Trained state of a run at its newest intact checkpoint or another step."""
 
 import functools
 import sys
@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
-from resnet_jax.models.pretrained.card import Card, Numbers, View
+from resnet_jax.models.pretrained.card import Card, View
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.training import program as program_lib
 from resnet_jax.training.checkpoints import Checkpoints
@@ -34,42 +34,32 @@ class Trained:
 
 
 def newest(run: Path) -> Trained:
-    """Restores the newest whole checkpoint of a run.
-
-    Raises:
-      UserError: where there is no run, or no checkpoint.
-    """
+    """Restores the newest intact checkpoint of a run; see ``at``."""
     return at(run, None)
 
 
 def at(run: Path, step: int | None) -> Trained:
-    """Restores a run at a step that it kept (``checkpointing.keep_every``), None: the newest; 0 is drawn anew, as its seed says.
-
-    Raises:
-      UserError: as ``newest``, and for a step that was not kept, with those that were.
-    """
-    workdir = Workdir.to_read(run)
+    """Restores a run, which may be in progress, at a step that it kept; None: the newest; 0: initialized from its seed."""
+    workdir = Workdir(run)
     experiment, seed = workdir.experiment()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{run} has no checkpoint yet")
     program = program_lib.compiled(experiment)
-    # What is scored or shown goes to stdout, as JSON perhaps.
-    told = functools.partial(print, file=sys.stderr)
-    # It may be training still: reading changes nothing, and waits for no lock.
-    checkpoints = Checkpoints.of(workdir, experiment.checkpointing, say=told, read_only=True)
+    # Results go to stdout, possibly as JSON.
+    say = functools.partial(print, file=sys.stderr)
+    fingerprint = workdir.read_experiment_file()["fingerprint"]
+    checkpoints = Checkpoints(workdir.checkpoints, experiment.checkpointing, say=say, fingerprint=fingerprint, read_only=True)
     like = (program.abstract_state, program_lib.abstract_preprocessing(experiment))
     kept = checkpoints.steps()
+    restored = None
     if not step:
         restored = checkpoints.restore_newest(*like)
-    else:
-        found = checkpoints.restore(step, *like) if step in kept else None
-        restored = found and (step, *found)
-    checkpoints.close()
-    if restored is None and not step:
-        raise UserError(f"{run} has no whole checkpoint")
+    elif step in kept and (found := checkpoints.restore(step, *like)):
+        restored = (step, *found)
     if restored is None:
-        there = ", ".join(map(str, (0, *kept)))
-        raise UserError(f"{run} kept no whole checkpoint of step {step}; there is {there}. --checkpointing.keep-every K keeps every K-th")
+        steps = ", ".join(map(str, (0, *kept)))
+        others = f" of step {step}; there is {steps}. --checkpointing.keep-every K keeps every K-th" if step else ""
+        raise UserError(f"{run} has no whole checkpoint{others}")
     if step == 0:
         if experiment.start.file:
             raise UserError(f"{run} began with the weights in {experiment.start.file}: name that file in place of step 0")
@@ -78,18 +68,16 @@ def at(run: Path, step: int | None) -> Trained:
 
 
 def weights(run: Path, step: int | None = None) -> Pretrained:
-    """The weights that scores of a run use, with their card. Arguments and UserErrors as of ``at``."""
+    """Returns the weights that a run is evaluated with; see ``at``."""
     found = at(run, step)
     params, batch_stats = jax.device_get(found.state.scored())
-    mean, deviation = (np.asarray(constants, np.float64).tolist() for constants in found.preprocessing)
-    asked = found.experiment.evaluation.protocol
-    shown = protocols.parse(asked) if asked else protocols.Protocol()
-    view = View(
-        mean=_tuples(mean), deviation=tuple(deviation), resize=shown.resize or 0, crop=shown.crop or 0, interpolation=shown.interpolation
-    )
+    mean, deviation = (_tuples(np.asarray(constants, np.float64).tolist()) for constants in found.preprocessing)
+    name = found.experiment.evaluation.protocol
+    protocol = protocols.parse(name) if name else protocols.Protocol()
+    resize, crop = protocol.resize, protocol.crop
     card = Card(
         architecture=found.experiment.model,
-        view=view,
+        view=View(mean=mean, deviation=deviation, resize=resize or 0, crop=crop or 0, interpolation=protocol.interpolation),
         source=f"{run.resolve().name}, step {found.step}",
         data=found.experiment.data.name,
         counters={"": float(found.step)},
@@ -97,5 +85,5 @@ def weights(run: Path, step: int | None = None) -> Pretrained:
     return Pretrained(card, params, batch_stats)
 
 
-def _tuples(value: list[Any]) -> Numbers:
+def _tuples(value: list[Any]) -> Any:
     return tuple(_tuples(item) if isinstance(item, list) else item for item in value)

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax.data import policies
 from resnet_jax.data.policies import RandAugment, TimmRandAugment, TrivialAugment
+from resnet_jax.data.policy_operations import OPERATIONS as OPERATIONS_BY_NAME
+from resnet_jax.data.policy_operations import Sampling
 from resnet_jax.errors import UserError
 
 # Made by tests/write_augmentation_golden.py.
@@ -41,29 +44,24 @@ def test_the_file_has_every_operation_twice_and_each_changes_the_image() -> None
     assert same == {"Identity"}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Timm")])
-def test_operations_are_torchvisions_bit_for_bit(name: str) -> None:
-    policy, operation, place, sign = name.split()
-    signs = [int(int(sign) < 0)] if operation in SIGNED else []
-    if policy == "RandAugment":
-        rng = Scripted([OPERATIONS.index(operation), *signs])
-        found, asked = RandAugment(operations=1, magnitude=int(place))(PHOTOGRAPH, rng), [14]
-    else:
-        rng = Scripted([int(place), OPERATIONS.index(operation), *signs])
-        found, asked = TrivialAugment()(PHOTOGRAPH, rng), [31, 14]
-    np.testing.assert_array_equal(found, GOLDEN["images"][NAMES.index(name)])
-    assert rng.asked == asked + [2] * len(signs)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("Timm")])
-def test_operations_are_timms_bit_for_bit(name: str) -> None:
-    _, operation, magnitude, sign = name.split()
-    # timm's positive translations are to the left and upwards.
-    negative = (int(sign) < 0) != operation.startswith("Translate")
-    rng = Scripted([policies.TIMM_OPERATIONS.index(operation), int(negative), int(float(magnitude) != 7)])
-    found = TimmRandAugment(magnitude=float(magnitude), operations=1, probability=1.0)(PHOTOGRAPH, rng)
-    np.testing.assert_array_equal(found, GOLDEN["images"][NAMES.index(name)])
-    assert rng.asked == [15, 2, 2]
+def test_operations_equal_torchvisions_and_timms_bit_for_bit() -> None:
+    images = dict(zip(NAMES, GOLDEN["images"], strict=True))
+    for name, expected in images.items():
+        policy, operation, place, sign = name.split()
+        signs = [int(int(sign) < 0)] if operation in SIGNED else []
+        if policy == "RandAugment":
+            rng, asked = Scripted([OPERATIONS.index(operation), *signs]), [14] + [2] * len(signs)
+            part = RandAugment(operations=1, magnitude=int(place))
+        elif policy == "TrivialAugment":
+            rng, asked = Scripted([int(place), OPERATIONS.index(operation), *signs]), [31, 14] + [2] * len(signs)
+            part = TrivialAugment()
+        else:
+            # timm's positive translations are to the left and upwards.
+            negative = (int(sign) < 0) != operation.startswith("Translate")
+            rng, asked = Scripted([policies.TIMM_OPERATIONS.index(operation), int(negative), int(float(place) != 7)]), [15, 2, 2]
+            part = TimmRandAugment(magnitude=float(place), operations=1, probability=1.0)
+        np.testing.assert_array_equal(part(PHOTOGRAPH, rng), expected, err_msg=name)
+        assert rng.asked == asked, name
 
 
 @pytest.mark.parametrize("policy", ["RandAugment", "TrivialAugment"])
@@ -93,19 +91,16 @@ def test_every_bin_has_torchvisions_magnitude(policy: str, monkeypatch: pytest.M
         np.testing.assert_allclose(row, expected, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6, err_msg=operation)
 
 
-@pytest.mark.parametrize(
-    ("operation", "level", "expected"),
-    [
+def test_timms_levels_have_the_arguments_of_its_table() -> None:
+    """At ``inc1``, with the negative sign if there is one, for an image 200 wide and 100 high. Posterize keeps 4 to 0 bits."""
+    for operation, level, expected in (
         ("Posterize", 2.49, 4), ("Posterize", 2.5, 3), ("Posterize", 10, 0),
         ("Solarize", 0, 256), ("Solarize", 7, 256 - 179), ("Solarize", 10, 0),
         ("SolarizeAdd", 7, 77), ("SolarizeAdd", 10, 110),
         ("Brightness", 10, 0.1), ("Color", 7, 1 - 0.63), ("ShearX", 5, -0.15), ("Rotate", 7, -21),
         ("TranslateX", 10, -0.45 * 200), ("TranslateY", 10, -0.45 * 100),
-    ],
-)  # fmt: skip
-def test_timms_levels_mean_what_its_table_says(operation: str, level: float, expected: float) -> None:
-    """At ``inc1``; the negative sign where there is one, of an image 200 wide and 100 high. Posterize keeps 4 to 0 bits."""
-    assert policies.timm_argument(operation, level / 10, -1, (200, 100)) == pytest.approx(expected, abs=1e-12)
+    ):  # fmt: skip
+        assert policies.timm_argument(operation, level / 10, -1, (200, 100)) == pytest.approx(expected, abs=1e-12)
 
 
 def drawn(policy, monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[Counter, dict[str, list], list[int]]:
@@ -134,12 +129,6 @@ def test_torchvisions_policies_draw_each_operation_equally_often(policy, each: i
     assert abs(np.mean(signs)) < 5 / np.sqrt(len(signs))
 
 
-def test_trivial_augment_draws_every_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, arguments, _ = drawn(TrivialAugment(), monkeypatch, 6000)
-    thresholds = {round((255 - threshold) / 8.5, 6) for threshold, _ in arguments["Solarize"]}
-    assert thresholds == set(range(31))
-
-
 def test_timms_policy_applies_each_operation_drawn_half_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, arguments, applied = drawn(TimmRandAugment(), monkeypatch, 3000)
     assert set(counts) == set(policies.TIMM_OPERATIONS)
@@ -163,28 +152,33 @@ def test_timms_magnitudes_are_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.3 < np.mean(degrees == 30) < 0.6
 
 
-@pytest.mark.parametrize("policy", [RandAugment(), TrivialAugment(), TimmRandAugment()])
-def test_policies_are_functions_of_image_and_generator(policy) -> None:
-    image = PHOTOGRAPH.copy()
-    one, same, other = ([policy(image, rng) for _ in range(20)] for rng in map(np.random.default_rng, (1, 1, 2)))
-    assert np.array_equal(one, same)
-    assert not np.array_equal(one, other)
-    assert np.array_equal(image, PHOTOGRAPH)
-    assert all(found.dtype == np.uint8 and found.shape == image.shape for found in one)
+def test_posterize_to_no_bits_is_black_and_translations_are_to_the_right_and_down() -> None:
+    """Posterize(0) is beyond the file; so are the directions of whole-pixel translations."""
+    picture, nearest = Image.fromarray(PHOTOGRAPH), Sampling(Image.Resampling.NEAREST, (7, 8, 9))
+    assert not np.asarray(OPERATIONS_BY_NAME["Posterize"](picture, 0, nearest)).any()
+    for name, moved in (("TranslateX", PHOTOGRAPH[:, :-3]), ("TranslateY", PHOTOGRAPH[:-3])):
+        result = np.asarray(OPERATIONS_BY_NAME[name](picture, 3, nearest))
+        shown, filled = (result[:, 3:], result[:, :3]) if name == "TranslateX" else (result[3:], result[:3])
+        np.testing.assert_array_equal(shown, moved)
+        assert (filled == [7, 8, 9]).all()
 
 
-@pytest.mark.parametrize(
-    ("made", "said"),
-    [
-        (lambda: RandAugment(magnitude=31), "magnitude is 31"),
-        (lambda: RandAugment(operations=-1), "operations is -1"),
-        (lambda: TrivialAugment(bins=1), "bins is 1"),
-        (lambda: TimmRandAugment(magnitude=10.5), "magnitude is 10.5"),
-        (lambda: TimmRandAugment(probability=1.5), "probability is 1.5"),
-        (lambda: TimmRandAugment(deviation=-1.0), "deviation is -1.0"),
-        (lambda: TrivialAugment()(PHOTOGRAPH[..., :1], np.random.default_rng(0)), "1 channels"),
-    ],
-)
-def test_what_cannot_be_done_is_refused(made, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        made()
+def test_policies_are_functions_of_image_and_generator() -> None:
+    for policy in (RandAugment(), TrivialAugment(), TimmRandAugment()):
+        image = PHOTOGRAPH.copy()
+        one, same, other = ([policy(image, rng) for _ in range(20)] for rng in map(np.random.default_rng, (1, 1, 2)))
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, other)
+        assert np.array_equal(image, PHOTOGRAPH)
+        assert all(result.dtype == np.uint8 and result.shape == image.shape for result in one)
+
+
+def test_invalid_policies_are_rejected() -> None:
+    for build, message in (
+        (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
+        (lambda: RandAugment(operations=-1), "operations must be at least 0"),
+        (lambda: TimmRandAugment(probability=1.5), r"probability must be in \[0, 1\]"),
+        (lambda: TrivialAugment()(PHOTOGRAPH[..., :1], np.random.default_rng(0)), "need RGB images, got 1 channels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build()

@@ -1,16 +1,18 @@
-"""A set is prepared once, without TensorFlow, or not at all."""
+"""Preparation of data sets, without TensorFlow where the package has its own builder."""
 
 import io
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax.data import prepare, sources
+from resnet_jax.data.prepare import Cifar10
 from resnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -22,140 +24,97 @@ def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sources, "HOME_DATA_DIR", tmp_path / "home")
 
 
-@pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
-    """A folder that nobody may write to, root included as far as good manners go."""
-    folder = tmp_path / "read_only"
-    folder.mkdir()
-    folder.chmod(0o555)
-    yield folder
-    folder.chmod(0o755)
-
-
-def snapshot(directory: Path) -> dict[Path, tuple[int, int]]:
-    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in directory.rglob("*")}
-
-
-def test_digits_are_prepared_and_read_without_tensorflow(tmp_path: Path) -> None:
-    """Fails where TensorFlow is imported, and where it is needed and missing."""
-    program = """
-import sys
-from resnet_jax.data import prepare, sources
-info = prepare.prepare("digits", sys.argv[1])
-print(len(sources.read(info, "train")), "tensorflow" in sys.modules)
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "1437 False"
-
-
-def test_describing_a_set_imports_neither_tfds_nor_tensorflow(digits_dir: str) -> None:
-    """What every command does first stays fast."""
+@pytest.mark.slow
+def test_digits_are_found_prepared_and_read_without_tensorflow(digits_dir: str, tmp_path: Path) -> None:
+    """Describing a set, the first thing that every command does, imports neither TFDS nor a decoder."""
     program = """
 import sys
 from resnet_jax.data import sources
 sources.describe("digits", sys.argv[1])
-print(sorted({"tensorflow", "tensorflow_datasets", "sklearn", "array_record"} & sys.modules.keys()))
+print(sorted({"tensorflow", "tensorflow_datasets", "simplejpeg", "array_record"} & sys.modules.keys()))
+from resnet_jax.data import prepare
+info = prepare.prepare("digits", sys.argv[2])
+print(len(sources.read(info, "train")), sorted({"tensorflow", "sklearn"} & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", program, digits_dir], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    command = [sys.executable, "-c", program, digits_dir, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "[]"
+    assert lines[-1] == "1437 []"
 
 
-def test_prepared_set_is_left_as_it_is(digits_dir: str) -> None:
-    before = snapshot(Path(digits_dir))
+def test_a_prepared_set_is_left_as_it_is(digits_dir: str) -> None:
+    def snapshot() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(digits_dir).rglob("*")}
+
+    before = snapshot()
     assert prepare.prepare("digits", digits_dir) == sources.describe("digits", digits_dir)
-    assert snapshot(Path(digits_dir)) == before
+    assert snapshot() == before
 
 
-def test_set_that_another_directory_holds_is_prepared_where_it_is_asked_for(
-    digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``--data-dir DIR`` means DIR."""
-    monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)
-    assert prepare.prepare("digits", str(tmp_path)).directory == tmp_path / "digits" / "1.0.0"
-
-
-def test_advice_to_prepare_elsewhere_what_is_in_another_format_can_be_followed(
-    digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``describe`` refuses tfrecord files with "Prepare it in another directory: resnet-jax prepare digits --data-dir DIR"."""
+def test_the_data_dir_is_where_a_set_is_prepared(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other directories hold: also a set in another format, as ``describe`` advises, or an interrupted preparation."""
     shutil.copytree(digits_dir, tmp_path / "old")
     info = tmp_path / "old" / "digits" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "old"))
     with pytest.raises(UserError, match="resnet-jax prepare digits --data-dir DIR"):
         sources.describe("digits")
+    left = tmp_path / "new" / "digits" / "incomplete.6J53Q8_1.0.0"
+    left.mkdir(parents=True)
+    (left / "dataset_info.json").write_text("{}")
     assert prepare.prepare("digits", str(tmp_path / "new")).directory == tmp_path / "new" / "digits" / "1.0.0"
 
 
-def test_preparation_that_was_killed_can_be_repeated(tmp_path: Path) -> None:
-    """What it left behind is no prepared set: not for training, and not for ``prepare`` either."""
-    left = tmp_path / "digits" / "incomplete.6J53Q8_1.0.0"
-    left.mkdir(parents=True)
-    (left / "dataset_info.json").write_text("{}")
-    assert prepare.prepare("digits", str(tmp_path)).directory == tmp_path / "digits" / "1.0.0"
-
-
-def test_environment_says_where_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that does not exist yet is made."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "a" / "b"))
-    assert prepare.prepare("digits").directory == tmp_path / "a" / "b" / "digits" / "1.0.0"
-
-
-@pytest.mark.parametrize("below", ["", "new/folder"])
-def test_read_only_directory_is_an_error_and_nothing_is_written(read_only: Path, below: str) -> None:
-    with pytest.raises(UserError, match=r"cannot be written.*--data-dir"):
-        prepare.prepare("digits", str(read_only / below))
-    assert list(read_only.iterdir()) == []
-
-
-@pytest.mark.parametrize(("name", "suggestion"), [("cifar01", "cifar10"), ("digit", "digits"), ("imagenet", "imagenet2012")])
-def test_unknown_name_suggests_the_nearest(tmp_path: Path, name: str, suggestion: str) -> None:
-    with pytest.raises(UserError, match=f"{name}.*did you mean.*{suggestion}"):
-        prepare.prepare(name, str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-
-
-def test_smaller_copies_and_folders_say_how_they_are_made(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="imagenet2012_256'; .* run: resnet-jax prepare imagenet2012 --resize 256$"):
-        prepare.prepare("imagenet2012_256", str(tmp_path / "new"))
-    with pytest.raises(UserError, match="is a folder: it is read where it lies"):
-        prepare.prepare(str(tmp_path), str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-
-
-def test_set_whose_preparation_needs_tensorflow_says_so_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_prepared_is_an_error_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda *_: None)
-    with pytest.raises(UserError, match="pip install tensorflow"):
-        prepare.prepare("cifar100", str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
+    read_only = tmp_path / "read_only"
+    read_only.mkdir()
+    read_only.chmod(0o555)
+    new = tmp_path / "new"
+    for name, directory, message in (
+        ("cifar01", new, "cifar01.*did you mean.*cifar10"),
+        ("imagenet", new, "imagenet.*did you mean.*imagenet2012"),
+        (str(tmp_path), new, "is a folder, which is read in place"),
+        ("cifar100", new, "needs TensorFlow to prepare cifar100"),
+        ("digits", read_only / "below", "cannot be written.*--data-dir"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare.prepare(name, str(directory))
+    assert not new.exists()
+    assert list(read_only.iterdir()) == []
+    read_only.chmod(0o755)
 
 
-def test_host_that_cannot_be_reached_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TFDS would try for minutes; nothing is written."""
-
-    def refuse(address: tuple[str, int], **_: object) -> None:
-        raise OSError(f"no route to {address[0]}")
-
-    monkeypatch.setattr(prepare.urllib.request, "getproxies", dict)
-    monkeypatch.setattr(prepare.socket, "create_connection", refuse)
-    with pytest.raises(UserError, match=r"cifar10 is downloaded from .*toronto.*no route to .*toronto"):
-        prepare.prepare("cifar10", str(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-
-
-def test_failed_download_is_an_error_of_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the set, the place, and what the HTTP client said; and the set does not count as prepared."""
-    from resnet_jax.data.cifar10 import Cifar10
-
-    def refuse(_: Cifar10) -> None:
+def test_a_failed_download_is_an_error_of_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Cifar10, **__: object) -> None:
         raise ConnectionError("cut off")
 
-    monkeypatch.setattr(prepare.socket, "create_connection", lambda *_, **__: io.BytesIO())
-    monkeypatch.setattr(Cifar10, "download_and_prepare", refuse)
-    with pytest.raises(UserError, match=r"cifar10.*ConnectionError: cut off") as error:
+    monkeypatch.setattr(Cifar10, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=rf"cifar10 could not be prepared in {tmp_path}: ConnectionError: cut off"):
         prepare.prepare("cifar10", str(tmp_path))
-    assert str(tmp_path) in str(error.value)
     assert sources.prepared(str(tmp_path)) == {}
+
+
+def test_cifar10_files_are_read_as_documented(tmp_path: Path) -> None:
+    """cs.toronto.edu/~kriz/cifar.html: byte 0 the label; then 1024 red, 1024 green, 1024 blue values, each plane row by row."""
+    builder = Cifar10(data_dir=tmp_path, file_format="array_record")
+    assert (builder.name, str(builder.version)[:2]) == ("cifar10", "3.")
+    assert sorted(builder.info.features) == ["id", "image", "label"]
+    records = np.random.default_rng(0).integers(0, 256, (5, 3073), dtype=np.uint8)
+    records[:, 0] = [3, 0, 9, 1, 7]
+    records[:3].tofile(tmp_path / "one.bin")
+    records[3:].tofile(tmp_path / "two.bin")
+    examples = list(builder._generate_examples("train_", [str(tmp_path / "one.bin"), str(tmp_path / "two.bin")]))
+    assert [key for key, _ in examples] == [0, 1, 2, 3, 4], "keys go on from file to file"
+    for record, (key, example) in zip(records, examples, strict=True):
+        image = np.asarray(Image.open(io.BytesIO(example["image"].read())))
+        assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+        assert (example["label"], example["id"]) == (record[0], f"train_{key:05d}")
+        for y, x, channel in [(0, 0, 0), (0, 1, 0), (1, 0, 0), (31, 31, 2), (5, 17, 1), (17, 5, 1)]:
+            assert image[y, x, channel] == record[1 + 1024 * channel + 32 * y + x]
+    # A truncated file is no smaller set.
+    np.zeros(3073 + 100, np.uint8).tofile(tmp_path / "cut.bin")
+    with pytest.raises(ValueError, match="reshape"):
+        list(builder._generate_examples("train_", [str(tmp_path / "cut.bin")]))

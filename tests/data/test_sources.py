@@ -61,21 +61,13 @@ def test_first_directory_that_holds_a_set_wins(monkeypatch: pytest.MonkeyPatch, 
     assert sources.prepared() == {name: tmp_path / "environment" / name / version for name, version in (("a", "2.0.0"), ("b", "1.0.0"))}
 
 
-@pytest.mark.parametrize(("older", "newer"), [("1.0.0", "2.0.0"), ("3.0.2", "3.0.10"), ("9.0.0", "10.0.0")])
-def test_newest_version_wins(tmp_path: Path, older: str, newer: str) -> None:
-    """By number: 3.0.10 is newer than 3.0.2, though it sorts before it as text."""
-    fake(tmp_path, "a", older)
-    assert sources.prepared(str(tmp_path)) == {"a": tmp_path / "a" / older}
-    newest = fake(tmp_path, "a", newer)
-    assert sources.prepared(str(tmp_path)) == {"a": newest}
-
-
-def test_what_a_killed_preparation_left_behind_is_not_a_prepared_set(tmp_path: Path) -> None:
-    """TFDS prepares in NAME/incomplete.RANDOM_VERSION and renames that when all is written."""
-    fake(tmp_path, "a", "incomplete.6J53Q8_1.0.0")
-    assert sources.prepared(str(tmp_path)) == {}
-    whole = fake(tmp_path, "a", "1.0.0")
-    assert sources.prepared(str(tmp_path)) == {"a": whole}
+def test_the_newest_version_wins_by_number(tmp_path: Path) -> None:
+    for name, older, newer in (("a", "1.0.0", "2.0.0"), ("b", "3.0.2", "3.0.10"), ("c", "9.0.0", "10.0.0")):
+        fake(tmp_path, name, older)
+        newest = fake(tmp_path, name, newer)
+        # What an interrupted preparation leaves behind.
+        fake(tmp_path, name, "incomplete.6J53Q8_99.0.0")
+        assert sources.prepared(str(tmp_path))[name] == newest
 
 
 def test_missing_set_fails_with_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,53 +87,37 @@ def test_digits_describe_themselves(digits_dir: str) -> None:
     assert info.num_classes == 10
 
 
-@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-@pytest.mark.parametrize("content", ['{"name": "dig', "", None], ids=["cut off", "empty", "deleted"])
-def test_damaged_description_is_an_error_that_says_what_to_do(copy: Path, file: str, content: str | None) -> None:
-    path = copy / "digits" / "1.0.0" / file
-    path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(UserError, match="resnet-jax prepare digits") as error:
-        sources.describe("digits", str(copy))
-    assert str(copy) in str(error.value)
+def test_corrupt_metadata_is_an_error_with_the_remedy(copy: Path) -> None:
+    """Truncated, empty, of another kind, deleted."""
+    for file in ("dataset_info.json", "features.json"):
+        path = copy / "digits" / "1.0.0" / file
+        whole = path.read_text()
+        for content in ('{"name": "dig', "", "[]", None):
+            path.unlink() if content is None else path.write_text(content)
+            with pytest.raises(UserError, match="resnet-jax prepare digits") as error:
+                sources.describe("digits", str(copy))
+            assert str(copy) in str(error.value)
+        path.write_text(whole)
 
 
-@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
-def test_description_of_another_kind_of_json_is_a_user_error(copy: Path, file: str) -> None:
-    """Valid JSON that is no description is as damaged as half a file."""
-    (copy / "digits" / "1.0.0" / file).write_text("[]")
-    with pytest.raises(UserError):
-        sources.describe("digits", str(copy))
-
-
-def test_tfrecord_files_are_refused_by_name(copy: Path) -> None:
-    edit(copy / "digits" / "1.0.0" / "dataset_info.json", fileFormat="tfrecord")
+def test_sets_in_another_format_or_without_labels_are_rejected(copy: Path) -> None:
+    folder = copy / "digits" / "1.0.0"
+    edit(folder / "dataset_info.json", fileFormat="tfrecord")
     with pytest.raises(UserError, match=r"tfrecord.*array_record.*resnet-jax prepare digits --data-dir"):
         sources.describe("digits", str(copy))
-
-
-def test_set_without_labels_is_refused_with_what_it_has(copy: Path) -> None:
-    path = copy / "digits" / "1.0.0" / "features.json"
-    features = json.loads(path.read_text())
-    features["featuresDict"]["features"]["mask"] = features["featuresDict"]["features"].pop("label")
-    path.write_text(json.dumps(features))
-    with pytest.raises(UserError, match=r"\['image', 'mask'\].*'label'"):
-        sources.describe("digits", str(copy))
-
-
-def test_images_of_different_sizes_have_no_size_and_are_not_read_into_one_array(copy: Path) -> None:
-    path = copy / "digits" / "1.0.0" / "features.json"
-    features = json.loads(path.read_text())
-    features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = ["-1", "-1", "3"]
-    path.write_text(json.dumps(features))
+    edit(folder / "dataset_info.json", fileFormat="array_record")
+    features = json.loads((folder / "features.json").read_text())
+    of_set = features["featuresDict"]["features"]
+    of_set["image"]["image"]["shape"]["dimensions"] = ["-1", "-1", "3"]
+    (folder / "features.json").write_text(json.dumps(features))
     info = sources.describe("digits", str(copy))
     assert info.image_shape == (None, None, 3)
     with pytest.raises(UserError, match="differ in size"):
         sources.read(info, "train")
-
-
-def test_unknown_split_is_an_error_with_the_known_ones(digits_dir: str) -> None:
-    with pytest.raises(UserError, match=r"'validation'.*\['test', 'train'\]"):
-        sources.read(sources.describe("digits", digits_dir), "validation")
+    of_set["mask"] = of_set.pop("label")
+    (folder / "features.json").write_text(json.dumps(features))
+    with pytest.raises(UserError, match=r"'label'.*\['image', 'mask'\]"):
+        sources.describe("digits", str(copy))
 
 
 def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
@@ -153,8 +129,9 @@ def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
         np.testing.assert_array_equal(found["image"], whole.images[index])
         assert found["label"] == whole.labels[index]
         assert type(found["label"]) is int
-    with pytest.raises(UserError, match="has no split 'validation'"):
-        sources.encoded(info, "validation")
+    for read in (sources.encoded, sources.read):
+        with pytest.raises(UserError, match=r"no split 'validation'; it has \['test', 'train'\]"):
+            read(info, "validation")
     with pytest.raises(IndexError):
         sources.example(source, info, "test", 360)
 
@@ -182,53 +159,30 @@ def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: s
         found.labels[0] = 0
 
 
-def damage(file: Path, kind: str) -> None:
-    content = bytearray(file.read_bytes())
-    if kind == "a flipped bit":
-        content[1000] ^= 4
-        file.write_bytes(content)
-    elif kind == "deleted":
-        file.unlink()
-    else:
-        file.write_bytes(content[: int(len(content) * {"truncated by a tenth": 0.9, "truncated to a tenth": 0.1}[kind])])
-
-
-@pytest.mark.parametrize("kind", ["a flipped bit", "truncated by a tenth", "truncated to a tenth", "deleted"])
-def test_damaged_records_are_an_error_that_names_the_example(copy: Path, kind: str) -> None:
-    """The first example that cannot be read; of a truncated file that is the first of all, since ArrayRecord keeps its index at the end."""
+def test_damaged_records_are_an_error_with_the_example(copy: Path) -> None:
+    """The first example that cannot be read: of a truncated file the first of all, since ArrayRecord's index is at its end."""
     (file,) = (copy / "digits" / "1.0.0").glob("*train*array_record*")
-    damage(file, kind)
-    info = sources.describe("digits", str(copy))
-    with pytest.raises(UserError) as error:
-        sources.read(info, "train")
-    assert str(info.directory) in str(error.value)
-    assert "of split 'train' is damaged" in str(error.value)
-    index = int(str(error.value).split("example ")[1].split()[0])
-    assert 0 < index < 100 if kind == "a flipped bit" else index == 0
-    assert len(sources.read(info, "test")) == 360
-
-
-@pytest.fixture(scope="module")
-def cifar10_splits(cifar10: sources.DatasetInfo) -> dict[str, sources.Examples]:
-    """Some 10 s."""
-    return {split: sources.read(cifar10, split) for split in ("train", "test")}
+    whole = file.read_bytes()
+    flipped = whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:]
+    for content in (flipped, whole[: len(whole) * 9 // 10], whole[: len(whole) // 10], None):
+        file.unlink() if content is None else file.write_bytes(content)
+        sources.read.cache_clear()
+        info = sources.describe("digits", str(copy))
+        with pytest.raises(UserError, match=f"{info.directory}.* of split 'train' is damaged") as error:
+            sources.read(info, "train")
+        index = int(str(error.value).split("example ")[1].split()[0])
+        assert 0 < index < 100 if content is flipped else index == 0
+        assert len(sources.read(info, "test")) == 360
+        file.write_bytes(whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("split", "count"), [("train", 50_000), ("test", 10_000)])
-def test_cifar10_is_whole_and_balanced(
-    cifar10: sources.DatasetInfo, cifar10_splits: dict[str, sources.Examples], split: str, count: int
-) -> None:
-    found = cifar10_splits[split]
-    assert cifar10.examples[split] == len(found) == count
-    assert found.images.shape == (count, 32, 32, 3)
-    assert cifar10.image_shape == (32, 32, 3)
-    assert cifar10.num_classes == 10
-    assert np.bincount(found.labels).tolist() == [count // 10] * 10
-
-
-@pytest.mark.slow
-def test_cifar10_has_the_published_mean(cifar10_splits: dict[str, sources.Examples]) -> None:
-    """And in this order: red first."""
-    mean = cifar10_splits["train"].images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
+def test_cifar10_is_whole_balanced_and_red_first(cifar10: sources.DatasetInfo) -> None:
+    assert (cifar10.image_shape, cifar10.num_classes) == ((32, 32, 3), 10)
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        examples = sources.read(cifar10, split)
+        assert cifar10.examples[split] == len(examples) == count
+        assert examples.images.shape == (count, 32, 32, 3)
+        assert np.bincount(examples.labels).tolist() == [count // 10] * 10
+    mean = sources.read(cifar10, "train").images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
     np.testing.assert_allclose(mean, CIFAR10_MEAN, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Short names for what is looked at."""
+"""Names and images of the analyzed networks."""
 
 from pathlib import Path
 
@@ -6,20 +6,17 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.lab import subjects
-from resnet_jax.lab.looking import Looking
+from resnet_jax.lab.command import Options
 
 
-def test_names_are_as_long_as_it_takes_to_tell_them_apart() -> None:
-    assert subjects.names([Path("/a/x/seed-0"), Path("/a/y/seed-0")]) == ["x/seed-0", "y/seed-0"]
-    assert subjects.names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
-    assert subjects.names([Path("/a/x"), Path("/a/x")]) == ["x", "x (1)"]
+def test_short_names_tell_paths_apart() -> None:
+    assert subjects.short_names([Path("/a/x/seed-0"), Path("/a/y/seed-0")]) == ["x/seed-0", "y/seed-0"]
+    assert subjects.short_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
+    assert subjects.short_names([Path("/a/x"), Path("/a/x")]) == ["x", "x (1)"]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a run nor a file of weights"):
-        subjects.load(tmp_path / "nothing", Looking(sources=()))
-
-
-def test_images_of_another_size_are_refused(short_run: Path, cifar10: object) -> None:
-    with pytest.raises(UserError, match=r"images of cifar10 have the shape \(32, 32, 3\), and the network takes \(8, 8, 1\)"):
-        subjects.load(short_run, Looking(sources=(), data="cifar10"))
+def test_load_rejects_missing_sources_and_other_image_sizes(short_run: Path, tmp_path: Path, cifar10: object) -> None:
+    with pytest.raises(UserError, match="neither a run nor"):
+        subjects.load(tmp_path / "nothing", Options(sources=(tmp_path,)))
+    with pytest.raises(UserError, match=r"shape \(32, 32, 3\) .* the network takes \(8, 8, 1\)"):
+        subjects.load(short_run, Options(sources=(short_run,), data="cifar10"))

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_convolution import random
+from oracle import random
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import Architecture, Execution, ResNet, activations
+from resnet_jax.models import Apply, Architecture, Execution, ResNet, activations
+from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import ZeroPad
@@ -20,9 +21,9 @@ SMALL = Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_sha
 IMAGES = jnp.asarray(random(2, 6, 6, 3))
 
 
-@pytest.fixture(scope="module", params=["loop", "scan"])
-def model(request: pytest.FixtureRequest) -> ResNet:
-    return SMALL.build(rngs=nnx.Rngs(0), execution=Execution(blocks=request.param))
+@pytest.fixture(scope="module")
+def model() -> ResNet:
+    return SMALL.build(rngs=nnx.Rngs(0), execution=Execution(blocks="scan"))
 
 
 def units(model: ResNet) -> list[Any]:
@@ -58,18 +59,22 @@ def test_the_model_is_afterwards_what_it_was(model: ResNet) -> None:
     assert nnx.graphdef(model) == before
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_in_a_compiled_function_of_variables_logits_and_statistics_are_the_plain_ones(train: bool) -> None:
-    apply, params, stats = SMALL.init(jax.random.key(0))
-    plain = jax.jit(functools.partial(apply, train=train))(params, stats, IMAGES)[0]
-    look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=train)
+@pytest.fixture(scope="module")
+def initialized() -> tuple[Apply, Any, Any]:
+    return jax.jit(SMALL.init, compiler_options=quick_to_compile())(jax.random.key(0))
+
+
+def test_a_compiled_function_of_variables_has_the_logits_of_the_network(initialized: Any) -> None:
+    apply, params, stats = initialized
+    plain = jax.jit(functools.partial(apply, train=True))(params, stats, IMAGES)[0]
+    look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=True)
     logits, found = jax.jit(look)(params, stats, IMAGES)
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-6)
     assert sorted(found) == ["stem/conv", "unit0", "unit1", "unit2"]
 
 
-def test_gradients_pass_through_what_is_recorded() -> None:
-    apply, params, stats = SMALL.init(jax.random.key(0))
+def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
+    apply, params, stats = initialized
 
     def energy(params: Any, name: str) -> Any:
         return jnp.sum(activations.of(apply, params, stats, IMAGES, (name,))[1][name] ** 2)
@@ -80,8 +85,8 @@ def test_gradients_pass_through_what_is_recorded() -> None:
     assert later[1] > 0
 
 
-def test_numbers_are_those_of_places_where_units_are_exchanged() -> None:
-    apply, params, stats = SMALL.init(jax.random.key(0))
+def test_numbers_are_positions_where_blocks_are_exchanged(initialized: Any) -> None:
+    apply, params, stats = initialized
     look = jax.jit(functools.partial(activations.of, apply, names=("unit*/branch/convs/0", "unit0/input", "unit1/input")))
     (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))
     np.testing.assert_array_equal(straight["unit0/input"], turned["unit0/input"])
@@ -101,8 +106,8 @@ def test_a_users_parts_are_recorded_too() -> None:
     np.testing.assert_allclose(found["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
 
 
-def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(model: ResNet) -> None:
+def test_a_pattern_that_matches_nothing_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:
     with pytest.raises(UserError, match=r"no activation is called 'units\*'; there are head, .* unit1/branch, .* unit2"):
-        activations.of(*SMALL.init(jax.random.key(0)), IMAGES, ("units*",))
+        jax.eval_shape(lambda: activations.of(*initialized, IMAGES, ("units*",)))
     with pytest.raises(UserError, match="unit7"), activations.recorded(model, ("unit7",)):
         model(IMAGES)

@@ -9,29 +9,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_convolution import random
+from oracle import random
 
 from resnet_jax.configured import configured
-from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.branches import Basic, Bottleneck, Branch
 from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
-from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition
-from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Scaled, ZeroPad
-from resnet_jax.models.stems import ImageNetStem
-from resnet_jax.models.transitions import DenseTransition
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
+from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Scaled, ZeroPad
+from resnet_jax.models.stems import DenseTransition, ImageNetStem
 
 SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_classes=4)
 
 
 @pytest.fixture(scope="module")
-def initialise() -> Any:
+def initialize() -> Any:
     """``SMALL.init``, compiled once."""
     return jax.jit(SMALL.init, compiler_options=quick_to_compile())
 
 
-def initialised(architecture: Architecture, **options: Any) -> tuple[Apply, Any, Any]:
+def initialized(architecture: Architecture, **options: Any) -> tuple[Apply, Any, Any]:
     """The abstract result of ``init``."""
     return jax.eval_shape(lambda key: architecture.init(key, **options), jax.random.key(0))
 
@@ -41,17 +39,17 @@ def close(actual: Any, expected: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
 
 
-def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialise: Any) -> None:
+def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: Any) -> None:
     """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as the latter says; a seed is its key."""
-    _, params, stats = initialise(jax.random.key(3))
+    _, params, stats = initialize(jax.random.key(3))
     for rngs in (nnx.Rngs(jax.random.key(3)), nnx.Rngs(3)):
         model = SMALL.build(rngs=rngs)
         close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
         close(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), stats)
 
 
-def test_another_key_draws_other_weights_everywhere_and_the_same_key_the_same(initialise: Any) -> None:
-    first, again, other = (initialise(jax.random.key(seed))[1] for seed in (3, 3, 4))
+def test_another_key_draws_other_weights_everywhere_and_the_same_key_the_same(initialize: Any) -> None:
+    first, again, other = (initialize(jax.random.key(seed))[1] for seed in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     pairs = zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other), strict=True)
     kernels = [(a, b) for (path, a), b in pairs if path[-1].key == "kernel"]
@@ -59,15 +57,8 @@ def test_another_key_draws_other_weights_everywhere_and_the_same_key_the_same(in
     assert all(np.all(np.asarray(a) != b) for a, b in kernels)
 
 
-def test_build_draws_from_the_stream_it_is_given() -> None:
-    """A second network from the same stream is another one."""
-    rngs = nnx.Rngs(0)
-    first, second = (np.asarray(SMALL.build(rngs=rngs).head.linear.kernel[...]) for _ in range(2))
-    assert np.all(first != second)
-
-
 def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
-    _, params, stats = initialised(dataclasses.replace(SMALL, dtype="bfloat16"))
+    _, params, stats = initialized(dataclasses.replace(SMALL, dtype="bfloat16"))
 
     def plain(tree: Any) -> bool:
         return all(map(plain, tree.values())) if type(tree) is dict else type(tree) is jax.ShapeDtypeStruct
@@ -79,8 +70,8 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     assert stats["stem"]["after"]["layers"][0].keys() == {"mean", "var"}
 
 
-def test_the_module_and_the_function_have_the_same_logits(initialise: Any) -> None:
-    model, (apply, params, stats), x = SMALL.build(rngs=nnx.Rngs(0)), initialise(jax.random.key(0)), jnp.asarray(random(2, 6, 6, 3))
+def test_the_module_and_the_function_have_the_same_logits(initialize: Any) -> None:
+    model, (apply, params, stats), x = SMALL.build(rngs=nnx.Rngs(0)), initialize(jax.random.key(0)), jnp.asarray(random(2, 6, 6, 3))
     graphdef, state = nnx.split(model)
     theirs = jax.jit(lambda state: nnx.merge(graphdef, state)(x), compiler_options=quick_to_compile())(state)
     ours = jax.jit(lambda p, s: apply(p, s, x, train=False)[0], compiler_options=quick_to_compile())(params, stats)
@@ -89,7 +80,7 @@ def test_the_module_and_the_function_have_the_same_logits(initialise: Any) -> No
 
 def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
     """So that a jitted function of it compiles once."""
-    one, other = initialised(SMALL)[0], initialised(dataclasses.replace(SMALL))[0]
+    one, other = initialized(SMALL)[0], initialized(dataclasses.replace(SMALL))[0]
     assert one == other
     assert hash(one) == hash(other)
     assert jax.tree.leaves(one) == []
@@ -101,7 +92,7 @@ def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
         return jnp.zeros(jax.eval_shape(lambda: apply(params, stats, images, train=False))[0].shape)
 
     for architecture in (SMALL, dataclasses.replace(SMALL)):
-        apply, params, stats = initialised(architecture)
+        apply, params, stats = initialized(architecture)
         params, stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, stats))
         assert classes(apply, params, stats, jnp.zeros((2, 6, 6, 3))).shape == (2, 4)
     assert len(traced) == 1
@@ -110,69 +101,37 @@ def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
 DENSE = dict(shortcut=Concatenation, transition=DenseTransition)
 CHANGES: list[dict[str, Any]] = [
     {"shortcut": ZeroPad},
-    {"shortcut": NoShortcut},
     {"shortcut": Scaled},
     {"shortcut": configured(Scaled, shortcut=0.25)},
-    {"stages": (2, 2)},
-    {"features": (2, 4)},
     {"stem_features": 5},
-    {"branch": Bottleneck},
-    {"branch": BottleneckV15},
-    {"branch": SingleLayer},
     {"branch": configured(Basic, dropout=0.1)},
-    {"branch": configured(Basic, reduction=2)},
     {"order": NormAfterAddition},
-    {"order": FullPreactivation},
-    {"order": Fixup},
-    {"norm": NoNorm},
-    {"norm": FrozenBatchNorm},
     {"norm": configured(BatchNorm, group_size=1)},
     {"norm": configured(BatchNorm, momentum=0.99)},
-    {"stem": ImageNetStem},
     DENSE,
     DENSE | {"transition": configured(DenseTransition, compression=0.5)},
     {"stochastic_depth": StochasticDepth(survival=0.5)},
     {"stochastic_depth": StochasticDepth(survival=0.5, drops="image")},
     {"output_stride": 1},
-    {"num_classes": 3},
     {"dtype": "bfloat16"},
 ]
 
 
-@pytest.mark.slow
 def test_apply_differs_where_the_structure_does() -> None:
-    """Every change makes another value, another function, and no two the same."""
+    """Every change is another value and another function, no two of them equal; spelled out again it is the same value."""
     architectures = [SMALL, *(dataclasses.replace(SMALL, **changes) for changes in CHANGES)]
     assert len(set(architectures)) == len(architectures)
-    applies = [initialised(architecture)[0] for architecture in architectures]
+    applies = [initialized(architecture)[0] for architecture in architectures]
     assert len(set(applies)) == len(applies)
-
-
-def lowered(architecture: Architecture) -> str:
-    apply, params, stats = initialised(architecture, execution=Execution(blocks="scan"))
-    images = jax.ShapeDtypeStruct((2, *architecture.input_shape), jnp.float32)
-    return jax.jit(lambda p, s, x, key: apply(p, s, x, train=True, key=key)).lower(params, stats, images, jax.random.key(0)).as_text()
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"branch": configured(Basic, dropout=0.1), "shortcut": DropoutShortcut}, {"order": FullPreactivation, **DENSE}]
-)
-def test_equal_architectures_are_equal_programs(changes: dict[str, Any]) -> None:
-    """Written out again, with arguments in another order, and with a default said or left out where the class is the same."""
-    one = dataclasses.replace(SMALL, **changes)
-    other = Architecture(**{field.name: getattr(one, field.name) for field in dataclasses.fields(one)})
-    assert (one, hash(one)) == (other, hash(other))
-    assert lowered(one) == lowered(other)
-    assert initialised(one)[0] == initialised(other)[0]
     assert configured(Branch, kernels=(3,), dropout=0.1) == configured(configured(Branch, dropout=0.1), kernels=(3,))
 
 
 def test_the_size_of_the_images_is_no_structure() -> None:
-    assert initialised(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialised(SMALL)[0]
+    assert initialized(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialized(SMALL)[0]
 
 
 def test_only_training_moves_the_statistics_and_apply_changes_no_argument() -> None:
-    apply, params, stats = initialised(SMALL)
+    apply, params, stats = initialized(SMALL)
     params = jax.tree.map(lambda leaf: jnp.asarray(random(*leaf.shape)), params)
     stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), stats)
     x = jnp.asarray(random(2, 6, 6, 3))
@@ -192,18 +151,10 @@ def test_only_training_moves_the_statistics_and_apply_changes_no_argument() -> N
 
 def test_gradients_reach_every_parameter_and_only_parameters() -> None:
     """Traced: the gradient's tree is the parameters' tree, in float32, under bfloat16 too."""
-    apply, params, stats = initialised(dataclasses.replace(SMALL, dtype="bfloat16"))
+    apply, params, stats = initialized(dataclasses.replace(SMALL, dtype="bfloat16"))
     x = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
     slopes = jax.eval_shape(jax.grad(lambda p, s, x: apply(p, s, x, train=True)[0].sum()), params, stats, x)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), slopes) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
-
-
-def test_an_architecture_is_a_frozen_hashable_value() -> None:
-    assert dataclasses.replace(SMALL) == SMALL
-    narrow = dataclasses.replace(SMALL, num_classes=3)
-    assert {SMALL, dataclasses.replace(SMALL), narrow} == {SMALL, narrow}
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        SMALL.num_classes = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_every_field_reaches_the_network() -> None:
@@ -223,7 +174,7 @@ def test_every_field_reaches_the_network() -> None:
         dtype="bfloat16",
     )
     assert fields.keys() == {field.name for field in dataclasses.fields(Architecture)} - {"transition"}
-    apply, params, stats = initialised(Architecture(**fields), execution=Execution(blocks="loop", remat=True))
+    apply, params, stats = initialized(Architecture(**fields), execution=Execution(blocks="loop", remat=True))
     model = jax.eval_shape(lambda p, s: nnx.merge(apply.graphdef, p, s), params, stats)
     assert isinstance(model, ResNet)
     assert [[stack.count for stack in stage] for stage in model.stages] == [[1], [1, 2]]
@@ -238,13 +189,13 @@ def test_every_field_reaches_the_network() -> None:
     assert (model.dtype, stack.scan, stack.remat, model.stochastic_depth.survival) == ("bfloat16", False, True, 0.7)
     assert stack.stacked.branch.convs[1].kernel_dilation == (2, 2)
     dense = dict(shortcut=Concatenation, transition=configured(DenseTransition, compression=0.5))
-    assert initialised(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
+    assert initialized(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
 
 
 def test_keys_multipliers_and_permutations_reach_the_network() -> None:
     """By the function as by the module; the values are those of test_execution.py."""
     architecture = dataclasses.replace(SMALL, stages=(1, 3), branch=configured(Basic, dropout=0.5))
-    apply, params, stats = initialised(architecture)
+    apply, params, stats = initialized(architecture)
     rng = np.random.default_rng(0)
     params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
     graphdef, x = apply.graphdef, jnp.asarray(random(2, 6, 6, 3))
@@ -261,24 +212,14 @@ def test_keys_multipliers_and_permutations_reach_the_network() -> None:
         assert not np.allclose(both(params, stats, given | {name: other})[1], ours), name
 
 
-def test_what_does_not_fit_fails_when_it_is_built_with_the_same_sentence() -> None:
-    """Out of a compiled initialisation, too."""
-    with pytest.raises(UserError, match="concatenation cannot follow a stride of 2") as error:
-        dataclasses.replace(SMALL, shortcut=Concatenation).build(rngs=nnx.Rngs(0))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.quick(2)
-@pytest.mark.parametrize("blocks", ["loop", "scan"])
-@pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm])
-def test_the_statistics_that_a_batch_leaves_are_the_modules_own(norm: Any, blocks: Any) -> None:
-    """Twice, so that what was there before counts; the function moves them after the network, the module within it."""
-    execution = Execution(blocks=blocks)
-    model = dataclasses.replace(SMALL, norm=norm).build(rngs=nnx.Rngs(0), execution=execution)
+@pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)
+def test_statistics_after_a_batch_are_the_modules_own(norm: Any) -> None:
+    """Twice, so that the previous ones count; the function updates them after the network, the module within it."""
+    model = dataclasses.replace(SMALL, norm=norm).build(rngs=nnx.Rngs(0), execution=Execution(blocks="scan"))
     graphdef, params, stats = nnx.split(model, nnx.Param, ...)
     apply, params, stats = Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     for seed in (1, 2):
         images = jnp.asarray(random(4, 6, 6, 3, seed=seed))
-        model(images, train=True)
+        nnx.jit(lambda model, images: model(images, train=True))(model, images)
         _, stats = jax.jit(functools.partial(apply, train=True))(params, stats, images)
         close(stats, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,16 +13,14 @@ from resnet_jax.configured import Factory, configured, parts
 from resnet_jax.models import (
     NETWORKS,
     Architecture,
-    Execution,
     StochasticDepth,
     cifar_architecture,
     count,
     counts,
-    densenet_architecture,
     imagenet_architecture,
     wide_architecture,
 )
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch
 from resnet_jax.models.orders import (
     Fixup,
     FullPreactivation,
@@ -33,7 +30,7 @@ from resnet_jax.models.orders import (
     ReluBeforeAddition,
     ReluOnlyPreactivation,
 )
-from resnet_jax.models.shortcuts import OPTIONS, Concatenation, ExclusiveGating, Projection, Scaled, ShortcutOnlyGating
+from resnet_jax.models.shortcuts import OPTIONS, Concatenation, Projection, Scaled, ShortcutOnlyGating
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 
 counted = functools.cache(count)
@@ -186,23 +183,10 @@ def exactly(architecture: Architecture) -> counts.Counts:
     return ours
 
 
-# Seconds each: every unit of a DenseNet has another width, and is traced by itself.
-DENSE = [name for name in NETWORKS if "densenet" in name]
-QUICK_DENSE = {"densenet121", "cifar_densenet40_12", "cifar_densenet_bc100_12"}
-
-
-def slowly(name: str, *values: Any) -> Any:
-    return pytest.param(name, *values, marks=[pytest.mark.exhaustive] if name in DENSE and name not in QUICK_DENSE else [])
-
-
-# What is counted for a paper's number anyway costs nothing more.
-ALSO_COUNTED = {*("resnet18", "resnet50", "resnet50_d", "cifar_preresnet110", "wrn16_4", "cifar_densenet40_12")}
-
-
-@pytest.mark.quick(2)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name not in ALSO_COUNTED)) for name in NETWORKS])
-def test_every_row_of_every_network_is_the_arithmetics(name: str) -> None:
-    exactly(NETWORKS[name])
+@pytest.mark.slow
+def test_every_row_of_every_network_is_the_arithmetic() -> None:
+    for architecture in NETWORKS.values():
+        exactly(architecture)
 
 
 # papers.md, marks C: parameters, and multiply-adds to the digits given there.
@@ -253,6 +237,14 @@ PAPERS: dict[str, tuple[int, str]] = {
     "resnext29_8x64d": (34_426_698, ""),
     "resnext29_16x64d": (68_155_210, ""),
     "resnext29_32x4d": (4_775_754, ""),
+    # A1, Table 6.
+    "cifar_plain20": (269_722, "40.55e6"),
+    "cifar_resnet20": (269_722, "40.55e6"),
+    "cifar_resnet32": (464_154, "68.86e6"),
+    "cifar_resnet44": (658_586, "97.17e6"),
+    "cifar_resnet56": (853_018, "125.49e6"),
+    "cifar_resnet110": (1_727_962, "252.89e6"),
+    "cifar_resnet1202": (19_421_274, "2829.24e6"),
     # A5: the networks of option A.
     "cifar_stochastic110": (1_727_962, "252.89e6"),
     "cifar_stochastic1202": (19_421_274, "2829.24e6"),
@@ -276,197 +268,96 @@ PAPERS: dict[str, tuple[int, str]] = {
 }
 
 
+# Networks outside of the catalog: parameters, and multiply-adds where papers.md has them.
+VARIANTS: list[tuple[Architecture, int, str]] = [
+    # A1, Table 6, option B; below it, CIFAR-100.
+    *((cifar_architecture(d, shortcut=Projection), n, "") for d, n in ((20, 272_474), (110, 1_730_714))),
+    (cifar_architecture(20, num_classes=100), 275_572, ""),
+    # A2: "or 1,727,962 (A)"; He et al. 2016, Table 1, "1x1 conv on all units".
+    (cifar_architecture(110, order=FullPreactivation), 1_727_962, ""),
+    (cifar_architecture(110, shortcut=OPTIONS["C"]), 1_826_202, ""),
+    # A3.
+    (wide_architecture(28, 10, num_classes=100), 36_536_884, ""),
+    # A1, Table 1. Option A has "no extra parameters compared to their plain counterparts" (Section 4.1). ResNet-34 C has
+    # thirteen projections beside B's three, 56^2 * 64^2 multiply-adds each; papers.md adds rounded numbers: 3.8308.
+    (imagenet_architecture(18, shortcut=OPTIONS["A"]), 11_515_688, "1.7948e9"),
+    (imagenet_architecture(34, shortcut=OPTIONS["C"]), 22_716_840, "3.8307e9"),
+]
+QUICK = {"resnet34", "resnet50", "resnet50_d", "resnext50_32x4d", "cifar_resnet20", "cifar_resnet110", "cifar_resnet164", "wrn28_10"}
+
+
 def rounded(value: int, like: str) -> str:
     """A count written with the decimals and the power of ten of another."""
     digits, power = like.split("e")
     return f"{value / 10 ** int(power):.{len(digits.partition('.')[2])}f}e{power}"
 
 
-@pytest.mark.quick(10)
-@pytest.mark.parametrize(("name", "parameters", "multiply_adds"), [slowly(name, *counts) for name, counts in PAPERS.items()])
-def test_counts_are_those_of_the_papers(name: str, parameters: int, multiply_adds: str) -> None:
-    ours = counted(NETWORKS[name])
-    assert ours.parameters == parameters
-    assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds
+def are_the_papers(names: Iterable[str]) -> None:
+    for name in names:
+        parameters, multiply_adds = PAPERS[name]
+        ours = exactly(NETWORKS[name])
+        assert ours.parameters == parameters, name
+        assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds, name
 
 
-def stages_of(name: str) -> list[int]:
-    """Projections in each stage."""
-    return [row.projections for row in counted(NETWORKS[name]).stages[1:-1]]
-
-
-@pytest.mark.quick(4)
-@pytest.mark.parametrize(
-    ("name", "projections"),
-    [
-        ("resnet34", [0, 1, 1, 1]),
-        ("resnet50", [1, 1, 1, 1]),
-        ("resnet50_v15", [1, 1, 1, 1]),
-        ("resnet18_d", [0, 1, 1, 1]),
-        ("resnet50_d", [1, 1, 1, 1]),
-        ("preresnet18", [0, 1, 1, 1]),
-        ("preresnet200", [1, 1, 1, 1]),
-        ("seresnet50", [1, 1, 1, 1]),
-        ("resnext50_32x4d", [1, 1, 1, 1]),
-        ("plain50", [0, 0, 0, 0]),
-        ("densenet121", [0, 0, 0, 0]),
-        ("cifar_resnet110", [0, 0, 0]),
-        ("cifar_stochastic110", [0, 0, 0]),
-        ("cifar_resnet164", [1, 1, 1]),
-        ("cifar_preresnet164", [1, 1, 1]),
-        ("cifar_preresnet110", [0, 1, 1]),
-        ("wrn40_1", [0, 1, 1]),
-        ("wrn28_10", [1, 1, 1]),
-        ("resnext29_8x64d", [1, 1, 1]),
-    ],
-)
-def test_projections_stand_where_size_or_width_changes(name: str, projections: list[int]) -> None:
-    """A bottleneck's output is four times as wide as the stem, a Wide ResNet's first stage k times: these project in stage 1 too."""
-    assert stages_of(name) == projections
-
-
-# papers.md A1, Table 6. Depth: the paper's parameters in millions and their decimals, exact parameters of option A and of option B,
-# multiply-adds of option A in millions. plain-n has the counts of option A.
-CIFAR = {
-    20: (0.27, 2, 269_722, 272_474, 40.55),
-    32: (0.46, 2, 464_154, 466_906, 68.86),
-    44: (0.66, 2, 658_586, 661_338, 97.17),
-    56: (0.85, 2, 853_018, 855_770, 125.49),
-    110: (1.7, 1, 1_727_962, 1_730_714, 252.89),
-    1202: (19.4, 1, 19_421_274, 19_424_026, 2829.24),
-}
-
-
-@pytest.mark.quick(4)
-@pytest.mark.parametrize(("depth", "option"), [*itertools.product(CIFAR, ("none", "A", "B"))])
-def test_cifar_networks_have_the_counts_of_table_6(depth: int, option: str) -> None:
-    """Plain networks and option A have no projection, option B has one where each of the later stages begins."""
-    paper, digits, parameters_a, parameters_b, multiply_adds = CIFAR[depth]
-    ours = exactly(cifar_architecture(depth, shortcut=OPTIONS[option]))
-    assert ours.parameters == (parameters_b if option == "B" else parameters_a)
-    assert [row.projections for row in ours.stages] == ([0, 0, 1, 1, 0] if option == "B" else [0, 0, 0, 0, 0])
-    assert [row.output_shape for row in ours.stages] == [(32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64), (10,)]
-    if option != "B":
-        assert round(ours.multiply_adds / 1e6, 2) == multiply_adds
-        assert round(ours.parameters / 1e6, digits) == paper
-
-
-@pytest.mark.parametrize("depth", [20, 32])
-def test_option_c_projects_in_every_unit_of_a_cifar_network(depth: int) -> None:
-    n = (depth - 2) // 6
-    assert [row.projections for row in exactly(cifar_architecture(depth, shortcut=OPTIONS["C"])).stages] == [0, n, n, n, 0]
-
-
-def test_projections_everywhere_in_resnet110_cost_what_he_2016_spends_on_1x1_shortcuts() -> None:
-    """papers.md A2: Table 1 of He et al. 2016, "1x1 conv on all units", has 1,826,202 parameters."""
-    assert exactly(cifar_architecture(110, shortcut=OPTIONS["C"])).parameters == 1_826_202
-
-
-@pytest.mark.parametrize(("depth", "parameters"), [(20, 275_572), (110, 1_733_812)])
-def test_a_cifar_100_head_adds_5850_parameters(depth: int, parameters: int) -> None:
-    """papers.md A1, below Table 6."""
-    ours = exactly(cifar_architecture(depth, num_classes=100))
-    assert ours.parameters == parameters == counted(cifar_architecture(depth)).parameters + 5_850
-
-
-@pytest.mark.parametrize(
-    ("architecture", "parameters"),
-    [
-        (cifar_architecture(110, order=FullPreactivation), 1_727_962),  # A2: "or 1,727,962 (A)"
-        (wide_architecture(28, 10, num_classes=100), 36_536_884),  # A3
-    ],
-    ids=["pre-activation, option A", "WRN-28-10, CIFAR-100"],
-)
-def test_counts_of_the_papers_outside_the_catalog(architecture: Architecture, parameters: int) -> None:
-    assert exactly(architecture).parameters == parameters
-
-
-@pytest.mark.parametrize("depth", [18, 34])
-def test_option_a_of_the_catalogs_plain_twins(depth: int) -> None:
-    """He et al. 2015, Section 4.1: option A has "no extra parameters compared to their plain counterparts"."""
-    ours = counted(imagenet_architecture(depth, shortcut=OPTIONS["A"]))
-    assert dataclasses.astuple(ours) == dataclasses.astuple(counted(NETWORKS[f"plain{depth}"]))
+def test_counts_of_common_networks_are_the_papers() -> None:
+    are_the_papers(PAPERS.keys() & QUICK)
 
 
 @pytest.mark.slow
-def test_densenet_without_bottleneck_or_compression_is_wider() -> None:
-    """A6: "DenseNet-100 k=12 has 4.07M" in S14 because it compresses; the paper's plain one has 7.0M, its BC 0.8M."""
-    sizes = [counted(densenet_architecture(40, 12, bottleneck=bottleneck)).parameters for bottleneck in (False, True)]
-    assert sizes[0] == 1_019_722
-    assert sizes[1] == totals(arithmetic(densenet_architecture(40, 12)))[0] < 200_000
+def test_counts_of_other_networks_are_the_papers() -> None:
+    are_the_papers(PAPERS.keys() - QUICK)
 
 
-# papers.md A1, Table 1. Depth, option, stride in the first 1x1, parameters, multiply-adds in 1e9 (or None), projections of each stage.
-# ResNet-34 C has "thirteen" projections beside B's three (Section 4.1), 56^2 * 64^2 = 12,845,056 multiply-adds each, so 3,663,761,408 of B
-# become 3,830,747,136; papers.md adds up what it had rounded and prints 3.8308.
-IMAGENET = [
-    (18, "none", True, 11_515_688, 1.7948, (0, 0, 0, 0)),
-    (18, "A", True, 11_515_688, 1.7948, (0, 0, 0, 0)),
-    (18, "B", True, 11_689_512, 1.8141, (0, 1, 1, 1)),
-    (34, "none", True, 21_623_848, 3.6445, (0, 0, 0, 0)),
-    (34, "A", True, 21_623_848, 3.6445, (0, 0, 0, 0)),
-    (34, "B", True, 21_797_672, 3.6638, (0, 1, 1, 1)),
-    (34, "C", True, 22_716_840, 3.8307, (3, 4, 6, 3)),
-    (50, "B", True, 25_557_032, 3.8580, (1, 1, 1, 1)),
-    (50, "B", False, 25_557_032, 4.0892, (1, 1, 1, 1)),
-    (50, "A", True, None, None, (0, 0, 0, 0)),
-    (50, "C", True, None, None, (3, 4, 6, 3)),
-    (101, "B", True, 44_549_160, 7.5702, (1, 1, 1, 1)),
-    (101, "B", False, 44_549_160, 7.8014, (1, 1, 1, 1)),
-    (152, "B", True, 60_192_808, 11.2824, (1, 1, 1, 1)),
-    (152, "B", False, 60_192_808, 11.5136, (1, 1, 1, 1)),
-]
-
-
-@pytest.mark.parametrize(("depth", "option", "stride_in_1x1", "parameters", "multiply_adds", "projections"), IMAGENET)
-def test_imagenet_networks_have_the_counts_of_table_1(
-    depth: int, option: str, stride_in_1x1: bool, parameters: int | None, multiply_adds: float | None, projections: tuple[int, ...]
-) -> None:
-    ours = exactly(imagenet_architecture(depth, shortcut=OPTIONS[option], stride_in_1x1=stride_in_1x1))
-    if parameters is not None:
+def test_counts_of_variants_are_the_papers() -> None:
+    for architecture, parameters, multiply_adds in VARIANTS:
+        ours = exactly(architecture)
         assert ours.parameters == parameters
-        assert round(ours.multiply_adds / 1e9, 4) == multiply_adds
-    assert tuple(row.projections for row in ours.stages[1:-1]) == projections
-    assert [row.output_shape[0] for row in ours.stages] == [56, 56, 28, 14, 7, 1000]  # Table 1, "output size"
-    widest = 512 if depth < 50 else 2048
-    assert [row.output_shape[-1] for row in ours.stages[1:-1]] == [widest // 8, widest // 4, widest // 2, widest]
+        assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds
+
+
+def test_projections_stand_where_resolution_or_width_changes() -> None:
+    """A bottleneck's output is four times as wide as the stem, a Wide ResNet's first stage k times: these project in stage 1 too."""
+    expected = {
+        "resnet34": [0, 1, 1, 1],
+        "resnet50": [1, 1, 1, 1],
+        "cifar_resnet110": [0, 0, 0],
+        "cifar_resnet164": [1, 1, 1],
+        "wrn28_10": [1, 1, 1],
+    }
+    assert {name: [row.projections for row in counted(NETWORKS[name]).stages[1:-1]] for name in expected} == expected
+    everywhere = counted(imagenet_architecture(34, shortcut=OPTIONS["C"]))
+    assert [row.projections for row in everywhere.stages[1:-1]] == [3, 4, 6, 3]
+    assert [row.output_shape[0] for row in everywhere.stages] == [56, 56, 28, 14, 7, 1000]  # He et al. 2015, Table 1, "output size"
 
 
 TINY: dict[str, Any] = dict(stages=(3, 3), features=(4, 8), input_shape=(9, 9, 1))
 
 
-@pytest.mark.quick(6)
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("branch", [Basic, Bottleneck, BottleneckV15, SingleLayer], ids=["basic", "bottleneck", "v1.5", "single"])
-def test_odd_sizes_and_grey_images_are_counted(branch: Factory, option: str) -> None:
-    exactly(Architecture(**TINY, branch=branch, shortcut=OPTIONS[option]))
+def test_options_are_counted(option: str) -> None:
+    """At odd sizes, of gray images."""
+    for branch in (Basic, BottleneckV15):
+        exactly(Architecture(**TINY, branch=branch, shortcut=OPTIONS[option]))
 
 
-@pytest.mark.quick(4)
-@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, DeepStem])
 @pytest.mark.parametrize("order", PLACES)
-def test_every_order_is_counted_behind_every_stem(order: type[Order], stem: Factory) -> None:
-    """He et al. 2016, Figure 4: only full pre-activation normalises before the first convolution and before the classifier."""
-    exactly(Architecture(**TINY, order=order, stem=stem, shortcut=OPTIONS["A"]))
-    exactly(Architecture(**TINY, order=order, stem=stem, shortcut=Projection))
+def test_orders_and_stems_are_counted(order: type[Order]) -> None:
+    """He et al. 2016, Figure 4: only full pre-activation normalizes before the first convolution and before the classifier."""
+    exactly(Architecture(**TINY, order=order, stem=ImageNetStem, shortcut=OPTIONS["A"]))
+    exactly(Architecture(**TINY, order=order, stem=DeepStem, shortcut=Projection))
 
 
-@pytest.mark.parametrize(
-    "branch",
-    [
+def test_branches_of_any_kernels_are_counted() -> None:
+    """Wide ResNet (arXiv 1605.07146), Section 2: B(3, 1, 3) and the like; groups, widths, squeeze-and-excitation."""
+    for branch in (
         configured(Branch, kernels=(3, 1, 3)),
         configured(Branch, kernels=(1, 3, 1), expansion=2, stride_at=2),
-        configured(Branch, kernels=(3, 3, 3, 3), stride_at=3),
         configured(Branch, kernels=(5, 3), groups=2, base_width=64),
         configured(Bottleneck, groups=4, base_width=32),
-        configured(Bottleneck, reduction=4),
         configured(Basic, reduction=2, dropout=0.5),
-    ],
-    ids=str,
-)
-def test_branches_of_any_kernels_are_counted(branch: Factory) -> None:
-    """Wide ResNet (1605.07146), Section 2: B(3, 1, 3) and the like; groups, widths, squeeze-and-excitation; dropout costs nothing."""
-    exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
+    ):
+        exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
 
 
 def test_what_costs_nothing_changes_no_count() -> None:
@@ -480,10 +371,9 @@ def test_what_costs_nothing_changes_no_count() -> None:
         assert count(dataclasses.replace(plain, **fields)) == count(plain)
 
 
-@pytest.mark.parametrize("gate", [ExclusiveGating, ShortcutOnlyGating])
-def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection(gate: type[nnx.Module]) -> None:
+def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection() -> None:
     """He et al. 2016, Section 3.2: "g(x) is realized by a 1x1 convolutional layer", W_g x + b_g."""
-    plain, gated = (count(Architecture(**TINY, shortcut=shortcut)) for shortcut in (OPTIONS["A"], gate))
+    plain, gated = (count(Architecture(**TINY, shortcut=shortcut)) for shortcut in (OPTIONS["A"], ShortcutOnlyGating))
     assert gated.parameters - plain.parameters == 3 * (4 * 4 + 4) + (4 * 8 + 8) + 2 * (8 * 8 + 8)
     assert gated.multiply_adds - plain.multiply_adds == 81 * 3 * 16 + 25 * (4 * 8 + 2 * 8 * 8)
     assert gated.projections == 0
@@ -498,22 +388,6 @@ def test_dilation_keeps_weights_and_multiplies_what_larger_maps_cost() -> None:
     assert times == [1, 1, 1, 4, 16, 1]
 
 
-@pytest.mark.parametrize(("blocks", "gradients"), [("loop", "plain"), ("loop", "explicit"), ("scan", "explicit")])
-def test_counts_do_not_depend_on_the_execution(blocks: Any, gradients: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scan's body counts as often as it runs; a 1x1 convolution counts the same as a matrix product."""
-    architecture = Architecture(**TINY, branch=Bottleneck, shortcut=OPTIONS["B"])
-    seen = []
-
-    def execution(**_: Any) -> Execution:
-        seen.append(Execution(blocks=blocks, convolution=gradients))
-        return seen[-1]
-
-    monkeypatch.setattr(counts, "Execution", execution)
-    ours = count(architecture)
-    assert len(seen) == 1
-    assert (ours.parameters, ours.multiply_adds, ours.projections) == totals(arithmetic(architecture))
-
-
 class Nested(nnx.Module):
     """A user's shortcut that owns a convolution, two levels down: 3x3, with bias."""
 
@@ -524,24 +398,9 @@ class Nested(nnx.Module):
         return self.layers[0][0](x) + branch
 
 
-class Mixing(nnx.Module):
-    """A user's shortcut with weights but without a convolution."""
-
-    def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
-        self.stride = stride
-        self.mix = nnx.Linear(in_features, out_features, use_bias=False, rngs=rngs)
-
-    def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-        return self.mix(x[:, :: self.stride, :: self.stride]) + branch
-
-
-@pytest.mark.parametrize(("shortcut", "taps", "bias", "projections"), [(Nested, 9, 1, 3), (Mixing, 1, 0, 0)])
-def test_a_users_shortcut_is_counted_and_projects_where_it_owns_a_convolution(
-    shortcut: type[nnx.Module], taps: int, bias: int, projections: int
-) -> None:
-    """Beside the plain network: taps * 4 * 4 weights on 9x9 pixels, then taps * 4 * 8 and taps * 8 * 8 on 5x5."""
-    plain, ours = (count(Architecture(**{**TINY, "stages": (1, 2)}, shortcut=s)) for s in (OPTIONS["none"], shortcut))
-    assert ours.parameters - plain.parameters == taps * (4 * 4 + 4 * 8 + 8 * 8) + bias * (4 + 8 + 8)
-    assert ours.multiply_adds - plain.multiply_adds == taps * (81 * 4 * 4 + 25 * 4 * 8 + 25 * 8 * 8)
-    assert [row.projections for row in ours.stages] == ([0, 1, 2, 0] if projections else [0, 0, 0, 0])
-    assert ours.projections == projections
+def test_a_users_shortcut_is_counted_and_projects_if_it_owns_a_convolution() -> None:
+    """Beside the plain network: 9 * 4 * 4 weights on 9x9 pixels, then 9 * 4 * 8 and 9 * 8 * 8 on 5x5."""
+    plain, ours = (count(Architecture(**{**TINY, "stages": (1, 2)}, shortcut=s)) for s in (OPTIONS["none"], Nested))
+    assert ours.parameters - plain.parameters == 9 * (4 * 4 + 4 * 8 + 8 * 8) + (4 + 8 + 8)
+    assert ours.multiply_adds - plain.multiply_adds == 9 * (81 * 4 * 4 + 25 * 4 * 8 + 25 * 8 * 8)
+    assert [row.projections for row in ours.stages] == [0, 1, 2, 0]

@@ -1,148 +1,122 @@
-"""The stems against their composition in NumPy float64, forward and gradient."""
-
-import itertools
-import math
-from typing import Any
+"""Stems and transitions against their composition in NumPy float64, with gradients."""
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from test_convolution import random
-from test_layers import call, conv, filled, follows, layered, normalise, same_statistics, variables
+from oracle import ENDS, Values, call, convolved, filled, follows, normalize, random, row, same_statistics, variables
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
-from resnet_jax.models.stems import CeilPooledStem, DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem, NoTransition, SmallImageStem
 
-# After the convolution: at full resolution, and where pooling follows. He et al. 2016, Appendix: "the first activation right after conv1
-# and before splitting into two paths" is the first unit's; an ImageNet stem pools what is activated.
-AFTER: dict[type[Order], tuple[str, str]] = {
-    Original: ("norm relu", "norm relu"),
-    FullPreactivation: ("", "norm relu"),
-    ReluOnlyPreactivation: ("norm", "norm relu"),
-    Fixup: ("bias relu", "bias relu"),
-}
-CASES = [(order, train) for order in AFTER for train in (True, False) if train or order is Original]
+ORDERS = [Original, FullPreactivation, ReluOnlyPreactivation, Fixup]
+
+
+def pooled_words(order: type[Order]) -> str:
+    """He et al. 2016: an ImageNet stem pools what is activated, whatever the order."""
+    return "bias ReLU" if order is Fixup else "BN ReLU"
 
 
 def max_pool(x: np.ndarray) -> np.ndarray:
-    """3x3 windows at stride 2, one pixel of minus infinity around the image (He et al. 2015, Table 1; padding as fb.resnet.torch)."""
+    """3x3 at stride 2, padded by one pixel (fb.resnet.torch)."""
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    height, width = ((size - 3) // 2 + 1 for size in x.shape[1:3])
-    y = np.zeros((len(x), height, width, x.shape[3]))
-    for i, j in itertools.product(range(height), range(width)):
+    rows, columns = ((size - 3) // 2 + 1 for size in x.shape[1:3])
+    y = np.zeros((len(x), rows, columns, x.shape[3]))
+    for i, j in np.ndindex(rows, columns):
         y[:, i, j] = x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2))
     return y
 
 
-@pytest.mark.parametrize(("order", "train"), CASES)
-def test_small_image_stem_is_a_3x3_convolution_at_full_resolution(order: type[Order], train: bool) -> None:
-    """He et al. 2015, Section 4.2: "The first layer is 3x3 convolutions"."""
-    stem = filled(lambda rngs: SmallImageStem(3, 4, order=order, rngs=rngs))
+@pytest.mark.parametrize("order", ORDERS)
+def test_small_image_stem_is_a_3x3_convolution_at_full_resolution(order: type[Order]) -> None:
+    """He et al. 2015, Section 4.2."""
 
-    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    def formula(v: Values, x: np.ndarray) -> np.ndarray:
         assert v["conv"]["kernel"].shape == (3, 3, 3, 4)
-        return layered(v.get("after", {}), AFTER[order][0], conv(x, v["conv"]["kernel"], 1), train=train)
+        return row(ENDS[order][0], convolved(x, v["conv"]["kernel"]), v.get("after", {}), [], train=True)
 
-    x = random(2, 5, 4, 3)
-    assert formula(variables(stem), x).shape == (2, 5, 4, 4)
-    follows(stem, formula, x, train=train)
+    follows(filled(lambda rngs: SmallImageStem(3, 4, order=order, rngs=rngs)), formula, random(2, 5, 4, 3), train=True)
 
 
-@pytest.mark.quick(2)
-@pytest.mark.parametrize(("size", "out", "order", "train"), [(16, 4, Original, True), *((13, 4, *case) for case in CASES)])
-def test_imagenet_stem_is_a_7x7_convolution_and_a_3x3_max_pooling_each_at_stride_2(
-    size: int, out: int, order: type[Order], train: bool
-) -> None:
-    """He et al. 2015, Table 1: conv1 is 7x7, 64, stride 2; conv2_x begins with a 3x3 max pool, stride 2. Here with 4 features."""
-    stem = filled(lambda rngs: ImageNetStem(3, 4, order=order, rngs=rngs))
+@pytest.mark.parametrize(("order", "train"), [(Original, False), *((order, True) for order in ORDERS)])
+def test_imagenet_stem_is_a_7x7_convolution_and_max_pooling_each_at_stride_2(order: type[Order], train: bool) -> None:
+    """He et al. 2015, Table 1."""
 
-    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    def formula(v: Values, x: np.ndarray) -> np.ndarray:
         assert v["conv"]["kernel"].shape == (7, 7, 3, 4)
-        return max_pool(layered(v["after"], AFTER[order][1], conv(x, v["conv"]["kernel"], 2), train=train))
+        return max_pool(row(pooled_words(order), convolved(x, v["conv"]["kernel"], 2), v["after"], [], train=train))
 
-    x = random(1, size, size, 3)
-    assert formula(variables(stem), x).shape == (1, out, out, 4)
-    follows(stem, formula, x, train=train)
+    follows(filled(lambda rngs: ImageNetStem(3, 4, order=order, rngs=rngs)), formula, random(1, 13, 16, 3), train=train)
 
 
-def ceil_max_pool(x: np.ndarray) -> np.ndarray:
-    """Caffe's pooling_layer.cpp, 3x3 at stride 2 without padding: ceil((n - 3) / 2) + 1 windows from the first pixel on, the last cut."""
-    height, width = (math.ceil((size - 3) / 2) + 1 for size in x.shape[1:3])
-    y = np.zeros((len(x), height, width, x.shape[3]))
-    for i, j in itertools.product(range(height), range(width)):
-        y[:, i, j] = x[:, 2 * i : min(2 * i + 3, x.shape[1]), 2 * j : min(2 * j + 3, x.shape[2])].max((1, 2))
-    return y
-
-
-@pytest.mark.quick(3)
-@pytest.mark.parametrize(("height", "width", "out"), [(16, 13, (4, 3)), (17, 18, (4, 4)), (11, 12, (3, 3)), (4, 3, (1, 1))])
-@pytest.mark.parametrize("train", [True, False])
-def test_ceil_pooled_stem_pools_as_caffe_does(height: int, width: int, out: tuple[int, int], train: bool) -> None:
-    """Behind the convolution lie even and odd sizes: 8 and 7, 9 and 9, 6 and 6, 2 and 2."""
-    stem = filled(lambda rngs: CeilPooledStem(3, 4, rngs=rngs))
-
-    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
-        return ceil_max_pool(layered(v["after"], "norm relu", conv(x, v["conv"]["kernel"], 2), train=train))
-
-    x = random(2, height, width, 3)
-    assert formula(variables(stem), x).shape == (2, *out, 4)
-    follows(stem, formula, x, train=train)
-
-
-def test_where_windows_begin_is_seen() -> None:
-    """224 pixels: 112 behind the convolution, 56 behind either pooling, of other numbers."""
-    x = random(1, 32, 32, 3)
-    one, other = (call(filled(lambda rngs, made=made: made(3, 4, rngs=rngs)), x, train=False)[0] for made in (CeilPooledStem, ImageNetStem))
-    assert one.shape == other.shape == (1, 8, 8, 4)
-    assert np.abs(np.asarray(one) - np.asarray(other)).max() > 0.01
-
-
-@pytest.mark.quick(2)
-@pytest.mark.parametrize(("order", "train"), CASES)
-def test_deep_stem_is_three_3x3_convolutions_and_a_3x3_max_pooling(order: type[Order], train: bool) -> None:
+@pytest.mark.parametrize("order", [Original, FullPreactivation, Fixup])
+def test_deep_stem_is_three_3x3_convolutions_and_max_pooling(order: type[Order]) -> None:
     """He et al. 2018, Figure 2b: 3x3, 32, stride 2; 3x3, 32; 3x3, 64; max pool at stride 2. Here with 4 features."""
-    stem = filled(lambda rngs: DeepStem(3, 4, order=order, rngs=rngs))
 
-    def formula(v: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    def formula(v: Values, x: np.ndarray) -> np.ndarray:
         assert [v["convs"][i]["kernel"].shape for i in range(3)] == [(3, 3, 3, 2), (3, 3, 2, 2), (3, 3, 2, 4)]
         for index, stride in enumerate((2, 1, 1)):
-            x = layered(v["after"][index], AFTER[order][1], conv(x, v["convs"][index]["kernel"], stride), train=train)
+            x = row(pooled_words(order), convolved(x, v["convs"][index]["kernel"], stride), v["after"][index], [], train=True)
         return max_pool(x)
 
+    follows(filled(lambda rngs: DeepStem(3, 4, order=order, rngs=rngs)), formula, random(2, 12, 9, 3), train=True)
+
+
+def test_statistics_of_stems_are_updated_in_training_only() -> None:
     x = random(2, 12, 9, 3)
-    assert formula(variables(stem), x).shape == (2, 3, 3, 4)
-    follows(stem, formula, x, train=train)
+    for stem, strides in ((SmallImageStem, (1,)), (ImageNetStem, (2,)), (DeepStem, (2, 1, 1))):
+        module = filled(lambda rngs, stem=stem: stem(3, 4, rngs=rngs))
+        values, after, y = variables(module), call(module, x, train=True)[1], np.float64(x)
+        for index, stride in enumerate(strides):
+            pick = (lambda tree, i=index: tree[i]) if stem is DeepStem else (lambda tree: tree)
+            weights = pick(values["convs"])["kernel"] if stem is DeepStem else values["conv"]["kernel"]
+            y, running = normalize(convolved(y, weights, stride), pick(values["after"])["layers"][0], train=True)
+            same_statistics(pick(after["after"])["layers"][0], running)
+            y = np.maximum(y, 0)
+        jax.tree.map(np.testing.assert_array_equal, call(module, x, train=False)[1], values)
 
 
-@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem])
-def test_the_statistics_of_a_stem_run_in_training(stem: Any) -> None:
-    module, x = filled(lambda rngs: stem(3, 4, rngs=rngs)), random(2, 12, 9, 3)
-    values, stride = variables(module), 1 if stem is SmallImageStem else 2
-    _, running = normalise(conv(x, values["conv"]["kernel"], stride), values["after"]["layers"][0], train=True)
-    same_statistics(call(module, x, train=True)[1]["after"]["layers"][0], running)
-    jax.tree.map(np.testing.assert_array_equal, call(module, x, train=False)[1], values)
-
-
-def test_the_statistics_of_a_deep_stem_run_in_training() -> None:
-    module, x = filled(lambda rngs: DeepStem(3, 4, rngs=rngs)), np.float64(random(2, 12, 9, 3))
-    values, after = variables(module), call(module, np.float32(x), train=True)[1]
-    for index, stride in enumerate((2, 1, 1)):
-        y, running = normalise(conv(x, values["convs"][index]["kernel"], stride), values["after"][index]["layers"][0], train=True)
-        same_statistics(after["after"][index]["layers"][0], running)
-        x = np.maximum(y, 0)
-
-
-@pytest.mark.parametrize("stem", [SmallImageStem, ImageNetStem, CeilPooledStem, DeepStem])
-def test_a_stem_says_what_it_subsamples(stem: Any) -> None:
-    shape = jax.eval_shape(lambda x: stem(3, 4, rngs=nnx.Rngs(0))(x), jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)).shape
-    assert shape == (1, 64 // stem.stride, 32 // stem.stride, 4)
-
-
-def test_a_deep_stem_halves_an_odd_width_downwards_and_refuses_to_halve_one() -> None:
-    made = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(DeepStem(3, 5, norm=BatchNorm, rngs=nnx.Rngs(0)))))
-    assert [made["convs"][i]["kernel"].shape[2:] for i in range(3)] == [(3, 2), (2, 2), (2, 5)]
-    with pytest.raises(UserError):
+def test_a_stem_has_the_stride_that_it_states() -> None:
+    for stem in (SmallImageStem, ImageNetStem, DeepStem):
+        images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
+        shape = jax.eval_shape(lambda x, stem=stem: stem(3, 4, rngs=nnx.Rngs(0))(x), images).shape
+        assert shape == (1, 64 // stem.stride, 32 // stem.stride, 4)
+    with pytest.raises(UserError, match="use 2 or more"):
         DeepStem(3, 1, rngs=nnx.Rngs(0))
+
+
+# Transitions -------------------------------------------------------------------------------------
+
+
+def halved(x: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels; a last odd row or column is dropped."""
+    height, width = (size // 2 for size in x.shape[1:3])
+    return x[:, : 2 * height, : 2 * width].reshape(len(x), height, 2, width, 2, -1).mean((2, 4))
+
+
+@pytest.mark.parametrize(
+    ("order", "before", "after"),
+    [(FullPreactivation, "BN ReLU", ""), (Original, "", "BN"), (ReluOnlyPreactivation, "ReLU", "BN"), (Fixup, "bias", "scale bias")],
+)
+def test_dense_transition_is_a_1x1_convolution_and_2x2_means(order: type[Order], before: str, after: str) -> None:
+    """DenseNet, Section 3; floor(theta m) features."""
+    module = filled(lambda rngs: DenseTransition(5, compression=0.5, order=order, rngs=rngs))
+    assert (module.out_features, module.stride) == (2, 2)
+
+    def formula(v: Values, x: np.ndarray) -> np.ndarray:
+        x = row(before, x, v.get("before", {}), [], train=True) @ v["conv"]["kernel"][0, 0]
+        return halved(row(after, x, v.get("after", {}), [], train=True))
+
+    follows(module, formula, random(2, 4, 5, 5), train=True)
+
+
+def test_transitions_state_their_width_and_stride() -> None:
+    """0.35 * 180 is 63, and 62.99999999999999 in floating point."""
+    module, x = NoTransition(3, rngs=nnx.Rngs(0)), random(2, 3, 4, 3)
+    np.testing.assert_array_equal(call(module, x)[0], x)
+    assert (module.out_features, module.stride, variables(module)) == (3, 1, {})
+    assert filled(lambda rngs: DenseTransition(180, compression=0.35, rngs=rngs)).out_features == 63
+    for features, compression in ((4, 0.0), (4, 1.5), (3, 0.1)):
+        with pytest.raises(UserError, match=rf"DenseTransition\(compression={compression}\)"):
+            DenseTransition(features, compression=compression, rngs=nnx.Rngs(0))

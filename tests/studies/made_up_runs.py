@@ -1,6 +1,5 @@
-"""Run folders as the library writes them, with made-up numbers: nothing is trained."""
+"""Synthetic run directories in the format of the library; nothing is trained."""
 
-import dataclasses
 import json
 import math
 import random
@@ -13,9 +12,8 @@ from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.studies import result as result_lib
-from resnet_jax.studies.result import Result
 from resnet_jax.training import resolved
+from resnet_jax.training import result as result_lib
 from resnet_jax.training.experiment import Data, Experiment
 
 INFO = DatasetInfo(
@@ -62,7 +60,6 @@ def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str
         "parameters": PARAMETERS.get(2 + 6 * made.model.stages[0], 1),
         "compile_seconds": None if diverged else 12.5,
         "seconds": None if diverged else 600.0 + 10 * seed,
-        "seeds_together": 1,
         "state_digest": None if diverged else f"{seed:x}" * 64,
         "fingerprint": resolved.fingerprint(identity),
         "group": group,
@@ -70,13 +67,13 @@ def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str
         "versions": {"python": "3.11.9", "jax": "0.10.1", "flax": "0.12.12"},
         "device": {"backend": "gpu", "kind": "NVIDIA H100 80GB HBM3", "count": 1, "cores": 16, "processes": 1},
     }
-    return dataclasses.asdict(Result(**(given | fields)))
+    return given | fields
 
 
 def write_run(
     folder: Path, made: Experiment, seed: int, value: float | None = None, *, records: Sequence[dict[str, Any]] = (), **fields: Any
 ) -> Path:
-    """Writes a run's folder; without a value it has not finished. ``fields`` are those of its result."""
+    """Writes a run directory; without a value the run is unfinished. ``fields`` update its result."""
     folder.mkdir(parents=True)
     identity = resolved.identity(made, seed)
     text = {"fingerprint": resolved.fingerprint(identity), "identity": identity, "experiment": resolved.resolve(made), "seed": seed}
@@ -90,7 +87,7 @@ def write_run(
 def records(
     steps: int, train: float, test: float, *, every: int = 100, scored: int = 1000, until: int | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """What a run measures on its way from 90 % to errors of ``train`` and ``test``, falling when the learning rate does."""
+    """Metrics that fall from 90 % to errors of ``train`` and ``test``, in steps where the learning rate drops."""
     noise = random.Random(seed)
     found = []
     for step in range(every, (until or steps) + 1, every):

@@ -1,4 +1,4 @@
-"""Scores of runs and of weights: the same network has the same score whatever it lies in."""
+"""Scores of runs and of weights: the same network has the same score in either form."""
 
 import dataclasses
 import json
@@ -46,10 +46,10 @@ def test_a_run_and_its_weights_have_the_same_score(split: str, short_run: Path, 
 
 
 def test_the_protocol_of_weights_says_nothing_of_their_training(digits_dir: str, short: Any) -> None:
-    found = score.score_weights(drawn(short.model, sha256="ab"), data="digits", split=None, batch_size=72, data_dir=digits_dir)
-    assert found["protocol"] == {
+    info = sources.describe("digits", digits_dir)
+    assert score.weights_protocol(drawn(short.model, sha256="ab"), info, "test") == {
         "dataset": "digits",
-        "dataset_version": sources.describe("digits", digits_dir).version,
+        "dataset_version": info.version,
         "test_images": 360,
         "weights": "drawn",
         "sha256": "ab",
@@ -59,7 +59,7 @@ def test_the_protocol_of_weights_says_nothing_of_their_training(digits_dir: str,
         "dtype": "float32",
     }
     pixels = View(mean=tuple(tuple((0.5,) for _ in range(8)) for _ in range(8)), deviation=(1.0,))
-    seen = score.weights_protocol(drawn(short.model, view=pixels), sources.describe("digits", digits_dir), "train")
+    seen = score.weights_protocol(drawn(short.model, view=pixels), info, "train")
     assert (seen["preprocessing"], seen["test_images"]) == ("pixel_mean", 1437)
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: 
     file = saving.save(drawn(short.model), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="there is neither a run nor a file of weights at /nowhere"):
         scored(Path("/nowhere"), digits_dir)
-    with pytest.raises(UserError, match="drawn does not say which images it was trained on: say which to score, as --data"):
+    with pytest.raises(UserError, match="drawn does not name its data set: give one, for example --data"):
         scored(file, digits_dir)
     with pytest.raises(UserError, match="digits has no split 'validation'; it has test, train"):
         scored(file, digits_dir, data="digits", split="validation")
@@ -160,6 +160,7 @@ def test_of_few_classes_no_top_5_error_is_said(digits_dir: str, short: Any, monk
     assert 0 < found["error_percent"] <= 100
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_score_or_a_table_of_several(
     short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,13 @@
-"""A study: which runs it makes, in which order, whom it tells, and that one run's end is not the others'."""
+"""``resnet-jax study`` and ``resnet-jax report``: order, resume, reduced scale, worker processes, invalid arguments."""
 
 import contextlib
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +15,20 @@ from typing import Any
 import pytest
 from conftest import ROOT, Told
 
-from resnet_jax import references
+from resnet_jax import cli, references
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
-from resnet_jax.studies import study
+from resnet_jax.studies import committed, markdown, study, workers
 from resnet_jax.studies.cells import collect
 from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.workdir import Workdir
+
+TINY = f"{ROOT}/tests/tiny_experiment.py"
+TABLE1 = f"{ROOT}/experiments/he2016_shortcuts.py:table1"
 
 
 class Watching:
-    """Remembers what it was told, in order."""
+    """A ``studies.study.Watcher`` that records its calls."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -30,89 +40,209 @@ class Watching:
         yield self.told
 
     def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
-        self.events += [f"{cell.name} {result['seed']} done" for result in results]
+        self.events += [f"{cell.name} {result['seed']}" for result in results]
 
 
-@pytest.fixture
-def cells() -> list[Experiment]:
-    """Two that share a program, in four steps; the second has a gentler schedule only in name."""
-    tiny = references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+@pytest.fixture(scope="module")
+def variants() -> list[Experiment]:
+    """Two that differ in their names alone, and so share a compiled program."""
+    tiny = references.load(f"{TINY}:tiny")()
     return [dataclasses.replace(tiny.shortened(4), name=name) for name in ("first", "second")]
 
 
-def run(cells: list[Experiment], seeds: Sequence[int], workdir: Path, digits_dir: str, **options: Any) -> list[Any]:
+def run(variants: Sequence[Experiment], seeds: Sequence[int], workdir: Path, digits_dir: str, **options: Any) -> list[Any]:
     watching = Watching()
-    folders = study.run(cells, seeds, workdir, watcher=watching, data_dir=digits_dir, devices=1, **options)
-    assert folders == [workdir / cell.name / f"seed-{seed}" for cell in cells for seed in seeds]
+    study.run(variants, seeds, workdir, watcher=watching, data_dir=digits_dir, devices=1, **options)
     return watching.events
 
 
-def test_one_by_one_every_cell_has_its_first_seed_before_any_has_its_second(
-    cells: list[Experiment], digits_dir: str, tmp_path: Path
-) -> None:
-    """And what is finished is told at once and not run again."""
-    assert run(cells, [0, 1], tmp_path, digits_dir) == [
-        ("first", [0]),
-        "first 0 done",
-        ("second", [0]),
-        "second 0 done",
-        ("first", [1]),
-        "first 1 done",
-        ("second", [1]),
-        "second 1 done",
-    ]
-    again = run(cells, [1, 2], tmp_path, digits_dir, seed_parallel="vmap")
-    assert again == ["first 1 done", "second 1 done", ("first", [2]), "first 2 done", ("second", [2]), "second 2 done"]
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(list(arguments))
+    assert caught.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
 
 
-def test_cells_that_are_equal_but_for_their_names_find_equal_errors(cells: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
-    run(cells, [0, 1], tmp_path, digits_dir)
-    (found,) = collect([tmp_path / "first"])
-    (other,) = collect([tmp_path / "second"])
-    assert found.error.values == other.error.values
+def digests(workdir: Path) -> dict[str, str]:
+    results = {path.parent.relative_to(workdir).as_posix(): json.loads(path.read_text()) for path in workdir.glob("*/*/result.json")}
+    return {name: result["state_digest"] for name, result in results.items()}
+
+
+def test_study_runs_seed_by_seed_and_keeps_diverged_runs(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
+    """All variants have their first seed before any has its second; finished and diverged runs are not repeated."""
+    wild = dataclasses.replace(variants[0], name="wild", schedule=Schedule(learning_rate=1e30, warmup_steps=0))
+    events = run([*variants, wild], [0], tmp_path, digits_dir)
+    assert events == [("first", [0]), "first 0", ("second", [0]), "second 0", ("wild", [0]), "wild 0"]
+    events = run([*variants, wild], [0, 1], tmp_path, digits_dir)
+    assert events[:3] == ["first 0", "second 0", "wild 0"]
+    assert events[3::2] == [("first", [1]), ("second", [1]), ("wild", [1])]
+    by_name = {cell.name: cell for cell in collect([tmp_path])}
+    assert by_name["first"].error.values == by_name["second"].error.values
+    assert (by_name["wild"].diverged, by_name["wild"].failed, by_name["wild"].error.values) == (2, True, (100.0, 100.0))
+
+
+def test_invalid_variants_stop_the_study_before_the_first_run(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
+    digits = Data(name="digits")
+    cases = {
+        "wrong: the images": (cifar_architecture(8), digits),
+        "wrong: data set 'nowhere' is not prepared": (cifar_architecture(8), Data(name="nowhere")),
+        "wrong: Option A cannot shrink": (cifar_architecture(8, features=(8, 4, 2), input_shape=(8, 8, 1)), digits),
+    }
+    for message, (model, data) in cases.items():
+        wrong = Experiment(name="wrong", model=model, data=data, steps=4, evaluation=Evaluation(batch_size=72))
+        started: list[bool] = []
+        with pytest.raises(UserError) as caught:
+            run([*variants, wrong], [0], tmp_path / "w", digits_dir, on_start=lambda started=started: started.append(True))
+        assert message in str(caught.value)
+        assert not started
+    Workdir(tmp_path / "w" / "second" / "seed-1").claim(dataclasses.replace(variants[1], steps=3), 1)
+    with pytest.raises(UserError, match="second: .*holds another run"):
+        run(variants, [0, 1], tmp_path / "w", digits_dir)
+    assert not (tmp_path / "w" / "first").exists()
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_is_a_result_and_the_others_go_on(cells: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
-    """Its error is 100 %; started again, it is not tried again."""
-    wild = dataclasses.replace(cells[0], name="wild", schedule=Schedule(learning_rate=1e30, warmup_steps=0))
-    events = run([wild, cells[1]], [0], tmp_path, digits_dir)
-    assert events == [("wild", [0]), "wild 0 done", ("second", [0]), "second 0 done"]
-    found, other = collect([tmp_path])
-    assert (found.name, found.diverged, found.failed, found.error.values) == ("wild", 1, True, (100.0,))
-    assert other.diverged == 0
-    assert run([wild, cells[1]], [0], tmp_path, digits_dir) == ["wild 0 done", "second 0 done"]
+def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
+    """Also: the same command resumes, further seeds extend the table, and nothing joins the paper's column."""
+    scale = ["--data", "digits", "--steps", "4", "--depth", "8", "--only", "original"]
+    command = ["study", TABLE1, *scale, "--workdir", str(tmp_path / "t1"), "--data-dir", digits_dir, "--devices", "1"]
+    cli.main([*command, "--seeds", "1"])
+    before = digests(tmp_path / "t1")
+    cli.main([*command, "--seeds", "2"])
+    captured = capsys.readouterr()
+    assert "original, seed 1: test error" in captured.err
+    assert digests(tmp_path / "t1").items() > before.items()
+    stated = "At reduced scale: digits in place of cifar10, 4 steps in place of 64,000, 3 blocks in place of 54."
+    assert stated in " ".join(captured.out.split())
+    assert stated in (tmp_path / "t1" / "report.html").read_text()
+    assert all((tmp_path / "t1" / f"report.{kind}").is_file() for kind in ("csv", "json"))
+    notes = committed.study(tmp_path / "t1")
+    assert notes["command"].endswith("table1 --seeds 2 --data digits --steps 4 --depth 8 --only original --workdir t1")
+    assert len(notes["cells"]) == 11
+    experiment, _ = Workdir(tmp_path / "t1" / "original" / "seed-0").experiment()
+    assert (experiment.model.stages, experiment.model.input_shape, experiment.steps) == ((1, 1, 1), (8, 8, 1), 4)
+    cli.main(["report", str(tmp_path / "t1"), "--save", str(tmp_path / "saved.json"), "--json"])
+    (row,) = json.loads(capsys.readouterr().out)
+    assert [result["value"] for result in committed.read(tmp_path / "saved.json")] == row["test_error"]["values"]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (
-            Experiment(name="wrong", model=cifar_architecture(8), data=Data(name="digits"), evaluation=Evaluation(batch_size=72)),
-            "wrong: the images",
-        ),
-        (Experiment(name="wrong", model=cifar_architecture(8), data=Data(name="nowhere")), "wrong: data set 'nowhere' is not prepared"),
-        (
-            Experiment(
-                name="wrong", model=cifar_architecture(8, input_shape=(8, 8, 1), features=(8, 4, 2)), data=Data(name="digits"), steps=4
-            ),
-            "wrong: option A cannot shrink",
-        ),
-    ],
-)
-def test_a_cell_that_cannot_run_stops_the_study_before_the_first_does(
-    cells: list[Experiment], wrong: Experiment, said: str, digits_dir: str, tmp_path: Path
-) -> None:
-    """Wrong images, a set that is not there, a structure that cannot be built (option A asked to shrink)."""
-    begun: list[bool] = []
-    with pytest.raises(UserError) as caught:
-        run([*cells, wrong], [0], tmp_path / "w", digits_dir, begun=lambda: begun.append(True))
-    assert said in str(caught.value)
-    assert not begun
+def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
+    base = ["--workdir", str(tmp_path / "w"), "--data-dir", digits_dir]
+    cases = [
+        ([f"{TINY}:pair", "--seeds", "0"], "--seeds is 0"),
+        ([f"{TINY}:pair", "--only", "halve"], "no such variant; did you mean half"),
+        ([f"{TINY}:pair", "--only", "tiny", "--only", "half"], "--only is given more than once"),
+        ([f"{TINY}:pair", "--depth", "20"], "cannot be called with {'depth': 20}"),
+        ([f"{TINY}:several"], "returned no sequence"),
+        ([TABLE1, "--depth", "21", "--data", "digits"], "depth 21 is not 6n+2"),
+        ([TABLE1, "--data", "mnist"], "data set 'mnist' is not prepared"),
+        ([f"{TINY}:pair", "--steps", "0"], "steps must be at least 1, got 0"),
+        ([f"{TINY}:pair", "--workers", "0"], "--workers is 0"),
+        ([f"{TINY}:pair", "--workers", "2", "--devices", "1"], "--workers and --devices exclude each other"),
+    ]
+    for words, message in cases:
+        assert message in fails(capsys, "study", *words, *base)
     assert not (tmp_path / "w").exists()
+    unwritable = ["--workdir", "/proc/x", "--data-dir", digits_dir, "--devices", "1"]
+    assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *unwritable)
 
 
-@pytest.mark.parametrize(("devices", "mode"), [(1, "off"), (2, "devices"), (None, "devices")])
-def test_seeds_have_devices_of_their_own_where_there_are_several(devices: int | None, mode: str) -> None:
-    """The fastest of the three by `bench seeds` (README)."""
-    assert study.default_seed_parallel(devices) == mode
+def test_report_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Workdir(tmp_path / "begun").claim(references.load(f"{TINY}:tiny")(), 0)
+    (tmp_path / "y.json").write_text("{}")
+    cases = [
+        ([], "report needs run directories"),
+        (["--paper", "he2051"], "no paper 'he2051'; did you mean"),
+        (["missing"], "no run in missing"),
+        (["begun", "--save", "x.json"], "nothing to save"),
+        (["y.json"], "holds no results of runs"),
+        (["begun", "--output", "page.json"], "ends in .html"),
+        (["begun", "--output", "/proc/x.html"], "cannot be written"),
+        (["--fill", "README.md"], "README.md cannot be written or read"),
+    ]
+    for words, message in cases:
+        assert message in fails(capsys, "report", *words)
+    assert not (tmp_path / "x.json").exists()
+    (tmp_path / "begun" / "result.json").write_text("{")
+    assert "result.json is corrupt" in fails(capsys, "report", "begun")
+
+
+def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert workers.visible("gpu", 2, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    # Slurm shows some of the devices of a machine.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a,7")
+    assert workers.visible("gpu", 3, 2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5a"}]
+    chips = workers.visible("tpu", 4, None)
+    assert [each["TPU_VISIBLE_CHIPS"] for each in chips] == ["0", "1", "2", "3"]
+    assert {(each["TPU_CHIPS_PER_PROCESS_BOUNDS"], each["TPU_PROCESS_BOUNDS"]) for each in chips} == {("1,1,1", "1,1,1")}
+    assert [workers.visible("cpu", 8, count) for count in (None, 2)] == [[], [{}, {}]]
+    assert workers.visible("gpu", 1, None) == workers.environments(None) == workers.environments(1) == []
+    with pytest.raises(UserError, match="--workers is 4 for 2 devices"):
+        workers.visible("gpu", 2, 4)
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str, tmp_path: Path) -> None:
+    """Two variants x two seeds in two processes, stopped by Ctrl-C, then killed, then resumed: equal state digests."""
+    command = [sys.executable, "-m", "resnet_jax.cli", "study", f"{TINY}:pair", "--seeds", "2", "--data-dir", digits_dir, "--json"]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    parallel = [*command, "--workdir", str(tmp_path / "parallel"), "--workers", "2"]
+
+    def interrupted(number: int) -> int:
+        process = subprocess.Popen(parallel, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        known = set(tmp_path.glob("parallel/*/*/checkpoints/*"))
+        began = time.monotonic()
+        while not set(tmp_path.glob("parallel/*/*/checkpoints/*")) - known and process.poll() is None:
+            assert time.monotonic() - began < 600
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=600)
+        assert number == signal.SIGKILL or "the states are saved" in errors or process.returncode == 0
+        return process.returncode
+
+    assert interrupted(signal.SIGINT) in (0, 128 + signal.SIGINT)
+    interrupted(signal.SIGKILL)
+    for _ in range(600):  # Workers of the killed parent stop, and give up the locks of their directories.
+        if not list(tmp_path.glob("parallel/*/*/*.lock")):
+            break
+        time.sleep(0.1)
+    done = subprocess.run(parallel, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr
+    sequential = [*command, "--workdir", str(tmp_path / "sequential"), "--devices", "1"]
+    expected = subprocess.run(sequential, env=environment, capture_output=True, text=True, check=True, cwd=ROOT, timeout=600)
+    assert len(digests(tmp_path / "parallel")) == 4
+    assert digests(tmp_path / "parallel") == digests(tmp_path / "sequential")
+
+    def errors(text: str) -> list[Any]:
+        return [(row["name"], row["test_error"]) for row in json.loads(text)]
+
+    assert errors(done.stdout) == errors(expected.stdout)
+    assert not list(tmp_path.glob("parallel/*/*.log"))
+
+
+@pytest.mark.slow
+def test_a_crashed_worker_is_reported_and_leaves_the_others_alone(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
+    folder = tmp_path / "second" / "seed-0"
+    Workdir(folder).claim(variants[1], 0)
+    (folder / "metrics.jsonl").write_text("{broken}\n")
+    watching = Watching()
+    failed = study.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
+    assert list(failed) == [folder]
+    assert "exit code 1: " in failed[folder]
+    assert "metrics.jsonl is damaged" in failed[folder]
+    assert failed[folder].endswith(f"see {tmp_path}/second/seed-0.log")
+    assert "first 0" in watching.events
+    assert watching.told.records, "progress arrives"
+
+
+def test_committed_results_of_this_project_have_tables() -> None:
+    files = sorted((ROOT / "experiments" / "results").glob("*.json"))
+    assert files
+    for file in files:
+        kept = json.loads(file.read_text())
+        if "kind" in kept:
+            rows = kept["tables"][0]["rows"] if kept["kind"] == "finding" else {row["group"] for row in committed.read(file)}
+            lines = [line for line in markdown.table(file, file.name).splitlines() if line.startswith("|")]
+            assert len(lines) == 2 + len(rows), file

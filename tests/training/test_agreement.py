@@ -34,11 +34,11 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
                 free.bind(("localhost", 0))
                 address = f"localhost:{free.getsockname()[1]}"
             environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
-            act = "layouts+damage+claim+full" if processes == 2 else "layouts"
+            act = "layouts+corrupt+claim+full" if processes == 2 else "layouts"
             commands = [[sys.executable, str(SCRIPT), str(one), str(processes), address, str(root), act] for one in range(processes)]
             running[processes] = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
         try:
-            outputs = {processes: [one.communicate(timeout=400)[0] for one in group] for processes, group in running.items()}
+            outputs = {processes: [one.communicate(timeout=600)[0] for one in group] for processes, group in running.items()}
         finally:
             for group in running.values():
                 for one in group:
@@ -60,38 +60,36 @@ def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found:
 
 
 @pytest.mark.slow
-def test_damage_is_found_by_one_and_all_go_on_from_the_same_step(found: Found) -> None:
-    """With a seal that tells it, and without, where reading fails. What is saved then is restored by all."""
-    first, second = (process["damage"] for process in found[2])
+def test_corruption_is_found_by_one_and_all_continue_from_the_same_step(found: Found) -> None:
+    """Of the data or of the manifest. The step that is saved again is restored by all."""
+    first, second = (process["corrupt"] for process in found[2])
     assert first == second
     whole = found[1][0]["layouts"]["1-1-1"][1]
-    for restored, digest, steps, again, _, at_last, best in first:
+    for restored, digest, steps, again, _, at_last in first:
         assert (restored, digest, steps) == (2, whole, [1, 2])
-        assert (again, at_last, best) == (3, [1, 3], 1)
+        assert (again, at_last) == (3, [1, 2, 3])
     for process in found[2]:
-        assert [message.split(": ")[0] for message in process["said"][:2]] == ["checkpoint of step 3 is damaged"] * 2
+        assert [message.split(": ")[0] for message in process["said"][:2]] == ["checkpoint of step 3 is corrupt"] * 2
 
 
 @pytest.mark.slow
 def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -> None:
     first, second = (process["claim"] for process in found[2])
     assert first == second
-    (records, event_files, locked), held, other = first
+    (records, event_files), held, other = first
     assert [record["process"] for record in records] == [0]
-    assert (event_files, locked) == (1, True)
+    assert event_files == 1
     assert f"is in use by another run, process {os.getpid()} on" in held
     assert "holds another run" in other
 
 
 @pytest.mark.slow
-def test_save_that_fails_everywhere_is_left_out_or_stops_everywhere(found: Found) -> None:
+def test_failed_save_is_an_error_in_every_process(found: Found) -> None:
     """And leaves nothing behind."""
     for process in found[2]:
-        gone_on, stopped, steps, names = process["full"]
-        assert gone_on == [[3], True, 1]
-        assert stopped.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")
+        message, steps, names = process["full"]
+        assert message.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")
         assert (steps, names) == ([1], ["1"])
-        assert "Training goes on without it" in process["said"][-1]
 
 
 def test_single_process_agrees_with_itself() -> None:

@@ -1,7 +1,15 @@
-"""What was saved comes back bit for bit, or not at all: damage is noticed, set aside and said."""
+"""A checkpoint is restored bit for bit or not at all: corruption is detected, quarantined and reported."""
 
+import contextlib
+import functools
 import gc
+import os
+import resource
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +20,77 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.errors import UserError
+from resnet_jax.training import checkpoints as checkpoints_lib
 from resnet_jax.training import mesh
-from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.checkpoints import Checkpoints, SaveFailed
+from resnet_jax.training.experiment import Checkpointing
 from resnet_jax.training.state import TrainState, digest
+from resnet_jax.training.workdir import MetricsWriter, Workdir
+
+KILOBYTE = 1024
+Restored = tuple[int, TrainState, Preprocessing] | None
 
 
 def state(seed: int, features: int = 5, name: str = "conv1", dtype: Any = jnp.float32, averaged: bool = True) -> TrainState:
-    """A state with all that a real one has: nested names and numbers, scalars, integers, a key, an optimizer's tuples."""
+    """A state with everything that a real one has: nested names and numbers, scalars, integers, a key, tuples."""
     rng = np.random.default_rng(seed)
-    units = {name: {"kernel": rng.normal(size=(2, 3, 3, 4, features))}, "norm1": {"scale": rng.normal(size=(2, features))}}
-    params = jax.tree.map(lambda a: jnp.asarray(a, dtype), {"stages": {0: {0: {"stacked": units}}}, "head": {"bias": rng.normal(size=10)}})
-    momentum = jax.tree.map(lambda p: 2 * p, params)
-    batch_stats = {"stages": {0: {0: {"stacked": {"norm1": {"mean": jnp.float32(rng.normal(size=(2, features)))}}}}}}
-    opt_state = ((), momentum, (jnp.int32(seed), jnp.float32(0.1)))
-    averages = {"ema": jax.tree.map(lambda p: p / 2, params), "statistics": jax.tree.map(lambda s: -s, batch_stats)} if averaged else {}
+    params = {"stages": {0: {name: jnp.asarray(rng.normal(size=(2, 4, features)), dtype)}}, "bias": jnp.asarray(rng.normal(size=8), dtype)}
+    statistics = {"stages": {0: {"mean": jnp.float32(rng.normal(size=features))}}}
     return TrainState(
-        **{"ema": {}, "statistics": {}} | averages,
         step=jnp.int32(seed),
         params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
+        batch_stats=statistics,
+        opt_state=((), params, (jnp.int32(seed), jnp.bfloat16(0.1))),
         key=jax.random.key(seed),
+        ema=params if averaged else {},
+        statistics=statistics if averaged else {},
     )
+
+
+def large(seed: int) -> TrainState:
+    """800 kB that cannot be compressed."""
+    params = {"kernel": jnp.asarray(np.random.default_rng(seed).integers(0, 2**32, 200 * KILOBYTE, np.uint32))}
+    return TrainState(step=jnp.int32(seed), params=params, batch_stats={}, opt_state=(), key=jax.random.key(seed), ema={}, statistics={})
 
 
 def constants(seed: int) -> Preprocessing:
     rng = np.random.default_rng(1000 + seed)
-    return Preprocessing(np.float32(rng.normal(size=(8, 8, 1))), np.float32(rng.normal(size=1)))
+    return Preprocessing(np.float32(rng.normal(size=(4, 4, 1))), np.float32(rng.normal(size=1)))
 
 
-def shapes(tree: Any, devices: int = 1) -> Any:
-    everywhere = mesh.replicated(mesh.make(devices))
+def shapes(tree: Any) -> Any:
+    everywhere = mesh.replicated(mesh.make(1))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), tree)
 
 
-def opened(run: Path, messages: list[str] | None = None, keep: int = 3, **options: Any) -> Checkpoints:
-    return Checkpoints(run / "checkpoints", keep=keep, say=(messages if messages is not None else []).append, **options)
+def opened(run: Path, messages: list[str] | None = None, **options: Any) -> Checkpoints:
+    kept = Checkpointing(**{name: options.pop(name) for name in ("keep", "best", "keep_every") if name in options})
+    return Checkpoints(run / "checkpoints", kept, say=(messages if messages is not None else []).append, **options)
 
 
-def restored(
-    run: Path, messages: list[str] | None = None, like: TrainState | None = None, **options: Any
-) -> tuple[int, TrainState, Preprocessing] | None:
-    checkpoints = opened(run, messages, **options)
-    try:
+def restored(run: Path, messages: list[str] | None = None, like: TrainState | None = None, **options: Any) -> Restored:
+    with contextlib.closing(opened(run, messages, **options)) as checkpoints:
         return checkpoints.restore_newest(shapes(state(0)) if like is None else like, shapes(constants(0)))
-    finally:
-        checkpoints.close()
+
+
+def save(run: Path, *steps: int, error: float | None = None, make: Callable[[int], TrainState] = state, **options: Any) -> None:
+    with contextlib.closing(opened(run, **options)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make(step), constants(step), error)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the states 1, 2 and 3."""
     run = tmp_path_factory.mktemp("saved")
-    checkpoints = opened(run)
-    for step in (1, 2, 3):
-        checkpoints.save(step, state(step), constants(step))
-    checkpoints.close()
+    save(run, 1, 2, 3, error=5.0)
     return run
 
 
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
+    """A copy of it."""
     shutil.copytree(saved, tmp_path / "run")
     return tmp_path / "run"
 
@@ -82,342 +99,359 @@ def files(run: Path, step: int) -> list[Path]:
     return sorted(path for path in (run / "checkpoints" / str(step)).rglob("*") if path.is_file())
 
 
-def steps(run: Path) -> list[str]:
+def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes() or b"1")
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def assert_is(found: tuple[int, TrainState, Preprocessing] | None, step: int) -> None:
-    assert found is not None
-    assert found[0] == step
-    assert digest(found[1]) == digest(state(step))
-    assert jax.tree.structure(found[1]) == jax.tree.structure(state(step))
-    assert np.asarray(found[2].mean).tobytes() == constants(step).mean.tobytes()
-    assert np.asarray(found[2].deviation).tobytes() == constants(step).deviation.tobytes()
-
-
-def test_newest_state_and_constants_come_back_bit_for_bit(run: Path) -> None:
-    """With its key, which is a key again."""
-    messages: list[str] = []
-    found = restored(run, messages)
-    assert_is(found, 3)
-    assert found is not None
-    assert jnp.issubdtype(found[1].key.dtype, jax.dtypes.prng_key)
-    assert np.array_equal(jax.random.normal(found[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
-    assert messages == []
-
-
-def test_nothing_saved_is_nothing_restored(tmp_path: Path) -> None:
-    assert restored(tmp_path) is None
-    assert opened(tmp_path).newest() is None
-
-
-def test_newest_are_kept_and_older_ones_go_with_their_seals(tmp_path: Path) -> None:
-    checkpoints = opened(tmp_path, keep=2)
-    for step in (5, 10, 15, 20):
-        checkpoints.save(step, state(step), constants(step))
-    checkpoints.close()
-    assert checkpoints.newest() == 20
-    assert steps(tmp_path) == ["15", "20"]
-    assert sorted(path.name for path in (tmp_path / "seals").iterdir()) == ["15.json", "20.json"]
-    assert_is(restored(tmp_path), 20)
-
-
-def test_steps_are_ordered_by_number(tmp_path: Path) -> None:
-    """900 is before 1000, though after it as text."""
-    checkpoints = opened(tmp_path)
-    for step in (900, 1000):
-        checkpoints.save(step, state(step), constants(step))
-    checkpoints.close()
-    assert_is(restored(tmp_path), 1000)
-
-
-def test_what_a_kill_left_half_written_is_gone_before_anything_is_saved(run: Path) -> None:
-    """At once: deleted in the background, it takes the first save, which is written under such a name, with it."""
-    for step in range(4, 204):
-        (run / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "state.orbax-checkpoint-tmp").mkdir(parents=True)
-    checkpoints = opened(run)
-    assert steps(run) == ["1", "2", "3"]
-    (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
-    checkpoints.close()
-    assert steps(run) == ["1", "2", "3", "4.orbax-checkpoint-tmp"]
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-DAMAGES = {"a flipped bit": flip, "truncated": truncate, "emptied": empty, "deleted": Path.unlink}
-
-
-@pytest.mark.quick(1)
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_step_with_any_file_damaged_is_set_aside_and_the_one_before_it_restored(saved: Path, tmp_path: Path, kind: str) -> None:
-    """Each of its files in turn. It is said; and the step can be saved again, and is then restored."""
-    names = [path.relative_to(saved / "checkpoints" / "3").as_posix() for path in files(saved, 3)]
-    assert len(names) > 10
-    for index, name in enumerate(names):
-        run = tmp_path / str(index)
-        shutil.copytree(saved, run)
-        chosen = run / "checkpoints" / "3" / name
-        if not chosen.stat().st_size and kind in ("truncated", "emptied"):
-            continue  # as it was
-        DAMAGES[kind](chosen)
-
-        messages: list[str] = []
-        assert_is(restored(run, messages), 2)
-        (message,) = messages
-        assert message.startswith("checkpoint of step 3 is damaged")
-        assert name in message
-        assert str(run / "damaged" / "3") in message
-        assert steps(run) == ["1", "2"]
-        assert (run / "damaged" / "3").is_dir()
-
-        checkpoints = opened(run)
-        checkpoints.save(3, state(3), constants(3))
-        checkpoints.close()
-        assert_is(restored(run), 3)
-        shutil.rmtree(run)
-
-
-@pytest.mark.quick(1)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines when it meets damage
-@pytest.mark.parametrize("kind", ["truncated", "emptied", "deleted"])
-def test_step_without_a_seal_is_whole_or_set_aside_whatever_file_is_damaged(
-    saved: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Only a flipped bit cannot be told without one."""
-    for index, file in enumerate(files(saved, 3)):
-        run = tmp_path / str(index)
-        shutil.copytree(saved, run)
-        (run / "seals" / "3.json").unlink()
-        DAMAGES[kind](run / file.relative_to(saved))
-        found = restored(run)
-        assert found is not None
-        assert_is(found, 3 if (run / "checkpoints" / "3").exists() else 2)
-        shutil.rmtree(run)
-    caplog.clear()  # what was logged holds the coroutines
-    gc.collect()
-
-
-def test_damage_is_survived_twice_at_the_same_step(run: Path) -> None:
-    """The second time, the folder that was set aside first is in the way."""
-    for _ in range(2):
-        flip(files(run, 3)[-1])
-        assert_is(restored(run), 2)
-        checkpoints = opened(run)
-        checkpoints.save(3, state(3), constants(3))
-        checkpoints.close()
-    assert_is(restored(run), 3)
-
-
-def test_restoring_goes_back_as_far_as_it_must(run: Path) -> None:
-    messages: list[str] = []
-    for step in (2, 3):
-        flip(files(run, step)[-1])
-    assert_is(restored(run, messages), 1)
-    assert [message.split(" is ")[0] for message in messages] == ["checkpoint of step 3", "checkpoint of step 2"]
-
-
-def test_nothing_whole_is_nothing_restored_and_the_run_can_begin_again(run: Path) -> None:
-    for step in (1, 2, 3):
-        flip(files(run, step)[-1])
-    assert restored(run) is None
-    assert sorted(path.name for path in (run / "damaged").iterdir()) == ["1", "2", "3"]
-    checkpoints = opened(run)
-    checkpoints.save(1, state(1), constants(1))
-    checkpoints.close()
-    assert_is(restored(run), 1)
-
-
-def test_step_that_was_committed_just_before_the_process_died_is_used(run: Path) -> None:
-    """It has no seal yet, and gets one."""
-    (run / "seals" / "3.json").unlink()
-    assert_is(restored(run), 3)
-    assert (run / "seals" / "3.json").is_file()
-    flip(files(run, 3)[-1])
-    assert_is(restored(run), 2)
-
-
-@pytest.mark.parametrize("file", ["state/_METADATA", "preprocessing/_METADATA"])
-def test_step_without_a_seal_that_cannot_be_read_is_set_aside(run: Path, file: str) -> None:
-    (run / "seals" / "3.json").unlink()
-    (run / "checkpoints" / "3" / file).write_bytes(b"")
-    messages: list[str] = []
-    assert_is(restored(run, messages), 2)
-    assert len(messages) == 1
-    assert "step 3 is damaged" in messages[0]
-
-
-@pytest.mark.parametrize("content", ["", '{"a": ', "[]"], ids=["emptied", "cut off", "of another kind"])
-def test_damaged_seal_condemns_its_step(run: Path, content: str) -> None:
-    """Nothing vouches for it then."""
-    (run / "seals" / "3.json").write_text(content)
-    messages: list[str] = []
-    assert_is(restored(run, messages), 2)
-    assert "step 3" in messages[0]
-
-
-def test_saving_a_step_that_is_not_newer_is_an_error(run: Path) -> None:
-    """Orbax itself would save nothing and say nothing."""
-    checkpoints = opened(run)
-    with pytest.raises(AssertionError, match="step 2 is not newer than 3"):
-        checkpoints.save(2, state(2), constants(2))
-    checkpoints.close()
-
-
-def laid_out(tree: Any, devices: int, parts: int) -> Any:
-    """Shardings over ``devices``: whole on every one, or their first axis that divides cut into ``parts``."""
-    over = jax.make_mesh((1, devices // parts, parts), ("seed", "data", "fsdp"), devices=jax.devices()[:devices])
-
-    def of_leaf(leaf: Any) -> NamedSharding:
-        cut = next((axis for axis, size in enumerate(leaf.shape) if parts > 1 and size % parts == 0), None)
-        return NamedSharding(over, PartitionSpec(*(() if cut is None else (None,) * cut + ("fsdp",))))
-
-    return jax.tree.map(of_leaf, tree)
-
-
-LAYOUTS = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (8, 2), (8, 8)]
-"""Devices, and parts that arrays are cut into over them."""
-
-
-@pytest.fixture(scope="module")
-def laid_out_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
-    """A run saved in each of them."""
-    runs = {}
-    for devices, parts in LAYOUTS:
-        runs[devices, parts] = run = tmp_path_factory.mktemp("layouts") / "run"
-        placed = jax.device_put(state(4, features=8), laid_out(state(4, features=8), devices, parts))
-        assert parts == 1 or not placed.params["stages"][0][0]["stacked"]["norm1"]["scale"].is_fully_replicated
-        checkpoints = opened(run)
-        checkpoints.save(4, placed, constants(4))
-        checkpoints.close()
-    return runs
-
-
-@pytest.mark.quick(2)
-@pytest.mark.parametrize(("devices", "parts"), LAYOUTS)
-def test_checkpoint_of_any_layout_is_restored_onto_any_other(laid_out_runs: dict[tuple[int, int], Path], devices: int, parts: int) -> None:
-    """Bit for bit, and laid out as asked."""
-    shapes_of = jax.eval_shape(lambda: state(0, features=8))
-    like = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes_of,
-        laid_out(shapes_of, devices, parts),
-    )
-    for run in laid_out_runs.values():
-        found = restored(run, like=like)
-        assert found is not None
-        assert digest(found[1]) == digest(state(4, features=8))
-        for leaf, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(like), strict=True):
-            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [state(0, features=6), state(0, name="conv9"), state(0, dtype=jnp.bfloat16), state(0, averaged=False)],
-    ids=["shapes", "names", "dtypes", "averages"],
-)
-def test_whole_checkpoints_of_another_network_are_refused_and_left_where_they_are(run: Path, other: TrainState) -> None:
-    """They are the run's own, by another version say: to begin again at step 0 would throw a run away, to cast them would change it."""
-    with pytest.raises(ValueError, match="step 3"):
-        restored(run, like=shapes(other))
-    assert steps(run) == ["1", "2", "3"]
-    assert not (run / "damaged").exists()
-    assert_is(restored(run), 3)
-
-
-def test_state_without_averages_comes_back_without_them(tmp_path: Path) -> None:
-    """Most runs have none: an empty dictionary is not a missing one."""
-    plain = state(4, averaged=False)
-    checkpoints = opened(tmp_path)
-    checkpoints.save(4, plain, constants(4))
-    checkpoints.close()
-    found = restored(tmp_path, like=shapes(plain))
-    assert found is not None
-    assert (found[1].ema, found[1].statistics) == ({}, {})
-    assert digest(found[1]) == digest(plain)
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_step_of_another_run_is_set_aside_and_the_one_before_it_used(tmp_path: Path) -> None:
-    """Of the same network, whole, and with the seal of the other run."""
-    for name in ("ours", "theirs"):
-        checkpoints = opened(tmp_path / name, fingerprint=name)
-        for step in (1, 2) if name == "ours" else (3,):
-            checkpoints.save(step, state(step), constants(step))
-        checkpoints.close()
-    for part in ("checkpoints/3", "seals/3.json"):
-        (tmp_path / "theirs" / part).rename(tmp_path / "ours" / part)
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def corrupt(run: Path, step: int) -> None:
+    """Flips a bit in the middle of the largest file."""
+    largest = max(files(run, step), key=lambda path: path.stat().st_size)
+    largest.write_bytes(flipped(largest.read_bytes(), 4 * largest.stat().st_size))
+
+
+@functools.cache
+def expected(step: int, make: Callable[[int], TrainState]) -> tuple[str, Any]:
+    return digest(make(step)), jax.tree.structure(make(step))
+
+
+def assert_is(found: Restored, step: int, make: Callable[[int], TrainState] = state) -> None:
+    assert found is not None
+    assert found[0] == step
+    assert (digest(found[1]), jax.tree.structure(found[1])) == expected(step, make)
+    for ours, theirs in zip(found[2], constants(step), strict=True):
+        assert np.asarray(ours).tobytes() == theirs.tobytes()
+
+
+def test_newest_step_is_restored_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    messages: list[str] = []
+    found = restored(run, messages)
+    assert_is(found, 3)
+    assert found is not None
+    assert np.array_equal(jax.random.normal(found[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
+    assert messages == []
+    assert restored(tmp_path / "empty") is None
+    # 900 is before 1000, though not as text; empty dictionaries stay empty.
+    save(tmp_path / "plain", 900, 1000, make=lambda seed: state(seed, averaged=False))
+    assert_is(restored(tmp_path / "plain", like=shapes(state(0, averaged=False))), 1000, lambda seed: state(seed, averaged=False))
+
+
+def test_one_step_is_restored(run: Path) -> None:
+    with contextlib.closing(opened(run)) as checkpoints:
+        found = checkpoints.restore(2, shapes(state(0)), shapes(constants(0)))
+        assert found is not None
+        assert_is((2, *found), 2)
+        assert (checkpoints.steps(), checkpoints.newest()) == ([1, 2, 3], 3)
+
+
+def test_corruption_of_any_file_quarantines_the_step(run: Path) -> None:
+    """Flipped bits, truncation and deletion of each file; Orbax reads no unverified byte."""
+    cases, unread = 0, set()
+    like = shapes(state(0)), shapes(constants(0))
+    for file in files(run, 3):
+        data = file.read_bytes()
+        bits = sorted({0, 8 * len(data) // 3, 8 * len(data) // 2, 8 * len(data) - 1}) if data else []
+        cuts = [data[:-1], data[: len(data) // 2], b""] if data else []
+        for changed in [*cuts, *(flipped(data, bit) for bit in bits), None]:
+            file.unlink() if changed is None else file.write_bytes(changed)
+            messages: list[str] = []
+            with contextlib.closing(opened(run, messages)) as checkpoints:
+                found = checkpoints.restore(3, *like)
+            quarantined = run / "quarantine" / "3"
+            if found is None:
+                (message,) = messages
+                assert message.startswith("checkpoint of step 3 is corrupt: ")
+                assert file.name in message
+                assert str(quarantined) in message
+                assert names(run) == ["1", "2"]
+                quarantined.rename(run / "checkpoints" / "3")
+            else:
+                assert_is((3, *found), 3)
+                unread.add(file.name)
+            file.write_bytes(data)
+            cases += 1
+    gc.collect()
+    assert cases > 100
+    assert unread == {"_CHECKPOINT_METADATA", "commit_success.txt"}, "neither has a part of the state"
+
+
+def test_corrupt_older_step_does_not_prevent_a_save(run: Path, saved: Path) -> None:
+    """Orbax opens no directory in which the metrics of one step are corrupt."""
+    metrics = run / "checkpoints" / "2" / "metrics" / "metrics"
+    corruptions: list[Callable[[], Any]] = [
+        lambda: [file.write_bytes(b"") for file in files(run, 2)],
+        lambda: [file.unlink() for file in files(run, 2)],
+        lambda: metrics.write_text('{"error_percenu": 5.0}'),
+    ]
+    for step, act in enumerate(corruptions, start=4):
+        act()
+        save(run, step, keep=3, best=1)
+        assert_is(restored(run), step)
+        assert "2" not in names(run)
+        shutil.copytree(saved / "checkpoints" / "2", run / "checkpoints" / "2")
+
+
+def test_restore_goes_back_as_far_as_it_must(run: Path) -> None:
+    messages: list[str] = []
+    for step in (2, 3):
+        corrupt(run, step)
+    assert_is(restored(run, messages), 1)
+    assert [message.split(" is ")[0] for message in messages] == ["checkpoint of step 3", "checkpoint of step 2"]
+    # The same step may be corrupt twice.
+    save(run, 2)
+    corrupt(run, 2)
+    assert_is(restored(run), 1)
+    corrupt(run, 1)
+    assert restored(run) is None
+    assert sorted(path.name for path in (run / "quarantine").iterdir()) == ["1", "2", "3"]
+    save(run, 1)
+    assert_is(restored(run), 1)
+
+
+def test_step_is_committed_with_its_manifest_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def checksums(folder: Path) -> dict[str, str]:
+        assert not (tmp_path / "checkpoints" / "1").exists()
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints_lib, "_checksums", checksums)
+        with pytest.raises(SaveFailed, match="step 1 could not be saved: the disk is full; there is no earlier checkpoint"):
+            save(tmp_path, 1)
+    assert names(tmp_path) == []
+    save(tmp_path, 1)
+    assert_is(restored(tmp_path), 1)
+
+
+def test_step_that_is_not_newer_is_an_error(run: Path) -> None:
+    """Orbax does not save it, without an error."""
+    with contextlib.closing(opened(run)) as checkpoints, pytest.raises(AssertionError, match="step 2 is not newer than 3"):
+        checkpoints.save(2, state(2), constants(2))
+
+
+def test_partial_steps_are_removed_before_anything_is_saved(run: Path) -> None:
+    """A kill leaves them behind."""
+    for step in range(4, 104):
+        (run / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "default.orbax-checkpoint-tmp").mkdir(parents=True)
+    checkpoints = opened(run)
+    assert names(run) == ["1", "2", "3"]
+    checkpoints.close()
+
+
+def test_step_of_another_run_is_quarantined(tmp_path: Path) -> None:
+    """Of the same network and intact."""
+    save(tmp_path / "ours", 1, 2, fingerprint="ours")
+    save(tmp_path / "theirs", 3, fingerprint="theirs")
+    (tmp_path / "theirs" / "checkpoints" / "3").rename(tmp_path / "ours" / "checkpoints" / "3")
     messages: list[str] = []
     assert_is(restored(tmp_path / "ours", messages, fingerprint="ours"), 2)
     (message,) = messages
-    assert message.startswith("checkpoint of step 3 is of another run: its fingerprint is theirs, and this run's ours; set aside in ")
-    assert steps(tmp_path / "ours") == ["1", "2"]
-    assert (tmp_path / "ours" / "damaged" / "3").is_dir()
-    checkpoints = opened(tmp_path / "ours", fingerprint="ours")
-    checkpoints.save(3, state(3), constants(3))
-    checkpoints.close()
+    assert message.startswith("checkpoint of step 3 belongs to another run: its fingerprint is theirs, not ours; moved to ")
+    save(tmp_path / "ours", 3, fingerprint="ours")
     assert_is(restored(tmp_path / "ours", fingerprint="ours"), 3)
 
 
-def test_checkpoints_without_a_fingerprint_are_the_runs(run: Path) -> None:
-    """Earlier versions wrote none."""
-    messages: list[str] = []
-    assert_is(restored(run, messages, fingerprint="ours"), 3)
-    assert messages == []
+def test_intact_step_of_another_network_is_an_error_and_stays(run: Path) -> None:
+    """To begin again at step 0 would discard the run; Orbax would cast to another dtype."""
+    others = {
+        "state/batch_stats/stages/0/mean, float32(5,) in the checkpoint and float32(6,) in the experiment": state(0, features=6),
+        "state/ema/stages/0/conv1, float32(2, 4, 5) in the checkpoint and absent in the experiment": state(0, name="conv9"),
+        "state/ema/bias, float32(8,) in the checkpoint and bfloat16(8,) in the experiment": state(0, dtype=jnp.bfloat16),
+        "3 arrays differ, as state/ema/bias, float32(8,) in the checkpoint and absent in the experiment": state(0, averaged=False),
+    }
+    for text, other in others.items():
+        with pytest.raises(UserError, match="the checkpoint of step 3 is of another network: ") as error:
+            restored(run, like=shapes(other))
+        assert text in str(error.value)
+    assert not (run / "quarantine").exists()
+    assert_is(restored(run), 3)
 
 
 def test_reader_changes_nothing(run: Path) -> None:
-    """What the run is writing meanwhile is not a remnant, and what is damaged is the run's to set aside."""
-    flip(files(run, 3)[-1])
-    (run / "seals" / "2.json").unlink()
-    (run / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
-    (run / "checkpoints" / "4.orbax-checkpoint-tmp" / "half").write_text("...")
+    """The partial step may be in progress, and the corrupt one is for the run to quarantine."""
+    corrupt(run, 3)
+    partial = run / "checkpoints" / "4.orbax-checkpoint-tmp"
+    partial.mkdir()
+    (partial / "half").write_text("...")
     before = content(run)
     messages: list[str] = []
     assert_is(restored(run, messages, read_only=True), 2)
     assert content(run) == before
-    assert not (run / "damaged").exists()
     (message,) = messages
-    assert message.startswith("checkpoint of step 3 is damaged")
-    assert message.endswith("; going on with the one before it")
+    assert message.startswith("checkpoint of step 3 is corrupt")
+    assert message.endswith("; continuing with the one before it")
 
 
-def test_best_and_every_kth_stay_beside_the_newest(tmp_path: Path) -> None:
-    """Over several sessions; the rest goes, with its seals. What is not finite or was not scored is never best."""
+def test_best_and_every_kth_step_stay_beside_the_newest(tmp_path: Path) -> None:
+    """Over several sessions. A step without a finite error is never best."""
     errors = {1: 9.0, 2: float("nan"), 3: 5.0, 4: None, 5: 7.0, 6: float("-inf"), 7: 8.0, 8: None}
     for step, error in errors.items():
-        checkpoints = opened(tmp_path, keep=1, best=1, keep_every=4)
-        checkpoints.save(step, state(step), constants(step), error)
-        assert checkpoints.best() == (1 if step < 3 else 3)
+        save(tmp_path, step, error=error, keep=1, best=1, keep_every=4)
+    assert names(tmp_path) == ["3", "4", "8"]
+    save(tmp_path, 9, 10, 11, error=6.0, keep=2, best=2)
+    assert names(tmp_path) == ["10", "11", "3"]
+    save(tmp_path, 12, keep=1)
+    assert names(tmp_path) == ["12"]
+
+
+def test_any_layout_is_restored_onto_any_other(tmp_path: Path) -> None:
+    """Bit for bit: whole on every device, or the first axis that divides cut over some of them."""
+
+    def laid_out(tree: Any, devices: int, parts: int) -> Any:
+        over = jax.make_mesh((devices // parts, parts), ("data", "fsdp"), devices=jax.devices()[:devices])
+
+        def of_leaf(leaf: Any) -> NamedSharding:
+            cut = next((axis for axis, size in enumerate(leaf.shape) if parts > 1 and size % parts == 0), None)
+            return NamedSharding(over, PartitionSpec(*(() if cut is None else (None,) * cut + ("fsdp",))))
+
+        return jax.tree.map(of_leaf, tree)
+
+    whole = state(4, features=8)
+    likes = []
+    for devices, parts in ((1, 1), (4, 4), (8, 2)):
+        shardings = laid_out(whole, devices, parts)
+        likes.append(jax.tree.map(lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), whole, shardings))
+        placed = jax.device_put(whole, shardings)
+        assert placed.params["stages"][0]["conv1"].is_fully_replicated == (parts == 1)
+        save(tmp_path / f"{devices}-{parts}", 4, make=lambda _, placed=placed: placed)
+    for run in tmp_path.iterdir():
+        for like in likes:
+            found = restored(run, like=like)
+            assert found is not None
+            assert digest(found[1]) == digest(whole)
+            for leaf, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(like), strict=True):
+                assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Every write beyond it fails in this process, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def checked(checkpoints: Checkpoints) -> None:
+    """Calls ``check`` as the training loop does until it raises."""
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        checkpoints.check()
+        time.sleep(0.01)
+    pytest.fail("no failure was reported")
+
+
+def test_failed_save_is_one_error_and_earlier_steps_are_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whichever call comes next reports it, once; Orbax's unfinished tasks are not reported later."""
+    later: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", later.append)
+    for call in ("check", "wait", "close", "save"):
+        run = tmp_path / call
+        checkpoints = opened(run, keep=1)
+        checkpoints.save(1, large(1), constants(1))
+        checkpoints.wait()
+        calls = {
+            "check": lambda c=checkpoints: checked(c),
+            "wait": checkpoints.wait,
+            "close": checkpoints.close,
+            "save": lambda c=checkpoints: c.save(3, large(3), constants(3)),
+        }
+        with files_of_at_most(300 * KILOBYTE):
+            checkpoints.save(2, large(2), constants(2))
+            with pytest.raises(SaveFailed) as error:
+                calls[call]()
+        assert str(error.value).startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. To ")
+        assert checkpoints.steps() == [1]
+        checkpoints.check()
         checkpoints.close()
-    assert steps(tmp_path) == ["3", "4", "8"]
-    assert sorted(path.name for path in (tmp_path / "seals").iterdir()) == ["3.json", "4.json", "8.json"]
-    again = opened(tmp_path)
-    assert again.best() == 3
-    again.drop_after(2)
-    assert again.best() is None
-    again.close()
+        assert names(run) == ["1"]
+        assert_is(restored(run, like=shapes(large(0))), 1, large)
+        save(run, 2, keep=1, make=large)
+        assert names(run) == ["2"]
+    del error, checkpoints, calls
+    gc.collect()
+    assert later == []
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_damaged_step_is_not_best_and_stops_nobody(run: Path) -> None:
-    """Its score cannot be read; it is set aside when it is to be restored."""
-    empty(run / "checkpoints" / "2" / "_CHECKPOINT_METADATA")
-    checkpoints = opened(run, keep=1, best=1)
-    assert checkpoints.best() is None
-    checkpoints.save(4, state(4), constants(4), 3.0)
+def test_save_that_cannot_begin_is_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = opened(tmp_path)
+    checkpoints.save(1, state(1), constants(1))
+    checkpoints.wait()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(SaveFailed, match=r"step 2 could not be saved: the disk is full; the newest is that of step 1\. To .*free some"):
+            checkpoints.save(2, state(2), constants(2))
+    checkpoints.save(3, state(3), constants(3))
     checkpoints.close()
-    assert checkpoints.best() == 4
+    assert names(tmp_path) == ["1", "3"]
+
+
+def test_check_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = opened(tmp_path)
+    checkpoints.check()
+    checkpoints.save(1, state(1), constants(1))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "is_saving_in_progress", lambda: True)
+        patched.setattr(checkpoints._manager, "wait_until_finished", lambda: pytest.fail("it waits"))
+        checkpoints.check()
+    checkpoints.close()
+    assert names(tmp_path) == ["1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"only root can mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk_is_one_error_and_the_run_continues_afterwards(small_disk: Path) -> None:
+    """Two checkpoints fit, and a third does not."""
+    run = small_disk / "run"
+    checkpoints = opened(run)
+    writer = MetricsWriter(Workdir(run), step=0)
+    for step in (1, 2):
+        checkpoints.save(step, large(step), constants(step))
+        writer.write({"step": step, "split": "train", "loss": 1.0})
+    checkpoints.save(3, large(3), constants(3))
+    with pytest.raises(SaveFailed, match=r"step 3 could not be saved: the disk is full; the newest is that of step 2\. "):
+        checked(checkpoints)
+    assert names(run) == ["1", "2"]
+    with contextlib.suppress(OSError), (run / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(KILOBYTE))
+    long = {"step": 3, "split": "train"} | {f"number{index}": float(index) for index in range(400)}
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written \(No space left on device\): free some space"):
+        writer.write(long)
+    checkpoints.close()
+    assert len(Workdir(run).records()) == 2
+    (run / "filler").unlink()
+    with contextlib.suppress(UserError):
+        writer.close()
+    with contextlib.closing(MetricsWriter(Workdir(run), step=2)) as writer:
+        writer.write(long)
+    assert Workdir(run).records()[2:] == [long]
+    save(run, 3, keep=1, make=lambda seed: state(seed))
+    assert_is(restored(run), 3)

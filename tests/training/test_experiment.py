@@ -1,6 +1,5 @@
-"""What an experiment refuses before anything is compiled or written, and how it is shortened."""
+"""Checks of an experiment before anything is compiled or written, shortened runs, and other data sets."""
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,14 @@ from typing import Any
 import pytest
 
 from resnet_jax.configured import Factory, configured
+from resnet_jax.data.crops import RandomResizedCrop
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.experiment import Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 
+EXPERIMENT = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
 INFO = DatasetInfo(
     name="cifar10",
     version="3.0.2",
@@ -22,270 +23,186 @@ INFO = DatasetInfo(
     image_shape=(32, 32, 3),
     num_classes=10,
 )
-EXPERIMENT = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
+PHOTOGRAPHS = dataclasses.replace(INFO, name="photographs", image_shape=(None, None, 3))
+DIGITS = dataclasses.replace(INFO, name="digits", examples={"train": 1437, "test": 360}, image_shape=(8, 8, 1))
 
 
-def changed(path: str, value: Any) -> Experiment:
-    """``EXPERIMENT`` with one field, ``part.field`` or ``field``, replaced."""
-    part, dot, field = path.rpartition(".")
-    if not dot:
-        return dataclasses.replace(EXPERIMENT, **{field: value})
-    return dataclasses.replace(EXPERIMENT, **{part: dataclasses.replace(getattr(EXPERIMENT, part), **{field: value})})
+def changed(fields: dict[str, Any], base: Experiment = EXPERIMENT) -> Experiment:
+    """``base`` with fields ``part.field`` or ``field`` replaced."""
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in fields.items():
+        part, _, field = path.rpartition(".")
+        nested.setdefault(part, {})[field] = value
+    own = nested.pop("", {})
+    return dataclasses.replace(base, **own, **{part: dataclasses.replace(getattr(base, part), **given) for part, given in nested.items()})
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
-def test_papers_experiment_passes(devices: int) -> None:
-    EXPERIMENT.check(INFO, devices)
-
-
-@pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize(
-    "field", ["steps", "batch_size", "evaluation.every", "evaluation.batch_size", "checkpointing.every", "checkpointing.keep"]
+STREAMED = changed(
+    {"data.crop": RandomResizedCrop, "data.pad": 0, "data.normalization": "channel", "evaluation.protocol": "40/32"},
+    dataclasses.replace(EXPERIMENT, data=Data(name="photographs")),
 )
-def test_numbers_that_must_be_positive_are(field: str, value: int) -> None:
-    with pytest.raises(UserError, match=f"^{field} is {value}; .*at least 1"):
-        changed(field, value).check(INFO)
 
 
-@pytest.mark.parametrize("field", ["checkpointing.best", "checkpointing.keep_every"])
-def test_checkpoints_that_are_kept_besides_may_be_none(field: str) -> None:
-    changed(field, 0).check(INFO)
-    with pytest.raises(UserError, match=f"^{field} is -1; .*at least 1, or 0 for none"):
-        changed(field, -1).check(INFO)
+def test_fields_out_of_range_are_rejected_at_construction() -> None:
+    for field, least in {
+        **dict.fromkeys(
+            ("steps", "batch_size", "evaluation.every", "evaluation.batch_size", "checkpointing.every", "checkpointing.keep"), 1
+        ),
+        **dict.fromkeys(("checkpointing.best", "checkpointing.keep_every", "data.pad", "data.validation_examples", "optimizer.clip"), 0),
+        "optimizer.accumulation": 1,
+        "evaluation.statistics_batches": 0,
+    }.items():
+        changed({field: least})
+        for value in (least - 1, least - 2):
+            with pytest.raises(UserError, match=rf"^{field} must be at least {least}, got {value}"):
+                changed({field: value})
+    for field, valid, invalid in (("loss.smoothing", 0.99, 1.0), ("optimizer.ema", 0.999, 1.0)):
+        changed({field: valid})
+        for value in (invalid, -0.1, float("nan")):
+            with pytest.raises(UserError, match=rf"^{field} must be in \[0, 1\), got {value}"):
+                changed({field: value})
+    with pytest.raises(UserError, match="optimizer.clip must be at least 0, and finite, got inf"):
+        changed({"optimizer.clip": float("inf")})
 
 
-def test_run_of_more_images_than_31_bits_count_is_refused() -> None:
-    """2^31 - 128 pass, 2^31 do not: the data order would begin again, silently."""
-    changed("steps", 2**24 - 1).check(INFO)
-    with pytest.raises(UserError, match=r"2147483648.*2147483647"):
-        changed("steps", 2**24).check(INFO)
+def test_losses_optimizers_and_schedules_that_contradict_themselves_are_rejected() -> None:
+    cases: list[tuple[type, dict[str, Any], str]] = [
+        (Loss, {"threshold": 0.2}, r"^loss\.threshold is 0\.2 and loss\.kind 'softmax'"),
+        (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\), got 1\.0"),
+        (Optimizer, {"rates": (("stages", float("nan")),)}, "the factor of 'stages' is nan; it must be 0 or more"),
+        (Optimizer, {"rule": "lamb", "nesterov": True}, r"^optimizer\.nesterov is True.*'lamb'"),
+        (Schedule, {"linear_warmup": True, "warmup_until_error": 0.8}, r"^schedule\.linear_warmup is True and warmup_until_error 0\.8"),
+        (Schedule, {"decay_steps": (), "cosine_steps": -1}, r"^schedule\.cosine_steps is -1"),
+        (Schedule, {"decay_steps": (), "cosine_steps": 5, "warmup_steps": 5}, r"give 0, or more than the 5 steps of the warm-up"),
+        (Schedule, {"cosine_steps": 100}, r"^schedule\.cosine_steps is 100 and decay_steps \(32000, 48000\)"),
+        (Schedule, {"decay_steps": (), "cosine_steps": 9, "final_learning_rate": 0.2}, r"^schedule\.final_learning_rate is 0\.2"),
+        (Schedule, {"decay_steps": (), "cosine_steps": 9, "learning_rate": 0.0}, r"learning_rate 0\.0"),
+    ]
+    for kind, fields, message in cases:
+        with pytest.raises(UserError, match=message):
+            kind(**fields)
+    Loss(kind="binary", threshold=0.0)
+    Optimizer(clip=1.0, rule="lamb", rates=(("stages", 0.0),))
+    Optimizer(rule="lars", nesterov=True)
+    Schedule(decay_steps=(), cosine_steps=6, warmup_steps=5, final_learning_rate=0.1)
+    Schedule(linear_warmup=True)
 
 
-def computing_in(dtype: str) -> Experiment:
-    # Not by replace: the tests execute annotations, a user's Python does not.
-    model = copy.copy(EXPERIMENT.model)
-    object.__setattr__(model, "dtype", dtype)
-    return changed("model", model)
+def test_fields_that_do_not_fit_the_data_are_rejected() -> None:
+    cases: list[tuple[Experiment, DatasetInfo, dict[str, Any], str]] = [
+        (EXPERIMENT, INFO, {"model": cifar_architecture(20, num_classes=100)}, "10 classes, the model 100: set model.num_classes"),
+        (EXPERIMENT, INFO, {"model.input_shape": (32, 32, 1)}, r"\(32, 32, 3\).*\(32, 32, 1\): set model.input_shape"),
+        # The mean image is measured on the data and restored by model.input_shape.
+        (EXPERIMENT, INFO, {"model.input_shape": (64, 64, 3)}, r"\(32, 32, 3\).*\(64, 64, 3\): set model.input_shape"),
+        (EXPERIMENT, INFO, {"data.test_split": "validation"}, "no split 'validation'; data.test_split can be test or train"),
+        (EXPERIMENT, dataclasses.replace(INFO, examples={"test": 5}), {}, "no split 'train'"),
+        (EXPERIMENT, INFO, {"data.validation_examples": 50_000}, "data.validation_examples is 50000; cifar10 has 50000"),
+        (EXPERIMENT, INFO, {"data.normalization": "weights"}, "data.normalization is 'weights', and the run starts from none"),
+        (EXPERIMENT, INFO, {"data.repeats": 2}, "data.repeats is 2, which only streamed images have"),
+        (EXPERIMENT, PHOTOGRAPHS, {}, "differ in size: set data.crop"),
+        # The data order counts images in 31 bits.
+        (EXPERIMENT, INFO, {"steps": 2**24}, r"2147483648.*2147483647"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": ""}, "evaluation.protocol is empty"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": "multi-scale"}, "evaluation.protocol is multi-scale"),
+        (STREAMED, PHOTOGRAPHS, {"data.normalization": "pixel_mean", "evaluation.protocol": "40/24"}, "data.normalization is 'pixel_mean'"),
+        (STREAMED, PHOTOGRAPHS, {"data.pad": 4}, "data.pad is 4"),
+        (STREAMED, PHOTOGRAPHS, {"data.repeats": 129}, "data.repeats is 129; it must be .*at most the batch_size of 128"),
+        (STREAMED, PHOTOGRAPHS, {"model.input_shape": (32, 32, 1)}, "images of 3 channels, the model takes 1"),
+    ]
+    for base, info, fields, message in cases:
+        with pytest.raises(UserError, match=message):
+            changed(fields, base).check(info)
+    for devices in (1, 2, 4):
+        EXPERIMENT.check(INFO, devices)
+    STREAMED.check(PHOTOGRAPHS)
+    changed({"data.validation_examples": 49_999, "data.pad": 0, "data.test_split": "train", "steps": 2**24 - 1}).check(INFO)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", "flaot32"])
-def test_dtype_that_networks_are_not_trained_in_is_refused(dtype: str) -> None:
-    """Also one that is no dtype at all."""
-    with pytest.raises(UserError, match=f"model.dtype is '{dtype}'.*'float32' or 'bfloat16'"):
-        computing_in(dtype).check(INFO)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dtypes_that_networks_are_trained_in_pass(dtype: str) -> None:
-    computing_in(dtype).check(INFO)
-
-
-@pytest.mark.parametrize(("field", "value", "devices"), [("batch_size", 100, 8), ("evaluation.batch_size", 500, 8), ("batch_size", 128, 3)])
-def test_batches_that_devices_cannot_share_are_refused(field: str, value: int, devices: int) -> None:
-    with pytest.raises(UserError, match=f"^{field} is {value}, which {devices} devices .* multiple of {devices}"):
-        changed(field, value).check(INFO, devices)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("model.num_classes", 100, "cifar10 has 10 classes, the model 100: set model.num_classes"),
-        ("model.input_shape", (32, 32, 1), r"\(32, 32, 3\).*\(32, 32, 1\): set model.input_shape"),
-        ("data.test_split", "validation", "no split 'validation'; data.test_split can be test or train"),
-        ("data.validation_examples", -1, "data.validation_examples is -1; cifar10 has 50000"),
-        ("data.validation_examples", 50_000, "data.validation_examples is 50000; cifar10 has 50000"),
-        ("data.pad", -1, "data.pad is -1; it must be 0 or more"),
-    ],
-)
-def test_fields_that_do_not_fit_the_data_are_refused(field: str, value: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        changed(field, value).check(INFO)
-
-
-@pytest.mark.parametrize(("field", "value"), [("data.validation_examples", 49_999), ("data.pad", 0), ("data.test_split", "train")])
-def test_extremes_that_fit_pass(field: str, value: Any) -> None:
-    changed(field, value).check(INFO)
-
-
-def test_images_of_another_size_than_the_model_says_are_refused() -> None:
-    """The mean image is measured on the data and restored by ``model.input_shape``: a run could not read its own checkpoints."""
-    with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(64, 64, 3\): set model.input_shape"):
-        changed("model.input_shape", (64, 64, 3)).check(INFO)
-
-
-def with_norm(norm: Factory, *, ema: float = 0.0, statistics_batches: int = 0, batch_size: int = 128) -> Experiment:
-    return dataclasses.replace(
-        EXPERIMENT,
-        model=dataclasses.replace(EXPERIMENT.model, norm=norm),
-        optimizer=Optimizer(ema=ema),
-        evaluation=Evaluation(statistics_batches=statistics_batches),
-        batch_size=batch_size,
-    )
+def test_batches_that_devices_cannot_share_are_rejected() -> None:
+    for field, value, devices in (("batch_size", 100, 8), ("evaluation.batch_size", 500, 8), ("batch_size", 128, 3)):
+        with pytest.raises(UserError, match=f"^{field} is {value}, which {devices} devices .* multiple of {devices}"):
+            changed({field: value}).check(INFO, devices)
 
 
 GROUPS = configured(GroupNorm, num_groups=8)
 
 
-@pytest.mark.parametrize(
-    ("norm", "fields", "message"),
-    [
-        (BatchNorm, {"ema": -0.1}, r"^optimizer\.ema is -0\.1; "),
-        (BatchNorm, {"ema": 1.0, "statistics_batches": 1}, r"^optimizer\.ema is 1\.0; give a decay below 1"),
-        (GROUPS, {"ema": 1.5}, r"^optimizer\.ema is 1\.5; "),
-        (GROUPS, {"ema": float("nan")}, r"^optimizer\.ema is nan; "),
-        (BatchNorm, {"ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
-        (configured(BatchNorm, group_size=64), {"ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
-        (BatchNorm, {"statistics_batches": -1}, r"^evaluation\.statistics_batches is -1 "),
-        (GROUPS, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm GroupNorm: give 0"),
-        (FrozenBatchNorm, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm FrozenBatchNorm"),
-        (NoNorm, {"statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm NoNorm"),
-        (configured(BatchNorm, group_size=48), {}, r"^batch_size is 128, which BatchNorm groups of 48 do not divide; use a multiple of 48"),
-        (configured(BatchNorm, group_size=256), {}, r"^batch_size is 128, which BatchNorm groups of 256"),
-    ],
-)
-def test_averages_that_cannot_be_had_are_refused(norm: Factory, fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        with_norm(norm, **fields).check(INFO)
+def in_groups(size: int) -> Factory:
+    return configured(BatchNorm, group_size=size)
 
 
-@pytest.mark.parametrize(
-    ("norm", "fields"),
-    [
-        (GROUPS, {"ema": 0.99}),
-        (NoNorm, {"ema": 0.99}),
-        (FrozenBatchNorm, {"ema": 0.999}),
-        (BatchNorm, {"ema": 0.99, "statistics_batches": 1}),
-        (configured(BatchNorm, momentum=0.5), {"statistics_batches": 100}),
-        (configured(BatchNorm, group_size=32), {}),
-        (configured(BatchNorm, group_size=128), {"ema": 0.5, "statistics_batches": 3}),
-    ],
-)
-def test_averages_that_can_be_had_pass(norm: Factory, fields: dict[str, Any]) -> None:
-    """Parameters may be averaged alone where no statistics belong to them."""
-    with_norm(norm, **fields).check(INFO)
+def test_statistics_and_microbatches_fit_the_norm() -> None:
+    rejected: list[tuple[Factory, dict[str, Any], str]] = [
+        (BatchNorm, {"optimizer.ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
+        (GROUPS, {"evaluation.statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm GroupNorm: give 0"),
+        (FrozenBatchNorm, {"evaluation.statistics_batches": 10}, "model.norm FrozenBatchNorm"),
+        (in_groups(48), {}, r"^batch_size is 128, which BatchNorm groups of 48 do not divide; use a multiple of 48"),
+        (in_groups(256), {}, r"^batch_size is 128, which BatchNorm groups of 256"),
+        (BatchNorm, {"optimizer.accumulation": 3}, r"^optimizer\.accumulation is 3: .*give a divisor of 128"),
+        (BatchNorm, {"optimizer.accumulation": 256}, r"^optimizer\.accumulation is 256"),
+        (in_groups(32), {"optimizer.accumulation": 8}, r"^optimizer\.accumulation is 8: .* BatchNorm groups of 32; give a divisor of 4"),
+    ]
+    for norm, fields, message in rejected:
+        with pytest.raises(UserError, match=message):
+            changed({"model.norm": norm, **fields}).check(INFO)
+    accepted: list[tuple[Factory, dict[str, Any]]] = [
+        (GROUPS, {"optimizer.ema": 0.99}),
+        (NoNorm, {"optimizer.ema": 0.99}),
+        (FrozenBatchNorm, {"optimizer.ema": 0.999}),
+        (BatchNorm, {"optimizer.ema": 0.99, "evaluation.statistics_batches": 1}),
+        (in_groups(128), {}),
+        (in_groups(0), {"optimizer.accumulation": 128}),
+        (in_groups(32), {"optimizer.accumulation": 4}),
+    ]
+    for norm, fields in accepted:
+        changed({"model.norm": norm, **fields}).check(INFO)
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "group", "message"),
-    [
-        (0, 0, r"^optimizer\.accumulation is 0; give a divisor of the batch_size of 128"),
-        (3, 0, r"^optimizer\.accumulation is 3; "),
-        (8, 32, r"^optimizer\.accumulation is 8: .* BatchNorm groups of 32; give a divisor of 4"),
-        (256, 0, r"^optimizer\.accumulation is 256; "),
-    ],
-)
-def test_parts_that_a_batch_does_not_have_are_refused(accumulation: int, group: int, message: str) -> None:
-    """A group of BatchNorm stays together."""
-    norm = configured(BatchNorm, group_size=group)
-    experiment = dataclasses.replace(with_norm(norm), optimizer=Optimizer(accumulation=accumulation))
-    with pytest.raises(UserError, match=message):
-        experiment.check(INFO)
-
-
-@pytest.mark.parametrize(("accumulation", "group"), [(1, 0), (4, 0), (128, 0), (4, 32), (2, 32), (1, 128)])
-def test_parts_that_a_batch_has_pass(accumulation: int, group: int) -> None:
-    dataclasses.replace(with_norm(configured(BatchNorm, group_size=group)), optimizer=Optimizer(accumulation=accumulation)).check(INFO)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("loss.smoothing", 1.5, r"^loss\.smoothing is 1\.5"),
-        ("optimizer.clip", -1.0, r"^optimizer\.clip is -1\.0"),
-        ("schedule.cosine_steps", 64_000, r"^schedule\.cosine_steps is 64000 and schedule\.decay_steps"),
-    ],
-)
-def test_loss_optimizer_and_schedule_are_checked(field: str, value: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        changed(field, value).check(INFO)
-
-
-def test_set_without_training_images_is_refused() -> None:
-    """imagenet_v2 has a test split and nothing else."""
-    with pytest.raises(UserError, match="train"):
-        EXPERIMENT.check(dataclasses.replace(INFO, examples={"test": 10_000}))
-
-
-def test_experiment_is_frozen_and_usable_as_a_key() -> None:
+def test_experiment_is_frozen_and_hashable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         EXPERIMENT.steps = 1  # pyright: ignore[reportAttributeAccessIssue]
     assert {EXPERIMENT: 1}[dataclasses.replace(EXPERIMENT)] == 1
 
 
-LONG = dataclasses.replace(
-    EXPERIMENT,
-    schedule=Schedule(decay_steps=(32_000, 48_000), warmup_steps=400, warmup_until_error=0.8),
-    evaluation=Evaluation(every=1000),
-    checkpointing=Checkpointing(every=1000),
-)
+LONG = dataclasses.replace(EXPERIMENT, schedule=Schedule(warmup_steps=400, warmup_until_error=0.8))
 
 
-@pytest.mark.parametrize(("steps", "decays"), [(6400, (3200, 4800)), (128_000, (64_000, 96_000)), (10, (5, 8)), (1, (1, 1))])
-def test_shortened_scales_the_decay_steps_with_the_whole(steps: int, decays: tuple[int, ...]) -> None:
-    """Half and three quarters of the run, rounded, stay where they are; stretching works as shortening does."""
-    found = LONG.shortened(steps)
-    assert found.steps == steps
-    assert found.schedule.decay_steps == decays
+def test_shortened_scales_decays_and_keeps_the_rest() -> None:
+    """Decays at a half and three quarters; at most a quarter of warm-up; at least eight evaluations."""
+    for steps, decays, warmup, every in (
+        (128_000, (64_000, 96_000), 400, 1000),
+        (16_000, (8000, 12_000), 400, 1000),
+        (640, (320, 480), 160, 80),
+        (10, (5, 8), 2, 1),
+        (1, (1, 1), 0, 1),
+    ):
+        schedule = dataclasses.replace(LONG.schedule, decay_steps=decays, warmup_steps=warmup)
+        assert LONG.shortened(steps) == dataclasses.replace(LONG, steps=steps, schedule=schedule, evaluation=Evaluation(every=every))
+    assert LONG.shortened(64_000) is LONG
+    with pytest.raises(UserError, match=r"^steps must be at least 1, got 0"):
+        LONG.shortened(0)
 
 
-def test_shortened_leaves_everything_else_as_it_is() -> None:
-    """400 steps of warm-up are 400 steps, and 200 checkpoints stay 1000 steps apart."""
-    found = LONG.shortened(16_000)
-    schedule = dataclasses.replace(LONG.schedule, decay_steps=(8000, 12_000))
-    assert found == dataclasses.replace(LONG, steps=16_000, schedule=schedule)
-    assert found.schedule.warmup_steps == 400
-
-
-@pytest.mark.parametrize(("steps", "warmup", "every"), [(1600, 400, 200), (640, 160, 80), (160, 40, 20), (7, 1, 1)])
-def test_a_short_run_warms_up_for_a_quarter_of_it_at_most_and_is_scored_eight_times(steps: int, warmup: int, every: int) -> None:
-    found = LONG.shortened(steps)
-    assert (found.schedule.warmup_steps, found.evaluation.every) == (warmup, every)
-
-
-@pytest.mark.parametrize(("steps", "ends", "warmup"), [(6400, 6400, 400), (128_000, 128_000, 400), (640, 640, 160), (1, 1, 0)])
-def test_shortened_ends_a_cosine_where_the_run_ends(steps: int, ends: int, warmup: int) -> None:
-    """As all of it did; with its warm-up, and from where it began."""
+def test_shortened_cosine_ends_at_the_same_part_of_the_run() -> None:
     schedule = Schedule(decay_steps=(), cosine_steps=64_000, cosine_from="warmup", warmup_steps=400, linear_warmup=True)
-    found = dataclasses.replace(LONG, schedule=schedule).shortened(steps)
-    assert found.schedule == dataclasses.replace(schedule, cosine_steps=ends, warmup_steps=warmup)
-    found.check(INFO)
-    half = dataclasses.replace(LONG, schedule=dataclasses.replace(schedule, cosine_steps=32_000)).shortened(6400)
-    assert half.schedule.cosine_steps == 3200
+    whole = dataclasses.replace(LONG, schedule=schedule)
+    for steps, ends, warmup in ((6400, 6400, 400), (128_000, 128_000, 400), (640, 640, 160), (1, 1, 0)):
+        assert whole.shortened(steps).schedule == dataclasses.replace(schedule, cosine_steps=ends, warmup_steps=warmup)
+    half = dataclasses.replace(LONG, schedule=dataclasses.replace(schedule, cosine_steps=32_000))
+    assert half.shortened(6400).schedule.cosine_steps == 3200
 
 
-DIGITS = DatasetInfo(
-    name="digits", version="1.0.0", directory=Path("/nowhere"), examples={"train": 1437, "test": 360}, image_shape=(8, 8, 1), num_classes=10
-)
-
-
-def test_on_another_set_the_model_takes_its_images_and_classes_and_digits_are_not_augmented() -> None:
+def test_on_another_set_images_and_classes_become_the_sets() -> None:
     found = LONG.on(DIGITS)
     assert (found.model.input_shape, found.model.num_classes) == ((8, 8, 1), 10)
     assert found.data == dataclasses.replace(LONG.data, name="digits", pad=0, flip=False)
-    assert found.evaluation.batch_size == 360
-    assert (found.steps, found.schedule, found.optimizer) == (LONG.steps, LONG.schedule, LONG.optimizer)
-    hundred = dataclasses.replace(
-        DIGITS, name="cifar100", image_shape=(32, 32, 3), num_classes=100, examples={"train": 50_000, "test": 10_000}
-    )
-    assert LONG.on(hundred) == dataclasses.replace(
-        LONG, model=dataclasses.replace(LONG.model, num_classes=100), data=dataclasses.replace(LONG.data, name="cifar100")
-    )
-
-
-def test_on_its_own_set_it_is_itself() -> None:
-    assert LONG.on(dataclasses.replace(DIGITS, name=LONG.data.name)) is LONG
-
-
-@pytest.mark.parametrize("change", [{"examples": {"train": 5}}, {"image_shape": (None, None, 3)}])
-def test_a_set_that_cannot_stand_in_is_refused(change: dict) -> None:
-    with pytest.raises(UserError, match="digits cannot stand in for"):
-        LONG.on(dataclasses.replace(DIGITS, **change))
-
-
-def test_shortened_to_its_own_length_is_the_experiment_itself() -> None:
-    assert LONG.shortened(64_000) == LONG
-
-
-def test_shortened_to_nothing_is_refused_by_check() -> None:
-    with pytest.raises(UserError, match=r"^steps is 0"):
-        LONG.shortened(0).check(INFO)
+    assert (found.evaluation.batch_size, found.steps, found.schedule) == (360, LONG.steps, LONG.schedule)
+    hundred = dataclasses.replace(INFO, name="cifar100", num_classes=100)
+    assert LONG.on(hundred) == changed({"model.num_classes": 100, "data.name": "cifar100"}, LONG)
+    assert LONG.on(INFO) is LONG
+    resident = STREAMED.on(hundred)
+    assert (resident.data.crop, resident.evaluation.protocol) == (None, "")
+    resident.check(hundred)
+    for change in ({"examples": {"train": 5}}, {"image_shape": (None, None, 3)}):
+        with pytest.raises(UserError, match="digits cannot stand in for"):
+            LONG.on(dataclasses.replace(DIGITS, **change))

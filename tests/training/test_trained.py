@@ -1,6 +1,5 @@
 """What a run has trained, as weights: those that its scores use, with the constants of its images."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from conftest import Told
 from resnet_jax.errors import UserError
 from resnet_jax.models import load_pretrained
 from resnet_jax.models.pretrained import saving
-from resnet_jax.studies import run
 from resnet_jax.training import start, trained
-from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.train import train
 from resnet_jax.training.workdir import Workdir
 
 
@@ -42,17 +41,6 @@ def test_counters_go_out_to_torch(short_run: Path, tmp_path: Path) -> None:
     assert set(counters.values()) == {4.0}
 
 
-@pytest.mark.slow
-def test_averages_are_the_weights_where_scores_use_them(short: Experiment, digits_dir: str, tmp_path: Path) -> None:
-    averaging = Evaluation(batch_size=72, statistics_batches=2)
-    experiment = dataclasses.replace(short, optimizer=Optimizer(ema=0.5), evaluation=averaging)
-    run.run(experiment, 0, tmp_path / "run", progress=Told(), data_dir=digits_dir, devices=1)
-    weights, state = trained.weights(tmp_path / "run"), trained.newest(tmp_path / "run").state
-    jax.tree.map(np.testing.assert_array_equal, (weights.params, weights.batch_stats), jax.device_get((state.ema, state.statistics)))
-    kernel = weights.params["head"]["linear"]["kernel"]
-    assert np.any(kernel != state.params["head"]["linear"]["kernel"])
-
-
 def test_no_run_and_no_checkpoint_are_said(short: Experiment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: it has no experiment.json"):
         trained.weights(tmp_path)
@@ -72,7 +60,7 @@ def test_damage_is_told_beside_the_result(short_run: Path, tmp_path: Path, capsy
     assert trained.newest(tmp_path / "run").step == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "checkpoint of step 4 is damaged" in err
+    assert "checkpoint of step 4 is corrupt" in err
 
 
 def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run: Path) -> None:
@@ -84,7 +72,7 @@ def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run
     assert trained.weights(short_run, 0).card.source == "run, step 0"
     for ours, theirs in zip(begun.preprocessing, found.preprocessing, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(UserError, match=r"run kept no whole checkpoint of step 3; there is 0, 2, 4\. --checkpointing\.keep-every"):
+    with pytest.raises(UserError, match=r"run has no whole checkpoint of step 3; there is 0, 2, 4\. --checkpointing\.keep-every"):
         trained.at(short_run, 3)
 
 
@@ -93,6 +81,6 @@ def test_weights_that_a_run_began_with_are_named_in_place_of_step_0(
     short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path
 ) -> None:
     tuned = start.start_from(short, short_run).shortened(2)
-    run.run(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
+    train(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
     with pytest.raises(UserError, match=f"began with the weights in {short_run}: name that file"):
         trained.at(tmp_path / "tuned", 0)

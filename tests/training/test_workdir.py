@@ -1,13 +1,23 @@
-"""A folder belongs to one run, and says only what that run measured."""
+"""A run directory belongs to one run, is locked while it is written, and holds only what that run measured."""
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
+import os
+import re
 import shutil
+import signal
+import socket
+import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, cifar_architecture
@@ -16,10 +26,20 @@ from resnet_jax.training import resolved, workdir
 from resnet_jax.training.experiment import Checkpointing, Experiment, Optimizer
 from resnet_jax.training.workdir import MetricsWriter, Workdir
 
+HOLDER = """
+import sys
+from pathlib import Path
+from resnet_jax import references
+from resnet_jax.training.workdir import Workdir
+with Workdir(sys.argv[1]).claimed(references.load(sys.argv[2])(), 1, say=print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
 
 @pytest.fixture
 def claimed(tiny: Experiment, tmp_path: Path) -> Workdir:
-    """The folder of seed 1 of ``tiny``."""
+    """The directory of seed 1 of ``tiny``."""
     found = Workdir(tmp_path / "runs" / "tiny")
     found.claim(tiny, 1)
     return found
@@ -29,85 +49,132 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_claiming_makes_the_folder_and_says_what_it_is(claimed: Workdir, tiny: Experiment) -> None:
-    """Folders above it too; the experiment can be read back."""
+def test_claim_writes_what_the_run_is(claimed: Workdir, tiny: Experiment, tmp_path: Path) -> None:
     text = json.loads((claimed.path / "experiment.json").read_text())
     assert text["seed"] == 1
     assert text["fingerprint"] == resolved.fingerprint(text["identity"])
-    assert text["experiment"]["model"]["shortcut"] == "resnet_jax.models.shortcuts:ZeroPad"
     assert Workdir(claimed.path).experiment() == (tiny, 1)
-    environment = json.loads((claimed.path / "environment.json").read_text())
-    assert environment["devices"]["count"] == 8
+    assert json.loads((claimed.path / "environment.json").read_text())["devices"]["count"] == 8
+    (tmp_path / "empty").mkdir()
+    Workdir(tmp_path / "empty").claim(tiny, 0)
+    # A run can be moved and claimed again.
+    moved = tmp_path / "elsewhere"
+    shutil.move(claimed.path, moved)
+    assert not any(str(tmp_path).encode() in text for text in content(moved).values())
+    Workdir(moved).claim(tiny, 1)
+    assert json.loads((moved / "experiment.json").read_text()) == text
 
 
-def test_same_run_may_claim_it_again(claimed: Workdir, tiny: Experiment) -> None:
-    before = claimed.experiment_file.read_bytes()
-    Workdir(claimed.path).claim(tiny, 1)
-    assert claimed.experiment_file.read_bytes() == before
+def test_fields_that_change_no_result_may_change(claimed: Workdir, tiny: Experiment) -> None:
+    for fields in ({"name": "other"}, {"checkpointing": Checkpointing(every=1)}, {"execution": Execution(blocks="loop")}):
+        Workdir(claimed.path).claim(dataclasses.replace(tiny, **fields), 1)
 
 
-def test_empty_folder_can_be_claimed(tiny: Experiment, tmp_path: Path) -> None:
-    Workdir(tmp_path).claim(tiny, 0)
-    assert (tmp_path / "experiment.json").is_file()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"name": "other"}, {"checkpointing": Checkpointing(every=1)}, {"execution": Execution(blocks="loop")}],
-    ids=["name", "checkpointing", "execution"],
-)
-def test_what_changes_no_result_may_change(claimed: Workdir, tiny: Experiment, fields: dict[str, Any]) -> None:
-    Workdir(claimed.path).claim(dataclasses.replace(tiny, **fields), 1)
-
-
-def test_another_experiment_is_refused_with_every_field_that_differs(claimed: Workdir, tiny: Experiment) -> None:
-    """And nothing in the folder changes."""
+def test_another_experiment_is_rejected_with_every_field_that_differs(claimed: Workdir, tiny: Experiment) -> None:
     model = cifar_architecture(8, shortcut=NoShortcut, input_shape=(8, 8, 1), features=(4, 8, 8))
     other = dataclasses.replace(tiny, model=model, batch_size=32, optimizer=Optimizer(weight_decay=0.5))
     before = content(claimed.path)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="--workdir") as error:
         Workdir(claimed.path).claim(other, 2)
-    head, *fields = str(error.value).splitlines()
-    assert str(claimed.path) in head
-    assert "--workdir" in head
-    assert [field.strip() for field in fields] == [
-        "batch_size: 32 asked for, 64 in the run",
-        "model.shortcut: 'resnet_jax.models.shortcuts:NoShortcut' asked for, 'resnet_jax.models.shortcuts:ZeroPad' in the run",
-        "optimizer.weight_decay: 0.5 asked for, 0.0001 in the run",
-        "seed: 2 asked for, 1 in the run",
-    ]
+    differing = [line.strip().partition(":")[0] for line in str(error.value).splitlines()[1:]]
+    assert differing == ["batch_size", "model.shortcut", "optimizer.weight_decay", "seed"]
     assert content(claimed.path) == before
 
 
-def test_folder_of_something_else_is_refused_and_left_alone(tiny: Experiment, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(UserError, match=r"not empty and holds no run.*--workdir"):
-        Workdir(tmp_path).claim(tiny, 0)
-    assert content(tmp_path) == {"thesis.tex": b"..."}
-
-
-@pytest.mark.parametrize("place", ["file", "file/run"])
-def test_place_where_no_folder_can_be_is_refused(tiny: Experiment, tmp_path: Path, place: str) -> None:
-    """A file, and a folder inside a file."""
+def test_directory_of_something_else_is_rejected_unchanged_and_unlocked(tiny: Experiment, claimed: Workdir, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("...")
+    for folder, text in {tmp_path / "thesis": "not empty and holds no run", claimed.path: "holds another run"}.items():
+        before = content(folder)
+        with pytest.raises(UserError, match=rf"{text}.*--workdir"):
+            Workdir(folder).claim(tiny, 2)
+        with pytest.raises(UserError, match=text), Workdir(folder).claimed(tiny, 2, say=pytest.fail):
+            pytest.fail("it is claimed")
+        assert content(folder) == before
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="--workdir"):
-        Workdir(tmp_path / place).claim(tiny, 0)
-    assert content(tmp_path) == {"file": b"mine"}
-
-
-def test_folder_that_is_no_run_says_so(tmp_path: Path) -> None:
+    for place in ("file", "file/run"):
+        with pytest.raises(UserError, match="--workdir"), Workdir(tmp_path / place).claimed(tiny, 1, say=pytest.fail):
+            pytest.fail("it is claimed")
     with pytest.raises(UserError, match=r"not a run: it has no experiment\.json"):
-        Workdir(tmp_path).experiment()
+        Workdir(tmp_path / "thesis").experiment()
 
 
-@pytest.mark.parametrize("text", ["", '{"fingerprint": "12', "{}", "[]"], ids=["empty", "cut off", "without fields", "of another kind"])
-def test_damaged_experiment_file_is_a_user_error(claimed: Workdir, tiny: Experiment, text: str) -> None:
-    """For whoever reads it and for whoever would continue the run."""
-    claimed.experiment_file.write_text(text)
-    with pytest.raises(UserError, match=r"experiment\.json is damaged"):
-        Workdir(claimed.path).experiment()
-    with pytest.raises(UserError, match=r"experiment\.json is damaged"):
-        Workdir(claimed.path).claim(tiny, 1)
+def test_corrupt_files_are_errors(claimed: Workdir, tiny: Experiment) -> None:
+    claimed.result_file.write_text('{"value": ')
+    with pytest.raises(UserError, match=r"result\.json is corrupt"):
+        claimed.result()
+    for text in ("", '{"fingerprint": "12', "{}", "[]"):
+        claimed.experiment_file.write_text(text)
+        for use in (claimed.experiment, lambda: claimed.claim(tiny, 1)):
+            with pytest.raises(UserError, match=r"experiment\.json is corrupt"):
+                use()
+
+
+def test_second_run_is_rejected_before_it_writes_and_readers_are_not(tiny: Experiment, claimed: Workdir) -> None:
+    written(claimed, record(1))
+    with Workdir(claimed.path).claimed(tiny, 1, say=pytest.fail):
+        before = content(claimed.path)
+        holder = rf"is in use by another run, process {os.getpid()} on {re.escape(socket.gethostname())} since \d{{4}}-.*--workdir"
+        for _ in range(2):
+            with pytest.raises(UserError, match=holder), claimed.claimed(tiny, 1, say=pytest.fail):
+                pytest.fail("it is in use")
+        assert content(claimed.path) == before
+        assert Workdir(claimed.path).experiment() == (tiny, 1)
+        assert Workdir(claimed.path).records() == [record(1)]
+        claimed.path.joinpath("environment.json").write_text("[]")
+        with pytest.raises(UserError, match="is in use by another run: "), claimed.claimed(tiny, 1, say=pytest.fail):
+            pytest.fail("it is in use")
+    with pytest.raises(RuntimeError), claimed.claimed(tiny, 1, say=pytest.fail):
+        raise RuntimeError
+    with claimed.claimed(tiny, 1, say=pytest.fail):
+        pass
+
+
+@pytest.mark.slow
+def test_lock_ends_with_its_process(tiny: Experiment, tmp_path: Path) -> None:
+    """Also where it is killed before it writes anything; the file that it leaves locks nothing."""
+    (tmp_path / "run.lock").touch()
+    reference = f"{Path(__file__).parents[1]}/tiny_experiment.py:tiny"
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), reference]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with (
+                pytest.raises(UserError, match=f"is in use by another run, process {holder.pid} on "),
+                Workdir(tmp_path).claimed(tiny, 1, say=pytest.fail),
+            ):
+                pytest.fail("it is in use")
+            holder.send_signal(number)
+        with Workdir(tmp_path).claimed(tiny, 1, say=pytest.fail):
+            pass
+
+
+def test_file_system_without_locks_is_reported(tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    messages: list[str] = []
+    with Workdir(tmp_path / "run").claimed(tiny, 1, say=messages.append):
+        pass
+    assert messages == [f"{tmp_path / 'run'} cannot be locked (No locks available): make sure that no other run uses it"]
+
+
+def test_read_only_file_system_is_an_error(tiny: Experiment, claimed: Workdir) -> None:
+    mounts = (["mount", "--bind", str(claimed.path), str(claimed.path)], ["mount", "-o", "remount,bind,ro", str(claimed.path)])
+    if any(subprocess.run(command, capture_output=True).returncode for command in mounts):
+        pytest.skip("only root can mount file systems")
+    try:
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): use another --workdir"):
+            Workdir(claimed.path).claim(tiny, 1)
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only"), claimed.claimed(tiny, 1, say=pytest.fail):
+            pytest.fail("it is claimed")
+        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
+            MetricsWriter(claimed, step=0)
+        assert Workdir(claimed.path).experiment() == (tiny, 1)
+    finally:
+        subprocess.run(["umount", "-l", str(claimed.path)], check=True)
 
 
 def record(step: int, split: str = "train", **numbers: float) -> dict[str, Any]:
@@ -115,141 +182,64 @@ def record(step: int, split: str = "train", **numbers: float) -> dict[str, Any]:
 
 
 def written(folder: Workdir, *records: dict[str, Any], step: int = 0) -> None:
-    writer = MetricsWriter(folder, step=step)
-    for one in records:
-        writer.write(one)
-    writer.close()
+    with contextlib.closing(MetricsWriter(folder, step=step)) as writer:
+        for one in records:
+            writer.write(one)
 
 
-def test_records_are_lines_of_json_in_order(claimed: Workdir) -> None:
+def test_records_are_lines_of_json_that_are_readable_at_once(claimed: Workdir) -> None:
+    assert claimed.records() == []
     records = [record(1), record(2), record(2, "test", error_percent=12.5)]
-    written(claimed, *records)
-    assert [json.loads(line) for line in (claimed.path / "metrics.jsonl").read_text().splitlines()] == records
-    assert claimed.records() == records
+    with contextlib.closing(MetricsWriter(claimed, step=0)) as writer:
+        for count, one in enumerate(records, start=1):
+            writer.write(one)
+            assert claimed.records() == records[:count]
+    assert [json.loads(line) for line in claimed.metrics_file.read_text().splitlines()] == records
 
 
-def test_record_is_in_the_file_as_soon_as_it_is_written(claimed: Workdir) -> None:
-    """Whoever watches, or comes after a kill, finds it."""
-    writer = MetricsWriter(claimed, step=0)
-    writer.write(record(1))
-    assert Workdir(claimed.path).records() == [record(1)]
-    writer.close()
-
-
-def test_continuing_drops_what_was_measured_after_the_restored_step(claimed: Workdir) -> None:
-    """And keeps the rest, that step's included, in the file and for the run that goes on."""
+def test_records_after_the_step_of_a_resumed_run_are_dropped(claimed: Workdir) -> None:
     written(claimed, record(1), record(4), record(4, "test"), record(5), record(6, "test"))
-    writer = MetricsWriter(claimed, step=4)
-    assert writer.kept == [record(1), record(4), record(4, "test")]
-    writer.write(record(5, loss=0.5))
-    writer.close()
+    with contextlib.closing(MetricsWriter(claimed, step=4)) as writer:
+        assert writer.kept == [record(1), record(4), record(4, "test")]
+        writer.write(record(5, loss=0.5))
     assert claimed.records() == [record(1), record(4), record(4, "test"), record(5, loss=0.5)]
-
-
-def test_beginning_again_drops_everything(claimed: Workdir) -> None:
-    written(claimed, record(1), record(2))
     written(claimed, record(1, loss=0.25))
     assert claimed.records() == [record(1, loss=0.25)]
 
 
-def test_last_line_cut_off_anywhere_is_left_out(claimed: Workdir) -> None:
-    """After each of its characters but the last."""
+def test_torn_last_line_is_ignored_and_repaired(claimed: Workdir) -> None:
+    """Torn after each of its characters but the last."""
     written(claimed, record(1), record(2))
     whole, line = claimed.metrics_file.read_text(), json.dumps(record(3, "test", error_percent=12.5))
     for kept in range(1, len(line)):
         claimed.metrics_file.write_text(whole + line[:kept])
         assert claimed.records() == [record(1), record(2)]
-
-
-def test_line_cut_off_is_gone_once_the_run_continues(claimed: Workdir) -> None:
-    """What comes next begins on a line of its own."""
-    written(claimed, record(1), record(2))
-    with claimed.metrics_file.open("a") as file:
-        file.write('{"step": 3, "spl')
     written(claimed, record(3), step=2)
     assert claimed.metrics_file.read_text() == "".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3))
+    claimed.metrics_file.write_text("{1}\n" + whole)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is corrupt"):
+        claimed.records()
 
 
-def test_no_records_before_the_first(claimed: Workdir) -> None:
-    assert claimed.records() == []
+def test_tensorboard_has_the_numbers_of_the_resumed_run(claimed: Workdir) -> None:
+    """TensorBoard hides events of earlier files from the step of the session's start on."""
+    written(claimed, record(8), record(9, "test", error_percent=12.5), step=7)
+    (file,) = (claimed.path / "tensorboard").iterdir()
+    assert ".tfevents." in file.name
+    data, events = file.read_bytes(), []
+    while data:  # tfrecords: length, checksum, content, checksum
+        (length,) = struct.unpack("Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    start = events[2]
+    assert (start.step, start.session_log.status) == (8, SessionLog.START)
+    numbers = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert numbers == [(8, "train/loss", 0.125), (9, "test/loss", pytest.approx(1 / 9)), (9, "test/error_percent", 12.5)]
 
 
-def test_records_reach_tensorboard(claimed: Workdir) -> None:
-    """Under split/number."""
-    written(claimed, record(1), record(2, "test", error_percent=12.5))
-    (events,) = (claimed.path / "tensorboard").iterdir()
-    for tag in (b"train/loss", b"test/error_percent"):
-        assert tag in events.read_bytes()
-
-
-def test_result_is_none_until_it_is_written(claimed: Workdir) -> None:
+def test_json_is_written_whole_or_not_at_all(claimed: Workdir) -> None:
     assert claimed.result() is None
     workdir.write_json(claimed.result_file, {"value": 1.5})
-    assert claimed.result() == {"value": 1.5}
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    workdir.write_json(path, {"value": 1})
     with pytest.raises(TypeError):
-        workdir.write_json(path, {"value": object()})
-    assert json.loads(path.read_text()) == {"value": 1}
-    assert content(tmp_path).keys() == {"result.json"}
-
-
-def test_run_can_be_moved(claimed: Workdir, tiny: Experiment, tmp_path: Path) -> None:
-    """Nothing in it knows where it is."""
-    moved = tmp_path / "elsewhere"
-    shutil.move(claimed.path, moved)
-    assert not any(str(tmp_path).encode() in text for text in content(moved).values())
-    Workdir(moved).claim(tiny, 1)
-
-
-def test_second_run_is_refused_before_anything_is_written_and_readers_are_not(tiny: Experiment, tmp_path: Path, claimed: Workdir) -> None:
-    """Whoever evaluates it or makes a report of it comes in; it can be continued as soon as the first run has ended."""
-    written(claimed, record(1))
-    with Workdir(claimed.path).claimed(tiny, 1, say=pytest.fail):
-        before = content(claimed.path)
-        with pytest.raises(UserError, match=r"is in use by another run.*--workdir"), claimed.claimed(tiny, 1, say=pytest.fail):
-            pytest.fail("it is in use")
-        assert content(claimed.path) == before
-        assert Workdir(claimed.path).experiment() == (tiny, 1)
-        assert Workdir(claimed.path).records() == [record(1)]
-    with claimed.claimed(tiny, 1, say=pytest.fail):
-        pass
-    assert "run.lock" not in content(claimed.path)
-
-
-def test_folder_that_is_not_the_runs_is_not_locked(tiny: Experiment, tmp_path: Path, claimed: Workdir) -> None:
-    """It is refused as it is found."""
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").write_text("...")
-    for folder, expected in {tmp_path / "thesis": "holds no run", claimed.path: "holds another run"}.items():
-        before = content(folder)
-        with pytest.raises(UserError, match=expected), Workdir(folder).claimed(tiny, 2, say=pytest.fail):
-            pytest.fail("it is refused")
-        assert content(folder) == before
-
-
-def test_folder_of_a_run_that_died_before_it_wrote_anything_can_be_claimed(tiny: Experiment, tmp_path: Path) -> None:
-    """All that it left is its lock, which is nobody's."""
-    (tmp_path / "run.lock").write_text("")
-    with Workdir(tmp_path).claimed(tiny, 1, say=pytest.fail):
-        assert (tmp_path / "experiment.json").is_file()
-
-
-def test_folder_that_cannot_be_written_is_refused(tiny: Experiment, claimed: Workdir) -> None:
-    """A run that is to go on, on a file system that is mounted read-only."""
-    mounts = (["mount", "--bind", str(claimed.path), str(claimed.path)], ["mount", "-o", "remount,bind,ro", str(claimed.path)])
-    if any(subprocess.run(command, capture_output=True).returncode for command in mounts):
-        pytest.skip("file systems can be mounted by root only")
-    try:
-        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): use another --workdir"):
-            Workdir(claimed.path).claim(tiny, 1)
-        with pytest.raises(UserError, match=r"cannot be written \(Read-only"), claimed.claimed(tiny, 1, say=pytest.fail):
-            pytest.fail("it is refused")
-        with pytest.raises(UserError, match=r"metrics\.jsonl cannot be written"):
-            MetricsWriter(claimed, step=0)
-        assert Workdir(claimed.path).experiment() == (tiny, 1)
-    finally:
-        subprocess.run(["umount", "-l", str(claimed.path)], check=True)
+        workdir.write_json(claimed.result_file, {"value": object()})
+    assert claimed.result() == {"value": 1.5}

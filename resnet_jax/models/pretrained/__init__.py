@@ -1,1 +1,1 @@
-"""Weights that others trained: their names and layouts, what they leave unsaid, and the way back."""
+"""Foreign weights: names, layouts, inference of the network, reading and writing."""

@@ -1,4 +1,4 @@
-"""The card of a file of weights: which network they are of, how it was shown images, where they come from. It travels inside the file."""
+"""The card of a weight file: network, preprocessing and provenance. It is stored in the file's metadata."""
 
 import dataclasses
 import json
@@ -8,33 +8,31 @@ from typing import Any, Literal
 
 import numpy as np
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError
 from resnet_jax.models import names
 from resnet_jax.models.architecture import Architecture
 
-# Keys in the metadata of a safetensors file: of the card, and, under names of others, of what they have no place for.
-KEY = "resnet_jax"
-SEEN_KEY = "resnet_jax_view"
+# Metadata keys of the card, in this project's files and in exported ones.
+KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
 
 Interpolation = Literal["bilinear", "bicubic"]
 Numbers = tuple[Any, ...]
 
-# More than any image has.
-_PIXELS = 2**16
+_MAX_PIXELS = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How an image becomes the network's input: resized, cropped, ``(image / 255 - mean) / deviation``; channels are red, green, blue."""
+    """Preprocessing: resize, crop, ``(image / 255 - mean) / deviation``. Channels are RGB."""
 
     mean: Numbers
-    """One number a channel, or (h, w, c) of them; scale 0 to 1."""
+    """One number per channel, or an (h, w, c) image of them; scale 0 to 1."""
     deviation: Numbers
-    """One number a channel; scale 0 to 1."""
+    """One number per channel; scale 0 to 1."""
     resize: int = 0
-    """Pixels of the shorter side, before the crop; 0: images are taken as they are."""
+    """Pixels of the shorter side before the crop. 0: no resize."""
     crop: int = 0
-    """Side of the central square; 0: the whole image."""
+    """Side of the central square. 0: the whole image."""
     interpolation: Interpolation = "bilinear"
 
 
@@ -43,7 +41,7 @@ IMAGENET_VIEW = View(mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Everything about weights but the numbers."""
+    """Everything about weights except the numbers."""
 
     architecture: Architecture
     view: View
@@ -54,85 +52,56 @@ class Card:
     convention: str = ""
     """Names of its tensors, one of ``conventions.CONVENTIONS``; empty: this project's."""
     data: str = ""
-    """TFDS name of the set that they were trained on, where known."""
+    """TFDS name of the training set, if known."""
     claimed_error: float | None = None
-    """Top-1 error on that set's test images that its authors state, percent."""
+    """Published top-1 error on its test images, percent."""
     prefix: str = ""
-    """What the file had before every name, as ``module.``."""
+    """Prefix of every name in the file, such as ``module.``."""
     dtypes: dict[str, str] = field(default_factory=dict)
-    """Of those tensors in the file that were not float32, by their names there."""
+    """Tensors of the file that are not float32, by their names there."""
     counters: dict[str, float] = field(default_factory=dict)
-    """torch's ``num_batches_tracked``, or Caffe's divisors, by their names in torchvision's convention; "": of all others."""
+    """torch's ``num_batches_tracked`` by torchvision's names; "": of all others."""
 
     def text(self) -> str:
-        """As JSON, one line."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return json.dumps(plain | {"view": dataclasses.asdict(self.view), "architecture": names.write(self.architecture)})
+        """Returns the card as one line of JSON; ``read`` undoes it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps(fields | {"view": dataclasses.asdict(self.view), "architecture": names.write(self.architecture)})
 
     def constants(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation of the images, float32, scale 0 to 1."""
+        """Returns mean and deviation, float32."""
         return np.asarray(self.view.mean, np.float32), np.asarray(self.view.deviation, np.float32)
 
-    def seen(self) -> str:
-        """As JSON, what a file under the names of others would lose: how images are shown, and what is claimed of it."""
-        return json.dumps({"view": dataclasses.asdict(self.view), "data": self.data, "claimed_error": self.claimed_error})
-
-    def as_seen(self, text: str) -> "Card":
-        """Undoes ``seen``. Raises UserError for what is no such text."""
-        try:
-            given = json.loads(text)
-            found = dataclasses.replace(self, view=_view(given["view"]), data=given["data"], claimed_error=given["claimed_error"])
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-            raise UserError(f"what the file says of its images is damaged ({error!r:.200})") from error
-        found.check()
-        return found
-
     def viewed(self, fields: Mapping[str, Any]) -> "Card":
-        """With some fields of ``view`` changed. Raises UserError for an unknown one."""
-        known = [field.name for field in dataclasses.fields(View)]
-        for name in fields:
-            if name not in known:
-                raise UserError(f"view has no field {name!r}{nearest(name, known)}")
+        """Returns the card with some fields of its view changed."""
         return dataclasses.replace(self, view=_view(dataclasses.asdict(self.view) | dict(fields)))
 
     def check(self) -> None:
-        """Raises UserError, naming it, for a field that is not of its kind: what a file says is anybody's."""
-        view, numbers = self.view, [number for number in (self.claimed_error,) if number is not None]
-        texts = (self.source, self.sha256, self.convention, self.data, self.prefix)
-        channels = self.architecture.input_shape[2]
+        """Raises UserError for invalid fields: a file may hold anything."""
+        view, channels, error = self.view, self.architecture.input_shape[2], self.claimed_error
         sane = {
             f"mean: {channels} numbers, or as many for every pixel": _has_channels(view.mean, channels, (1, 3)),
             f"deviation: {channels} numbers above 0": _has_channels(view.deviation, channels, (1,)) and min(view.deviation) > 0,
-            "resize and crop: pixels": all(type(size) is int and 0 <= size < _PIXELS for size in (view.resize, view.crop)),
+            "resize and crop: pixels": all(type(size) is int and 0 <= size < _MAX_PIXELS for size in (view.resize, view.crop)),
             "interpolation: bilinear or bicubic": view.interpolation in ("bilinear", "bicubic"),
-            "claimed_error: 0 to 100 percent": all(type(number) in (int, float) and 0 <= number <= 100 for number in numbers),
-            "texts": all(isinstance(text, str) for text in texts),
+            "claimed_error: 0 to 100 percent": error is None or (_is_finite(error) and 0 <= error <= 100),
+            "texts": all(isinstance(text, str) for text in (self.source, self.sha256, self.convention, self.data, self.prefix)),
             "dtypes: of tensors": isinstance(self.dtypes, dict) and all(isinstance(name, str) for name in self.dtypes.values()),
             "counters: numbers": isinstance(self.counters, dict) and all(map(_is_finite, self.counters.values())),
         }
-        wrong = [field for field, is_sane in sane.items() if not is_sane]
-        if wrong:
-            raise UserError(f"what is said of these weights makes no sense; expected are {'; '.join(wrong)}")
+        if wrong := [field for field, is_sane in sane.items() if not is_sane]:
+            raise UserError(f"its card is invalid; expected {'; '.join(wrong)}")
 
 
 def read(text: str, architecture: Architecture | None = None) -> Card:
-    """Undoes ``Card.text``. Parts of the network that are not this package's are never imported for a file of weights.
-
-    Args:
-      text: JSON.
-      architecture: taken in place of that of the card.
-
-    Raises:
-      UserError: for text that is no card, or one with parts of somebody's own where ``architecture`` is not given.
-    """
+    """Returns the card that ``Card.text`` wrote, with another network if given. Code named in a card is never imported."""
     try:
         given = json.loads(text)
         described, view = given.pop("architecture"), _view(given.pop("view"))
         card = Card(architecture=architecture or names.read(described), view=view, **given)
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the card of these weights is damaged or of another version ({error!r:.200}): convert them again") from error
+        raise UserError(f"its card is corrupt or of another version ({error!r:.200}); convert the weights again") from error
     card.check()
     return card
 
@@ -142,18 +111,11 @@ def _view(fields: Mapping[str, Any]) -> View:
 
 
 def _has_channels(value: Any, channels: int, axes: tuple[int, ...]) -> bool:
-    """Whether a tuple, or tuples of tuples, holds finite numbers, the last axis being channels."""
     try:
         array = np.asarray(value)
-    except ValueError:
+        return array.ndim in axes and array.shape[-1] == channels and array.size > 0 and bool(np.isfinite(array).all())
+    except (ValueError, TypeError):  # ragged, or not numbers
         return False
-    return (
-        array.ndim in axes
-        and array.dtype.kind in "if"
-        and array.shape[-1] == channels
-        and array.size > 0
-        and bool(np.isfinite(array).all())
-    )
 
 
 def _is_finite(number: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which network tensors belong to: depth, widths, groups and shortcuts are read from their names and shapes."""
+"""Inference of a network from names and shapes of its tensors, and comparison of networks."""
 
 import dataclasses
 import re
@@ -15,65 +15,57 @@ from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.pretrained.conventions import Convention
 from resnet_jax.models.pretrained.naming import Shape
 from resnet_jax.models.shortcuts import PooledProjection, Projection, ProjectionEverywhere
-from resnet_jax.models.stems import DeepStem, SmallImageStem
+from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 
 Shapes = Mapping[str, Shape]
 
 
 def infer(shapes: Shapes, convention: Convention) -> Architecture:
-    """The network that tensors of these names and shapes make.
-
-    Args:
-      shapes: by torchvision's names, in torch's layout.
-      convention: says what they do not show.
-
-    Raises:
-      UserError: where they make none, with what is missing.
-    """
-    units = _units(shapes)
+    """Returns the network of tensors with these torchvision names and torch shapes."""
+    blocks = _blocks(shapes)
     first = {name.removeprefix("layer1.0."): shape for name, shape in shapes.items() if name.startswith("layer1.0.")}
     kernels = tuple(first[f"conv{n}.weight"] for n in range(1, 4) if len(first.get(f"conv{n}.weight", ())) == 4)
-    stem, in_features, stem_width = _stem(shapes, convention)
-    if len(kernels) < 2:
-        raise UserError("layer1.0.conv1.weight and layer1.0.conv2.weight are not both there: no residual unit begins with them")
-    if min(min(kernel) for kernel in kernels) < 1:
-        raise UserError(f"the convolutions of layer1.0 have shapes {kernels}: every size is at least 1")
+    deep = "conv1.0.weight" in shapes
+    stem_kernel, stem_out = (shapes.get(f"conv1.{n}.weight" if deep else "conv1.weight", ()) for n in (0, 6))
+    if len(stem_kernel) != 4 or len(stem_out) != 4 or min(*stem_kernel, *stem_out) < 1:
+        raise UserError("there is no first convolution (conv1.weight)")
+    if deep:
+        _require(convention, "deep stem")
+    if len(kernels) < 2 or min(min(kernel) for kernel in kernels) < 1:
+        raise UserError("there is no residual block at layer1.0 (conv1.weight, conv2.weight)")
     branch, expansion = _branch(kernels, first, convention)
     last = f"conv{len(kernels)}.weight"
-    widths = [(shapes.get(f"layer{stage + 1}.0.{last}") or (0,))[0] for stage in range(len(units))]
+    widths = [(shapes.get(f"layer{stage + 1}.0.{last}") or (0,))[0] for stage in range(len(blocks))]
     if min(widths) < 1 or any(width % expansion for width in widths):
-        raise UserError(f"the units of its stages are {widths} channels wide: {last} is missing in one of them, or of another network")
+        raise UserError(f"the blocks of its stages are {widths} channels wide by {last}")
     features = tuple(width // expansion for width in widths)
     head = shapes.get("fc.weight", ())
-    small = stem is SmallImageStem
+    small = not deep and stem_kernel[2] == 3
     return Architecture(
-        stages=tuple(units),
+        stages=tuple(blocks),
         features=features,
-        stem_features=0 if stem_width == features[0] else stem_width,
+        stem_features=0 if stem_out[0] == features[0] else stem_out[0],
         branch=branch,
-        shortcut=_shortcut(shapes, units, convention, free=expansion == 1 and stem_width == features[0]),
-        stem=stem,
-        input_shape=(32, 32, in_features) if small else (224, 224, in_features),
+        shortcut=_shortcut(shapes, blocks, convention, same_size=expansion == 1 and stem_out[0] == features[0]),
+        stem=DeepStem if deep else SmallImageStem if small else ImageNetStem,
+        input_shape=(32, 32, stem_kernel[1]) if small else (224, 224, stem_kernel[1]),
         num_classes=head[0] if len(head) == 2 else 1000,
     )
 
 
 def differing(ours: Architecture, theirs: Architecture) -> list[str]:
-    """Fields of two networks that make them different functions of their weights: not sizes of images, dtype, or how batches are seen."""
-    return [
-        field.name
-        for field in dataclasses.fields(Architecture)
-        if field.name not in ("input_shape", "dtype", "stochastic_depth") and _seen(ours, field.name) != _seen(theirs, field.name)
-    ]
+    """Returns the fields that make two networks different functions of their weights."""
+    fields = [f.name for f in dataclasses.fields(Architecture) if f.name not in ("input_shape", "dtype", "stochastic_depth")]
+    return [field for field in fields if _scored(ours, field) != _scored(theirs, field)]
 
 
 def compared(ours: Architecture, theirs: Architecture, fields: list[str]) -> str:
-    """Some fields of two networks, for a message."""
+    """Returns fields of two networks for a message."""
     return "; ".join(f"{field}: {said(ours, field)} here, {said(theirs, field)} there" for field in fields)
 
 
 def said(architecture: Architecture, field: str) -> str:
-    """One field of a network as the command line takes it."""
+    """Returns one field of a network as the command line takes it."""
     value: Any = getattr(architecture, field)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
@@ -81,97 +73,70 @@ def said(architecture: Architecture, field: str) -> str:
 
 
 def known_as(architecture: Architecture) -> str:
-    """The name in the catalog of a network, whatever its classes, with the one part that differs; else its units and widths."""
-    nearest = {name: [field for field in differing(known, architecture) if field != "num_classes"] for name, known in NETWORKS.items()}
-    wanted = _scored(architecture.branch)[1].items()
-    name = min(nearest, key=lambda name: (len(nearest[name]), len(wanted ^ _scored(NETWORKS[name].branch)[1].items())))
-    if len(nearest[name]) > 1 or nearest[name] in (["stages"], ["features"]):
-        return f"a network of {architecture.stages} units, {architecture.features} wide"
-    return name + "".join(f", {field} {said(architecture, field)}" for field in nearest[name])
+    """Returns the nearest name in the catalog, with the one part that differs; else blocks and widths."""
+    differences = [([f for f in differing(known, architecture) if f != "num_classes"], name) for name, known in NETWORKS.items()]
+    fields, name = min(differences, key=lambda pair: len(pair[0]))
+    if len(fields) > 1 or fields in (["stages"], ["features"]):
+        return f"a network of {architecture.stages} blocks, {architecture.features} wide"
+    return name + "".join(f", {field} {said(architecture, field)}" for field in fields)
 
 
-def _seen(architecture: Architecture, field: str) -> Any:
-    """One field as what it does."""
+def _scored(architecture: Architecture, field: str) -> Any:
+    """Returns one field without what only matters for training."""
     if field == "stem_features":
         return architecture.stem_features or architecture.features[0]
     value = getattr(architecture, field)
-    if field in ("norm", "branch"):
-        return _scored(value)
-    # A class without arguments is that class.
-    return parts(value) if isinstance(value, type | Configured) else value
-
-
-def _scored(factory: Factory) -> Any:
-    """A normalisation or branch as scoring sees it: without what only matters while training."""
-    made, arguments = parts(factory)
-    for training in ("momentum", "group_size", "dropout"):
-        arguments.pop(training, None)
+    if field not in ("norm", "branch"):
+        return parts(value) if isinstance(value, type | Configured) else value
+    made, arguments = parts(value)
     if made in (BatchNorm, FrozenBatchNorm):
         made, arguments = BatchNorm, {"epsilon": 1e-5} | arguments
-    # Branch's own defaults, written or not, are one branch.
+    training = ("momentum", "group_size", "dropout", "zero_scale")
+    # Defaults of Branch, stated or not.
     defaults = {"kernels": (3, 3), "expansion": 1, "stride_at": 0, "groups": 1, "base_width": 64, "reduction": 0}
-    return made, {name: value for name, value in arguments.items() if defaults.get(name) != value}
+    return made, {name: value for name, value in arguments.items() if name not in training and defaults.get(name) != value}
 
 
-def _units(shapes: Shapes) -> list[int]:
+def _blocks(shapes: Shapes) -> list[int]:
     numbers = {(int(m[1]), int(m[2])) for name in shapes if (m := re.match(r"layer(\d{1,4})\.(\d{1,6})\.", name))}
-    stages = {stage for stage, _ in numbers}
-    counts = [len({unit for s, unit in numbers if s == stage}) for stage in sorted(stages)]
-    if not stages or stages != set(range(1, len(stages) + 1)):
-        raise UserError(
-            "no stages layer1, layer2, ... of residual units are there" if not stages else f"stages {sorted(stages)} are not 1, 2, ..."
-        )
-    missing = [f"layer{s}.{u}" for s, count in enumerate(counts, 1) for u in range(count) if (s, u) not in numbers]
-    if missing:
-        raise UserError(f"units are missing: {', '.join(missing[:5])}")
+    stages = sorted({stage for stage, _ in numbers})
+    counts = [len({block for s, block in numbers if s == stage}) for stage in stages]
+    if not stages or stages != list(range(1, len(stages) + 1)):
+        raise UserError(f"its stages are {stages}, not layer1, layer2, ...")
+    for place in [(stage, block) for stage, count in enumerate(counts, 1) for block in range(count)]:
+        if place not in numbers:
+            raise UserError("there is no block layer{}.{}".format(*place))
     return counts
 
 
-def _stem(shapes: Shapes, convention: Convention) -> tuple[Factory, int, int]:
-    """Class, channels in, channels out."""
-    deep = "conv1.0.weight" in shapes
-    kernel, last = (
-        shapes.get("conv1.0.weight" if deep else "conv1.weight", ()),
-        shapes.get("conv1.6.weight" if deep else "conv1.weight", ()),
-    )
-    if len(kernel) != 4 or len(last) != 4 or kernel[1] < 1 or last[0] < 1:
-        raise UserError("there is no first convolution (conv1.weight): these are no residual network's names")
-    if deep:
-        _has(convention, "deep stem", "conv1.0.weight")
-        return DeepStem, kernel[1], last[0]
-    return {3: SmallImageStem, 7: convention.stem}.get(kernel[2], convention.stem), kernel[1], last[0]
-
-
 def _branch(kernels: tuple[Shape, ...], first: Shapes, convention: Convention) -> tuple[Factory, int]:
-    """Class, and how much wider the branch ends than the stage's width is called."""
+    """Returns the class and its expansion."""
     inner, out = kernels[0][0], kernels[-1][0]
     options: dict[str, Any] = {}
     if "se.fc1.weight" in first:
-        _has(convention, "squeeze-and-excitation", "layer1.0.se.fc1.weight")
+        _require(convention, "squeeze-and-excitation")
         options["reduction"] = max(1, out // max(1, (first["se.fc1.weight"] or (0,))[0]))
     if len(kernels) == 2:
         return (configured(Basic, **options) if options else Basic), 1
-    features = max(1, out // 4)
     groups = max(1, inner // kernels[1][1])
-    base_width = inner // groups * 64 // features
+    base_width = inner // groups * 64 // max(1, out // 4)
     if groups != 1 or base_width != 64:
         options |= {"groups": groups, "base_width": base_width}
-    if convention.stride_at:
-        options["stride_at"] = convention.stride_at
-    return (configured(Bottleneck, **options) if options else Bottleneck), 4
+    return configured(Bottleneck, stride_at=1, **options), 4
 
 
-def _shortcut(shapes: Shapes, units: list[int], convention: Convention, *, free: bool) -> Factory:
-    """``free``: the very first unit changes nothing, so that a projection in it says that all have one."""
+def _shortcut(shapes: Shapes, blocks: list[int], convention: Convention, *, same_size: bool) -> Factory:
+    # Where the first block changes neither size nor width (same_size), its projection means that all blocks have one.
     projected = {name.rpartition(".downsample.")[0] for name in shapes if ".downsample." in name}
     if not projected and convention.padded is not None:
         return convention.padded
     if any(name.endswith(".downsample.2.weight") for name in shapes):
-        _has(convention, "pooled projection", "downsample.2.weight")
+        _require(convention, "pooled projection")
         return PooledProjection
-    return ProjectionEverywhere if len(projected) == sum(units) and (free or sum(units) > len(units)) else Projection
+    everywhere = len(projected) == sum(blocks) and (same_size or sum(blocks) > len(blocks))
+    return ProjectionEverywhere if everywhere else Projection
 
 
-def _has(convention: Convention, variant: str, name: str) -> None:
+def _require(convention: Convention, variant: str) -> None:
     if variant not in convention.variants:
-        raise UserError(f"{name} is there, and {convention.name} has no {variant}: those are timm's names (--as timm)")
+        raise UserError(f"{convention.name} has no {variant}; timm has (--as timm)")

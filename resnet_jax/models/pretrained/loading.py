@@ -1,12 +1,16 @@
-"""Weights from a file into a network."""
+"""Weights from a file into a network: every tensor has its place, or nothing is loaded."""
 
 import dataclasses
 import functools
+import hashlib
+import json
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +23,32 @@ from resnet_jax.models.architecture import Apply, Architecture, Variables
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
 from resnet_jax.models.pretrained import card as card_lib
-from resnet_jax.models.pretrained import hub, inference, matching, naming
+from resnet_jax.models.pretrained import files, inference, naming
 from resnet_jax.models.pretrained.card import Card
-from resnet_jax.models.pretrained.conventions import CONVENTIONS, COUNTER, FIRST_BIAS, Convention, convention
-from resnet_jax.models.pretrained.matching import Found, Row
+from resnet_jax.models.pretrained.conventions import CONVENTIONS, COUNTER, Convention, convention
+from resnet_jax.models.pretrained.files import Arrays, shown
 from resnet_jax.models.pretrained.naming import Place
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.tensors import files
-from resnet_jax.tensors.stored import Stored, TensorFile, shown
 
-# The file of weights in a folder that stands for it.
-FILE_NAME = "model.safetensors"
+FILE_NAME = "model.safetensors"  # in a folder, here and on the Hugging Face Hub
+_SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".ckpt", ".pkl", ".tar", ".bin", ".h5")
+_MAX_LISTED = 12
+
+
+class Row(NamedTuple):
+    """The origin of a tensor: our name, and shape and name in the file (empty if it was drawn)."""
+
+    name: str
+    shape: tuple[int, ...]
+    source: str
+
+
+class _Tensor(NamedTuple):
+    source: str  # name in the file
+    array: np.ndarray
+
+
+_Tensors = dict[str, _Tensor]  # by torchvision's names, or by this project's
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class Pretrained:
     params: Variables
     batch_stats: Variables
     rows: tuple[Row, ...] = ()
-    """Where every tensor was read from."""
+    """Origin of every tensor."""
 
     @property
     def architecture(self) -> Architecture:
@@ -48,12 +67,12 @@ class Pretrained:
         return self.card.architecture
 
     def build(self, *, execution: Execution = Execution()) -> ResNet:
-        """Returns the module: ``model(images)`` gives logits of images prepared as the card's ``view`` says."""
+        """Returns the module, for images prepared as the card's ``view`` states."""
         model: Any = nnx.merge(self.apply(execution).graphdef, self.params, self.batch_stats)
         return model
 
     def apply(self, execution: Execution = Execution()) -> Apply:
-        """Returns the network as a function of ``params`` and ``batch_stats``."""
+        """Returns the function of ``params`` and ``batch_stats``."""
         return abstract(self.architecture, execution)[0]
 
 
@@ -67,221 +86,220 @@ def load_pretrained(
     view: Mapping[str, Any] | None = None,
     data: str = "",
     claimed_error: float | None = None,
-    seed: int = 0,
 ) -> Pretrained:
-    """Reads weights of this project, torchvision, timm, akamaster's CIFAR networks or Caffe; nothing in a file is ever executed.
+    """Loads weights of this project, torchvision, timm or akamaster's CIFAR networks.
 
     Args:
-      source: a ``.safetensors``, ``.npz`` or torch file (``.pth``, ``.th``, ``.pth.tar``), a folder that this project wrote, or
-        ``OWNER/NAME`` on the Hugging Face Hub.
-      names: whose names its tensors have: torchvision, timm, cifar-torch, caffe or caffe-torch; empty: this project's.
-      network: the network, or its name in the catalog; read from names and shapes where not given.
-      num_classes: with ``allow_new_head``, other classes than the file's.
-      allow_new_head: a classifier that is missing or does not fit is drawn anew. Nothing else may be.
-      view: fields of ``View`` that differ from how those networks are usually shown images: ``{"mean": (0.5, 0.5, 0.5)}``.
-      data: TFDS name of the set that they were trained on; imagenet2012, cifar10 or cifar100 by the classes where not given.
-      claimed_error: top-1 error on it that their authors state, percent.
-      seed: of a new head.
+      source: ``.safetensors``, ``.npz`` or torch file, a folder that this project wrote, or ``OWNER/NAME`` on the
+        Hugging Face Hub.
+      names: convention of the tensor names: torchvision, timm or cifar-torch. Empty: this project's.
+      network: the network, or its name in the catalog; inferred from names and shapes by default.
+      num_classes: with ``allow_new_head``, another number than the file's.
+      allow_new_head: draw the classifier if it is missing or does not fit.
+      view: fields of ``View`` that differ from the convention's: ``{"mean": (0.5, 0.5, 0.5)}``.
+      data: TFDS name of the training set; by default guessed from the number of classes.
+      claimed_error: published top-1 error, percent.
 
     Raises:
-      UserError: listing missing, unexpected and mis-shaped tensors; for values that are not finite; saying what the file is instead.
+      UserError: listing missing, unexpected and mis-shaped tensors, and for non-finite values.
     """
-    fetched = hub.fetch(str(source)) if hub.is_identifier(source) else hub.Fetched(Path(source), {})
-    given: dict[str, Any] = {
-        name: value for name, value in {"data": data, "claimed_error": claimed_error}.items() if value not in (None, "")
-    }
-    # Not Path.is_dir, which raises for a name that is too long. What is wrong with the file itself is said with its path.
-    file = files.open_tensors(fetched.path / FILE_NAME if os.path.isdir(fetched.path) else fetched.path)
+    path, hub_view = _fetch(str(source)) if is_hub_name(source) else (Path(source), {})
+    # Not Path.is_dir: it raises for a name that is too long.
+    path = path / FILE_NAME if os.path.isdir(path) else path
+    arrays, metadata = files.read(path)
     try:
-        known = catalog.architecture(network) if isinstance(network, str) else network
-        if card_lib.KEY in file.metadata:
-            if names:
-                raise UserError(f"it is this project's own, which says itself what it is: leave out --as {names}")
-            card, read = _own_card(file.metadata[card_lib.KEY], known), _own
+        given = catalog.architecture(network) if isinstance(network, str) else network
+        own = metadata.get(card_lib.KEY)
+        if own is None:
+            tensors, card = _foreign(path, arrays, names, given)
+            card = dataclasses.replace(card, source=Path(source).name).viewed(hub_view)
+            if card_lib.EXPORTED_KEY in metadata:
+                exported = card_lib.read(metadata[card_lib.EXPORTED_KEY], card.architecture)
+                card = dataclasses.replace(card, view=exported.view, data=exported.data, claimed_error=exported.claimed_error)
+        elif names:
+            raise UserError(f"this project wrote it: leave out --as {names}")
         else:
-            # What the file says of its images goes before what stands beside it in a repository.
-            card, read = _foreign_card(file, _chosen(names, file), known, Path(source).name).viewed(fetched.view), _foreign
-            card = card.as_seen(file.metadata[card_lib.SEEN_KEY]) if card_lib.SEEN_KEY in file.metadata else card
-        card = dataclasses.replace(card.viewed(view or {}), **given)
+            tensors, card = {name: _Tensor(name, array) for name, array in arrays.items()}, _own_card(own, given)
+        claimed_error = card.claimed_error if claimed_error is None else claimed_error
+        card = dataclasses.replace(card.viewed(view or {}), data=data or card.data, claimed_error=claimed_error)
         card.check()
         if num_classes not in (None, card.architecture.num_classes):
-            # Other classes are of another set.
+            # Other classes are of another data set.
             card = dataclasses.replace(card, architecture=dataclasses.replace(card.architecture, num_classes=num_classes), data=data)
-        _, params, batch_stats = abstract(card.architecture)
-        places, found = read(file, card, params, batch_stats)
-        try:
-            return _filled(card, places, found, params, batch_stats, seed if allow_new_head else None)
-        except matching.Unaccounted as error:
-            raise UserError(f"{error}{_instead(file, card) if names else ''}") from error
+        return _filled(card, tensors, own=own is not None, allow_new_head=allow_new_head)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
 
 def abstract(architecture: Architecture, execution: Execution = Execution()) -> tuple[Apply, Variables, Variables]:
-    """The network as a function, and the shapes of its variables.
-
-    Raises:
-      UserError: for a network that cannot be built.
-    """
+    """Returns the network as a function, and the shapes of its variables. Raises UserError if it cannot be built."""
     try:
         return _traced(architecture, execution)
     except UserError:
         raise
-    except Exception as error:
-        # What a file says reaches every constructor, and they fail in as many ways.
-        raise UserError(f"the network that these weights describe cannot be built ({type(error).__name__}: {error!s:.200})") from error
+    except Exception as error:  # whatever a file says reaches every constructor
+        raise UserError(f"its network cannot be built ({type(error).__name__}: {error!s:.200})") from error
 
 
 @functools.lru_cache(maxsize=8)
 def _traced(architecture: Architecture, execution: Execution) -> tuple[Apply, Variables, Variables]:
-    # Loading, applying and telling conventions apart ask for the same few networks, and tracing one takes most of the time of each.
     return jax.eval_shape(lambda: architecture.init(jax.random.key(0), execution=execution))
+
+
+def is_hub_name(source: Path | str) -> bool:
+    """Whether a source is the text ``OWNER/NAME`` or ``hf://OWNER/NAME``, and not a path."""
+    if isinstance(source, Path) or source.startswith("hf://"):
+        return not isinstance(source, Path)
+    return re.fullmatch(r"[\w-]+/[\w.-]+", source) is not None and not source.endswith(_SUFFIXES) and not Path(source).exists()
+
+
+def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
+    """Returns weights in the Hub's cache, and fields of ``View`` from timm's configuration if there is one."""
+    name = source.removeprefix("hf://")
+    try:
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(f"there is no file or folder {source}. For the Hugging Face Hub: pip install 'resnet-jax-lab[hub]'") from None
+    try:
+        path = huggingface_hub.hf_hub_download(name, FILE_NAME)
+    except Exception as error:  # dozens of types, of the client and of its network libraries
+        raise UserError(f"there is no file {source}, nor {name}/{FILE_NAME} on the Hub ({type(error).__name__}: {error!s:.200})") from error
+    try:
+        config = json.loads(Path(huggingface_hub.hf_hub_download(name, "config.json")).read_text())["pretrained_cfg"]
+        size = config["input_size"][2]
+        view = {"crop": size, "resize": math.floor(size / config["crop_pct"]), "interpolation": config["interpolation"]}
+        return Path(path), view | {"mean": config["mean"], "deviation": config["std"]}
+    except Exception:  # most repositories have none
+        return Path(path), {}
 
 
 def _own_card(text: str, network: Architecture | None) -> Card:
     card = card_lib.read(text, network)
     try:
         written = card_lib.read(text).architecture
-    except UserError:
-        # Parts of somebody's own, which is what a network is given for.
+    except UserError:  # parts of the user's own, for which the network is given
         return card
-    fields = [field for field in inference.differing(card.architecture, written) if field != "num_classes"]
-    if fields:
-        raise UserError(f"it is of another network than the one given: {inference.compared(card.architecture, written, fields)}")
+    if fields := [field for field in inference.differing(card.architecture, written) if field != "num_classes"]:
+        raise UserError(f"it is of another network: {inference.compared(card.architecture, written, fields)}")
     return card
 
 
-def _own(file: TensorFile, _: Card, params: Variables, batch_stats: Variables) -> tuple[list[Place], Found]:
-    return naming.own_places(params, batch_stats), Found(file.tensors, {name: name for name in file.tensors})
+def _canonical(arrays: Arrays, chosen: Convention) -> tuple[_Tensors, str]:
+    """Returns the tensors by torchvision's names (unknown ones in parentheses), and the prefix of all names in the file."""
+    prefix = "module." if arrays and all(name.startswith("module.") for name in arrays) else ""
+    found = [(chosen.to_torchvision(name.removeprefix(prefix)) or f"({name})", _Tensor(name, array)) for name, array in arrays.items()]
+    return dict(found), prefix
 
 
-def _foreign(file: TensorFile, card: Card, params: Variables, batch_stats: Variables) -> tuple[list[Place], Found]:
-    chosen = convention(card.convention)
-    tensors, sources = _canonical(file, chosen, card.prefix)
-    places = naming.torch_places(card.architecture, params, batch_stats)
-    beside = _beside(tensors, chosen, places)
-    bias = matching.numbers(tensors[FIRST_BIAS], sources[FIRST_BIAS]) if FIRST_BIAS in beside else None
-    return places, Found(tensors, sources, beside, lambda name, array: chosen.taken_in(name, array, card.counters, bias))
-
-
-def _beside(tensors: Mapping[str, Stored], chosen: Convention, places: list[Place]) -> frozenset[str]:
-    """Tensors that are no weights, but belong to one: counters of a normalisation, the bias before the first."""
-    means = {place.name: place.shape for place in places if place.name.endswith(".running_mean")}
-    return frozenset(
-        name
-        for name, stored in tensors.items()
-        if chosen.is_beside(name)
-        and (stored.shape == means.get("bn1.running_mean") if name == FIRST_BIAS else name.removesuffix(COUNTER) + ".running_mean" in means)
-    )
-
-
-def _chosen(names: str, file: TensorFile) -> Convention:
-    if names:
-        return convention(names)
-    raise UserError(f"it is not this project's own, so say whose names its tensors have{_whose(file)}")
-
-
-def _canonical(file: TensorFile, chosen: Convention, prefix: str) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Tensors by torchvision's names, and what the file calls them; names that the convention does not have stay as they are."""
-    names = {name: chosen.to_torchvision(name.removeprefix(prefix)) or f"({name})" for name in file.tensors}
-    sources = {ours: name for name, ours in names.items()}
-    twice = next((name for name, ours in names.items() if sources[ours] != name), None)
-    if twice is not None:
-        raise UserError(f"its tensors {shown(twice)} and {shown(sources[names[twice]])} mean the same, so that not both can be loaded")
-    return {names[name]: stored for name, stored in file.tensors.items()}, sources
-
-
-def _prefix(file: TensorFile) -> str:
-    return "module." if file.tensors and all(name.startswith("module.") for name in file.tensors) else ""
-
-
-def _foreign_card(file: TensorFile, chosen: Convention, network: Architecture | None, source: str) -> Card:
-    prefix = _prefix(file)
-    tensors, sources = _canonical(file, chosen, prefix)
+def _foreign(path: Path, arrays: Arrays, names: str, network: Architecture | None) -> tuple[_Tensors, Card]:
+    if not names:
+        raise UserError(f"this project did not write it: give the convention of its names{_hint(arrays)}")
+    chosen = convention(names)
+    tensors, prefix = _canonical(arrays, chosen)
     try:
-        architecture = network or inference.infer({name: stored.shape for name, stored in tensors.items()}, chosen)
+        architecture = network or inference.infer({name: tensor.array.shape for name, tensor in tensors.items()}, chosen)
     except UserError as error:
-        raise UserError(f"{error}. Its tensors are {', '.join(map(shown, sorted(file.tensors)[:4]))}, ...{_whose(file)}") from error
-    beside = {name: stored for name, stored in tensors.items() if chosen.is_beside(name)}
-    return Card(
+        raise UserError(f"{error}{_hint(arrays)}") from error
+    counters = {name: tensor for name, tensor in tensors.items() if name.endswith(COUNTER)}
+    for source, array in counters.values():
+        if array.size != 1 or array.dtype.kind not in "biuf":
+            raise UserError(f"{shown(source)} is {array.dtype.name} of shape {array.shape}, not one number")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return tensors, Card(
         architecture=architecture,
         view=chosen.view,
-        source=source,
-        sha256=files.sha256(file.path),
+        source=path.name,
+        sha256=sha256,
         convention=chosen.name,
         data=dict(chosen.data).get(architecture.num_classes, ""),
         prefix=prefix,
-        dtypes={sources[name]: stored.dtype.name for name, stored in tensors.items() if stored.dtype != np.float32},
-        counters={name: _count(stored, sources[name]) for name, stored in beside.items() if name != FIRST_BIAS},
+        dtypes={source: array.dtype.name for source, array in tensors.values() if array.dtype != np.float32},
+        counters={name: float(array.reshape(())) for name, (_, array) in counters.items()},
     )
 
 
-def _count(stored: Stored, source: str) -> float:
-    if int(np.prod(stored.shape)) != 1:
-        raise UserError(f"{source} has shape {stored.shape}: beside a normalisation stands one number")
-    value = float(stored.read().reshape(()))
-    if not np.isfinite(value):
-        raise UserError(f"{source} is {value}: the file is damaged")
-    return value
-
-
-def _instead(file: TensorFile, card: Card) -> str:
-    """What a file is, whose tensors are not those of the network asked for."""
-    fitting = _fitting(file)
-    if card.convention not in fitting:
-        return f"\nThey fit --as {' or '.join(fitting)}" if fitting else ""
-    return f"\nThey are those of {inference.known_as(fitting[card.convention])}, {fitting[card.convention].num_classes} classes"
-
-
-def _whose(file: TensorFile) -> str:
-    fitting = _fitting(file)
-    return f": they fit --as {' or '.join(fitting)}" if fitting else f"; they fit none of {', '.join(CONVENTIONS)}"
-
-
-def _fitting(file: TensorFile) -> dict[str, Architecture]:
-    """Conventions that a file's tensors fit without a remainder, and the networks that they make."""
-    fitting = {}
+def _hint(arrays: Arrays) -> str:
+    """Returns the conventions that tensors fit, with the network of each."""
+    fitting = []
     for each in CONVENTIONS.values():
         try:
-            tensors, sources = _canonical(file, each, _prefix(file))
-            architecture = inference.infer({name: stored.shape for name, stored in tensors.items()}, each)
+            tensors, _ = _canonical(arrays, each)
+            architecture = inference.infer({name: tensor.array.shape for name, tensor in tensors.items()}, each)
             places = naming.torch_places(architecture, *abstract(architecture)[1:])
-            matching.account(places, Found(tensors, sources, _beside(tensors, each, places)), told=str)
         except UserError:
             continue
-        fitting[each.name] = architecture
-    return fitting
+        if not _faults(places, tensors, str):
+            fitting.append(f"--as {each.name} ({inference.known_as(architecture)}, {architecture.num_classes} classes)")
+    return f"\nBy their names they fit {' or '.join(fitting) if fitting else 'none of ' + ', '.join(CONVENTIONS)}"
 
 
-def _filled(card: Card, places: list[Place], found: Found, params: Variables, batch_stats: Variables, new_head: int | None) -> Pretrained:
-    chosen = convention(card.convention) if card.convention and places[0].axes is not None else None
+def _faults(places: Sequence[Place], tensors: _Tensors, name_in_file: Callable[[str], str], ignored: Sequence[Place] = ()) -> str:
+    """Returns lists of missing, unexpected and mis-shaped tensors; empty if there are none."""
+    known = {place.name for place in (*places, *ignored)}
+    known |= {name.removesuffix(".running_mean") + COUNTER for name in known if name.endswith(".running_mean")}
+    missing = [place for place in places if place.name not in tensors]
+    misshaped = [place for place in places if place.name in tensors and tensors[place.name].array.shape != place.shape]
+    lists = {
+        "missing": [f"{name_in_file(place.name)} {place.shape}" for place in missing],
+        "unexpected": sorted(f"{shown(source)} {array.shape}" for name, (source, array) in tensors.items() if name not in known),
+        "mis-shaped": [f"{shown(tensors[p.name].source)} {tensors[p.name].array.shape}, expected {p.shape}" for p in misshaped],
+    }
+    text = ""
+    for what, lines in lists.items():
+        if lines:
+            more = f"\n  and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+            text += f"\n{len(lines)} {what}:\n  " + "\n  ".join(lines[:_MAX_LISTED]) + more
+    if text and all(place.is_head for place in missing + misshaped) and not lists["unexpected"]:
+        text += "\nOnly the classifier does not fit: --allow-new-head draws a new one"
+    return text
 
-    def told(name: str) -> str:
-        return card.prefix + chosen.from_torchvision(name, card.architecture.stages) if chosen else name
+
+def _filled(card: Card, tensors: _Tensors, *, own: bool, allow_new_head: bool) -> Pretrained:
+    _, params, batch_stats = abstract(card.architecture)
+    trees: dict[naming.Part, Variables] = {"params": params, "batch_stats": batch_stats}
+    places = naming.own_places(params, batch_stats) if own else naming.torch_places(card.architecture, params, batch_stats)
+
+    def name_in_file(name: str) -> str:
+        return name if own else card.prefix + convention(card.convention).from_torchvision(name)
 
     head = [place for place in places if place.is_head]
-    # A classifier is kept, or drawn, as a whole.
-    anew = head if new_head is not None and matching.unfit(head, found) else []
-    if anew:
-        found = dataclasses.replace(found, beside=found.beside | {place.name for place in head})
-    kept = [place for place in places if place not in anew]
-    matching.account(kept, found, told=told)
-    trees = {"params": params, "batch_stats": batch_stats}
-    targets = {
-        part: {tuple(step.key for step in path): np.zeros(leaf.shape, np.float32) for path, leaf in jax.tree.leaves_with_path(tree)}
-        for part, tree in trees.items()
-    }
-    rows = matching.fill(kept, found, targets)
-    if anew:
-        kernel = targets["params"][("head", "linear", "kernel")]
-        kernel[...] = he_normal(jax.random.key(new_head or 0), kernel.shape)
-        rows += [Row(place.ours, place.shape, "") for place in anew]
-        # Neither what was claimed nor how it was stored is true of the new one.
-        drawn = {told(place.name) for place in anew}
-        dtypes = {name: dtype for name, dtype in card.dtypes.items() if name not in drawn}
+    fits = all(place.name in tensors and tensors[place.name].array.shape == place.shape for place in head)
+    drawn = head if allow_new_head and not fits else []
+    kept = [place for place in places if place not in drawn]
+    if faults := _faults(kept, tensors, name_in_file, ignored=drawn):
+        hint = "" if own else _hint(dict(tensors.values()))
+        raise UserError(f"nothing was loaded, because its tensors are not those of the network:{faults}{hint}")
+    targets = {(part, path): np.zeros(leaf.shape, np.float32) for part, tree in trees.items() for path, leaf in naming.leaves(tree)}
+    for place in kept:
+        source, array = tensors[place.name]
+        numbers = _numbers(shown(source), array, is_variance=place.path[-1] == "var")
+        targets[place.part, place.path][... if place.unit is None else place.unit] = place.from_file(numbers)
+    rows = [Row(place.ours, place.shape, tensors[place.name].source) for place in kept]
+    if drawn:
+        kernel = targets["params", ("head", "linear", "kernel")]
+        kernel[...] = he_normal(jax.random.key(0), kernel.shape)
+        rows += [Row(place.ours, place.shape, "") for place in drawn]
+        # Claim and dtype were those of the old classifier.
+        old = {name_in_file(place.name) for place in drawn}
+        dtypes = {name: dtype for name, dtype in card.dtypes.items() if name not in old}
         card = dataclasses.replace(card, claimed_error=None, dtypes=dtypes)
-    filled = [
-        jax.tree.map_with_path(lambda path, _, of=targets[part]: jnp.asarray(of[tuple(step.key for step in path)]), tree)
-        for part, tree in trees.items()
-    ]
-    return Pretrained(card, filled[0], filled[1], tuple(rows))
+
+    def filled(part: naming.Part) -> Variables:
+        return jax.tree.map_with_path(lambda path, _: jnp.asarray(targets[part, tuple(step.key for step in path)]), trees[part])
+
+    return Pretrained(card, filled("params"), filled("batch_stats"), tuple(rows))
+
+
+def _numbers(source: str, array: np.ndarray, *, is_variance: bool) -> np.ndarray:
+    """Returns a tensor as float32. Raises UserError unless it is finite floating point, and a variance not negative."""
+    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+        raise UserError(f"{source} is {array.dtype.name}, not floating point: quantized or corrupt")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    wrong = int(np.count_nonzero(~np.isfinite(array)))
+    if wrong:
+        raise UserError(f"{source} has {wrong} non-finite values of {array.size}: corrupt, or of a run that diverged")
+    if is_variance and array.size and array.min() < 0:
+        raise UserError(f"{source} is a variance and has negative values, down to {array.min():.3g}")
+    return array

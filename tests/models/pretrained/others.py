@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 from drawn import images, tensor
 
 from resnet_jax.models import Pretrained
 from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.tensors import files
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "torch"
 COUNTER = "num_batches_tracked"
@@ -29,7 +30,7 @@ def golden(name: str) -> tuple[np.ndarray, Shapes]:
 
 def convention_of(name: str) -> str:
     """Whose names a golden network has."""
-    begins = {"cifar": "cifar-torch", "timm": "timm", "caffe": "caffe-torch"}
+    begins = {"cifar": "cifar-torch", "timm": "timm"}
     return begins.get(name.partition("_")[0], "torchvision")
 
 
@@ -75,17 +76,19 @@ def filled(shapes: Mapping[str, tuple[int, ...]], count: int = 7) -> Tensors:
 
 def written(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {}) -> Path:
     """A safetensors file of them."""
-    files.save(path, dict(tensors), metadata)
+    safetensors.numpy.save_file(dict(tensors), path, dict(metadata))
     return path
 
 
 def stored(path: Path) -> Tensors:
     """What a file holds."""
-    return {name: found.read() for name, found in files.open_tensors(path).tensors.items()}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def metadata(path: Path) -> dict[str, str]:
-    return files.open_tensors(path).metadata
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return file.metadata()
 
 
 def identical(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> None:
@@ -108,9 +111,8 @@ def _run(apply: Any, params: Any, batch_stats: Any, x: Any) -> Any:
 
 
 def shown(name: str) -> np.ndarray:
-    """The images that a golden network was shown, NHWC, red first."""
-    x = images(32 if name.startswith("cifar") else 128).transpose(0, 2, 3, 1)
-    return x[..., ::-1] if name.startswith("caffe") else x
+    """The images that a golden network was shown, NHWC."""
+    return images(32 if name.startswith("cifar") else 128).transpose(0, 2, 3, 1)
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,1 +1,0 @@
-"""Measurements that anyone can repeat: what compilation costs, what a step costs."""

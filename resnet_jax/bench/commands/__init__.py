@@ -1,1 +1,0 @@
-"""The command line of each benchmark: what can be asked, and the columns of its table."""

@@ -1,0 +1,18 @@
+"""Custom VJPs that are faster than autodiff on some backends. They have no forward-mode derivative."""
+
+from typing import Literal
+
+import jax
+
+Kernels = Literal["auto", "plain", "cpu", "gpu"]
+"""plain: autodiff everywhere; gpu: custom VJPs for BatchNorm and max pooling; cpu: for convolutions
+too; auto: those of the backend in use, plain on TPU.
+"""
+
+
+def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "cpu", "gpu"]:
+    """Resolves ``auto`` for a backend (cpu, gpu, tpu), by default the one in use."""
+    if kernels != "auto":
+        return kernels
+    backend = backend or jax.default_backend()
+    return "cpu" if backend == "cpu" else "gpu" if backend == "gpu" else "plain"

@@ -1,1 +1,0 @@
-"""The command line of each look inside a network: what can be asked, and what is shown of it."""

@@ -1,1 +1,0 @@
-"""Plans: what a training step would need and move on machines that are not there."""

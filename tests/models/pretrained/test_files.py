@@ -1,0 +1,432 @@
+"""Reading safetensors, npz and torch files: honest ones, and hostile ones, of which nothing is executed."""
+
+import io
+import itertools
+import json
+import os
+import pickle
+import random
+import struct
+import sys
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from others import GOLDEN
+from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
+
+from resnet_jax.errors import UserError
+from resnet_jax.models.pretrained.files import read, shown
+
+FOUR = np.arange(4, dtype=np.float32)
+PROTOCOL = b"\x80\x02"
+DEEP = b"\x85" * 200_000  # a tuple in a tuple in ...: its hash overflows the C stack
+WRITERS = (write_zip, write_legacy)
+
+
+def refusal(path: Path) -> str:
+    """The one sentence with which a file is refused."""
+    with pytest.raises(UserError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert str(path) in text
+    assert text.isprintable()
+    assert len(text) < len(str(path)) + 300
+    return text
+
+
+def refuses(cases: dict[str, tuple[Any, str]], write: Callable[[Any], Path]) -> None:
+    """Every file is refused for its reason; faults are listed together."""
+    wrong = []
+    for case, (value, reason) in cases.items():
+        text = refusal(write(value))
+        if reason not in text:
+            wrong.append(f"{case}: {text}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_read_torch_files_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are drawn again as ``write_torch_golden.py`` drew them."""
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import raises
+    drawn = np.random.default_rng(2016)
+    full = drawn.standard_normal((4, 6)).astype(np.float32)
+    half = drawn.standard_normal(5).astype(np.float32).astype(np.float16)
+    expected = {
+        "full": full,
+        "transposed": full.T,
+        "sliced": full[1:, ::2],
+        "half": half,
+        "bfloat": half.astype(ml_dtypes.bfloat16),
+        "count": np.array(7),
+        "mask": np.array([True, False, True]),
+        "empty": np.zeros((0, 3), np.float32),
+        "parameter": drawn.standard_normal((2, 3)).astype(np.float32),
+    }
+    for file in ("tiny.pth", "tiny_legacy.pth.tar"):
+        arrays, metadata = read(GOLDEN / file)
+        assert (list(arrays), metadata) == (list(expected), {})
+        for key, array in expected.items():
+            np.testing.assert_array_equal(arrays[key], array, strict=True)
+
+
+def test_read_public_resnet20(published_resnet20: Path) -> None:
+    """Yerlan Idelbayev's; 269,722 parameters (0.27M in He et al. 2015, Table 6)."""
+    arrays, _ = read(published_resnet20)
+    assert sum(array.size for key, array in arrays.items() if "running" not in key) == 269_722
+    first = arrays["module.conv1.weight"]
+    assert first.shape == (16, 3, 3, 3)
+    # By torch 2.14's torch.load.
+    np.testing.assert_allclose(first.ravel()[:2], [-0.13818146, -0.16241768], rtol=1e-6)
+
+
+def test_read_safetensors_and_npz_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"  # a misleading name
+    dtypes = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
+    arrays = {dtype: np.arange(6).reshape(2, 3).astype(dtype) for dtype in dtypes} | {"scalar": np.array(2.0), "empty": np.ones((0, 2))}
+    bfloat = {"bfloat16": np.arange(4).astype(ml_dtypes.bfloat16)}
+    for write, expected, metadata in (
+        (lambda: path.write_bytes(safetensors.numpy.save(arrays | bfloat, {"key": "värde"})), arrays | bfloat, {"key": "värde"}),
+        (lambda: save_npz(path, np.savez, **arrays), arrays, {}),
+        (lambda: save_npz(path, np.savez_compressed, **arrays), arrays, {}),
+    ):
+        write()
+        found, said = read(path)
+        assert (found.keys(), said) == (expected.keys(), metadata)
+        for key, array in expected.items():
+            np.testing.assert_array_equal(found[key], array, strict=True)
+
+
+def save_npz(path: Path, function: Callable[..., None], **arrays: np.ndarray) -> None:
+    with path.open("wb") as file:  # NumPy would append .npz to a name
+        function(file, **arrays)
+
+
+def by_hand(path: Path, header: Any, body: bytes = b"1234", length: int | None = None) -> Path:
+    """A safetensors file: 8 bytes of length, JSON, numbers."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    return path
+
+
+def test_torch_views_are_read_iff_every_element_is_in_the_storage(tmp_path: Path) -> None:
+    drawn, counts = random.Random(0), [0, 0]
+    for _ in range(300):
+        axes, numel, offset = drawn.randrange(4), drawn.randrange(20), drawn.randrange(6)
+        shape = tuple(drawn.randrange(4) for _ in range(axes))
+        strides = tuple(drawn.randrange(7) for _ in range(axes))
+        indices = itertools.product(*map(range, shape))
+        reached = [offset + sum(i * s for i, s in zip(index, strides, strict=True)) for index in indices]
+        holds = len(reached) <= numel and all(i < numel for i in reached)
+        path = write_zip(tmp_path / "f", {"w": Tensor("0", numel, shape, strides, offset)}, {"0": np.arange(numel, dtype=np.float32)})
+        counts[holds] += 1
+        if holds:
+            assert read(path)[0]["w"].ravel().tolist() == reached
+        else:
+            assert "is corrupt: a tensor reaches element" in refusal(path)
+    assert min(counts) > 50
+
+
+def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
+    weights = {"w": Tensor(), "version": 3, "nothing": None}
+    for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "model_state", "net", "module"))):
+        assert list(read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]) == ["w"]
+    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}, "optimizer": {"state": {0: {"m": Tensor()}}}}
+    assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
+    cases = {
+        "other key": ({"epoch": 3, "weights": weights}, "has no dictionary of tensors at the top or under state_dict, model"),
+        "list": ([Tensor()], "has no dictionary of tensors"),
+        "tensor": (Tensor(), "has no dictionary of tensors"),
+        "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] among its weights"),
+        "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] among its weights"),
+    }
+    refuses(cases, lambda value: write_zip(tmp_path / "f", value, {"0": FOUR}))
+
+
+def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
+    """Values that training scripts save beside the weights, by CPython's own pickler."""
+    shared = ["shared"]
+    extra = {"numbers": [0, -1, 255, 65536, 2**31, 2**70, 0.5, True, None], "texts": ["", "ü" * 300], "tuple": (1, (2,), ())}
+    extra |= {"ordered": OrderedDict(a=1), "many": {str(i): [i, shared] for i in range(300)}, "ids": {140_000_000_000_000: 1, 3: 2}}
+    body = pickle.dumps(extra, 2)[2:-1]
+    code = PROTOCOL + b"}(" + instructions("extra") + body + instructions("model") + instructions({"w": Tensor()}) + b"u."
+    assert read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=code))[0]["w"].tolist() == [0, 1, 2, 3]
+    ordered = Code(instructions(call("collections", "OrderedDict")) + b"(" + instructions("w") + instructions(Tensor()) + b"u")
+    metadata = Code(ordered.code + instructions({"_metadata": {"": {"version": 1}}}) + b"b")
+    assert list(read(write_zip(tmp_path / "f", metadata, {"0": FOUR}))[0]) == ["w"]
+
+
+class Runs:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        self.reduced = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.reduced
+
+
+def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
+    """Pickles that create the file ``marker`` if Python loads them."""
+    text, shell, system = instructions, f"touch {marker}", f"asks for {os.system.__module__}.system"
+    stack_global = PROTOCOL + text("os") + text("system") + b"\x93(" + text(shell) + b"tR."
+    nested = {"state_dict": {"a": [1, (2, {"b": Runs(os.system, shell)})]}}
+    return {
+        "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
+        "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "asks for __builtin__.eval"),
+        "nested": (pickle.dumps(nested, 2), system),
+        "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "has a pickle with the instruction FRAME"),
+        "STACK_GLOBAL": (stack_global, "has a pickle with the instruction STACK_GLOBAL"),
+        "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "has a pickle with the instruction INST"),
+        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", "has a pickle with the instruction OBJ"),
+    }
+
+
+HOSTILE = {
+    "NEWOBJ": (b"cpathlib\nPath\n(" + instructions("x") + b"t\x81.", "has a pickle with the instruction NEWOBJ"),
+    "extension": (b"\x82\x01.", "has a pickle with the instruction EXT1"),
+    "dotted name": (b"ctorch\nos.system\n.", "asks for torch.os.system"),
+    "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "asks for torch.load"),
+    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "asks for torch._utils._rebuild_tensor_v3"),
+    "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "asks for 'os\\x1b[2Jxxx"),
+    "text persistent id": (b"Pkey\n.", "has a pickle with the instruction PERSID"),
+    "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
+    "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
+    "negative storage": (instructions(Tensor(numel=-4)) + b".", "has a storage of another kind"),
+    "storage of text size": (instructions(Tensor(numel="4")) + b".", "has a storage of another kind"),
+    "huge storage": (instructions(Tensor(numel=2**58, shape=(2**58,))) + b".", "storage 0 claims more bytes than there are"),
+    "storage of two dtypes": (instructions([Tensor(), Tensor(kind="IntStorage")]) + b".", "storage 0 is described twice"),
+    "negative shape": (instructions(Tensor(shape=(-4,))) + b".", "a shape, stride or offset that no array has"),
+    "negative stride": (instructions(Tensor(strides=(-1,))) + b".", "a shape, stride or offset that no array has"),
+    "boolean shape": (instructions(Tensor(shape=(True,))) + b".", "a shape, stride or offset that no array has"),
+    "65 axes": (instructions(Tensor(shape=(1,) * 65, strides=(1,) * 65)) + b".", "a shape, stride or offset that no array has"),
+    "missing stride": (instructions(Tensor(shape=(2, 2))) + b".", "a shape, stride or offset that no array has"),
+    "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", "reaches element 0 of a storage of 4"),
+    "beyond the storage": (instructions(Tensor(offset=1)) + b".", "reaches element 4 of a storage of 4"),
+    "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", "of a storage of 4"),
+    "shape of a list": (instructions(Tensor(shape=[4])) + b".", "calls torch._utils._rebuild_tensor_v2 with other arguments"),
+    "parameter of a function": (instructions(call("torch._utils", "_rebuild_parameter", name("torch", "Size"))) + b".", "other arguments"),
+    "size of a list": (instructions(call("torch", "Size", [1])) + b".", "calls torch.Size with other arguments"),
+    "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "OrderedDict with other arguments"),
+    "attributes of a function": (b"ctorch\nSize\n}b.", "values, keys or attributes"),
+    "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", "has a pickle with the instruction POP"),
+    "attributes through the memo": (b"ctorch\nFloatStorage\nq\x00h\x00}b.", "values, keys or attributes"),
+    "attributes of a tensor": (instructions(Tensor()) + b"}(" + instructions("offset") + instructions(9) + b"ub.", "is corrupt"),
+    "tuple as a key": (b"})Ns.", "values, keys or attributes"),
+    "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", "values, keys or attributes"),
+    "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", "values, keys or attributes"),
+    "tensor as a key": (b"}" + instructions(Tensor()) + b"Ns.", "values, keys or attributes"),
+    "memo of gigabytes": (b"Nr\xff\xff\xff\xff.", "skips entries of the memo"),
+    "memo that is not there": (b"h\x00.", "is corrupt (IndexError"),
+    "text of gigabytes": (b"X\x00\x00\x00\x80abc", "is corrupt (ValueError"),
+    "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt (ValueError"),
+    "empty": (b"", "is corrupt (ValueError"),
+    "unknown instruction": (b"\xff.", "is corrupt (ValueError"),
+    "empty stack": (b"\x86.", "values, keys or attributes"),
+    "below the mark": (b"N(\x85.", "values, keys or attributes"),
+    "no mark": (b"t.", "is corrupt (IndexError"),
+    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt (TypeError"),
+    "call of no function": (b"N)R.", "is corrupt (TypeError"),
+    "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt (UnicodeDecodeError"),
+    "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J'] among its weights"),
+}
+
+
+def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    cases = {case: (PROTOCOL + code, reason) for case, (code, reason) in HOSTILE.items()} | payloads(marker)
+    for write in WRITERS:
+        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, pickle=code))
+    assert not marker.exists()
+    # Python does execute them.
+    for case, (code, _) in payloads(marker).items():
+        pickle.loads(code)
+        assert marker.exists(), case
+        marker.unlink()
+
+
+def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) -> None:
+    weights = instructions("model") + instructions({"w": Tensor()})
+    assert "values, keys or attributes" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"})" + DEEP + b"Ns."))
+    cases = {
+        "dictionary in itself": b"}q\x00(" + instructions("self") + b"h\x00" + weights + b"u.",
+        "list in itself": b"}(" + instructions("list") + b"]q\x00h\x00a" + weights + b"u.",
+        "deep tuple": b"}(" + instructions("deep") + b")" + DEEP + weights + b"u.",
+    }
+    for case, code in cases.items():
+        assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=PROTOCOL + code))[0]) == ["w"], case
+    itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
+    assert "has an entry ['state_dict'] among its weights" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=itself))
+
+
+def test_pickles_have_a_bounded_number_of_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnet_jax.models.pretrained.files._MAX_INSTRUCTIONS", 1000)
+    assert "a pickle with more than 1000 instructions" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
+
+
+def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
+    many = {f"w{i}": Tensor(numel=2**16, shape=(2**16,)) for i in range(20)}
+    zeros = {"0": np.zeros(2**16, np.float32)}
+    writes: list[Callable[[Path], Any]] = [
+        lambda path: write_zip(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}),
+        lambda path: write_legacy(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}, numel={"0": 2**29}),
+        lambda path: write_zip(path, None, {"0": FOUR}, pickle=PROTOCOL + b"Nr\xff\xff\xff\xff."),
+        lambda path: by_hand(path, {"a": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}),
+        lambda path: by_hand(path, b"{}", length=2**31),
+        lambda path: save_npz(path, np.savez_compressed, a=np.zeros(2_000_000)),
+    ]
+    for index, write in enumerate(writes):
+        write(path := tmp_path / "f")
+        tracemalloc.start()
+        refusal(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1_000_000, index
+    for write in WRITERS:
+        assert "has tensors that claim 5242880 bytes, far more than its" in refusal(write(tmp_path / "f", many, zeros))
+        assert len(read(write(tmp_path / "f", dict(list(many.items())[:3]), zeros))[0]) == 3, "tied weights"
+
+
+def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
+    deflated, outside = zipfile.ZIP_DEFLATED, "path traversal"
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
+        "two pickles": (dict(extra={"other/data.pkl": b""}), "neither of npz arrays nor of torch.save"),
+        "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
+        "parent": (dict(extra={"../../evil": b""}), outside),
+        "inner parent": (dict(extra={"a/../../evil": b""}), outside),
+        "root": (dict(extra={"/etc/evil": b""}), outside),
+        "backslashes": (dict(extra={"a\\..\\evil": b""}), outside),
+        "drive": (dict(extra={"C:/evil": b""}), outside),
+    }
+    refuses(cases, lambda options: write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    honest = write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR, "1": FOUR + 1}).read_bytes()
+    entry = honest.rindex(b"PK\x01\x02")
+
+    def changed(at: int, data: bytes) -> bytes:
+        return honest[:at] + data + honest[at + len(data) :]
+
+    contents = {
+        "two members of one name": (honest.replace(b"archive/data/1", b"archive/data/0"), "two members of the same name"),
+        "name after a NUL": (honest.replace(b"archive/data/1", b"archive\0/../1x"), outside),
+        "encrypted": (changed(honest.index(b"PK\x01\x02") + 8, b"\x01"), "encrypted"),
+        "overlapping members": (changed(entry + 20, struct.pack("<II", 10_000, 10_000)), "a zip bomb"),
+        "flipped bit of a storage": (changed(honest.index(FOUR.tobytes()) + 5, b"\x01"), "Bad CRC-32"),
+        "flipped bit of the pickle": (changed(honest.index(b"OrderedDict"), b"N"), "Bad CRC-32"),
+        "no directory": (b"PK\x03\x04" + bytes(100), "is corrupt (BadZipFile"),
+    }
+    refuses(contents, lambda content: (tmp_path / "f").write_bytes(content) and tmp_path / "f")
+    assert "is corrupt (KeyError" in refusal(write_zip(tmp_path / "f", {"w": Tensor()}, {}))
+
+
+def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
+    deep = Code(b"])" + DEEP + b"a")
+    cases: dict[str, tuple[dict[str, Any], str]] = {
+        "big-endian": (dict(little_endian=False), "big-endian machine"),
+        "no byte order": (dict(little_endian=None), "big-endian machine"),
+        "version": (dict(version=1002), "another version of torch's format"),
+        "key without a tensor": (dict(keys=["1"]), "has one that no tensor uses"),
+        "number as a key": (dict(keys=[0]), "has one that no tensor uses"),
+        "deep tuple as a key": (dict(keys=deep), "has one that no tensor uses"),
+        "key twice": (dict(keys=["0", "0"]), "another size than its pickle claims"),
+        "no keys": (dict(keys=[]), "is corrupt (KeyError"),
+        "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
+        "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
+        "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "asks for os.system"),
+    }
+    refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
+
+
+def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
+    def header(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
+        return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+    headers = [header([2**58], [0, 2**60]), header([2**62, 2**62], [0, 4]), header([2], [0, 4]), header([1], [4, 0]), header([-1], [0, 4])]
+    headers += [header([1], [0, 4], "F99"), {"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
+    refuses({str(h)[:60]: (h, "is corrupt (SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
+
+    def npz(member: bytes) -> Path:
+        with zipfile.ZipFile(tmp_path / "f", "w") as archive:
+            archive.writestr("a.npy", member)
+        return tmp_path / "f"
+
+    def npy(shape: str, descr: str = "'<f4'") -> bytes:
+        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(16)
+
+    marker, objects = tmp_path / "executed", io.BytesIO()
+    np.save(objects, np.array([Runs(Path.touch, marker)], dtype=object))
+    members = [npy(shape) for shape in ("(1152921504606846976,)", "(4, 2)", "(-4,)", f"({10**30},)", "(0, 9**99)")]
+    members += [npy("(4,)", descr) for descr in ("'<f999'", "(", "[" * 9000, "__import__('os')", "'|O'")]
+    members += [b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(100_000), objects.getvalue()]
+    refuses({str(m)[:120]: (m, "is corrupt (") for m in members}, npz)
+    assert not marker.exists()
+
+
+def test_other_files_are_refused_with_their_first_bytes(tmp_path: Path) -> None:
+    contents = {
+        "nothing": (b"", "it begins with ''"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "it begins with 'version https://git-lfs"),
+        "page": (b"<!DOCTYPE html>\n<html>", "it begins with '<!DOCTYPE html>"),
+        "plain pickle": (pickle.dumps({"a": np.ones(3)}, 2), "is not a safetensors, npz or torch file"),
+        "zeros": (bytes(100), "it begins with '\\x00"),
+    }
+    refuses(contents, lambda content: [(tmp_path / "f").write_bytes(content), tmp_path / "f"][1])
+    with zipfile.ZipFile(tmp_path / "f", "w") as archive:
+        archive.writestr("config.json", "{}")
+    assert "is a zip file, but neither of npz arrays nor of torch.save" in refusal(tmp_path / "f")
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in ((tmp_path / "missing", "does not exist"), (tmp_path, "is not a file"), (tmp_path / "pipe", "is not a file")):
+        assert reason in refusal(path)
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        read(tmp_path / ("x" * 5000))
+
+
+def samples(tmp_path: Path) -> list[bytes]:
+    """One file of each format."""
+    np.savez(tmp_path / "f.npz", a=FOUR, b=np.ones((2, 2), np.float16))
+    tensors = safetensors.numpy.save({"a": FOUR, "b": np.ones((2, 2), np.float16)}, {"k": "v"})
+    return [*((GOLDEN / file).read_bytes() for file in ("tiny.pth", "tiny_legacy.pth.tar")), (tmp_path / "f.npz").read_bytes(), tensors]
+
+
+def test_no_truncated_file_is_read(tmp_path: Path) -> None:
+    for whole in samples(tmp_path):
+        for size in [*range(0, len(whole), 1 + len(whole) // 60), len(whole) - 1]:
+            (tmp_path / "f").write_bytes(whole[:size])
+            refusal(tmp_path / "f")
+
+
+def test_flipped_bytes_raise_only_user_errors(tmp_path: Path) -> None:
+    drawn = random.Random(0)
+    path, outcomes = tmp_path / "f", []
+    # The checksums of a zip file hide the pickle in it.
+    saved = pickled({"state_dict": {"w": Tensor(), "v": Tensor("1")}, "epoch": 3, "lr": 0.1, "more": [1, (2, "three", None)]})
+    for whole in (*samples(tmp_path), saved):
+        for _ in range(120):
+            changed = bytearray(whole)
+            for _ in range(drawn.choice([1, 1, 2, 8])):
+                changed[drawn.randrange(len(changed))] = drawn.randrange(256)
+            path.write_bytes(changed)
+            if whole is saved:
+                write_zip(path, None, {"0": FOUR, "1": FOUR}, pickle=bytes(changed))
+            try:
+                arrays, _ = read(path)
+                outcomes.append(str(sum(array.astype(np.float64).size for array in arrays.values())))
+            except UserError as error:
+                outcomes.append(str(error))
+    assert all(text.isprintable() and len(text) < 1000 for text in outcomes)
+    assert 60 < sum(text.isdigit() for text in outcomes) < 540
+
+
+def test_shown_names_are_short_and_printable() -> None:
+    assert shown("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
+    assert shown("a\x1b[2Jb") == r"'a\x1b[2Jb'"
+    assert shown("\udc80") == r"'\udc80'"
+    assert shown("x" * 10_000) == "x" * 77 + "..."

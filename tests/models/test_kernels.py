@@ -1,0 +1,240 @@
+"""Custom VJPs against the defining sums in NumPy float64."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import close, convolve, random
+
+from resnet_jax import kernels
+from resnet_jax.kernels import batch_norm, convolution, max_pooling
+
+Pair = tuple[int, int]
+EPSILON = 1e-3
+# Image, taps, strides, padding, dilation, groups, input and output channels.
+WINDOWS: list[tuple[Pair, Pair, Pair, tuple[Pair, Pair], Pair, int, int, int]] = [
+    *(((8, 7), (k, k), (s, s), ((k // 2,) * 2,) * 2, (1, 1), 1, 3, 4) for k, s in itertools.product((1, 3, 7), (1, 2))),
+    ((2, 1), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1, 3, 4),
+    ((2, 2), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1, 3, 4),
+    ((9, 6), (3, 7), (2, 1), ((2, 0), (1, 4)), (1, 1), 1, 3, 4),
+    ((8, 8), (3, 3), (2, 2), ((0, 0), (0, 0)), (1, 1), 1, 3, 4),
+    ((7, 8), (1, 1), (2, 3), ((1, 0), (0, 2)), (1, 1), 1, 3, 4),
+    ((9, 8), (3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 1, 3, 4),
+    ((8, 7), (3, 3), (2, 2), ((2, 2), (2, 2)), (2, 2), 2, 6, 4),
+    ((7, 6), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 3, 3, 6),
+    ((9, 6), (3, 5), (2, 1), ((2, 0), (1, 4)), (1, 2), 2, 4, 2),
+    ((7, 8), (1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 2, 4, 6),
+]
+
+
+def gradients(x: np.ndarray, weights: np.ndarray, cotangent: np.ndarray, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair) -> Any:
+    """Each product of the convolution differentiated where it stands."""
+    (top, bottom), (left, right) = padding
+    x, weights, cotangent = np.pad(np.float64(x), ((0, 0), *padding, (0, 0))), np.float64(weights), np.float64(cotangent)
+    dx, dweights = np.zeros_like(x), np.zeros_like(weights)
+    for i, j, a, b in itertools.product(*map(range, (*cotangent.shape[1:3], *weights.shape[:2]))):
+        row, column = i * strides[0] + a * dilation[0], j * strides[1] + b * dilation[1]
+        dx[:, row, column] += cotangent[:, i, j] @ weights[a, b].T
+        dweights[a, b] += x[:, row, column].T @ cotangent[:, i, j]
+    return dx[:, top : x.shape[1] - bottom, left : x.shape[2] - right], dweights
+
+
+def by_group(groups: int, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """Applies ``function`` to each group of channels."""
+    parts = [function(*split) for split in zip(*(np.split(array, groups, -1) for array in arrays), strict=True)]
+    if isinstance(parts[0], tuple):
+        return tuple(np.concatenate(both, -1) for both in zip(*parts, strict=True))
+    return np.concatenate(parts, -1)
+
+
+def pullback(x: Any, weights: Any, cotangent: Any, *args: Any, **options: Any) -> Any:
+    """Returns the value and both gradients."""
+    y, pull = jax.vjp(lambda x, weights: convolution.convolve(x, weights, *args, **options), x, weights)
+    return y, *pull(cotangent)
+
+
+def is_the_defining_sum(
+    size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int, inputs: int, outputs: int
+) -> None:
+    x, weights = random(2, *size, inputs), random(*taps, inputs // groups, outputs, seed=1)
+    y = by_group(groups, lambda x, w: convolve(x, w, strides, padding, dilation), x, weights)
+    cotangent = random(*y.shape, seed=2)
+    slopes = by_group(groups, lambda *arrays: gradients(*arrays, strides, padding, dilation), x, weights, cotangent)
+    run = jax.jit(lambda *a: pullback(*a, strides, padding, rhs_dilation=dilation, feature_group_count=groups))
+    for actual, expected in zip(run(x, weights, cotangent), (y, *slopes), strict=True):
+        close(actual, expected)
+
+
+def test_convolution_and_its_gradients_are_the_defining_sums() -> None:
+    for window in WINDOWS:
+        is_the_defining_sum(*window)
+
+
+@pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 2)])
+def test_convolution_under_scan_is_a_row_of_convolutions(taps: int, groups: int) -> None:
+    padding = ((taps // 2,) * 2,) * 2
+    x, kernels, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
+
+    @jax.jit
+    def run(x: jax.Array, kernels: jax.Array) -> Any:
+        def step(y: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
+            return convolution.convolve(y, weights, (1, 1), padding, feature_group_count=groups), None
+
+        y, pull = jax.vjp(lambda x, kernels: jax.lax.scan(step, x, kernels)[0], x, kernels)
+        return y, *pull(jnp.asarray(cotangent))
+
+    values = [np.float64(x)]
+    for weights in kernels:
+        values.append(by_group(groups, lambda x, w: convolve(x, w, (1, 1), padding), values[-1], weights))
+    dx, dkernels = np.float64(cotangent), []
+    for value, weights in zip(values[-2::-1], kernels[::-1], strict=True):
+        dx, dweights = by_group(groups, lambda *arrays: gradients(*arrays, (1, 1), padding, (1, 1)), value, weights, dx)
+        dkernels.insert(0, dweights)
+    for actual, expected in zip(run(x, kernels), (values[-1], dx, np.stack(dkernels)), strict=True):
+        close(actual, expected)
+
+
+def test_convolution_under_vmap_has_weights_of_its_own_for_each() -> None:
+    strides, padding = (2, 2), ((1, 1), (1, 1))
+    x, kernels, cotangents = random(2, 2, 5, 5, 4), random(2, 3, 3, 4, 6, seed=1), random(2, 2, 3, 3, 6, seed=2)
+    actual = jax.jit(jax.vmap(lambda *a: pullback(*a, strides, padding)))(x, kernels, cotangents)
+    for i in (0, 1):
+        slopes = gradients(x[i], kernels[i], cotangents[i], strides, padding, (1, 1))
+        for one, expected in zip(actual, (convolve(x[i], kernels[i], strides, padding), *slopes), strict=True):
+            close(one[i], expected)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_convolution_in_bfloat16_has_gradients_in_bfloat16(taps: int) -> None:
+    padding = ((taps // 2,) * 2,) * 2
+    shapes = (2, 7, 7, 3), (taps, taps, 3, 4), (2, 4, 4, 4)
+    arrays = [jnp.asarray(random(*shape, seed=seed), jnp.bfloat16) for seed, shape in enumerate(shapes)]
+    exact = [np.asarray(a, np.float64) for a in arrays]
+    wanted = convolve(*exact[:2], (2, 2), padding), *gradients(*exact, (2, 2), padding, (1, 1))
+    for actual, expected in zip(pullback(*arrays, (2, 2), padding), wanted, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        close(actual, expected, tolerance=2**-7)  # eight bits of mantissa
+
+
+def test_weight_gradient_of_a_1x1_convolution_multiplies_pixels_by_cotangents() -> None:
+    """The other order costs a transposed copy on CPU."""
+    x, weights, cotangent = jnp.zeros((2, 4, 4, 3)), jnp.zeros((1, 1, 3, 5)), jnp.zeros((2, 2, 2, 5))
+    program = jax.make_jaxpr(lambda *a: pullback(*a, (2, 2), ((0, 0), (0, 0)))[2])(x, weights, cotangent)
+    products = [[operand.aval.shape for operand in each.invars] for each in program.eqns if each.primitive.name == "dot_general"]
+    assert [(2, 2, 2, 3), (2, 2, 2, 5)] in products
+
+
+# Batch norm --------------------------------------------------------------------------------------
+
+
+def formula(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ioffe and Szegedy 2015, algorithm 1, each group by itself."""
+    x = np.float64(x)
+    mean, var = x.mean((-4, -3, -2), keepdims=True), x.var((-4, -3, -2), keepdims=True)
+    y = (x - mean) / np.sqrt(var + EPSILON) * scale + bias
+    return np.maximum(y, 0) if rectify else y, mean.squeeze((-4, -3, -2)), var.squeeze((-4, -3, -2))
+
+
+def inputs(groups: tuple[int, ...]) -> list[np.ndarray]:
+    return [random(*groups, 4, 3, 2, 5) + random(5, seed=1), random(5, seed=2), random(5, seed=3) / 4]
+
+
+@pytest.mark.parametrize("form", [batch_norm.autodiff, batch_norm.custom], ids=["autodiff", "custom"])
+def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) -> None:
+    """Gradients of all three outputs at once, by central differences along random directions."""
+    for groups, rectify in itertools.product([(), (3,)], [False, True]):
+        given = inputs(groups)
+        expected = formula(*given, rectify)
+        cotangents = [random(*array.shape, seed=4 + number) for number, array in enumerate(expected)]
+
+        @jax.jit
+        def run(inputs: Any, cotangents: Any, rectify: bool = rectify) -> Any:
+            y, pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, rectify), *inputs)
+            return y, pull(tuple(cotangents))
+
+        found, slopes = run(given, cotangents)
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == other.shape
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        for number in range(3):
+            direction = np.float64(random(*given[number].shape, seed=9))
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = [np.float64(array) + (step * direction if index == number else 0) for index, array in enumerate(given)]
+                ends.append(sum(np.vdot(c, array) for c, array in zip(cotangents, formula(*moved, rectify), strict=True)))
+            np.testing.assert_allclose(np.vdot(slopes[number], direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("form", [batch_norm.autodiff, batch_norm.custom], ids=["autodiff", "custom"])
+def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Callable[..., Any]) -> None:
+    """Ioffe and Szegedy 2015, Section 3: float32 keeps a variance to 900 * 2**-24 of itself there."""
+    given = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
+    x, scale, bias = map(np.float64, given)
+    cotangent = random(*x.shape, seed=4)
+    inverse = 1 / np.sqrt(x.var((0, 1, 2)) + EPSILON)
+    normal = (x - x.mean((0, 1, 2))) * inverse
+    dy = np.where(normal * scale + bias > 0, cotangent, 0)
+    dbias, dscale = dy.sum((0, 1, 2)), (dy * normal).sum((0, 1, 2))
+    dx = scale * inverse * (dy - (dbias + normal * dscale) / normal[..., 0].size)
+    pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, True)[0], *map(jnp.asarray, given))[1]
+    for found, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
+        assert np.linalg.norm(found - expected) < 5e-4 * np.linalg.norm(expected)
+
+
+def test_batch_norm_in_bfloat16_saves_its_input_alone() -> None:
+    """Neither a float32 copy nor a mask; parameters and their gradients are float32."""
+    x, scale, bias = map(jnp.asarray, inputs(()))
+    x, cotangent = x.astype(jnp.bfloat16), jnp.asarray(random(4, 3, 2, 5, seed=4))
+    exact = jax.vjp(lambda x: batch_norm.autodiff(x, scale, bias, EPSILON, True)[0], x.astype(jnp.float32))[1](cotangent)[0]
+    y, pull = jax.vjp(lambda *inputs: batch_norm.custom(*inputs, EPSILON, True)[0], x, scale, bias)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [(x.shape, jnp.bfloat16)]
+    slopes = pull(cotangent.astype(jnp.bfloat16))
+    assert [y.dtype, *(slope.dtype for slope in slopes)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
+    np.testing.assert_allclose(np.float32(slopes[0]), exact, atol=2**-7 * float(jnp.abs(exact).max()))
+
+
+# Max pooling -------------------------------------------------------------------------------------
+
+
+def test_max_pooling_and_its_gradient_are_the_windows_first_maxima() -> None:
+    """Values repeat, so that ties are resolved; padding is never a maximum, below zero too."""
+    for padding, size in itertools.product([((1, 1), (1, 1)), ((0, 1), (0, 1)), ((0, 0), (1, 0))], [(6, 7), (3, 3)]):
+        x = np.random.default_rng(0).integers(-4, 0, (2, *size, 3)).astype(np.float32)
+        padded = np.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-np.inf)
+        rows, columns = ((side - 3) // 2 + 1 for side in padded.shape[1:3])
+        cotangent = random(2, rows, columns, 3, seed=1)
+        expected, slope = np.zeros_like(cotangent), np.zeros_like(padded)
+        for n, i, j, c in np.ndindex(expected.shape):
+            window = padded[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+            expected[n, i, j, c] = window.max()
+            a, b = np.unravel_index(window.argmax(), (3, 3))
+            slope[n, 2 * i + a, 2 * j + b, c] += cotangent[n, i, j, c]
+        (top, bottom), (left, right) = padding
+
+        @jax.jit
+        def run(x: jax.Array, cotangent: jax.Array, padding: Any = padding) -> tuple[jax.Array, jax.Array]:
+            y, pull = jax.vjp(lambda x: max_pooling.max_pool(x, padding), x)
+            return y, pull(cotangent)[0]
+
+        y, dx = run(x, cotangent)
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_allclose(dx, slope[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right], rtol=1e-6)
+
+
+def test_max_pooling_saves_one_byte_per_window() -> None:
+    _, pull = jax.vjp(lambda x: max_pooling.max_pool(x, ((1, 1), (1, 1))), jnp.ones((1, 8, 8, 4)))
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [((1, 4, 4, 4), jnp.uint8)]
+
+
+# Choice ------------------------------------------------------------------------------------------
+
+
+def test_auto_is_the_choice_of_the_backend() -> None:
+    assert kernels.resolve("auto") == "cpu"  # the tests run on CPU
+    expected = {"cpu": "cpu", "gpu": "gpu", "tpu": "plain"}
+    assert {backend: kernels.resolve("auto", backend) for backend in expected} == expected
+    assert [kernels.resolve(choice, "tpu") for choice in ("plain", "cpu", "gpu")] == ["plain", "cpu", "gpu"]

@@ -1,0 +1,176 @@
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and what a network makes of them."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from oracle import close, filled, network, random, variables
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import Execution, ResNet, StochasticDepth
+from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.models.shortcuts import ZeroPad
+
+STAGES = (2, 1)
+NETWORK: dict[str, Any] = dict(stages=STAGES, features=(3, 4), shortcut=ZeroPad, num_classes=3, in_features=2)
+
+
+def model_with(depth: StochasticDepth, blocks: Any = "loop") -> ResNet:
+    execution = Execution(blocks=blocks)
+    return filled(lambda rngs: ResNet(**NETWORK, stochastic_depth=depth, execution=execution, rngs=rngs))
+
+
+def test_survival_falls_linearly_to_that_of_the_last_unit_or_is_the_same_for_all() -> None:
+    """Eq. 4, p_l = 1 - l/L (1 - p_L); Figure 2: "from p_0 = 1 to p_L = 0.5". By hand for L = 4."""
+    np.testing.assert_allclose(StochasticDepth(survival=0.5).probabilities(4), [0.875, 0.75, 0.625, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(StochasticDepth(survival=0.2).probabilities(54), 1 - np.arange(1, 55) / 54 * 0.8, rtol=1e-6)
+    np.testing.assert_allclose(StochasticDepth(survival=0.8, rule="uniform").probabilities(3), [0.8] * 3, rtol=1e-6)
+
+
+def test_the_expected_number_of_blocks_of_the_110_layer_network_is_the_papers() -> None:
+    """Section 3: L = 54, p_L = 0.5: "E(L) = (3L - 1) / 4 [...] approximately 40 ResBlocks"."""
+    assert float(StochasticDepth(survival=0.5).probabilities(54).sum()) == pytest.approx((3 * 54 - 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("rule", "drops", "scaled"),
+    [("linear", "batch", "test"), ("linear", "image", "training"), ("uniform", "batch", "training"), ("uniform", "image", "test")],
+)
+def test_branches_are_kept_with_their_probability_each_by_itself(rule: Any, drops: Any, scaled: Any) -> None:
+    depth, units, images, draws = StochasticDepth(survival=0.4, rule=rule, drops=drops, scaled=scaled), 3, 5, 2000
+    draw = jax.jit(jax.vmap(lambda key: depth.multipliers(units, images, train=True, key=key)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
+    p = np.array([0.8, 0.6, 0.4]) if rule == "linear" else np.full(3, 0.4)
+    if scaled == "training":
+        np.testing.assert_allclose(drawn.mean((0, 2)), np.ones(3), atol=5 * np.sqrt(1 / 0.4 / draws))
+        drawn = np.round(drawn * p[:, None], 5)
+    assert drawn.shape == (draws, units, images if drops == "image" else 1)
+    assert set(np.unique(drawn)) == {0, 1}
+    columns = drawn.transpose(1, 2, 0).reshape(-1, draws)
+    np.testing.assert_array_less(np.abs(columns.mean(1) - np.repeat(p, drawn.shape[2])), 5 * np.sqrt(p * (1 - p) / draws).max())
+    # No unit and no image follows another one.
+    correlated = np.corrcoef(columns) - np.eye(len(columns))
+    assert np.abs(correlated).max() < 5 / np.sqrt(draws)
+
+
+@pytest.mark.parametrize(
+    ("depth", "factors"),
+    [
+        (StochasticDepth(survival=0.5), [0.5 + 0.5 * 2 / 3, 0.5 + 0.5 / 3, 0.5]),
+        (StochasticDepth(survival=0.5, scaled="training"), None),
+        (StochasticDepth(kept=2), [2 / 3] * 3),
+    ],
+)
+def test_in_evaluation_branches_are_scaled_unless_training_scales_them(depth: StochasticDepth, factors: Any) -> None:
+    """Eq. 5; "drop path" scales in training. No key is needed."""
+    model, x = model_with(depth, "scan"), random(2, 5, 4, 2)
+    close(model(jnp.asarray(x)), network(variables(model), x, STAGES, multipliers=factors)[1])
+
+
+@pytest.mark.parametrize("scaled", ["training", "test"])
+def test_a_training_network_is_each_of_its_subnetworks_with_their_probability(scaled: Any) -> None:
+    """Section 3: "training an ensemble" of 2^L networks; here all 8 in NumPy. Batch statistics are those of the subnetwork."""
+    model = model_with(StochasticDepth(survival=0.4, scaled=scaled), "scan")
+    graphdef, state = nnx.split(model)
+    x, draws, p = random(2, 5, 4, 2), 400, np.array([0.8, 0.6, 0.4])
+
+    def run(key: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state, copy=True)(jnp.asarray(x), train=True, key=key)
+
+    compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
+    drawn = np.asarray(compiled(jax.random.split(jax.random.key(1), draws)))
+    seen = 0
+    for kept in itertools.product((0, 1), repeat=3):
+        factors = np.array(kept) / p if scaled == "training" else kept
+        expected = network(variables(model), x, STAGES, multipliers=factors, train=True)[1]
+        share = np.isclose(drawn, expected, rtol=0, atol=2e-5 * np.abs(expected).max()).all((1, 2)).mean()
+        probability = np.prod(np.where(kept, p, 1 - p))
+        assert abs(share - probability) < 5 * np.sqrt(probability * (1 - probability) / draws)
+        seen += share
+    assert seen == pytest.approx(1)
+
+
+def test_drop_path_drops_branches_of_single_images_and_given_multipliers_come_on_top() -> None:
+    """Evaluation of what a training step draws: the multipliers of a lesion times those of the test-time rule."""
+    model = model_with(StochasticDepth(survival=0.5))
+    x, lesion = random(2, 5, 4, 2), np.array([[1, 0], [0.5, 1], [1, 1]])
+    rule = np.array([0.5 + 0.5 * 2 / 3, 0.5 + 0.5 / 3, 0.5])[:, None]
+    expected = network(variables(model), x, STAGES, multipliers=lesion * rule)[1]
+    close(model(jnp.asarray(x), multipliers=np.float32(lesion)), expected)
+
+
+def test_drop_path_draws_for_every_image() -> None:
+    """Of equal images in one batch, those have equal logits whose branches were dropped alike, and no others."""
+    depth = StochasticDepth(survival=0.5, drops="image")
+    model, x = model_with(depth), np.repeat(random(1, 5, 4, 2), 6, axis=0)
+    drawn = depth.multipliers(3, 6, train=True, key=jax.random.fold_in(jax.random.key(5), 3))
+    assert drawn is not None
+    expected = network(variables(model), x, STAGES, multipliers=np.float64(drawn), train=True)[1]
+    logits = model(jnp.asarray(x), train=True, key=jax.random.key(5))
+    close(logits, expected)
+    rows = {tuple(column) for column in np.asarray(drawn).T}
+    assert len(rows) > 2
+    assert len(np.unique(np.round(logits, 4), axis=0)) == len(rows)
+
+
+@pytest.mark.parametrize("scaled", ["test", "training"])
+def test_exactly_so_many_units_are_kept_and_each_as_often_as_any_other(scaled: Any) -> None:
+    """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 units 2: each with probability 0.4, and of any two
+    both with 2/5 x 1/4 = 0.1.
+    """
+    depth, draws = StochasticDepth(kept=2, scaled=scaled), 4000
+    draw = jax.jit(jax.vmap(lambda key: depth.multipliers(5, 3, train=True, key=key)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
+    assert drawn.shape == (draws, 5, 1)
+    if scaled == "training":
+        drawn = drawn * np.float32(0.4)
+    drawn = drawn[..., 0].round(5)
+    assert set(np.unique(drawn)) == {0, 1}
+    np.testing.assert_array_equal(drawn.sum(1), np.full(draws, 2))
+    together = drawn.T @ drawn / draws
+    expected = np.where(np.eye(5), 0.4, 0.1)
+    np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
+
+
+def test_a_training_network_is_one_of_the_subnetworks_with_so_many_units() -> None:
+    model, x = model_with(StochasticDepth(kept=2)), random(2, 5, 4, 2)
+    two = [kept for kept in itertools.product((0, 1), repeat=3) if sum(kept) == 2]
+    allowed = [network(variables(model), x, STAGES, multipliers=kept, train=True)[1] for kept in two]
+    graphdef, state = nnx.split(model)
+
+    def run(key: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, state, copy=True)(jnp.asarray(x), train=True, key=key)
+
+    compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
+    seen = set()
+    for logits in compiled(jax.random.split(jax.random.key(1), 30)):
+        same = [np.allclose(logits, each, rtol=0, atol=2e-5 * np.abs(each).max()) for each in allowed]
+        assert sum(same) == 1
+        seen.add(same.index(True))
+    assert len(seen) == 3
+
+
+def test_without_dropping_nothing_is_drawn_and_otherwise_training_needs_a_key() -> None:
+    for train in (True, False):
+        assert StochasticDepth(survival=1.0).multipliers(5, 2, train=train, key=None) is None
+    for depth in (StochasticDepth(survival=0.5), StochasticDepth(kept=2)):
+        with pytest.raises(UserError, match="stochastic depth is random in training: .*key="):
+            depth.multipliers(3, 1, train=True, key=None)
+
+
+def test_invalid_values_are_rejected_in_one_sentence() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        *(({"survival": survival}, "survival is .*more than 0 and at most 1") for survival in (0.0, -0.5, 1.01, float("nan"))),
+        ({"kept": -1}, "kept is -1: give 1 to 3"),
+        ({"kept": 4}, "kept is 4: give 1 to 3"),
+        ({"kept": 2, "survival": 0.5}, "kept excludes"),
+        ({"kept": 2, "drops": "image"}, "kept excludes"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            jax.eval_shape(lambda a=arguments: nnx.split(ResNet(**NETWORK, stochastic_depth=StochasticDepth(**a), rngs=nnx.Rngs(0))))
+        assert "\n" not in str(error.value)

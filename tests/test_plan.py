@@ -1,0 +1,182 @@
+"""``resnet-jax plan`` on virtual CPU devices, and for absent TPUs and GPUs."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from resnet_jax import cli, plan
+from resnet_jax.configured import configured
+from resnet_jax.models import Architecture
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.plan import Variant
+from resnet_jax.training.experiment import Data, Experiment
+
+HERE = Path(__file__).parent
+# 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features; three norms of 4; a classifier of 10.
+KERNELS, CHANNELS, CLASSIFIER = 9 * (4 + 16 + 16), 3 * 4, 4 * 10 + 10
+
+
+def small() -> Experiment:
+    return Experiment(
+        name="small",
+        model=Architecture(stages=(1,), features=(4,), input_shape=(8, 8, 1)),
+        data=Data(name="digits"),
+        batch_size=32,
+    )
+
+
+def check(rows: list[dict[str, Any]]) -> None:
+    """Compares the rows of ``small`` with counts by hand."""
+    groups, whole, split = rows
+    assert [row["fits"] for row in rows] == [True] * 3
+    assert [row["group_size"] for row in rows] == [32 // groups["chips"], 0, 32 // groups["chips"]]
+    assert (groups["fsdp"], whole["fsdp"], split["fsdp"]) == (1, 1, groups["chips"])
+    # Gradients, running means and variances, loss and errors are averaged, and nothing else.
+    parameters = KERNELS + 2 * CHANNELS + CLASSIFIER
+    assert groups["collectives"].keys() == {"all-reduce"}
+    assert groups["collectives"]["all-reduce"]["bytes"] == 4 * (parameters + 2 * CHANNELS + 2)
+    # Statistics over the batch are exchanged layer by layer, forward and backward.
+    assert whole["collectives"]["all-reduce"]["count"] >= groups["collectives"]["all-reduce"]["count"] + 3
+    assert split["collectives"]["all-gather"]["bytes"] > 0
+    # A row of 8 pixels has 22 products with 3 taps. The first convolution has no input gradient.
+    products = 2 * 22**2 * 4 + 3 * (22**2 * 2 * 16 + 4 * 10)
+    for row in rows:
+        # Cost analysis also counts elementwise operations.
+        assert 2 * products < row["flops_per_image"] < 2.6 * products
+        # At least the forward pass writes and reads the results of three convolutions.
+        assert row["bytes_per_image"] > 3 * 2 * 8 * 8 * 4 * 4
+        assert 50_000 * 64 < row["memory_bytes"] < row["usable_bytes"]
+
+
+@pytest.fixture
+def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replaces target hardware by four virtual devices with 8 MB each."""
+    cached = jax.config.jax_enable_compilation_cache
+    monkeypatch.setattr(plan, "target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
+    yield
+    jax.config.update("jax_enable_compilation_cache", cached)
+
+
+@pytest.mark.slow
+def test_plan_counts_memory_flops_and_collectives(cpu_target: None, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", f"{__file__}:small", "--target", "cpu:4", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["command"].startswith("resnet-jax plan")
+    assert {"commit", "versions", "rows"} <= result.keys()
+    check(result["rows"])
+    # The data set takes 3.4 MB.
+    largest = result["rows"][0]["largest_batch_per_device"]
+    assert 8 <= largest <= 8_000_000 / (8 * 8 * 4 * 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "module"), [("tpu:v5e:2x2", "libtpu"), ("gpu:h100:4", "jax_cuda12_plugin")])
+def test_plan_compiles_for_absent_hardware(target: str, module: str) -> None:
+    extra = f"plan-{target[:3]}"
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: pip install 'resnet-jax-lab[{extra}]'")
+    words = [sys.executable, "-m", "resnet_jax.cli", "plan", f"{__file__}:small", "--target", target, "--json", "--no-search"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=os.environ | {"XLA_FLAGS": ""})
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["chips"] for row in rows] == [4] * 3
+    check(rows)
+
+
+def test_plan_rejects_bad_input_before_compiling(cpu_target: None, capsys: pytest.CaptureFixture[str]) -> None:
+    real = plan.__dict__["target"]
+    cases = {
+        ("--target", "x", "--batch-per-device", "0"): "Give --batch-per-device N",
+        ("--target", "x", "--batch-size", "30", "--evaluation.batch-size", "30"): "batch_size must be a multiple of the 4 devices",
+        ("--target", "x", "--fsdp", "3"): "fsdp must divide the 4 devices",
+    }
+    for words, message in cases.items():
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["plan", f"{__file__}:small", "--variants", "fsdp", *words])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert real is plan.target
+
+
+def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, message in {"tpu:v9:4x4": "did you mean", "tpu:v5e": "tpu:v5e:4x4", "h100": "gpu:h100:8"}.items():
+        with pytest.raises(plan.UserError, match=message):
+            plan.target(name)
+
+    def absent(**words: Any) -> None:
+        raise NotImplementedError("no plugin")
+
+    monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
+    for name, extra in {"tpu:v5e:4x4": "plan-tpu", "gpu:h200": "plan-gpu"}.items():
+        with pytest.raises(plan.UserError, match=rf"no plugin.*{extra}"):
+            plan.target(name)
+        assert f"\n{extra} = [" in (HERE.parent / "pyproject.toml").read_text()
+
+
+def test_variants_keep_groups_on_their_devices() -> None:
+    def made(norm: Any, batch: int, chips: int = 4, **options: Any) -> list[Variant]:
+        experiment = dataclasses.replace(small(), model=dataclasses.replace(small().model, norm=norm))
+        return plan.variants(experiment, chips, batch, ("data", "global", "fsdp"), **options)
+
+    assert made(BatchNorm, 16) == [(1, 16), (1, 0), (4, 16)]
+    assert made(configured(BatchNorm, group_size=8), 16) == [(1, 8), (1, 0), (4, 8)]
+    assert made(configured(BatchNorm, group_size=32), 16) == [(1, 16), (1, 0), (4, 16)]
+    assert made(BatchNorm, 16, chips=1) == [(1, 0)]
+    assert made(configured(GroupNorm, num_groups=2), 16) == [(1, None), (4, None)]
+    assert made(BatchNorm, 16, chips=48, fsdp=3)[-1] == (3, 16)
+    assert made(BatchNorm, 16, chips=48)[-1] == (16, 16)
+
+
+def test_largest_batch_compiles_few_programs() -> None:
+    def search(base: int, per_image: int, rejected_above: int, start: int) -> int:
+        compiled = set()
+
+        def memory(images: int) -> int | None:
+            compiled.add(images)
+            return base + per_image * images if images <= rejected_above else None
+
+        found = plan.largest_batch(memory, 1000, start)
+        assert len(compiled) <= 5
+        return found
+
+    assert search(100, 10, 999, start=8) == 64
+    assert search(100, 10, 999, start=512) == 64
+    assert search(100, 10, 40, start=8) == 32
+    assert search(2000, 10, 999, start=8) == 0
+    assert search(100, 10, 999, start=6) == 48
+    assert search(100, 1, 999, start=1) == 512
+
+
+def test_collectives_count_pairs_and_channels_once() -> None:
+    hlo = """
+fused {
+  %all-gather.1 = f32[4,64]{1,0:T(2,128)} all-gather(%p.1), channel_id=31, dimensions={0}
+}
+again {
+  ROOT %all-gather.2 = f32[4,64]{1,0:T(2,128)S(1)} all-gather(%p.2), channel_id=31, dimensions={0}
+}
+ENTRY %main (p: u8[100,3], q: f32[4,64]) -> f32[] {
+  %p = u8[100,3]{1,0} parameter(0)
+  %q = f32[4,64]{1,0} parameter(1)
+  %all-reduce-start = (f32[8]{0}, bf16[2,3]{1,0}, /*index=2*/pred[]) all-reduce-start(%q, %q), channel_id=1, to_apply=%sum
+  %all-reduce-done = (f32[8]{0}, bf16[2,3]{1,0}, /*index=2*/pred[]) all-reduce-done(%all-reduce-start)
+  %gather = f32[4,64]{1,0} fusion(%p, %q), kind=kLoop, calls=%fused
+  ROOT %reduce-scatter.7 = f32[1,64]{1,0} reduce-scatter(%gather), channel_id=2, dimensions={0}
+}
+"""
+    assert plan.collectives(hlo) == {
+        "all-gather": {"count": 1, "bytes": 1024},
+        "all-reduce": {"count": 1, "bytes": 32 + 12 + 1},
+        "reduce-scatter": {"count": 1, "bytes": 256},
+    }
+    # Operands and results; the uint8 parameter does not count.
+    assert plan.bytes_accessed(hlo) == (2 * 1024 + 45) + 2 * 45 + 2 * 1024 + (1024 + 256)

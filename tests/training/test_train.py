@@ -1,0 +1,302 @@
+"""The training function: what it records, how it ends, and that a stopped run continues to the same bits."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import Told
+
+from resnet_jax.configured import configured
+from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.models import StochasticDepth
+from resnet_jax.models.branches import Basic
+from resnet_jax.models.norms import GroupNorm
+from resnet_jax.training import program
+from resnet_jax.training import train as train_lib
+from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment, Optimizer
+from resnet_jax.training.train import train
+from resnet_jax.training.workdir import Workdir
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(digits_dir: str) -> Run:
+    def run(experiment: Experiment, folder: Path, progress: Told | None = None, **options: Any) -> dict[str, Any]:
+        return train(experiment, 3, folder, progress=progress or Told(), data_dir=digits_dir, **{"devices": 1} | options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def everything_random(tiny: Experiment) -> Experiment:
+    """Dropout, stochastic depth, crops and flips, an average with precise statistics; validation and training images are scored too."""
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, branch=configured(Basic, dropout=0.2), stochastic_depth=StochasticDepth(survival=0.7)),
+        data=dataclasses.replace(tiny.data, flip=True, validation_examples=437),
+        optimizer=dataclasses.replace(tiny.optimizer, ema=0.9),
+        evaluation=dataclasses.replace(tiny.evaluation, statistics_batches=2, training_images=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(everything_random: Experiment, run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict]]:
+    """Result and records of a run that is never stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run(everything_random, folder), without_clocks(folder)
+
+
+def without_clocks(folder: Path) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in ("seconds", "images_per_second")} for record in Workdir(folder).records()]
+
+
+class Crash(Exception):
+    """Stands for a power cut."""
+
+
+@dataclasses.dataclass
+class Stopping(Told):
+    """Acts when a step is dispatched, or a record of a split is written."""
+
+    act: Callable[[], None] = lambda: None
+    at: int = 0
+    split: str = ""
+
+    def start(self, step: int, steps: int) -> None:
+        super().start(step, steps)
+        self.advance(0)
+
+    def advance(self, step: int) -> None:
+        if step == self.at and not self.split:
+            self.act()
+
+    def update(self, record: dict) -> None:
+        if (record["step"], record["split"]) == (self.at, self.split):
+            self.act()
+
+
+def crash() -> None:
+    raise Crash
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_records_and_result_of_a_run(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+    result = run(tiny, tmp_path / "run", told)
+    records = Workdir(tmp_path / "run").records()
+    assert records == told.records
+    assert [r["step"] for r in records if r["split"] == "test"] == [6, 12]
+    train = [r for r in records if r["split"] == "train"]
+    assert [r["step"] for r in train] == list(range(1, 13))
+    # Two warm-up steps at 0.01, then 0.05, a tenth from step 6 on and a hundredth from step 9 on, counted from 0.
+    np.testing.assert_allclose([r["learning_rate"] for r in train], [0.01] * 2 + [0.05] * 4 + [0.005] * 3 + [0.0005] * 3, rtol=1e-6)
+    assert result == Workdir(tmp_path / "run").result()
+    assert (result["examples"], result["seed"], result["steps"], result["split"]) == (360, 3, 12, "test")
+    assert result["value"] == records[-1]["error_percent"]
+    assert result["best_over_training"] == min(r["error_percent"] for r in records if r["split"] == "test")
+    assert result["protocol"]["training_images"] == 1437
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert run(tiny, tmp_path / "run", told) == result
+    assert "finished" in told.messages[-1]
+
+
+def test_validation_images_are_held_out_and_scored(undisturbed: tuple[dict[str, Any], list[dict]]) -> None:
+    result, records = undisturbed
+    assert result["protocol"]["training_images"] == 1000
+    assert {(r["split"], r["examples"]) for r in records if "examples" in r} == {("test", 360), ("validation", 437), ("train_scored", 1000)}
+    assert result["training_error_of"] == "all training images, last step"
+    validation, test = ({r["step"]: r["error_percent"] for r in records if r["split"] == split} for split in ("validation", "test"))
+    assert result["selected_on_validation"] == test[min(validation, key=lambda step: validation[step])]
+
+
+def test_a_stopped_run_continues_to_the_same_bits(
+    everything_random: Experiment, undisturbed: tuple[dict[str, Any], list[dict]], run: Run, tmp_path: Path
+) -> None:
+    """Saved at steps 4, 8 and 12, scored at 6 and 12. A signal saves the state at its step, and a score that it cut short is completed."""
+    for name, (stopping, error, continued) in {
+        "signal before the first step": (Stopping(act=terminate, at=0), Interrupted, 0),
+        "crash before a checkpoint": (Stopping(act=crash, at=3), Crash, 0),
+        "crash after a checkpoint": (Stopping(act=crash, at=10), Crash, 8),
+        "signal": (Stopping(act=terminate, at=5), Interrupted, 5),
+        "signal at the first score": (Stopping(act=terminate, at=6, split="test"), Interrupted, 6),
+        "signal in the last step": (Stopping(act=terminate, at=12), Interrupted, 12),
+    }.items():
+        folder, told = tmp_path / name, Told()
+        with pytest.raises(error) as caught:
+            run(everything_random, folder, stopping)
+        assert error is Crash or caught.value.exit_code == 128 + signal.SIGTERM
+        assert not (folder / "result.json").exists()
+        result = run(everything_random, folder, told)
+        assert f"start {continued}/12" in told.messages, name
+        assert {k: result[k] for k in ("state_digest", "value")} == {k: undisturbed[0][k] for k in ("state_digest", "value")}, name
+        assert without_clocks(folder) == undisturbed[1], name
+
+
+@pytest.mark.slow
+def test_a_run_that_changes_its_mesh_stays_within_the_stated_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+    """README, "What is promised": the losses of the first steps after the change agree to 1e-4."""
+    losses = []
+    for name, layout in {"one": {}, "eight": {"devices": 8, "fsdp": 2}}.items():
+        with pytest.raises(Crash):
+            run(tiny, tmp_path / name, Stopping(act=crash, at=5))
+        run(tiny, tmp_path / name, **layout)
+        losses.append([r["loss"] for r in Workdir(tmp_path / name).records() if r["split"] == "train" and r["step"] > 4])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_steps_per_dispatch_change_nothing_beyond_rounding(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+    """Dispatches end where a record (every 2 steps), a score (20) or a checkpoint (5) is due."""
+    base = dataclasses.replace(tiny, steps=20, checkpointing=Checkpointing(every=5), evaluation=Evaluation(every=20, batch_size=72))
+    records, ends = [], []
+
+    class Ends(Told):
+        def advance(self, step: int) -> None:
+            ends[-1].append(step)
+
+    for steps in (1, 3):
+        ends.append([])
+        run(
+            dataclasses.replace(base, execution=dataclasses.replace(base.execution, steps_per_dispatch=steps)),
+            tmp_path / f"{steps}",
+            Ends(),
+        )
+        records.append([r for r in Workdir(tmp_path / f"{steps}").records() if r["split"] == "train"])
+    assert ends == [list(range(1, 21)), [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]] == [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]
+    np.testing.assert_allclose(records[0][2]["loss"], records[1][2]["loss"], rtol=1e-4)
+
+
+def wrapping(monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
+    """Replaces ``Program.train`` by ``wrap(train, state, data, steps)``."""
+    compiled = program.compiled
+
+    def wrapped(*args: Any, **options: Any) -> program.Program:
+        made = compiled(*args, **options)
+        return dataclasses.replace(made, train=lambda *inputs: wrap(made.train, *inputs))
+
+    monkeypatch.setattr(program, "compiled", wrapped)
+
+
+def test_rates_are_right_where_dispatches_block(
+    tiny: Experiment, run: Run, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As loops of XLA do on a GPU. A step takes a second of this clock, apart from the first dispatch, which compiles."""
+    seconds = [0]
+
+    def blocking(train: Any, state: Any, data: Any, steps: int) -> Any:
+        seconds[0] += steps
+        return train(state, data, steps)
+
+    wrapping(monkeypatch, blocking)
+    monkeypatch.setattr(train_lib, "time", types.SimpleNamespace(perf_counter=lambda: float(seconds[0])))
+    run(tiny, tmp_path / "run", told)
+    rates = [record["images_per_second"] / tiny.batch_size for record in told.records if record["split"] == "train"]
+    # Steps 4, 6, 8 and 12 are saved or scored; the count starts again after the first dispatch and the score of step 6.
+    np.testing.assert_allclose(rates, [1 / 1, 2 / 2, 3 / 3, 4 / 3, 5 / 5, 6 / 5, 1 / 2, 2 / 2, 3 / 4, 4 / 5, 5 / 6, 6 / 6])
+
+
+def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are seen when step 8 is saved."""
+    poisoned: list[str] = []
+
+    def train(honest: Any, state: Any, data: Any, steps: int) -> Any:
+        step = int(state.step) + 1
+        state, metrics = honest(state, data, steps)
+        if (step, *poisoned) == (7, "loss"):
+            metrics = jax.tree.map(lambda m: m * np.float32("nan"), metrics)
+        if (step, *poisoned) == (8, "update"):
+            state = state._replace(params=jax.tree.map(lambda leaf: leaf * np.float32("inf"), state.params))
+        return state, metrics
+
+    wrapping(monkeypatch, train)
+    monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
+    for poison, message in {"loss": "the loss of step 7", "update": "the update of step 8"}.items():
+        poisoned[:], folder = [poison], tmp_path / poison
+        with pytest.raises(NonFiniteLoss, match=f"{message} is not finite: the last good checkpoint is that of step 4") as caught:
+            run(tiny, folder)
+        diverged = json.loads((folder / "diverged.json").read_text())
+        assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, caught.value.step, None)
+        assert not (folder / "result.json").exists()
+        assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["4"]
+        assert all(np.isfinite(record["loss"]) for record in Workdir(folder).records())
+        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is not finite: the last good checkpoint is that of step 4"):
+            run(tiny, folder)
+
+
+def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+    def model(**fields: Any) -> Experiment:
+        return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **fields))
+
+    for experiment in (
+        dataclasses.replace(tiny, batch_size=12),  # not a multiple of 8 devices
+        dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
+        model(num_classes=7),
+        model(features=(8, 4, 4)),  # option A cannot shrink
+        model(stages=(1, 1)),
+        model(output_stride=16),
+        model(stochastic_depth=StochasticDepth(survival=0.0)),
+        model(branch=configured(Basic, dropout=1.5)),
+        model(norm=configured(GroupNorm, num_groups=3)),
+        dataclasses.replace(tiny, optimizer=Optimizer(frozen=("stages/0", "stm"))),
+        dataclasses.replace(tiny, optimizer=Optimizer(rates=(("stages", 0.1), ("stagess/1", 0.3)))),
+    ):
+        with pytest.raises(UserError):
+            run(experiment, tmp_path / "run", devices=8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experiment) -> None:
+    """Name, data set, length and evaluation do not matter, nor the initialization of gates."""
+    from resnet_jax.models.shortcuts import ExclusiveGating, Scaled
+
+    compiled = program.compiled(tiny, 1)
+    other = dataclasses.replace(
+        tiny,
+        name="other",
+        steps=99,
+        evaluation=Evaluation(every=7),
+        checkpointing=Checkpointing(every=3),
+        data=dataclasses.replace(tiny.data, name="x"),
+    )
+    assert (program.compiled(other, 1).train, program.compiled(other, 1).init) == (compiled.train, compiled.init)
+    for changed in (
+        dataclasses.replace(tiny, batch_size=8),
+        dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, smoothing=0.1)),
+        dataclasses.replace(tiny, execution=dataclasses.replace(tiny.execution, blocks="loop")),
+    ):
+        assert program.compiled(changed, 1).train is not compiled.train
+    assert program.compiled(tiny, 8).train is not compiled.train
+
+    def with_shortcut(shortcut: Any) -> program.Program:
+        return program.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
+
+    six, seven = (with_shortcut(configured(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
+    assert six.train is seven.train
+    biases = [leaf for path, leaf in jax.tree.leaves_with_path(seven.init(jax.random.key(0)).params) if "gate_bias" in str(path)]
+    assert biases
+    assert all(np.unique(leaf).tolist() == [-7.0] for leaf in biases)
+    assert with_shortcut(configured(Scaled, shortcut=0.5)).train is not with_shortcut(configured(Scaled, shortcut=0.25)).train
+
+
+def test_a_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+    from resnet_jax.training.profile import Profile
+
+    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert f"profile of the run in {tmp_path / 'profile'}" in told.messages
+    (tmp_path / "run" / "result.json").unlink()
+    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "none", 2, told.say))
+    assert "no step was profiled" in told.messages[-1]
