@@ -66,7 +66,8 @@ def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
         # Two batches before and two after, so the prefetch is equally far ahead at both readings.
         rows = streaming.Rows(stream, first_step=0, last_step=2 * (batches + 2))
         with contextlib.closing(streaming.batches(rows)) as reading:
-            next(reading), next(reading)
+            for _ in range(2):
+                next(reading)
             return cpu_seconds(lambda: [next(reading) for _ in range(batches)])
 
     loops: dict[str, Callable[[], Any]] = {
