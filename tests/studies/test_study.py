@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 from conftest import ROOT, Told
 
@@ -204,10 +205,9 @@ def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str,
 
     assert interrupted(signal.SIGINT) in (0, 128 + signal.SIGINT)
     interrupted(signal.SIGKILL)
-    for _ in range(600):  # Workers of the killed parent stop, and give up the locks of their directories.
-        if not list(tmp_path.glob("parallel/*/*/*.lock")):
-            break
-        time.sleep(0.1)
+    for path in tmp_path.glob("parallel/*/*/*.lock"):  # Workers of the killed parent stop and release their locks.
+        with filelock.FileLock(path, timeout=600):
+            pass
     done = subprocess.run(parallel, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr
     sequential = [*command, "--workdir", str(tmp_path / "sequential"), "--devices", "1"]
@@ -231,7 +231,7 @@ def test_a_crashed_worker_is_reported_and_leaves_the_others_alone(variants: list
     failed = study.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
     assert list(failed) == [folder]
     assert "exit code 1: " in failed[folder]
-    assert "metrics.jsonl is damaged" in failed[folder]
+    assert "metrics.jsonl is corrupt" in failed[folder]
     assert failed[folder].endswith(f"see {tmp_path}/second/seed-0.log")
     assert "first 0" in watching.events
     assert watching.told.records, "progress arrives"
