@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT, Told
 
 from resnet_jax import references
+from resnet_jax.training.train import train
 
 
 @pytest.mark.slow
@@ -13,7 +14,7 @@ def test_deep_plain_networks_degrade_and_residual_networks_do_not(digits_dir: st
     results = {}
     for network in ("plain56", "resnet56"):
         experiment = references.load(f"{ROOT}/experiments/degradation.py:{network}")()
-        results[network] = run.run(experiment, 0, tmp_path / network, progress=told, data_dir=digits_dir, devices=1)
+        results[network] = train(experiment, 0, tmp_path / network, progress=told, data_dir=digits_dir, devices=1)
         assert results[network]["training_error_of"] == "all training images, last step"
     assert results["plain56"]["training_error_percent"] > 25
     assert results["resnet56"]["training_error_percent"] < 2
