@@ -109,8 +109,8 @@ MUTANTS = (
     Mutant(
         "checksums are not verified",
         "training/checkpoints.py",
-        "if found.get(name) != checksum]",
-        "if name not in found]",
+        "if checksums.get(name) != checksum]",
+        "if name not in checksums]",
         "training/test_checkpoints.py",
     ),
     Mutant(
@@ -120,7 +120,7 @@ MUTANTS = (
         "jax.random.fold_in(key, 0)",
         "data/test_order.py",
     ),
-    Mutant("clipping is skipped", OPTIMIZER, "if optimizer.clip", "if False", f"{WIRING} loss"),
+    Mutant("clipping is skipped", OPTIMIZER, "(optimizer.clip > 0)", "False", f"{WIRING} loss"),
     Mutant("augmentation ignores the step", STEP, "fold_in(key, 2), step)", "fold_in(key, 2), 0)", "training/test_step.py"),
 )
 
