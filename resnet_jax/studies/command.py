@@ -39,8 +39,8 @@ class StudyOptions(options_lib.RunOptions):
     only: tuple[str, ...] = ()
     """Names of the variants to train. Default: all."""
     workers: int | None = None
-    """Worker processes, one device each. Default: one per accelerator, unless --devices is given; none on CPU. 1: this process, with all
-    devices for every run."""
+    """Worker processes, one device each. Default: one per accelerator; none on CPU, with --devices, or in several processes. 1: this
+    process, with all devices for every run."""
     json: bool = False
     """Print the table as JSON."""
 
@@ -54,7 +54,9 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError(f"--seeds is {options.seeds}; give at least 1")
     if options.workers is not None and options.devices is not None:
         raise UserError("--workers and --devices exclude each other; a worker has one device")
-    several_hosts = processes.connect(options.joining) is not None
+    processes.connect(options.joining)
+    if processes.several() and options.workers not in (None, 1):
+        raise UserError(f"--workers is {options.workers} in a study of several processes; start one process, or leave out --workers")
     from resnet_jax.studies import comparison
 
     every = comparison.study_cells(options.study, **({} if options.depth is None else {"depth": options.depth}))
@@ -73,7 +75,8 @@ def study(arguments: Sequence[str]) -> None:
     from resnet_jax.studies import cells, committed, workers
     from resnet_jax.studies import study as study_lib
 
-    environments = [] if several_hosts or options.devices is not None else workers.environments(options.workers)
+    in_this_process = processes.several() or options.devices is not None
+    environments = [] if in_this_process else workers.environments(options.workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # this process holds no accelerator memory
     names = [variant.name for variant in every]

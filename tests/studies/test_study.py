@@ -16,7 +16,7 @@ import filelock
 import pytest
 from conftest import ROOT, Told
 
-from resnet_jax import cli, references
+from resnet_jax import cli, processes, references
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
 from resnet_jax.studies import committed, markdown, study, workers
@@ -182,6 +182,22 @@ def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> Non
     assert workers.visible("gpu", 1, None) == workers.environments(None) == workers.environments(1) == []
     with pytest.raises(UserError, match="--workers is 4 for 2 devices"):
         workers.visible("gpu", 2, 4)
+
+
+def test_studies_of_several_processes_have_no_workers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their runs use the devices of all processes; workers of each process would train the same runs."""
+    environments = []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "leave", sys.exit)
+    monkeypatch.setattr(workers, "environments", lambda _: [{}, {}])
+    monkeypatch.setattr(study, "run", lambda *_, **options: environments.append(options["environments"]))
+    command = ["study", f"{TINY}:pair", "--workdir", str(tmp_path)]
+    cli.main(command)
+    assert environments == [[]]
+    assert "--workers is 2 in a study of several processes" in fails(capsys, *command, "--workers", "2")
 
 
 @pytest.mark.slow
