@@ -173,7 +173,7 @@ def draw(results: Mapping[str, Landscape]) -> Figure:
             lines = panel.contour(result.offsets, result.offsets, heights, log_levels, colors=figures.INK, linewidths=0.6, linestyles="-")
             panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=0.75 * figures.FONT_SIZE)
         panel.plot(*result.offsets[np.stack(np.nonzero(~np.isfinite(result.loss)))], ".", color=figures.INK, markersize=3)
-        panel.plot(0, 0, "+", color=figures.COLOURS[1], markersize=8, markeredgewidth=1.6)
+        panel.plot(0, 0, "+", color=figures.COLORS[1], markersize=8, markeredgewidth=1.6)
         panel.set_title(figures.shortened(name), fontsize=figures.FONT_SIZE)
         panel.set_aspect("equal")
     for panel in panels[len(results) :]:

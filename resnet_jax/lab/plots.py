@@ -26,7 +26,7 @@ def panels(*xlabels: str, **subplots: Any) -> tuple[Figure, list[Axes]]:
 
 def styled(results: Mapping[Any, Result]) -> Iterator[tuple[Any, Result, Any]]:
     """Yields name, result and a line style that differs in color, stroke and marker."""
-    colors, strokes, markers = figures.COLOURS, ("-", "--", ":", "-."), "os^Dvx"
+    colors, strokes, markers = figures.COLORS, ("-", "--", ":", "-."), "os^Dvx"
     for i, (name, result) in enumerate(results.items()):
         style = {"color": colors[i % len(colors)], "linestyle": strokes[i % 4], "marker": markers[i % 6]}
         yield name, result, style | {"markersize": 2.5, "linewidth": 1}

@@ -1,1 +1,1 @@
-"""Runs and comparisons of runs, what they found, and its report."""
+"""Studies: variants x seeds, statistics, comparison with published numbers, report."""

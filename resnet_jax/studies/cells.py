@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from scipy import stats
 from resnet_jax.errors import UserError
 from resnet_jax.studies import committed
 from resnet_jax.studies.ledger import FAIL_PERCENT
-from resnet_jax.tables import Table
+from resnet_jax.tables import Table, plain
 from resnet_jax.training import resolved
 from resnet_jax.training.workdir import Record, Workdir
 
@@ -29,12 +29,12 @@ class Run:
 
     seed: int
     result: dict[str, Any] | None
-    """Contents of ``result.json``; None of an unfinished run."""
+    """Contents of ``result.json``; None for an unfinished run."""
     source: Path
     """Run directory, or file of committed results."""
 
     def records(self) -> list[Record]:
-        """Returns its metrics; none of a committed result."""
+        """Returns the metrics; empty for a committed result."""
         return Workdir(self.source).records() if self.source.is_dir() else []
 
 
@@ -50,7 +50,7 @@ class Spread:
 
     @property
     def deviation(self) -> float:
-        """Sample standard deviation; NaN of fewer than two values."""
+        """Sample standard deviation; NaN for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def failed(self) -> bool:
-        """Whether the median error is above 20 % (He et al. 2016, Table 1)."""
+        """True if the median error is above 20 % (He et al. 2016, Table 1)."""
         return self.error.median > FAIL_PERCENT
 
 
@@ -108,12 +108,12 @@ class Difference:
     seeds: int
     mean: float
     low: float
-    """95 % confidence interval of the mean (Student's t); NaN of fewer than two seeds or equal differences."""
+    """95 % confidence interval of the mean (Student's t); NaN for fewer than two seeds or equal differences."""
     high: float
 
     @property
     def distinguishable(self) -> bool:
-        """Whether the interval excludes 0."""
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -188,7 +188,7 @@ def collect(paths: Iterable[Path]) -> list[Cell]:
 def table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Returns one JSON object per variant with results; the first is the baseline of the differences."""
     finished = [cell for cell in cells if cell.results]
-    return [
+    rows = (
         {
             "name": cell.name,
             "seeds": len(cell.results),
@@ -199,22 +199,18 @@ def table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "training_error": _numbers(cell.spread("training_error_percent")),
             "best_over_training": _numbers(cell.spread("best_over_training")),
             "selected_on_validation": _numbers(cell.spread("selected_on_validation")),
-            "difference": None if cell is finished[0] else _finite(asdict(paired) | {"distinguishable": paired.distinguishable}),
+            "difference": None if cell is finished[0] else asdict(paired) | {"distinguishable": paired.distinguishable},
             "parameters": cell.results[0]["parameters"],
-            "seconds": _finite({"mean": cell.spread("seconds").mean})["mean"],
+            "seconds": cell.spread("seconds").mean,
         }
         for cell in finished
         for paired in (difference(cell, finished[0]),)
-    ]
+    )
+    return [plain(row) for row in rows]
 
 
 def _numbers(spread: Spread) -> dict[str, Any]:
-    numbers = {name: getattr(spread, name) for name in ("mean", "deviation", "median", "best")}
-    return _finite(numbers) | {"values": list(spread.values)}
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+    return {name: getattr(spread, name) for name in ("mean", "deviation", "median", "best", "values")}
 
 
 def tables(cells: Sequence[Cell], absent: Sequence[str] = ()) -> list[Table]:

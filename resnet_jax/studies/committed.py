@@ -33,7 +33,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a JSON file holds results of runs."""
+    """Returns whether a JSON file holds results of runs."""
     return read_object(path).get("kind") == "study"
 
 
@@ -50,7 +50,6 @@ def remember_study(workdir: Path, *, command: str, cells: Sequence[str], reduced
 
 
 def _joined(earlier: str, now: str) -> str:
-
     return "; ".join(dict.fromkeys(filter(None, [*earlier.split("; "), now])))
 
 
@@ -74,7 +73,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         text = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is corrupt: {error}") from None
     if not isinstance(text, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
+        raise UserError(f"{path} is corrupt: it holds no JSON object")
     return text

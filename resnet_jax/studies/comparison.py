@@ -18,7 +18,7 @@ from resnet_jax.training import resolved
 from resnet_jax.training.experiment import Experiment
 
 MEASURED = ("top1_error", "training_error")
-"""Metrics that a run measures."""
+"""Metrics that runs measure."""
 # Selection of the reported step to the field of our results.
 _SELECTED = {"last step": "value", "validation error": "selected_on_validation", "test error": "best_over_training"}
 _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def missing(self) -> bool:
-        """Whether a run would measure the number."""
+        """True if a run would measure the number."""
         return bool(self.entry.network) and self.entry.metric in MEASURED and not self.ours
 
     def __str__(self) -> str:
@@ -73,7 +73,9 @@ class Comparison:
             return "no network of this codebase"
         if self.entry.metric not in MEASURED:
             return "not measured here"
-        lines = [f"{each}, median {each.median:.2f}, best {each.best:.2f}, n={len(each.values)} ({cell.name})" for cell, each in self.ours]
+        lines = [
+            f"{error}, median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)} ({cell.name})" for cell, error in self.ours
+        ]
         lines += map(str, self.refused)
         return "\n".join([*lines, *(["not run"] if self.missing else [])])
 
@@ -107,14 +109,15 @@ def _counts(architecture: models.Architecture) -> models.Counts:
 def beside(cells: Sequence[Cell]) -> list[Comparison]:
     """Returns the verified published errors with a result, joined or rejected."""
     entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
-    compared = (compare(each, cells) for each in entries if each.verified and each.metric == "top1_error" and each.network)
-    return [each for each in compared if each.ours or each.refused]
+    errors = (entry for entry in entries if entry.verified and entry.metric == "top1_error" and entry.network)
+    comparisons = (compare(entry, cells) for entry in errors)
+    return [comparison for comparison in comparisons if comparison.ours or comparison.refused]
 
 
 def published_beside(result: dict[str, Any]) -> list[Entry]:
     """Returns the published errors comparable with the result of one run."""
     cell = Cell(result["experiment"], [Run(result["seed"], result, Path())])
-    return [each.entry for each in beside([cell]) if each.ours]
+    return [comparison.entry for comparison in beside([cell]) if comparison.ours]
 
 
 def plain(comparison: Comparison) -> dict[str, Any]:
@@ -125,8 +128,8 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "published": entry.value,
         "counted": comparison.counted,
         "ours": [
-            {"variant": cell.name, "values": list(each.values), "mean": each.mean, "median": each.median, "best": each.best}
-            for cell, each in comparison.ours
+            {"variant": cell.name, "values": list(error.values), "mean": error.mean, "median": error.median, "best": error.best}
+            for cell, error in comparison.ours
         ],
         "refused": [{"variant": refusal.cell.name, "differing": refusal.differing} for refusal in comparison.refused],
         "command": comparison.command,
@@ -136,15 +139,20 @@ def plain(comparison: Comparison) -> dict[str, Any]:
 def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     """Returns one table per table of a paper."""
     grouped: dict[tuple[str, str], list[Comparison]] = {}
-    for each in comparisons:
-        grouped.setdefault((each.entry.paper, each.entry.table), []).append(each)
-    made = []
+    for comparison in comparisons:
+        grouped.setdefault((comparison.entry.paper, comparison.entry.table), []).append(comparison)
+    rendered = []
     for (paper, name), group in grouped.items():
         caption = f": {group[0].entry.caption}" if group[0].entry.caption else ""
-        rows = tuple((each.entry.row, METRICS[each.entry.metric], _published(each.entry), each.entry.mark, str(each)) for each in group)
-        commands = dict.fromkeys(f"to run: {each.command}" for each in group if each.missing and each.command)
-        made.append(Table(f"{paper}, {name}{caption}", ("row", "metric", "published", "mark", "ours"), rows, "\n".join(commands)))
-    return made
+        rows = tuple(map(_row, group))
+        commands = dict.fromkeys(f"to run: {comparison.command}" for comparison in group if comparison.missing and comparison.command)
+        rendered.append(Table(f"{paper}, {name}{caption}", ("row", "metric", "published", "mark", "ours"), rows, "\n".join(commands)))
+    return rendered
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    entry = comparison.entry
+    return entry.row, METRICS[entry.metric], _published(entry), entry.mark, str(comparison)
 
 
 def _published(entry: Entry) -> str:
@@ -192,7 +200,7 @@ def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
     except TypeError as error:
         raise UserError(f"{reference} cannot be called with {arguments or 'no arguments'}: {error}") from None
     variants = function(**arguments)
-    if not isinstance(variants, tuple | list) or not variants or not all(isinstance(each, Experiment) for each in variants):
+    if not isinstance(variants, tuple | list) or not variants or not all(isinstance(variant, Experiment) for variant in variants):
         raise UserError(f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
     names = [variant.name for variant in variants]
     for name in names:

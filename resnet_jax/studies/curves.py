@@ -18,7 +18,7 @@ from resnet_jax.training import resolved
 from resnet_jax.training.workdir import Record, Workdir
 
 POINTS = 200
-"""Most points of a curve: a panel has about 300 pixels."""
+"""Maximum number of points of a curve: a panel has about 300 pixels."""
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.4)), (0, (5, 1.3, 1, 1.3)), (0, (1.2, 1.2)), (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 _WIDTH, _AXES, _BELOW, _ABOVE, _LEGEND_ROW = 3.4, 2.3, 0.5, 0.12, 0.18
 
@@ -76,7 +76,7 @@ def panels(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
 
 
 def families(cells: Sequence[Cell]) -> list[list[Member]]:
-    """Groups variants with curves whose networks differ in ``stages`` alone, one of each depth, from the shallowest."""
+    """Groups variants with curves whose networks differ in ``stages`` alone, one of each depth, shallowest first."""
     groups: list[tuple[str, list[Member]]] = []
     for cell in cells:
         records = [run.records() for run in cell.runs]
@@ -84,14 +84,14 @@ def families(cells: Sequence[Cell]) -> list[list[Member]]:
         if train is None and test is None:
             continue
         model = cell.results[0]["model"] if cell.results else Workdir(cell.runs[0].source).read_experiment_file()["experiment"]["model"]
-        made = Member(cell.name, tuple(model["stages"]), train, test)
+        member = Member(cell.name, tuple(model["stages"]), train, test)
         rest = resolved.fingerprint({name: value for name, value in model.items() if name != "stages"})
         # Networks of one depth that were trained differently would be two lines of one color.
-        fitting = (group for key, group in groups if key == rest and all(made.stages != other.stages for other in group))
+        fitting = (group for key, group in groups if key == rest and all(member.stages != other.stages for other in group))
         group = next(fitting, None)
         if group is None:
             groups.append((rest, group := []))
-        group.append(made)
+        group.append(member)
     return [sorted(members, key=lambda member: (sum(member.stages), member.stages)) for _, members in groups]
 
 
@@ -152,7 +152,7 @@ def _axes(panel: Axes, steps: int, limit: float) -> None:
 
 
 def _draw(panel: Axes, member: Member, label: str, look: int) -> Line2D:
-    color, dashes = figures.COLOURS[look % len(figures.COLOURS)], _DASHES[look % len(_DASHES)]
+    color, dashes = figures.COLORS[look % len(figures.COLORS)], _DASHES[look % len(_DASHES)]
     for each, width, shade, order in ((member.train, 0.8, 0.1, 2), (member.test, 1.8, 0.16, 3)):
         if each is None:
             continue

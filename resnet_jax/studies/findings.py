@@ -73,7 +73,7 @@ def read(folders: Iterable[Path]) -> list[Section]:
             tables = tuple(map(table, text["tables"]))
             sections.append(Section(text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is damaged, or its figure is missing ({error!r}): delete it, or repeat its command") from error
+            raise UserError(f"{file} is corrupt, or its figure is missing ({error!r}): delete it, or repeat its command") from error
     return sections
 
 

@@ -34,7 +34,6 @@ METRICS = {
     "hours": "hours",
 }
 """Metric to its heading."""
-STATISTICS = ("single", "best", "mean", "median", "val-selected", "test-selected", "ensemble", "exact")
 _PROTOCOL = (
     *("dataset", "training_images", "validation_images", "test_images", "steps", "epochs", "batch_size", "normalisation"),
     *("batch_norm_group", "batch_norm_statistics", "padding", "preprocessing", "augmentation", "view", "selection"),
@@ -76,16 +75,16 @@ class Entry:
 
     @property
     def verified(self) -> bool:
-        """Whether it may be a target."""
+        """True if the number may be a target."""
         return self.mark == "C" or self.mark.startswith("V")
 
     @property
     def failed(self) -> bool:
-        """Whether it is a ``fail`` of He et al. 2016."""
+        """True for a ``fail`` of He et al. 2016."""
         return self.metric == "top1_error" and (self.relation, self.value) == (">", FAIL_PERCENT)
 
     def architecture(self) -> Architecture | None:
-        """Returns the network, where this codebase has it."""
+        """Returns the network, or None if this codebase does not have it."""
         return variant(**self.network) if self.network else None
 
     def __str__(self) -> str:
@@ -110,7 +109,7 @@ class Paper:
 
 
 def papers() -> list[str]:
-
+    """Returns the keys of all sources."""
     return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
 
 

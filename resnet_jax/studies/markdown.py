@@ -28,7 +28,7 @@ def fill(path: Path) -> int:
 
 
 def filled(text: str, base: Path) -> tuple[str, int]:
-    """Returns a text with its blocks filled from files below ``base``, and how many changed; see ``fill``."""
+    """Returns the text with its blocks filled from files below ``base``, and the number of changed blocks; see ``fill``."""
     if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
         raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
     changed = 0
@@ -48,17 +48,17 @@ def table(path: Path, link: str) -> str:
         raise UserError(f"there is no file {path}{nearest(str(path), map(str, path.parent.glob('*.json')))}")
     text = committed.read_object(path)
     if text.get("kind") == "study":
-        shown, environments = cells.tables(cells.collect([path]))[0], committed.read(path)
+        rendered, environments = cells.tables(cells.collect([path]))[0], committed.read(path)
     elif text.get("kind") == findings.KIND:
-        shown, environments = findings.table(text["tables"][0]), [text | {"device": text["devices"]}]
+        rendered, environments = findings.table(text["tables"][0]), [text | {"device": text["devices"]}]
     else:
         raise UserError(f"{path} holds results of kind {text.get('kind')!r}; give a study or a {findings.KIND}")
-    source = f"`{text['command']}`; {_where(environments)}; {text['date']}; [data]({link}). {text.get('reduced', '')}".rstrip()
-    return "\n".join([*tables.markdown(shown), "", source]) + "\n"
+    source = f"`{text['command']}`; {_environment(environments)}; {text['date']}; [data]({link}). {text.get('reduced', '')}".rstrip()
+    return "\n".join([*tables.markdown(rendered), "", source]) + "\n"
 
 
-def _where(results: list[dict[str, Any]]) -> str:
+def _environment(results: list[dict[str, Any]]) -> str:
     """Returns devices, jax versions and commits, all of them where they differ."""
     devices = [f"{r['device']['count']} x {r['device']['kind']}, {r['device']['cores']} cores" for r in results]
     commits = ["no checkout" if r["commit"] is None else re.sub(r"^(\w{7})\w*", r"commit \1", r["commit"]) for r in results]
-    return "; ".join(" and ".join(dict.fromkeys(each)) for each in (devices, [f"jax {r['versions']['jax']}" for r in results], commits))
+    return "; ".join(" and ".join(dict.fromkeys(values)) for values in (devices, [f"jax {r['versions']['jax']}" for r in results], commits))

@@ -1,5 +1,6 @@
 """Variants x seeds, one run each: sequentially in this process, or in worker processes."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -28,7 +29,7 @@ class Watcher(Protocol):
     def running(self, cell: Experiment, seeds: Sequence[int]) -> AbstractContextManager[Progress]: ...
 
     def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
-        """Receives results of finished runs, also of earlier sessions."""
+        """Receives the results of finished runs, including those of earlier sessions."""
         ...
 
 
@@ -57,23 +58,24 @@ def run(
     """
     size = 1 if environments else mesh.make(devices).size
     runs = []
-    for each in (Run(variant, seed, workdir / variant.name / f"seed-{seed}") for seed in seeds for variant in variants):
+    for seed, variant in itertools.product(seeds, variants):
+        folder = workdir / variant.name / f"seed-{seed}"
         try:
-            each.variant.check(sources.describe(each.variant.data.name, data_dir), size)
-            Workdir(each.folder).check(each.variant, each.seed)
-            result = Workdir(each.folder).result()
+            variant.check(sources.describe(variant.data.name, data_dir), size)
+            Workdir(folder).check(variant, seed)
+            result = Workdir(folder).result()
         except UserError as error:
-            raise UserError(f"{each.variant.name}: {error}") from None
+            raise UserError(f"{variant.name}: {error}") from None
         if result is None:
-            runs.append(each)
+            runs.append(Run(variant, seed, folder))
         else:
-            watcher.finished(each.variant, [result])
+            watcher.finished(variant, [result])
     if environments:
         from resnet_jax.studies import workers
 
         on_start()
         return workers.train(runs, environments, watcher=watcher, data_dir=data_dir)
-    for variant in {each.variant.name: each.variant for each in runs}.values():
+    for variant in {run.variant.name: run.variant for run in runs}.values():
         try:
             program.compiled(variant, devices)  # Traces the network: an invalid one fails before the first run.
         except UserError as error:

@@ -67,25 +67,27 @@ def train(runs: Sequence[Run], variables: Sequence[dict[str, str]], *, watcher: 
       SystemExit: after SIGINT, SIGTERM or SIGUSR1, when every worker has saved its state.
     """
     idle: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for each in variables:
-        idle.put(each)
+    for environment in variables:
+        idle.put(environment)
     processes: list[subprocess.Popen[str]] = []
     failed: dict[Path, str] = {}
 
     def train_one(run: Run) -> None:
         if interruption.requested:
             return
-        environment = idle.get()
         log = run.folder.with_name(f"{run.folder.name}.log")
-        process = _start(run, environment, log, data_dir)
-        processes.append(process)
-        with process, watcher.running(run.variant, [run.seed]) as progress:
-            for line in process.stdout or ():
-                if line.startswith('{"call": '):
-                    message = json.loads(line)
-                    getattr(progress, message["call"])(*message["arguments"])
-            code = process.wait()
-        idle.put(environment)
+        environment = idle.get()
+        try:
+            process = _start(run, environment, log, data_dir)
+            processes.append(process)
+            with process, watcher.running(run.variant, [run.seed]) as progress:
+                for line in process.stdout or ():
+                    if line.startswith('{"call": '):
+                        message = json.loads(line)
+                        getattr(progress, message["call"])(*message["arguments"])
+                code = process.wait()
+        finally:
+            idle.put(environment)  # Otherwise the next run would wait forever.
         result = Workdir(run.folder).result()
         if result is not None:
             watcher.finished(run.variant, [result])
@@ -95,21 +97,21 @@ def train(runs: Sequence[Run], variables: Sequence[dict[str, str]], *, watcher: 
             return
         log.unlink()
 
-    asked = 0
+    terminated = 0
     with Interruption() as interruption, concurrent.futures.ThreadPoolExecutor(len(variables)) as pool:
         try:
             trained = [pool.submit(train_one, run) for run in runs]
             while concurrent.futures.wait(trained, timeout=0.1).not_done:
                 if interruption.requested:
-                    for process in processes[asked:]:
+                    for process in processes[terminated:]:
                         process.terminate()
-                        asked += 1
+                        terminated += 1
         except BaseException:  # A second Ctrl-C.
             for process in processes:
                 process.kill()
             raise
-    for each in trained:
-        each.result()
+    for future in trained:
+        future.result()
     if interruption.requested:
         name = signal.Signals(interruption.requested).name
         print(f"resnet-jax: stopped by {name}; the states are saved, the same command continues", file=sys.stderr)
@@ -146,7 +148,6 @@ class _Progress:
 
 
 def main() -> None:
-
     request = json.loads(sys.stdin.readline())
 
     def stop_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Committed results: exact round trip, one line per result, damaged files."""
+"""Committed results: exact round trip, one line per result, corrupt files."""
 
 import json
 from pathlib import Path
@@ -22,27 +22,27 @@ def some() -> list[dict[str, Any]]:
     ]
 
 
-def test_results_are_read_back_exactly(tmp_path: Path) -> None:
+def test_results_round_trip_exactly(tmp_path: Path) -> None:
     for results in (some(), some()[:1], [some()[0]] * 2, [{"seed": 0, "value": 1.5}, {"seed": 1, "value": None}]):
         committed.write(tmp_path / "new" / "r.json", results, command="x")
         assert committed.read(tmp_path / "new" / "r.json") == results
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"], "no temporary file remains"
 
 
-def test_each_result_is_a_line_and_shared_fields_are_written_once(tmp_path: Path) -> None:
+def test_write_puts_each_result_on_a_line_and_shared_fields_once(tmp_path: Path) -> None:
     """So that a diff of two commits shows the runs that changed."""
     committed.write(tmp_path / "r.json", some(), command='resnet-jax study "a b.py:c"', reduced="4 steps.")
     text = (tmp_path / "r.json").read_text()
-    found = json.loads(text)
-    assert (found["kind"], found["command"], found["reduced"]) == ("study", 'resnet-jax study "a b.py:c"', "4 steps.")
-    assert found["common"].keys() >= {"metric", "split", "examples", "versions", "device", "commit", "steps", "protocol"}
+    written = json.loads(text)
+    assert (written["kind"], written["command"], written["reduced"]) == ("study", 'resnet-jax study "a b.py:c"', "4 steps.")
+    assert written["common"].keys() >= {"metric", "split", "examples", "versions", "device", "commit", "steps", "protocol"}
     assert text.count("NVIDIA H100 80GB HBM3") == 1
     rows = [json.loads(line.strip().rstrip(",")) for line in text.splitlines() if line.strip().startswith('{"')]
-    assert rows == found["results"]
+    assert rows == written["results"]
     assert [row["value"] for row in rows] == [0.1 + 0.2, 26 / 3, 9.25, 100.0]
 
 
-def test_damaged_and_foreign_files_are_rejected_by_name(tmp_path: Path) -> None:
+def test_read_rejects_corrupt_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     texts = [b"", b'{"kind": "study", "common": {}, "results": [\n  {"seed": 0},', b"[1, 2]", b"3", b"{}", b"\x80\xff"]
     texts += [b'{"kind": "study", "common": {}}', b'{"kind": "study", "common": {}, "results": [1, 2]}']
@@ -54,11 +54,11 @@ def test_damaged_and_foreign_files_are_rejected_by_name(tmp_path: Path) -> None:
         committed.read(tmp_path / "missing.json")
     path.write_text("{")
     for read in (committed.is_study, committed.study):
-        with pytest.raises(UserError, match=f"{path} is damaged"):
+        with pytest.raises(UserError, match=f"{path} is corrupt"):
             read(path)
 
 
-def test_notes_of_studies_are_merged(tmp_path: Path) -> None:
+def test_notes_merge_several_studies(tmp_path: Path) -> None:
     folder = tmp_path / "one"
     committed.remember_study(folder, command="first", cells=["a", "b"], reduced="Small.")
     for _ in range(2):

@@ -432,7 +432,7 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     for file in (files[2], files[0]):
         text = file.read_text()
         file.unlink() if file.suffix == ".svg" else file.write_text("{")
-        with pytest.raises(UserError, match=r"made_up\.json is damaged, or its figure is missing"):
+        with pytest.raises(UserError, match=r"made_up\.json is corrupt, or its figure is missing"):
             findings.read([tmp_path / "run"])
         file.write_text(text)
     with pytest.raises(UserError, match="cannot be written"):
