@@ -49,7 +49,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         split=options.split,
         batch_size=options.batch_size,
         data_dir=options.data_dir,
-        asked=[protocols.parse(text) for text in options.protocol] or [None],
+        requested=[protocols.parse(text) for text in options.protocol] or [None],
     )
     if not processes.is_first():
         return

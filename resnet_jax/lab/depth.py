@@ -125,7 +125,7 @@ def describe(results: Sequence[Family], threshold: float) -> Finding:
 
 
 def draw(results: Sequence[Family], threshold: float) -> Figure:
-
+    """Draws Figure 1 of He et al. 2015, by depth."""
     figure, (panel,) = plots.panels("layers with weights")
     for _, family, style in plots.styled(dict(enumerate(results))):
         depths = [depth.layers for depth in family.depths]

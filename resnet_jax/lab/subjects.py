@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
     """Returns the weights of a run or file, of the newest step by default, and the images that the options select."""
-    if step is not None and not (source.exists() and start.is_run(source)):
+    if step is not None and not start.is_run(source):
         raise UserError(f"{source} is not a run directory, so it has no step {step}. Leave out --steps, or name a run.")
     weights = start.weights_of(source) if step is None else trained.weights(source, step)
     name = options.data or weights.card.data
@@ -74,7 +74,7 @@ def inputs(weights: Pretrained, examples: Examples) -> tuple[tuple[Variables, Va
 
 
 def with_batch_statistics(weights: Pretrained, examples: Examples) -> Pretrained:
-    """Replaces the running statistics, which no image has entered before training, by those of the images as one batch."""
+    """Returns the weights with the BatchNorm statistics of the images, as one batch, in place of the running statistics."""
     network = dataclasses.replace(weights.architecture, stochastic_depth=StochasticDepth())
     apply, _, _ = loading.abstract(network)
     variables, constants = inputs(weights, examples)

@@ -40,7 +40,7 @@ class Switched:
 
 
 def network(architecture: Architecture, shortcut: Factory) -> Switched:
-    """Returns the architecture with ``PassThrough`` or a shortcut made by ``routed``."""
+    """Returns the architecture with ``PassThrough`` or a shortcut of ``routed``."""
     apply, _, stats = loading.abstract(dataclasses.replace(architecture, shortcut=shortcut))
     stacks = [
         (stage, stack, block["stacked"]["shortcut"]["switch"].shape[0])

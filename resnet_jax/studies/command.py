@@ -119,7 +119,9 @@ def _command(options: StudyOptions) -> str:
 
 def _reduced(full: Sequence["Experiment"], variants: Sequence["Experiment"]) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    ours, theirs = ((each.data.name, f"{each.steps:,} steps", f"{sum(each.model.stages)} blocks") for each in (variants[0], full[0]))
+    ours, theirs = (
+        (variant.data.name, f"{variant.steps:,} steps", f"{sum(variant.model.stages)} blocks") for variant in (variants[0], full[0])
+    )
     changes = [f"{our} in place of {their.split()[0]}" for our, their in zip(ours, theirs, strict=True) if our != their]
     return f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers." if changes else ""
 
@@ -216,7 +218,7 @@ def _paper(key: str, variants: Sequence["Cell"], options: ReportOptions) -> None
         with _written(options.output):
             report_lib.write(variants, options.output, study={"command": f"resnet-jax report --paper {key}"}, comparisons=compared)
     if options.json:
-        print(json.dumps([comparison.plain(each) for each in compared]))
+        print(json.dumps([comparison.plain(row) for row in compared]))
         return
     _print(f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared))
     if more := len(paper.entries) - len(targets):

@@ -29,7 +29,7 @@ def write(cells: Sequence[Cell], page: Path, *, study: Mapping[str, Any], compar
 
     ``study`` has the notes of ``committed.study``. Unverified published numbers are counted, not shown.
     """
-    verified = [each for each in comparisons if each.entry.verified]
+    verified = [comparison for comparison in comparisons if comparison.entry.verified]
     runs = [(cell, run) for cell in cells for run in sorted(cell.runs, key=lambda run: run.seed)]
     results = [run.result for _, run in runs if run.result is not None]
     sections = findings.read(run.source for cell in cells for run in cell.runs)
@@ -39,11 +39,11 @@ def write(cells: Sequence[Cell], page: Path, *, study: Mapping[str, Any], compar
         cells=cells,
         tables=cells_lib.tables(cells, _absent(cells, study)),
         papers=comparison_lib.tables(verified),
-        comparable=any(each.ours or each.counted is not None or not each.refused for each in verified),
+        comparable=any(row.ours or row.counted is not None or not row.refused for row in verified),
         unverified=len(comparisons) - len(verified),
         errors=figures.error_by_cell(cells, _published(verified)),
         curves=curves.panels(cells),
-        laboratory=[(each, figures.inline(each.svg, each.title, f"lab{number}")) for number, each in enumerate(sections)],
+        laboratory=[(section, figures.inline(section.svg, section.title, f"lab{number}")) for number, section in enumerate(sections)],
         runs=[(cell, run, _relative(run.source, page.parent), quote(_relative(run.source, page.parent))) for cell, run in runs],
         details=[(cell, _values(result["protocol"] for result in cell.results), _experiment(cell)) for cell in cells],
         environment=_values(
@@ -59,7 +59,7 @@ def write(cells: Sequence[Cell], page: Path, *, study: Mapping[str, Any], compar
     data = {
         "study": {name: study[name] for name in ("command", "cells", "reduced") if name in study},
         "variants": cells_lib.table(cells),
-        "comparisons": [comparison_lib.plain(each) for each in comparisons],
+        "comparisons": [comparison_lib.plain(comparison) for comparison in comparisons],
         "results": [place | run.result for place, (_, run) in zip(places, runs, strict=True) if run.result is not None],
         "unfinished": [place for place, (_, run) in zip(places, runs, strict=True) if run.result is None],
     }
@@ -93,10 +93,10 @@ def _absent(cells: Sequence[Cell], study: Mapping[str, Any]) -> list[str]:
 def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
     """Returns the published errors of the last step by variant, without bounds."""
     errors: dict[str, list[float]] = {}
-    for each in comparisons:
-        entry = each.entry
+    for comparison in comparisons:
+        entry = comparison.entry
         if entry.metric == "top1_error" and entry.relation in "=~" and comparison_lib.selection(entry) == "last step":
-            for cell, _ in each.ours:
+            for cell, _ in comparison.ours:
                 errors.setdefault(cell.name, []).append(entry.value)
     return errors
 
@@ -117,7 +117,7 @@ def _values(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     for mapping in mappings:
         for name, value in mapping.items():
             values.setdefault(name, {})["–" if value is None else str(value)] = None
-    return {name: list(each) for name, each in values.items()}
+    return {name: list(distinct) for name, distinct in values.items()}
 
 
 def _row(run: Run) -> dict[str, Any]:

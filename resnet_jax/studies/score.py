@@ -29,7 +29,7 @@ def score(
     split: str | None,
     batch_size: int,
     data_dir: str | None,
-    asked: Sequence[Protocol | None] = (None,),
+    requested: Sequence[Protocol | None] = (None,),
 ) -> list[dict[str, Any]]:
     """Scores the newest valid checkpoint of a run, or a file of weights, on every example once per protocol.
 
@@ -41,39 +41,40 @@ def score(
       split: None: the test split.
       batch_size: views of the network's input size per call.
       data_dir: prepared data sets.
-      asked: protocols; None: that of the run, or of the weights' card.
+      requested: protocols; None: that of the run, or of the weights' card.
 
     Returns:
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step`` for weights.
     """
-    if not source.exists():
-        raise UserError(f"there is neither a run nor a file of weights at {source}")
     if not start.is_run(source):
         weights = start.weights_of(source)
-        return [score_weights(weights, data=data, split=split, batch_size=batch_size, data_dir=data_dir, asked=each) for each in asked]
+        return [
+            score_weights(weights, data=data, split=split, batch_size=batch_size, data_dir=data_dir, requested=protocol)
+            for protocol in requested
+        ]
     experiment, _ = Workdir(source).experiment()
     info = sources.describe(data or experiment.data.name, data_dir)
     split = split or experiment.data.test_split
     own = protocols.parse(experiment.evaluation.protocol) if experiment.evaluation.protocol else Protocol()
-    for shown in (each or own for each in asked):
-        _check(experiment.model, info, split, batch_size, sized=not (shown.crop or shown.scales))
+    for protocol in requested:
+        view = protocol or own
+        _check(experiment.model, info, split, batch_size, sized=not (view.crop or view.scales))
     newest = trained.newest(source)
     mean = newest.preprocessing
     network = _Network(experiment.model, newest.program.apply, *newest.state.scored(), mean, mesh.batch(newest.program.mesh))
     results = []
-    for each in asked:
-        shown = each or own
-        protocol = result.protocol(experiment, info) | {"test_images": info.examples[split]}
-        if each:
-            protocol["view"] = each.view()
-        if not _fits(mean.mean.shape, shown):
-            protocol["preprocessing"] = AVERAGED
-        results.append(network.score(info, split, shown, batch_size) | {"step": newest.step, "protocol": protocol})
+    for protocol in requested:
+        description = result.protocol(experiment, info) | {"test_images": info.examples[split]}
+        if protocol:
+            description["view"] = protocol.view()
+        if not _fits(mean.mean.shape, protocol or own):
+            description["preprocessing"] = AVERAGED
+        results.append(network.score(info, split, protocol or own, batch_size) | {"step": newest.step, "protocol": description})
     return results
 
 
 def score_weights(
-    weights: Pretrained, *, data: str | None, split: str | None, batch_size: int, data_dir: str | None, asked: Protocol | None = None
+    weights: Pretrained, *, data: str | None, split: str | None, batch_size: int, data_dir: str | None, requested: Protocol | None = None
 ) -> dict[str, Any]:
     """Scores loaded weights; see ``score``."""
     card = weights.card
@@ -81,25 +82,25 @@ def score_weights(
         raise UserError(f"{card.source} does not name its data set: give one, for example --data cifar10")
     info = sources.describe(name, data_dir)
     split = split or ("test" if "test" in info.examples else "validation")
-    shown = asked or protocols.of(card.view)
+    protocol = requested or protocols.of(card.view)
     # Crops fit every network, and the input size of foreign files is a guess.
-    _check(card.architecture, info, split, batch_size, sized=not (shown.crop or shown.scales or card.convention))
-    mean, size = np.shape(card.view.mean), (shown.crop,) * 2 if shown.crop else info.image_shape[:2]
-    if asked is None and len(mean) == 3 and mean[:2] != size:
-        raise UserError(f"the weights subtract a mean image of {mean}; the images of {info.name} are shown as {(*size, mean[2])}")
-    over = mesh.make()
-    params, batch_stats = jax.device_put((weights.params, weights.batch_stats), mesh.replicated(over))
-    network = _Network(card.architecture, weights.apply(), params, batch_stats, Preprocessing(*card.constants()), mesh.batch(over))
-    return network.score(info, split, shown, batch_size) | {"step": None, "protocol": weights_protocol(weights, info, split, shown)}
+    _check(card.architecture, info, split, batch_size, sized=not (protocol.crop or protocol.scales or card.convention))
+    mean, size = np.shape(card.view.mean), (protocol.crop,) * 2 if protocol.crop else info.image_shape[:2]
+    if requested is None and len(mean) == 3 and mean[:2] != size:
+        raise UserError(f"the weights subtract a mean image of {mean}; the images of {info.name} are scored as {(*size, mean[2])}")
+    devices = mesh.make()
+    params, batch_stats = jax.device_put((weights.params, weights.batch_stats), mesh.replicated(devices))
+    network = _Network(card.architecture, weights.apply(), params, batch_stats, Preprocessing(*card.constants()), mesh.batch(devices))
+    return network.score(info, split, protocol, batch_size) | {"step": None, "protocol": weights_protocol(weights, info, split, protocol)}
 
 
-def weights_protocol(weights: Pretrained, info: DatasetInfo, split: str, shown: Protocol | None = None) -> dict[str, Any]:
+def weights_protocol(weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol | None = None) -> dict[str, Any]:
     """Returns the protocol of a score of weights, without their training."""
     view = weights.card.view
-    shown = shown or protocols.of(view)
+    protocol = protocol or protocols.of(view)
     height, width, _ = weights.architecture.input_shape if None in info.image_shape else info.image_shape
     if isinstance(view.mean[0], tuple):
-        preprocessing = "pixel_mean" if _fits(np.shape(view.mean), shown) else AVERAGED
+        preprocessing = "pixel_mean" if _fits(np.shape(view.mean), protocol) else AVERAGED
     else:
         mean, deviation = (", ".join(f"{number:.4g}" for number in numbers) for numbers in (view.mean, view.deviation))
         preprocessing = f"channel: mean {mean}, deviation {deviation}"
@@ -111,14 +112,14 @@ def weights_protocol(weights: Pretrained, info: DatasetInfo, split: str, shown: 
         "sha256": weights.card.sha256,
         "padding": "explicit symmetric",
         "preprocessing": preprocessing,
-        "view": shown.view(height, width),
+        "view": protocol.view(height, width),
         "dtype": weights.architecture.dtype,
     }
 
 
-def _fits(mean: tuple[int, ...], shown: Protocol) -> bool:
-    """Whether the images of a protocol have the shape of the mean."""
-    return len(mean) == 1 or (mean[:2] == (shown.crop,) * 2 if shown.crop else not (shown.resize or shown.scales))
+def _fits(mean: tuple[int, ...], protocol: Protocol) -> bool:
+    """Returns whether the images of a protocol have the shape of the mean."""
+    return len(mean) == 1 or (mean[:2] == (protocol.crop,) * 2 if protocol.crop else not (protocol.resize or protocol.scales))
 
 
 class _Network(NamedTuple):
@@ -129,17 +130,17 @@ class _Network(NamedTuple):
     preprocessing: Preprocessing
     sharding: jax.sharding.NamedSharding
 
-    def score(self, info: DatasetInfo, split: str, shown: Protocol, batch_size: int) -> dict[str, Any]:
+    def score(self, info: DatasetInfo, split: str, protocol: Protocol, batch_size: int) -> dict[str, Any]:
         began = time.perf_counter()
         preprocessing = self.preprocessing
-        if not _fits(preprocessing.mean.shape, shown):
+        if not _fits(preprocessing.mean.shape, protocol):
             preprocessing = preprocessing._replace(mean=np.asarray(preprocessing.mean).mean((0, 1)))
         network = self.apply, self.params, self.batch_stats, preprocessing
-        if shown.scales:
+        if protocol.scales:
             height, width, _ = self.model.input_shape
-            scored = dense.evaluate(*network, info, split, shown, pixels=batch_size * height * width, sharding=self.sharding)
+            scored = dense.evaluate(*network, info, split, protocol, pixels=batch_size * height * width, sharding=self.sharding)
         else:
-            images = views.load(info, split, shown, batch_size)
+            images = views.load(info, split, protocol, batch_size)
             count = info.examples[split]
             scored = exact.evaluate(*network, images, batch_size=batch_size, expected_examples=count, sharding=self.sharding)
         return {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.text import Text
-from studies.made_up_runs import experiment, write_run
+from studies.synthetic_runs import experiment, write_run
 
 from resnet_jax import cli, models
 from resnet_jax.errors import UserError
@@ -25,9 +25,9 @@ def write(folder: Path) -> Path:
     """Writes runs of both kinds; the test error is 2 % higher."""
     for kind, errors in (("plain", PLAIN), ("ResNet", RESIDUAL)):
         for layers, values in errors.items():
-            made = experiment(f"{kind}-{layers}", layers, plain=kind == "plain")
+            recipe = experiment(f"{kind}-{layers}", layers, plain=kind == "plain")
             for seed, value in enumerate(values):
-                write_run(folder / made.name / f"seed-{seed}", made, seed, value + 2, training_error_percent=value)
+                write_run(folder / recipe.name / f"seed-{seed}", recipe, seed, value + 2, training_error_percent=value)
     return folder
 
 

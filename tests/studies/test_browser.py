@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_runs import experiment, records, write_run
 from matplotlib.figure import Figure
 from PIL import Image
+from synthetic_runs import experiment, records, write_run
 
 from resnet_jax.studies import findings, report
 from resnet_jax.studies.cells import collect
@@ -62,11 +62,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (LONG, 110, False, (0.4, 0.5)),
     ]
     for name, depth, plain, values in variants:
-        made = experiment(name, depth, plain=plain)
+        recipe = experiment(name, depth, plain=plain)
         for seed, value in enumerate(values):
             diverged = {"diverged_at_step": 9000} if value == 100 else {}
             measured = records(64_000, 4.0, value or 7.0, every=500, seed=seed, until=9000 if diverged or value is None else None)
-            write_run(base / f"{name[:12]}-{depth}" / f"seed-{seed}", made, seed, value, records=measured, **diverged)
+            write_run(base / f"{name[:12]}-{depth}" / f"seed-{seed}", recipe, seed, value, records=measured, **diverged)
     cells = collect([base])
     by_name = {cell.name: cell for cell in cells}
     fields: dict[str, Any] = {"paper": "synthetic", "table": "Table 6", "metric": "top1_error", "mark": "V:S1", "statistic": "single"}
@@ -99,7 +99,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def framed(page: Path, folder: Path, width: int, height: int) -> Path:
-    """A page around a copy of the page: Chromium has no window narrower than 500 pixels, but frames."""
+    """Writes a page with a copy of the page in a frame: windows of Chromium have at least 500 pixels."""
     copy = page.read_text().replace("</body>", f"{MEASURE}</body>")
     around = folder / "around.html"
     around.write_text(
@@ -118,9 +118,9 @@ def browse(around: Path, *flags: str, width: int, height: int) -> str:
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
 def test_page_fits_its_window_and_figures_hold_their_text(width: int, page: Path, tmp_path: Path) -> None:
     dom = browse(framed(page, tmp_path, width, 900), "--virtual-time-budget=2000", "--dump-dom", width=width, height=900)
-    found = re.search(r'<pre id="measured"[^>]*>(.*?)</pre>', dom, re.DOTALL)
-    assert found
-    measured = json.loads(html.unescape(found[1]))
+    match = re.search(r'<pre id="measured"[^>]*>(.*?)</pre>', dom, re.DOTALL)
+    assert match
+    measured = json.loads(html.unescape(match[1]))
     assert measured["inner"] == width
     assert measured["overflowing"] == []
     assert measured["scroll"] <= measured["client"]

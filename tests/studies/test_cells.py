@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import experiment, result, write_run
+from synthetic_runs import experiment, result, write_run
 
 from resnet_jax.errors import UserError
 from resnet_jax.studies import cells as cells_lib
@@ -31,8 +31,8 @@ def cell(name: str, values: Mapping[int, float | None], **fields: Any) -> Cell:
     }
     runs = []
     for seed, value in values.items():
-        made = None if value is None else base | {"seed": seed, "value": value, "best_over_training": value - 0.5} | fields
-        runs.append(Run(seed, made, Path()))
+        contents = None if value is None else base | {"seed": seed, "value": value, "best_over_training": value - 0.5} | fields
+        runs.append(Run(seed, contents, Path()))
     return Cell(name, runs)
 
 
@@ -54,7 +54,7 @@ def test_results_are_sorted_by_seed_without_unfinished_runs() -> None:
     assert variant.spread("selected_on_validation").values == (7.5,)
 
 
-def test_failed_is_a_median_above_20() -> None:
+def test_failed_means_a_median_above_20() -> None:
     """He et al. 2016, Table 1: "we report 'fail' when the test error is higher than 20%"; medians of five runs."""
     cases = {
         (20.0,): False,

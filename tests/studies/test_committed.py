@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import experiment, result
+from synthetic_runs import experiment, result
 
 from resnet_jax.errors import UserError
 from resnet_jax.studies import committed

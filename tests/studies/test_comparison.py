@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from made_up_runs import experiment, result
 from rich.console import Console
+from synthetic_runs import experiment, result
 
 from resnet_jax import cli
 from resnet_jax.configured import configured
@@ -54,13 +54,13 @@ UNSTATED = {
 
 
 def entry(paper: str, table: str, row: str, metric: str = "top1_error") -> Entry:
-    (found,) = (e for e in ledger.load(paper).entries if (e.table, e.row, e.metric) == (table, row, metric))
-    return found
+    (match,) = (e for e in ledger.load(paper).entries if (e.table, e.row, e.metric) == (table, row, metric))
+    return match
 
 
-def cell(made: Experiment, *values: float, **fields: Any) -> Cell:
+def cell(recipe: Experiment, *values: float, **fields: Any) -> Cell:
     """Runs of seeds 0, 1, ...; ``fields`` update the results."""
-    return Cell(made.name, [Run(seed, result(made, seed, value, **fields), Path()) for seed, value in enumerate(values)])
+    return Cell(recipe.name, [Run(seed, result(recipe, seed, value, **fields), Path()) for seed, value in enumerate(values)])
 
 
 def of(model: Architecture, name: str = "ours", **fields: Any) -> Experiment:
@@ -135,7 +135,7 @@ def test_experiments_of_other_recipes_are_rejected() -> None:
     assert compare(dataclasses.replace(RESNET20, protocol=RESNET20.protocol | {"dtype": "bfloat16"}), [half]).ours
 
 
-def test_data_sets_of_one_network_are_told_apart() -> None:
+def test_data_sets_of_one_network_are_distinguished() -> None:
     """He et al. 2016, Table 3 has ResNet-164 on CIFAR-10 (5.93) and CIFAR-100 (25.16)."""
     model = NETWORKS["cifar_resnet164"]
     ten = cell(of(model, "ten"), 6.0, protocol=TABLE6 | UNSTATED)
@@ -175,8 +175,8 @@ def test_epochs_agree_to_a_hundredth() -> None:
     published = entry("zagoruyko2016", "Wide networks, CIFAR-10, mean and standard deviation", "WRN-28-10")
     for steps, names in ((78_200, set()), (78_000, set()), (77_000, {"epochs"}), (2000, {"epochs"})):
         data = dataclasses.replace(experiment("wide", 20).data, normalization="channel")
-        made = of(wide_architecture(28, 10), steps=steps, data=data, optimizer=Optimizer(nesterov=True, weight_decay=5e-4))
-        compared = compare(published, [cell(made, 4.1)])
+        recipe = of(wide_architecture(28, 10), steps=steps, data=data, optimizer=Optimizer(nesterov=True, weight_decay=5e-4))
+        compared = compare(published, [cell(recipe, 4.1)])
         assert {name for each in compared.refused for name in each.differing} == names
         assert bool(compared.ours) == (not names)
 
@@ -232,9 +232,9 @@ def test_numbers_that_runs_do_not_measure_have_none_of_ours() -> None:
 def test_training_errors_are_those_of_all_training_images() -> None:
     """Figure 6: ResNet-1202 is below 0.1 %; an error of augmented batches is another number."""
     published = entry("he2015", "Figure 6", "ResNet-1202", "training_error")
-    made = experiment("resnet1202", 1202)
-    assert set(differing(compare(published, [cell(made, 7.9)]))) == {"training_error_of"}
-    whole = cell(made, 7.9, training_error_percent=0.05, training_error_of="all training images, last step")
+    recipe = experiment("resnet1202", 1202)
+    assert set(differing(compare(published, [cell(recipe, 7.9)]))) == {"training_error_of"}
+    whole = cell(recipe, 7.9, training_error_percent=0.05, training_error_of="all training images, last step")
     assert [each.values for _, each in compare(published, [whole]).ours] == [(0.05,)]
 
 
@@ -254,8 +254,8 @@ def test_beside_compares_verified_errors_alone() -> None:
 
 def scaled_half() -> Experiment:
     """Constant scaling of both by 0.5: 12.35 in He et al. 2016, Table 1."""
-    made = experiment("scaled", 110)
-    return dataclasses.replace(made, model=dataclasses.replace(made.model, shortcut=configured(Scaled, shortcut=0.5, branch=0.5)))
+    recipe = experiment("scaled", 110)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, shortcut=configured(Scaled, shortcut=0.5, branch=0.5)))
 
 
 @pytest.fixture
@@ -339,8 +339,8 @@ value = 3
 
 
 def test_studies_are_checked_when_called(tmp_path: Path) -> None:
-    (tmp_path / "made.py").write_text(STUDIES)
-    study = f"{tmp_path}/made.py"
+    (tmp_path / "studies.py").write_text(STUDIES)
+    study = f"{tmp_path}/studies.py"
     assert [each.name for each in comparison.study_cells(f"{study}:good")] == ["one", "two"]
     assert [sum(each.model.stages) for each in comparison.study_cells(f"{study}:good", depth=56)] == [27, 9]
     cases = {
@@ -351,15 +351,15 @@ def test_studies_are_checked_when_called(tmp_path: Path) -> None:
         "goood": "has no 'goood'; did you mean good",
     }
     for name, reason in cases.items():
-        with pytest.raises(UserError, match=f"made.py.*{reason}"):
+        with pytest.raises(UserError, match=f"studies.py.*{reason}"):
             comparison.study_cells(f"{study}:{name}")
-    with pytest.raises(UserError, match="made.py:empty cannot be called with {'depth': 20}"):
+    with pytest.raises(UserError, match="studies.py:empty cannot be called with {'depth': 20}"):
         comparison.study_cells(f"{study}:empty", depth=20)
     with pytest.raises(TypeError):  # A mistake inside of a study keeps its traceback.
         comparison.study_cells(f"{study}:broken", depth=20)
 
 
-def test_an_entry_names_the_command_of_its_study(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_has_the_command_of_its_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     expected = "resnet-jax study experiments/he2015_cifar10.py:table6 --seeds 5 --workdir runs/he2015-table6"
     assert compare(entry("he2015", "Table 6", "ResNet-56"), []).command == expected

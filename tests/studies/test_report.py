@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from made_up_runs import experiment, records, result, write_run
 from matplotlib.figure import Figure
 from rich.console import Console
+from synthetic_runs import experiment, records, result, write_run
 
 from resnet_jax import tables
 from resnet_jax.errors import UserError
@@ -85,11 +85,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("study") / "runs"
     values = {("plain-20", 20): (12.5, 13.5), ("resnet-20", 20): (9.5, 10.1, None), ("plain-56", 56): (30.0, 100.0)}
     for (name, depth), errors in values.items():
-        made = experiment(name, depth, plain=name.startswith("plain"), steps=400)
+        recipe = experiment(name, depth, plain=name.startswith("plain"), steps=400)
         for seed, value in enumerate(errors):
             diverged = {"diverged_at_step": 37} if value == 100 else {}
             measured = records(400, 4.0, value or 10.0, every=20, scored=50, seed=seed)
-            write_run(base / name / f"seed-{seed}", made, seed, value, records=measured, **diverged)
+            write_run(base / name / f"seed-{seed}", recipe, seed, value, records=measured, **diverged)
     committed.remember_study(base, **STUDY)
     return base
 
@@ -137,8 +137,8 @@ def test_headline_is_the_same_in_every_renderer(cells: list[Cell], tmp_path: Pat
     assert [line[:1] + [each.strip(" |") for each in line[1:]] for line in lines[2:]] == HEADLINE
     console = Console(width=250, record=True, file=io.StringIO())
     console.print(tables.terminal(headline))
-    shown = [[each.strip() for each in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line]
-    assert shown == HEADLINE
+    printed = [[each.strip() for each in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line]
+    assert printed == HEADLINE
 
 
 def test_tables_show_names_as_they_are() -> None:
@@ -244,9 +244,9 @@ def test_csv_and_json_equal_the_results(cells: list[Cell], runs: Path, tmp_path:
 
 def test_page_loads_nothing_and_escapes_everything(tmp_path: Path) -> None:
     name = '<script>alert("1")</script>&'
-    made = dataclasses.replace(experiment("a", 20, steps=100), name=name)
+    recipe = dataclasses.replace(experiment("a", 20, steps=100), name=name)
     measured = records(100, 1.0, 8.0, every=10, scored=50)
-    write_run(tmp_path / "javascript:alert(1) <b>" / "s", made, 0, 8.0, records=measured, training_error_of="<i>", commit="<u>")
+    write_run(tmp_path / "javascript:alert(1) <b>" / "s", recipe, 0, 8.0, records=measured, training_error_of="<i>", commit="<u>")
     cells = collect([tmp_path])
     hostile = entry(row="<em>row</em>", paper="<main>", table="<nav>", mark="V:<q>", caption="<hr>")
     compared = (
@@ -268,9 +268,9 @@ def test_page_loads_nothing_and_escapes_everything(tmp_path: Path) -> None:
 
 def test_page_is_deterministic_and_small(tmp_path: Path) -> None:
     for family, depth, seed in itertools.product(range(2), (20, 56, 110), range(2)):
-        made = experiment(f"family{family}-{depth}", depth, batch_size=64 * (family + 1))
+        recipe = experiment(f"family{family}-{depth}", depth, batch_size=64 * (family + 1))
         measured = records(64_000, 1.0, 5.0 + family, every=200, seed=seed)
-        write_run(tmp_path / made.name / f"seed-{seed}", made, seed, 5.0 + family, records=measured)
+        write_run(tmp_path / recipe.name / f"seed-{seed}", recipe, seed, 5.0 + family, records=measured)
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     first = (tmp_path / "report.html").read_bytes()
     assert page.tags.count("svg") == 1 + 2
@@ -285,8 +285,8 @@ def test_page_is_deterministic_and_small(tmp_path: Path) -> None:
 
 
 def variant(name: str, *values: float, diverged: int | None = None) -> Cell:
-    made = experiment("synthetic", 20)
-    return Cell(name, [Run(s, result(made, s, v, diverged_at_step=7 if s == diverged else None), Path()) for s, v in enumerate(values)])
+    recipe = experiment("synthetic", 20)
+    return Cell(name, [Run(s, result(recipe, s, v, diverged_at_step=7 if s == diverged else None), Path()) for s, v in enumerate(values)])
 
 
 def texts(svg: str) -> set[str]:
@@ -370,8 +370,8 @@ def test_names_are_split_into_title_and_labels() -> None:
 
 def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
     """One color per depth; one depth trained in two ways takes two panels."""
-    made = [("plain-20", 20, True, 128), ("plain-56", 56, True, 128), ("resnet-56", 56, False, 128), ("resnet-56-b", 56, False, 64)]
-    for name, depth, plain, batch_size in made:
+    cases = [("plain-20", 20, True, 128), ("plain-56", 56, True, 128), ("resnet-56", 56, False, 128), ("resnet-56-b", 56, False, 64)]
+    for name, depth, plain, batch_size in cases:
         measured = records(64_000, 1.0, 30.0, every=3200, scored=8000)
         write_run(tmp_path / name, experiment(name, depth, plain=plain, batch_size=batch_size), 0, records=measured)
     panels = dict(curves.panels(collect([tmp_path])))
@@ -386,8 +386,8 @@ def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
 
 def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
     def member(train: list[float], test: list[float]) -> Member:
-        made = [Curve(np.linspace(1, 100, len(errors)), *(np.array(errors),) * 3) for errors in (train, test)]
-        return Member("a", (3,), made[0], made[1])
+        both = [Curve(np.linspace(1, 100, len(errors)), *(np.array(errors),) * 3) for errors in (train, test)]
+        return Member("a", (3,), *both)
 
     early = [90.0] * 10 + [8.0] * 90
     assert curves.error_limit([member(early, early)], 100) == 9, "1.1 x 8, rounded up"
@@ -400,7 +400,7 @@ def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
 # Findings.
 
 FINDING = Finding(
-    name="made_up",
+    name="synthetic",
     title="A <title>",
     caption="The caption.",
     tables=(Table("first", ("network", "error %"), (("a", 12.34567), ("b", float("nan")))), Table("second", ("unit", "n"), ((0, 12_345),))),
@@ -417,10 +417,10 @@ def drawn() -> Figure:
 def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", experiment("resnet-20", 20), 0, 8.5)
     assert "Laboratory" not in page_of(collect([tmp_path]), tmp_path / "report.html").words
-    files = findings.write(FINDING, "resnet-jax lab made_up", drawn, tmp_path / "run" / findings.FOLDER)
-    assert [file.name for file in files] == ["made_up.json", "made_up.csv", "made_up.svg", "made_up.png"]
+    files = findings.write(FINDING, "resnet-jax lab synthetic", drawn, tmp_path / "run" / findings.FOLDER)
+    assert [file.name for file in files] == ["synthetic.json", "synthetic.csv", "synthetic.svg", "synthetic.png"]
     written = json.loads(files[0].read_text())
-    assert (written["kind"], written["command"]) == ("finding", "resnet-jax lab made_up")
+    assert (written["kind"], written["command"]) == ("finding", "resnet-jax lab synthetic")
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
     (section,) = findings.read([tmp_path / "run"])
@@ -432,7 +432,7 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     for file in (files[2], files[0]):
         text = file.read_text()
         file.unlink() if file.suffix == ".svg" else file.write_text("{")
-        with pytest.raises(UserError, match=r"made_up\.json is corrupt, or its figure is missing"):
+        with pytest.raises(UserError, match=r"synthetic\.json is corrupt, or its figure is missing"):
             findings.read([tmp_path / "run"])
         file.write_text(text)
     with pytest.raises(UserError, match="cannot be written"):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from made_up_runs import INFO
+from synthetic_runs import INFO
 
 from resnet_jax.configured import configured
 from resnet_jax.models import cifar_architecture

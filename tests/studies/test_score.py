@@ -30,14 +30,14 @@ def drawn(model: Architecture, **fields: Any) -> Pretrained:
 
 
 def scored(source: Path, digits_dir: str, **fields: Any) -> dict[str, Any]:
-    (found,) = score.score(source, **{"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir} | fields)
-    return found
+    (result,) = score.score(source, **{"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir} | fields)
+    return result
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
-def test_a_run_and_its_weights_have_the_same_score(split: str, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+def test_score_of_a_run_equals_that_of_its_weights(split: str, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
-    ours, theirs = (scored(each, digits_dir, split=split) for each in (short_run, file))
+    ours, theirs = (scored(source, digits_dir, split=split) for source in (short_run, file))
     for name in ("error_percent", "top5_error_percent", "mean_loss", "examples", "split"):
         assert ours[name] == theirs[name]
     assert (ours["step"], theirs["step"]) == (4, None)
@@ -45,7 +45,7 @@ def test_a_run_and_its_weights_have_the_same_score(split: str, short_run: Path, 
         assert theirs["error_percent"] == json.loads((short_run / "result.json").read_text())["value"]
 
 
-def test_the_protocol_of_weights_says_nothing_of_their_training(digits_dir: str, short: Any) -> None:
+def test_weights_protocol_has_no_training_fields(digits_dir: str, short: Any) -> None:
     info = sources.describe("digits", digits_dir)
     assert score.weights_protocol(drawn(short.model, sha256="ab"), info, "test") == {
         "dataset": "digits",
@@ -59,28 +59,28 @@ def test_the_protocol_of_weights_says_nothing_of_their_training(digits_dir: str,
         "dtype": "float32",
     }
     pixels = View(mean=tuple(tuple((0.5,) for _ in range(8)) for _ in range(8)), deviation=(1.0,))
-    seen = score.weights_protocol(drawn(short.model, view=pixels), info, "train")
-    assert (seen["preprocessing"], seen["test_images"]) == ("pixel_mean", 1437)
+    of_pixels = score.weights_protocol(drawn(short.model, view=pixels), info, "train")
+    assert (of_pixels["preprocessing"], of_pixels["test_images"]) == ("pixel_mean", 1437)
 
 
-def test_resized_and_cropped_images_fit_whatever_their_size(digits_dir: str, short: Any) -> None:
+def test_score_accepts_images_of_any_size_that_are_resized_or_cropped(digits_dir: str, short: Any) -> None:
     weights = drawn(replace(short.model, input_shape=(16, 16, 1)), data="digits")
     options = {"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir}
     with pytest.raises(UserError, match=r"digits has images of \(8, 8, 1\) in 10 classes; the network takes \(16, 16, 1\)"):
         score.score_weights(weights, **options)
     view = dataclasses.replace(GREY, resize=20, crop=16, interpolation="bicubic")
-    found = score.score_weights(replace(weights, card=replace(weights.card, view=view)), **options)
-    assert found["examples"] == 360
-    # Files of others do not say for which size they are: it was guessed.
+    result = score.score_weights(replace(weights, card=replace(weights.card, view=view)), **options)
+    assert result["examples"] == 360
+    # Foreign files do not state an image size: it was guessed.
     guessed = replace(weights, card=replace(weights.card, convention="torchvision"))
     assert score.score_weights(guessed, **options)["protocol"]["view"] == "single 8x8"
     pixels = View(mean=(((0.5,),) * 9,) * 9, deviation=(1.0,))
-    with pytest.raises(UserError, match=r"a mean image of \(9, 9, 1\); the images of digits are shown as \(8, 8, 1\)"):
+    with pytest.raises(UserError, match=r"a mean image of \(9, 9, 1\); the images of digits are scored as \(8, 8, 1\)"):
         score.score_weights(replace(guessed, card=replace(guessed.card, view=pixels)), **options)
-    assert found["protocol"]["view"] == "single 16x16 of 20, bicubic"
+    assert result["protocol"]["view"] == "single 16x16 of 20, bicubic"
 
 
-def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: Any, tmp_path: Path) -> None:
+def test_score_rejects_bad_input(short_run: Path, digits_dir: str, short: Any, tmp_path: Path) -> None:
     file = saving.save(drawn(short.model), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="there is neither a run nor a file of weights at /nowhere"):
         scored(Path("/nowhere"), digits_dir)
@@ -97,12 +97,12 @@ def test_what_cannot_be_scored_is_said(short_run: Path, digits_dir: str, short: 
 
 
 @pytest.mark.slow
-def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
-    """Also one that resizes images which live on the devices; batches of 7 are not shared equally by eight devices."""
+def test_score_does_not_depend_on_the_batch_size(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+    """Eight devices do not divide batches of 7. Every protocol scores every image once."""
     texts = ["8/8", "12/8", "ten-crop-12/8", "multi-scale-8,12"]
-    asked = [None, *map(protocols.parse, texts)]
+    requested = [None, *map(protocols.parse, texts)]
     several = {
-        batch_size: score.score(short_run, data=None, split=None, batch_size=batch_size, data_dir=digits_dir, asked=asked)
+        batch_size: score.score(short_run, data=None, split=None, batch_size=batch_size, data_dir=digits_dir, requested=requested)
         for batch_size in (7, 400)
     }
     for few, many in zip(several[7], several[400], strict=True):
@@ -114,10 +114,10 @@ def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: P
         assert 0 < few["top5_error_percent"] < few["error_percent"]
         assert few["mean_loss"] == pytest.approx(many["mean_loss"], rel=1e-5)
     whole, same, *others = several[400]
-    # 8 of 8 pixels is the image as it is.
+    # A crop of 8 from 8 pixels is the whole image.
     assert [same[name] for name in ("error_percent", "mean_loss")] == [whole[name] for name in ("error_percent", "mean_loss")]
-    assert len({each["mean_loss"] for each in [whole, *others]}) == 4
-    assert [each["protocol"]["view"] for each in several[400]] == [
+    assert len({result["mean_loss"] for result in [whole, *others]}) == 4
+    assert [result["protocol"]["view"] for result in several[400]] == [
         "single 8x8",
         "single 8x8 of 8",
         "single 8x8 of 12",
@@ -125,43 +125,43 @@ def test_every_protocol_is_scored_on_every_image_whatever_the_batch(short_run: P
         "multi-scale 8, 12",
     ]
     file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
-    (theirs,) = score.score(file, data=None, split=None, batch_size=400, data_dir=digits_dir, asked=asked[3:4])
+    (theirs,) = score.score(file, data=None, split=None, batch_size=400, data_dir=digits_dir, requested=requested[3:4])
     assert {**theirs, "step": 4, "seconds": 0, "protocol": {}} == {**several[400][3], "seconds": 0, "protocol": {}}
 
 
 @pytest.mark.slow
-def test_a_mean_image_of_another_size_is_averaged_over_its_pixels(digits_dir: str, short: Any) -> None:
-    """And the record says so; of the same size it is subtracted as it is."""
+def test_mean_image_of_another_size_is_averaged_over_pixels(digits_dir: str, short: Any) -> None:
+    """The protocol states it. A mean image of the same size is subtracted unchanged."""
     rng = np.random.default_rng(0)
     image = rng.uniform(0, 0.5, (8, 8, 1))
     pixels = View(mean=tuple(tuple(map(tuple, row)) for row in image.tolist()), deviation=(0.4,))
     level = View(mean=(float(image.astype(np.float32).mean()),), deviation=(0.4,))
     options = {"data": "digits", "split": None, "batch_size": 72, "data_dir": digits_dir}
 
-    def found(view: View, text: str) -> dict[str, Any]:
-        return score.score_weights(drawn(short.model, view=view), asked=protocols.parse(text), **options)
+    def score_of(view: View, text: str) -> dict[str, Any]:
+        return score.score_weights(drawn(short.model, view=view), requested=protocols.parse(text), **options)
 
     for text in ("8/6", "multi-scale-8"):
-        ours, theirs = found(pixels, text), found(level, text)
+        ours, theirs = score_of(pixels, text), score_of(level, text)
         assert ours["mean_loss"] == pytest.approx(theirs["mean_loss"], rel=1e-6)
         assert ours["protocol"]["preprocessing"] == "pixel_mean, averaged over pixels"
-    ours, theirs = found(pixels, "8/8"), found(level, "8/8")
+    ours, theirs = score_of(pixels, "8/8"), score_of(level, "8/8")
     assert abs(ours["mean_loss"] - theirs["mean_loss"]) > 1e-4
     assert ours["protocol"]["preprocessing"] == "pixel_mean"
 
 
-def test_of_few_classes_no_top_5_error_is_said(digits_dir: str, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top5_error_of_few_classes_is_none(digits_dir: str, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     info = sources.describe("digits", digits_dir)
     read = sources.read
     monkeypatch.setattr(sources, "describe", lambda name, data_dir: replace(info, num_classes=5))
     monkeypatch.setattr(sources, "read", lambda info, split: replace(read(info, split), labels=read(info, split).labels % 5))
-    found = score.score_weights(drawn(replace(short.model, num_classes=5)), data="digits", split=None, batch_size=72, data_dir=digits_dir)
-    assert found["top5_error_percent"] is None
-    assert 0 < found["error_percent"] <= 100
+    result = score.score_weights(drawn(replace(short.model, num_classes=5)), data="digits", split=None, batch_size=72, data_dir=digits_dir)
+    assert result["top5_error_percent"] is None
+    assert 0 < result["error_percent"] <= 100
 
 
 @pytest.mark.slow
-def test_the_command_prints_one_score_or_a_table_of_several(
+def test_evaluate_command_prints_one_score_or_a_table_of_several(
     short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(out, "width", 140)
@@ -173,7 +173,7 @@ def test_the_command_prints_one_score_or_a_table_of_several(
     one = json.loads(capsys.readouterr().out)
     cli.main([*command, "--protocol", "8/8", "12/8", "ten-crop-12/8", "--json"])
     several = json.loads(capsys.readouterr().out)
-    assert [each["protocol"]["view"] for each in several] == ["single 8x8 of 8", "single 8x8 of 12", "10 crops 8x8 of 12"]
+    assert [result["protocol"]["view"] for result in several] == ["single 8x8 of 8", "single 8x8 of 12", "10 crops 8x8 of 12"]
     assert {**several[1], "seconds": 0} == {**one, "seconds": 0}
     assert several[0]["error_percent"] == value
     cli.main([*command, "--protocol", "12/8", "ten-crop-12/8"])
@@ -187,17 +187,14 @@ def test_the_command_prints_one_score_or_a_table_of_several(
 
 
 @pytest.mark.slow
-def test_photographs_through_an_untrained_resnet_18(tmp_path: Path) -> None:
-    """From tensors under torchvision's names to a score, each photograph once."""
-    if "imagenet2012" not in sources.prepared():
-        pytest.skip("no photographs of imagenet2012 are prepared: set TFDS_DATA_DIR")
+def test_score_of_an_untrained_resnet_18_is_chance(photographs: sources.DatasetInfo, tmp_path: Path) -> None:
+    """From tensors under torchvision's names to a score, every photograph once."""
     file = tmp_path / "resnet18.safetensors"
     saving.export(drawn(architecture("resnet18"), view=IMAGENET_VIEW), "torchvision", file)
     small = {"resize": 72, "crop": 64}
     weights = loading.load_pretrained(file, "torchvision", view=small, data="imagenet2012")
-    found = score.score_weights(weights, data=None, split=None, batch_size=80, data_dir=None)
-    info = sources.describe("imagenet2012")
-    assert (found["examples"], found["split"]) == (info.examples["validation"], "validation")
-    assert found["protocol"]["view"] == "single 64x64 of 72"
-    assert 95 <= found["error_percent"] <= 100
-    assert np.isfinite(found["mean_loss"])
+    result = score.score_weights(weights, data=None, split=None, batch_size=80, data_dir=None)
+    assert (result["examples"], result["split"]) == (photographs.examples["validation"], "validation")
+    assert result["protocol"]["view"] == "single 64x64 of 72"
+    assert 95 <= result["error_percent"] <= 100
+    assert np.isfinite(result["mean_loss"])

@@ -238,7 +238,7 @@ def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str,
 
 
 @pytest.mark.slow
-def test_a_crashed_worker_is_reported_and_leaves_the_others_alone(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
+def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
     folder = tmp_path / "second" / "seed-0"
     Workdir(folder).claim(variants[1], 0)
     (folder / "metrics.jsonl").write_text("{broken}\n")

@@ -29,19 +29,19 @@ PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962
 
 
 def experiment(name: str, depth: int, *, plain: bool = False, steps: int = 64_000, **fields: Any) -> Experiment:
-    """A network of He et al. 2015, Section 4.2."""
+    """Returns an experiment with a network of He et al. 2015, Section 4.2."""
     shortcut = {"shortcut": NoShortcut} if plain else {}
     model = cifar_architecture(depth, norm=configured(BatchNorm, group_size=64), **shortcut)
     return Experiment(name=name, model=model, data=Data(name="cifar10"), steps=steps, **fields)
 
 
-def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str, Any]:
-    """Contents of ``result.json``."""
-    identity = resolved.identity(made, seed)
+def result(variant: Experiment, seed: int, value: float, **fields: Any) -> dict[str, Any]:
+    """Returns the contents of ``result.json``."""
+    identity = resolved.identity(variant, seed)
     group = resolved.fingerprint({k: v for k, v in identity.items() if k != "seed"})
     diverged = fields.get("diverged_at_step") is not None
-    given: dict[str, Any] = {
-        "experiment": made.name,
+    defaults: dict[str, Any] = {
+        "experiment": variant.name,
         "value": value,
         "metric": "top-1 error, percent",
         "statistic": "single",
@@ -53,11 +53,11 @@ def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str
         "training_error_percent": 100.0 if diverged else value / 10,
         "training_error_of": "a network that diverged" if diverged else "the last augmented batches",
         "diverged_at_step": None,
-        "protocol": result_lib.protocol(made, INFO),
-        "model": resolved.resolve(made.model),
+        "protocol": result_lib.protocol(variant, INFO),
+        "model": resolved.resolve(variant.model),
         "seed": seed,
-        "steps": made.steps,
-        "parameters": PARAMETERS.get(2 + 6 * made.model.stages[0], 1),
+        "steps": variant.steps,
+        "parameters": PARAMETERS.get(2 + 6 * variant.model.stages[0], 1),
         "compile_seconds": None if diverged else 12.5,
         "seconds": None if diverged else 600.0 + 10 * seed,
         "state_digest": None if diverged else f"{seed:x}" * 64,
@@ -67,37 +67,37 @@ def result(made: Experiment, seed: int, value: float, **fields: Any) -> dict[str
         "versions": {"python": "3.11.9", "jax": "0.10.1", "flax": "0.12.12"},
         "device": {"backend": "gpu", "kind": "NVIDIA H100 80GB HBM3", "count": 1, "cores": 16, "processes": 1},
     }
-    return given | fields
+    return defaults | fields
 
 
 def write_run(
-    folder: Path, made: Experiment, seed: int, value: float | None = None, *, records: Sequence[dict[str, Any]] = (), **fields: Any
+    folder: Path, variant: Experiment, seed: int, value: float | None = None, *, records: Sequence[dict[str, Any]] = (), **fields: Any
 ) -> Path:
     """Writes a run directory; without a value the run is unfinished. ``fields`` update its result."""
     folder.mkdir(parents=True)
-    identity = resolved.identity(made, seed)
-    text = {"fingerprint": resolved.fingerprint(identity), "identity": identity, "experiment": resolved.resolve(made), "seed": seed}
+    identity = resolved.identity(variant, seed)
+    text = {"fingerprint": resolved.fingerprint(identity), "identity": identity, "experiment": resolved.resolve(variant), "seed": seed}
     (folder / "experiment.json").write_text(json.dumps(text))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if value is not None:
-        (folder / "result.json").write_text(json.dumps(result(made, seed, value, **fields)))
+        (folder / "result.json").write_text(json.dumps(result(variant, seed, value, **fields)))
     return folder
 
 
 def records(
     steps: int, train: float, test: float, *, every: int = 100, scored: int = 1000, until: int | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Metrics that fall from 90 % to errors of ``train`` and ``test``, in steps where the learning rate drops."""
+    """Returns metrics that fall from 90 % to errors of ``train`` and ``test``, in steps where the learning rate drops."""
     noise = random.Random(seed)
-    found = []
+    rows = []
     for step in range(every, (until or steps) + 1, every):
         progress = step / steps
         above = 1.0 if progress < 0.5 else 0.25 if progress < 0.75 else 0.0
         fall = 80 * math.exp(-progress * 25)
         error = train + above * 6 + fall + noise.gauss(0, 0.3 + 0.9 * above)
         numbers = {"loss": error / 30, "learning_rate": 0.1, "images_per_second": 9000.0, "seconds": step / 70}
-        found.append({"step": step, "split": "train", **numbers, "error_percent": max(0.0, error)})
+        rows.append({"step": step, "split": "train", **numbers, "error_percent": max(0.0, error)})
         if step % scored == 0 or step == steps:
             error = test + above * 7 + fall + noise.gauss(0, 0.15 + 2.5 * above)
-            found.append({"step": step, "split": "test", "loss": error / 30, "error_percent": max(test - 0.3, error), "examples": 10_000})
-    return found
+            rows.append({"step": step, "split": "test", "loss": error / 30, "error_percent": max(test - 0.3, error), "examples": 10_000})
+    return rows
