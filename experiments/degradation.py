@@ -58,5 +58,6 @@ def figure1() -> tuple[Experiment, ...]:
 
 def depths() -> tuple[Experiment, ...]:
     """Eight depths, for ``resnet-jax lab depth``."""
-    kinds, each = (("plain", NoShortcut), ("ResNet", ZeroPad)), (8, 14, 20, 26, 32, 38, 44, 56)
-    return tuple(_experiment(f"{name}-{depth}", depth, shortcut) for name, shortcut in kinds for depth in each)
+    kinds = ("plain", NoShortcut), ("ResNet", ZeroPad)
+    layers = (8, 14, 20, 26, 32, 38, 44, 56)
+    return tuple(_experiment(f"{name}-{depth}", depth, shortcut) for name, shortcut in kinds for depth in layers)

@@ -17,7 +17,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
 
 
-def _cell(batch_size: int) -> Experiment:
+def _experiment(batch_size: int) -> Experiment:
     epoch = -(-1_281_167 // batch_size)
     branch = configured(BottleneckV15, zero_scale=True)
     return Experiment(
@@ -41,4 +41,4 @@ def _cell(batch_size: int) -> Experiment:
 
 def scaling() -> tuple[Experiment, ...]:
     """Equal errors: 23.60 % at 256, 23.74 % at 8192 (from memory)."""
-    return tuple(_cell(256 * 2**power) for power in range(6))
+    return tuple(_experiment(256 * 2**power) for power in range(6))

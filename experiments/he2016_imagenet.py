@@ -21,7 +21,7 @@ NORM = configured(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
 
-def _cell(name: str, depth: int, order: type[Order], protocol: str = "320/320", crop: Factory = ShorterSideCrop) -> Experiment:
+def _experiment(name: str, depth: int, order: type[Order], protocol: str = "320/320", crop: Factory = ShorterSideCrop) -> Experiment:
     return Experiment(
         name=name,
         model=imagenet_architecture(depth, order=order, norm=NORM),
@@ -37,14 +37,14 @@ def _cell(name: str, depth: int, order: type[Order], protocol: str = "320/320", 
 def table5() -> tuple[Experiment, ...]:
     """Top-1/top-5 on 320 pixels: 152 layers 21.3/5.5 % (on 224: 23.0/6.7), 21.1/5.5; 200 layers 21.8/6.0, 20.7/5.3, 20.1/4.8."""
     return (
-        _cell("original-152", 152, Original),
-        _cell("pre-activation-152", 152, FullPreactivation),
-        _cell("original-200", 200, Original),
-        _cell("pre-activation-200", 200, FullPreactivation),
-        _cell("pre-activation-200-aspect-ratio", 200, FullPreactivation, crop=RandomResizedCrop),
+        _experiment("original-152", 152, Original),
+        _experiment("pre-activation-152", 152, FullPreactivation),
+        _experiment("original-200", 200, Original),
+        _experiment("pre-activation-200", 200, FullPreactivation),
+        _experiment("pre-activation-200-aspect-ratio", 200, FullPreactivation, crop=RandomResizedCrop),
     )
 
 
 def orders101() -> tuple[Experiment, ...]:
     """Text: ResNet-101 23.6/7.1 (top-1/top-5), with BN after the addition 24.6/7.5."""
-    return _cell("original-101", 101, Original, "256/224"), _cell("norm-after-addition-101", 101, NormAfterAddition, "256/224")
+    return _experiment("original-101", 101, Original, "256/224"), _experiment("norm-after-addition-101", 101, NormAfterAddition, "256/224")

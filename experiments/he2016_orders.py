@@ -31,7 +31,7 @@ ORDERS: dict[str, type[Order]] = {
 BEFORE_AND_AFTER = ("original", "pre-activation")
 
 
-def _cell(name: str, model: Architecture) -> Experiment:
+def _experiment(name: str, model: Architecture) -> Experiment:
     return Experiment(
         name=name,
         model=model,
@@ -44,29 +44,31 @@ def _cell(name: str, model: Architecture) -> Experiment:
 
 
 def _basic(order: str, depth: int) -> Experiment:
-    return _cell(f"{order}-{depth}", cifar_architecture(depth, order=ORDERS[order], norm=NORM))
+    return _experiment(f"{order}-{depth}", cifar_architecture(depth, order=ORDERS[order], norm=NORM))
 
 
 def _single(order: str, depth: int) -> Experiment:
-    return _cell(f"{order}-{depth}-single", cifar_architecture(depth, branch=SingleLayer, order=ORDERS[order], norm=NORM))
+    return _experiment(f"{order}-{depth}-single", cifar_architecture(depth, branch=SingleLayer, order=ORDERS[order], norm=NORM))
 
 
 def _bottleneck(order: str, depth: int) -> Experiment:
     model = cifar_architecture(depth, branch=Bottleneck, shortcut=Projection, order=ORDERS[order], norm=NORM)
-    return _cell(f"{order}-{depth}", model)
+    return _experiment(f"{order}-{depth}", model)
 
 
-def _of_cifar100(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"cifar100-{cell.name}", model=replace(cell.model, num_classes=100), data=replace(cell.data, name="cifar100"))
-
-
-def _with_batch_64(cell: Experiment) -> Experiment:
+def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        cell,
-        name=f"{cell.name}-batch-64",
-        model=replace(cell.model, norm=configured(BatchNorm, group_size=32)),
-        schedule=replace(cell.schedule, decay_steps=tuple(2 * step for step in cell.schedule.decay_steps)),
-        steps=2 * cell.steps,
+        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+    )
+
+
+def _with_batch_64(variant: Experiment) -> Experiment:
+    return replace(
+        variant,
+        name=f"{variant.name}-batch-64",
+        model=replace(variant.model, norm=configured(BatchNorm, group_size=32)),
+        schedule=replace(variant.schedule, decay_steps=tuple(2 * step for step in variant.schedule.decay_steps)),
+        steps=2 * variant.steps,
         batch_size=64,
     )
 
@@ -76,8 +78,8 @@ def table2(depth: int = 110) -> tuple[Experiment, ...]:
 
     ``depth`` is 6n+2; bottlenecks have 9n+2 layers.
     """
-    of_bottlenecks = (depth - 2) // 6 * 9 + 2
-    return (*(_basic(order, depth) for order in ORDERS), *(_bottleneck(order, of_bottlenecks) for order in ORDERS))
+    bottleneck_depth = (depth - 2) // 6 * 9 + 2
+    return (*(_basic(order, depth) for order in ORDERS), *(_bottleneck(order, bottleneck_depth) for order in ORDERS))
 
 
 def table3() -> tuple[Experiment, ...]:
@@ -89,11 +91,11 @@ def table3() -> tuple[Experiment, ...]:
         *(_single(order, 110) for order in BEFORE_AND_AFTER),
         *(_basic(order, 110) for order in BEFORE_AND_AFTER),
         *bottlenecks,
-        *map(_of_cifar100, bottlenecks),
+        *map(_on_cifar100, bottlenecks),
     )
 
 
 def table4() -> tuple[Experiment, ...]:
     """CIFAR-10: 164 5.46 %; 1001 4.92 (4.89 +- 0.14), with batch 64 4.62 (4.69 +- 0.20). CIFAR-100: 24.33; 22.71 (22.68 +- 0.22)."""
     shallow, deep = (_bottleneck("pre-activation", depth) for depth in (164, 1001))
-    return shallow, deep, _with_batch_64(deep), _of_cifar100(shallow), _of_cifar100(deep)
+    return shallow, deep, _with_batch_64(deep), _on_cifar100(shallow), _on_cifar100(deep)

@@ -31,7 +31,7 @@ ROWS = {
 }
 
 
-def _cell(row: str, depth: int = 110) -> Experiment:
+def _experiment(row: str, depth: int = 110) -> Experiment:
     return Experiment(
         name=row,
         model=cifar_architecture(depth, shortcut=ROWS[row], norm=NORM),
@@ -45,59 +45,59 @@ def _cell(row: str, depth: int = 110) -> Experiment:
 
 def table1(depth: int = 110) -> tuple[Experiment, ...]:
     """Eleven shortcuts; ``depth`` is 6n+2."""
-    return tuple(_cell(row, depth) for row in ROWS)
+    return tuple(_experiment(row, depth) for row in ROWS)
 
 
 def original() -> Experiment:
     """Identity: 6.61 %."""
-    return _cell("original")
+    return _experiment("original")
 
 
 def scaled_0_1() -> Experiment:
     """Constant scaling 0 and 1, the plain network: fail."""
-    return _cell("scaled-0-1")
+    return _experiment("scaled-0-1")
 
 
 def scaled_half_1() -> Experiment:
     """Constant scaling 0.5 and 1: fail."""
-    return _cell("scaled-0.5-1")
+    return _experiment("scaled-0.5-1")
 
 
 def scaled_half_half() -> Experiment:
     """Constant scaling 0.5 and 0.5: 12.35 %."""
-    return _cell("scaled-0.5-0.5")
+    return _experiment("scaled-0.5-0.5")
 
 
 def exclusive_gating_0() -> Experiment:
     """(1 - g(x)) x + g(x) F, bias 0: fail."""
-    return _cell("exclusive-gating-bias-0")
+    return _experiment("exclusive-gating-bias-0")
 
 
 def exclusive_gating_minus_6() -> Experiment:
     """(1 - g(x)) x + g(x) F, bias -6: 8.70 %."""
-    return _cell("exclusive-gating-bias-minus-6")
+    return _experiment("exclusive-gating-bias-minus-6")
 
 
 def exclusive_gating_minus_7() -> Experiment:
     """(1 - g(x)) x + g(x) F, bias -7: 9.81 %."""
-    return _cell("exclusive-gating-bias-minus-7")
+    return _experiment("exclusive-gating-bias-minus-7")
 
 
 def shortcut_only_gating_0() -> Experiment:
     """(1 - g(x)) x + F, bias 0: 12.86 %."""
-    return _cell("shortcut-only-gating-bias-0")
+    return _experiment("shortcut-only-gating-bias-0")
 
 
 def shortcut_only_gating_minus_6() -> Experiment:
     """(1 - g(x)) x + F, bias -6: 6.91 %."""
-    return _cell("shortcut-only-gating-bias-minus-6")
+    return _experiment("shortcut-only-gating-bias-minus-6")
 
 
 def convolution_1x1() -> Experiment:
     """Option C: 12.22 %."""
-    return _cell("1x1-convolution")
+    return _experiment("1x1-convolution")
 
 
 def dropout_half() -> Experiment:
     """Dropout 0.5 of x: fail."""
-    return _cell("dropout-0.5")
+    return _experiment("dropout-0.5")

@@ -23,7 +23,7 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 
 
-def _cell(name: str, model: Architecture) -> Experiment:
+def _experiment(name: str, model: Architecture) -> Experiment:
     branch = configured(model.branch, zero_scale=True)
     return Experiment(
         name=name,
@@ -55,16 +55,16 @@ def architectures() -> tuple[Experiment, ...]:
     """Top-1 accuracy (from memory): baseline 76.21 %; B (stride in the 3x3) 76.66; C (deep stem) 76.87; D (pooled shortcuts) 77.16."""
     b = architecture("resnet50_v15")
     return (
-        _cell("efficient", architecture("resnet50")),
-        _cell("resnet50-b", b),
-        _cell("resnet50-c", replace(b, stem=DeepStem)),
-        _cell("resnet50-d", architecture("resnet50_d")),
+        _experiment("efficient", architecture("resnet50")),
+        _experiment("resnet50-b", b),
+        _experiment("resnet50-c", replace(b, stem=DeepStem)),
+        _experiment("resnet50-d", architecture("resnet50_d")),
     )
 
 
 def refinements() -> tuple[Experiment, ...]:
     """ResNet-50-D, top-1 accuracy (from memory): cosine 77.91 %, label smoothing 78.31, mixup 79.15."""
-    d = _cell("resnet50-d", architecture("resnet50_d"))
+    d = _experiment("resnet50-d", architecture("resnet50_d"))
     cosine = replace(d, name="cosine", schedule=replace(d.schedule, decay_steps=(), cosine_steps=d.steps, cosine_from="warmup"))
     smoothed = replace(cosine, name="label-smoothing", loss=Loss(smoothing=0.1))
     mixed = replace(

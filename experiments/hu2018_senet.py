@@ -17,7 +17,7 @@ from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Expe
 STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 
 
-def _cell(name: str) -> Experiment:
+def _experiment(name: str) -> Experiment:
     return Experiment(
         name=name.replace("_", "-"),
         model=replace(architecture(name), norm=configured(BatchNorm, group_size=128)),
@@ -33,4 +33,4 @@ def _cell(name: str) -> Experiment:
 
 def imagenet() -> tuple[Experiment, ...]:
     """Top-1/top-5 error (authors' repository): 22.37/6.36 %, 21.75/5.72, 21.34/5.54; SE-ResNeXt 20.97/5.54, 19.81/4.96."""
-    return tuple(map(_cell, ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d")))
+    return tuple(map(_experiment, ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d")))

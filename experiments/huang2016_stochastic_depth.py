@@ -52,12 +52,14 @@ def _and_stochastic(constant: Experiment) -> tuple[Experiment, ...]:
     return constant, replace(constant, name=constant.name.replace("constant", "stochastic"), model=model)
 
 
-def _of_cifar100(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"cifar100-{cell.name}", model=replace(cell.model, num_classes=100), data=replace(cell.data, name="cifar100"))
+def _on_cifar100(variant: Experiment) -> Experiment:
+    return replace(
+        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+    )
 
 
-def _of_plain_images(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"{cell.name}-plain-images", data=replace(cell.data, pad=0, flip=False))
+def _on_plain_images(variant: Experiment) -> Experiment:
+    return replace(variant, name=f"{variant.name}-plain-images", data=replace(variant.data, pad=0, flip=False))
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -67,17 +69,17 @@ def cifar10() -> tuple[Experiment, ...]:
 
 def cifar100() -> tuple[Experiment, ...]:
     """CIFAR-100+: constant depth 27.76 % (text: 27.22), stochastic 24.98 % (others cite 24.58)."""
-    return tuple(map(_of_cifar100, cifar10()))
+    return tuple(map(_on_cifar100, cifar10()))
 
 
 def cifar10_plain_images() -> tuple[Experiment, ...]:
     """Constant depth 13.63 %, stochastic 11.66 %."""
-    return tuple(map(_of_plain_images, cifar10()))
+    return tuple(map(_on_plain_images, cifar10()))
 
 
 def cifar100_plain_images() -> tuple[Experiment, ...]:
     """Constant depth 44.74 %, stochastic 37.8 %."""
-    return tuple(map(_of_plain_images, cifar100()))
+    return tuple(map(_on_plain_images, cifar100()))
 
 
 def layers1202() -> tuple[Experiment, ...]:

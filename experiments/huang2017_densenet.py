@@ -43,13 +43,15 @@ def _cifar(name: str, depth: int, growth: int, bottleneck: bool) -> Experiment:
     )
 
 
-def _of_cifar100(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"cifar100-{cell.name}", model=replace(cell.model, num_classes=100), data=replace(cell.data, name="cifar100"))
+def _on_cifar100(variant: Experiment) -> Experiment:
+    return replace(
+        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+    )
 
 
-def _of_plain_images(cell: Experiment) -> Experiment:
-    model = replace(cell.model, branch=configured(cell.model.branch, dropout=0.2))
-    return replace(cell, name=f"{cell.name}-plain-images", model=model, data=replace(cell.data, pad=0, flip=False))
+def _on_plain_images(variant: Experiment) -> Experiment:
+    model = replace(variant.model, branch=configured(variant.model.branch, dropout=0.2))
+    return replace(variant, name=f"{variant.name}-plain-images", model=model, data=replace(variant.data, pad=0, flip=False))
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -59,17 +61,17 @@ def cifar10() -> tuple[Experiment, ...]:
 
 def cifar100() -> tuple[Experiment, ...]:
     """CIFAR-100+: 24.42 %, 20.20, 19.25; BC 22.27, 17.60, 17.18."""
-    return tuple(map(_of_cifar100, cifar10()))
+    return tuple(map(_on_cifar100, cifar10()))
 
 
 def cifar10_plain_images() -> tuple[Experiment, ...]:
     """7.00 %, 5.77, 5.83; BC 5.92, 5.19, no number for 190-40."""
-    return tuple(map(_of_plain_images, cifar10()))
+    return tuple(map(_on_plain_images, cifar10()))
 
 
 def cifar100_plain_images() -> tuple[Experiment, ...]:
     """27.55 %, 23.79, 23.42; BC 24.15, 19.64, no number for 190-40."""
-    return tuple(map(_of_plain_images, cifar100()))
+    return tuple(map(_on_plain_images, cifar100()))
 
 
 def imagenet() -> tuple[Experiment, ...]:

@@ -31,7 +31,7 @@ def full() -> Experiment:
 
 
 def effective() -> Experiment:
-    """23 of the 54 blocks in each batch: 5.96 %."""
+    """23 of the 54 blocks in every batch: 5.96 %."""
     whole = full()
     return replace(whole, name="effective-paths-110", model=replace(whole.model, stochastic_depth=StochasticDepth(kept=23)))
 

@@ -40,8 +40,10 @@ def _cifar(width: str) -> Experiment:
     )
 
 
-def _of_cifar100(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"cifar100-{cell.name}", model=replace(cell.model, num_classes=100), data=replace(cell.data, name="cifar100"))
+def _on_cifar100(variant: Experiment) -> Experiment:
+    return replace(
+        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+    )
 
 
 def _imagenet(name: str, network: str = "") -> Experiment:
@@ -70,13 +72,13 @@ def _resnet(depth: int) -> Experiment:
 
 
 def _resnet101_wider() -> Experiment:
-    cell = _resnet(101)
-    wider = imagenet_architecture(101, branch=configured(BottleneckV15, base_width=100), norm=cell.model.norm)
-    return replace(cell, name="resnet101-1x100d", model=wider)
+    variant = _resnet(101)
+    wider = imagenet_architecture(101, branch=configured(BottleneckV15, base_width=100), norm=variant.model.norm)
+    return replace(variant, name="resnet101-1x100d", model=wider)
 
 
-def _without_residual(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"{cell.name}-without-residual", model=replace(cell.model, shortcut=NoShortcut))
+def _without_residual(variant: Experiment) -> Experiment:
+    return replace(variant, name=f"{variant.name}-without-residual", model=replace(variant.model, shortcut=NoShortcut))
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -86,13 +88,13 @@ def cifar10() -> tuple[Experiment, ...]:
 
 def cifar100() -> tuple[Experiment, ...]:
     """Table 7, mean of 10 runs: 17.77 %, 17.31 %."""
-    return tuple(map(_of_cifar100, cifar10()))
+    return tuple(map(_on_cifar100, cifar10()))
 
 
 def table3() -> tuple[Experiment, ...]:
     """Cardinality at equal cost, top-1 error: 50 layers 23.9, 23.0, 22.6, 22.3, 22.2 %; 101 layers 22.0, 21.7, 21.4, 21.3, 21.2 %."""
     return tuple(
-        cell for depth in (50, 101) for cell in (_resnet(depth), *(_imagenet(f"resnext{depth}-{width}") for width in CARDINALITIES))
+        variant for depth in (50, 101) for variant in (_resnet(depth), *(_imagenet(f"resnext{depth}-{width}") for width in CARDINALITIES))
     )
 
 

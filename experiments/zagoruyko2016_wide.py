@@ -43,7 +43,7 @@ CIFAR100_ROWS = (
 CIFAR10_ROWS = (*CIFAR100_ROWS[:3], (40, 8, False), *CIFAR100_ROWS[3:])
 
 
-def _cell(name: str, model: Architecture) -> Experiment:
+def _experiment(name: str, model: Architecture) -> Experiment:
     return Experiment(
         name=name,
         model=model,
@@ -60,11 +60,13 @@ def _cell(name: str, model: Architecture) -> Experiment:
 
 def _wide(depth: int, widen: int, dropout: bool) -> Experiment:
     branch = configured(Basic, dropout=0.3) if dropout else Basic
-    return _cell(f"wrn{depth}-{widen}" + "-dropout" * dropout, wide_architecture(depth, widen, branch=branch))
+    return _experiment(f"wrn{depth}-{widen}" + "-dropout" * dropout, wide_architecture(depth, widen, branch=branch))
 
 
-def _of_cifar100(cell: Experiment) -> Experiment:
-    return replace(cell, name=f"cifar100-{cell.name}", model=replace(cell.model, num_classes=100), data=replace(cell.data, name="cifar100"))
+def _on_cifar100(variant: Experiment) -> Experiment:
+    return replace(
+        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+    )
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -78,13 +80,13 @@ def cifar100() -> tuple[Experiment, ...]:
     """40-4 21.18 %, 28-10 19.25 (dropout 18.85), 16-8 20.43, 16-4 24.03 (dropout 23.91), 52-1 29.89 (dropout 29.78), 40-10 with dropout
     18.3 (one run); the others only with ZCA.
     """
-    return tuple(_of_cifar100(_wide(*row)) for row in CIFAR100_ROWS)
+    return tuple(_on_cifar100(_wide(*row)) for row in CIFAR100_ROWS)
 
 
 def deepening() -> tuple[Experiment, ...]:
     """1, 2, 3, 4 convolutions per block at the depth of WRN-40-2: 6.69, 5.43, 5.65, 5.93 % (CIFAR-10)."""
     return tuple(
-        _cell(
+        _experiment(
             f"wrn40-2-l{convolutions}",
             wide_architecture(40, 2, stages=(12 // convolutions,) * 3, branch=configured(Branch, kernels=(3,) * convolutions)),
         )
@@ -94,7 +96,7 @@ def deepening() -> tuple[Experiment, ...]:
 
 def imagenet() -> tuple[Experiment, ...]:
     """WRN-50-2: 21.9 % top-1, 5.79 % top-5 error (authors' README)."""
-    cell = Experiment(
+    variant = Experiment(
         name="wrn50-2",
         model=replace(architecture("wide_resnet50_2"), norm=configured(BatchNorm, group_size=32)),
         data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
@@ -105,4 +107,4 @@ def imagenet() -> tuple[Experiment, ...]:
         evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
         checkpointing=Checkpointing(every=IMAGENET_STEPS_PER_EPOCH),
     )
-    return (cell,)
+    return (variant,)
