@@ -10,7 +10,7 @@ from resnet_jax.training.train import train
 
 
 @pytest.mark.slow
-def test_deep_plain_networks_degrade_and_residual_networks_do_not(digits_dir: str, tmp_path: Path, told: Told) -> None:
+def test_demo_degrades_plain_but_not_residual_networks(digits_dir: str, tmp_path: Path, told: Told) -> None:
     results = {}
     for network in ("plain56", "resnet56"):
         experiment = references.load(f"{ROOT}/experiments/degradation.py:{network}")()

@@ -33,9 +33,9 @@ class Options(command.Options):
     """
 
     deleted: int = 20
-    """Most blocks deleted at once."""
+    """Maximum number of blocks deleted at once."""
     exchanged: int = 20
-    """Most pairs exchanged."""
+    """Maximum number of pairs exchanged."""
     draws: int = 10
     """Random lesions per number."""
     seed: int = 0

@@ -19,7 +19,7 @@ def panels(*xlabels: str, **subplots: Any) -> tuple[Figure, list[Axes]]:
     axes = list(figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0])
     for panel, label in zip(axes, xlabels, strict=True):
         panel.set_xlabel(label)
-        panel.grid(axis="y", color=figures.GREY, alpha=0.25, linewidth=0.6)
+        panel.grid(axis="y", color=figures.GRAY, alpha=0.25, linewidth=0.6)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=not label.startswith("Kendall")))
     return figure, axes
 

@@ -66,7 +66,7 @@ def panels(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
             figure = Figure(figsize=(_WIDTH, height))
             panel = figure.add_axes((0.125, _BELOW / height, 0.855, _AXES / height))
             _axes(panel, steps, limit)
-            handles = [_draw(panel, each, label, depths.index(each.stages)) for each, label in zip(family, labels, strict=True)]
+            handles = [_draw(panel, member, label, depths.index(member.stages)) for member, label in zip(family, labels, strict=True)]
             if len(handles) > 1:
                 place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False}
                 panel.legend(handles=handles, ncols=columns, handlelength=1.9, columnspacing=0.9, labelspacing=0.3, **place)
@@ -102,9 +102,9 @@ def common(names: Sequence[str]) -> tuple[str, list[str]]:
     # Numbers and fingerprints are not cut.
     words = [re.findall(r"\([^()]*\)|\d+|[^\W\d_]+|[\W_]", name) for name in names]
     shortest = min(map(len, words))
-    begin = next((at for at in range(shortest) if len({each[at] for each in words}) > 1), shortest)
-    end = next((at for at in range(shortest - begin) if len({each[-1 - at] for each in words}) > 1), shortest - begin)
-    own = ["".join(each[begin : len(each) - end]).strip(" -_") for each in words]
+    begin = next((at for at in range(shortest) if len({parts[at] for parts in words}) > 1), shortest)
+    end = next((at for at in range(shortest - begin) if len({parts[-1 - at] for parts in words}) > 1), shortest - begin)
+    own = ["".join(parts[begin : len(parts) - end]).strip(" -_") for parts in words]
     before, after = "".join(words[0][:begin]), "".join(words[0][len(words[0]) - end :])
     title = (f"{before}…{after}" if before and after else before + after).strip(" -_")
     # matplotlib leaves labels that begin with _ out of a legend.
@@ -129,10 +129,10 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
 
 
 def error_limit(members: Sequence[Member], steps: int) -> float:
-    """Returns the upper end of the axis: above 95 % of what follows the first quarter, and every best test error."""
-    curves = [each for member in members for each in member.curves]
-    late = np.concatenate([each.mean[each.steps > steps / 4] for each in curves])
-    typical = np.percentile(late if late.size else np.concatenate([each.mean for each in curves]), 95)
+    """Returns the upper end of the axis: above 95 % of the errors after the first quarter, and the best test error of every member."""
+    curves = [curve for member in members for curve in member.curves]
+    late = np.concatenate([curve.mean[curve.steps > steps / 4] for curve in curves])
+    typical = np.percentile(late if late.size else np.concatenate([curve.mean for curve in curves]), 95)
     limit = 1.1 * max(float(typical), *(float(member.test.mean.min()) for member in members if member.test), 0.0)
     unit = 5.0 if limit > 10 else 1.0 if limit > 2 else 0.5
     return min(100.0, max(unit, unit * np.ceil(limit / unit)))
@@ -147,17 +147,17 @@ def _axes(panel: Axes, steps: int, limit: float) -> None:
     panel.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     panel.set_xlabel(label, labelpad=2)
     panel.set_ylabel("error (%)", labelpad=2)
-    panel.grid(axis="y", color=figures.GREY, alpha=0.3, linewidth=0.6)
+    panel.grid(axis="y", color=figures.GRAY, alpha=0.3, linewidth=0.6)
     panel.tick_params(axis="y", length=0)
 
 
 def _draw(panel: Axes, member: Member, label: str, look: int) -> Line2D:
     color, dashes = figures.COLORS[look % len(figures.COLORS)], _DASHES[look % len(_DASHES)]
-    for each, width, shade, order in ((member.train, 0.8, 0.1, 2), (member.test, 1.8, 0.16, 3)):
-        if each is None:
+    for curve, width, shade, order in ((member.train, 0.8, 0.1, 2), (member.test, 1.8, 0.16, 3)):
+        if curve is None:
             continue
-        if (each.high > each.low).any():
-            panel.fill_between(each.steps, each.low, each.high, color=color, alpha=shade, linewidth=0, zorder=order)
-        marker = "." if each.steps.size < 5 else ""
-        panel.plot(each.steps, each.mean, color=color, linestyle=dashes, linewidth=width, marker=marker, zorder=order + 0.5)
+        if (curve.high > curve.low).any():
+            panel.fill_between(curve.steps, curve.low, curve.high, color=color, alpha=shade, linewidth=0, zorder=order)
+        marker = "." if curve.steps.size < 5 else ""
+        panel.plot(curve.steps, curve.mean, color=color, linestyle=dashes, linewidth=width, marker=marker, zorder=order + 0.5)
     return Line2D([], [], color=color, linestyle=dashes, linewidth=1.8, label=figures.shortened(label) or None)

@@ -19,7 +19,7 @@ from resnet_jax.studies.ledger import FAIL_PERCENT
 
 # Okabe and Ito's colors: distinguishable with any color vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-GREY = "#808080"
+GRAY = "#808080"
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
 # Inches; phones are 390 pixels wide.
@@ -81,7 +81,7 @@ def error_by_cell(cells: Sequence[Cell], published: Mapping[str, Sequence[float]
         _scale(panel, [value for cell in finished for value in (*cell.error.values, *published.get(cell.name, ()))])
         panel.set_ylim(len(finished) - 0.3, -0.7)
         panel.set_yticks([])
-        panel.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+        panel.grid(axis="x", color=GRAY, alpha=0.25, linewidth=0.6)
         panel.tick_params(axis="x", which="both", length=3)
         panel.set_axisbelow(True)
         for row, cell in enumerate(finished):

@@ -30,7 +30,7 @@ def test_results_round_trip_exactly(tmp_path: Path) -> None:
 
 
 def test_write_puts_each_result_on_a_line_and_shared_fields_once(tmp_path: Path) -> None:
-    """So that a diff of two commits shows the runs that changed."""
+    """A diff of two commits then shows the runs that changed."""
     committed.write(tmp_path / "r.json", some(), command='resnet-jax study "a b.py:c"', reduced="4 steps.")
     text = (tmp_path / "r.json").read_text()
     written = json.loads(text)

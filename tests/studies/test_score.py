@@ -21,12 +21,12 @@ from resnet_jax.models.pretrained.card import IMAGENET_VIEW
 from resnet_jax.studies import score
 from resnet_jax.training import trained
 
-GREY = View(mean=(0.3,), deviation=(0.4,))
+GRAY = View(mean=(0.3,), deviation=(0.4,))
 
 
 def drawn(model: Architecture, **fields: Any) -> Pretrained:
     _, params, batch_stats = jax.jit(model.init)(jax.random.key(1))
-    return Pretrained(Card(architecture=model, **{"view": GREY, "source": "drawn"} | fields), params, batch_stats)
+    return Pretrained(Card(architecture=model, **{"view": GRAY, "source": "drawn"} | fields), params, batch_stats)
 
 
 def scored(source: Path, digits_dir: str, **fields: Any) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def test_score_accepts_images_of_any_size_that_are_resized_or_cropped(digits_dir
     options = {"data": None, "split": None, "batch_size": 72, "data_dir": digits_dir}
     with pytest.raises(UserError, match=r"digits has images of \(8, 8, 1\) in 10 classes; the network takes \(16, 16, 1\)"):
         score.score_weights(weights, **options)
-    view = dataclasses.replace(GREY, resize=20, crop=16, interpolation="bicubic")
+    view = dataclasses.replace(GRAY, resize=20, crop=16, interpolation="bicubic")
     result = score.score_weights(replace(weights, card=replace(weights.card, view=view)), **options)
     assert result["examples"] == 360
     # Foreign files do not state an image size: it was guessed.
