@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,12 +225,19 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveFailed:
         if jax.process_count() == 1:
-            self._remove_partial()
+            # Orbax does not wait for the other writes of a failed save, which may recreate their directory.
+            absent, end = 0, time.monotonic() + 10
+            while absent < 6 and time.monotonic() < end:
+                absent = 0 if self._remove_partial() else absent + 1
+                time.sleep(0.05)
         return SaveFailed(self._step, self.newest(), error)
 
-    def _remove_partial(self) -> None:
-        for partial in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+    def _remove_partial(self) -> bool:
+        """Remove uncommitted steps, and return whether there were any."""
+        partials = list(self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+        for partial in partials:
             shutil.rmtree(partial, ignore_errors=True)
+        return bool(partials)
 
     def _quarantine(self, step: int, problem: str) -> None:
         if self._read_only:

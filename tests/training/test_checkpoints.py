@@ -386,6 +386,29 @@ def test_failed_save_is_one_error_and_earlier_steps_are_intact(
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+def test_late_writes_of_a_failed_save_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax does not wait for them: what is removed comes back."""
+    checkpoints = opened(tmp_path)
+    checkpoints.save(1, state(1), constants(1))
+    checkpoints.wait()
+    remove, recreated = shutil.rmtree, list[Path]()
+
+    def remove_and_recreate(path: Path, **options: Any) -> None:
+        remove(path, **options)
+        if "tmp" in path.name and len(recreated) < 2:
+            path.mkdir()
+            recreated.append(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_recreate)
+    with files_of_at_most(300 * KILOBYTE):
+        checkpoints.save(2, large(2), constants(2))
+        with pytest.raises(SaveFailed):
+            checkpoints.wait()
+    checkpoints.close()
+    assert len(recreated) == 2
+    assert names(tmp_path) == ["1"]
+
+
 def test_save_that_cannot_begin_is_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = opened(tmp_path)
     checkpoints.save(1, state(1), constants(1))
