@@ -36,8 +36,8 @@ class NonFiniteLoss(Exception):
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Returns ``'; did you mean X?'``, or the valid names if none is similar."""
     names = sorted(set(valid))
-    begun = [name for name in names if wrong and name.startswith(wrong)]
-    close = begun[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    completions = [name for name in names if wrong and name.startswith(wrong)]
+    close = completions[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; there is {', '.join(names)}" if names else "; none is available"
