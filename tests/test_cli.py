@@ -341,7 +341,8 @@ def test_cache_folder_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
     try:
         for given, expected in ((str(tmp_path / "mine"), str(tmp_path / "mine")), ("", ""), (None, str(tmp_path / "resnet_jax"))):
             jax.config.update("jax_compilation_cache_dir", given)
-            cli._cache_compiled_programs()
+            with pytest.raises(SystemExit):
+                cli.main(["doctor", "--help"])
             assert jax.config.jax_compilation_cache_dir == expected  # pyright: ignore[reportAttributeAccessIssue]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
