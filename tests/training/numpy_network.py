@@ -53,7 +53,7 @@ class _Norm:
 
 
 def norm(x: np.ndarray, p: Tree, s: Tree) -> tuple[np.ndarray, Tree, _Norm]:
-    """Normalizes by the batch's own mean and biased variance; returns the running ones as well."""
+    """Normalizes by the mean and the biased variance of the batch; also returns the running ones."""
     mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     deviation = np.sqrt(variance + EPSILON)
     normalized = (x - mean) / deviation

@@ -69,7 +69,7 @@ def still(experiment: Experiment) -> Experiment:
     return replace(experiment, schedule=Schedule(learning_rate=0.0, decay_steps=()), steps=1)
 
 
-def test_a_run_its_file_and_torchs_form_of_it_are_the_same_weights(base: Experiment, source: Path, file: Path, tmp_path: Path) -> None:
+def test_run_file_and_torch_export_have_one_digest(base: Experiment, source: Path, file: Path, tmp_path: Path) -> None:
     """Another format under the names of others as well: it carries how images are shown."""
     folder = tmp_path / "folder"
     saving.save(trained.weights(source), folder)
@@ -82,14 +82,14 @@ def test_a_run_its_file_and_torchs_form_of_it_are_the_same_weights(base: Experim
     assert begun[0].data.normalization == "weights"
 
 
-def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: Path, file: Path) -> None:
+def test_digest_includes_the_normalization_constants(base: Experiment, source: Path, file: Path) -> None:
     found = trained.weights(source)
     other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
     assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_exactly_the_weights(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
+def test_run_starts_with_exactly_the_weights(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters after a step at a rate of 0, read back from the run's checkpoint; a new head is the seed's."""
     weights = load_pretrained(file)
     for new_head, seed in ((False, 3), (True, 4)):
@@ -106,7 +106,7 @@ def test_a_run_begins_with_exactly_the_weights(base: Experiment, file: Path, dig
             same(found.state.params["head"], weights.params["head"])
 
 
-def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> None:
+def test_averages_start_with_the_weights(base: Experiment, file: Path) -> None:
     weights = load_pretrained(file)
     averaging = replace(base, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = start.start_from(averaging, file)
@@ -122,7 +122,7 @@ def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, source: Path, digits_dir: str, tmp_path: Path) -> None:
+def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, source: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
     weights = trained.weights(source)
     experiment = start.start_from(base, source, freeze_trunk=True)
@@ -142,7 +142,7 @@ def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, so
 
 
 @pytest.mark.slow
-def test_a_frozen_trunk_includes_the_normalization_before_the_classifier(base: Experiment, tmp_path: Path) -> None:
+def test_frozen_trunk_includes_the_normalization_before_the_classifier(base: Experiment, tmp_path: Path) -> None:
     """With BatchNorm frozen, and with GroupNorm whose parameters are."""
     for norm in (configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)):
         weights = drawn(replace(base.model, order=FullPreactivation, norm=norm))
@@ -165,9 +165,7 @@ def trained_constants(experiment: Experiment) -> Preprocessing:
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_ends_in_the_same_bits(
-    base: Experiment, source: Path, file: Path, digits_dir: str, tmp_path: Path
-) -> None:
+def test_stopped_run_ends_in_the_same_bits(base: Experiment, source: Path, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Continued with the same weights out of another file."""
     experiment = start.start_from(base, source, new_head=True)
     straight = run(experiment, tmp_path / "straight", digits_dir)
@@ -196,7 +194,7 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(
         Workdir(tmp_path / "stopped").check(base, 3)
 
 
-def test_weights_that_changed_or_went_are_refused_before_anything_is_written(
+def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
     base: Experiment, file: Path, digits_dir: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.safetensors"
@@ -212,7 +210,7 @@ def test_weights_that_changed_or_went_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_network_is_refused_with_what_to_ask_for(base: Experiment, tmp_path: Path) -> None:
+def test_another_network_is_rejected_with_the_options_that_fit(base: Experiment, tmp_path: Path) -> None:
     theirs = replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
     file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
     with pytest.raises(UserError) as caught:
@@ -235,7 +233,7 @@ def test_other_classes_need_a_new_head(base: Experiment, file: Path) -> None:
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
 
 
-def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Experiment, file: Path) -> None:
+def test_other_channels_and_mean_image_sizes_are_rejected(base: Experiment, file: Path) -> None:
     colours = replace(base, model=replace(base.model, input_shape=(8, 8, 3)))
     with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
         start.start_from(colours, file)
@@ -247,7 +245,7 @@ def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Exper
     assert start.preprocessing(experiment, load_pretrained(file)) is None
 
 
-def test_a_file_of_others_is_refused_with_the_command_that_brings_it_in(source: Path, tmp_path: Path) -> None:
+def test_foreign_file_is_rejected_with_the_import_command(source: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
     saving.export(trained.weights(source), "torchvision", file)
     with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):

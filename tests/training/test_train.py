@@ -93,7 +93,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_records_and_result_of_a_run(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+def test_run_writes_records_and_result(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
     result = run(tiny, tmp_path / "run", told)
     records = Workdir(tmp_path / "run").records()
     assert records == told.records
@@ -121,7 +121,7 @@ def test_validation_images_are_held_out_and_scored(undisturbed: tuple[dict[str, 
     assert result["selected_on_validation"] == test[min(validation, key=lambda step: validation[step])]
 
 
-def test_a_stopped_run_continues_to_the_same_bits(
+def test_stopped_run_continues_to_the_same_bits(
     everything_random: Experiment, undisturbed: tuple[dict[str, Any], list[dict]], run: Run, tmp_path: Path
 ) -> None:
     """Saved at steps 4, 8 and 12, scored at 6 and 12. A signal saves the state at its step, and a score that it cut short is completed."""
@@ -145,7 +145,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_that_changes_its_mesh_stays_within_the_stated_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+def test_run_that_changes_its_mesh_stays_within_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
     """README, "What is promised": the losses of the first steps after the change agree to 1e-4."""
     losses = []
     for name, layout in {"one": {}, "eight": {"devices": 8, "fsdp": 2}}.items():
@@ -291,7 +291,7 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
     assert with_shortcut(configured(Scaled, shortcut=0.5)).train is not with_shortcut(configured(Scaled, shortcut=0.25)).train
 
 
-def test_a_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
     from resnet_jax.training.profile import Profile
 
     run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))
