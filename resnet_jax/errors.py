@@ -27,7 +27,7 @@ class NonFiniteLoss(Exception):
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
         saved = f"the last good checkpoint is that of step {checkpoint}" if checkpoint is not None else "no checkpoint was written before"
         super().__init__(
-            f"{what} of step {step} is not finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
+            f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
             "in another --workdir"
         )
         self.step = step

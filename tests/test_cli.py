@@ -234,7 +234,7 @@ def test_missing_data_set_names_the_folders_and_the_command(
 def test_divergence_exits_with_1_and_names_the_step(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     fields = ["--schedule.learning-rate", "1e30", "--schedule.warmup-steps", "0", "--devices", "1", "--data-dir", digits_dir]
     message = fails(capsys, "train", f"{TINY}:tiny", "--workdir", str(tmp_path / "run"), *fields, code=1)
-    assert "is not finite: no checkpoint was written before" in message
+    assert "is non-finite: no checkpoint was written before" in message
 
 
 def test_weights_that_cannot_be_loaded_are_rejected_and_nothing_is_written(

@@ -209,7 +209,7 @@ def test_rates_are_right_where_dispatches_block(
 
 
 def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are seen when step 8 is saved."""
+    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are detected when step 8 is saved."""
     poisoned: list[str] = []
 
     def train(honest: Any, state: Any, data: Any, steps: int) -> Any:
@@ -225,14 +225,14 @@ def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path,
     monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
     for poison, message in {"loss": "the loss of step 7", "update": "the update of step 8"}.items():
         poisoned[:], folder = [poison], tmp_path / poison
-        with pytest.raises(NonFiniteLoss, match=f"{message} is not finite: the last good checkpoint is that of step 4") as caught:
+        with pytest.raises(NonFiniteLoss, match=f"{message} is non-finite: the last good checkpoint is that of step 4") as caught:
             run(tiny, folder)
         diverged = json.loads((folder / "diverged.json").read_text())
         assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, caught.value.step, None)
         assert not (folder / "result.json").exists()
         assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["4"]
         assert all(np.isfinite(record["loss"]) for record in Workdir(folder).records())
-        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is not finite: the last good checkpoint is that of step 4"):
+        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is non-finite: the last good checkpoint is that of step 4"):
             run(tiny, folder)
 
 
