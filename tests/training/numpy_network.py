@@ -180,7 +180,7 @@ class Pass:
     """Summed over the batch, nats."""
     errors: int
     gradients: Tree
-    """Of the loss averaged over the batch."""
+    """Gradients of the mean loss over the batch."""
     batch_stats: Tree
 
 

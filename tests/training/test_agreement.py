@@ -61,7 +61,7 @@ def test_checkpoint_is_restored_in_any_number_of_processes_and_layout(found: Fou
 
 @pytest.mark.slow
 def test_corrupt_step_is_skipped_by_all_processes(found: Found) -> None:
-    """Of the data or of the manifest. The step that is saved again is restored by all."""
+    """Corrupt data and a corrupt manifest. A second save of the step is restored by all."""
     first, second = (process["corrupt"] for process in found[2])
     assert first == second
     whole = found[1][0]["layouts"]["1-1-1"][1]
@@ -85,7 +85,7 @@ def test_process_0_claims_locks_and_writes_for_all(found: Found) -> None:
 
 @pytest.mark.slow
 def test_failed_save_is_an_error_in_every_process(found: Found) -> None:
-    """And leaves nothing behind."""
+    """No partial checkpoint remains."""
     for process in found[2]:
         message, steps, names = process["full"]
         assert message.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")

@@ -23,7 +23,7 @@ def reached() -> Iterator[list[int]]:
 
 
 def test_first_signal_is_recorded_and_a_later_ctrl_c_raises(reached: list[int]) -> None:
-    """A scheduler that repeats itself does not end the saving that it asked for."""
+    """A scheduler that repeats its signal does not end the save."""
     for first in SIGNALS:
         for second in SIGNALS:
             reached.clear()

@@ -62,12 +62,12 @@ def test_layouts_train_as_one_device_does(
 
 
 def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
-    """Of the 4 devices each holds a fourth of all parameters, their average and their momentum but for arrays that 4 does not divide."""
+    """Each of 4 devices holds a quarter of parameters, average and momentum, and arrays that 4 does not divide whole."""
     made = program.compiled(grouped, 4, fsdp=4)
     state = made.init(jax.random.key(0))
     for name in ("params", "opt_state", "ema"):
         for path, leaf in jax.tree.leaves_with_path(getattr(state, name)):
-            # The first axis of units that stand behind each other is left alone.
+            # The first axis of stacked blocks is not split.
             own = leaf.shape[1:] if "stacked" in jax.tree_util.keystr(path) else leaf.shape
             parts = 4 if any(size % 4 == 0 for size in own) else 1
             held = {shard.data.size for shard in leaf.addressable_shards}
@@ -112,7 +112,7 @@ def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experim
 
 
 def test_mesh_has_the_requested_devices() -> None:
-    """The devices asked for along data; batches split along their first axis."""
+    """All devices lie along data; batches split along their first axis."""
     for devices in (1, 2, 8, None):
         found = mesh.make(devices)
         assert dict(found.shape) == {"data": devices or 8, "fsdp": 1}

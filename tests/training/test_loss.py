@@ -43,7 +43,7 @@ def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
 
 
 def test_losses_equal_numpy() -> None:
-    """Of labels and of mixed targets; smoothing after mixing is mixing smoothed targets."""
+    """Labels and mixed targets; smoothing after mixing is mixing smoothed targets."""
     for (kind, expected), smoothing in itertools.product((("softmax", softmax), ("binary", binary)), (0.0, 0.1)):
         for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
             found = of(targets, kind=kind, smoothing=smoothing)

@@ -155,7 +155,7 @@ def test_prefix_without_parameters_is_rejected(small: Any) -> None:
 
 
 def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[float]:
-    """The rates of the steps from ``first`` on, read from what they do to a gradient of 1, and as the state tells them."""
+    """Returns the rates of the steps from ``first`` on, as updates of a gradient of 1; the state has the same."""
     tx = optimizer.make(Optimizer(momentum=0.0, weight_decay=0.0), schedule)
     params = {"w": jnp.ones(())}
     state = tuple(s._replace(step=jnp.int32(first)) if isinstance(s, ScheduleState) else s for s in tx.init(params))
@@ -335,7 +335,7 @@ def test_cosine_decays_to_the_final_rate() -> None:
 
 
 def test_cosine_starts_with_the_run_or_after_the_warmup() -> None:
-    """Of 8 steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8."""
+    """Eight steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8."""
     for begin, linear, expected in (
         ("start", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)], 0]),
         ("warmup", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),

@@ -41,7 +41,7 @@ def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> No
 
 
 def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: str) -> None:
-    """Of step 2, not augmented: the very pixels of the examples that the order of training chooses."""
+    """Step 2 without augmentation has the pixels of the examples in the order of training."""
     info = sources.describe("digits", digits_dir)
     experiment = replace(tiny, data=replace(tiny.data, normalization="channel", pad=0, flip=False))
     found = preview.shown(experiment, info, seed=1, step=2, count=4)

@@ -1,4 +1,4 @@
-"""A state's digest changes with every bit of it, and with nothing else."""
+"""Initial state, and the digest, which changes with every bit of a state."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
 
 
 def test_digest_changes_with_any_single_bit() -> None:
-    """Of step, parameters, statistics, optimizer state, key, averages and settled statistics: some 1200 bits, no two the same digest."""
+    """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
     digests = {state.digest(small())}
     bits = 0
     for index, leaf in enumerate(jax.tree.leaves(state.plain(small()))):
@@ -81,7 +81,7 @@ def test_plain_state_is_restored() -> None:
 
 
 def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None:
-    """Its optimizer at rest, its statistics those of nothing seen: mean 0, variance 1. Another key, other parameters."""
+    """Momentum is 0, running means are 0, running variances 1. Another key gives other parameters."""
     tx = optimizer.make(tiny.optimizer, tiny.schedule)
     options = {"xla_backend_optimization_level": 0}
     create = jax.jit(lambda key: state.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)

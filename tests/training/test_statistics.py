@@ -47,7 +47,7 @@ def variant(
 
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> Examples:
-    """So many images that three batches show each of them once."""
+    """Images for three batches of distinct images."""
     everything = sources.read(sources.describe("digits", digits_dir), "train")
     return Examples(everything.images[:IMAGES], everything.labels[:IMAGES])
 
@@ -96,7 +96,7 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
 
 
 def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
-    """Training goes on with its moving averages, and neither they nor the settled statistics of before have a say."""
+    """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
     made = program.compiled(variant(tiny), 1)
     before = trained(made)
     expected = state.digest(before._replace(statistics={}))
@@ -140,7 +140,7 @@ def test_settling_without_batches_returns_the_state(tiny: Experiment, digits: Ex
 
 
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
-    """Not of the trained parameters, nor of the moving statistics: errors exactly."""
+    """Trained parameters or moving averages would give another loss. Errors are exact."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
     found = made.settle(trained(made), made.place(digits, PREPROCESSING))
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)

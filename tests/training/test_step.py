@@ -1,4 +1,4 @@
-"""One step of training against the same step in NumPy, and many steps against many devices and dispatches."""
+"""Training steps against NumPy, and against other numbers of devices and steps per dispatch."""
 
 import copy
 import dataclasses
@@ -151,7 +151,7 @@ def test_two_steps_equal_numpy(two_steps: list[tuple[TrainState, Metrics]], refe
 
 
 def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What separates the two in single precision is rounding. To twelve digits before the first update, to seven after it: the learning
+    """Equal to twelve digits before the first update, to seven after it: the learning
     rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
     """
     architecture = copy.copy(ARCHITECTURE)
@@ -280,7 +280,7 @@ def test_images_of_a_step_are_normalized_examples(digits: sources.Examples) -> N
 
 
 def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: sources.Examples) -> None:
-    """Of 24 images in groups of 4, three parts have 8; together they are all of them, each once, and groups stay whole."""
+    """Three microbatches of 8 images have each of 24 images once, in whole groups of 4."""
     seen = []
 
     @dataclasses.dataclass(frozen=True)

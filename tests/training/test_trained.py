@@ -53,7 +53,7 @@ def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, tmp_pa
 
 
 def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not on stdout, where a score may be read as JSON."""
+    """Stdout may be read as JSON."""
     shutil.copytree(short_run, tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).write_bytes(b"")

@@ -190,7 +190,7 @@ def test_training_applies_loss_and_optimizer(digits: tuple[np.ndarray, np.ndarra
 def test_training_learns_mixed_targets_and_averages_parameters(
     digits: tuple[np.ndarray, np.ndarray], digits_dir: str, tmp_path: Path
 ) -> None:
-    """Of two images, cutmix with Beta(1e6, 1e6) exchanges a square of 4x4 pixels, clipped at the border."""
+    """For two images, cutmix with Beta(1e6, 1e6) exchanges a square of 4x4 pixels, clipped at the border."""
     images, labels = normalized(digits[0][:2]), digits[1][:2]
 
     def mixed(row: int, column: int) -> Candidate:
