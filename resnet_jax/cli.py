@@ -102,9 +102,9 @@ def doctor(arguments: Sequence[str]) -> None:
     options = options_lib.parse("doctor", DoctorOptions, arguments)
     from resnet_jax import doctor as doctor_lib
 
-    found = doctor_lib.examine(options.data_dir)
-    print(json.dumps(found) if options.json else doctor_lib.text(found))
-    if found["problems"]:
+    report = doctor_lib.examine(options.data_dir)
+    print(json.dumps(report) if options.json else doctor_lib.text(report))
+    if report["problems"]:
         raise SystemExit(1)
 
 

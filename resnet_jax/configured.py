@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Configured:
-    """A comparable ``functools.partial`` of a class. Made by ``configured``."""
+    """A comparable ``functools.partial`` of a class, see ``configured``."""
 
     made: type[Any]
     arguments: tuple[tuple[str, Any], ...]
@@ -30,31 +30,31 @@ Factory = type[Any] | Configured
 
 def configured(factory: Factory, **arguments: Any) -> Configured:
     """Returns ``factory`` with literal arguments: ``configured(ShortcutOnlyGating, bias=-6.0)``."""
-    made, earlier = parts(factory)
-    taken, anything = constructor_parameters(made)
-    given = {}
+    cls, earlier = parts(factory)
+    parameters, open_ended = constructor_parameters(cls)
+    literals = {}
     for name, value in arguments.items():
-        if name not in taken and not anything:
-            raise UserError(f"{made.__name__} takes no argument {name!r}{nearest(name, taken)}")
+        if name not in parameters and not open_ended:
+            raise UserError(f"{cls.__name__} takes no argument {name!r}{nearest(name, parameters)}")
         if not _is_literal(value):
             raise UserError(
-                f"{made.__name__}({name}={value!r}): {name} must be a finite number, a string, True, False, None or a tuple of those"
+                f"{cls.__name__}({name}={value!r}): {name} must be a finite number, a string, True, False, None or a tuple of those"
             )
         # Runs are compared as text, so 1 for a float is written as 1.0.
-        given[name] = float(value) if type(value) is int and taken.get(name) in (float, "float") else value
-    return Configured(made, tuple(sorted((earlier | given).items())))
+        literals[name] = float(value) if type(value) is int and parameters.get(name) in (float, "float") else value
+    return Configured(cls, tuple(sorted((earlier | literals).items())))
 
 
 def parts(factory: Factory) -> tuple[type[Any], dict[str, Any]]:
-    """The class of a factory, and its arguments."""
+    """Returns the class of a factory, and its arguments."""
     return (factory.made, dict(factory.arguments)) if isinstance(factory, Configured) else (factory, {})
 
 
 def text(factory: Factory, name: Callable[[type[Any]], str] = references.describe) -> str:
     """Writes a factory as ``NAME`` or ``NAME(argument=value, ...)``; ``parse`` reads it."""
-    made, arguments = parts(factory)
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return name(made) + (f"({given})" if isinstance(factory, Configured) else "")
+    cls, arguments = parts(factory)
+    written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return name(cls) + (f"({written})" if isinstance(factory, Configured) else "")
 
 
 def parse(written: str, load: Callable[[str], Any] = references.load) -> Factory:
@@ -77,16 +77,16 @@ def parse(written: str, load: Callable[[str], Any] = references.load) -> Factory
     return configured(factory, **arguments)
 
 
-def constructor_parameters(made: type[Any]) -> tuple[dict[str, Any], bool]:
-    return method_parameters(made, "__init__")
+def constructor_parameters(cls: type[Any]) -> tuple[dict[str, Any], bool]:
+    return method_parameters(cls, "__init__")
 
 
-def method_parameters(made: type[Any], method: str) -> tuple[dict[str, Any], bool]:
+def method_parameters(cls: type[Any], method: str) -> tuple[dict[str, Any], bool]:
     """Returns the names that a method and, through ``**kwargs``, its bases take, with annotations; and whether it takes any name."""
-    # The metaclass of NNX modules hides the constructor from inspect.signature(made).
+    # The metaclass of NNX modules hides the constructor from inspect.signature(cls).
     names: dict[str, Any] = {}
     open_ended = False
-    for base in made.__mro__:
+    for base in cls.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
         parameters = inspect.signature(vars(base)[method]).parameters.values()

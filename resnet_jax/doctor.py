@@ -47,17 +47,17 @@ def examine(data_dir: str | None = None) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(report: dict[str, Any]) -> str:
     """Formats the result of ``examine``."""
-    device = found["devices"]
+    device = report["devices"]
     lines = [
-        "versions:   " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
-        f"commit:     {found['commit'] or 'not run from a checkout'}",
+        "versions:   " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        f"commit:     {report['commit'] or 'not run from a checkout'}",
         f"devices:    {device['count']} x {device['kind']} ({device['backend']}), {device['cores']} host cores",
-        f"processes:  {found['processes']}",
-        f"compiled:   {found['compiled_programs'] or 'not kept'}",
-        "data in:    " + ", ".join(found["data_dirs"]),
-        *(f"  {name}: {description}" for name, description in found["data_sets"].items()),
+        f"processes:  {report['processes']}",
+        f"compiled:   {report['compiled_programs'] or 'not kept'}",
+        "data in:    " + ", ".join(report["data_dirs"]),
+        *(f"  {name}: {description}" for name, description in report["data_sets"].items()),
     ]
-    lines += [f"problem:    {problem}. Do: {remedy}" for problem, remedy in found["problems"]] or ["no problem found"]
+    lines += [f"problem:    {problem}. Do: {remedy}" for problem, remedy in report["problems"]] or ["no problem found"]
     return "\n".join(lines)

@@ -27,7 +27,7 @@ class NonFiniteLoss(Exception):
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
         saved = f"the last good checkpoint is that of step {checkpoint}" if checkpoint is not None else "no checkpoint was written before"
         super().__init__(
-            f"{what} of step {step} is not finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
+            f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
             "in another --workdir"
         )
         self.step = step
@@ -36,8 +36,8 @@ class NonFiniteLoss(Exception):
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Returns ``'; did you mean X?'``, or the valid names if none is similar."""
     names = sorted(set(valid))
-    begun = [name for name in names if wrong and name.startswith(wrong)]
-    close = begun[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
+    completions = [name for name in names if wrong and name.startswith(wrong)]
+    close = completions[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; there is {', '.join(names)}" if names else "; none is available"

@@ -27,7 +27,7 @@ EXPERIMENT = "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a run reads and writes, and the devices that it uses."""
+    """Directories and devices of a run."""
 
     workdir: Path
     """Folder of the run, made if missing. A run in it is continued; another experiment or seed is rejected."""
@@ -138,12 +138,12 @@ def experiment(reference: str) -> "Experiment":
     return returned
 
 
-def rescaled(base: "Experiment", asked: "Experiment") -> "Experiment":
+def rescaled(base: "Experiment", changed: "Experiment") -> "Experiment":
     """``--steps`` alone rescales the schedule; with ``--schedule.decay-steps`` or ``--schedule.cosine-steps`` all are taken as given."""
-    before, now = base.schedule, asked.schedule
+    before, now = base.schedule, changed.schedule
     if (now.decay_steps, now.cosine_steps) != (before.decay_steps, before.cosine_steps):
-        return asked
-    return dataclasses.replace(asked, steps=base.steps).shortened(asked.steps)
+        return changed
+    return dataclasses.replace(changed, steps=base.steps).shortened(changed.steps)
 
 
 def parse(program: str, options: type[Options], arguments: Sequence[str]) -> Options:

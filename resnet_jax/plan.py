@@ -113,31 +113,31 @@ def variants(experiment: Experiment, chips: int, batch: int, kinds: Sequence[Kin
 
 def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: str, **execution: Any) -> Experiment:
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
-    model, given = experiment.model, experiment.execution
+    model, settings = experiment.model, experiment.execution
     if variant.group_size is not None:
         model = dataclasses.replace(model, norm=configured(model.norm, group_size=variant.group_size))
-    blocks = "scan" if given.scans(sum(model.stages), platform) else "loop"
-    resolved: dict[str, Any] = {"blocks": blocks, "kernels": kernels.resolve(given.kernels, platform)}
+    blocks = "scan" if settings.scans(sum(model.stages), platform) else "loop"
+    resolved: dict[str, Any] = {"blocks": blocks, "kernels": kernels.resolve(settings.kernels, platform)}
     return dataclasses.replace(
         experiment,
         model=model,
         batch_size=batch_size,
-        execution=dataclasses.replace(given, **resolved | execution),
+        execution=dataclasses.replace(settings, **resolved | execution),
         # Not in this program, but must divide among the same devices.
         evaluation=dataclasses.replace(experiment.evaluation, batch_size=batch_size),
     )
 
 
 def lower_step(experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int) -> jax.stages.Lowered:
-    made = program.compiled(experiment, fsdp=fsdp, among=devices)
+    compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     struct: Any = jax.ShapeDtypeStruct
-    streams, replicated = experiment.data.crop is not None, mesh_lib.replicated(made.mesh)
-    count, at = (experiment.batch_size, mesh_lib.batch(made.mesh)) if streams else (examples, replicated)
+    streams, replicated = experiment.data.crop is not None, mesh_lib.replicated(compiled.mesh)
+    count, at = (experiment.batch_size, mesh_lib.batch(compiled.mesh)) if streams else (examples, replicated)
     images = struct((count, *experiment.model.input_shape), jnp.uint8, sharding=at)
     constants = program.abstract_preprocessing(experiment)
     constants = jax.tree.map(lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants)
     data = (Arrived if streams else Resident)(images, struct((count,), jnp.int32, sharding=at), constants)
-    return made.train.lower(made.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
+    return compiled.train.lower(compiled.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -239,7 +239,7 @@ def run(arguments: Sequence[str]) -> None:
         batch_per_device: int | None = None
         """Default: batch_size, shared by the devices."""
         variants: tuple[Kind, ...] = ("data", "global", "fsdp")
-        """data: replicated parameters, BatchNorm over groups (given ones, else a device's images).
+        """data: replicated parameters, BatchNorm over its groups, else over the images of a device.
         global: BatchNorm over the batch. fsdp: split parameters, BatchNorm over groups."""
         fsdp: int | None = None
         """Devices that share one copy of the parameters. Default: the largest divisor up to 16."""
@@ -254,7 +254,7 @@ def run(arguments: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     targets = [target(name) for name in options.target]
     jax.config.update("jax_enable_compilation_cache", False)
-    rows = [row for each in targets for row in _rows(each, options)]
+    rows = [row for one in targets for row in _rows(one, options)]
     if options.json:
         command = shlex.join(["resnet-jax", "plan", *arguments])
         result = {"kind": "plan", "command": command, "experiment": options.experiment.name, **environment.describe(), "rows": rows}

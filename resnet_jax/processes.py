@@ -39,7 +39,7 @@ class Joining:
 
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes what makes this process one of several, by flags, variables and device files alone. None: it is alone."""
+    """Describes the place of this process among several, by flags, variables and device files alone; None: single process."""
     if place := _given(joining):
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ
@@ -87,7 +87,7 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process prints results for all."""
+    """Returns whether this process prints results for all."""
     return not several() or sys.modules["jax"].process_index() == 0
 
 
@@ -97,7 +97,7 @@ def name() -> str:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error means that another process is gone."""
+    """Returns whether an error means that another process is gone."""
     import jax
 
     cause: BaseException | None = error
@@ -130,7 +130,7 @@ def _keep_stdout_for_answers() -> None:
 
 
 def _given(joining: Joining) -> tuple[str, int, int] | None:
-    """Coordinator, number of processes and index by flags or variables; None without any."""
+    """Returns coordinator, number of processes and index by flags or variables; None without any."""
     flags = dict(zip(_NAMES, (joining.coordinator, joining.processes, joining.process), strict=True))
     values = [os.environ.get(name.rpartition(" ")[2]) if flag is None else str(flag) for name, flag in flags.items()]
     missing = [name for name, value in zip(_NAMES, values, strict=True) if value is None]

@@ -24,7 +24,7 @@ def load(reference: str) -> Any:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """Public functions and classes that a module defines."""
+    """Returns the names of public functions and classes that a module defines."""
     return [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
 
 

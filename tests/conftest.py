@@ -111,7 +111,7 @@ def short_run(short: Experiment, digits_dir: str, tmp_path_factory: pytest.TempP
 
 @dataclasses.dataclass
 class Told:
-    """A ``training.train.Progress`` that remembers what it was told."""
+    """A ``training.train.Progress`` that records its calls."""
 
     messages: list[str] = dataclasses.field(default_factory=list)
     records: list[dict] = dataclasses.field(default_factory=list)

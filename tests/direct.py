@@ -52,7 +52,7 @@ def resized(picture: Image.Image, side: int) -> Image.Image:
 
 
 def ten_crops(picture: Image.Image, side: int, crop: int) -> np.ndarray:
-    """Average over four corners, centre and their mirror images."""
+    """Average over four corners, the center and their mirror images."""
     whole = resized(picture, side)
     right, bottom = whole.width - crop, whole.height - crop
     places = [(0, 0), (right, 0), (0, bottom), (right, bottom), (round(right / 2), round(bottom / 2))]
@@ -73,7 +73,7 @@ def multi_scale(picture: Image.Image, sides: tuple[int, ...]) -> np.ndarray:
 
 
 class Ranked:
-    """The first photographs of a split, labelled by the network itself: the label of photograph i is the answer (i mod 10) places below its
+    """The first photographs of a split, labeled by the network itself: the label of photograph i is the answer (i mod 10) places below its
     best. So of every ten one is answered rightly, and five are among the five best answers.
     """
 
@@ -85,8 +85,8 @@ class Ranked:
         self.items = [(encoded[index][0], int(label)) for index, label in enumerate(self.labels)]
         ordered = np.sort(self.probabilities, axis=1)[:, ::-1]
         # Between the first and the second, and the fifth and the sixth, runs the line of what counts as an error.
-        for place, labelled in ((0, (0, 1)), (4, (4, 5))):
-            near = ordered[np.isin(np.arange(count) % 10, labelled), place : place + 2]
+        for place, labeled in ((0, (0, 1)), (4, (4, 5))):
+            near = ordered[np.isin(np.arange(count) % 10, labeled), place : place + 2]
             assert (near[:, 1] < 0.999 * near[:, 0]).all(), "no two answers are so close that rounding decides"
 
     @property

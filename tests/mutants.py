@@ -69,7 +69,9 @@ MUTANTS = (
         "params = state.params",
         f"{WIRING} mixed",
     ),
-    Mutant("the decay mask is inverted", OPTIMIZER, "leaf.ndim - _stacked(path) > 1", "leaf.ndim - _stacked(path) <= 1", f"{WIRING} loss"),
+    Mutant(
+        "the decay mask is inverted", OPTIMIZER, "leaf.ndim - is_stacked(path) > 1", "leaf.ndim - is_stacked(path) <= 1", f"{WIRING} loss"
+    ),
     Mutant("the learning rate is one step late", OPTIMIZER, "full(state.step)", "full(state.step - 1)", f"{WIRING} loss"),
     Mutant(
         "the warm-up is one step longer",

@@ -1,4 +1,4 @@
-"""One of several processes of a run that saves and restores: PROCESS PROCESSES ADDRESS ROOT ACT+ACT... Prints what it found, as JSON."""
+"""One of several processes of a run that saves and restores: PROCESS PROCESSES ADDRESS ROOT ACT+ACT... Prints results as JSON."""
 
 import json
 import resource
@@ -29,7 +29,7 @@ CONSTANTS = Preprocessing(np.arange(3, dtype=np.float32), np.ones(1, np.float32)
 GROUPS = (1, 2, 4)
 """Processes that share four devices."""
 LARGE = 20_000
-"""Of states whose files are larger than the limit that makes writing fail."""
+"""Features of a state whose files exceed the limit of ``full``."""
 
 
 def numbers(seed: int, size: int = 16) -> TrainState:

@@ -88,7 +88,7 @@ def test_argument_that_is_no_literal_is_rejected() -> None:
 
 
 def test_any_value_is_read_as_written(file: Path) -> None:
-    """Also its type, which == does not compare."""
+    """The type is equal too, which == does not compare."""
     for value in (0, -6, 0.5, -1e-5, 1e30, True, None, "pad", "a, b=(c)", "quo\"te's", "", (), (1,), ((1, 2), ("x", (None, 0.5)))):
         for made, key in ((ZeroPad, "resize"), (references.load(f"{file}:Anything"), "x")):
             ours = configured(made, **{key: value})

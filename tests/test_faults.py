@@ -1,4 +1,4 @@
-"""What can happen to a run while it runs, in real processes: killed, told to stop, left by others, hanging. Nothing is lost."""
+"""Faults of a run in real processes: kills, signals, lost and hanging processes."""
 
 import json
 import signal
@@ -16,7 +16,7 @@ FIELDS = ("--steps", "200", "--checkpointing.every", "20", "--evaluation.every",
 
 @pytest.fixture(scope="module")
 def undisturbed(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
-    """The result of a run that nothing happened to, in so many processes."""
+    """Returns the result of a run without faults, by the number of processes."""
     made: dict[int, dict] = {}
 
     def result(processes: int) -> dict:
@@ -29,7 +29,7 @@ def undisturbed(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_in_the_same_bits(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
+def test_run_killed_at_random_moments_ends_in_the_same_bits(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
     """In the middle of an attempt, and at any moment: imports, restoring, compilation, steps, saves, scores."""
     straight, workdir = undisturbed(1), tmp_path / "run"
     for moment in (0.8, np.random.default_rng(1).uniform()):
@@ -41,9 +41,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(undisturbed: Callable
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_or_hangs_ends_the_other_and_nothing_is_lost(
-    undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path
-) -> None:
+def test_dead_or_hanging_process_ends_the_other(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
     """With a code that a launcher understands: 75, or 134 where jax's runtime ends the process first. A hanging one: by the heartbeat."""
     workdir = tmp_path / "run"
     for sent, seconds, step in ((signal.SIGKILL, 30, 40), (signal.SIGSTOP, 60, 80)):
@@ -59,9 +57,7 @@ def test_a_process_that_dies_or_hangs_ends_the_other_and_nothing_is_lost(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step_also_during_a_score(
-    undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path
-) -> None:
+def test_signal_to_one_process_stops_all_at_the_same_step(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
     """A score that was cut short is completed when the run continues."""
     # A batch of 8 images makes a score of the 360 long enough to be caught in.
     workdir, fields = tmp_path / "run", (*FIELDS, "--evaluation.batch-size", "8")

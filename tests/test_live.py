@@ -34,10 +34,10 @@ def row(table: StudyTable, name: str) -> str:
 
 
 def test_table_has_seeds_error_and_the_current_run_of_each_cell(cells: list[Experiment]) -> None:
-    """Of 12 and 24 steps and two seeds each a run of the first is 1/6 of the work, and so is half of one of the second."""
+    """With 12 and 24 steps and two seeds, a run of the first is 1/6 of the work, as is half a run of the second."""
     with StudyTable(cells, 2, Console(file=io.StringIO(), force_terminal=True, width=150)) as table:
         table.finished(cells[0], [{"seed": 0, "value": 4.0}])
-        assert "left" not in shown(table), "runs that were finished before say nothing about the time that is left"
+        assert "left" not in shown(table), "earlier runs have no part in the remaining time"
         assert all(text in row(table, "short") for text in ("1/2", "4.00"))
         with table.running(cells[1], [0]) as progress:
             assert "seed 0: compiling" in row(table, "long")

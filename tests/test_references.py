@@ -57,7 +57,7 @@ def test_description_is_a_reference(file: Path) -> None:
 
 
 def test_public_names_are_defined_in_the_file(file: Path) -> None:
-    """Not its imports, constants and underscored names."""
+    """Imports, constants and underscored names are left out."""
     assert references.public_names(references.load_file(file)) == ["resnet20", "resnet56", "Shortcut"]
 
 

@@ -51,13 +51,13 @@ def train(arguments: Sequence[str]) -> None:
     if options.init_from is not None:
         from resnet_jax.training import start
 
-        asked = any(argument.partition("=")[0] == "--data.normalization" for argument in rest)
+        is_set = any(argument.partition("=")[0] == "--data.normalization" for argument in rest)
         experiment = start.start_from(
             experiment,
             options.init_from,
             new_head=options.new_head,
             freeze_trunk=options.freeze_trunk,
-            normalization=experiment.data.normalization if asked else "weights",
+            normalization=experiment.data.normalization if is_set else "weights",
         )
     elif options.new_head or options.freeze_trunk:
         raise UserError("--new-head and --freeze-trunk belong to --init-from FILE: the run starts from no weights")

@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-da
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this code runs from, with ``-dirty`` where files differ from it; None outside one."""
+    """Returns the commit of the checkout that this code runs from, with ``-dirty`` where files differ from it; None outside one."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -30,18 +30,18 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and those that affect numbers and speed."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python, this package and those that affect numbers and speed."""
+    numbers = {"python": platform.python_version()}
     for name in ("resnet-jax-lab", *PACKAGES):
         try:
-            found[name] = importlib.metadata.version(name)
+            numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
+            numbers[name] = "not installed as a package"
+    return numbers
 
 
 def devices() -> dict[str, Any]:
-    """Backend, kind and number of devices, and the cores of the host."""
+    """Returns backend, kind and number of devices, and the cores of the host."""
     return {
         "backend": jax.default_backend(),
         "kind": jax.devices()[0].device_kind,
@@ -52,5 +52,5 @@ def devices() -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """All of the above, for ``environment.json``."""
+    """Returns commit, versions, devices and platform, for ``environment.json``."""
     return {"commit": commit(), "versions": versions(), "devices": devices(), "platform": platform.platform()}

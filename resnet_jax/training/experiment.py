@@ -319,14 +319,14 @@ class Experiment:
         )
 
     def _resident_checks(self, info: DatasetInfo) -> Iterator[tuple[bool, str]]:
-        shape, taken, numbers = info.image_shape, self.model.input_shape, self.steps * self.batch_size
+        shape, ours, numbers = info.image_shape, self.model.input_shape, self.steps * self.batch_size
         yield (
             None in shape,
             f"the images of {info.name} differ in size: set data.crop, as RandomResizedCrop, and evaluation.protocol, as 256/224",
         )
         yield (
-            shape != taken,
-            f"the images of {info.name} are {shape} (height, width, channels), the model takes {taken}: set model.input_shape or data.crop",
+            shape != ours,
+            f"the images of {info.name} are {shape} (height, width, channels), the model takes {ours}: set model.input_shape or data.crop",
         )
         # The order of a device-resident set numbers images in 31 bits.
         yield numbers >= 2**31, f"steps x batch_size is {numbers}; it must be at most {2**31 - 1}"

@@ -96,7 +96,7 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
 
     chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
     groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
-    images = (image for _, found in views.ahead(one, groups) for image in found if image is not None)
+    images = (image for _, group in views.ahead(one, groups) for image in group if image is not None)
     return augmentation.fit_each(images, experiment.data.normalization)
 
 

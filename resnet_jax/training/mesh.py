@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.errors import UserError
-from resnet_jax.training.state import TrainState
+from resnet_jax.training.state import TrainState, is_stacked
 
 
 def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None = None) -> Mesh:
@@ -51,7 +51,7 @@ def of_state(mesh: Mesh, state: TrainState) -> TrainState:
 
     def split(path: Any, leaf: Any) -> NamedSharding:
         # The first axis of stacked blocks is the one that a scan runs over.
-        first = int(any(getattr(key, "key", None) == "stacked" for key in path))
+        first = int(is_stacked(path))
         axes = [axis for axis in range(first, len(leaf.shape)) if parts > 1 and leaf.shape[axis] % parts == 0]
         if not axes:
             return replicated(mesh)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.training.experiment import Optimizer, Schedule
+from resnet_jax.training.state import is_stacked
 
 # You et al. 2017 (arXiv 1708.03888), eq. 6, eta.
 _LARS_TRUST = 0.001
@@ -88,13 +89,8 @@ def _by_prefix(tree: Any, values: Mapping[str, Any], default: Any, option: str) 
     return chosen
 
 
-def _stacked(path: Any) -> bool:
-    """Returns whether an array holds several blocks along its first axis."""
-    return any(getattr(part, "key", None) == "stacked" for part in path)
-
-
 def _kernels(params: Any) -> Any:
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - _stacked(path) > 1, params)
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim - is_stacked(path) > 1, params)
 
 
 def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
@@ -106,7 +102,7 @@ def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransf
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def scaled(path: Any, *arrays: Array) -> Array:
-            return (jax.vmap(one) if _stacked(path) else one)(*arrays)
+            return (jax.vmap(one) if is_stacked(path) else one)(*arrays)
 
         return jax.tree.map_with_path(scaled, updates, params), state
 

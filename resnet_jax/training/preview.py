@@ -29,9 +29,9 @@ def shown(experiment: Experiment, info: DatasetInfo, *, seed: int = 0, step: int
     """Returns the first ``count`` images of the batch after ``step`` steps, augmented as in training."""
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
-        found = feed.training_set(experiment, info)
-        chosen = Resident(found.images, found.labels, preprocessing).order(key, jnp.int32(step), 1, experiment.batch_size)[0]  # pyright: ignore[reportArgumentType]
-        images, labels = found.images[chosen], found.labels[chosen]
+        examples = feed.training_set(experiment, info)
+        chosen = Resident(examples.images, examples.labels, preprocessing).order(key, jnp.int32(step), 1, experiment.batch_size)[0]  # pyright: ignore[reportArgumentType]
+        images, labels = examples.images[chosen], examples.labels[chosen]
     else:
         # The randomness of an image depends on the whole batch.
         stream = Rows(feed.stream(experiment, info, seed), first_step=step, last_step=step + 1)
@@ -45,4 +45,4 @@ def shown(experiment: Experiment, info: DatasetInfo, *, seed: int = 0, step: int
     targets = np.asarray(batch.targets[:count])
     largest = np.argsort(-targets)[:, :2]
     shares = [[f"{row[label]:.2f} {names[label]}" for label in two if row[label] > 0] for row, two in zip(targets, largest, strict=True)]
-    return Shown(pixels, [" + ".join(each) for each in shares])
+    return Shown(pixels, [" + ".join(parts) for parts in shares])

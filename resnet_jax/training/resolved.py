@@ -26,8 +26,6 @@ def resolve(value: Any) -> Any:
         return {field.name: resolve(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
         return [resolve(item) for item in value]
-    if isinstance(value, dict):
-        return {key: resolve(item) for key, item in value.items()}
     return value
 
 

@@ -79,7 +79,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
     """Returns the circumstances of a score as named fields."""
     data, optimizer, schedule, loss = experiment.data, experiment.optimizer, experiment.schedule, experiment.loss
     height, width, _ = experiment.model.input_shape
-    shown = protocols.parse(experiment.evaluation.protocol) if experiment.evaluation.protocol else protocols.Protocol()
+    view = protocols.parse(experiment.evaluation.protocol) if experiment.evaluation.protocol else protocols.Protocol()
     training_images = info.examples["train"] - data.validation_examples
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
@@ -103,7 +103,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
         "padding": "explicit symmetric",
         "preprocessing": data.normalization,
         "augmentation": _augmentation(data),
-        "view": shown.view(height, width),
+        "view": view.view(height, width),
         "selection": "last step",
         "learning_rate": schedule.learning_rate,
         "momentum": optimizer.momentum,
@@ -117,13 +117,13 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
 
 def _augmentation(data: Data) -> str:
     def text(part: Factory | None) -> str:
-        return "" if part is None else getattr(part(), "described", "") or configured.text(part, lambda made: made.__name__)
+        return "" if part is None else getattr(part(), "described", "") or configured.text(part, lambda cls: cls.__name__)
 
     pad = f"pad {data.pad}, random crop" if data.pad else ""
     flip = "random flip" if data.flip else ""
     repeats = f"{data.repeats} of each image" if data.repeats > 1 else ""
-    found = (pad, text(data.crop), text(data.policy), flip, text(data.colour), text(data.erasing), text(data.mix), repeats)
-    return ", ".join(filter(None, found)) or "none"
+    operations = (pad, text(data.crop), text(data.policy), flip, text(data.colour), text(data.erasing), text(data.mix), repeats)
+    return ", ".join(filter(None, operations)) or "none"
 
 
 def _normalization(experiment: Experiment) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def tree_digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
+def is_stacked(path: Any) -> bool:
+    """Returns whether the array at a path of ``jax.tree`` holds several blocks along its first axis."""
+    return any(getattr(key, "key", None) == "stacked" for key in path)
+
+
 def plain(state: TrainState) -> TrainState:
     """Returns the state with the key as raw numbers, for serialization."""
     return state._replace(key=jax.random.key_data(state.key))

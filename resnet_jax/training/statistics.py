@@ -41,9 +41,9 @@ def add_batch(
     batch = batches(batch_key, data.preprocessing, images, labels)
     groups = batch.images.reshape(-1, group_size, *batch.images.shape[1:])
     keys = jax.random.split(batch_key, len(groups))
-    _, found = jax.vmap(lambda images, key: apply(params, state.batch_stats, images, train=True, key=key))(groups, keys)
-    moments = _map_variance(found, lambda mean, var: var + mean * mean)
-    return jax.tree.map(lambda total, each: total + each.mean(axis=0), totals, moments)
+    _, of_groups = jax.vmap(lambda images, key: apply(params, state.batch_stats, images, train=True, key=key))(groups, keys)
+    moments = _map_variance(of_groups, lambda mean, var: var + mean * mean)
+    return jax.tree.map(lambda total, moment: total + moment.mean(axis=0), totals, moments)
 
 
 def finish(state: TrainState, totals: Variables, *, count: int) -> TrainState:

@@ -136,8 +136,8 @@ def _gradients(state: TrainState, batch: Batch, learning: Learning) -> Any:
         return tree if learning.whole is None else lax.with_sharding_constraint(tree, learning.whole)
 
     of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole(state.params))
-    found, gradients = of_part(batch, key) if learning.accumulation == 1 else _accumulated(of_part, batch, key, learning)
-    return found, whole(gradients)
+    values, gradients = of_part(batch, key) if learning.accumulation == 1 else _accumulated(of_part, batch, key, learning)
+    return values, whole(gradients)
 
 
 def _accumulated(of_part: Any, batch: Batch, key: Key[Array, ""], learning: Learning) -> Any:

@@ -166,11 +166,11 @@ def train(
         checkpoints.wait()
         times = {"compile_seconds": log.compile_seconds, "seconds": round(log.seconds, 2)}
         digest = state_lib.digest(state)
-        found = result_lib.contents(experiment, seed, info, log.records, scores, log.training_error_percent, state_digest=digest, **times)
+        result = result_lib.contents(experiment, seed, info, log.records, scores, log.training_error_percent, state_digest=digest, **times)
         if agreement.first():
-            write_json(run_dir.result_file, found)
+            write_json(run_dir.result_file, result)
         agreement.wait("the result is written")
-        return found
+        return result
 
 
 @contextlib.contextmanager
@@ -192,8 +192,8 @@ def _recording_divergence(experiment: Experiment, seed: int, info: DatasetInfo, 
         yield
     except NonFiniteLoss as error:
         if agreement.first():
-            found = result_lib.contents(experiment, seed, info, run_dir.records(), diverged_at_step=error.step)
-            write_json(run_dir.diverged_file, found)
+            result = result_lib.contents(experiment, seed, info, run_dir.records(), diverged_at_step=error.step)
+            write_json(run_dir.diverged_file, result)
         agreement.wait("the result is written")
         raise
 

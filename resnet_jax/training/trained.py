@@ -54,8 +54,8 @@ def at(run: Path, step: int | None) -> Trained:
     restored = None
     if not step:
         restored = checkpoints.restore_newest(*like)
-    elif step in kept and (found := checkpoints.restore(step, *like)):
-        restored = (step, *found)
+    elif step in kept and (state := checkpoints.restore(step, *like)):
+        restored = (step, *state)
     if restored is None:
         steps = ", ".join(map(str, (0, *kept)))
         others = f" of step {step}; there is {steps}. --checkpointing.keep-every K keeps every K-th" if step else ""
@@ -69,18 +69,18 @@ def at(run: Path, step: int | None) -> Trained:
 
 def weights(run: Path, step: int | None = None) -> Pretrained:
     """Returns the weights that a run is evaluated with; see ``at``."""
-    found = at(run, step)
-    params, batch_stats = jax.device_get(found.state.scored())
-    mean, deviation = (_tuples(np.asarray(constants, np.float64).tolist()) for constants in found.preprocessing)
-    name = found.experiment.evaluation.protocol
+    restored = at(run, step)
+    params, batch_stats = jax.device_get(restored.state.scored())
+    mean, deviation = (_tuples(np.asarray(constants, np.float64).tolist()) for constants in restored.preprocessing)
+    name = restored.experiment.evaluation.protocol
     protocol = protocols.parse(name) if name else protocols.Protocol()
     resize, crop = protocol.resize, protocol.crop
     card = Card(
-        architecture=found.experiment.model,
+        architecture=restored.experiment.model,
         view=View(mean=mean, deviation=deviation, resize=resize or 0, crop=crop or 0, interpolation=protocol.interpolation),
-        source=f"{run.resolve().name}, step {found.step}",
-        data=found.experiment.data.name,
-        counters={"": float(found.step)},
+        source=f"{run.resolve().name}, step {restored.step}",
+        data=restored.experiment.data.name,
+        counters={"": float(restored.step)},
     )
     return Pretrained(card, params, batch_stats)
 

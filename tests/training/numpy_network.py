@@ -1,10 +1,10 @@
-"""A residual network of basic units and its training step once more, in NumPy and double precision, every derivative by hand.
+"""A residual network of basic blocks and its training step in NumPy, float64, with gradients derived by hand.
 
-The second opinion of ``test_step.py``. Nothing here comes from ``resnet_jax``, JAX or any autodiff; only the nesting of parameters is the
-package's, so that two trees can be compared leaf by leaf: the variables of equal neighbouring units lie along a leading axis. Convolutions
-are loops over their taps, slow and plain to read.
+Independent of ``resnet_jax``, JAX and autodiff. Only the nesting of parameters is that of the package: variables of
+equal neighboring blocks lie along a leading axis. Convolutions are loops over their taps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ def conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
 
 
 def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the derivatives by ``x`` and by ``kernel``: every tap once more, the other way round."""
+    """Returns the gradients of ``x`` and of ``kernel``."""
     side = (kernel.shape[0] - 1) // 2
     padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
     dpadded, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
@@ -45,28 +45,28 @@ def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarr
 
 @dataclass
 class _Norm:
-    """What the derivative of a normalisation needs of its forward pass."""
+    """Values of the forward pass that ``norm_backward`` needs."""
 
-    normalised: np.ndarray
+    normalized: np.ndarray
     deviation: np.ndarray
     scale: np.ndarray
 
 
 def norm(x: np.ndarray, p: Tree, s: Tree) -> tuple[np.ndarray, Tree, _Norm]:
-    """Normalises by the batch's own mean and biased variance; returns the running ones as well."""
+    """Normalizes by the mean and the biased variance of the batch; also returns the running ones."""
     mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
     deviation = np.sqrt(variance + EPSILON)
-    normalised = (x - mean) / deviation
+    normalized = (x - mean) / deviation
     running = {"mean": RUNNING * s["mean"] + (1 - RUNNING) * mean, "var": RUNNING * s["var"] + (1 - RUNNING) * variance}
-    return normalised * p["scale"] + p["bias"], running, _Norm(normalised, deviation, p["scale"])
+    return normalized * p["scale"] + p["bias"], running, _Norm(normalized, deviation, p["scale"])
 
 
 def norm_backward(saved: _Norm, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
     """Ioffe and Szegedy 2015, Section 3: mean and variance are functions of the batch too."""
     axes = (0, 1, 2)
-    dparams = {"scale": (dout * saved.normalised).sum(axes), "bias": dout.sum(axes)}
+    dparams = {"scale": (dout * saved.normalized).sum(axes), "bias": dout.sum(axes)}
     dn = dout * saved.scale
-    dx = (dn - dn.mean(axes) - saved.normalised * (dn * saved.normalised).mean(axes)) / saved.deviation
+    dx = (dn - dn.mean(axes) - saved.normalized * (dn * saved.normalized).mean(axes)) / saved.deviation
     return dx, dparams
 
 
@@ -76,23 +76,23 @@ def zero_pad(x: np.ndarray, stride: int, features: int) -> np.ndarray:
 
 
 def kernels(p: Tree) -> tuple[np.ndarray, np.ndarray]:
-    """Those of a unit's two convolutions."""
+    """Returns the kernels of a block's two convolutions."""
     convs = p["branch"]["convs"]
     return convs[0]["kernel"], convs[1]["kernel"]
 
 
 def norms(p: Tree) -> tuple[Tree, Tree]:
-    """What its two normalisations hold: scale and bias, or mean and variance."""
+    """Returns scale and bias, or mean and variance, of a block's two normalizations."""
     return p["branch"]["after"][0]["layers"][0], p["branch"]["after"][1]["layers"][0]
 
 
 def after(norm1: Tree, norm2: Tree) -> Tree:
-    """Undoes ``norms``."""
+    """Inverse of ``norms``."""
     return {"branch": {"after": {0: {"layers": {0: norm1}}, 1: {"layers": {0: norm2}}}}}
 
 
 def units(stages: Tree) -> list[tuple[tuple[int, int, int], int, Tree]]:
-    """Stage, stack and place of every unit, its stride and its variables, which a stack holds along a leading axis."""
+    """Returns (stage, stack, position), stride and variables of every block."""
     found = []
     for i, stacks in stages.items():
         for j, stack in stacks.items():
@@ -102,36 +102,74 @@ def units(stages: Tree) -> list[tuple[tuple[int, int, int], int, Tree]]:
 
 
 def stacked(found: dict[tuple[int, int, int], Tree]) -> Tree:
-    """Undoes ``units``: places to trees, to the nested tree of stacks."""
+    """Inverse of ``units``: returns the nested tree of stacks."""
     stages: Tree = {}
     for i, j, k in sorted(found):
         stages.setdefault(i, {}).setdefault(j, []).append(found[i, j, k])
     return {i: {j: {"stacked": each(lambda *all: np.stack(all), *trees)} for j, trees in stacks.items()} for i, stacks in stages.items()}
 
 
-def unit(x: np.ndarray, p: Tree, s: Tree, stride: int) -> tuple[np.ndarray, Tree, Any]:
-    """A basic unit in the original order: conv, norm, ReLU, conv, norm, add, ReLU."""
+def unit(x: np.ndarray, p: Tree, s: Tree, stride: int, branch: Any = 1.0, shortcut: Any = 1.0) -> tuple[np.ndarray, Tree, Any]:
+    """A basic block in the original order, conv, norm, ReLU, conv, norm, add, ReLU, with factors on branch and shortcut."""
     (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
     a = conv(x, kernel1, stride)
     b, running1, saved1 = norm(a, norm1, running1)
     c = np.maximum(b, 0)
     d = conv(c, kernel2, 1)
     e, running2, saved2 = norm(d, norm2, running2)
-    merged = e + zero_pad(x, stride, e.shape[3])
-    return np.maximum(merged, 0), after(running1, running2), (x, b, c, merged, saved1, saved2, stride)
+    merged = branch * e + shortcut * zero_pad(x, stride, e.shape[3])
+    return np.maximum(merged, 0), after(running1, running2), (x, b, c, merged, saved1, saved2, stride, branch, shortcut)
 
 
 def unit_backward(saved: Any, p: Tree, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
-    """The derivative of ``unit`` by its input and its parameters."""
-    x, b, c, merged, saved1, saved2, stride = saved
+    """Gradients of ``unit`` with respect to its input and its parameters."""
+    x, b, c, merged, saved1, saved2, stride, branch, shortcut = saved
     kernel1, kernel2 = kernels(p)
     dmerged = dout * (merged > 0)
-    dd, dnorm2 = norm_backward(saved2, dmerged)
+    dd, dnorm2 = norm_backward(saved2, branch * dmerged)
     dc, dkernel2 = conv_backward(c, kernel2, 1, dd)
     da, dnorm1 = norm_backward(saved1, dc * (b > 0))
     dx, dkernel1 = conv_backward(x, kernel1, stride, da)
-    dx[:, ::stride, ::stride] += dmerged[..., : x.shape[3]]
+    dx[:, ::stride, ::stride] += (shortcut * dmerged)[..., : x.shape[3]]
     return dx, {"branch": {"convs": {0: {"kernel": dkernel1}, 1: {"kernel": dkernel2}}} | after(dnorm1, dnorm2)["branch"]}
+
+
+def forward(
+    params: Tree, batch_stats: Tree, images: np.ndarray, branches: Sequence[Any] | None = None, shortcuts: Sequence[Any] | None = None
+) -> tuple[np.ndarray, Tree, Any]:
+    """Returns logits in training mode, running statistics after the batch, and the values that ``backward`` needs.
+
+    ``branches`` and ``shortcuts`` are factors by block; None: 1.
+    """
+    blocks = list(zip(units(params["stages"]), units(batch_stats["stages"]), strict=True))
+    ones = [1.0] * len(blocks)
+    a = conv(images, params["stem"]["conv"]["kernel"], 1)
+    b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
+    x = np.maximum(b, 0)
+    saved, stats = [], {}
+    for ((place, stride, p), (_, _, s)), branch, shortcut in zip(blocks, branches or ones, shortcuts or ones, strict=True):
+        x, stats[place], of_unit = unit(x, p, s, stride, branch, shortcut)
+        saved.append((place, p, of_unit))
+    pooled = x.mean(axis=(1, 2))
+    logits = pooled @ params["head"]["linear"]["kernel"] + params["head"]["linear"]["bias"]
+    new_stats: Tree = {"stem": {"after": {"layers": {0: running}}}, "stages": stacked(stats)}
+    return logits, new_stats, (images, b, saved_stem, saved, x.shape, pooled)
+
+
+def backward(params: Tree, saved: Any, dlogits: np.ndarray) -> Tree:
+    """Returns the gradients of the parameters."""
+    images, b, saved_stem, saved_units, shape, pooled = saved
+    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}}
+    dpooled = dlogits @ params["head"]["linear"]["kernel"].T
+    dx = np.broadcast_to(dpooled[:, None, None] / (shape[1] * shape[2]), shape)
+    of_units = {}
+    for place, p, of_unit in reversed(saved_units):
+        dx, of_units[place] = unit_backward(of_unit, p, dx)
+    gradients["stages"] = stacked(of_units)
+    da, dnorm = norm_backward(saved_stem, dx * (b > 0))
+    _, dkernel = conv_backward(images, params["stem"]["conv"]["kernel"], 1, da)
+    gradients["stem"] = {"conv": {"kernel": dkernel}, "after": {"layers": {0: dnorm}}}
+    return gradients
 
 
 @dataclass
@@ -142,44 +180,24 @@ class Pass:
     """Summed over the batch, nats."""
     errors: int
     gradients: Tree
-    """Of the loss averaged over the batch."""
+    """Gradients of the mean loss over the batch."""
     batch_stats: Tree
 
 
 def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels: np.ndarray) -> Pass:
-    """Cross-entropy of the network on a batch in training mode, its gradient, and the running statistics after it."""
-    a = conv(images, params["stem"]["conv"]["kernel"], 1)
-    b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
-    x = np.maximum(b, 0)
-    every = [(*one, s) for one, (_, _, s) in zip(units(params["stages"]), units(batch_stats["stages"]), strict=True)]
-    saved, stats = {}, {}
-    for place, stride, p, s in every:
-        x, stats[place], saved[place] = unit(x, p, s, stride)
-    new_stats: Tree = {"stem": {"after": {"layers": {0: running}}}, "stages": stacked(stats)}
-    pooled = x.mean(axis=(1, 2))
-    linear = params["head"]["linear"]
-    logits = pooled @ linear["kernel"] + linear["bias"]
+    """Cross-entropy of the network on a batch in training mode, its gradients, and the running statistics after it."""
+    logits, new_stats, saved = forward(params, batch_stats, images)
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     count = len(labels)
     loss = -log_probabilities[np.arange(count), labels].sum()
     errors = int((logits.argmax(axis=1) != labels).sum())
-
     dlogits = (np.exp(log_probabilities) - np.eye(logits.shape[1])[labels]) / count
-    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}}
-    dx = np.broadcast_to((dlogits @ linear["kernel"].T)[:, None, None] / (x.shape[1] * x.shape[2]), x.shape)
-    of_units = {}
-    for place, _, p, _ in reversed(every):
-        dx, of_units[place] = unit_backward(saved[place], p, dx)
-    gradients["stages"] = stacked(of_units)
-    da, dnorm = norm_backward(saved_stem, dx * (b > 0))
-    _, dkernel = conv_backward(images, params["stem"]["conv"]["kernel"], 1, da)
-    gradients["stem"] = {"conv": {"kernel": dkernel}, "after": {"layers": {0: dnorm}}}
-    return Pass(float(loss), errors, gradients, new_stats)
+    return Pass(float(loss), errors, backward(params, saved, dlogits), new_stats)
 
 
 def predict(params: Tree, batch_stats: Tree, images: np.ndarray) -> np.ndarray:
-    """Logits of the network in evaluation: normalised by the running statistics."""
+    """Logits of the network in evaluation: normalized by the running statistics."""
 
     def rest(x: np.ndarray, p: Tree, s: Tree) -> np.ndarray:
         return (x - s["mean"]) / np.sqrt(s["var"] + EPSILON) * p["scale"] + p["bias"]
@@ -239,7 +257,7 @@ def paths(tree: Tree, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
 
 
 def unflattened(found: dict[tuple[Any, ...], Any]) -> Tree:
-    """Undoes ``paths``."""
+    """Inverse of ``paths``."""
     tree: Tree = {}
     for path, leaf in found.items():
         inner = tree

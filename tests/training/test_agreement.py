@@ -1,4 +1,4 @@
-"""Processes that share a run: what one saves all restore, one writes, and all take the same decisions. Real ones, on four devices."""
+"""Real processes that share a run, on four devices: checkpoints, locks, records and failures."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Found = dict[int, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
-    """What each process of each group found, by the processes of the group. All run at once: starting one takes longest."""
+    """Output of each process, by the number of processes of its group. All run at once: starting one takes longest."""
     root = tmp_path_factory.mktemp("processes")
     running: dict[int, list[subprocess.Popen[str]]] = {}
     (root / "claim").mkdir()
@@ -47,7 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
 
 
 @pytest.mark.slow
-def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found: Found) -> None:
+def test_checkpoint_is_restored_in_any_number_of_processes_and_layout(found: Found) -> None:
     """Bit for bit: 1, 2 and 4 processes, whole on every device or cut into 2 and 4."""
     cases = {f"{processes}-{parts}-{wanted}" for processes in (1, 2, 4) for parts in PARTS for wanted in PARTS}
     digests = set()
@@ -60,8 +60,8 @@ def test_checkpoint_of_any_processes_and_layout_is_restored_by_any_others(found:
 
 
 @pytest.mark.slow
-def test_corruption_is_found_by_one_and_all_continue_from_the_same_step(found: Found) -> None:
-    """Of the data or of the manifest. The step that is saved again is restored by all."""
+def test_corrupt_step_is_skipped_by_all_processes(found: Found) -> None:
+    """Corrupt data and a corrupt manifest. A second save of the step is restored by all."""
     first, second = (process["corrupt"] for process in found[2])
     assert first == second
     whole = found[1][0]["layouts"]["1-1-1"][1]
@@ -73,7 +73,7 @@ def test_corruption_is_found_by_one_and_all_continue_from_the_same_step(found: F
 
 
 @pytest.mark.slow
-def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -> None:
+def test_process_0_claims_locks_and_writes_for_all(found: Found) -> None:
     first, second = (process["claim"] for process in found[2])
     assert first == second
     (records, event_files), held, other = first
@@ -85,14 +85,14 @@ def test_one_process_claims_locks_and_writes_and_all_are_refused(found: Found) -
 
 @pytest.mark.slow
 def test_failed_save_is_an_error_in_every_process(found: Found) -> None:
-    """And leaves nothing behind."""
+    """No partial checkpoint remains."""
     for process in found[2]:
         message, steps, names = process["full"]
         assert message.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")
         assert (steps, names) == ([1], ["1"])
 
 
-def test_single_process_agrees_with_itself() -> None:
+def test_single_process_returns_its_own_values() -> None:
     """At no cost: nothing is sent."""
     assert agreement.first()
     agreement.wait("nobody")

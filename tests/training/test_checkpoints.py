@@ -247,7 +247,7 @@ def test_partial_steps_are_removed_before_anything_is_saved(run: Path) -> None:
 
 
 def test_step_of_another_run_is_quarantined(tmp_path: Path) -> None:
-    """Of the same network and intact."""
+    """Even if it is intact and has the same arrays."""
     save(tmp_path / "ours", 1, 2, fingerprint="ours")
     save(tmp_path / "theirs", 3, fingerprint="theirs")
     (tmp_path / "theirs" / "checkpoints" / "3").rename(tmp_path / "ours" / "checkpoints" / "3")
@@ -291,7 +291,7 @@ def test_reader_changes_nothing(run: Path) -> None:
 
 
 def test_best_and_every_kth_step_stay_beside_the_newest(tmp_path: Path) -> None:
-    """Over several sessions. A step without a finite error is never best."""
+    """Several sessions. A step without a finite error is never best."""
     errors = {1: 9.0, 2: float("nan"), 3: 5.0, 4: None, 5: 7.0, 6: float("-inf"), 7: 8.0, 8: None}
     for step, error in errors.items():
         save(tmp_path, step, error=error, keep=1, best=1, keep_every=4)

@@ -65,7 +65,7 @@ def test_fields_out_of_range_are_rejected_at_construction() -> None:
         changed({"optimizer.clip": float("inf")})
 
 
-def test_losses_optimizers_and_schedules_that_contradict_themselves_are_rejected() -> None:
+def test_contradictory_losses_optimizers_and_schedules_are_rejected() -> None:
     cases: list[tuple[type, dict[str, Any], str]] = [
         (Loss, {"threshold": 0.2}, r"^loss\.threshold is 0\.2 and loss\.kind 'softmax'"),
         (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\), got 1\.0"),
@@ -192,7 +192,7 @@ def test_shortened_cosine_ends_at_the_same_part_of_the_run() -> None:
     assert half.shortened(6400).schedule.cosine_steps == 3200
 
 
-def test_on_another_set_images_and_classes_become_the_sets() -> None:
+def test_on_takes_images_and_classes_of_the_set() -> None:
     found = LONG.on(DIGITS)
     assert (found.model.input_shape, found.model.num_classes) == ((8, 8, 1), 10)
     assert found.data == dataclasses.replace(LONG.data, name="digits", pad=0, flip=False)

@@ -1,4 +1,4 @@
-"""Runs whose images stream from storage: the same promises as those whose images live on the device."""
+"""Runs on streamed images."""
 
 import json
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_every_validation_image_is_scored_once(straight: tuple[dict, Path], phot
 @pytest.mark.parametrize(
     "loading", [Loading(threads=1, memory_mb=256), Loading(workers=2, memory_mb=512)], ids=["one thread", "two workers"]
 )
-def test_a_run_that_was_stopped_ends_in_the_same_bits_however_its_images_are_loaded(
+def test_stopped_run_ends_in_the_same_bits_for_any_loading(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
@@ -114,10 +114,10 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
     settled = made.settle(made.init(jax.random.key(3)), fed.settling(0))
     fed.close()
-    normalised = (np.concatenate(arrived) / 255 - augmentation.IMAGENET_MEAN) / augmentation.IMAGENET_DEVIATION
+    normalized = (np.concatenate(arrived) / 255 - augmentation.IMAGENET_MEAN) / augmentation.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
     seen = jax.lax.conv_general_dilated(
-        normalised.astype(np.float32), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+        normalized.astype(np.float32), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
     )
     found = {jax.tree_util.keystr(path).split("'")[-2]: leaf for path, leaf in jax.tree.leaves_with_path(settled.statistics["stem"])}
     np.testing.assert_allclose(found["mean"], seen.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
@@ -165,7 +165,7 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
     np.testing.assert_allclose(measured("imagenet").mean, augmentation.IMAGENET_MEAN)
 
 
-def test_what_does_not_fit_together_is_rejected_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
+def test_contradictory_fields_are_rejected_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
     for changes, message in (
         ({"data": {"crop": None}}, "the images of imagenet2012 differ in size: .*RandomResizedCrop"),
         ({"data": {"pad": 4}}, "data.pad is 4"),
@@ -184,7 +184,7 @@ def test_what_does_not_fit_together_is_rejected_before_anything_is_written(photo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_shard_that_was_cut_is_found_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
+def test_truncated_shard_is_rejected_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:
     folder = tmp_path / "sets" / "imagenet2012" / "5.1.0"
     folder.mkdir(parents=True)
     for file in photographs.directory.iterdir():
@@ -195,7 +195,7 @@ def test_a_shard_that_was_cut_is_found_before_anything_is_written(photographs: D
 
 
 @pytest.mark.slow
-def test_gradients_that_are_accumulated_are_those_of_the_whole_batch(
+def test_accumulated_gradients_equal_those_of_the_whole_batch(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, photographs: DatasetInfo
 ) -> None:
     """BatchNorm's groups of 8 stay together: two parts of 8 images make the step of 16."""

@@ -22,8 +22,8 @@ def reached() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
-def test_the_first_signal_is_recorded_and_of_later_ones_only_ctrl_c_is_obeyed(reached: list[int]) -> None:
-    """A scheduler that repeats itself does not end the saving that it asked for."""
+def test_first_signal_is_recorded_and_a_later_ctrl_c_raises(reached: list[int]) -> None:
+    """A scheduler that repeats its signal does not end the save."""
     for first in SIGNALS:
         for second in SIGNALS:
             reached.clear()
@@ -35,7 +35,7 @@ def test_the_first_signal_is_recorded_and_of_later_ones_only_ctrl_c_is_obeyed(re
                 assert (interruption.requested, reached) == (first, [second] * (second == signal.SIGINT))
 
 
-def test_earlier_handlers_are_back_afterwards(reached: list[int]) -> None:
+def test_earlier_handlers_are_restored(reached: list[int]) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     for error in (None, RuntimeError("diverged")):
         try:

@@ -50,7 +50,7 @@ def on_one_device(grouped: Experiment, digits_dir: str) -> tuple[TrainState, Any
     [("scan", {"devices": 8, "fsdp": 2}), pytest.param("loop", {"devices": 4, "fsdp": 4}, marks=pytest.mark.slow)],
     ids=["scan", "loop"],
 )
-def test_every_layout_trains_as_one_device_does(
+def test_layouts_train_as_one_device_does(
     blocks: Any, layout: dict, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
 ) -> None:
     experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, blocks=blocks))
@@ -61,13 +61,13 @@ def test_every_layout_trains_as_one_device_does(
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5)
 
 
-def test_fsdp_leaves_each_device_its_part_of_what_divides(grouped: Experiment) -> None:
-    """Of the 4 devices each holds a fourth of all parameters, their average and their momentum but for arrays that 4 does not divide."""
+def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
+    """Each of 4 devices holds a quarter of parameters, average and momentum, and arrays that 4 does not divide whole."""
     made = program.compiled(grouped, 4, fsdp=4)
     state = made.init(jax.random.key(0))
     for name in ("params", "opt_state", "ema"):
         for path, leaf in jax.tree.leaves_with_path(getattr(state, name)):
-            # The first axis of units that stand behind each other is left alone.
+            # The first axis of stacked blocks is not split.
             own = leaf.shape[1:] if "stacked" in jax.tree_util.keystr(path) else leaf.shape
             parts = 4 if any(size % 4 == 0 for size in own) else 1
             held = {shard.data.size for shard in leaf.addressable_shards}
@@ -77,7 +77,7 @@ def test_fsdp_leaves_each_device_its_part_of_what_divides(grouped: Experiment) -
     assert held < 0.26 * whole
 
 
-def test_of_axes_the_longest_is_split_of_equal_ones_the_last() -> None:
+def test_fsdp_splits_the_last_of_the_longest_axes() -> None:
     over = mesh.make(8, fsdp=4)
     shapes = {"kernel": (3, 3, 16, 64), "square": (64, 64), "odd": (3, 5), "units": {"stacked": {"scale": (200, 16)}}}
     arrays = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
@@ -103,7 +103,7 @@ def test_microbatches_change_nothing(grouped: Experiment, on_one_device: tuple[T
         np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5)
 
 
-def test_microbatches_that_are_impossible_are_rejected(tiny: Experiment, grouped: Experiment) -> None:
+def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experiment) -> None:
     few = dataclasses.replace(tiny.execution, images_per_device=4)
     ungrouped = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=BatchNorm), execution=few)
     for experiment, images in ((ungrouped, 64), (dataclasses.replace(grouped, execution=few), 8)):
@@ -111,8 +111,8 @@ def test_microbatches_that_are_impossible_are_rejected(tiny: Experiment, grouped
             program.compiled(experiment, 1)
 
 
-def test_meshes_and_shardings() -> None:
-    """The devices asked for along data; batches split along their first axis."""
+def test_mesh_has_the_requested_devices() -> None:
+    """All devices lie along data; batches split along their first axis."""
     for devices in (1, 2, 8, None):
         found = mesh.make(devices)
         assert dict(found.shape) == {"data": devices or 8, "fsdp": 1}

@@ -42,8 +42,8 @@ def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
     return np.asarray(step.losses(jnp.float32(LOGITS), batch, Loss(**fields)))
 
 
-def test_losses_are_numpys() -> None:
-    """Of labels and of mixed targets; smoothing after mixing is mixing smoothed targets."""
+def test_losses_equal_numpy() -> None:
+    """Labels and mixed targets; smoothing after mixing is mixing smoothed targets."""
     for (kind, expected), smoothing in itertools.product((("softmax", softmax), ("binary", binary)), (0.0, 0.1)):
         for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
             found = of(targets, kind=kind, smoothing=smoothing)
@@ -51,7 +51,7 @@ def test_losses_are_numpys() -> None:
             np.testing.assert_allclose(found, expected(timm_smoothed(shares, smoothing)), rtol=1e-5)
 
 
-def test_smoothing_gives_every_class_its_share_of_it() -> None:
+def test_smoothing_is_shared_by_all_classes() -> None:
     """Szegedy et al. 2015, Section 7: (1 - e) q + e / K; with K = 5 and e = 0.1 the right class keeps 0.92."""
     np.testing.assert_allclose(of(None, smoothing=0.1), softmax(np.where(ONE_HOT == 1, 0.92, 0.02)), rtol=1e-5)
 

@@ -73,7 +73,7 @@ def waves(params: Any, step: int = 0) -> Any:
     return jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype) * 1.7 + step).reshape(p.shape), params)
 
 
-def test_five_steps_are_numpys() -> None:
+def test_five_steps_equal_numpy() -> None:
     """Momentum, weight decay on all parameters or on those of two dimensions and more, Nesterov."""
     for decay, decayed in (("all", {"kernel", "linear", "scale", "bias"}), ("kernels", {"kernel", "linear"})):
         for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
@@ -118,7 +118,7 @@ def test_decayed_kernels_of_a_network_are_its_convolutions_and_matrices(network:
     assert {path.split("/")[-1] for path in updates} == {"kernel", "bias", "scale", "gate_bias"}
 
 
-def test_frozen_parameters_get_no_update_no_decay_and_no_momentum(small: Any) -> None:
+def test_frozen_parameters_have_no_update_and_no_momentum(small: Any) -> None:
     """The others get those that they get without frozen ones, step after step."""
     cases: dict[tuple[str, ...], Any] = {
         ("stages/0",): lambda path: path.startswith("stages/0/"),
@@ -139,7 +139,7 @@ def test_frozen_parameters_get_no_update_no_decay_and_no_momentum(small: Any) ->
         assert kept == sum(leaf.size for path, leaf in written(small).items() if path not in still)
 
 
-def test_a_prefix_that_matches_no_parameter_is_rejected(small: Any) -> None:
+def test_prefix_without_parameters_is_rejected(small: Any) -> None:
     """Whole names only: stage is no prefix of stages."""
     for name in ("stm", "stages/3", "stages/00", "stage", "", "/", "stem/conv/kernel/0"):
         for fields in (
@@ -155,7 +155,7 @@ def test_a_prefix_that_matches_no_parameter_is_rejected(small: Any) -> None:
 
 
 def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[float]:
-    """The rates of the steps from ``first`` on, read from what they do to a gradient of 1, and as the state tells them."""
+    """Returns the rates of the steps from ``first`` on, as updates of a gradient of 1; the state has the same."""
     tx = optimizer.make(Optimizer(momentum=0.0, weight_decay=0.0), schedule)
     params = {"w": jnp.ones(())}
     state = tuple(s._replace(step=jnp.int32(first)) if isinstance(s, ScheduleState) else s for s in tx.init(params))
@@ -205,7 +205,7 @@ def test_warmup_until_error_ends_when_the_average_error_falls_below_it() -> None
     assert found == pytest.approx([0.01] * below + [0.1] * (len(errors) - below), rel=1e-5)
 
 
-def test_warmup_that_has_ended_does_not_come_back() -> None:
+def test_warmup_that_has_ended_does_not_restart() -> None:
     """However bad the network gets at the higher rate."""
     errors = [*[0.0] * 20, *[1.0] * 100]
     assert averages(errors)[-1] > 0.9
@@ -223,7 +223,7 @@ RATES: dict[tuple[tuple[str, float], ...], Any] = {
 }
 
 
-def test_a_rate_is_exactly_a_factor_on_the_update(small: Any) -> None:
+def test_rate_scales_the_update_exactly(small: Any) -> None:
     """The longest prefix counts, whatever the order; momentum and weight decay are as without it. Frozen parameters stay."""
     for frozen in ((), ("stages/0",)):
         fields = {"weight_decay": 0.05, "nesterov": True, "frozen": frozen}
@@ -252,7 +252,7 @@ def optaxs(rule: str, decay: str, rate: float) -> Any:
     )
 
 
-def test_lars_and_lamb_are_optaxs() -> None:
+def test_lars_and_lamb_equal_optax() -> None:
     """You et al. 2017 and 2019. With ``kernels``, vectors have neither decay nor trust ratio."""
     params = jax.tree.map(jnp.float32, draw(0))
 
@@ -268,14 +268,14 @@ def test_lars_and_lamb_are_optaxs() -> None:
         assert np.abs(found["kernel"] - params["kernel"]).max() > 1e-3
 
 
-def test_lambs_first_step_is_as_long_as_the_parameter_is() -> None:
+def test_lamb_first_step_has_the_norm_of_the_parameter() -> None:
     """Arithmetic beside optax: without decay, Adam's first update is the gradient's sign; times norm of w over its norm, and the rate."""
     params, gradient = {"w": jnp.full((2, 8), 3.0)}, {"w": jnp.tile(jnp.array([1e-2, -5.0]), (2, 4))}
     (updates,), _ = updates_of(optimizer.make(Optimizer(rule="lamb", weight_decay=0.0), CONSTANT), params, lambda _: gradient)
     np.testing.assert_allclose(updates["w"], np.tile([-0.3 * 3, 0.3 * 3], (2, 4)), rtol=2e-4)
 
 
-def test_blocks_of_a_stack_learn_as_if_they_were_not_stacked() -> None:
+def test_stacked_blocks_have_separate_trust_ratios_and_one_norm() -> None:
     """A trust ratio is that of a block's own array; a norm that is clipped is the same however arrays lie."""
     rng = np.random.default_rng(0)
     # Blocks that differ in size by orders of magnitude, as a ratio over all of them would not.
@@ -294,7 +294,7 @@ def test_blocks_of_a_stack_learn_as_if_they_were_not_stacked() -> None:
             np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-7, err_msg=f"{path}, {fields}")
 
 
-def test_a_gradient_longer_than_the_clip_is_scaled_before_anything_else() -> None:
+def test_clip_scales_the_gradient_before_anything_else() -> None:
     """All trained parameters together: (3, 0) and (4) are 5 long. Weight decay is added behind it."""
     params, gradient = {"a": jnp.ones(2), "b": jnp.ones(1)}, {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
     one = Schedule(learning_rate=1.0, decay_steps=())
@@ -320,13 +320,13 @@ def test_frozen_parameters_and_rates_work_with_every_rule(small: Any) -> None:
         assert int(optax.tree_utils.tree_get(state, "step")) == 2
 
 
-def test_a_linear_warmup_rises_from_the_first_step_to_the_rate() -> None:
+def test_linear_warmup_rises_from_the_first_step_to_the_rate() -> None:
     """Goyal et al. 2017, Section 2.2: by as much at every step; the first has the low rate, the step behind the warm-up the full one."""
     schedule = Schedule(learning_rate=0.5, decay_steps=(6,), warmup_learning_rate=0.1, warmup_steps=4, linear_warmup=True)
     assert rates(schedule, [1.0] * 8) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.05, 0.05], rel=1e-5)
 
 
-def test_half_a_cosine_from_the_start_and_its_final_rate() -> None:
+def test_cosine_decays_to_the_final_rate() -> None:
     """Loshchilov and Hutter 2016, eq. 5: at 0, 1/4, 1/2, 3/4 and 1 of the way; the final rate stays."""
     schedule = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4)
     assert rates(schedule, [1.0] * 6) == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0, 0], abs=1e-6)
@@ -334,8 +334,8 @@ def test_half_a_cosine_from_the_start_and_its_final_rate() -> None:
     assert rates(lifted, [1.0] * 6) == pytest.approx([1, 0.2 + 0.4 * (1 + 0.5**0.5), 0.6, 0.2 + 0.4 * (1 - 0.5**0.5), 0.2, 0.2], abs=1e-6)
 
 
-def test_a_cosine_begins_with_the_run_or_behind_the_warmup() -> None:
-    """Of 8 steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8."""
+def test_cosine_starts_with_the_run_or_after_the_warmup() -> None:
+    """Eight steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8."""
     for begin, linear, expected in (
         ("start", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)], 0]),
         ("warmup", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),

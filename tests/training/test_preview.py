@@ -1,4 +1,4 @@
-"""What the network sees, shown."""
+"""Images of a training step."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ PHOTOGRAPHS = Experiment(
 )
 
 
-def test_streamed_images_are_those_that_the_step_reads(photographs: DatasetInfo) -> None:
+def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> None:
     """Back to the very bytes that were cropped, with the names of their classes."""
     found = preview.shown(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
     rows = Rows(feed.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
@@ -40,8 +40,8 @@ def test_streamed_images_are_those_that_the_step_reads(photographs: DatasetInfo)
     assert len(found.captions) == 5
 
 
-def test_images_on_the_device_are_those_that_training_sees(tiny: Experiment, digits_dir: str) -> None:
-    """Of step 2, not augmented: the very pixels of the examples that the order of training chooses."""
+def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: str) -> None:
+    """Step 2 without augmentation has the pixels of the examples in the order of training."""
     info = sources.describe("digits", digits_dir)
     experiment = replace(tiny, data=replace(tiny.data, normalization="channel", pad=0, flip=False))
     found = preview.shown(experiment, info, seed=1, step=2, count=4)
@@ -52,7 +52,7 @@ def test_images_on_the_device_are_those_that_training_sees(tiny: Experiment, dig
     assert np.abs(found.images * 255 - train.images[chosen]).max() < 0.01
 
 
-def test_mixed_images_say_what_they_are_mixed_of(photographs: DatasetInfo) -> None:
+def test_captions_of_mixed_images_have_shares(photographs: DatasetInfo) -> None:
     mix = configured(Mix, mixup=1.0, cutmix=0.0, group=8)
     found = preview.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
     shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in found.captions]
@@ -60,21 +60,21 @@ def test_mixed_images_say_what_they_are_mixed_of(photographs: DatasetInfo) -> No
     assert any(" + " in caption for caption in found.captions)
 
 
-def test_the_command_draws_a_picture(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_writes_an_image(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "new" / "seen.png"
     cli.main(["data", "preview", f"{__file__}:experiment", "--to", str(file), "--images", "6"])
     assert "6 images of imagenet2012" in capsys.readouterr().out
     with Image.open(file) as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 500
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500, "photographs have many colours"
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500, "photographs have many colors"
 
 
 def experiment() -> Experiment:
     return PHOTOGRAPHS
 
 
-def test_what_cannot_be_shown_is_rejected(photographs: DatasetInfo, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_options_are_rejected(photographs: DatasetInfo, capsys: pytest.CaptureFixture) -> None:
     for arguments in (["--images", "0"], ["--to", "seen.doc"], ["--batch-size", "0"]):
         with pytest.raises(SystemExit):
             cli.main(["data", "preview", f"{__file__}:experiment", *arguments])

@@ -1,4 +1,4 @@
-"""What an experiment compiles to: made once, on the devices asked for, and scoring as NumPy does."""
+"""Compiled programs: initial state, scores against NumPy, shapes of the normalization constants."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def found(tiny: Experiment) -> Program:
     return program.compiled(tiny, 1)
 
 
-def test_initial_state_is_what_was_announced(tiny: Experiment) -> None:
+def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
     """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
     digests = set()
     for devices in (1, 8):
@@ -38,7 +38,7 @@ def test_initial_state_is_what_was_announced(tiny: Experiment) -> None:
 
 @pytest.fixture(scope="module")
 def trained(found: Program) -> TrainState:
-    """Every parameter and statistic drawn by NumPy: what a network at its initialisation would hide is seen."""
+    """Every parameter and statistic drawn by NumPy: no parameter has its initial value."""
     rng = np.random.default_rng(6)
     shapes = found.abstract_state
 
@@ -49,7 +49,7 @@ def trained(found: Program) -> TrainState:
     return found.init(jax.random.key(0))._replace(params=params, batch_stats=batch_stats)
 
 
-def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
+def test_score_equals_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
     """Errors exactly and loss to rounding on all 360 test images: running statistics, not the batch's; the last batch padded."""
     info = sources.describe("digits", digits_dir)
     test = sources.read(info, "test")
@@ -68,7 +68,7 @@ def test_score_is_that_of_the_network_in_numpy(found: Program, trained: TrainSta
     assert score.loss == pytest.approx(losses.sum(), rel=1e-5)
 
 
-def test_announced_constants_have_the_shapes_of_those_measured(tiny: Experiment, digits_dir: str) -> None:
+def test_abstract_constants_have_the_shapes_of_the_measured_ones(tiny: Experiment, digits_dir: str) -> None:
     for normalization, mean in (("pixel_mean", (8, 8, 1)), ("channel", (1,))):
         experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, normalization=normalization))
         announced = program.abstract_preprocessing(experiment)

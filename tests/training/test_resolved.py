@@ -120,7 +120,7 @@ def test_identity_has_every_argument_of_a_part() -> None:
 
 
 def test_starting_weights_are_identified_by_digest() -> None:
-    """Not by the name of their file."""
+    """The name of their file is no part of the identity."""
 
     def begun(**fields: Any) -> dict[str, Any]:
         return identity(dataclasses.replace(BASE, start=Start(**{"file": "a", "digest": "ab"} | fields)))

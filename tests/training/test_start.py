@@ -1,4 +1,4 @@
-"""Runs that begin with weights: with exactly those, only with those, and what is frozen stays as it was."""
+"""Runs that start from weights, and frozen parameters."""
 
 import os
 import shutil
@@ -29,19 +29,9 @@ GREY = View(mean=(0.3,), deviation=(0.4,))
 
 
 @pytest.fixture(scope="module")
-def base(short: Experiment) -> Experiment:
-    return short
-
-
-@pytest.fixture(scope="module")
-def source(short_run: Path) -> Path:
-    return short_run
-
-
-@pytest.fixture(scope="module")
-def file(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its weights in a file."""
-    return saving.save(trained.weights(source), tmp_path_factory.mktemp("file") / "weights.safetensors")
+    return saving.save(trained.weights(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
 
 
 def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
@@ -69,46 +59,46 @@ def still(experiment: Experiment) -> Experiment:
     return replace(experiment, schedule=Schedule(learning_rate=0.0, decay_steps=()), steps=1)
 
 
-def test_a_run_its_file_and_torchs_form_of_it_are_the_same_weights(base: Experiment, source: Path, file: Path, tmp_path: Path) -> None:
-    """Another format under the names of others as well: it carries how images are shown."""
+def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run: Path, file: Path, tmp_path: Path) -> None:
+    """A file in torchvision's format also has the normalization constants."""
     folder = tmp_path / "folder"
-    saving.save(trained.weights(source), folder)
-    saving.export(trained.weights(source), "torchvision", tmp_path / "torch.safetensors")
+    saving.save(trained.weights(short_run), folder)
+    saving.export(trained.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
     back = saving.save(load_pretrained(tmp_path / "torch.safetensors", "torchvision"), tmp_path / "back.safetensors")
-    begun = [start.start_from(base, each) for each in (source, file, folder, back)]
+    begun = [start.start_from(short, each) for each in (short_run, file, folder, back)]
     assert len({each.start.digest for each in begun}) == 1
     assert len({each.start.file for each in begun}) == 4
     assert len({resolved.fingerprint(resolved.identity(each, 3)) for each in begun}) == 1
     assert begun[0].data.normalization == "weights"
 
 
-def test_constants_of_images_are_part_of_the_weights(base: Experiment, source: Path, file: Path) -> None:
-    found = trained.weights(source)
+def test_digest_includes_the_normalization_constants(short: Experiment, short_run: Path, file: Path) -> None:
+    found = trained.weights(short_run)
     other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
     assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_exactly_the_weights(base: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
+def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters after a step at a rate of 0, read back from the run's checkpoint; a new head is the seed's."""
     weights = load_pretrained(file)
     for new_head, seed in ((False, 3), (True, 4)):
-        run(still(start.start_from(base, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
+        run(still(start.start_from(short, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
         found = trained.newest(tmp_path / f"{seed}")
         same(found.state.params | {"head": {}}, weights.params | {"head": {}})
         for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         if new_head:
-            fresh = program.compiled(base, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
+            fresh = program.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
             np.testing.assert_allclose(found.state.params["head"]["linear"]["kernel"], fresh, rtol=1e-6)
             assert np.any(fresh != weights.params["head"]["linear"]["kernel"])
         else:
             same(found.state.params["head"], weights.params["head"])
 
 
-def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> None:
+def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
     weights = load_pretrained(file)
-    averaging = replace(base, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
+    averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = start.start_from(averaging, file)
     state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
     for params in (state.params, state.ema):
@@ -122,10 +112,10 @@ def test_averages_begin_with_the_weights_too(base: Experiment, file: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, source: Path, digits_dir: str, tmp_path: Path) -> None:
+def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
-    weights = trained.weights(source)
-    experiment = start.start_from(base, source, freeze_trunk=True)
+    weights = trained.weights(short_run)
+    experiment = start.start_from(short, short_run, freeze_trunk=True)
     result = run(experiment, tmp_path / "frozen", digits_dir)
     assert result["protocol"]["normalisation"] == "FrozenBatchNorm"
     found = trained.newest(tmp_path / "frozen").state
@@ -133,26 +123,26 @@ def test_a_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(base: Experiment, so
     same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
     assert differs(found.params["head"], params["head"])
     # Frozen once more, and thawed.
-    again = start.start_from(base, tmp_path / "frozen", freeze_trunk=True)
+    again = start.start_from(short, tmp_path / "frozen", freeze_trunk=True)
     assert again.model.norm is FrozenBatchNorm
-    thawed = start.start_from(base, tmp_path / "frozen")
+    thawed = start.start_from(short, tmp_path / "frozen")
     state = start.begun(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, trained.weights(tmp_path / "frozen"))
     same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
     same(state.params["head"], found.params["head"])
 
 
 @pytest.mark.slow
-def test_a_frozen_trunk_includes_the_normalization_before_the_classifier(base: Experiment, tmp_path: Path) -> None:
+def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Experiment, tmp_path: Path) -> None:
     """With BatchNorm frozen, and with GroupNorm whose parameters are."""
     for norm in (configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)):
-        weights = drawn(replace(base.model, order=FullPreactivation, norm=norm))
+        weights = drawn(replace(short.model, order=FullPreactivation, norm=norm))
         file = saving.save(weights, tmp_path / "weights.safetensors")
-        experiment = start.start_from(replace(base, model=weights.architecture), file, freeze_trunk=True)
+        experiment = start.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
         assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
         made = program.compiled(experiment, 1)
         begun = start.begun(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
-        data = made.place(Examples(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10), trained_constants(base))
+        data = made.place(Examples(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10), trained_constants(short))
         after, _ = made.train(begun, data, 1)
         trunk, start_of_trunk = jax.device_get(after.params), before[0]
         assert differs(trunk["head"].pop("linear"), start_of_trunk["head"].pop("linear"))
@@ -165,11 +155,9 @@ def trained_constants(experiment: Experiment) -> Preprocessing:
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_it_ends_in_the_same_bits(
-    base: Experiment, source: Path, file: Path, digits_dir: str, tmp_path: Path
-) -> None:
+def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Continued with the same weights out of another file."""
-    experiment = start.start_from(base, source, new_head=True)
+    experiment = start.start_from(short, short_run, new_head=True)
     straight = run(experiment, tmp_path / "straight", digits_dir)
 
     class Terminated(Told):
@@ -180,30 +168,30 @@ def test_stopped_and_continued_it_ends_in_the_same_bits(
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "stopped", digits_dir, progress=Terminated())
     told = Told()
-    continued = run(start.start_from(base, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
+    continued = run(start.start_from(short, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
     assert any(message.startswith("continuing after step ") for message in told.messages)
     assert continued["state_digest"] == straight["state_digest"]
     assert continued["protocol"]["initial_weights"] == experiment.start.digest
-    assert run(base, tmp_path / "drawn", digits_dir)["state_digest"] != straight["state_digest"]
-    # Neither other weights nor none continue it.
-    other = drawn(base.model)
+    assert run(short, tmp_path / "drawn", digits_dir)["state_digest"] != straight["state_digest"]
+    # Other weights, or none, do not continue it.
+    other = drawn(short.model)
     saving.save(other, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"holds another run.*\n.*start\.digest: '[0-9a-f]{64}' asked for, '[0-9a-f]{64}' in the run"):
-        run(start.start_from(base, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
+        run(start.start_from(short, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
     with pytest.raises(UserError, match=r"start\.new_head: False asked for, True in the run"):
-        run(start.start_from(base, file), tmp_path / "stopped", digits_dir)
+        run(start.start_from(short, file), tmp_path / "stopped", digits_dir)
     with pytest.raises(UserError, match=r"start: None asked for, \{'digest'"):
-        Workdir(tmp_path / "stopped").check(base, 3)
+        Workdir(tmp_path / "stopped").check(short, 3)
 
 
-def test_weights_that_changed_or_went_are_refused_before_anything_is_written(
-    base: Experiment, file: Path, digits_dir: str, tmp_path: Path
+def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
+    short: Experiment, file: Path, digits_dir: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine.safetensors"
     shutil.copy(file, mine)
-    experiment = start.start_from(base, mine)
+    experiment = start.start_from(short, mine)
     mine.unlink()
-    saving.save(drawn(base.model, View(mean=(0.2,), deviation=(1.0,))), mine)
+    saving.save(drawn(short.model, View(mean=(0.2,), deviation=(1.0,))), mine)
     with pytest.raises(UserError, match=r"mine\.safetensors holds other weights than those that the experiment starts from: .*--init-from"):
         run(experiment, tmp_path / "run", digits_dir)
     mine.unlink()
@@ -212,22 +200,22 @@ def test_weights_that_changed_or_went_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_network_is_refused_with_what_to_ask_for(base: Experiment, tmp_path: Path) -> None:
-    theirs = replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
+def test_another_network_is_rejected_with_the_options_that_fit(short: Experiment, tmp_path: Path) -> None:
+    theirs = replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
     file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
     with pytest.raises(UserError) as caught:
-        start.start_from(base, file)
+        start.start_from(short, file)
     text = str(caught.value)
     assert "model.stages is 1 1 1, of the weights 1 2 1" in text
     assert "Ask for theirs: --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'" in text
-    asked = replace(base, model=replace(base.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
+    asked = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
     assert start.start_from(asked, file).start.file == str(file)
     # What only matters while training is the experiment's own.
     assert start.start_from(replace(asked, model=replace(asked.model, norm=configured(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
 
 
-def test_other_classes_need_a_new_head(base: Experiment, file: Path) -> None:
-    five = replace(base, model=replace(base.model, num_classes=5))
+def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
+    five = replace(short, model=replace(short.model, num_classes=5))
     with pytest.raises(UserError, match="the weights have 10 classes, the experiment 5: use --new-head"):
         start.start_from(five, file)
     experiment = start.start_from(five, file, new_head=True)
@@ -235,11 +223,11 @@ def test_other_classes_need_a_new_head(base: Experiment, file: Path) -> None:
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
 
 
-def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Experiment, file: Path) -> None:
-    colours = replace(base, model=replace(base.model, input_shape=(8, 8, 3)))
+def test_other_channels_and_mean_image_sizes_are_rejected(short: Experiment, file: Path) -> None:
+    colours = replace(short, model=replace(short.model, input_shape=(8, 8, 3)))
     with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
         start.start_from(colours, file)
-    large = replace(base, model=replace(base.model, input_shape=(12, 12, 1)))
+    large = replace(short, model=replace(short.model, input_shape=(12, 12, 1)))
     with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\) from images of \(12, 12, 1\): use --data.normalization channel"):
         start.start_from(large, file)
     experiment = start.start_from(large, file, normalization="channel")
@@ -247,9 +235,9 @@ def test_other_channels_and_a_mean_image_of_another_size_are_refused(base: Exper
     assert start.preprocessing(experiment, load_pretrained(file)) is None
 
 
-def test_a_file_of_others_is_refused_with_the_command_that_brings_it_in(source: Path, tmp_path: Path) -> None:
+def test_foreign_file_is_rejected_with_the_import_command(short_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
-    saving.export(trained.weights(source), "torchvision", file)
+    saving.export(trained.weights(short_run), "torchvision", file)
     with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
         start.weights_of(file)
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""A state's digest changes with every bit of it, and with nothing else."""
+"""Initial state, and the digest, which changes with every bit of a state."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
 
 
 def test_digest_changes_with_any_single_bit() -> None:
-    """Of step, parameters, statistics, optimizer state, key, averages and settled statistics: some 1200 bits, no two the same digest."""
+    """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
     digests = {state.digest(small())}
     bits = 0
     for index, leaf in enumerate(jax.tree.leaves(state.plain(small()))):
@@ -43,7 +43,7 @@ def test_digest_changes_with_any_single_bit() -> None:
     assert len(digests) == bits + 1
 
 
-def test_digest_of_equal_states_is_equal_wherever_they_live() -> None:
+def test_digest_of_equal_states_is_equal_on_any_devices() -> None:
     """In NumPy, on one device, on eight."""
     expected = state.digest(small())
     assert len(expected) == 64
@@ -53,13 +53,13 @@ def test_digest_of_equal_states_is_equal_wherever_they_live() -> None:
         assert state.digest(placed) == expected
 
 
-def test_digest_tells_negative_zero_from_zero() -> None:
+def test_digest_distinguishes_negative_zero_from_zero() -> None:
     """Equal numbers, another bit."""
     zeros = [with_leaf(1, np.full((2, 3), zero, np.float32)) for zero in (0.0, -0.0)]
     assert state.digest(zeros[0]) != state.digest(zeros[1])
 
 
-def test_digest_tells_names_dtypes_and_shapes_of_the_same_bytes() -> None:
+def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
     for other in (
         small()._replace(params={"conv": small().params["conv"], "other": small().params["norm"]}),
         small()._replace(params=jax.tree.map(lambda p: p.view(np.int32), small().params)),
@@ -71,7 +71,7 @@ def test_digest_tells_names_dtypes_and_shapes_of_the_same_bytes() -> None:
         assert state.digest(other) != state.digest(small())
 
 
-def test_plain_state_is_numbers_and_comes_back() -> None:
+def test_plain_state_is_restored() -> None:
     """The key too."""
     plain = state.plain(small())
     assert all(np.asarray(leaf).dtype.kind in "fiub" for leaf in jax.tree.leaves(plain))
@@ -80,8 +80,8 @@ def test_plain_state_is_numbers_and_comes_back() -> None:
     assert jax.random.bits(back.key) == jax.random.bits(small().key)
 
 
-def test_created_state_is_at_step_0_with_the_run_s_own_key(tiny: Experiment) -> None:
-    """Its optimizer at rest, its statistics those of nothing seen: mean 0, variance 1. Another key, other parameters."""
+def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None:
+    """Momentum is 0, running means are 0, running variances 1. Another key gives other parameters."""
     tx = optimizer.make(tiny.optimizer, tiny.schedule)
     options = {"xla_backend_optimization_level": 0}
     create = jax.jit(lambda key: state.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)
@@ -104,7 +104,7 @@ def test_created_state_is_at_step_0_with_the_run_s_own_key(tiny: Experiment) -> 
     assert (without.ema, without.statistics) == ({}, {})
 
 
-def test_average_and_settled_statistics_are_what_is_scored_where_there_are_some() -> None:
+def test_scored_prefers_average_and_precise_statistics() -> None:
     full = small()
     assert full.scored() == (full.ema, full.statistics)
     assert full._replace(ema={}).scored() == (full.params, full.statistics)

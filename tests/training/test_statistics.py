@@ -47,7 +47,7 @@ def variant(
 
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> Examples:
-    """So many images that three batches show each of them once."""
+    """Images for three batches of distinct images."""
     everything = sources.read(sources.describe("digits", digits_dir), "train")
     return Examples(everything.images[:IMAGES], everything.labels[:IMAGES])
 
@@ -95,8 +95,8 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
         np.testing.assert_allclose(ours[path], 10 * expected, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
-def test_nothing_but_the_statistics_changes(tiny: Experiment, digits: Examples) -> None:
-    """Training goes on with its moving averages, and neither they nor the settled statistics of before have a say."""
+def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
+    """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
     made = program.compiled(variant(tiny), 1)
     before = trained(made)
     expected = state.digest(before._replace(statistics={}))
@@ -132,15 +132,15 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
     assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
 
 
-def test_without_batches_nothing_is_settled(tiny: Experiment, digits: Examples) -> None:
+def test_settling_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
     made = program.compiled(variant(tiny, batches=0), 1)
     before = trained(made)
     assert made.settle(before, made.place(digits, PREPROCESSING)) is before
     assert before.statistics == {}
 
 
-def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experiment, digits: Examples) -> None:
-    """Not of the trained parameters, nor of the moving statistics: errors exactly."""
+def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
+    """Trained parameters or moving averages would give another loss. Errors are exact."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
     found = made.settle(trained(made), made.place(digits, PREPROCESSING))
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
@@ -158,7 +158,7 @@ def test_score_is_that_of_averages_and_settled_statistics_in_numpy(tiny: Experim
     assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
 
 
-def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digits: Examples) -> None:
+def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
     data: Resident = made.place(digits, PREPROCESSING)
@@ -176,7 +176,7 @@ def test_average_is_numpys_recursion_over_the_parameters(tiny: Experiment, digit
 
 
 @pytest.mark.slow
-def test_a_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
+def test_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     """The protocol of the result, the same score from its checkpoint, and training that is the same without them."""
     run = functools.partial(train, progress=told, data_dir=digits_dir, devices=1)
     result = run(variant(tiny, batches=5, ema=0.8), 0, tmp_path / "run")
@@ -194,9 +194,7 @@ def test_a_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, 
     assert losses[0] == losses[1]
 
 
-def test_averages_that_are_impossible_are_rejected_before_anything_is_written(
-    tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told
-) -> None:
+def test_impossible_averages_are_rejected_before_anything_is_written(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
     for fields in (
         {"ema": 0.9, "batches": 0},
         {"ema": 1.0},

@@ -1,4 +1,4 @@
-"""One step of training against the same step in NumPy, and many steps against many devices and dispatches."""
+"""Training steps against NumPy, and against other numbers of devices and steps per dispatch."""
 
 import copy
 import dataclasses
@@ -72,7 +72,7 @@ def reference(start: tuple[dict, dict]) -> Reference:
     return found
 
 
-def test_numpy_reference_has_the_gradients_that_finite_differences_have(start: tuple[dict, dict]) -> None:
+def test_numpy_reference_agrees_with_finite_differences(start: tuple[dict, dict]) -> None:
     """The second opinion deserves its own: central differences of its loss, 40 parameters of every kind."""
     params, batch_stats = start
     images, labels = batch(0)
@@ -129,7 +129,7 @@ def assert_close(ours: dict, theirs: dict, rtol: float) -> None:
         np.testing.assert_allclose(np.asarray(ours[path], np.float64), expected, rtol=0, atol=rtol * np.abs(expected).max(), err_msg=path)
 
 
-def test_two_steps_are_numpys(two_steps: list[tuple[TrainState, Metrics]], reference: Reference, start: tuple[dict, dict]) -> None:
+def test_two_steps_equal_numpy(two_steps: list[tuple[TrainState, Metrics]], reference: Reference, start: tuple[dict, dict]) -> None:
     """Sums of losses and errors, gradients, momentum, parameters, and running statistics (0.9 of the old, 0.1 of the new, biased)."""
     before = start[0]
     for index, (state, metrics) in enumerate(two_steps):
@@ -150,8 +150,8 @@ def test_two_steps_are_numpys(two_steps: list[tuple[TrainState, Metrics]], refer
     assert_close(gradients, reference.passes[0].gradients, 5e-5)
 
 
-def test_two_steps_in_double_precision_are_numpys(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What separates the two in single precision is rounding. To twelve digits before the first update, to seven after it: the learning
+def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to twelve digits before the first update, to seven after it: the learning
     rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
     """
     architecture = copy.copy(ARCHITECTURE)
@@ -258,7 +258,7 @@ def seen(
     return jax.device_get(found)
 
 
-def test_every_step_augments_anew(digits: sources.Examples) -> None:
+def test_augmentation_differs_between_images_and_steps(digits: sources.Examples) -> None:
     """A set of one image: what differs between the images of a step, and between steps, is the augmentation."""
     single = sources.Examples(digits.images[:1], digits.labels[:1])
     preprocessing = augmentation.fit(digits.images, "pixel_mean")
@@ -267,7 +267,7 @@ def test_every_step_augments_anew(digits: sources.Examples) -> None:
     assert all(len({image.tobytes() for image in images}) > 20 for images in found)
 
 
-def test_images_of_a_step_are_examples_of_the_set_normalised(digits: sources.Examples) -> None:
+def test_images_of_a_step_are_normalized_examples(digits: sources.Examples) -> None:
     """Without augmentation: every image shown is one of the set's minus the mean image, and none is shown twice within an epoch."""
     preprocessing = augmentation.fit(digits.images, "pixel_mean")
     (shown,) = seen(digits, 1, first=[3], pad=0, flip=False, preprocessing=preprocessing)
@@ -279,8 +279,8 @@ def test_images_of_a_step_are_examples_of_the_set_normalised(digits: sources.Exa
     assert len({int(place[0]) for place in places}) == 40
 
 
-def test_accumulation_shows_the_network_one_part_of_the_batch_at_a_time(digits: sources.Examples) -> None:
-    """Of 24 images in groups of 4, three parts have 8; together they are all of them, each once, and groups stay whole."""
+def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: sources.Examples) -> None:
+    """Three microbatches of 8 images have each of 24 images once, in whole groups of 4."""
     seen = []
 
     @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_records_and_result_of_a_run(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+def test_run_writes_records_and_result(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
     result = run(tiny, tmp_path / "run", told)
     records = Workdir(tmp_path / "run").records()
     assert records == told.records
@@ -121,7 +121,7 @@ def test_validation_images_are_held_out_and_scored(undisturbed: tuple[dict[str, 
     assert result["selected_on_validation"] == test[min(validation, key=lambda step: validation[step])]
 
 
-def test_a_stopped_run_continues_to_the_same_bits(
+def test_stopped_run_continues_to_the_same_bits(
     everything_random: Experiment, undisturbed: tuple[dict[str, Any], list[dict]], run: Run, tmp_path: Path
 ) -> None:
     """Saved at steps 4, 8 and 12, scored at 6 and 12. A signal saves the state at its step, and a score that it cut short is completed."""
@@ -145,7 +145,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
 
 
 @pytest.mark.slow
-def test_a_run_that_changes_its_mesh_stays_within_the_stated_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+def test_run_that_changes_its_mesh_stays_within_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
     """README, "What is promised": the losses of the first steps after the change agree to 1e-4."""
     losses = []
     for name, layout in {"one": {}, "eight": {"devices": 8, "fsdp": 2}}.items():
@@ -209,7 +209,7 @@ def test_rates_are_right_where_dispatches_block(
 
 
 def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are seen when step 8 is saved."""
+    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are detected when step 8 is saved."""
     poisoned: list[str] = []
 
     def train(honest: Any, state: Any, data: Any, steps: int) -> Any:
@@ -225,14 +225,14 @@ def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path,
     monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
     for poison, message in {"loss": "the loss of step 7", "update": "the update of step 8"}.items():
         poisoned[:], folder = [poison], tmp_path / poison
-        with pytest.raises(NonFiniteLoss, match=f"{message} is not finite: the last good checkpoint is that of step 4") as caught:
+        with pytest.raises(NonFiniteLoss, match=f"{message} is non-finite: the last good checkpoint is that of step 4") as caught:
             run(tiny, folder)
         diverged = json.loads((folder / "diverged.json").read_text())
         assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, caught.value.step, None)
         assert not (folder / "result.json").exists()
         assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["4"]
         assert all(np.isfinite(record["loss"]) for record in Workdir(folder).records())
-        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is not finite: the last good checkpoint is that of step 4"):
+        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is non-finite: the last good checkpoint is that of step 4"):
             run(tiny, folder)
 
 
@@ -291,7 +291,7 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
     assert with_shortcut(configured(Scaled, shortcut=0.5)).train is not with_shortcut(configured(Scaled, shortcut=0.25)).train
 
 
-def test_a_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
     from resnet_jax.training.profile import Profile
 
     run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))

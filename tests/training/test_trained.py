@@ -1,4 +1,4 @@
-"""What a run has trained, as weights: those that its scores use, with the constants of its images."""
+"""Restored states of a run, and its weights as they are evaluated, with the normalization constants."""
 
 import shutil
 from pathlib import Path
@@ -17,13 +17,13 @@ from resnet_jax.training.train import train
 from resnet_jax.training.workdir import Workdir
 
 
-def test_the_newest_checkpoint_and_its_card(short: Experiment, short_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_newest_checkpoint_has_weights_and_card(short: Experiment, short_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = trained.newest(short_run)
     assert (found.step, found.experiment) == (4, short)
     weights = trained.weights(short_run)
     card = weights.card
     assert (card.architecture, card.data, card.source) == (short.model, "digits", "run, step 4")
-    # torch counts a batch for every step; all normalisations saw the same ones.
+    # torch counts a batch for every step; all normalizations have the same number.
     assert card.counters == {"": 4.0}
     assert (card.convention, card.claimed_error, card.view.resize, card.view.crop) == ("", None, 0, 0)
     for ours, theirs in zip(card.constants(), found.preprocessing, strict=True):
@@ -33,15 +33,15 @@ def test_the_newest_checkpoint_and_its_card(short: Experiment, short_run: Path, 
     assert trained.weights(Path()).card.source == "run, step 4"
 
 
-def test_counters_go_out_to_torch(short_run: Path, tmp_path: Path) -> None:
-    """``num_batches_tracked`` of every normalisation is the number of steps."""
+def test_counters_are_exported_to_torch(short_run: Path, tmp_path: Path) -> None:
+    """``num_batches_tracked`` of every normalization is the number of steps."""
     saving.export(trained.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
     counters = load_pretrained(tmp_path / "torch.safetensors", "torchvision").card.counters
     assert len(counters) == 1 + 3 * 2 + 2  # the stem's, two a unit, two projections'
     assert set(counters.values()) == {4.0}
 
 
-def test_no_run_and_no_checkpoint_are_said(short: Experiment, tmp_path: Path) -> None:
+def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: it has no experiment.json"):
         trained.weights(tmp_path)
     Workdir(tmp_path / "begun").claim(short, 0)
@@ -52,8 +52,8 @@ def test_no_run_and_no_checkpoint_are_said(short: Experiment, tmp_path: Path) ->
         trained.newest(tmp_path / "begun")
 
 
-def test_damage_is_told_beside_the_result(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not on stdout, where a score may be read as JSON."""
+def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stdout may be read as JSON."""
     shutil.copytree(short_run, tmp_path / "run")
     newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).write_bytes(b"")
@@ -63,7 +63,7 @@ def test_damage_is_told_beside_the_result(short_run: Path, tmp_path: Path, capsy
     assert "checkpoint of step 4 is corrupt" in err
 
 
-def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run: Path) -> None:
+def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short_run: Path) -> None:
     found = trained.at(short_run, 2)
     assert (found.step, int(found.state.step)) == (2, 2)
     begun = trained.at(short_run, 0)
@@ -77,9 +77,7 @@ def test_a_step_that_was_kept_and_step_0_drawn_anew(short: Experiment, short_run
 
 
 @pytest.mark.slow
-def test_weights_that_a_run_began_with_are_named_in_place_of_step_0(
-    short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path
-) -> None:
+def test_step_0_of_a_fine_tuned_run_names_its_weights(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     tuned = start.start_from(short, short_run).shortened(2)
     train(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
     with pytest.raises(UserError, match=f"began with the weights in {short_run}: name that file"):

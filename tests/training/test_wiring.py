@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import Told
-from numpy_network import Tree, after, conv, conv_backward, each, kernels, leaves, norm, norm_backward, norms, stacked, units, zero_pad
+from numpy_network import Tree, backward, each, forward, leaves
 
 from resnet_jax.data import sources
 from resnet_jax.data.mixing import Mix
@@ -69,26 +69,7 @@ Candidate = tuple[Part, ...]
 
 def gradient(params: Tree, stats: Tree, part: Part, loss: Loss, examples: int) -> tuple[Tree, Tree]:
     """Gradient of the microbatch's share of the mean loss over ``examples``, and running statistics after the microbatch."""
-    x, new_stem, saved_stem = norm(
-        conv(part.images, params["stem"]["conv"]["kernel"], 1),
-        params["stem"]["after"]["layers"][0],
-        stats["stem"]["after"]["layers"][0],
-    )
-    positive_stem = x > 0
-    x = x * positive_stem
-    saved, new_stats, blocks = [], {}, list(zip(units(params["stages"]), units(stats["stages"]), strict=True))
-    for number, ((place, stride, p), (_, _, s)) in enumerate(blocks):
-        (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
-        b, running1, saved1 = norm(conv(x, kernel1, stride), norm1, running1)
-        c = np.maximum(b, 0)
-        e, running2, saved2 = norm(conv(c, kernel2, 1), norm2, running2)
-        merged = part.branches[number] * e + part.shortcuts[number] * zero_pad(x, stride, e.shape[3])
-        saved.append((place, p, stride, x, b, c, merged, saved1, saved2))
-        new_stats[place] = after(running1, running2)
-        x = np.maximum(merged, 0)
-    linear = params["head"]["linear"]
-    pooled = x.mean(axis=(1, 2))
-    logits = pooled @ linear["kernel"] + linear["bias"]
+    logits, new_stats, saved = forward(params, stats, part.images, part.branches, part.shortcuts)
     targets = (1 - loss.smoothing) * part.targets + loss.smoothing / CLASSES
     if loss.kind == "softmax":
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -96,24 +77,7 @@ def gradient(params: Tree, stats: Tree, part: Part, loss: Loss, examples: int) -
     else:
         targets = targets if loss.threshold is None else (targets > loss.threshold).astype(float)
         dlogits = (1 / (1 + np.exp(-logits)) - targets) / CLASSES
-    dlogits = dlogits / examples
-    gradients: Tree = {"head": {"linear": {"kernel": pooled.T @ dlogits, "bias": dlogits.sum(axis=0)}}}
-    dx = np.broadcast_to((dlogits @ linear["kernel"].T)[:, None, None] / (x.shape[1] * x.shape[2]), x.shape)
-    of_blocks = {}
-    for number, (place, p, stride, entered, b, c, merged, saved1, saved2) in reversed(list(enumerate(saved))):
-        kernel1, kernel2 = kernels(p)
-        dmerged = dx * (merged > 0)
-        dd, dnorm2 = norm_backward(saved2, part.branches[number] * dmerged)
-        dc, dkernel2 = conv_backward(c, kernel2, 1, dd)
-        da, dnorm1 = norm_backward(saved1, dc * (b > 0))
-        dx, dkernel1 = conv_backward(entered, kernel1, stride, da)
-        dx[:, ::stride, ::stride] += (part.shortcuts[number] * dmerged)[..., : entered.shape[3]]
-        of_blocks[place] = {"branch": {"convs": {0: {"kernel": dkernel1}, 1: {"kernel": dkernel2}}} | after(dnorm1, dnorm2)["branch"]}
-    gradients["stages"] = stacked(of_blocks)
-    da, dnorm = norm_backward(saved_stem, dx * positive_stem)
-    gradients["stem"] = {"conv": {"kernel": conv_backward(part.images, params["stem"]["conv"]["kernel"], 1, da)[1]}}
-    gradients["stem"]["after"] = {"layers": {0: dnorm}}
-    return gradients, {"stem": {"after": {"layers": {0: new_stem}}}, "stages": stacked(new_stats)}
+    return backward(params, saved, dlogits / examples), new_stats
 
 
 @dataclasses.dataclass
@@ -226,7 +190,7 @@ def test_training_applies_loss_and_optimizer(digits: tuple[np.ndarray, np.ndarra
 def test_training_learns_mixed_targets_and_averages_parameters(
     digits: tuple[np.ndarray, np.ndarray], digits_dir: str, tmp_path: Path
 ) -> None:
-    """Of two images, cutmix with Beta(1e6, 1e6) exchanges a square of 4x4 pixels, clipped at the border."""
+    """For two images, cutmix with Beta(1e6, 1e6) exchanges a square of 4x4 pixels, clipped at the border."""
     images, labels = normalized(digits[0][:2]), digits[1][:2]
 
     def mixed(row: int, column: int) -> Candidate:
