@@ -23,7 +23,7 @@ from others import GOLDEN
 from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.pretrained.files import read, shown
+from resnet_jax.models.pretrained.files import printable, read
 
 FOUR = np.arange(4, dtype=np.float32)
 PROTOCOL = b"\x80\x02"
@@ -174,12 +174,12 @@ class Runs:
 
 def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
     """Pickles that create the file ``marker`` if Python loads them."""
-    text, shell, system = instructions, f"touch {marker}", f"asks for {os.system.__module__}.system"
+    text, shell, system = instructions, f"touch {marker}", f"imports {os.system.__module__}.system"
     stack_global = PROTOCOL + text("os") + text("system") + b"\x93(" + text(shell) + b"tR."
     nested = {"state_dict": {"a": [1, (2, {"b": Runs(os.system, shell)})]}}
     return {
         "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
-        "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "asks for __builtin__.eval"),
+        "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "imports __builtin__.eval"),
         "nested": (pickle.dumps(nested, 2), system),
         "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "has a pickle with the instruction FRAME"),
         "STACK_GLOBAL": (stack_global, "has a pickle with the instruction STACK_GLOBAL"),
@@ -191,10 +191,10 @@ def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
 HOSTILE = {
     "NEWOBJ": (b"cpathlib\nPath\n(" + instructions("x") + b"t\x81.", "has a pickle with the instruction NEWOBJ"),
     "extension": (b"\x82\x01.", "has a pickle with the instruction EXT1"),
-    "dotted name": (b"ctorch\nos.system\n.", "asks for torch.os.system"),
-    "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "asks for torch.load"),
-    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "asks for torch._utils._rebuild_tensor_v3"),
-    "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "asks for 'os\\x1b[2Jxxx"),
+    "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
+    "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
+    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
+    "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
     "text persistent id": (b"Pkey\n.", "has a pickle with the instruction PERSID"),
     "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
     "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
@@ -339,7 +339,7 @@ def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
         "no keys": (dict(keys=[]), "is corrupt (KeyError"),
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
         "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
-        "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "asks for os.system"),
+        "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
     }
     refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
 
@@ -425,8 +425,8 @@ def test_flipped_bytes_raise_only_user_errors(tmp_path: Path) -> None:
     assert 60 < sum(text.isdigit() for text in outcomes) < 540
 
 
-def test_shown_names_are_short_and_printable() -> None:
-    assert shown("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
-    assert shown("a\x1b[2Jb") == r"'a\x1b[2Jb'"
-    assert shown("\udc80") == r"'\udc80'"
-    assert shown("x" * 10_000) == "x" * 77 + "..."
+def test_printable_shortens_and_escapes_names() -> None:
+    assert printable("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
+    assert printable("a\x1b[2Jb") == r"'a\x1b[2Jb'"
+    assert printable("\udc80") == r"'\udc80'"
+    assert printable("x" * 10_000) == "x" * 77 + "..."

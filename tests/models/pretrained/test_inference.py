@@ -13,7 +13,7 @@ from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15
 from resnet_jax.models.names import variant
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.pretrained.conventions import CONVENTIONS
-from resnet_jax.models.pretrained.inference import compared, differing, infer, known_as, said
+from resnet_jax.models.pretrained.inference import compared, differing, field_text, infer, known_as
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 
@@ -114,7 +114,7 @@ def test_networks_differ_in_what_scores_them() -> None:
     ):
         other = dataclasses.replace(base, **fields)
         assert differing(base, other) == differing(other, base) == expected, fields
-    assert (said(base, "stages"), said(base, "branch"), said(base, "num_classes")) == ("3 4 6 3", "BottleneckV15", "1000")
+    assert (field_text(base, "stages"), field_text(base, "branch"), field_text(base, "num_classes")) == ("3 4 6 3", "BottleneckV15", "1000")
     assert compared(base, variant("resnet50"), ["branch"]) == "branch: BottleneckV15 here, Bottleneck there"
 
 
