@@ -163,7 +163,7 @@ def test_arguments_that_do_not_fit_each_other_are_rejected_in_one_sentence() -> 
 
     cases: list[tuple[dict[str, Any], str]] = [
         *(
-            (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*unit for every stage")
+            (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*block for every stage")
             for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()))
         ),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
