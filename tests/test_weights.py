@@ -103,7 +103,7 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_and_preprocessing_can_be_given(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
+def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
     said = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
     command = ["weights", "import", str(torchs), "--as", "torchvision", "--to"]
     found = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *said)

@@ -30,7 +30,7 @@ def units(model: ResNet) -> list[Any]:
     return [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
 
 
-def test_units_branches_and_layers_are_those_that_are_called_one_by_one(model: ResNet) -> None:
+def test_recorded_activations_match_parts_called_one_by_one(model: ResNet) -> None:
     with activations.recorded(model) as found:
         logits = model(IMAGES)
     x = model.stem(IMAGES)
@@ -49,7 +49,7 @@ def test_units_branches_and_layers_are_those_that_are_called_one_by_one(model: R
     np.testing.assert_allclose(found["head"], logits, rtol=1e-6)
 
 
-def test_the_model_is_afterwards_what_it_was(model: ResNet) -> None:
+def test_recording_leaves_the_model_unchanged(model: ResNet) -> None:
     before, kinds = nnx.graphdef(model), [type(part) for _, part in nnx.iter_modules(model)]
     with activations.recorded(model, ("unit*",)):
         model(IMAGES)
@@ -64,7 +64,7 @@ def initialized() -> tuple[Apply, Any, Any]:
     return jax.jit(SMALL.init, compiler_options=quick_to_compile())(jax.random.key(0))
 
 
-def test_a_compiled_function_of_variables_has_the_logits_of_the_network(initialized: Any) -> None:
+def test_compiled_function_has_the_logits_of_the_network(initialized: Any) -> None:
     apply, params, stats = initialized
     plain = jax.jit(functools.partial(apply, train=True))(params, stats, IMAGES)[0]
     look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=True)
@@ -85,7 +85,7 @@ def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
     assert later[1] > 0
 
 
-def test_numbers_are_positions_where_blocks_are_exchanged(initialized: Any) -> None:
+def test_unit_numbers_are_positions_under_permutation(initialized: Any) -> None:
     apply, params, stats = initialized
     look = jax.jit(functools.partial(activations.of, apply, names=("unit*/branch/convs/0", "unit0/input", "unit1/input")))
     (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))
@@ -93,7 +93,7 @@ def test_numbers_are_positions_where_blocks_are_exchanged(initialized: Any) -> N
     assert not np.allclose(straight["unit0/branch/convs/0"], turned["unit0/branch/convs/0"])
 
 
-def test_a_users_parts_are_recorded_too() -> None:
+def test_user_parts_are_recorded() -> None:
     class Halved(BatchNorm):
         def __call__(self, x: Any, *, train: bool) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().__call__(x, train=train) / 2
@@ -106,7 +106,7 @@ def test_a_users_parts_are_recorded_too() -> None:
     np.testing.assert_allclose(found["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
 
 
-def test_a_pattern_that_matches_nothing_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:
+def test_unmatched_pattern_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:
     with pytest.raises(UserError, match=r"no activation is called 'units\*'; there are head, .* unit1/branch, .* unit2"):
         jax.eval_shape(lambda: activations.of(*initialized, IMAGES, ("units*",)))
     with pytest.raises(UserError, match="unit7"), activations.recorded(model, ("unit7",)):

@@ -316,7 +316,7 @@ def test_counts_of_variants_are_the_papers() -> None:
         assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds
 
 
-def test_projections_stand_where_resolution_or_width_changes() -> None:
+def test_projections_are_where_resolution_or_width_changes() -> None:
     """A bottleneck's output is four times as wide as the stem, a Wide ResNet's first stage k times: these project in stage 1 too."""
     expected = {
         "resnet34": [0, 1, 1, 1],
@@ -360,7 +360,7 @@ def test_branches_of_any_kernels_are_counted() -> None:
         exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
 
 
-def test_what_costs_nothing_changes_no_count() -> None:
+def test_free_options_change_no_count() -> None:
     """Stochastic depth, constant scaling, another dtype."""
     plain = Architecture(**TINY, shortcut=OPTIONS["A"])
     for fields in (
@@ -371,7 +371,7 @@ def test_what_costs_nothing_changes_no_count() -> None:
         assert count(dataclasses.replace(plain, **fields)) == count(plain)
 
 
-def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection() -> None:
+def test_gate_counts_as_a_convolution_and_no_projection() -> None:
     """He et al. 2016, Section 3.2: "g(x) is realized by a 1x1 convolutional layer", W_g x + b_g."""
     plain, gated = (count(Architecture(**TINY, shortcut=shortcut)) for shortcut in (OPTIONS["A"], ShortcutOnlyGating))
     assert gated.parameters - plain.parameters == 3 * (4 * 4 + 4) + (4 * 8 + 8) + 2 * (8 * 8 + 8)
@@ -379,7 +379,7 @@ def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection() -> None
     assert gated.projections == 0
 
 
-def test_dilation_keeps_weights_and_multiplies_what_larger_maps_cost() -> None:
+def test_dilation_keeps_weights_and_multiplies_cost() -> None:
     """Section 3.2 of 1706.05587: the last two stages of an ImageNet network have 28x28 pixels at output stride 8: 4, 16 times as many."""
     plain, dilated = (count(imagenet_architecture(18, output_stride=stride)) for stride in (0, 8))
     assert dilated.parameters == plain.parameters
@@ -398,7 +398,7 @@ class Nested(nnx.Module):
         return self.layers[0][0](x) + branch
 
 
-def test_a_users_shortcut_is_counted_and_projects_if_it_owns_a_convolution() -> None:
+def test_user_shortcut_with_a_convolution_counts_as_projection() -> None:
     """Beside the plain network: 9 * 4 * 4 weights on 9x9 pixels, then 9 * 4 * 8 and 9 * 8 * 8 on 5x5."""
     plain, ours = (count(Architecture(**{**TINY, "stages": (1, 2)}, shortcut=s)) for s in (OPTIONS["none"], Nested))
     assert ours.parameters - plain.parameters == 9 * (4 * 4 + 4 * 8 + 8 * 8) + (4 + 8 + 8)

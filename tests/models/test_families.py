@@ -159,7 +159,7 @@ def test_further_fields_replace_the_papers() -> None:
         cifar_architecture(8, classes=3)
 
 
-def test_depths_of_no_network_are_rejected_in_one_sentence_with_those_that_exist() -> None:
+def test_invalid_depths_are_rejected_with_valid_ones() -> None:
     cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
         *((cifar_architecture, (depth,), {}, rf"depth {depth} is not 6n\+2: .* 8, 14, 20, 26, ... layers") for depth in (-4, 2, 21)),
         (cifar_architecture, (1202,), {"branch": Bottleneck}, r"depth 1202 is not 9n\+2: .* 11, 20, 29, 38, ... layers"),

@@ -106,7 +106,7 @@ def test_squeeze_and_excitation_reduces_by_16_and_starts_without_bias() -> None:
         SqueezeExcitation(8, rngs=nnx.Rngs(0))
 
 
-def test_a_mask_is_one_with_probability_one_minus_rate() -> None:
+def test_keep_is_one_with_probability_one_minus_rate() -> None:
     rates = np.array([[0.0], [0.1], [0.5], [1.0]])
     masks = [np.float64(keep(jax.random.key(seed), rates, (4, 10000), "this")) for seed in (0, 0, 1)]
     assert set(np.unique(masks[0])) == {0, 1}

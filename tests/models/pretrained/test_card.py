@@ -79,7 +79,7 @@ HOSTILE = {
 }
 
 
-def test_hostile_cards_are_refused_and_their_code_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_cards_are_rejected_and_their_code_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.py").write_text("open('executed', 'w')\n\n\nclass Stem:\n    pass\n")
     for name, (text, reason) in HOSTILE.items():

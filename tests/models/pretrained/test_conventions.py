@@ -68,6 +68,6 @@ def deep(stages: Sequence[int]) -> Shapes:
     return found
 
 
-def test_unknown_convention_is_answered_with_the_nearest() -> None:
+def test_unknown_convention_names_the_nearest() -> None:
     with pytest.raises(UserError, match="'torchvison' is not a known convention of tensor names; did you mean torchvision"):
         convention("torchvison")

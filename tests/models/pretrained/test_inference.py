@@ -71,7 +71,7 @@ def test_variants_of_timm_are_named() -> None:
             infer(golden(name)[1], TORCHVISION)
 
 
-def test_tensors_of_no_network_are_refused() -> None:
+def test_tensors_of_no_network_are_rejected() -> None:
     for changed, reason in (
         ({"conv1.weight": None}, "no first convolution"),
         ({"conv1.weight": (4,)}, "no first convolution"),

@@ -49,7 +49,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
-def test_mistake_that_no_name_shows_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_structure_with_equal_names_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
     theirs, described = golden(name)
     file, chosen = written(tmp_path / "theirs.safetensors", filled(described)), CONVENTIONS[convention_of(name)]
     right = infer({chosen.to_torchvision(key) or key: shape for key, shape in described.items()}, chosen)
@@ -129,7 +129,7 @@ def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.params["head"]["linear"]["bias"], TINY["fc.bias"])
 
 
-def test_values_that_are_no_weights_are_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
     for name, array, reason in (
         ("layer1.0.conv1.weight", np.full((4, 4, 3, 3), np.nan, np.float32), "has 144 non-finite values of 144"),
         ("bn1.bias", np.float32([1, np.inf, 0, -np.inf]), "has 2 non-finite values of 4"),
@@ -197,7 +197,7 @@ def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None
     assert (weights.architecture.input_shape, weights.architecture.stem) == ((32, 32, 1), SmallImageStem)
 
 
-def test_network_that_cannot_be_built_is_an_error_of_the_user() -> None:
+def test_unbuildable_network_raises_user_error() -> None:
     for fields in ({"stages": (1,)}, {"norm": ImageNetStem}, {"branch": DeepStem}, {"shortcut": GroupNorm}):
         with pytest.raises(UserError):
             loading.abstract(dataclasses.replace(variant("resnet18"), **fields))
@@ -250,7 +250,7 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     assert models.load_pretrained("a/b", "timm").card.view.crop == 100, "the file itself goes before its repository"
 
 
-def test_paths_do_not_go_to_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_not_hub_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = ["runs/x.safetensors", "runs/x.pth", "x", "a/b/c", "./a/b", "../a", "/a/b", "~/b", "a/b.npz", "a/b.pth.tar", "a/", "/b"]
     for source in (*sources, "", "a/b\n", "x" * 5000, Path("timm/resnet18")):
         assert not loading.is_hub_name(source)

@@ -80,7 +80,7 @@ def test_layouts_are_converted() -> None:
     assert {p.part for p in frozen if p.name.startswith("bn1.")} == {"batch_stats"}
 
 
-def test_layers_that_torch_does_not_have_are_refused_by_name() -> None:
+def test_layers_that_torch_lacks_are_rejected_by_name() -> None:
     for fields, layer in (
         ({"shortcut": "ExclusiveGating"}, "shortcut/gate"),
         ({"shortcut": "ReZero"}, "shortcut/alpha"),
@@ -90,7 +90,7 @@ def test_layers_that_torch_does_not_have_are_refused_by_name() -> None:
             places(variant("resnet18", stages=(1, 1), features=(4, 8), **fields))
 
 
-def test_shapes_of_these_tests_are_torchvisions() -> None:
+def test_shapes_helper_matches_torchvision() -> None:
     stages, widths = (3, 4, 6, 3), (64, 128, 256, 512)
     assert shapes(stages, widths, bottleneck=True, classes=1000) == golden("resnet50")[1]
     assert shapes(stages, widths, classes=1000) == golden("resnet34")[1]

@@ -84,7 +84,7 @@ def test_exported_run_has_the_tensors_of_torch(tmp_path: Path) -> None:
     assert metadata(tmp_path / "x.safetensors")["format"] == "pt"
 
 
-def test_view_travels_with_exported_weights(tmp_path: Path) -> None:
+def test_exported_weights_keep_their_view(tmp_path: Path) -> None:
     whole = models.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.25, 0.25), resize=235, crop=200, interpolation="bicubic")
     image = dataclasses.replace(whole, mean=tuple(tuple((0.1 * x, 0.2 * y, 0.3) for x in range(2)) for y in range(3)))
     for view in (whole, image):
@@ -140,7 +140,7 @@ def test_frozen_statistics_are_exported_as_batch_norm(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, (asked.params, asked.batch_stats), (params, batch_stats))
 
 
-def test_networks_that_a_convention_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None:
     small: dict[str, Any] = {"stages": (1, 1), "features": (4, 8)}
     half = models.StochasticDepth(survival=0.5)
     cases: list[tuple[str, dict[str, Any], str, str]] = [
