@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -98,15 +97,15 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
         (["export", str(torchs), "--as", "timm", "--to", f"{tmp_path}/x.safetensors"], "Foreign weights: resnet-jax weights import"),
         (["show"], "Missing from resnet-jax weights show"),
     ]
-    for arguments, said in cases:
-        assert said in fails(capsys, "weights", *arguments), arguments
+    for arguments, message in cases:
+        assert message in fails(capsys, "weights", *arguments), arguments
     assert not list(tmp_path.iterdir())
 
 
 def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
-    said = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
+    options = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
     command = ["weights", "import", str(torchs), "--as", "torchvision", "--to"]
-    found = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *said)
+    found = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *options)
     view = {"mean": [0.25], "deviation": [0.5], "resize": 9, "crop": 8, "interpolation": "bicubic"}
     assert (found["card"]["view"], found["card"]["data"]) == (view, "mnist")
     to = tmp_path / "five.safetensors"
@@ -121,6 +120,6 @@ def test_help_lists_the_conventions(capsys: Captured) -> None:
     for command, code in ((["weights"], 2), (["weights", "--help"], 0), (["weights", "import", "--help"], 0)):
         with pytest.raises(SystemExit) as caught:
             cli.main(command)
-        out: Any = capsys.readouterr().out
+        out = capsys.readouterr().out
         assert caught.value.code == code
         assert all(name in out for name in ("torchvision", "timm", "cifar-torch"))

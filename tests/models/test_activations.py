@@ -1,4 +1,4 @@
-"""Named activations against the parts called one by one, and the model as it was before."""
+"""Named activations against the parts called one by one, and the model unchanged afterwards."""
 
 import functools
 from typing import Any
@@ -31,22 +31,22 @@ def units(model: ResNet) -> list[Any]:
 
 
 def test_recorded_activations_match_parts_called_one_by_one(model: ResNet) -> None:
-    with activations.recorded(model) as found:
+    with activations.recorded(model) as recorded:
         logits = model(IMAGES)
     x = model.stem(IMAGES)
-    np.testing.assert_allclose(found["stem"], x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(recorded["stem"], x, rtol=1e-5, atol=1e-6)
     for number, unit in enumerate(units(model)):
-        np.testing.assert_allclose(found[f"unit{number}/input"], x, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found[f"unit{number}/branch"], unit.branch(x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(recorded[f"unit{number}/input"], x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(recorded[f"unit{number}/branch"], unit.branch(x), rtol=1e-4, atol=1e-5)
         first = unit.branch.convs[0](x)
-        np.testing.assert_allclose(found[f"unit{number}/branch/convs/0"], first, rtol=1e-4, atol=1e-5)
-        # What the normalisation returns, and not what the ReLU behind it leaves.
-        normalised = unit.branch.after[0].layers[0](first, train=False)
-        np.testing.assert_allclose(found[f"unit{number}/branch/after/0/layers/0"], normalised, rtol=1e-4, atol=1e-5)
-        assert float(jnp.min(normalised)) < 0
+        np.testing.assert_allclose(recorded[f"unit{number}/branch/convs/0"], first, rtol=1e-4, atol=1e-5)
+        # The output of the normalization, not of the ReLU behind it.
+        normalized = unit.branch.after[0].layers[0](first, train=False)
+        np.testing.assert_allclose(recorded[f"unit{number}/branch/after/0/layers/0"], normalized, rtol=1e-4, atol=1e-5)
+        assert float(jnp.min(normalized)) < 0
         x = unit(x)
-        np.testing.assert_allclose(found[f"unit{number}"], x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["head"], logits, rtol=1e-6)
+        np.testing.assert_allclose(recorded[f"unit{number}"], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(recorded["head"], logits, rtol=1e-6)
 
 
 def test_recording_leaves_the_model_unchanged(model: ResNet) -> None:
@@ -68,9 +68,9 @@ def test_compiled_function_has_the_logits_of_the_network(initialized: Any) -> No
     apply, params, stats = initialized
     plain = jax.jit(functools.partial(apply, train=True))(params, stats, IMAGES)[0]
     look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=True)
-    logits, found = jax.jit(look)(params, stats, IMAGES)
+    logits, recorded = jax.jit(look)(params, stats, IMAGES)
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-6)
-    assert sorted(found) == ["stem/conv", "unit0", "unit1", "unit2"]
+    assert sorted(recorded) == ["stem/conv", "unit0", "unit1", "unit2"]
 
 
 def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
@@ -100,10 +100,10 @@ def test_user_parts_are_recorded() -> None:
 
     network = Architecture(stages=(1,), features=(3,), order=FullPreactivation, norm=Halved, input_shape=(6, 6, 3), num_classes=4)
     model = network.build(rngs=nnx.Rngs(0))
-    with activations.recorded(model, ("unit0/before/layers/0*",)) as found:
+    with activations.recorded(model, ("unit0/before/layers/0*",)) as recorded:
         model(IMAGES)
-    before = found["unit0/before/layers/0/input"]
-    np.testing.assert_allclose(found["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
+    before = recorded["unit0/before/layers/0/input"]
+    np.testing.assert_allclose(recorded["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
 
 
 def test_unmatched_pattern_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:

@@ -1,4 +1,4 @@
-"""A network as a frozen value: what it builds, what it initialises, and the function that comes of it."""
+"""``Architecture`` as a frozen value: modules, initial variables, and the function ``Apply``."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def close(actual: Any, expected: Any) -> None:
 
 
 def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: Any) -> None:
-    """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as the latter says; a seed is its key."""
+    """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as documented there; a seed is its key."""
     _, params, stats = initialize(jax.random.key(3))
     for rngs in (nnx.Rngs(jax.random.key(3)), nnx.Rngs(3)):
         model = SMALL.build(rngs=rngs)
@@ -199,17 +199,17 @@ def test_keys_multipliers_and_permutations_reach_the_network() -> None:
     rng = np.random.default_rng(0)
     params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
     graphdef, x = apply.graphdef, jnp.asarray(random(2, 6, 6, 3))
-    given = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
+    options = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
 
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
-    def both(params: Any, stats: Any, given: Any) -> Any:
+    def both(params: Any, stats: Any, options: Any) -> Any:
         model = nnx.merge(graphdef, params, stats, copy=True)
-        return model(x, True, **given), apply(params, stats, x, train=True, **given)[0]
+        return model(x, True, **options), apply(params, stats, x, train=True, **options)[0]
 
-    theirs, ours = both(params, stats, given)
+    theirs, ours = both(params, stats, options)
     np.testing.assert_array_equal(ours, theirs)
     for name, other in {"key": jax.random.key(4), "multipliers": jnp.ones(4), "permutation": jnp.arange(4)}.items():
-        assert not np.allclose(both(params, stats, given | {name: other})[1], ours), name
+        assert not np.allclose(both(params, stats, options | {name: other})[1], ours), name
 
 
 @pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)

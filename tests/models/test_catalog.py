@@ -1,4 +1,4 @@
-"""Catalog of the papers' networks: every family computes and learns; names, and answers to unknown ones."""
+"""Catalog of the papers' networks: gradients of every family; known and unknown names."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and projections against the papers' tables and against an arithmetic of its own, exactly."""
+"""Parameters, multiply-adds and projections against the papers' tables and against independent arithmetic, exactly."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ counted = functools.cache(count)
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """What of an order has parameters: n is a normalisation, a scale and a bias a channel; 1 is one number. He et al. 2016, Figure 4."""
+    """Parameters of an order: n is a normalization (scale and bias per channel), 1 a scalar. He et al. 2016, Figure 4."""
 
     before: str = ""
     after: str = ""
@@ -49,8 +49,8 @@ class Places:
     head: str = ""
 
     @staticmethod
-    def cost(what: str, width: int) -> int:
-        return 2 * width * what.count("n") + what.count("1")
+    def cost(layers: str, width: int) -> int:
+        return 2 * width * layers.count("n") + layers.count("1")
 
 
 PLACES: dict[type[Order], Places] = {
@@ -63,7 +63,7 @@ PLACES: dict[type[Order], Places] = {
     Fixup: Places(before="1", after="1", after_last="11", stem="1", pooled_stem="1", head="1"),
 }
 
-# Which units of a network own a projection, by option; what a unit's shortcut has beside it.
+# Blocks that own a projection, by option; scalars of a block's shortcut.
 PROJECTS = {"B": "changes", "D": "changes", "SkipInit": "changes", "C": "always"}
 SCALARS = {"ReZero": 1, "SkipInit": 1}
 
@@ -88,23 +88,23 @@ class Row:
         self.multiply_adds += self.side**2 * weights
         self.width = width
 
-    def has(self, what: str) -> None:
-        self.parameters += Places.cost(what, self.width)
+    def has(self, layers: str) -> None:
+        self.parameters += Places.cost(layers, self.width)
 
     def beside(self, other: "Row", before: "Row") -> None:
-        """Adds what ``other`` has come to since it was ``before``."""
+        """Adds the increase of ``other`` since ``before``."""
         self.parameters += other.parameters - before.parameters
         self.multiply_adds += other.multiply_adds - before.multiply_adds
 
 
 def convolutions(branch: Factory, wide: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
     """Kernel, width, stride and groups of each convolution. He et al. 2015, Figure 5; ResNeXt (1611.05431), Figure 3 (c)."""
-    given = parts(branch)[1]
-    kernels, groups = given["kernels"], given.get("groups", 1)
-    inner = wide * given.get("base_width", 64) * groups // 64
+    options = parts(branch)[1]
+    kernels, groups = options["kernels"], options.get("groups", 1)
+    inner = wide * options.get("base_width", 64) * groups // 64
     for index, kernel in enumerate(kernels):
-        width = wide * given.get("expansion", 1) if index == len(kernels) - 1 else inner
-        yield kernel, width, stride if index == given.get("stride_at", 0) else 1, groups if kernel > 1 else 1
+        width = wide * options.get("expansion", 1) if index == len(kernels) - 1 else inner
+        yield kernel, width, stride if index == options.get("stride_at", 0) else 1, groups if kernel > 1 else 1
 
 
 def stem_of(architecture: Architecture, places: Places) -> Row:
@@ -152,8 +152,8 @@ def arithmetic(architecture: Architecture) -> list[Row]:
             if rule == "always" or (rule == "changes" and (stride, beside.width) != (1, row.width)):
                 before = dataclasses.replace(beside)
                 beside.convolve(1, row.width, stride)
-                normalised = "n" in places.after_last + places.after_addition and "n" not in places.before
-                beside.has("n" if normalised else "")
+                normalized = "n" in places.after_last + places.after_addition and "n" not in places.before
+                beside.has("n" if normalized else "")
                 row.beside(beside, before)
                 row.projections += 1
             row.parameters += SCALARS.get(option, 0)

@@ -108,8 +108,7 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("blocks", HOW)
 def test_dropout_differs_between_units(blocks: str) -> None:
-    """Three units of one structure, each of which drops: what they keep of equal inputs differs."""
-    seen: list[jax.Array] = []
+    """Three units of one structure that draw from equal inputs."""
 
     class Coins(nnx.Module):
         def __init__(self) -> None:
@@ -120,11 +119,11 @@ def test_dropout_differs_between_units(blocks: str) -> None:
 
     stack = Stack(lambda rngs: Coins(), 3, scan=blocks == "scan", remat=False, rngs=nnx.Rngs(0))
     total = np.asarray(stack(jnp.zeros((1, 16, 16, 2)), train=True, key=jax.random.key(0)), int)
-    seen = [total >> 2 & 1, total >> 1 & 1, total & 1]
-    for coins in seen:
+    drawn = [total >> 2 & 1, total >> 1 & 1, total & 1]
+    for coins in drawn:
         assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(coins.size)
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert abs((seen[one] == seen[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
+        assert abs((drawn[one] == drawn[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
 
 
 # Lesions ------------------------------------------------------------------------------------------------------------------------
@@ -262,7 +261,7 @@ def test_exchangeable_are_runs_of_equal_units() -> None:
 
 
 def test_initialization_does_not_depend_on_execution() -> None:
-    """Units of equal structure are stored stacked, and the initialisation does not know how the network will be run."""
+    """Units of equal structure are stored stacked, whatever the execution."""
 
     def program(how: Execution) -> tuple[Any, str]:
         def variables(key: jax.Array) -> Any:
@@ -435,7 +434,7 @@ def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, 
 def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def shifts(key: jax.Array) -> list[jax.Array]:
-        """Of two stacks, four units and two, from one stream."""
+        """Returns the shifts of two stacks, of four units and two, from one stream."""
         rngs = nnx.Rngs(key)
         return [Stack(Step, count, scan=False, remat=False, rngs=rngs).stacked.shift[...] for count in (4, 2)]
 

@@ -231,19 +231,6 @@ def test_saturated_gate_keeps_its_digits() -> None:
     np.testing.assert_allclose(shortcut(one, 0 * one, train=True), np.exp(-20) / (1 + np.exp(-20)), rtol=1e-5)
 
 
-def test_options_have_the_names_of_the_papers() -> None:
-    """He et al. 2015, Section 4.1: options A, B and C; D as in ResNet-D."""
-    assert {
-        "none": NoShortcut,
-        "A": ZeroPad,
-        "B": Projection,
-        "C": ProjectionEverywhere,
-        "D": PooledProjection,
-        "ReZero": LearnedScalar,
-        "SkipInit": configured(LearnedScalar, resize="project"),
-    } == shortcuts.OPTIONS
-
-
 # Users' classes: nothing of the package is inherited or registered -------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and what a network makes of them."""
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and logits of networks."""
 
 import itertools
 from typing import Any
@@ -95,7 +95,7 @@ def test_training_draws_subnetworks_with_their_probability(scaled: Any) -> None:
 
 
 def test_evaluation_factors_combine_with_multipliers() -> None:
-    """Evaluation of what a training step draws: the multipliers of a lesion times those of the test-time rule."""
+    """The multipliers of a lesion times those of the test-time rule, per image."""
     model = model_with(StochasticDepth(survival=0.5))
     x, lesion = random(2, 5, 4, 2), np.array([[1, 0], [0.5, 1], [1, 1]])
     rule = np.array([0.5 + 0.5 * 2 / 3, 0.5 + 0.5 / 3, 0.5])[:, None]
@@ -104,7 +104,7 @@ def test_evaluation_factors_combine_with_multipliers() -> None:
 
 
 def test_drop_path_draws_for_every_image() -> None:
-    """Of equal images in one batch, those have equal logits whose branches were dropped alike, and no others."""
+    """Equal images of a batch have equal logits if and only if the same branches are dropped."""
     depth = StochasticDepth(survival=0.5, drops="image")
     model, x = model_with(depth), np.repeat(random(1, 5, 4, 2), 6, axis=0)
     drawn = depth.multipliers(3, 6, train=True, key=jax.random.fold_in(jax.random.key(5), 3))

@@ -1,4 +1,4 @@
-"""Cards of weight files: round trips, and cards that nobody should believe."""
+"""Cards of weight files: round trips and hostile cards."""
 
 import dataclasses
 import json

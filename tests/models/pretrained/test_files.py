@@ -1,4 +1,4 @@
-"""Reading safetensors, npz and torch files: honest ones, and hostile ones, of which nothing is executed."""
+"""Reading safetensors, npz and torch files: valid ones, and hostile ones, of which nothing is executed."""
 
 import io
 import itertools
@@ -32,7 +32,7 @@ WRITERS = (write_zip, write_legacy)
 
 
 def refusal(path: Path) -> str:
-    """The one sentence with which a file is refused."""
+    """Returns the one sentence with which a file is rejected."""
     with pytest.raises(UserError) as caught:
         read(path)
     text = str(caught.value)
@@ -43,7 +43,7 @@ def refusal(path: Path) -> str:
 
 
 def refuses(cases: dict[str, tuple[Any, str]], write: Callable[[Any], Path]) -> None:
-    """Every file is refused for its reason; faults are listed together."""
+    """Every file is rejected for its reason; faults are listed together."""
     wrong = []
     for case, (value, reason) in cases.items():
         text = refusal(write(value))

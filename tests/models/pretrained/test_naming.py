@@ -1,4 +1,4 @@
-"""The tensors of a network in torch's names: none left over, none missing, and the right numbers in each."""
+"""Tensors of a network in torch's names: complete, in torch's shapes, with the right numbers."""
 
 import dataclasses
 
