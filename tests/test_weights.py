@@ -31,10 +31,10 @@ def test_public_resnet20_scores_its_published_error(
 ) -> None:
     """8.27 %, 827 of 10,000 test images; no option describes the preprocessing."""
     to = str(tmp_path / "r20")
-    found = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to, "--json")
-    assert found["network"].startswith("cifar_resnet20")
-    assert found["file"] == f"{to}/model.safetensors"
-    assert all(row["source"].startswith("module.") for row in found["tensors"])
+    printed = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to, "--json")
+    assert printed["network"].startswith("cifar_resnet20")
+    assert printed["file"] == f"{to}/model.safetensors"
+    assert all(row["source"].startswith("module.") for row in printed["tensors"])
     scored = prints_json(capsys, "evaluate", to, "--data", "cifar10", "--batch-size", "1000", "--json")
     assert (scored["error_percent"], scored["examples"], scored["step"]) == (8.27, cifar10.examples["test"], None)
     assert scored["protocol"]["sha256"].startswith("12fca82f")
@@ -105,9 +105,9 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
 def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
     options = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
     command = ["weights", "import", str(torchs), "--as", "torchvision", "--to"]
-    found = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *options)
+    printed = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *options)
     view = {"mean": [0.25], "deviation": [0.5], "resize": 9, "crop": 8, "interpolation": "bicubic"}
-    assert (found["card"]["view"], found["card"]["data"]) == (view, "mnist")
+    assert (printed["card"]["view"], printed["card"]["data"]) == (view, "mnist")
     to = tmp_path / "five.safetensors"
     cli.main([*command, str(to), "--num-classes", "5", "--allow-new-head"])
     assert "drawn:    2 of " in capsys.readouterr().out

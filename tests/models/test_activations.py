@@ -80,7 +80,7 @@ def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
         return jnp.sum(activations.of(apply, params, stats, IMAGES, (name,))[1][name] ** 2)
 
     slopes = [jax.jit(jax.grad(energy), static_argnums=1)(params, name)["stages"] for name in ("unit1", "unit2")]
-    later = [float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(each[1]))) for each in slopes]
+    later = [float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slope[1]))) for slope in slopes]
     assert later[0] == 0
     assert later[1] > 0
 

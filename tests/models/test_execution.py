@@ -151,7 +151,7 @@ class Lesions:
 
     def __call__(self, multipliers: Any = None, permutation: Any = None, train: bool = False, params: Any = None) -> Any:
         arrays = (
-            None if given is None else jnp.asarray(given, dtype) for given, dtype in ((multipliers, "float32"), (permutation, "int32"))
+            None if array is None else jnp.asarray(array, dtype) for array, dtype in ((multipliers, "float32"), (permutation, "int32"))
         )
         return self.compiled(self.params if params is None else params, self.stats, *arrays, train=train)
 
@@ -175,13 +175,13 @@ def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesio
 
 def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
     """Veit et al. 2016 (arXiv 1605.06431), Section 4.1: "deleting individual layers". In training too, with the statistics it leaves."""
-    found = []
+    lesioned = []
     for unit in range(UNITS):
         multipliers = np.where(unit == IDENTITY, 0, 1)
         logits, _ = lesions(multipliers, IDENTITY)
         close(logits, lesions.expected(multipliers=multipliers)[1])
-        found.append(np.asarray(logits))
-    assert len({logits.tobytes() for logits in found}) == UNITS
+        lesioned.append(np.asarray(logits))
+    assert len({logits.tobytes() for logits in lesioned}) == UNITS
     trained, after = lesions(np.where(IDENTITY == 3, 0, 1), IDENTITY, train=True)
     _, expected, statistics = lesions.expected(multipliers=np.where(IDENTITY == 3, 0, 1), train=True)
     close(trained, expected)
@@ -241,8 +241,8 @@ def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> 
     def run(arrays: Any) -> Any:
         return apply(params, stats, jnp.asarray(IMAGES), train=False, **arrays)
 
-    for given, message, traced in cases:
-        arrays = {name: jnp.asarray(value, "int32" if name == "permutation" else "float32") for name, value in given.items()}
+    for options, message, traced in cases:
+        arrays = {name: jnp.asarray(value, "int32" if name == "permutation" else "float32") for name, value in options.items()}
         for call in (lambda a=arrays: jax.eval_shape(lambda: run(a)), *([lambda a=arrays: jax.eval_shape(run, a)] if traced else [])):
             with pytest.raises(UserError, match=message) as error:
                 call()
@@ -313,12 +313,12 @@ def test_scanned_training_step_has_the_same_program_at_any_depth() -> None:
 
 def scans(jaxpr: Any) -> list[Any]:
     """All scans of a program, those of its parts too."""
-    found = []
+    equations = []
     for equation in jaxpr.eqns:
         inside = [part for value in equation.params.values() for part in (value if isinstance(value, tuple | list) else [value])]
-        found += [equation] * (equation.primitive.name == "scan")
-        found += [each for part in inside if hasattr(part, "eqns") for each in scans(getattr(part, "jaxpr", part))]
-    return found
+        equations += [equation] * (equation.primitive.name == "scan")
+        equations += [inner for part in inside if hasattr(part, "eqns") for inner in scans(getattr(part, "jaxpr", part))]
+    return equations
 
 
 @pytest.mark.parametrize("kernels", ["plain", "cpu"])
@@ -330,10 +330,12 @@ def test_scan_saves_block_inputs_and_convolution_results(kernels: Any) -> None:
         def loss(params: Any, apply: Any = apply, stats: Any = stats) -> Any:
             return apply(params, stats, jnp.zeros((2, 5, 4, 3)), train=True, key=jax.random.key(0))[0].sum()
 
-        forward, backward = [each for each in scans(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if each.params["length"] == 2]
+        forward, backward = [equation for equation in scans(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if equation.params["length"] == 2]
         assert (forward.params["reverse"], backward.params["reverse"]) == (False, True)
         # The carry has no axis of blocks.
-        assert len([each for each in forward.outvars if each.aval.ndim == 5 and each.aval.shape[:4] == (2, 2, 5, 4)]) == saved
+        assert (
+            len([variable for variable in forward.outvars if variable.aval.ndim == 5 and variable.aval.shape[:4] == (2, 2, 5, 4)]) == saved
+        )
 
 
 def odd_layouts(kernels: Any, size: int) -> list[str]:

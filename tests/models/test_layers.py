@@ -90,8 +90,8 @@ def test_small_layers_are_their_formulas() -> None:
         Multiplier: lambda v, x: x * v["scale"],
         functools.partial(SqueezeExcitation, reduction=2): lambda v, x: excited(x, v),
     }
-    for made, formula in formulas.items():
-        module = filled(lambda rngs, made=made: made(5, rngs=rngs))
+    for layer, formula in formulas.items():
+        module = filled(lambda rngs, layer=layer: layer(5, rngs=rngs))
         follows(module, formula, random(2, 4, 3, 5))
         assert module(jnp.ones((1, 2, 2, 5), jnp.bfloat16)).dtype == jnp.bfloat16
     assert (variables(Bias(3, rngs=nnx.Rngs(0))), variables(Multiplier(3, rngs=nnx.Rngs(0)))) == ({"bias": 0}, {"scale": 1})

@@ -251,12 +251,12 @@ def test_stages_beyond_the_output_stride_are_dilated() -> None:
     for output_stride, (sides, shapes) in expected.items():
         maps, (graphdef, state) = jax.eval_shape(lambda s=output_stride: run(s))
         assert [maps[f"stage{i}"].shape[1] for i in range(1, 5)] == list(sides)
-        found = []
+        spreads = []
         for stage in nnx.merge(graphdef, state).stages:
             units = [stack.stacked for stack in stage for _ in range(stack.count)]
             convs = [unit.branch.convs[1] for unit in units]
-            found.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
-        assert found == shapes
+            spreads.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
+        assert spreads == shapes
         sizes[output_stride] = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert len(set(sizes.values())) == 1
 
@@ -270,7 +270,7 @@ def test_dilated_network_contains_the_strided_outputs() -> None:
     )
 
     def maps(x: jax.Array) -> Any:
-        return [nnx.merge(each, state, copy=True).features(x) for each in (graphdef, dilated_graphdef)]
+        return [nnx.merge(definition, state, copy=True).features(x) for definition in (graphdef, dilated_graphdef)]
 
     strided, dilated = jax.jit(maps, compiler_options=quick_to_compile())(jnp.asarray(random(1, 8, 4, 3)))
     for factor, name in {1: "stage1", 2: "stage2", 4: "stage3"}.items():

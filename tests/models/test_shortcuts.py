@@ -343,11 +343,11 @@ def test_optional_arguments_reach_the_classes_that_declare_them() -> None:
 
     class Named(nnx.Module):
         def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, norm: Any = None, other: Any = "untouched"):
-            self.made = (norm, other)
+            self.arguments = (norm, other)
 
     offered: Any = {"conv": "the network's", "norm": "the network's", "rngs": nnx.Rngs(0)}
-    assert asking.make(Named, 3, 5, 2, **offered).made == ("the network's", "untouched")
-    assert asking.make(configured(Named, norm="mine"), 3, 5, 2, **offered).made == ("mine", "untouched")
+    assert asking.make(Named, 3, 5, 2, **offered).arguments == ("the network's", "untouched")
+    assert asking.make(configured(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
     assert [asking.names(factory, "norm") for factory in (Minimal, NamesFactories, TakesAnything, Scaled)] == [False, True, True, True]
     assert not asking.names(Scaled, "dilation")  # its **layers are those of its base class
 

@@ -148,7 +148,7 @@ def test_kept_training_network_is_one_of_the_allowed_subnetworks() -> None:
     compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
     seen = set()
     for logits in compiled(jax.random.split(jax.random.key(1), 30)):
-        same = [np.allclose(logits, each, rtol=0, atol=2e-5 * np.abs(each).max()) for each in allowed]
+        same = [np.allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max()) for expected in allowed]
         assert sum(same) == 1
         seen.add(same.index(True))
     assert len(seen) == 3

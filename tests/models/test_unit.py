@@ -48,9 +48,9 @@ BRANCHES: dict[str, tuple[Any, Callable[[int], tuple[int, ...]], int]] = {
 
 
 def is_its_composition(order: type[Order], branch: str, modes: tuple[bool, ...]) -> None:
-    made, strides, groups = BRANCHES[branch]
+    factory, strides, groups = BRANCHES[branch]
     shortcut = ZeroPad if order is Fixup else Projection
-    unit = filled(lambda rngs: Unit(3, 4, 2, branch=made, shortcut=shortcut, order=order, rngs=rngs))
+    unit = filled(lambda rngs: Unit(3, 4, 2, branch=factory, shortcut=shortcut, order=order, rngs=rngs))
     x, values = random(2, 5, 4, 3), variables(unit)
     weights = random(2, 3, 2, unit.out_features, seed=1)
     for train, (gradients, (y, after)) in slopes(unit, x, weights, modes).items():
@@ -172,8 +172,8 @@ def test_dropout_is_random_in_training_only_and_needs_a_key() -> None:
 def test_dilated_block_dilates_its_3x3_convolutions() -> None:
     x = random(2, 7, 6, 3)
     for branch in ("Basic", "groups"):
-        made, strides, groups = BRANCHES[branch]
-        unit = filled(lambda rngs, made=made: Unit(3, 4, 1, branch=made, shortcut=Projection, dilation=(2, 2), rngs=rngs))
+        factory, strides, groups = BRANCHES[branch]
+        unit = filled(lambda rngs, factory=factory: Unit(3, 4, 1, branch=factory, shortcut=Projection, dilation=(2, 2), rngs=rngs))
         close(unit(jnp.asarray(x)), composed(variables(unit), x, Original, strides(1), groups=groups, dilation=2)[0])
 
 
@@ -218,15 +218,15 @@ def test_branch_without_dilation_argument_rejects_dilation() -> None:
 
 
 def test_block_uses_conv_and_norm_factories() -> None:
-    made: list[tuple[Any, ...]] = []
+    shapes: list[tuple[Any, ...]] = []
 
     class Layer(nnx.Module):
         def __init__(self, *shape: int, dilation: int = 1, groups: int = 1, rngs: nnx.Rngs):
-            made.append(shape)
+            shapes.append(shape)
 
     Unit(3, 4, 2, branch=Bottleneck, shortcut=Projection, conv=Layer, norm=Layer, rngs=nnx.Rngs(0))
     convolutions, norms = [(3, 4, 1, 2), (4, 4, 3, 1), (4, 16, 1, 1), (3, 16, 1, 2)], [(4,), (4,), (16,), (16,)]
-    assert sorted(made) == sorted(convolutions + norms)
+    assert sorted(shapes) == sorted(convolutions + norms)
 
 
 def test_other_normalizations_replace_batch_norm() -> None:

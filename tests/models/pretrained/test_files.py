@@ -97,10 +97,10 @@ def test_read_safetensors_and_npz_by_content(tmp_path: Path) -> None:
         (lambda: save_npz(path, np.savez_compressed, **arrays), arrays, {}),
     ):
         write()
-        found, said = read(path)
-        assert (found.keys(), said) == (expected.keys(), metadata)
+        actual, actual_metadata = read(path)
+        assert (actual.keys(), actual_metadata) == (expected.keys(), metadata)
         for key, array in expected.items():
-            np.testing.assert_array_equal(found[key], array, strict=True)
+            np.testing.assert_array_equal(actual[key], array, strict=True)
 
 
 def save_npz(path: Path, function: Callable[..., None], **arrays: np.ndarray) -> None:

@@ -186,8 +186,8 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     assert models.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
-    given = models.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
-    assert (given.view, given.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
+    card = models.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
+    assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     for view, reason in (({"mean": (0.5, 0.5)}, "expected mean: 3 numbers"), ({"crop": -1}, "expected resize and crop")):
         assert reason in rejection(file, "torchvision", view=view)
     assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
