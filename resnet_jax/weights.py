@@ -15,6 +15,7 @@ from resnet_jax.console import out
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, Pretrained
 from resnet_jax.models.pretrained import inference, saving
+from resnet_jax.models.pretrained.card import Interpolation
 from resnet_jax.models.pretrained.conventions import CONVENTIONS
 from resnet_jax.models.pretrained.loading import FILE_NAME, Row
 from resnet_jax.training import start
@@ -22,7 +23,7 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.workdir import Workdir
 
 Names = Literal["torchvision", "timm", "cifar-torch"]
-NAMES = "\n".join(f"  {each.name:11} {each.of}" for each in CONVENTIONS.values())
+NAMES = "\n".join(f"  {convention.name:11} {convention.description}" for convention in CONVENTIONS.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +41,14 @@ class ShowOptions:
     allow_new_head: bool = False
     """Draw the classifier if it is missing or does not fit."""
     mean: tuple[float, ...] = ()
-    """Of images scaled to [0, 1], per channel (RGB). Default: the convention's, as for the next four."""
+    """Mean of images scaled to [0, 1], per channel (RGB). Default: the convention's, as for the next four."""
     deviation: tuple[float, ...] = ()
-    """Of images scaled to [0, 1], per channel."""
+    """Standard deviation of images scaled to [0, 1], per channel."""
     resize: int | None = None
     """Pixels of the shorter side before the crop; 0: no resize."""
     crop: int | None = None
     """Side of the central square; 0: the whole image."""
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Interpolation | None = None
     data: str = ""
     """TFDS name of the training set; by default imagenet2012, cifar10 or cifar100, by the number of classes."""
     claimed_error: float | None = None
@@ -89,32 +90,32 @@ class ExportOptions:
 
 def import_(arguments: Sequence[str]) -> None:
     """Import weights of other code bases: resnet-jax weights import FILE --as torchvision|timm|cifar-torch --to FOLDER"""
-    given = options.parse("weights import", ImportOptions, arguments)
-    _require_free(given.to)
-    weights = given.load()
-    file = saving.save(weights, given.to)
-    _print(weights, given.json, file=str(file))
-    if not given.json:
+    parsed = options.parse("weights import", ImportOptions, arguments)
+    _require_free(parsed.to)
+    weights = parsed.load()
+    file = saving.save(weights, parsed.to)
+    _print(weights, parsed.json, file=str(file))
+    if not parsed.json:
         data = "" if weights.card.data else " --data NAME"
-        out.print(f"Written to {given.to}. To score it: resnet-jax evaluate {given.to}{data}", highlight=False, soft_wrap=True)
+        out.print(f"Written to {parsed.to}. To score it: resnet-jax evaluate {parsed.to}{data}", highlight=False, soft_wrap=True)
 
 
 def export(arguments: Sequence[str]) -> None:
     """Export weights: resnet-jax weights export RUN --as torchvision --to model.safetensors"""
-    given = options.parse("weights export", ExportOptions, arguments)
-    _require_free(given.to)
-    rows = saving.export(start.weights_of(given.source), given.as_, given.to, prefix=given.prefix)
-    if given.json:
-        print(json.dumps({"file": str(given.to), "tensors": [row._asdict() for row in rows]}))
+    parsed = options.parse("weights export", ExportOptions, arguments)
+    _require_free(parsed.to)
+    rows = saving.export(start.weights_of(parsed.source), parsed.as_, parsed.to, prefix=parsed.prefix)
+    if parsed.json:
+        print(json.dumps({"file": str(parsed.to), "tensors": [row._asdict() for row in rows]}))
         return
-    out.print(_table(rows, f"name in {given.to.name}"))
-    out.print(f"{len(rows)} tensors written to {given.to} in the names of {given.as_}", highlight=False, soft_wrap=True)
+    out.print(_table(rows, f"name in {parsed.to.name}"))
+    out.print(f"{len(rows)} tensors written to {parsed.to} in the names of {parsed.as_}", highlight=False, soft_wrap=True)
 
 
 def show(arguments: Sequence[str]) -> None:
     """Print the card of weights and the origin of every tensor: resnet-jax weights show FILE [--as NAMES] [--json]"""
-    given = options.parse("weights show", ShowOptions, arguments)
-    _print(given.load(), given.json)
+    parsed = options.parse("weights show", ShowOptions, arguments)
+    _print(parsed.load(), parsed.json)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "show": show}
@@ -129,11 +130,11 @@ def _network(name: str | None) -> Architecture | str | None:
     """Returns the network of FILE.py:FUNCTION, or a name of the catalog."""
     if name is None or ":" not in name:
         return name
-    found = options.call(name, "network")
-    found = found.model if isinstance(found, Experiment) else found
-    if not isinstance(found, Architecture):
+    network = options.call(name, "network")
+    network = network.model if isinstance(network, Experiment) else network
+    if not isinstance(network, Architecture):
         raise UserError(f"{name} returned neither an Architecture nor an Experiment")
-    return found
+    return network
 
 
 def _require_free(to: Path) -> None:

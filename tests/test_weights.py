@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +31,10 @@ def test_public_resnet20_scores_its_published_error(
 ) -> None:
     """8.27 %, 827 of 10,000 test images; no option describes the preprocessing."""
     to = str(tmp_path / "r20")
-    found = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to, "--json")
-    assert found["network"].startswith("cifar_resnet20")
-    assert found["file"] == f"{to}/model.safetensors"
-    assert all(row["source"].startswith("module.") for row in found["tensors"])
+    printed = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to, "--json")
+    assert printed["network"].startswith("cifar_resnet20")
+    assert printed["file"] == f"{to}/model.safetensors"
+    assert all(row["source"].startswith("module.") for row in printed["tensors"])
     scored = prints_json(capsys, "evaluate", to, "--data", "cifar10", "--batch-size", "1000", "--json")
     assert (scored["error_percent"], scored["examples"], scored["step"]) == (8.27, cifar10.examples["test"], None)
     assert scored["protocol"]["sha256"].startswith("12fca82f")
@@ -98,17 +97,17 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
         (["export", str(torchs), "--as", "timm", "--to", f"{tmp_path}/x.safetensors"], "Foreign weights: resnet-jax weights import"),
         (["show"], "Missing from resnet-jax weights show"),
     ]
-    for arguments, said in cases:
-        assert said in fails(capsys, "weights", *arguments), arguments
+    for arguments, message in cases:
+        assert message in fails(capsys, "weights", *arguments), arguments
     assert not list(tmp_path.iterdir())
 
 
-def test_classes_and_preprocessing_can_be_given(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
-    said = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
+def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
+    options = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
     command = ["weights", "import", str(torchs), "--as", "torchvision", "--to"]
-    found = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *said)
+    printed = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *options)
     view = {"mean": [0.25], "deviation": [0.5], "resize": 9, "crop": 8, "interpolation": "bicubic"}
-    assert (found["card"]["view"], found["card"]["data"]) == (view, "mnist")
+    assert (printed["card"]["view"], printed["card"]["data"]) == (view, "mnist")
     to = tmp_path / "five.safetensors"
     cli.main([*command, str(to), "--num-classes", "5", "--allow-new-head"])
     assert "drawn:    2 of " in capsys.readouterr().out
@@ -121,6 +120,6 @@ def test_help_lists_the_conventions(capsys: Captured) -> None:
     for command, code in ((["weights"], 2), (["weights", "--help"], 0), (["weights", "import", "--help"], 0)):
         with pytest.raises(SystemExit) as caught:
             cli.main(command)
-        out: Any = capsys.readouterr().out
+        out = capsys.readouterr().out
         assert caught.value.code == code
         assert all(name in out for name in ("torchvision", "timm", "cifar-torch"))

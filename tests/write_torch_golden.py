@@ -1,6 +1,6 @@
-"""Writes to tests/golden/torch: logits of torch networks with drawn tensors, and small files of torch.save.
+"""Write tests/golden/torch: logits of torch networks with drawn tensors, and small files of torch.save.
 
-Needs what the project does not depend on, so it runs in an environment of its own:
+The packages below are no dependencies of the project, so it runs in an environment of its own:
 ``pip install torch torchvision timm``, then ``python tests/write_torch_golden.py [NAME ...]``; without names it writes all.
 The files of torch.save are called tiny.
 """
@@ -46,15 +46,15 @@ class CifarUnit(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The CIFAR networks of He et al. (2015) with the names that akamaster/pytorch_resnet_cifar10 gives to their tensors."""
+    """The CIFAR networks of He et al. (2015) with the tensor names of akamaster/pytorch_resnet_cifar10."""
 
     def __init__(self, units: int, option: str):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         planes = [16] * (units + 1) + [32] * units + [64] * units
-        made = [CifarUnit(inputs, outputs, option) for inputs, outputs in itertools.pairwise(planes)]
-        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*made[i * units : (i + 1) * units]) for i in range(3))
+        blocks = [CifarUnit(inputs, outputs, option) for inputs, outputs in itertools.pairwise(planes)]
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*blocks[i * units : (i + 1) * units]) for i in range(3))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 
 
 def fill(model: nn.Module) -> None:
-    """Draws every tensor but the counts of batches, which strict loading forgives a dict without torch's metadata."""
+    """Draws every tensor but num_batches_tracked, which strict loading does not require without torch's metadata."""
     counted = ("num_batches_tracked",)
     values = {
         name: torch.from_numpy(tensor(name, tuple(value.shape))) for name, value in model.state_dict().items() if not name.endswith(counted)
@@ -92,7 +92,7 @@ def fill(model: nn.Module) -> None:
 
 
 def run(model: nn.Module, x: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Returns the logits and the root mean squares of what each layer puts out."""
+    """Returns the logits and the root mean square of each layer's output."""
     sizes: list[float] = []
     hooks = [
         layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.double().square().mean().sqrt().item()))
@@ -118,7 +118,7 @@ def write(name: str) -> None:
     if error > 1e-5:
         raise AssertionError(f"{name}: float32 is {error:.1e} away from float64")
     if not 1e-3 < min(sizes) < max(sizes) < 1e3:
-        raise AssertionError(f"{name}: layers put out {min(sizes):.2g} to {max(sizes):.2g}; single precision would not tell much")
+        raise AssertionError(f"{name}: the outputs of layers are {min(sizes):.2g} to {max(sizes):.2g}, too far from 1 for float32")
     path = GOLDEN / f"{name}.npz"
     np.savez_compressed(
         path,

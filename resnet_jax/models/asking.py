@@ -8,14 +8,14 @@ from resnet_jax.configured import Configured, Factory, method_parameters, parts
 
 
 def make(factory: Factory, *args: Any, **offered: Any) -> Any:
-    """Constructs a part with ``args`` and those of ``offered`` that its constructor names; with ``**kwargs`` it receives all."""
+    """Constructs a part from ``args`` and those of ``offered`` that its constructor names; with ``**kwargs`` it receives all."""
     return bound(factory, **offered)(*args)
 
 
 def bound(factory: Factory, **offered: Any) -> Configured:
-    """A factory with those of ``offered`` that its constructor names and that it lacks. Equal arguments make equal factories."""
-    made, given = parts(factory)
-    return Configured(made, tuple(sorted((_named(made, "__init__", offered) | given).items())))
+    """Returns a factory with those of ``offered`` that its constructor names and that it lacks. Equal arguments make equal factories."""
+    cls, arguments = parts(factory)
+    return Configured(cls, tuple(sorted((_named(cls, "__init__", offered) | arguments).items())))
 
 
 def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:
@@ -24,10 +24,10 @@ def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:
 
 
 def names(factory: Factory, argument: str) -> bool:
-    """Whether the constructor takes an argument of this name."""
+    """Returns whether the constructor takes an argument of this name."""
     return bool(_named(parts(factory)[0], "__init__", {argument: None}))
 
 
-def _named(made: type[Any], method: str, offered: dict[str, Any]) -> dict[str, Any]:
-    taken, anything = method_parameters(made, method)
-    return offered if anything else {name: value for name, value in offered.items() if name in taken}
+def _named(cls: type[Any], method: str, offered: dict[str, Any]) -> dict[str, Any]:
+    parameters, open_ended = method_parameters(cls, method)
+    return offered if open_ended else {name: value for name, value in offered.items() if name in parameters}

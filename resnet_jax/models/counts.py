@@ -35,7 +35,7 @@ class Counts:
     parameters: int
     """Trainable values, without running statistics."""
     multiply_adds: int
-    """Of convolutions and matrix products in the forward pass: the papers' "FLOPs"."""
+    """Multiply-adds of convolutions and matrix products in the forward pass: the papers' "FLOPs"."""
     projections: int
     """Shortcuts that own a convolution."""
     stages: tuple[StageCounts, ...]
@@ -86,7 +86,7 @@ def _projects(stack: Stack) -> bool:
     return any(isinstance(module, nnx.Conv) and "gate" not in path for path, module in nnx.iter_modules(stack.stacked.shortcut))
 
 
-def _walk(jaxpr: core.Jaxpr, scope: str, times: int, totals: "Counter[str]") -> None:
+def _walk(jaxpr: core.Jaxpr, scope: str, times: int, totals: Counter[str]) -> None:
     for equation in jaxpr.eqns:
         # A loop's body has a name stack of its own: the section is the outermost scope.
         section = scope or str(equation.source_info.name_stack).split("/")[0]

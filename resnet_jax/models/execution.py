@@ -1,4 +1,4 @@
-"""How a network is compiled and how the blocks of a stage run: unrolled, or as one ``lax.scan``."""
+"""Execution of a network: compiler options, and blocks of a stage unrolled or as one ``lax.scan``."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ _YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSI
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a network is compiled. It does not change what is computed, so it is not part of a fingerprint."""
+    """Compilation of a network. It does not change what is computed, so it is not part of a fingerprint."""
 
     blocks: Literal["auto", "loop", "scan"] = "auto"
     """Blocks of a stage unrolled, or as one scan. auto: scan on CPU, and above 100 blocks elsewhere."""
@@ -30,12 +30,12 @@ class Execution:
     remat: bool = False
     """Recompute all activations of a block in the backward pass: less memory, more time."""
     steps_per_dispatch: int = 0
-    """Most training steps per call of the compiled program. 0: 1 on CPU, 100 elsewhere."""
+    """Maximum number of training steps per call of the compiled program. 0: 1 on CPU, 100 elsewhere."""
     images_per_device: int = 0
     """Per-device microbatch size. Larger batches use gradient accumulation; BatchNorm groups stay whole. 0: no limit."""
 
     def steps_a_call(self, backend: str | None = None) -> int:
-        """Returns the most training steps per call on a device-resident data set, by default on the backend in use."""
+        """Returns the maximum number of training steps per call on a device-resident data set, by default on the backend in use."""
         # On CPU a call is cheap, and a loop around the step compiles to slower code.
         return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 100)
 
@@ -123,8 +123,8 @@ class Stack(nnx.Module):
             x, changed = lax.scan(run, x, inputs)
         else:
             afters = []
-            for one in _unstacked(inputs, self.count):
-                x, after = run(x, one)
+            for block_inputs in _unstacked(inputs, self.count):
+                x, after = run(x, block_inputs)
                 afters.append(after)
             changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *afters)
         if train:

@@ -18,7 +18,7 @@ _NONE: Mapping[str, Factory] = MappingProxyType({})
 
 
 def parts_of(*modules: ModuleType) -> dict[str, Factory]:
-    """Name to part, of the public classes that modules define and the configured classes in them."""
+    """Returns the public classes that modules define, and the configured classes in them, by name."""
     return {
         name: value
         for module in modules
@@ -28,7 +28,7 @@ def parts_of(*modules: ModuleType) -> dict[str, Factory]:
 
 
 def known() -> dict[str, Factory]:
-    """Short name to part, of every part of a network in the package."""
+    """Returns every part of a network in the package by its short name."""
     return {**parts_of(branches, norms, orders, shortcuts, stems), **shortcuts.OPTIONS}
 
 
@@ -38,21 +38,21 @@ def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
 
 
 def name_of(value: Factory, others: Mapping[str, Factory] = _NONE) -> str:
-    """The short name or the reference of a part, with its arguments."""
+    """Returns the short name or the reference of a part, with its arguments."""
     short = {**known(), **others}
     for name, part in short.items():
         if part == value:
             return name
-    return configured.text(value, lambda made: made.__name__ if short.get(made.__name__) is made else references.describe(made))
+    return configured.text(value, lambda cls: cls.__name__ if short.get(cls.__name__) is cls else references.describe(cls))
 
 
 def variant(name: str, **fields: Any) -> Architecture:
-    """A network of the catalog with some fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
+    """Returns a network of the catalog with some fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
     return dataclasses.replace(catalog.architecture(name), **_fields(fields, load_part))
 
 
 def write(architecture: Architecture) -> dict[str, Any]:
-    """A network as plain JSON, parts by their short names."""
+    """Returns a network as plain JSON, parts by their short names."""
     fields = {field.name: getattr(architecture, field.name) for field in dataclasses.fields(architecture)}
     named = {name: name_of(value) for name, value in fields.items() if isinstance(value, Configured | type)}
     return fields | named | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
@@ -65,17 +65,17 @@ def read(written: dict[str, Any]) -> Architecture:
       UserError: for a missing, unknown or invalid field, or a part that is not the package's.
     """
     try:
-        found = Architecture(**_fields(written, _parse_own))
+        architecture = Architecture(**_fields(written, _parse_own))
     except (TypeError, AttributeError) as error:
         raise UserError(f"this describes no network: {error!s:.200}") from error
-    invalid = [name for name, hint in _hints(Architecture).items() if not _is_valid(getattr(found, name), hint)]
+    invalid = [name for name, hint in typing.get_type_hints(Architecture).items() if not _is_valid(getattr(architecture, name), hint)]
     if invalid:
-        raise UserError(f"this describes no network, not being of the right kind: {', '.join(invalid)}")
-    return found
+        raise UserError(f"this describes no network; invalid fields: {', '.join(invalid)}")
+    return architecture
 
 
 def _is_valid(value: Any, hint: Any) -> bool:
-    """Whether a value is of the annotated type, within bounds."""
+    """Returns whether a value is of the annotated type, within bounds."""
     arguments = typing.get_args(hint)
     if _is_part(hint):
         return isinstance(value, type | Configured)
@@ -85,20 +85,18 @@ def _is_valid(value: Any, hint: Any) -> bool:
         fits = len(value) <= _STAGES if arguments[-1] is ... else len(value) == len(arguments)
         return isinstance(value, tuple) and fits and all(_is_valid(size, int) for size in value)
     if dataclasses.is_dataclass(hint):
-        return isinstance(value, typing.cast(type, hint)) and all(_is_valid(getattr(value, n), h) for n, h in _hints(hint).items())
+        fields = typing.get_type_hints(hint).items()
+        return isinstance(value, typing.cast(type, hint)) and all(_is_valid(getattr(value, name), inner) for name, inner in fields)
     return type(value) is int and 0 <= value < _SIZE if hint is int else type(value) in (int, float)
-
-
-_hints = typing.get_type_hints
 
 
 def _is_part(hint: Any) -> bool:
     return typing.get_origin(hint) is type or Configured in typing.get_args(hint)
 
 
-def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
-    hints, found = _hints(Architecture), {}
-    for field, value in given.items():
+def _fields(fields: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
+    hints, values = typing.get_type_hints(Architecture), {}
+    for field, value in fields.items():
         if field not in hints:
             raise UserError(f"Architecture has no field {field!r}{nearest(field, hints)}")
         if _is_part(hints[field]) and isinstance(value, str):
@@ -107,8 +105,8 @@ def _fields(given: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[st
             value = tuple(value)
         elif isinstance(value, dict) and dataclasses.is_dataclass(hints[field]):
             value = typing.cast(type, hints[field])(**value)
-        found[field] = value
-    return found
+        values[field] = value
+    return values
 
 
 def _parse_own(text: str) -> Factory:

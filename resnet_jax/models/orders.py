@@ -35,9 +35,9 @@ class Order:
     """After a stem's convolution that max pooling follows."""
     before_classifier: ClassVar[Layers] = ()
     shares_first: ClassVar[bool] = False
-    """Whether the network's first block applies ``before_convolution`` to its shortcut too."""
+    """The network's first block applies ``before_convolution`` to its shortcut too."""
     zero_classifier: ClassVar[bool] = False
-    """Whether the classifier's weights are initially zero."""
+    """The classifier's weights are initially zero."""
 
     @classmethod
     def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:

@@ -66,7 +66,7 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(stages) != len(features) or not stages or min(stages) < 1:
-            raise UserError(f"stages={stages} and features={features}: give one width and at least one unit for every stage.")
+            raise UserError(f"stages={stages} and features={features}: give one width and at least one block for every stage.")
         if min(*features, stem_features or 1, num_classes, in_features) < 1:
             widths = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
             raise UserError(f"{widths}: every width is at least 1.")

@@ -24,7 +24,7 @@ class Unit(nnx.Module):
 
     Args:
       features: the stage's width.
-      first: whether this is the network's first block.
+      first: true for the network's first block.
       units: blocks of the network.
       dilation: of the branch's convolutions up to the strided one, and after it.
       Others: see ``branches``, ``shortcuts`` and ``orders``.

@@ -120,9 +120,11 @@ def _check(experiment: Experiment, weights: Pretrained) -> None:
     ours, theirs = experiment.model, weights.architecture
     if ours.input_shape[2] != theirs.input_shape[2]:
         raise UserError(f"the weights take images of {theirs.input_shape[2]} channels, the experiment has {ours.input_shape[2]}")
-    texts = {field: inference.said(theirs, field) for field in inference.differing(ours, theirs) if field != "num_classes"}
+    texts = {field: inference.field_text(theirs, field) for field in inference.differing(ours, theirs) if field != "num_classes"}
     if texts:
-        differing = "; ".join(f"model.{field} is {inference.said(ours, field)}, of the weights {text}" for field, text in texts.items())
+        differing = "; ".join(
+            f"model.{field} is {inference.field_text(ours, field)}, of the weights {text}" for field, text in texts.items()
+        )
         options = " ".join(f"--model.{f.replace('_', '-')} {shlex.quote(text) if '(' in text else text}" for f, text in texts.items())
         raise UserError(f"the weights are of another network than the experiment: {differing}. Ask for theirs: {options}")
     if ours.num_classes != theirs.num_classes and not experiment.start.new_head:

@@ -1,4 +1,4 @@
-"""Named activations against the parts called one by one, and the model as it was before."""
+"""Named activations against the parts called one by one, and the model unchanged afterwards."""
 
 import functools
 from typing import Any
@@ -30,26 +30,26 @@ def units(model: ResNet) -> list[Any]:
     return [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
 
 
-def test_units_branches_and_layers_are_those_that_are_called_one_by_one(model: ResNet) -> None:
-    with activations.recorded(model) as found:
+def test_recorded_activations_match_parts_called_one_by_one(model: ResNet) -> None:
+    with activations.recorded(model) as recorded:
         logits = model(IMAGES)
     x = model.stem(IMAGES)
-    np.testing.assert_allclose(found["stem"], x, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(recorded["stem"], x, rtol=1e-5, atol=1e-6)
     for number, unit in enumerate(units(model)):
-        np.testing.assert_allclose(found[f"unit{number}/input"], x, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(found[f"unit{number}/branch"], unit.branch(x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(recorded[f"unit{number}/input"], x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(recorded[f"unit{number}/branch"], unit.branch(x), rtol=1e-4, atol=1e-5)
         first = unit.branch.convs[0](x)
-        np.testing.assert_allclose(found[f"unit{number}/branch/convs/0"], first, rtol=1e-4, atol=1e-5)
-        # What the normalisation returns, and not what the ReLU behind it leaves.
-        normalised = unit.branch.after[0].layers[0](first, train=False)
-        np.testing.assert_allclose(found[f"unit{number}/branch/after/0/layers/0"], normalised, rtol=1e-4, atol=1e-5)
-        assert float(jnp.min(normalised)) < 0
+        np.testing.assert_allclose(recorded[f"unit{number}/branch/convs/0"], first, rtol=1e-4, atol=1e-5)
+        # The output of the normalization, not of the ReLU behind it.
+        normalized = unit.branch.after[0].layers[0](first, train=False)
+        np.testing.assert_allclose(recorded[f"unit{number}/branch/after/0/layers/0"], normalized, rtol=1e-4, atol=1e-5)
+        assert float(jnp.min(normalized)) < 0
         x = unit(x)
-        np.testing.assert_allclose(found[f"unit{number}"], x, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["head"], logits, rtol=1e-6)
+        np.testing.assert_allclose(recorded[f"unit{number}"], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(recorded["head"], logits, rtol=1e-6)
 
 
-def test_the_model_is_afterwards_what_it_was(model: ResNet) -> None:
+def test_recording_leaves_the_model_unchanged(model: ResNet) -> None:
     before, kinds = nnx.graphdef(model), [type(part) for _, part in nnx.iter_modules(model)]
     with activations.recorded(model, ("unit*",)):
         model(IMAGES)
@@ -64,13 +64,13 @@ def initialized() -> tuple[Apply, Any, Any]:
     return jax.jit(SMALL.init, compiler_options=quick_to_compile())(jax.random.key(0))
 
 
-def test_a_compiled_function_of_variables_has_the_logits_of_the_network(initialized: Any) -> None:
+def test_compiled_function_has_the_logits_of_the_network(initialized: Any) -> None:
     apply, params, stats = initialized
     plain = jax.jit(functools.partial(apply, train=True))(params, stats, IMAGES)[0]
     look = functools.partial(activations.of, apply, names=("unit?", "stem/conv"), train=True)
-    logits, found = jax.jit(look)(params, stats, IMAGES)
+    logits, recorded = jax.jit(look)(params, stats, IMAGES)
     np.testing.assert_allclose(logits, plain, rtol=1e-5, atol=1e-6)
-    assert sorted(found) == ["stem/conv", "unit0", "unit1", "unit2"]
+    assert sorted(recorded) == ["stem/conv", "unit0", "unit1", "unit2"]
 
 
 def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
@@ -80,12 +80,12 @@ def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
         return jnp.sum(activations.of(apply, params, stats, IMAGES, (name,))[1][name] ** 2)
 
     slopes = [jax.jit(jax.grad(energy), static_argnums=1)(params, name)["stages"] for name in ("unit1", "unit2")]
-    later = [float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(each[1]))) for each in slopes]
+    later = [float(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slope[1]))) for slope in slopes]
     assert later[0] == 0
     assert later[1] > 0
 
 
-def test_numbers_are_positions_where_blocks_are_exchanged(initialized: Any) -> None:
+def test_unit_numbers_are_positions_under_permutation(initialized: Any) -> None:
     apply, params, stats = initialized
     look = jax.jit(functools.partial(activations.of, apply, names=("unit*/branch/convs/0", "unit0/input", "unit1/input")))
     (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))
@@ -93,20 +93,20 @@ def test_numbers_are_positions_where_blocks_are_exchanged(initialized: Any) -> N
     assert not np.allclose(straight["unit0/branch/convs/0"], turned["unit0/branch/convs/0"])
 
 
-def test_a_users_parts_are_recorded_too() -> None:
+def test_user_parts_are_recorded() -> None:
     class Halved(BatchNorm):
         def __call__(self, x: Any, *, train: bool) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().__call__(x, train=train) / 2
 
     network = Architecture(stages=(1,), features=(3,), order=FullPreactivation, norm=Halved, input_shape=(6, 6, 3), num_classes=4)
     model = network.build(rngs=nnx.Rngs(0))
-    with activations.recorded(model, ("unit0/before/layers/0*",)) as found:
+    with activations.recorded(model, ("unit0/before/layers/0*",)) as recorded:
         model(IMAGES)
-    before = found["unit0/before/layers/0/input"]
-    np.testing.assert_allclose(found["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
+    before = recorded["unit0/before/layers/0/input"]
+    np.testing.assert_allclose(recorded["unit0/before/layers/0"], before / np.sqrt(1 + 1e-5) / 2, rtol=1e-5)
 
 
-def test_a_pattern_that_matches_nothing_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:
+def test_unmatched_pattern_is_rejected_with_the_names(model: ResNet, initialized: Any) -> None:
     with pytest.raises(UserError, match=r"no activation is called 'units\*'; there are head, .* unit1/branch, .* unit2"):
         jax.eval_shape(lambda: activations.of(*initialized, IMAGES, ("units*",)))
     with pytest.raises(UserError, match="unit7"), activations.recorded(model, ("unit7",)):

@@ -1,4 +1,4 @@
-"""A network as a frozen value: what it builds, what it initialises, and the function that comes of it."""
+"""``Architecture`` as a frozen value: modules, initial variables, and the function ``Apply``."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def close(actual: Any, expected: Any) -> None:
 
 
 def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: Any) -> None:
-    """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as the latter says; a seed is its key."""
+    """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as documented there; a seed is its key."""
     _, params, stats = initialize(jax.random.key(3))
     for rngs in (nnx.Rngs(jax.random.key(3)), nnx.Rngs(3)):
         model = SMALL.build(rngs=rngs)
@@ -48,7 +48,7 @@ def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: A
         close(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), stats)
 
 
-def test_another_key_draws_other_weights_everywhere_and_the_same_key_the_same(initialize: Any) -> None:
+def test_init_depends_on_the_key_alone(initialize: Any) -> None:
     first, again, other = (initialize(jax.random.key(seed))[1] for seed in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     pairs = zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other), strict=True)
@@ -70,7 +70,7 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     assert stats["stem"]["after"]["layers"][0].keys() == {"mean", "var"}
 
 
-def test_the_module_and_the_function_have_the_same_logits(initialize: Any) -> None:
+def test_module_and_function_have_the_same_logits(initialize: Any) -> None:
     model, (apply, params, stats), x = SMALL.build(rngs=nnx.Rngs(0)), initialize(jax.random.key(0)), jnp.asarray(random(2, 6, 6, 3))
     graphdef, state = nnx.split(model)
     theirs = jax.jit(lambda state: nnx.merge(graphdef, state)(x), compiler_options=quick_to_compile())(state)
@@ -126,7 +126,7 @@ def test_apply_differs_where_the_structure_does() -> None:
     assert configured(Branch, kernels=(3,), dropout=0.1) == configured(configured(Branch, dropout=0.1), kernels=(3,))
 
 
-def test_the_size_of_the_images_is_no_structure() -> None:
+def test_apply_does_not_depend_on_image_size() -> None:
     assert initialized(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialized(SMALL)[0]
 
 
@@ -199,21 +199,21 @@ def test_keys_multipliers_and_permutations_reach_the_network() -> None:
     rng = np.random.default_rng(0)
     params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
     graphdef, x = apply.graphdef, jnp.asarray(random(2, 6, 6, 3))
-    given = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
+    options = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
 
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
-    def both(params: Any, stats: Any, given: Any) -> Any:
+    def both(params: Any, stats: Any, options: Any) -> Any:
         model = nnx.merge(graphdef, params, stats, copy=True)
-        return model(x, True, **given), apply(params, stats, x, train=True, **given)[0]
+        return model(x, True, **options), apply(params, stats, x, train=True, **options)[0]
 
-    theirs, ours = both(params, stats, given)
+    theirs, ours = both(params, stats, options)
     np.testing.assert_array_equal(ours, theirs)
     for name, other in {"key": jax.random.key(4), "multipliers": jnp.ones(4), "permutation": jnp.arange(4)}.items():
-        assert not np.allclose(both(params, stats, given | {name: other})[1], ours), name
+        assert not np.allclose(both(params, stats, options | {name: other})[1], ours), name
 
 
 @pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)
-def test_statistics_after_a_batch_are_the_modules_own(norm: Any) -> None:
+def test_apply_updates_statistics_as_the_module_does(norm: Any) -> None:
     """Twice, so that the previous ones count; the function updates them after the network, the module within it."""
     model = dataclasses.replace(SMALL, norm=norm).build(rngs=nnx.Rngs(0), execution=Execution(blocks="scan"))
     graphdef, params, stats = nnx.split(model, nnx.Param, ...)

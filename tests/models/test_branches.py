@@ -57,7 +57,7 @@ def test_dilation_is_of_the_larger_kernels_and_grows_behind_the_stride() -> None
         assert [conv.feature_group_count for conv in module.convs] == [2, 2, 1, 2]
 
 
-def test_in_an_empty_order_a_branch_is_its_convolutions_and_excitation() -> None:
+def test_branch_in_an_empty_order_is_convolutions_and_excitation() -> None:
     """Excitation comes last (Hu et al. 2018, Figure 3)."""
     branch = filled(lambda rngs: Branch(3, 4, 2, kernels=(3, 1, 3), stride_at=2, reduction=2, order=Order, rngs=rngs))
     x, values = random(2, 6, 5, 3), variables(branch)
@@ -87,7 +87,7 @@ def test_dropout_drops_values_before_the_last_convolution_in_training_and_keeps_
         assert abs(seen[value] - probability) < 5 * np.sqrt(probability * (1 - probability) / y.size)
 
 
-def test_dropout_stands_behind_normalization_and_activation_and_needs_a_key() -> None:
+def test_dropout_follows_normalization_and_activation_and_needs_a_key() -> None:
     """Zagoruyko's reference: BN, ReLU, dropout, conv. A dropped value is zero, not BN's image of zero."""
     branch = with_kernels(Branch(1, 1, 1, kernels=(1, 1), dropout=0.5, order=FullPreactivation, rngs=nnx.Rngs(0)), (1,), (1,))
     branch.after[0].layers[0].bias[...] = jnp.full(1, 7.0)
@@ -135,7 +135,7 @@ def initialized(branch: Any, order: Any, norm: Any, **arguments: Any) -> Any:
         (configured(Basic, reduction=2), BatchNorm, ReluBeforeAddition),
     ],
 )
-def test_zero_scale_is_the_last_normalizations_alone_and_makes_the_branch_zero(branch: Any, norm: Any, order: type[Order]) -> None:
+def test_zero_scale_zeroes_the_last_normalization_and_the_branch(branch: Any, norm: Any, order: type[Order]) -> None:
     """Goyal et al. 2017, Section 5.1."""
     zero, other = (initialized(branch, order, norm, **arguments) for arguments in ({"zero_scale": True}, {}))
     x = jnp.asarray(random(4, 6, 6, 4))

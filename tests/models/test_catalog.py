@@ -1,4 +1,4 @@
-"""Catalog of the papers' networks: every family computes and learns; names, and answers to unknown ones."""
+"""Catalog of the papers' networks: gradients of every family; known and unknown names."""
 
 import dataclasses
 from typing import Any
@@ -37,7 +37,7 @@ def reduced(full: Architecture) -> Architecture:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_network_answers_and_every_parameter_learns(name: str) -> None:
+def test_network_has_finite_logits_and_gradients(name: str) -> None:
     """Finite logits and gradients in bfloat16.
 
     No gradient is zero but those of Fixup (its last weights and its classifier begin at zero) and of dropped branches.
@@ -101,7 +101,7 @@ NAMED = {
 }
 
 
-def test_a_name_is_its_papers_network() -> None:
+def test_names_are_the_papers_networks() -> None:
     assert {name: architecture(name) for name in NAMED} == NAMED
     assert len(set(NETWORKS.values())) == len(NETWORKS) == 101
     for name, network in NETWORKS.items():
@@ -109,7 +109,7 @@ def test_a_name_is_its_papers_network() -> None:
         assert (network.input_shape, network.num_classes) == (((32, 32, 3), 10) if small else ((224, 224, 3), 1000))
 
 
-def test_a_name_and_a_depth_find_their_network() -> None:
+def test_name_and_depth_select_a_network() -> None:
     for name, depth, expected in [
         ("resnet", 50, imagenet_architecture(50)),
         ("imagenet_resnet", 34, imagenet_architecture(34)),

@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and projections against the papers' tables and against an arithmetic of its own, exactly."""
+"""Parameters, multiply-adds and projections against the papers' tables and against independent arithmetic, exactly."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ counted = functools.cache(count)
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """What of an order has parameters: n is a normalisation, a scale and a bias a channel; 1 is one number. He et al. 2016, Figure 4."""
+    """Parameters of an order: n is a normalization (scale and bias per channel), 1 a scalar. He et al. 2016, Figure 4."""
 
     before: str = ""
     after: str = ""
@@ -49,8 +49,8 @@ class Places:
     head: str = ""
 
     @staticmethod
-    def cost(what: str, width: int) -> int:
-        return 2 * width * what.count("n") + what.count("1")
+    def cost(layers: str, width: int) -> int:
+        return 2 * width * layers.count("n") + layers.count("1")
 
 
 PLACES: dict[type[Order], Places] = {
@@ -63,7 +63,7 @@ PLACES: dict[type[Order], Places] = {
     Fixup: Places(before="1", after="1", after_last="11", stem="1", pooled_stem="1", head="1"),
 }
 
-# Which units of a network own a projection, by option; what a unit's shortcut has beside it.
+# Blocks that own a projection, by option; scalars of a block's shortcut.
 PROJECTS = {"B": "changes", "D": "changes", "SkipInit": "changes", "C": "always"}
 SCALARS = {"ReZero": 1, "SkipInit": 1}
 
@@ -88,23 +88,23 @@ class Row:
         self.multiply_adds += self.side**2 * weights
         self.width = width
 
-    def has(self, what: str) -> None:
-        self.parameters += Places.cost(what, self.width)
+    def has(self, layers: str) -> None:
+        self.parameters += Places.cost(layers, self.width)
 
     def beside(self, other: "Row", before: "Row") -> None:
-        """Adds what ``other`` has come to since it was ``before``."""
+        """Adds the increase of ``other`` since ``before``."""
         self.parameters += other.parameters - before.parameters
         self.multiply_adds += other.multiply_adds - before.multiply_adds
 
 
 def convolutions(branch: Factory, wide: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
     """Kernel, width, stride and groups of each convolution. He et al. 2015, Figure 5; ResNeXt (1611.05431), Figure 3 (c)."""
-    given = parts(branch)[1]
-    kernels, groups = given["kernels"], given.get("groups", 1)
-    inner = wide * given.get("base_width", 64) * groups // 64
+    options = parts(branch)[1]
+    kernels, groups = options["kernels"], options.get("groups", 1)
+    inner = wide * options.get("base_width", 64) * groups // 64
     for index, kernel in enumerate(kernels):
-        width = wide * given.get("expansion", 1) if index == len(kernels) - 1 else inner
-        yield kernel, width, stride if index == given.get("stride_at", 0) else 1, groups if kernel > 1 else 1
+        width = wide * options.get("expansion", 1) if index == len(kernels) - 1 else inner
+        yield kernel, width, stride if index == options.get("stride_at", 0) else 1, groups if kernel > 1 else 1
 
 
 def stem_of(architecture: Architecture, places: Places) -> Row:
@@ -152,8 +152,8 @@ def arithmetic(architecture: Architecture) -> list[Row]:
             if rule == "always" or (rule == "changes" and (stride, beside.width) != (1, row.width)):
                 before = dataclasses.replace(beside)
                 beside.convolve(1, row.width, stride)
-                normalised = "n" in places.after_last + places.after_addition and "n" not in places.before
-                beside.has("n" if normalised else "")
+                normalized = "n" in places.after_last + places.after_addition and "n" not in places.before
+                beside.has("n" if normalized else "")
                 row.beside(beside, before)
                 row.projections += 1
             row.parameters += SCALARS.get(option, 0)
@@ -316,7 +316,7 @@ def test_counts_of_variants_are_the_papers() -> None:
         assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds
 
 
-def test_projections_stand_where_resolution_or_width_changes() -> None:
+def test_projections_are_where_resolution_or_width_changes() -> None:
     """A bottleneck's output is four times as wide as the stem, a Wide ResNet's first stage k times: these project in stage 1 too."""
     expected = {
         "resnet34": [0, 1, 1, 1],
@@ -360,7 +360,7 @@ def test_branches_of_any_kernels_are_counted() -> None:
         exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
 
 
-def test_what_costs_nothing_changes_no_count() -> None:
+def test_free_options_change_no_count() -> None:
     """Stochastic depth, constant scaling, another dtype."""
     plain = Architecture(**TINY, shortcut=OPTIONS["A"])
     for fields in (
@@ -371,7 +371,7 @@ def test_what_costs_nothing_changes_no_count() -> None:
         assert count(dataclasses.replace(plain, **fields)) == count(plain)
 
 
-def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection() -> None:
+def test_gate_counts_as_a_convolution_and_no_projection() -> None:
     """He et al. 2016, Section 3.2: "g(x) is realized by a 1x1 convolutional layer", W_g x + b_g."""
     plain, gated = (count(Architecture(**TINY, shortcut=shortcut)) for shortcut in (OPTIONS["A"], ShortcutOnlyGating))
     assert gated.parameters - plain.parameters == 3 * (4 * 4 + 4) + (4 * 8 + 8) + 2 * (8 * 8 + 8)
@@ -379,7 +379,7 @@ def test_a_gate_costs_a_1x1_convolution_with_bias_and_is_no_projection() -> None
     assert gated.projections == 0
 
 
-def test_dilation_keeps_weights_and_multiplies_what_larger_maps_cost() -> None:
+def test_dilation_keeps_weights_and_multiplies_cost() -> None:
     """Section 3.2 of 1706.05587: the last two stages of an ImageNet network have 28x28 pixels at output stride 8: 4, 16 times as many."""
     plain, dilated = (count(imagenet_architecture(18, output_stride=stride)) for stride in (0, 8))
     assert dilated.parameters == plain.parameters
@@ -398,7 +398,7 @@ class Nested(nnx.Module):
         return self.layers[0][0](x) + branch
 
 
-def test_a_users_shortcut_is_counted_and_projects_if_it_owns_a_convolution() -> None:
+def test_user_shortcut_with_a_convolution_counts_as_projection() -> None:
     """Beside the plain network: 9 * 4 * 4 weights on 9x9 pixels, then 9 * 4 * 8 and 9 * 8 * 8 on 5x5."""
     plain, ours = (count(Architecture(**{**TINY, "stages": (1, 2)}, shortcut=s)) for s in (OPTIONS["none"], Nested))
     assert ours.parameters - plain.parameters == 9 * (4 * 4 + 4 * 8 + 8 * 8) + (4 + 8 + 8)

@@ -107,9 +107,8 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("blocks", HOW)
-def test_the_dropout_of_every_unit_is_its_own(blocks: str) -> None:
-    """Three units of one structure, each of which drops: what they keep of equal inputs differs."""
-    seen: list[jax.Array] = []
+def test_dropout_differs_between_units(blocks: str) -> None:
+    """Three units of one structure that draw from equal inputs."""
 
     class Coins(nnx.Module):
         def __init__(self) -> None:
@@ -120,11 +119,11 @@ def test_the_dropout_of_every_unit_is_its_own(blocks: str) -> None:
 
     stack = Stack(lambda rngs: Coins(), 3, scan=blocks == "scan", remat=False, rngs=nnx.Rngs(0))
     total = np.asarray(stack(jnp.zeros((1, 16, 16, 2)), train=True, key=jax.random.key(0)), int)
-    seen = [total >> 2 & 1, total >> 1 & 1, total & 1]
-    for coins in seen:
+    drawn = [total >> 2 & 1, total >> 1 & 1, total & 1]
+    for coins in drawn:
         assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(coins.size)
     for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert abs((seen[one] == seen[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
+        assert abs((drawn[one] == drawn[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
 
 
 # Lesions ------------------------------------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ class Lesions:
 
     def __call__(self, multipliers: Any = None, permutation: Any = None, train: bool = False, params: Any = None) -> Any:
         arrays = (
-            None if given is None else jnp.asarray(given, dtype) for given, dtype in ((multipliers, "float32"), (permutation, "int32"))
+            None if array is None else jnp.asarray(array, dtype) for array, dtype in ((multipliers, "float32"), (permutation, "int32"))
         )
         return self.compiled(self.params if params is None else params, self.stats, *arrays, train=train)
 
@@ -168,21 +167,21 @@ def lesions(request: pytest.FixtureRequest) -> Lesions:
 ONES, IDENTITY = np.ones(UNITS), np.arange(UNITS)
 
 
-def test_multipliers_of_1_and_the_identity_are_the_network_itself(lesions: Lesions) -> None:
+def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesions) -> None:
     logits, _ = lesions()
     close(logits, lesions.expected()[1])
     np.testing.assert_allclose(lesions(ONES, IDENTITY)[0], logits, rtol=0, atol=1e-6 * np.abs(logits).max())
 
 
-def test_a_multiplier_of_0_deletes_the_branch_of_that_unit_alone(lesions: Lesions) -> None:
+def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
     """Veit et al. 2016 (arXiv 1605.06431), Section 4.1: "deleting individual layers". In training too, with the statistics it leaves."""
-    found = []
+    lesioned = []
     for unit in range(UNITS):
         multipliers = np.where(unit == IDENTITY, 0, 1)
         logits, _ = lesions(multipliers, IDENTITY)
         close(logits, lesions.expected(multipliers=multipliers)[1])
-        found.append(np.asarray(logits))
-    assert len({logits.tobytes() for logits in found}) == UNITS
+        lesioned.append(np.asarray(logits))
+    assert len({logits.tobytes() for logits in lesioned}) == UNITS
     trained, after = lesions(np.where(IDENTITY == 3, 0, 1), IDENTITY, train=True)
     _, expected, statistics = lesions.expected(multipliers=np.where(IDENTITY == 3, 0, 1), train=True)
     close(trained, expected)
@@ -194,7 +193,7 @@ def test_multipliers_may_differ_from_image_to_image(lesions: Lesions) -> None:
     close(lesions(multipliers, IDENTITY)[0], lesions.expected(multipliers=multipliers)[1])
 
 
-def test_a_permutation_exchanges_blocks(lesions: Lesions) -> None:
+def test_permutation_exchanges_blocks(lesions: Lesions) -> None:
     """Veit et al. 2016, Section 4.3. Multipliers belong to positions; statistics to blocks, wherever they stand."""
     permutation, multipliers = [2, 0, 1, 3, 5, 4], np.array([1, 0.5, 1, 1, 0, 2])
     actual, _ = lesions(ONES, permutation)
@@ -206,7 +205,7 @@ def test_a_permutation_exchanges_blocks(lesions: Lesions) -> None:
     same_statistics(all_statistics(merged(lesions.params, after)), statistics)
 
 
-def test_another_lesion_needs_no_other_compilation(lesions: Lesions) -> None:
+def test_lesions_share_one_compilation(lesions: Lesions) -> None:
     lesions(ONES, IDENTITY)
     before, rng = lesions.traces, np.random.default_rng(0)
     for _ in range(3):
@@ -242,8 +241,8 @@ def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> 
     def run(arrays: Any) -> Any:
         return apply(params, stats, jnp.asarray(IMAGES), train=False, **arrays)
 
-    for given, message, traced in cases:
-        arrays = {name: jnp.asarray(value, "int32" if name == "permutation" else "float32") for name, value in given.items()}
+    for options, message, traced in cases:
+        arrays = {name: jnp.asarray(value, "int32" if name == "permutation" else "float32") for name, value in options.items()}
         for call in (lambda a=arrays: jax.eval_shape(lambda: run(a)), *([lambda a=arrays: jax.eval_shape(run, a)] if traced else [])):
             with pytest.raises(UserError, match=message) as error:
                 call()
@@ -261,8 +260,8 @@ def test_exchangeable_are_runs_of_equal_units() -> None:
 # Programs ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_one_tree_of_parameters_and_one_program_initialise_whatever_the_execution() -> None:
-    """Units of equal structure are stored stacked, and the initialisation does not know how the network will be run."""
+def test_initialization_does_not_depend_on_execution() -> None:
+    """Units of equal structure are stored stacked, whatever the execution."""
 
     def program(how: Execution) -> tuple[Any, str]:
         def variables(key: jax.Array) -> Any:
@@ -300,7 +299,7 @@ def operations(lowered: jax.stages.Lowered) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def test_a_scanned_training_step_is_the_same_program_at_any_depth() -> None:
+def test_scanned_training_step_has_the_same_program_at_any_depth() -> None:
     """As many operations of every kind with 20 and 1202 layers; a loop has more with every block."""
     small = dict(input_shape=(8, 8, 3), features=(4, 5, 6))
     counts = {depth: operations(training_step(cifar_architecture(depth, **small), SCAN)) for depth in (20, 1202)}
@@ -314,16 +313,16 @@ def test_a_scanned_training_step_is_the_same_program_at_any_depth() -> None:
 
 def scans(jaxpr: Any) -> list[Any]:
     """All scans of a program, those of its parts too."""
-    found = []
+    equations = []
     for equation in jaxpr.eqns:
         inside = [part for value in equation.params.values() for part in (value if isinstance(value, tuple | list) else [value])]
-        found += [equation] * (equation.primitive.name == "scan")
-        found += [each for part in inside if hasattr(part, "eqns") for each in scans(getattr(part, "jaxpr", part))]
-    return found
+        equations += [equation] * (equation.primitive.name == "scan")
+        equations += [inner for part in inside if hasattr(part, "eqns") for inner in scans(getattr(part, "jaxpr", part))]
+    return equations
 
 
 @pytest.mark.parametrize("kernels", ["plain", "cpu"])
-def test_a_scan_saves_a_blocks_input_and_results_of_convolutions(kernels: Any) -> None:
+def test_scan_saves_block_inputs_and_convolution_results(kernels: Any) -> None:
     """And random bits; no normalized, rectified or masked copy, and no mask."""
     for fields, saved in (({"order": FullPreactivation}, 2), ({"branch": configured(Basic, dropout=0.3)}, 4)):
         apply, params, stats = state_of(dataclasses.replace(SHORT, **fields), dataclasses.replace(SCAN, kernels=kernels))
@@ -331,10 +330,12 @@ def test_a_scan_saves_a_blocks_input_and_results_of_convolutions(kernels: Any) -
         def loss(params: Any, apply: Any = apply, stats: Any = stats) -> Any:
             return apply(params, stats, jnp.zeros((2, 5, 4, 3)), train=True, key=jax.random.key(0))[0].sum()
 
-        forward, backward = [each for each in scans(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if each.params["length"] == 2]
+        forward, backward = [equation for equation in scans(jax.make_jaxpr(jax.grad(loss))(params).jaxpr) if equation.params["length"] == 2]
         assert (forward.params["reverse"], backward.params["reverse"]) == (False, True)
         # The carry has no axis of blocks.
-        assert len([each for each in forward.outvars if each.aval.ndim == 5 and each.aval.shape[:4] == (2, 2, 5, 4)]) == saved
+        assert (
+            len([variable for variable in forward.outvars if variable.aval.ndim == 5 and variable.aval.shape[:4] == (2, 2, 5, 4)]) == saved
+        )
 
 
 def odd_layouts(kernels: Any, size: int) -> list[str]:
@@ -353,13 +354,13 @@ def odd_layouts(kernels: Any, size: int) -> list[str]:
     return [line for line in lines if odd(line)]
 
 
-def test_every_convolution_of_a_scanned_cpu_training_step_has_a_fast_layout() -> None:
+def test_scanned_cpu_training_step_has_fast_convolution_layouts() -> None:
     """XLA:CPU canonicalizes layouts outside of loops only. Autodiff leaves odd ones in the loop."""
     assert not odd_layouts("auto", 8)
     assert [line for line in odd_layouts("plain", 16) if "while/body" in line]
 
 
-def test_the_choice_of_kernels_reaches_all_layers() -> None:
+def test_kernels_reach_all_layers() -> None:
     """Custom VJPs in a loop: convolutions of the stem, and three per block with projections, as many normalizations; the stem's pooling."""
 
     def custom(kernels: Any) -> int:
@@ -388,7 +389,7 @@ def test_compiler_options_are_those_of_the_platform_unless_the_user_sets_them(mo
 
 
 @pytest.mark.parametrize("blocks", HOW)
-def test_remat_computes_the_units_again(blocks: str) -> None:
+def test_remat_recomputes_the_blocks(blocks: str) -> None:
     def checkpoints(how: Execution) -> int:
         apply, params, stats = state_of(SHORT, how)
         text = str(jax.make_jaxpr(lambda p: apply(p, stats, jnp.ones((1, 5, 4, 3)), train=True)[0])(params))
@@ -435,7 +436,7 @@ def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, 
 def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def shifts(key: jax.Array) -> list[jax.Array]:
-        """Of two stacks, four units and two, from one stream."""
+        """Returns the shifts of two stacks, of four units and two, from one stream."""
         rngs = nnx.Rngs(key)
         return [Stack(Step, count, scan=False, remat=False, rngs=rngs).stacked.shift[...] for count in (4, 2)]
 
@@ -446,7 +447,7 @@ def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     assert np.all(other != first)
 
 
-def test_unit_is_a_copy_of_one() -> None:
+def test_unit_returns_a_copy_of_one_block() -> None:
     stack = filled(lambda rngs: Stack(Step, 3, scan=True, remat=False, rngs=rngs))
     units = [stack.unit(i) for i in range(3)]
     assert all(isinstance(unit, Step) for unit in units)

@@ -1,4 +1,4 @@
-"""Depth, width and variant to a network, as the papers' tables and rules say it; what is none of them is answered in one sentence."""
+"""Networks by depth and width against the papers' tables and rules; invalid depths are rejected in one sentence."""
 
 import dataclasses
 from typing import Any
@@ -30,7 +30,7 @@ TABLE_1: dict[int, tuple[Factory, tuple[int, ...]]] = {
     152: (Bottleneck, (3, 8, 36, 3)),
     200: (Bottleneck, (3, 24, 36, 3)),
 }
-# What every network has where its paper says nothing else.
+# Fields of every network whose paper does not state others.
 PLAIN: dict[str, Any] = dict(
     stem_features=0,
     order=Original,
@@ -40,6 +40,7 @@ PLAIN: dict[str, Any] = dict(
     output_stride=0,
     dtype="float32",
 )
+SMALL_IMAGES: dict[str, Any] = PLAIN | dict(stem=SmallImageStem, input_shape=(32, 32, 3), num_classes=10)
 
 
 def test_branches_are_figure_5s() -> None:
@@ -54,14 +55,11 @@ def test_cifar_networks_are_those_of_section_4_2() -> None:
     """6n+2 layers, 16, 32 and 64 filters, option A in all of them."""
     for depth, n in ((8, 1), (20, 3), (56, 9), (110, 18), (1202, 200)):
         assert cifar_architecture(depth) == Architecture(
-            **PLAIN,
+            **SMALL_IMAGES,
             stages=(n, n, n),
             features=(16, 32, 64),
             branch=Basic,
             shortcut=ZeroPad,
-            stem=SmallImageStem,
-            input_shape=(32, 32, 3),
-            num_classes=10,
         )
 
 
@@ -98,14 +96,11 @@ def test_wide_networks_are_those_of_1605_07146() -> None:
     """Table 1: a stem of 16, groups of N = (depth - 4) / 6 blocks B(3, 3) of 16k, 32k and 64k; pre-activated, projected."""
     for depth, widen, n, features in ((40, 1, 6, (16, 32, 64)), (28, 10, 4, (160, 320, 640)), (10, 3, 1, (48, 96, 192))):
         assert wide_architecture(depth, widen) == Architecture(
-            **PLAIN | {"stem_features": 16, "order": FullPreactivation},
+            **SMALL_IMAGES | {"stem_features": 16, "order": FullPreactivation},
             stages=(n, n, n),
             features=features,
             branch=Basic,
             shortcut=Projection,
-            stem=SmallImageStem,
-            input_shape=(32, 32, 3),
-            num_classes=10,
         )
 
 
@@ -113,7 +108,7 @@ def test_dense_networks_are_those_of_1608_06993() -> None:
     """Section 3: three equal stages; BC has 1x1 convolutions to 4k, halving transitions and a stem of 2k, the plain one a stem of 16."""
     for depth, growth, n, bottleneck in ((100, 12, 16, True), (40, 12, 12, False)):
         assert densenet_architecture(depth, growth, bottleneck=bottleneck) == Architecture(
-            **PLAIN
+            **SMALL_IMAGES
             | {
                 "stem_features": 2 * growth if bottleneck else 16,
                 "order": FullPreactivation,
@@ -123,9 +118,6 @@ def test_dense_networks_are_those_of_1608_06993() -> None:
             features=(growth, growth, growth),
             branch=configured(Branch, kernels=(1, 3), base_width=4 * 64) if bottleneck else configured(Branch, kernels=(3,)),
             shortcut=Concatenation,
-            stem=SmallImageStem,
-            input_shape=(32, 32, 3),
-            num_classes=10,
         )
 
 
@@ -159,7 +151,7 @@ def test_further_fields_replace_the_papers() -> None:
         cifar_architecture(8, classes=3)
 
 
-def test_depths_of_no_network_are_rejected_in_one_sentence_with_those_that_exist() -> None:
+def test_invalid_depths_are_rejected_with_valid_ones() -> None:
     cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], str]] = [
         *((cifar_architecture, (depth,), {}, rf"depth {depth} is not 6n\+2: .* 8, 14, 20, 26, ... layers") for depth in (-4, 2, 21)),
         (cifar_architecture, (1202,), {"branch": Bottleneck}, r"depth 1202 is not 9n\+2: .* 11, 20, 29, 38, ... layers"),

@@ -124,7 +124,9 @@ def test_weight_gradient_of_a_1x1_convolution_multiplies_pixels_by_cotangents() 
     """The other order costs a transposed copy on CPU."""
     x, weights, cotangent = jnp.zeros((2, 4, 4, 3)), jnp.zeros((1, 1, 3, 5)), jnp.zeros((2, 2, 2, 5))
     program = jax.make_jaxpr(lambda *a: pullback(*a, (2, 2), ((0, 0), (0, 0)))[2])(x, weights, cotangent)
-    products = [[operand.aval.shape for operand in each.invars] for each in program.eqns if each.primitive.name == "dot_general"]
+    products = [
+        [operand.aval.shape for operand in equation.invars] for equation in program.eqns if equation.primitive.name == "dot_general"
+    ]
     assert [(2, 2, 2, 3), (2, 2, 2, 5)] in products
 
 
@@ -147,8 +149,8 @@ def inputs(groups: tuple[int, ...]) -> list[np.ndarray]:
 def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) -> None:
     """Gradients of all three outputs at once, by central differences along random directions."""
     for groups, rectify in itertools.product([(), (3,)], [False, True]):
-        given = inputs(groups)
-        expected = formula(*given, rectify)
+        arrays = inputs(groups)
+        expected = formula(*arrays, rectify)
         cotangents = [random(*array.shape, seed=4 + number) for number, array in enumerate(expected)]
 
         @jax.jit
@@ -156,15 +158,15 @@ def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) 
             y, pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, rectify), *inputs)
             return y, pull(tuple(cotangents))
 
-        found, slopes = run(given, cotangents)
-        for one, other in zip(found, expected, strict=True):
+        outputs, slopes = run(arrays, cotangents)
+        for one, other in zip(outputs, expected, strict=True):
             assert one.shape == other.shape
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
         for number in range(3):
-            direction = np.float64(random(*given[number].shape, seed=9))
+            direction = np.float64(random(*arrays[number].shape, seed=9))
             ends = []
             for step in (1e-6, -1e-6):
-                moved = [np.float64(array) + (step * direction if index == number else 0) for index, array in enumerate(given)]
+                moved = [np.float64(array) + (step * direction if index == number else 0) for index, array in enumerate(arrays)]
                 ends.append(sum(np.vdot(c, array) for c, array in zip(cotangents, formula(*moved, rectify), strict=True)))
             np.testing.assert_allclose(np.vdot(slopes[number], direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4)
 
@@ -172,17 +174,17 @@ def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) 
 @pytest.mark.parametrize("form", [batch_norm.autodiff, batch_norm.custom], ids=["autodiff", "custom"])
 def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Callable[..., Any]) -> None:
     """Ioffe and Szegedy 2015, Section 3: float32 keeps a variance to 900 * 2**-24 of itself there."""
-    given = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
-    x, scale, bias = map(np.float64, given)
+    arrays = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
+    x, scale, bias = map(np.float64, arrays)
     cotangent = random(*x.shape, seed=4)
     inverse = 1 / np.sqrt(x.var((0, 1, 2)) + EPSILON)
     normal = (x - x.mean((0, 1, 2))) * inverse
     dy = np.where(normal * scale + bias > 0, cotangent, 0)
     dbias, dscale = dy.sum((0, 1, 2)), (dy * normal).sum((0, 1, 2))
     dx = scale * inverse * (dy - (dbias + normal * dscale) / normal[..., 0].size)
-    pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, True)[0], *map(jnp.asarray, given))[1]
-    for found, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
-        assert np.linalg.norm(found - expected) < 5e-4 * np.linalg.norm(expected)
+    pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, True)[0], *map(jnp.asarray, arrays))[1]
+    for actual, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
+        assert np.linalg.norm(actual - expected) < 5e-4 * np.linalg.norm(expected)
 
 
 def test_batch_norm_in_bfloat16_saves_its_input_alone() -> None:

@@ -90,8 +90,8 @@ def test_small_layers_are_their_formulas() -> None:
         Multiplier: lambda v, x: x * v["scale"],
         functools.partial(SqueezeExcitation, reduction=2): lambda v, x: excited(x, v),
     }
-    for made, formula in formulas.items():
-        module = filled(lambda rngs, made=made: made(5, rngs=rngs))
+    for layer, formula in formulas.items():
+        module = filled(lambda rngs, layer=layer: layer(5, rngs=rngs))
         follows(module, formula, random(2, 4, 3, 5))
         assert module(jnp.ones((1, 2, 2, 5), jnp.bfloat16)).dtype == jnp.bfloat16
     assert (variables(Bias(3, rngs=nnx.Rngs(0))), variables(Multiplier(3, rngs=nnx.Rngs(0)))) == ({"bias": 0}, {"scale": 1})
@@ -106,7 +106,7 @@ def test_squeeze_and_excitation_reduces_by_16_and_starts_without_bias() -> None:
         SqueezeExcitation(8, rngs=nnx.Rngs(0))
 
 
-def test_a_mask_is_one_with_probability_one_minus_rate() -> None:
+def test_keep_is_one_with_probability_one_minus_rate() -> None:
     rates = np.array([[0.0], [0.1], [0.5], [1.0]])
     masks = [np.float64(keep(jax.random.key(seed), rates, (4, 10000), "this")) for seed in (0, 0, 1)]
     assert set(np.unique(masks[0])) == {0, 1}

@@ -10,7 +10,7 @@ import pytest
 from resnet_jax import models, references
 from resnet_jax.configured import Factory, configured
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture
+from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture, shortcuts
 from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch
 from resnet_jax.models.names import known, load_part, name_of, read, variant, write
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
@@ -65,6 +65,7 @@ def test_short_names_are_read_and_written() -> None:
         assert load_part(name_of(part)) == part
         assert not name.startswith("_")
     assert {"Basic", "BottleneckV15", "SingleLayer", "FrozenBatchNorm", "ImageNetStem", "DenseTransition", "Fixup"} <= known().keys()
+    assert shortcuts.OPTIONS.items() <= PARTS.items()
 
 
 def test_class_of_a_file_is_written_as_its_reference(tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ def test_variant_changes_fields_alone() -> None:
         assert variant("cifar_resnet110", **fields) == dataclasses.replace(BASE, **changed)
     one, two = variant("cifar_resnet20", stages=[1, 1, 1], shortcut="B"), variant("cifar_resnet20", shortcut="Projection", stages=(1, 1, 1))
     assert len({one, two}) == 1
-    # All three units own a projection.
-    made = variant("cifar_resnet8", shortcut="C", order="FullPreactivation", num_classes=3, features=[4, 8, 8])
-    assert models.count(made).projections == 3
+    # All three blocks own a projection.
+    small = variant("cifar_resnet8", shortcut="C", order="FullPreactivation", num_classes=3, features=[4, 8, 8])
+    assert models.count(small).projections == 3
 
 
 def test_unknown_network_or_field_names_the_nearest() -> None:

@@ -73,7 +73,7 @@ def test_momentum_and_epsilon_are_arguments() -> None:
     same_statistics(after, {"mean": 0.25 * values["mean"] + 0.75 * mean, "var": 0.25 * values["var"] + 0.75 * var})
 
 
-def test_a_batch_that_does_not_split_into_groups_is_rejected_in_training_only() -> None:
+def test_batch_norm_rejects_indivisible_batches_in_training_only() -> None:
     norm, x = BatchNorm(2, group_size=4, rngs=nnx.Rngs(0)), jnp.asarray(random(6, 2, 2, 2))
     with pytest.raises(UserError, match="batch of 6 images does not split into BatchNorm groups of 4"):
         norm(x, train=True)

@@ -112,13 +112,13 @@ class Doubled(nnx.Module):
         return self.scale[...] * x
 
 
-def test_a_relu_follows_a_normalization_that_does_not_name_rectify() -> None:
+def test_sequence_applies_relu_after_norm_without_rectify() -> None:
     x = jnp.asarray([[1.0, -1.0], [-3.0, 0.5]]).reshape(2, 1, 1, 2)
     y = Sequence((Norm, ReLU, Bias, ReLU), 2, norm=Doubled, rngs=nnx.Rngs(0))(x, train=True)
     np.testing.assert_array_equal(y.reshape(2, 2), [[0, 2], [6, 0]])
 
 
-def test_a_normalization_that_names_rectify_applies_the_relu_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequence_fuses_relu_into_norm_with_rectify(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same values as one after another; only the last ReLU is called."""
     sequence = filled(lambda rngs: Sequence((Norm, ReLU, Bias, ReLU), 3, norm=BatchNorm, rngs=rngs))
     x, calls, relu_call = jnp.asarray(random(4, 3, 3, 3)), [], ReLU.__call__

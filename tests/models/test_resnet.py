@@ -84,7 +84,7 @@ def test_maps_have_their_names_and_the_papers_sizes() -> None:
         assert abstract(images(2, 8, 5, channels), in_features=channels)[0]["stage2"].shape == (2, 4, 3, 6)
 
 
-def test_a_dense_network_grows_with_every_block_and_is_compressed_between_stages() -> None:
+def test_dense_network_grows_per_block_and_is_compressed_between_stages() -> None:
     """Huang et al. 2017, Section 3: k0 + k (l - 1) channels, floor(theta m) after a transition. 7 + 2*3 = 13; 6 + 3*3 = 15."""
     dense = dict(order=FullPreactivation, shortcut=Concatenation, transition=configured(DenseTransition, compression=0.5))
     maps, _, state, _ = abstract(images(2, 9, 8, 3), stages=(2, 3), features=(3, 3), stem_features=7, branch=SingleLayer, **dense)
@@ -93,7 +93,7 @@ def test_a_dense_network_grows_with_every_block_and_is_compressed_between_stages
 
 
 @pytest.mark.parametrize("order", [Original, ReluOnlyPreactivation, FullPreactivation, Fixup])
-def test_a_network_is_stem_blocks_and_classifier_in_numpy(order: type[Order]) -> None:
+def test_network_matches_stem_blocks_and_classifier_in_numpy(order: type[Order]) -> None:
     """Every map, the logits, the running statistics and the gradient, in training and not. Option B; Fixup: A."""
     stages = (1, 2)
     fields: dict[str, Any] = dict(stages=stages, features=(3, 4), order=order, num_classes=3, in_features=2)
@@ -140,7 +140,7 @@ def test_bfloat16_has_the_logits_of_float32_to_its_rounding() -> None:
     assert not np.array_equal(logits["bfloat16"], logits["float32"])
 
 
-def test_a_users_normalization_replaces_all() -> None:
+def test_user_normalization_replaces_all_layers() -> None:
     class Scale(nnx.Module):
         def __init__(self, features: int, *, rngs: nnx.Rngs):
             self.gamma = nnx.Param(jnp.ones(features))
@@ -155,7 +155,7 @@ def test_a_users_normalization_replaces_all() -> None:
     assert state["stages"][0][0]["stacked"]["branch"]["after"][0]["layers"][0]["gamma"].shape == (1, 4)
 
 
-def test_arguments_that_do_not_fit_each_other_are_rejected_in_one_sentence() -> None:
+def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
     imagenet = dict(stages=(1,) * 4, features=(4,) * 4, stem=ImageNetStem)
 
     class Silent(SmallImageStem):
@@ -163,7 +163,7 @@ def test_arguments_that_do_not_fit_each_other_are_rejected_in_one_sentence() -> 
 
     cases: list[tuple[dict[str, Any], str]] = [
         *(
-            (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*unit for every stage")
+            (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*block for every stage")
             for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()))
         ),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
@@ -251,17 +251,17 @@ def test_stages_beyond_the_output_stride_are_dilated() -> None:
     for output_stride, (sides, shapes) in expected.items():
         maps, (graphdef, state) = jax.eval_shape(lambda s=output_stride: run(s))
         assert [maps[f"stage{i}"].shape[1] for i in range(1, 5)] == list(sides)
-        found = []
+        spreads = []
         for stage in nnx.merge(graphdef, state).stages:
             units = [stack.stacked for stack in stage for _ in range(stack.count)]
             convs = [unit.branch.convs[1] for unit in units]
-            found.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
-        assert found == shapes
+            spreads.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
+        assert spreads == shapes
         sizes[output_stride] = sum(leaf.size for leaf in jax.tree.leaves(state))
     assert len(set(sizes.values())) == 1
 
 
-def test_a_dilated_network_has_the_strided_networks_outputs_among_its_own() -> None:
+def test_dilated_network_contains_the_strided_outputs() -> None:
     """Chen et al. 2017, Section 3.1: from the same variables, subsampled."""
     fields: dict[str, Any] = dict(stages=(1, 2, 2), features=(3, 4, 5), branch=BottleneckV15, order=FullPreactivation, num_classes=2)
     graphdef, state = nnx.split(filled(lambda rngs: ResNet(**fields, shortcut=ZeroPad, execution=LOOP, rngs=rngs)))
@@ -270,7 +270,7 @@ def test_a_dilated_network_has_the_strided_networks_outputs_among_its_own() -> N
     )
 
     def maps(x: jax.Array) -> Any:
-        return [nnx.merge(each, state, copy=True).features(x) for each in (graphdef, dilated_graphdef)]
+        return [nnx.merge(definition, state, copy=True).features(x) for definition in (graphdef, dilated_graphdef)]
 
     strided, dilated = jax.jit(maps, compiler_options=quick_to_compile())(jnp.asarray(random(1, 8, 4, 3)))
     for factor, name in {1: "stage1", 2: "stage2", 4: "stage3"}.items():
@@ -278,7 +278,7 @@ def test_a_dilated_network_has_the_strided_networks_outputs_among_its_own() -> N
         close(dilated[name][:, ::factor, ::factor], strided[name])
 
 
-def test_a_dilated_network_is_its_formula() -> None:
+def test_dilated_network_matches_its_formula() -> None:
     """Strides and dilations block by block as in torchvision, whose bottlenecks have one 3x3 convolution."""
     stages = (1, 3, 2)
     fields: dict[str, Any] = dict(stages=stages, features=(1, 1, 1), branch=BottleneckV15, shortcut=ZeroPad, num_classes=2, in_features=2)

@@ -103,7 +103,7 @@ def is_its_formula(name: str, shape: tuple[int, int, int], train: bool) -> None:
 
 
 @pytest.mark.parametrize("name", MERGES)
-def test_a_shortcut_is_its_formula(name: str) -> None:
+def test_shortcut_matches_its_formula(name: str) -> None:
     """He et al. 2015, eqs. 1 and 2; 2016, Section 3.1; ReZero, eq. 3. Where shapes change, and where they do not."""
     is_its_formula(name, CHANGED, train="evaluation" not in name)
     is_its_formula(name, UNCHANGED, train=False)
@@ -126,7 +126,7 @@ def test_statistics_of_a_projection_are_updated_in_training() -> None:
         same_statistics(after["norm"], project(before, resized, stride, train=True)[1])
 
 
-def test_no_shortcut_is_the_branch_and_a_concatenation_appends_it() -> None:
+def test_no_shortcut_is_the_branch_and_concatenation_appends_it() -> None:
     """He et al. 2015, Section 3.3, "Plain Network"; DenseNet (Huang et al. 2017), eq. 2."""
     x, y = pair(*CHANGED)
     np.testing.assert_array_equal(NoShortcut(*CHANGED, nnx.Rngs(0))(jnp.asarray(x), jnp.asarray(y)), y)
@@ -191,7 +191,7 @@ def test_dropout_drops_single_values_at_its_rate_from_its_key() -> None:
 # Limits and initial values -----------------------------------------------------------------------
 
 
-def test_at_its_limits_a_shortcut_is_a_simpler_one() -> None:
+def test_shortcut_limits_are_simpler_shortcuts() -> None:
     """He et al. 2016, Section 3.1: lambda = 1 is the identity shortcut, 0 the plain network; 1 - g likewise."""
     x, y = map(jnp.asarray, pair(*CHANGED))
     for factory, same in (
@@ -223,25 +223,12 @@ def test_initial_values_are_the_papers() -> None:
             assert values["gate"]["kernel"].std() > 0.1  # sqrt(2 / 3) is expected
 
 
-def test_a_saturated_gate_keeps_its_digits() -> None:
+def test_saturated_gate_keeps_its_digits() -> None:
     """1 - sigmoid(20) in float32 is 0; sigmoid(-20) is 2.061e-9."""
     shortcut = configured(ExclusiveGating, bias=20.0)(1, 1, 1, nnx.Rngs(0))
     shortcut.gate.kernel[...] = jnp.zeros((1, 1, 1, 1))
     one = jnp.ones((1, 1, 1, 1))
     np.testing.assert_allclose(shortcut(one, 0 * one, train=True), np.exp(-20) / (1 + np.exp(-20)), rtol=1e-5)
-
-
-def test_options_have_the_names_of_the_papers() -> None:
-    """He et al. 2015, Section 4.1: options A, B and C; D as in ResNet-D."""
-    assert {
-        "none": NoShortcut,
-        "A": ZeroPad,
-        "B": Projection,
-        "C": ProjectionEverywhere,
-        "D": PooledProjection,
-        "ReZero": LearnedScalar,
-        "SkipInit": configured(LearnedScalar, resize="project"),
-    } == shortcuts.OPTIONS
 
 
 # Users' classes: nothing of the package is inherited or registered -------------------------------
@@ -327,14 +314,14 @@ class InEvaluation(nnx.Module):
 
 
 @pytest.mark.parametrize("factory", USERS)
-def test_a_users_shortcut_is_its_formula(factory: type[nnx.Module]) -> None:
+def test_user_shortcut_matches_its_formula(factory: type[nnx.Module]) -> None:
     """Constructed and called as a block does, with gradients."""
     part = filled(lambda rngs: asking.make(factory, *CHANGED, conv=Conv, norm=BatchNorm, rngs=rngs))
     follows(InEvaluation(part), lambda v, x, y: USERS[factory](v.get("part", {}), x, *CHANGED[1:]) + y, *pair(*CHANGED))
 
 
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
-def test_a_users_shortcut_works_in_a_network(blocks: Any) -> None:
+def test_user_shortcut_runs_in_a_network(blocks: Any) -> None:
     """One that computes option A, in the formula's network."""
 
     class OptionA(Minimal):
@@ -346,7 +333,7 @@ def test_a_users_shortcut_works_in_a_network(blocks: Any) -> None:
     close(call(model, x)[0], network(variables(model), x, (1, 3))[1])
 
 
-def test_mode_key_and_factories_reach_the_class_that_names_them() -> None:
+def test_optional_arguments_reach_the_classes_that_declare_them() -> None:
     (x, y), key = map(jnp.asarray, pair(3, 3, 1)), jax.random.key(5)
     names_train, names_key, minimal = (factory(3, 3, 1, nnx.Rngs(0)) for factory in (NamesTrain, NamesKey, Minimal))
     np.testing.assert_array_equal(asking.call(names_train, x, y, train=True, key=None), y)
@@ -356,17 +343,17 @@ def test_mode_key_and_factories_reach_the_class_that_names_them() -> None:
 
     class Named(nnx.Module):
         def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, norm: Any = None, other: Any = "untouched"):
-            self.made = (norm, other)
+            self.arguments = (norm, other)
 
     offered: Any = {"conv": "the network's", "norm": "the network's", "rngs": nnx.Rngs(0)}
-    assert asking.make(Named, 3, 5, 2, **offered).made == ("the network's", "untouched")
-    assert asking.make(configured(Named, norm="mine"), 3, 5, 2, **offered).made == ("mine", "untouched")
+    assert asking.make(Named, 3, 5, 2, **offered).arguments == ("the network's", "untouched")
+    assert asking.make(configured(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
     assert [asking.names(factory, "norm") for factory in (Minimal, NamesFactories, TakesAnything, Scaled)] == [False, True, True, True]
     assert not asking.names(Scaled, "dilation")  # its **layers are those of its base class
 
 
 @pytest.mark.parametrize("blocks", ["loop", "scan"])
-def test_every_block_gets_a_key_of_its_own(blocks: Any) -> None:
+def test_blocks_receive_different_keys(blocks: Any) -> None:
     """Blocks without branch and normalization that only add noise: their number is the variance of the last map."""
 
     class Noise(NoShortcut):

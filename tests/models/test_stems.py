@@ -77,7 +77,7 @@ def test_statistics_of_stems_are_updated_in_training_only() -> None:
         jax.tree.map(np.testing.assert_array_equal, call(module, x, train=False)[1], values)
 
 
-def test_a_stem_has_the_stride_that_it_states() -> None:
+def test_stem_stride_matches_its_attribute() -> None:
     for stem in (SmallImageStem, ImageNetStem, DeepStem):
         images = jax.ShapeDtypeStruct((1, 64, 32, 3), np.float32)
         shape = jax.eval_shape(lambda x, stem=stem: stem(3, 4, rngs=nnx.Rngs(0))(x), images).shape

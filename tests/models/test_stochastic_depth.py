@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and what a network makes of them."""
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and logits of networks."""
 
 import itertools
 from typing import Any
@@ -24,14 +24,14 @@ def model_with(depth: StochasticDepth, blocks: Any = "loop") -> ResNet:
     return filled(lambda rngs: ResNet(**NETWORK, stochastic_depth=depth, execution=execution, rngs=rngs))
 
 
-def test_survival_falls_linearly_to_that_of_the_last_unit_or_is_the_same_for_all() -> None:
+def test_survival_is_linear_or_uniform() -> None:
     """Eq. 4, p_l = 1 - l/L (1 - p_L); Figure 2: "from p_0 = 1 to p_L = 0.5". By hand for L = 4."""
     np.testing.assert_allclose(StochasticDepth(survival=0.5).probabilities(4), [0.875, 0.75, 0.625, 0.5], rtol=1e-6)
     np.testing.assert_allclose(StochasticDepth(survival=0.2).probabilities(54), 1 - np.arange(1, 55) / 54 * 0.8, rtol=1e-6)
     np.testing.assert_allclose(StochasticDepth(survival=0.8, rule="uniform").probabilities(3), [0.8] * 3, rtol=1e-6)
 
 
-def test_the_expected_number_of_blocks_of_the_110_layer_network_is_the_papers() -> None:
+def test_expected_blocks_of_110_layers_match_the_paper() -> None:
     """Section 3: L = 54, p_L = 0.5: "E(L) = (3L - 1) / 4 [...] approximately 40 ResBlocks"."""
     assert float(StochasticDepth(survival=0.5).probabilities(54).sum()) == pytest.approx((3 * 54 - 1) / 4)
 
@@ -40,7 +40,7 @@ def test_the_expected_number_of_blocks_of_the_110_layer_network_is_the_papers() 
     ("rule", "drops", "scaled"),
     [("linear", "batch", "test"), ("linear", "image", "training"), ("uniform", "batch", "training"), ("uniform", "image", "test")],
 )
-def test_branches_are_kept_with_their_probability_each_by_itself(rule: Any, drops: Any, scaled: Any) -> None:
+def test_branches_are_kept_independently_with_their_probability(rule: Any, drops: Any, scaled: Any) -> None:
     depth, units, images, draws = StochasticDepth(survival=0.4, rule=rule, drops=drops, scaled=scaled), 3, 5, 2000
     draw = jax.jit(jax.vmap(lambda key: depth.multipliers(units, images, train=True, key=key)))
     drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
@@ -65,14 +65,14 @@ def test_branches_are_kept_with_their_probability_each_by_itself(rule: Any, drop
         (StochasticDepth(kept=2), [2 / 3] * 3),
     ],
 )
-def test_in_evaluation_branches_are_scaled_unless_training_scales_them(depth: StochasticDepth, factors: Any) -> None:
+def test_evaluation_scales_branches_unless_training_does(depth: StochasticDepth, factors: Any) -> None:
     """Eq. 5; "drop path" scales in training. No key is needed."""
     model, x = model_with(depth, "scan"), random(2, 5, 4, 2)
     close(model(jnp.asarray(x)), network(variables(model), x, STAGES, multipliers=factors)[1])
 
 
 @pytest.mark.parametrize("scaled", ["training", "test"])
-def test_a_training_network_is_each_of_its_subnetworks_with_their_probability(scaled: Any) -> None:
+def test_training_draws_subnetworks_with_their_probability(scaled: Any) -> None:
     """Section 3: "training an ensemble" of 2^L networks; here all 8 in NumPy. Batch statistics are those of the subnetwork."""
     model = model_with(StochasticDepth(survival=0.4, scaled=scaled), "scan")
     graphdef, state = nnx.split(model)
@@ -94,8 +94,8 @@ def test_a_training_network_is_each_of_its_subnetworks_with_their_probability(sc
     assert seen == pytest.approx(1)
 
 
-def test_drop_path_drops_branches_of_single_images_and_given_multipliers_come_on_top() -> None:
-    """Evaluation of what a training step draws: the multipliers of a lesion times those of the test-time rule."""
+def test_evaluation_factors_combine_with_multipliers() -> None:
+    """The multipliers of a lesion times those of the test-time rule, per image."""
     model = model_with(StochasticDepth(survival=0.5))
     x, lesion = random(2, 5, 4, 2), np.array([[1, 0], [0.5, 1], [1, 1]])
     rule = np.array([0.5 + 0.5 * 2 / 3, 0.5 + 0.5 / 3, 0.5])[:, None]
@@ -104,7 +104,7 @@ def test_drop_path_drops_branches_of_single_images_and_given_multipliers_come_on
 
 
 def test_drop_path_draws_for_every_image() -> None:
-    """Of equal images in one batch, those have equal logits whose branches were dropped alike, and no others."""
+    """Equal images of a batch have equal logits if and only if the same branches are dropped."""
     depth = StochasticDepth(survival=0.5, drops="image")
     model, x = model_with(depth), np.repeat(random(1, 5, 4, 2), 6, axis=0)
     drawn = depth.multipliers(3, 6, train=True, key=jax.random.fold_in(jax.random.key(5), 3))
@@ -118,7 +118,7 @@ def test_drop_path_draws_for_every_image() -> None:
 
 
 @pytest.mark.parametrize("scaled", ["test", "training"])
-def test_exactly_so_many_units_are_kept_and_each_as_often_as_any_other(scaled: Any) -> None:
+def test_kept_draws_a_fixed_number_of_units_uniformly(scaled: Any) -> None:
     """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 units 2: each with probability 0.4, and of any two
     both with 2/5 x 1/4 = 0.1.
     """
@@ -136,7 +136,7 @@ def test_exactly_so_many_units_are_kept_and_each_as_often_as_any_other(scaled: A
     np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
 
 
-def test_a_training_network_is_one_of_the_subnetworks_with_so_many_units() -> None:
+def test_kept_training_network_is_one_of_the_allowed_subnetworks() -> None:
     model, x = model_with(StochasticDepth(kept=2)), random(2, 5, 4, 2)
     two = [kept for kept in itertools.product((0, 1), repeat=3) if sum(kept) == 2]
     allowed = [network(variables(model), x, STAGES, multipliers=kept, train=True)[1] for kept in two]
@@ -148,13 +148,13 @@ def test_a_training_network_is_one_of_the_subnetworks_with_so_many_units() -> No
     compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
     seen = set()
     for logits in compiled(jax.random.split(jax.random.key(1), 30)):
-        same = [np.allclose(logits, each, rtol=0, atol=2e-5 * np.abs(each).max()) for each in allowed]
+        same = [np.allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max()) for expected in allowed]
         assert sum(same) == 1
         seen.add(same.index(True))
     assert len(seen) == 3
 
 
-def test_without_dropping_nothing_is_drawn_and_otherwise_training_needs_a_key() -> None:
+def test_multipliers_need_a_key_only_if_branches_drop() -> None:
     for train in (True, False):
         assert StochasticDepth(survival=1.0).multipliers(5, 2, train=train, key=None) is None
     for depth in (StochasticDepth(survival=0.5), StochasticDepth(kept=2)):

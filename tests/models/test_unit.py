@@ -48,9 +48,9 @@ BRANCHES: dict[str, tuple[Any, Callable[[int], tuple[int, ...]], int]] = {
 
 
 def is_its_composition(order: type[Order], branch: str, modes: tuple[bool, ...]) -> None:
-    made, strides, groups = BRANCHES[branch]
+    factory, strides, groups = BRANCHES[branch]
     shortcut = ZeroPad if order is Fixup else Projection
-    unit = filled(lambda rngs: Unit(3, 4, 2, branch=made, shortcut=shortcut, order=order, rngs=rngs))
+    unit = filled(lambda rngs: Unit(3, 4, 2, branch=factory, shortcut=shortcut, order=order, rngs=rngs))
     x, values = random(2, 5, 4, 3), variables(unit)
     weights = random(2, 3, 2, unit.out_features, seed=1)
     for train, (gradients, (y, after)) in slopes(unit, x, weights, modes).items():
@@ -62,19 +62,19 @@ def is_its_composition(order: type[Order], branch: str, modes: tuple[bool, ...])
 
 
 @pytest.mark.parametrize("order", FIGURE_4)
-def test_a_strided_block_and_its_gradient_are_figure_4(order: type[Order]) -> None:
+def test_strided_block_matches_figure_4_with_its_gradient(order: type[Order]) -> None:
     """In training and not, with a projection; Fixup, which normalizes nothing, with option A. Bottlenecks in training."""
     is_its_composition(order, "Basic", (True, False))
     is_its_composition(order, "Bottleneck", (True,))
 
 
 @pytest.mark.parametrize("branch", sorted(BRANCHES.keys() - {"Basic", "Bottleneck"}))
-def test_a_block_of_every_branch_is_its_composition(branch: str) -> None:
+def test_block_matches_its_composition_for_every_branch(branch: str) -> None:
     is_its_composition(Original, branch, (True,))
 
 
 @pytest.mark.parametrize("order", FIGURE_4)
-def test_an_identity_block_adds_its_input_but_the_networks_first_adds_the_preactivation(order: type[Order]) -> None:
+def test_identity_block_adds_its_input_or_the_shared_preactivation(order: type[Order]) -> None:
     """He et al. 2016, Appendix: "we adopt the first activation right after conv1 and before splitting into two paths"."""
     x = random(2, 5, 4, 4)
     for first in (False, True):
@@ -84,14 +84,14 @@ def test_an_identity_block_adds_its_input_but_the_networks_first_adds_the_preact
         assert np.allclose(expected, other) is (order not in PREACTIVATED)
 
 
-def test_a_plain_block_is_its_branch() -> None:
+def test_plain_block_is_its_branch() -> None:
     x = random(2, 5, 4, 3)
     for order in (Original, NormAfterAddition, FullPreactivation):
         unit = filled(lambda rngs, order=order: Unit(3, 4, 2, shortcut=NoShortcut, order=order, rngs=rngs))
         close(unit(jnp.asarray(x)), composed(variables(unit), x, order, (2, 1), plain=True)[0])
 
 
-def test_a_block_that_changes_width_or_resolution_alone_shares_its_preactivation() -> None:
+def test_resizing_block_shares_its_preactivation() -> None:
     """He et al. 2016, Section 4.1: "these projection shortcuts are also with preactivation"."""
     for order in PREACTIVATED:
         for in_features, stride in ((3, 1), (4, 2)):
@@ -100,7 +100,7 @@ def test_a_block_that_changes_width_or_resolution_alone_shares_its_preactivation
             close(unit(jnp.asarray(x)), composed(variables(unit), x, order, (stride, 1))[0])
 
 
-def test_a_projection_is_normalized_unless_its_input_is() -> None:
+def test_projection_is_normalized_unless_its_input_is() -> None:
     for order in FIGURE_4.keys() - {Fixup}:
         for shortcut in (Projection, ProjectionEverywhere):
             values = variables(filled(lambda rngs, o=order, s=shortcut: Unit(3, 4, 2, shortcut=s, order=o, rngs=rngs)))
@@ -108,7 +108,7 @@ def test_a_projection_is_normalized_unless_its_input_is() -> None:
             assert ("norm" in carry.get("projection", carry)) is (order is not FullPreactivation)
 
 
-def test_a_concatenation_keeps_the_input_beside_the_branch() -> None:
+def test_concatenation_keeps_the_input() -> None:
     """Huang et al. 2017 (arXiv 1608.06993), eq. 2, in the network's first block too."""
     x = random(2, 5, 4, 3)
     for order in (FullPreactivation, ReluBeforeAddition):
@@ -120,7 +120,7 @@ def test_a_concatenation_keeps_the_input_beside_the_branch() -> None:
 
 
 @pytest.mark.parametrize("order", [Original, NormAfterAddition, FullPreactivation])
-def test_a_multiplier_is_a_factor_on_the_branch_of_all_images_or_of_each(order: type[Order]) -> None:
+def test_multiplier_scales_the_branch_per_batch_or_image(order: type[Order]) -> None:
     """It stands before the addition: neither the shortcut nor what follows is multiplied."""
     for train, multiplier in ((True, [0.0]), (False, [1.0]), (True, [-0.7]), (False, [0.0, 2.5])):
         unit = filled(lambda rngs: Unit(3, 4, 2, shortcut=Projection, order=order, rngs=rngs))
@@ -131,7 +131,7 @@ def test_a_multiplier_is_a_factor_on_the_branch_of_all_images_or_of_each(order: 
         same_statistics(statistics_of(variables(unit)), statistics)
 
 
-def test_branch_and_shortcut_get_a_key_each() -> None:
+def test_branch_and_shortcut_receive_different_keys() -> None:
     seen: dict[str, Any] = {}
 
     class Random(nnx.Module):
@@ -169,11 +169,11 @@ def test_dropout_is_random_in_training_only_and_needs_a_key() -> None:
         unit(x, train=True)
 
 
-def test_a_dilated_block_dilates_its_3x3_convolutions() -> None:
+def test_dilated_block_dilates_its_3x3_convolutions() -> None:
     x = random(2, 7, 6, 3)
     for branch in ("Basic", "groups"):
-        made, strides, groups = BRANCHES[branch]
-        unit = filled(lambda rngs, made=made: Unit(3, 4, 1, branch=made, shortcut=Projection, dilation=(2, 2), rngs=rngs))
+        factory, strides, groups = BRANCHES[branch]
+        unit = filled(lambda rngs, factory=factory: Unit(3, 4, 1, branch=factory, shortcut=Projection, dilation=(2, 2), rngs=rngs))
         close(unit(jnp.asarray(x)), composed(variables(unit), x, Original, strides(1), groups=groups, dilation=2)[0])
 
 
@@ -197,7 +197,7 @@ class Negated(nnx.Module):
         return -x
 
 
-def test_a_users_branch_in_a_users_order() -> None:
+def test_user_branch_runs_in_a_user_order() -> None:
     """By hand: -(x + 2 (-x)) = x, and where the unit is the first and shares, -(-x + 2 (-x)) = 3x."""
 
     class Upside(Order):
@@ -211,25 +211,25 @@ def test_a_users_branch_in_a_users_order() -> None:
         np.testing.assert_allclose(unit(x), factor * x, rtol=1e-6)
 
 
-def test_a_branch_that_does_not_name_dilation_cannot_be_dilated() -> None:
+def test_branch_without_dilation_argument_rejects_dilation() -> None:
     with pytest.raises(UserError, match="Twice.*cannot be dilated") as error:
         Unit(3, 3, 1, branch=Twice, dilation=(2, 2), rngs=nnx.Rngs(0))
     assert "\n" not in str(error.value)
 
 
-def test_a_block_uses_the_factories_that_it_is_given() -> None:
-    made: list[tuple[Any, ...]] = []
+def test_block_uses_conv_and_norm_factories() -> None:
+    shapes: list[tuple[Any, ...]] = []
 
     class Layer(nnx.Module):
         def __init__(self, *shape: int, dilation: int = 1, groups: int = 1, rngs: nnx.Rngs):
-            made.append(shape)
+            shapes.append(shape)
 
     Unit(3, 4, 2, branch=Bottleneck, shortcut=Projection, conv=Layer, norm=Layer, rngs=nnx.Rngs(0))
     convolutions, norms = [(3, 4, 1, 2), (4, 4, 3, 1), (4, 16, 1, 1), (3, 16, 1, 2)], [(4,), (4,), (16,), (16,)]
-    assert sorted(made) == sorted(convolutions + norms)
+    assert sorted(shapes) == sorted(convolutions + norms)
 
 
-def test_other_normalizations_stand_where_batch_norm_does() -> None:
+def test_other_normalizations_replace_batch_norm() -> None:
     """As many, as wide; the same result in training and not."""
     for order, norm in ((Original, configured(GroupNorm, num_groups=1)), (NormAfterAddition, NoNorm), (FullPreactivation, NoNorm)):
         plain, other = (
@@ -241,14 +241,14 @@ def test_other_normalizations_stand_where_batch_norm_does() -> None:
         np.testing.assert_array_equal(other(x, train=True), other(x, train=False))
 
 
-def test_a_block_computes_in_the_dtype_of_its_input() -> None:
+def test_block_computes_in_the_dtype_of_its_input() -> None:
     x = jnp.asarray(random(2, 5, 4, 3))
     for order in FIGURE_4:
         unit = filled(lambda rngs, o=order: Unit(3, 4, 2, order=o, shortcut=Projection, rngs=rngs))
         assert jax.eval_shape(unit, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_a_formula_with_a_float32_parameter_does_not_raise_the_networks_dtype() -> None:
+def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
     class Weighted(nnx.Module):
         def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
             self.alpha = nnx.Param(jnp.ones(()))

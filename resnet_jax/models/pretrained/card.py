@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -46,9 +47,9 @@ class Card:
     architecture: Architecture
     view: View
     source: str
-    """File that they were read from, or run that trained them."""
+    """File or run that the weights come from."""
     sha256: str = ""
-    """Of that file."""
+    """Checksum of that file."""
     convention: str = ""
     """Names of its tensors, one of ``conventions.CONVENTIONS``; empty: this project's."""
     data: str = ""
@@ -71,7 +72,7 @@ class Card:
         """Returns mean and deviation, float32."""
         return np.asarray(self.view.mean, np.float32), np.asarray(self.view.deviation, np.float32)
 
-    def viewed(self, fields: Mapping[str, Any]) -> "Card":
+    def with_view(self, fields: Mapping[str, Any]) -> "Card":
         """Returns the card with some fields of its view changed."""
         return dataclasses.replace(self, view=_view(dataclasses.asdict(self.view) | dict(fields)))
 
@@ -82,7 +83,7 @@ class Card:
             f"mean: {channels} numbers, or as many for every pixel": _has_channels(view.mean, channels, (1, 3)),
             f"deviation: {channels} numbers above 0": _has_channels(view.deviation, channels, (1,)) and min(view.deviation) > 0,
             "resize and crop: pixels": all(type(size) is int and 0 <= size < _MAX_PIXELS for size in (view.resize, view.crop)),
-            "interpolation: bilinear or bicubic": view.interpolation in ("bilinear", "bicubic"),
+            "interpolation: bilinear or bicubic": view.interpolation in typing.get_args(Interpolation),
             "claimed_error: 0 to 100 percent": error is None or (_is_finite(error) and 0 <= error <= 100),
             "texts": all(isinstance(text, str) for text in (self.source, self.sha256, self.convention, self.data, self.prefix)),
             "dtypes: of tensors": isinstance(self.dtypes, dict) and all(isinstance(name, str) for name in self.dtypes.values()),
@@ -93,11 +94,11 @@ class Card:
 
 
 def read(text: str, architecture: Architecture | None = None) -> Card:
-    """Returns the card that ``Card.text`` wrote, with another network if given. Code named in a card is never imported."""
+    """Returns the card that ``Card.text`` wrote, or with ``architecture`` in place of its own. Code named in a card is never imported."""
     try:
-        given = json.loads(text)
-        described, view = given.pop("architecture"), _view(given.pop("view"))
-        card = Card(architecture=architecture or names.read(described), view=view, **given)
+        fields = json.loads(text)
+        description, view = fields.pop("architecture"), _view(fields.pop("view"))
+        card = Card(architecture=architecture or names.read(description), view=view, **fields)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:

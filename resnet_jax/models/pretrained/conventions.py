@@ -17,8 +17,8 @@ class Convention:
     """Names of one code base, mapped to and from torchvision's, such as ``layer1.0.conv1.weight``."""
 
     name: str
-    of: str
-    """Description for help texts."""
+    description: str
+    """For help texts."""
     to_torchvision: Callable[[str], str | None] = lambda name: name
     """None for a name that the code base does not have."""
     from_torchvision: Callable[[str], str] = lambda name: name
@@ -42,15 +42,15 @@ def _from_cifar_torch(name: str) -> str | None:
 
 
 _ALL = (
-    Convention(name="torchvision", of="torchvision's ResNet, ResNeXt and Wide ResNet (v1.5)"),
+    Convention(name="torchvision", description="torchvision's ResNet, ResNeXt and Wide ResNet (v1.5)"),
     Convention(
         name="timm",
-        of="timm's resnets (v1.5), with deep stems, pooled projections (D) and squeeze-and-excitation",
+        description="timm's resnets (v1.5), with deep stems, pooled projections (D) and squeeze-and-excitation",
         variants=frozenset({"deep stem", "pooled projection", "squeeze-and-excitation"}),
     ),
     Convention(
         name="cifar-torch",
-        of="akamaster/pytorch_resnet_cifar10: option A, half of the missing channels on each side, or option B",
+        description="akamaster/pytorch_resnet_cifar10: option A, half of the missing channels on each side, or option B",
         to_torchvision=_from_cifar_torch,
         from_torchvision=_to_cifar_torch,
         padded=configured(ZeroPad, resize="pad-both"),
@@ -58,7 +58,7 @@ _ALL = (
         data=((10, "cifar10"), (100, "cifar100")),
     ),
 )
-CONVENTIONS: dict[str, Convention] = {each.name: each for each in _ALL}
+CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention in _ALL}
 
 
 def convention(name: str) -> Convention:

@@ -74,10 +74,10 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own types for corrupt files
-        raise UserError(f"{path} is corrupt ({type(error).__name__}: {shown(str(error).partition(chr(10))[0])})") from error
+        raise UserError(f"{path} is corrupt ({type(error).__name__}: {printable(str(error).partition(chr(10))[0])})") from error
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Returns a name from a file in printable characters, at most 80."""
     text = text if len(text) <= 80 else text[:77] + "..."
     return text if text.isprintable() else ascii(text)
@@ -130,7 +130,7 @@ def _arrays(saved: Any, size: int, read: Callable[[str], Any]) -> Arrays:
     weights = next((c for c in candidates if isinstance(c, dict) and any(type(value) is _View for value in c.values())), {})
     _require(bool(weights), f"has no dictionary of tensors at the top or under {', '.join(_STATE_DICTS)}; save model.state_dict()")
     others = [n for n, v in weights.items() if type(n) is not str or (isinstance(v, dict | list | tuple) and type(v) is not _View)]
-    _require(not others, f"has an entry {shown(str(others[:1]))} among its weights that is not a tensor with a name")
+    _require(not others, f"has an entry {printable(str(others[:1]))} among its weights that is not a tensor with a name")
     views = {name: value for name, value in weights.items() if type(value) is _View}
     claimed = sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in views.values())
     _require(claimed <= _MAX_VIEWS * size, f"has tensors that claim {claimed} bytes, far more than its {size}")
@@ -159,16 +159,18 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         name = f"{module_name}.{global_name}"
         known = name in _VALUES or name in _CALLS
-        _require(known, f"has a pickle that asks for {shown(name)}, which weights do not need; nothing was executed")
+        _require(known, f"has a pickle that imports {printable(name)}, which weights do not need; nothing was executed")
         return _VALUES[name] if name in _VALUES else functools.partial(_call, name)
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         kind, dtype, key, _, numel, *view = pid
         plain = type(pid) is tuple and kind == "storage" and isinstance(dtype, np.dtype) and type(key) is str and view in ([], [None])
         _require(plain and type(numel) is int and numel >= 0, "has a storage of another kind than torch's")
-        _require(numel * dtype.itemsize <= self._available(key), f"is corrupt: its storage {shown(key)} claims more bytes than there are")
+        _require(
+            numel * dtype.itemsize <= self._available(key), f"is corrupt: its storage {printable(key)} claims more bytes than there are"
+        )
         storage = self.storages.setdefault(key, _Storage(key, dtype, numel))
-        _require(storage == (key, dtype, numel), f"is corrupt: its storage {shown(key)} is described twice")
+        _require(storage == (key, dtype, numel), f"is corrupt: its storage {printable(key)} is described twice")
         return storage
 
 

@@ -61,10 +61,10 @@ def differing(ours: Architecture, theirs: Architecture) -> list[str]:
 
 def compared(ours: Architecture, theirs: Architecture, fields: list[str]) -> str:
     """Returns fields of two networks for a message."""
-    return "; ".join(f"{field}: {said(ours, field)} here, {said(theirs, field)} there" for field in fields)
+    return "; ".join(f"{field}: {field_text(ours, field)} here, {field_text(theirs, field)} there" for field in fields)
 
 
-def said(architecture: Architecture, field: str) -> str:
+def field_text(architecture: Architecture, field: str) -> str:
     """Returns one field of a network as the command line takes it."""
     value: Any = getattr(architecture, field)
     if isinstance(value, tuple):
@@ -78,7 +78,7 @@ def known_as(architecture: Architecture) -> str:
     fields, name = min(differences, key=lambda pair: len(pair[0]))
     if len(fields) > 1 or fields in (["stages"], ["features"]):
         return f"a network of {architecture.stages} blocks, {architecture.features} wide"
-    return name + "".join(f", {field} {said(architecture, field)}" for field in fields)
+    return name + "".join(f", {field} {field_text(architecture, field)}" for field in fields)
 
 
 def _scored(architecture: Architecture, field: str) -> Any:
@@ -88,13 +88,13 @@ def _scored(architecture: Architecture, field: str) -> Any:
     value = getattr(architecture, field)
     if field not in ("norm", "branch"):
         return parts(value) if isinstance(value, type | Configured) else value
-    made, arguments = parts(value)
-    if made in (BatchNorm, FrozenBatchNorm):
-        made, arguments = BatchNorm, {"epsilon": 1e-5} | arguments
+    cls, arguments = parts(value)
+    if cls in (BatchNorm, FrozenBatchNorm):
+        cls, arguments = BatchNorm, {"epsilon": 1e-5} | arguments
     training = ("momentum", "group_size", "dropout", "zero_scale")
     # Defaults of Branch, stated or not.
     defaults = {"kernels": (3, 3), "expansion": 1, "stride_at": 0, "groups": 1, "base_width": 64, "reduction": 0}
-    return made, {name: value for name, value in arguments.items() if name not in training and defaults.get(name) != value}
+    return cls, {name: value for name, value in arguments.items() if name not in training and defaults.get(name) != value}
 
 
 def _blocks(shapes: Shapes) -> list[int]:

@@ -26,7 +26,7 @@ from resnet_jax.models.pretrained import card as card_lib
 from resnet_jax.models.pretrained import files, inference, naming
 from resnet_jax.models.pretrained.card import Card
 from resnet_jax.models.pretrained.conventions import CONVENTIONS, COUNTER, Convention, convention
-from resnet_jax.models.pretrained.files import Arrays, shown
+from resnet_jax.models.pretrained.files import Arrays, printable
 from resnet_jax.models.pretrained.naming import Place
 from resnet_jax.models.resnet import ResNet
 
@@ -108,20 +108,20 @@ def load_pretrained(
     path = path / FILE_NAME if os.path.isdir(path) else path
     arrays, metadata = files.read(path)
     try:
-        given = catalog.architecture(network) if isinstance(network, str) else network
+        network = catalog.architecture(network) if isinstance(network, str) else network
         own = metadata.get(card_lib.KEY)
         if own is None:
-            tensors, card = _foreign(path, arrays, names, given)
-            card = dataclasses.replace(card, source=Path(source).name).viewed(hub_view)
+            tensors, card = _foreign(path, arrays, names, network)
+            card = dataclasses.replace(card, source=Path(source).name).with_view(hub_view)
             if card_lib.EXPORTED_KEY in metadata:
                 exported = card_lib.read(metadata[card_lib.EXPORTED_KEY], card.architecture)
                 card = dataclasses.replace(card, view=exported.view, data=exported.data, claimed_error=exported.claimed_error)
         elif names:
             raise UserError(f"this project wrote it: leave out --as {names}")
         else:
-            tensors, card = {name: _Tensor(name, array) for name, array in arrays.items()}, _own_card(own, given)
+            tensors, card = {name: _Tensor(name, array) for name, array in arrays.items()}, _own_card(own, network)
         claimed_error = card.claimed_error if claimed_error is None else claimed_error
-        card = dataclasses.replace(card.viewed(view or {}), data=data or card.data, claimed_error=claimed_error)
+        card = dataclasses.replace(card.with_view(view or {}), data=data or card.data, claimed_error=claimed_error)
         card.check()
         if num_classes not in (None, card.architecture.num_classes):
             # Other classes are of another data set.
@@ -147,7 +147,7 @@ def _traced(architecture: Architecture, execution: Execution) -> tuple[Apply, Va
 
 
 def is_hub_name(source: Path | str) -> bool:
-    """Whether a source is the text ``OWNER/NAME`` or ``hf://OWNER/NAME``, and not a path."""
+    """Returns whether a source is the text ``OWNER/NAME`` or ``hf://OWNER/NAME``, and not a path."""
     if isinstance(source, Path) or source.startswith("hf://"):
         return not isinstance(source, Path)
     return re.fullmatch(r"[\w-]+/[\w.-]+", source) is not None and not source.endswith(_SUFFIXES) and not Path(source).exists()
@@ -177,7 +177,7 @@ def _own_card(text: str, network: Architecture | None) -> Card:
     card = card_lib.read(text, network)
     try:
         written = card_lib.read(text).architecture
-    except UserError:  # parts of the user's own, for which the network is given
+    except UserError:  # it has the user's own parts, and `network` in their place
         return card
     if fields := [field for field in inference.differing(card.architecture, written) if field != "num_classes"]:
         raise UserError(f"it is of another network: {inference.compared(card.architecture, written, fields)}")
@@ -187,8 +187,8 @@ def _own_card(text: str, network: Architecture | None) -> Card:
 def _canonical(arrays: Arrays, chosen: Convention) -> tuple[_Tensors, str]:
     """Returns the tensors by torchvision's names (unknown ones in parentheses), and the prefix of all names in the file."""
     prefix = "module." if arrays and all(name.startswith("module.") for name in arrays) else ""
-    found = [(chosen.to_torchvision(name.removeprefix(prefix)) or f"({name})", _Tensor(name, array)) for name, array in arrays.items()]
-    return dict(found), prefix
+    items = [(chosen.to_torchvision(name.removeprefix(prefix)) or f"({name})", _Tensor(name, array)) for name, array in arrays.items()]
+    return dict(items), prefix
 
 
 def _foreign(path: Path, arrays: Arrays, names: str, network: Architecture | None) -> tuple[_Tensors, Card]:
@@ -203,7 +203,7 @@ def _foreign(path: Path, arrays: Arrays, names: str, network: Architecture | Non
     counters = {name: tensor for name, tensor in tensors.items() if name.endswith(COUNTER)}
     for source, array in counters.values():
         if array.size != 1 or array.dtype.kind not in "biuf":
-            raise UserError(f"{shown(source)} is {array.dtype.name} of shape {array.shape}, not one number")
+            raise UserError(f"{printable(source)} is {array.dtype.name} of shape {array.shape}, not one number")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return tensors, Card(
@@ -222,15 +222,15 @@ def _foreign(path: Path, arrays: Arrays, names: str, network: Architecture | Non
 def _hint(arrays: Arrays) -> str:
     """Returns the conventions that tensors fit, with the network of each."""
     fitting = []
-    for each in CONVENTIONS.values():
+    for candidate in CONVENTIONS.values():
         try:
-            tensors, _ = _canonical(arrays, each)
-            architecture = inference.infer({name: tensor.array.shape for name, tensor in tensors.items()}, each)
+            tensors, _ = _canonical(arrays, candidate)
+            architecture = inference.infer({name: tensor.array.shape for name, tensor in tensors.items()}, candidate)
             places = naming.torch_places(architecture, *abstract(architecture)[1:])
         except UserError:
             continue
         if not _faults(places, tensors, str):
-            fitting.append(f"--as {each.name} ({inference.known_as(architecture)}, {architecture.num_classes} classes)")
+            fitting.append(f"--as {candidate.name} ({inference.known_as(architecture)}, {architecture.num_classes} classes)")
     return f"\nBy their names they fit {' or '.join(fitting) if fitting else 'none of ' + ', '.join(CONVENTIONS)}"
 
 
@@ -242,8 +242,8 @@ def _faults(places: Sequence[Place], tensors: _Tensors, name_in_file: Callable[[
     misshaped = [place for place in places if place.name in tensors and tensors[place.name].array.shape != place.shape]
     lists = {
         "missing": [f"{name_in_file(place.name)} {place.shape}" for place in missing],
-        "unexpected": sorted(f"{shown(source)} {array.shape}" for name, (source, array) in tensors.items() if name not in known),
-        "mis-shaped": [f"{shown(tensors[p.name].source)} {tensors[p.name].array.shape}, expected {p.shape}" for p in misshaped],
+        "unexpected": sorted(f"{printable(source)} {array.shape}" for name, (source, array) in tensors.items() if name not in known),
+        "mis-shaped": [f"{printable(tensors[p.name].source)} {tensors[p.name].array.shape}, expected {p.shape}" for p in misshaped],
     }
     text = ""
     for what, lines in lists.items():
@@ -273,7 +273,7 @@ def _filled(card: Card, tensors: _Tensors, *, own: bool, allow_new_head: bool) -
     targets = {(part, path): np.zeros(leaf.shape, np.float32) for part, tree in trees.items() for path, leaf in naming.leaves(tree)}
     for place in kept:
         source, array = tensors[place.name]
-        numbers = _numbers(shown(source), array, is_variance=place.path[-1] == "var")
+        numbers = _numbers(printable(source), array, is_variance=place.path[-1] == "var")
         targets[place.part, place.path][... if place.unit is None else place.unit] = place.from_file(numbers)
     rows = [Row(place.ours, place.shape, tensors[place.name].source) for place in kept]
     if drawn:

@@ -60,7 +60,7 @@ class Place:
 
     @property
     def is_head(self) -> bool:
-        """Whether it is the classifier's."""
+        """True for tensors of the classifier."""
         return self.path[:2] == ("head", "linear")
 
     def from_file(self, array: np.ndarray) -> np.ndarray:

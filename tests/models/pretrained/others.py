@@ -1,4 +1,4 @@
-"""Weights as other code bases store them: names and shapes by their rules, written here without the code under test."""
+"""Weights as other code bases store them, with names and shapes independent of the code under test."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ def golden(name: str) -> tuple[np.ndarray, Shapes]:
 
 
 def convention_of(name: str) -> str:
-    """Whose names a golden network has."""
+    """Returns the convention of a golden network's names."""
     begins = {"cifar": "cifar-torch", "timm": "timm"}
     return begins.get(name.partition("_")[0], "torchvision")
 
@@ -51,7 +51,7 @@ def shapes(
     projected: bool = True,
 ) -> Shapes:
     """torchvision's ResNet: one unit after another, a projection where size or width changes."""
-    found: Shapes = {"conv1.weight": (widths[0], channels, kernel, kernel), **norm("bn1", widths[0])}
+    state: Shapes = {"conv1.weight": (widths[0], channels, kernel, kernel), **norm("bn1", widths[0])}
     comes = widths[0]
     for stage, (units, width) in enumerate(zip(stages, widths, strict=True)):
         goes = 4 * width if bottleneck else width
@@ -60,11 +60,11 @@ def shapes(
             name = f"layer{stage + 1}.{unit}"
             for index, (inputs, outputs, side) in enumerate(convs, 1):
                 inputs = comes if index == 1 else inputs
-                found |= {f"{name}.conv{index}.weight": (outputs, inputs, side, side), **norm(f"{name}.bn{index}", outputs)}
+                state |= {f"{name}.conv{index}.weight": (outputs, inputs, side, side), **norm(f"{name}.bn{index}", outputs)}
             if projected and unit == 0 and (stage or comes != goes):
-                found |= {f"{name}.downsample.0.weight": (goes, comes, 1, 1), **norm(f"{name}.downsample.1", goes)}
+                state |= {f"{name}.downsample.0.weight": (goes, comes, 1, 1), **norm(f"{name}.downsample.1", goes)}
             comes = goes
-    return found | {"fc.weight": (classes, comes), "fc.bias": (classes,)}
+    return state | {"fc.weight": (classes, comes), "fc.bias": (classes,)}
 
 
 def filled(shapes: Mapping[str, tuple[int, ...]], count: int = 7) -> Tensors:
@@ -81,7 +81,7 @@ def written(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str
 
 
 def stored(path: Path) -> Tensors:
-    """What a file holds."""
+    """Returns the tensors of a file."""
     with safetensors.safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
@@ -101,7 +101,7 @@ def identical(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray])
 
 
 def logits(weights: Pretrained, x: np.ndarray) -> np.ndarray:
-    """Of NHWC images."""
+    """Returns the logits of NHWC images."""
     return np.asarray(_run(weights.apply(), weights.params, weights.batch_stats, np.ascontiguousarray(x)))
 
 
@@ -110,8 +110,8 @@ def _run(apply: Any, params: Any, batch_stats: Any, x: Any) -> Any:
     return apply(params, batch_stats, x, train=False)[0]
 
 
-def shown(name: str) -> np.ndarray:
-    """The images that a golden network was shown, NHWC."""
+def inputs_of(name: str) -> np.ndarray:
+    """Returns the input images of a golden network, NHWC."""
     return images(32 if name.startswith("cifar") else 128).transpose(0, 2, 3, 1)
 
 

@@ -34,13 +34,13 @@ def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
     """Also through this project's format."""
     stages = (2, 1)
     basic = filled(shapes((2, 2), (4, 8), kernel=3, projected=False))
-    given = {
+    files = {
         "torchvision": filled(shapes(stages, (4, 8), bottleneck=True)),
         "timm": filled(deep(stages)),
         "cifar-torch": {"module." + name.replace("fc.", "linear."): array for name, array in basic.items()},
     }
-    assert given.keys() == CONVENTIONS.keys()
-    for (names, tensors), (dtype, counted) in itertools.product(given.items(), ((np.float32, False), (ml_dtypes.bfloat16, True))):
+    assert files.keys() == CONVENTIONS.keys()
+    for (names, tensors), (dtype, counted) in itertools.product(files.items(), ((np.float32, False), (ml_dtypes.bfloat16, True))):
         file = {n: a if n.endswith(COUNTER) else a.astype(dtype) for n, a in tensors.items() if counted or not n.endswith(COUNTER)}
         weights = models.load_pretrained(written(tmp_path / "given.safetensors", file), names)
         saving.export(weights, names, tmp_path / "out.safetensors")
@@ -55,19 +55,19 @@ def deep(stages: Sequence[int]) -> Shapes:
     """timm's names for a deep stem, pooled projections and squeeze-and-excitation."""
     plain = shapes(stages, (8, 16), bottleneck=True)
     del plain["conv1.weight"]
-    found: Shapes = {}
+    state: Shapes = {}
     for place, (inputs, outputs) in zip((0, 3, 6), itertools.pairwise((3, 4, 4, 8)), strict=True):
-        found[f"conv1.{place}.weight"] = (outputs, inputs, 3, 3)
-    found |= norm("conv1.1", 4) | norm("conv1.4", 4)
+        state[f"conv1.{place}.weight"] = (outputs, inputs, 3, 3)
+    state |= norm("conv1.1", 4) | norm("conv1.4", 4)
     for name, shape in plain.items():
-        found[name.replace(".downsample.1", ".downsample.2").replace(".downsample.0", ".downsample.1")] = shape
+        state[name.replace(".downsample.1", ".downsample.2").replace(".downsample.0", ".downsample.1")] = shape
         if name.endswith(".bn3.bias"):
             (wide,), block = shape, name.removesuffix("bn3.bias")
-            found |= {f"{block}se.fc1.weight": (wide // 4, wide, 1, 1), f"{block}se.fc1.bias": (wide // 4,)}
-            found |= {f"{block}se.fc2.weight": (wide, wide // 4, 1, 1), f"{block}se.fc2.bias": (wide,)}
-    return found
+            state |= {f"{block}se.fc1.weight": (wide // 4, wide, 1, 1), f"{block}se.fc1.bias": (wide // 4,)}
+            state |= {f"{block}se.fc2.weight": (wide, wide // 4, 1, 1), f"{block}se.fc2.bias": (wide,)}
+    return state
 
 
-def test_unknown_convention_is_answered_with_the_nearest() -> None:
+def test_unknown_convention_names_the_nearest() -> None:
     with pytest.raises(UserError, match="'torchvison' is not a known convention of tensor names; did you mean torchvision"):
         convention("torchvison")

@@ -1,4 +1,4 @@
-"""Reading safetensors, npz and torch files: honest ones, and hostile ones, of which nothing is executed."""
+"""Reading safetensors, npz and torch files: valid ones, and hostile ones, of which nothing is executed."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ from others import GOLDEN
 from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.pretrained.files import read, shown
+from resnet_jax.models.pretrained.files import printable, read
 
 FOUR = np.arange(4, dtype=np.float32)
 PROTOCOL = b"\x80\x02"
@@ -32,7 +32,7 @@ WRITERS = (write_zip, write_legacy)
 
 
 def refusal(path: Path) -> str:
-    """The one sentence with which a file is refused."""
+    """Returns the one sentence with which a file is rejected."""
     with pytest.raises(UserError) as caught:
         read(path)
     text = str(caught.value)
@@ -43,7 +43,7 @@ def refusal(path: Path) -> str:
 
 
 def refuses(cases: dict[str, tuple[Any, str]], write: Callable[[Any], Path]) -> None:
-    """Every file is refused for its reason; faults are listed together."""
+    """Every file is rejected for its reason; faults are listed together."""
     wrong = []
     for case, (value, reason) in cases.items():
         text = refusal(write(value))
@@ -97,10 +97,10 @@ def test_read_safetensors_and_npz_by_content(tmp_path: Path) -> None:
         (lambda: save_npz(path, np.savez_compressed, **arrays), arrays, {}),
     ):
         write()
-        found, said = read(path)
-        assert (found.keys(), said) == (expected.keys(), metadata)
+        actual, actual_metadata = read(path)
+        assert (actual.keys(), actual_metadata) == (expected.keys(), metadata)
         for key, array in expected.items():
-            np.testing.assert_array_equal(found[key], array, strict=True)
+            np.testing.assert_array_equal(actual[key], array, strict=True)
 
 
 def save_npz(path: Path, function: Callable[..., None], **arrays: np.ndarray) -> None:
@@ -174,12 +174,12 @@ class Runs:
 
 def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
     """Pickles that create the file ``marker`` if Python loads them."""
-    text, shell, system = instructions, f"touch {marker}", f"asks for {os.system.__module__}.system"
+    text, shell, system = instructions, f"touch {marker}", f"imports {os.system.__module__}.system"
     stack_global = PROTOCOL + text("os") + text("system") + b"\x93(" + text(shell) + b"tR."
     nested = {"state_dict": {"a": [1, (2, {"b": Runs(os.system, shell)})]}}
     return {
         "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
-        "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "asks for __builtin__.eval"),
+        "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "imports __builtin__.eval"),
         "nested": (pickle.dumps(nested, 2), system),
         "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "has a pickle with the instruction FRAME"),
         "STACK_GLOBAL": (stack_global, "has a pickle with the instruction STACK_GLOBAL"),
@@ -191,10 +191,10 @@ def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
 HOSTILE = {
     "NEWOBJ": (b"cpathlib\nPath\n(" + instructions("x") + b"t\x81.", "has a pickle with the instruction NEWOBJ"),
     "extension": (b"\x82\x01.", "has a pickle with the instruction EXT1"),
-    "dotted name": (b"ctorch\nos.system\n.", "asks for torch.os.system"),
-    "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "asks for torch.load"),
-    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "asks for torch._utils._rebuild_tensor_v3"),
-    "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "asks for 'os\\x1b[2Jxxx"),
+    "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
+    "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
+    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
+    "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
     "text persistent id": (b"Pkey\n.", "has a pickle with the instruction PERSID"),
     "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
     "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
@@ -339,7 +339,7 @@ def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
         "no keys": (dict(keys=[]), "is corrupt (KeyError"),
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
         "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
-        "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "asks for os.system"),
+        "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
     }
     refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
 
@@ -396,7 +396,7 @@ def samples(tmp_path: Path) -> list[bytes]:
     return [*((GOLDEN / file).read_bytes() for file in ("tiny.pth", "tiny_legacy.pth.tar")), (tmp_path / "f.npz").read_bytes(), tensors]
 
 
-def test_no_truncated_file_is_read(tmp_path: Path) -> None:
+def test_truncated_files_are_rejected(tmp_path: Path) -> None:
     for whole in samples(tmp_path):
         for size in [*range(0, len(whole), 1 + len(whole) // 60), len(whole) - 1]:
             (tmp_path / "f").write_bytes(whole[:size])
@@ -425,8 +425,8 @@ def test_flipped_bytes_raise_only_user_errors(tmp_path: Path) -> None:
     assert 60 < sum(text.isdigit() for text in outcomes) < 540
 
 
-def test_shown_names_are_short_and_printable() -> None:
-    assert shown("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
-    assert shown("a\x1b[2Jb") == r"'a\x1b[2Jb'"
-    assert shown("\udc80") == r"'\udc80'"
-    assert shown("x" * 10_000) == "x" * 77 + "..."
+def test_printable_shortens_and_escapes_names() -> None:
+    assert printable("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
+    assert printable("a\x1b[2Jb") == r"'a\x1b[2Jb'"
+    assert printable("\udc80") == r"'\udc80'"
+    assert printable("x" * 10_000) == "x" * 77 + "..."

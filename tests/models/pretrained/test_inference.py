@@ -13,7 +13,7 @@ from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15
 from resnet_jax.models.names import variant
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.pretrained.conventions import CONVENTIONS
-from resnet_jax.models.pretrained.inference import compared, differing, infer, known_as, said
+from resnet_jax.models.pretrained.inference import compared, differing, field_text, infer, known_as
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 
@@ -42,9 +42,9 @@ def test_golden_networks_are_those_of_the_catalog() -> None:
 
 
 def test_sizes_come_from_the_shapes() -> None:
-    found = infer(shapes((2, 3, 1), (4, 8, 6), bottleneck=True, classes=7, channels=4), TORCHVISION)
-    assert (found.stages, found.features, found.num_classes) == ((2, 3, 1), (4, 8, 6), 7)
-    assert (found.input_shape, found.stem, found.branch) == ((224, 224, 4), ImageNetStem, BottleneckV15)
+    network = infer(shapes((2, 3, 1), (4, 8, 6), bottleneck=True, classes=7, channels=4), TORCHVISION)
+    assert (network.stages, network.features, network.num_classes) == ((2, 3, 1), (4, 8, 6), 7)
+    assert (network.input_shape, network.stem, network.branch) == ((224, 224, 4), ImageNetStem, BottleneckV15)
     small = infer(shapes((2, 2), (4, 8), kernel=3, channels=1), TORCHVISION)
     assert (small.input_shape, small.stem, small.branch) == ((32, 32, 1), SmallImageStem, Basic)
     stem = shapes() | {"conv1.weight": (6, 3, 7, 7), "layer1.0.conv1.weight": (4, 6, 3, 3)}
@@ -58,9 +58,9 @@ def test_projections_are_where_they_are_stored() -> None:
         ((1, 1), ("layer1.0", "layer2.0"), ProjectionEverywhere),  # the first block changes nothing
         ((1, 1), ("layer2.0",), Projection),
     ):
-        found = {name: shape for name, shape in shapes(stages, (4, 8)).items() if ".downsample." not in name}
-        found |= {f"{block}.downsample.0.weight": (8 if block[5] == "2" else 4, 4, 1, 1) for block in where}
-        assert infer(found, TORCHVISION).shortcut is expected
+        tensors = {name: shape for name, shape in shapes(stages, (4, 8)).items() if ".downsample." not in name}
+        tensors |= {f"{block}.downsample.0.weight": (8 if block[5] == "2" else 4, 4, 1, 1) for block in where}
+        assert infer(tensors, TORCHVISION).shortcut is expected
     assert infer(shapes((1, 1), (4, 8), bottleneck=True), TORCHVISION).shortcut is Projection
 
 
@@ -71,7 +71,7 @@ def test_variants_of_timm_are_named() -> None:
             infer(golden(name)[1], TORCHVISION)
 
 
-def test_tensors_of_no_network_are_refused() -> None:
+def test_tensors_of_no_network_are_rejected() -> None:
     for changed, reason in (
         ({"conv1.weight": None}, "no first convolution"),
         ({"conv1.weight": (4,)}, "no first convolution"),
@@ -87,9 +87,9 @@ def test_tensors_of_no_network_are_refused() -> None:
         ({"layer1.999999.conv1.weight": (4, 4, 3, 3)}, "there is no block layer1.1"),
         (dict.fromkeys(shapes()), "its stages are []"),
     ):
-        found = {name: shape for name, shape in (shapes() | changed).items() if shape is not None}
+        tensors = {name: shape for name, shape in (shapes() | changed).items() if shape is not None}
         with pytest.raises(UserError) as caught:
-            infer(found, TORCHVISION)
+            infer(tensors, TORCHVISION)
         assert reason in str(caught.value), changed
     # Longer numbers than any network has, and a scalar, do no harm.
     digits = {f"layer{'1' * 5000}.0.conv1.weight": (4, 4, 3, 3), f"layer1.{'0' * 5000}.x": ()}
@@ -114,7 +114,7 @@ def test_networks_differ_in_what_scores_them() -> None:
     ):
         other = dataclasses.replace(base, **fields)
         assert differing(base, other) == differing(other, base) == expected, fields
-    assert (said(base, "stages"), said(base, "branch"), said(base, "num_classes")) == ("3 4 6 3", "BottleneckV15", "1000")
+    assert (field_text(base, "stages"), field_text(base, "branch"), field_text(base, "num_classes")) == ("3 4 6 3", "BottleneckV15", "1000")
     assert compared(base, variant("resnet50"), ["branch"]) == "branch: BottleneckV15 here, Bottleneck there"
 
 

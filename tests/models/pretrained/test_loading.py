@@ -1,4 +1,4 @@
-"""Loading weights: logits as torch computes them, and files that do not fit refused as a whole."""
+"""Loading weights: logits of torch, and files that do not fit rejected as a whole."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identical, logits, metadata, shapes, shown, stored, written
+from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identical, inputs_of, logits, metadata, shapes, stored, written
 
 from resnet_jax import models
 from resnet_jax.configured import configured
@@ -36,7 +36,7 @@ def test_logits_are_those_of_torch_and_export_is_the_identity(name: str, tmp_pat
     theirs, described = golden(name)
     tensors, chosen = filled(described), convention_of(name)
     weights = models.load_pretrained(written(tmp_path / "theirs.safetensors", tensors), chosen)
-    assert apart(logits(weights, shown(name)), theirs) < 1e-5
+    assert apart(logits(weights, inputs_of(name)), theirs) < 1e-5
     assert len(weights.rows) == len({row.source for row in weights.rows}) == sum(not n.endswith(COUNTER) for n in tensors)
     saving.export(weights, chosen, tmp_path / "again.safetensors")
     identical(tensors, stored(tmp_path / "again.safetensors"))
@@ -49,12 +49,12 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES)
-def test_mistake_that_no_name_shows_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
+def test_wrong_structure_with_equal_names_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
     theirs, described = golden(name)
     file, chosen = written(tmp_path / "theirs.safetensors", filled(described)), CONVENTIONS[convention_of(name)]
     right = infer({chosen.to_torchvision(key) or key: shape for key, shape in described.items()}, chosen)
     wrong = models.load_pretrained(file, chosen.name, network=dataclasses.replace(right, **mistake))
-    assert apart(logits(wrong, shown(name)), theirs) > 1e-3
+    assert apart(logits(wrong, inputs_of(name)), theirs) > 1e-3
 
 
 def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
@@ -77,7 +77,7 @@ def file_of(tmp_path: Path, *without: str, rename: dict[str, str] | None = None,
     return written(tmp_path / "tiny.safetensors", tensors | {name.replace("__", "."): array for name, array in more.items()})
 
 
-def refused(*args: Any, **kwargs: Any) -> str:
+def rejection(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(UserError) as caught:
         models.load_pretrained(*args, **kwargs)
     return str(caught.value)
@@ -86,16 +86,16 @@ def refused(*args: Any, **kwargs: Any) -> str:
 def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     wrong = {"layer1__0__bn1__weight": np.ones(5, np.float32), "surprise\x1b[2J": np.ones((2, 3), np.float32)}
     file = file_of(tmp_path, "layer2.0.bn2.bias", rename={"bn1.bias": "bn1.biass"}, **wrong)
-    said = refused(file, "torchvision")
-    assert said.startswith(f"{file}: nothing was loaded")
-    assert "2 missing:\n  bn1.bias (4,)\n  layer2.0.bn2.bias (8,)" in said
-    assert "2 unexpected:\n  'surprise\\x1b[2J' (2, 3)\n  bn1.biass (4,)" in said
-    assert "1 mis-shaped:\n  layer1.0.bn1.weight (5,), expected (4,)" in said
-    assert "--allow-new-head" not in said
+    message = rejection(file, "torchvision")
+    assert message.startswith(f"{file}: nothing was loaded")
+    assert "2 missing:\n  bn1.bias (4,)\n  layer2.0.bn2.bias (8,)" in message
+    assert "2 unexpected:\n  'surprise\\x1b[2J' (2, 3)\n  bn1.biass (4,)" in message
+    assert "1 mis-shaped:\n  layer1.0.bn1.weight (5,), expected (4,)" in message
+    assert "--allow-new-head" not in message
     many = {f"more{n}": np.ones(1, np.float32) for n in range(100)}
-    said = refused(file_of(tmp_path, **many), "torchvision")
-    assert "100 unexpected" in said
-    assert "and 88 more" in said
+    message = rejection(file_of(tmp_path, **many), "torchvision")
+    assert "100 unexpected" in message
+    assert "and 88 more" in message
 
 
 def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
@@ -106,10 +106,10 @@ def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
         ((), {"surprise__num_batches_tracked": np.asarray(1)}),
     ]
     for without, more in faults:
-        assert "nothing was loaded" in refused(file_of(tmp_path, *without, **more), "torchvision", num_classes=5, allow_new_head=True)
-    said = refused(file_of(tmp_path), "torchvision", num_classes=5)
-    assert "2 mis-shaped:\n  fc.bias (3,), expected (5,)\n  fc.weight (3, 8), expected (5, 8)" in said
-    assert "Only the classifier does not fit: --allow-new-head draws a new one" in said
+        assert "nothing was loaded" in rejection(file_of(tmp_path, *without, **more), "torchvision", num_classes=5, allow_new_head=True)
+    message = rejection(file_of(tmp_path), "torchvision", num_classes=5)
+    assert "2 mis-shaped:\n  fc.bias (3,), expected (5,)\n  fc.weight (3, 8), expected (5, 8)" in message
+    assert "Only the classifier does not fit: --allow-new-head draws a new one" in message
 
 
 def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.params["head"]["linear"]["bias"], TINY["fc.bias"])
 
 
-def test_values_that_are_no_weights_are_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
     for name, array, reason in (
         ("layer1.0.conv1.weight", np.full((4, 4, 3, 3), np.nan, np.float32), "has 144 non-finite values of 144"),
         ("bn1.bias", np.float32([1, np.inf, 0, -np.inf]), "has 2 non-finite values of 4"),
@@ -140,9 +140,9 @@ def test_values_that_are_no_weights_are_refused_by_name(tmp_path: Path) -> None:
         ("bn1.num_batches_tracked", np.ones(3), "is float64 of shape (3,), not one number"),
         ("bn1.num_batches_tracked", np.asarray(np.nan), "counters: numbers"),
     ):
-        said = refused(file_of(tmp_path, **{name.replace(".", "__"): array}), "torchvision")
-        assert reason in said
-        assert name in said or "counters" in reason
+        message = rejection(file_of(tmp_path, **{name.replace(".", "__"): array}), "torchvision")
+        assert reason in message
+        assert name in message or "counters" in reason
     for dtype in (np.float16, np.float64, ml_dtypes.bfloat16):
         weights = models.load_pretrained(file_of(tmp_path, fc__bias=np.array([0.5, -2, 0], dtype)), "torchvision")
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
@@ -159,45 +159,45 @@ def test_other_conventions_that_fit_are_named(tmp_path: Path) -> None:
         ({"a.b": (3,)}, "", "they fit none of torchvision, timm, cifar-torch"),
     ):
         tensors = {name: np.ones(shape, np.float32) for name, shape in theirs.items()}
-        assert fitting in refused(written(tmp_path / "x.safetensors", tensors), names)
-    said = refused(file_of(tmp_path), "torchvision", network="resnet18")
-    assert "missing" in said
-    assert "or --as timm (a network of (1, 1) blocks, (4, 8) wide, 3 classes)" in said
-    assert "no network is called 'resnet35x'" in refused(file_of(tmp_path), "torchvision", network="resnet35x")
-    assert "did you mean torchvision" in refused(file_of(tmp_path), "torchvison")
+        assert fitting in rejection(written(tmp_path / "x.safetensors", tensors), names)
+    message = rejection(file_of(tmp_path), "torchvision", network="resnet18")
+    assert "missing" in message
+    assert "or --as timm (a network of (1, 1) blocks, (4, 8) wide, 3 classes)" in message
+    assert "no network is called 'resnet35x'" in rejection(file_of(tmp_path), "torchvision", network="resnet35x")
+    assert "did you mean torchvision" in rejection(file_of(tmp_path), "torchvison")
 
 
 def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
     file = saving.save(models.load_pretrained(file_of(tmp_path), "torchvision"), tmp_path / "folder")
     weights = models.load_pretrained(str(tmp_path / "folder"))
     np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], TINY["fc.bias"])
-    assert "this project wrote it: leave out --as torchvision" in refused(file, "torchvision")
+    assert "this project wrote it: leave out --as torchvision" in rejection(file, "torchvision")
     same = weights.architecture
     assert models.load_pretrained(file, network=same).architecture == same
-    said = refused(file, network=dataclasses.replace(same, stem=DeepStem))
-    assert "it is of another network: stem: " in said
+    message = rejection(file, network=dataclasses.replace(same, stem=DeepStem))
+    assert "it is of another network: stem: " in message
     assert models.load_pretrained(file, num_classes=7, allow_new_head=True).params["head"]["linear"]["kernel"].shape == (8, 7)
     tensors = stored(file)
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
-    said = refused(written(tmp_path / "less.safetensors", tensors, metadata(file)))
-    assert "2 missing:\n  params/head/linear/bias (3,)\n  batch_stats/stem/after/layers/0/var (4,)" in said
+    message = rejection(written(tmp_path / "less.safetensors", tensors, metadata(file)))
+    assert "2 missing:\n  params/head/linear/bias (3,)\n  batch_stats/stem/after/layers/0/var (4,)" in message
 
 
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     assert models.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
-    given = models.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
-    assert (given.view, given.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
+    card = models.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
+    assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     for view, reason in (({"mean": (0.5, 0.5)}, "expected mean: 3 numbers"), ({"crop": -1}, "expected resize and crop")):
-        assert reason in refused(file, "torchvision", view=view)
-    assert "claimed_error: 0 to 100 percent" in refused(file, "torchvision", claimed_error=108.27)
-    grey = written(tmp_path / "grey.safetensors", filled(shapes(kernel=3, channels=1)))
-    assert "mean: 1 numbers" in refused(grey, "torchvision")
-    weights = models.load_pretrained(grey, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)})
+        assert reason in rejection(file, "torchvision", view=view)
+    assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
+    gray = written(tmp_path / "gray.safetensors", filled(shapes(kernel=3, channels=1)))
+    assert "mean: 1 numbers" in rejection(gray, "torchvision")
+    weights = models.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)})
     assert (weights.architecture.input_shape, weights.architecture.stem) == ((32, 32, 1), SmallImageStem)
 
 
-def test_network_that_cannot_be_built_is_an_error_of_the_user() -> None:
+def test_unbuildable_network_raises_user_error() -> None:
     for fields in ({"stages": (1,)}, {"norm": ImageNetStem}, {"branch": DeepStem}, {"shortcut": GroupNorm}):
         with pytest.raises(UserError):
             loading.abstract(dataclasses.replace(variant("resnet18"), **fields))
@@ -208,11 +208,11 @@ TIMM = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.25], "input_size": [3, 2
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of every repository; the file `asked` beside it lists downloads."""
+    """A folder in place of every repository; the file `downloads` beside it lists downloads."""
     (tmp_path / "hub").mkdir()
 
     def hf_hub_download(repo_id: str, filename: str) -> str:
-        with (tmp_path / "asked").open("a") as file:
+        with (tmp_path / "downloads").open("a") as file:
             file.write(f"{repo_id} {filename}\n")
         if not (tmp_path / "hub" / filename).exists():
             raise ConnectionError(f"404 for {filename}")
@@ -225,7 +225,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     """timm resizes to floor(224 / 0.95) = 235 before it crops."""
-    assert "nor a/b/model.safetensors on the Hub (ConnectionError: 404" in refused("a/b", "timm")
+    assert "nor a/b/model.safetensors on the Hub (ConnectionError: 404" in rejection("a/b", "timm")
     written(hub / "model.safetensors", filled(shapes()))
     assert models.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     for config, reason in (
@@ -236,7 +236,7 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     ):
         (hub / "config.json").write_text(config)
         if reason:
-            assert reason in refused("a/b", "timm")
+            assert reason in rejection("a/b", "timm")
         else:
             assert models.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM}))
@@ -244,21 +244,21 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
         weights = models.load_pretrained(source, "timm")
         expected = models.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
         assert weights.card.view == expected
-    assert (hub.parent / "asked").read_text().endswith("timm/resnet18.a1_in1k model.safetensors\ntimm/resnet18.a1_in1k config.json\n")
+    assert (hub.parent / "downloads").read_text().endswith("timm/resnet18.a1_in1k model.safetensors\ntimm/resnet18.a1_in1k config.json\n")
     assert models.load_pretrained(source, "timm", view={"crop": 200}).card.view == dataclasses.replace(expected, crop=200)
     saving.export(models.load_pretrained("a/b", "timm", view={"crop": 100}), "timm", hub / "model.safetensors")
     assert models.load_pretrained("a/b", "timm").card.view.crop == 100, "the file itself goes before its repository"
 
 
-def test_paths_do_not_go_to_the_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_not_hub_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = ["runs/x.safetensors", "runs/x.pth", "x", "a/b/c", "./a/b", "../a", "/a/b", "~/b", "a/b.npz", "a/b.pth.tar", "a/", "/b"]
     for source in (*sources, "", "a/b\n", "x" * 5000, Path("timm/resnet18")):
         assert not loading.is_hub_name(source)
-    assert "does not exist" in refused("a/b.npz", "timm")
+    assert "does not exist" in rejection("a/b.npz", "timm")
     folder = hub.parent / "timm" / "resnet18"
     folder.mkdir(parents=True)
     written(folder / "model.safetensors", filled(shapes()))
     assert models.load_pretrained("timm/resnet18", "timm").card.source == "resnet18"
-    assert not (hub.parent / "asked").exists()
+    assert not (hub.parent / "downloads").exists()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'resnet-jax-lab[hub]'" in refused("a/b", "timm")
+    assert "pip install 'resnet-jax-lab[hub]'" in rejection("a/b", "timm")

@@ -75,16 +75,16 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_exported_run_has_the_tensors_of_torch(tmp_path: Path) -> None:
     weights = trained("resnet50_v15", stages=(2, 1), features=(4, 8), num_classes=3)
     rows = saving.export(weights, "torchvision", tmp_path / "x.safetensors")
-    found = stored(tmp_path / "x.safetensors")
-    assert {name: array.shape for name, array in found.items()} == shapes((2, 1), (4, 8), bottleneck=True)
-    counters = {name: array for name, array in found.items() if name.endswith(COUNTER)}
+    tensors = stored(tmp_path / "x.safetensors")
+    assert {name: array.shape for name, array in tensors.items()} == shapes((2, 1), (4, 8), bottleneck=True)
+    counters = {name: array for name, array in tensors.items() if name.endswith(COUNTER)}
     assert {(array.dtype.name, int(array)) for array in counters.values()} == {("int64", 7)}
-    assert {row.source for row in rows} == found.keys() - counters.keys()
-    np.testing.assert_array_equal(found["fc.weight"], np.asarray(weights.params["head"]["linear"]["kernel"]).T)
+    assert {row.source for row in rows} == tensors.keys() - counters.keys()
+    np.testing.assert_array_equal(tensors["fc.weight"], np.asarray(weights.params["head"]["linear"]["kernel"]).T)
     assert metadata(tmp_path / "x.safetensors")["format"] == "pt"
 
 
-def test_view_travels_with_exported_weights(tmp_path: Path) -> None:
+def test_exported_weights_keep_their_view(tmp_path: Path) -> None:
     whole = models.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.25, 0.25), resize=235, crop=200, interpolation="bicubic")
     image = dataclasses.replace(whole, mean=tuple(tuple((0.1 * x, 0.2 * y, 0.3) for x in range(2)) for y in range(3)))
     for view in (whole, image):
@@ -101,23 +101,23 @@ def test_view_travels_with_exported_weights(tmp_path: Path) -> None:
 
 def test_prefix_and_dtypes_of_an_imported_file_are_kept(tmp_path: Path) -> None:
     half = {f"module.{name}": array.astype(np.float16) if array.dtype == np.float32 else array for name, array in TINY.items()}
-    given, out = written(tmp_path / "given.safetensors", half), tmp_path / "x.safetensors"
-    weights = models.load_pretrained(given, "torchvision")
+    path, out = written(tmp_path / "imported.safetensors", half), tmp_path / "x.safetensors"
+    weights = models.load_pretrained(path, "torchvision")
     saving.export(weights, "torchvision", out)
     identical(half, stored(out))
     saving.export(weights, "torchvision", out, prefix="")
     identical({name.removeprefix("module."): array for name, array in half.items()}, stored(out))
     saving.export(weights, "timm", out, prefix="backbone.")
-    found = stored(out)
-    assert all(name.startswith("backbone.") for name in found)
-    assert {array.dtype.name for array in found.values()} == {"float32", "int64"}
-    assert int(found["backbone.bn1.num_batches_tracked"]) == int(TINY["bn1.num_batches_tracked"])
+    tensors = stored(out)
+    assert all(name.startswith("backbone.") for name in tensors)
+    assert {array.dtype.name for array in tensors.values()} == {"float32", "int64"}
+    assert int(tensors["backbone.bn1.num_batches_tracked"]) == int(TINY["bn1.num_batches_tracked"])
     # A new classifier is not rounded to the old one's dtype.
-    saving.export(models.load_pretrained(given, "torchvision", num_classes=5, allow_new_head=True), "torchvision", out, prefix="")
+    saving.export(models.load_pretrained(path, "torchvision", num_classes=5, allow_new_head=True), "torchvision", out, prefix="")
     assert (stored(out)["fc.weight"].dtype, stored(out)["conv1.weight"].dtype) == (np.float32, np.float16)
     # Double precision comes back rounded; a card cannot make integers of weights.
     double = TINY | {"fc.bias": np.float64([0.1, 0.2, 0.3])}
-    weights = models.load_pretrained(written(given, double), "torchvision")
+    weights = models.load_pretrained(written(path, double), "torchvision")
     saving.export(weights, "torchvision", out)
     np.testing.assert_array_equal(stored(out)["fc.bias"], np.float32([0.1, 0.2, 0.3]).astype(np.float64), strict=True)
     card = dataclasses.replace(weights.card, dtypes={"fc.bias": "int64", "fc.weight": "object", "bn1.weight": "nonsense"})
@@ -136,11 +136,11 @@ def test_frozen_statistics_are_exported_as_batch_norm(tmp_path: Path) -> None:
     equal(again, frozen)
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     assert apart(logits(again, x), logits(weights, x)) < 1e-5
-    asked = models.load_pretrained(tmp_path / "tiny.safetensors", "torchvision", network=card.architecture)
-    jax.tree.map(np.testing.assert_array_equal, (asked.params, asked.batch_stats), (params, batch_stats))
+    loaded = models.load_pretrained(tmp_path / "tiny.safetensors", "torchvision", network=card.architecture)
+    jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.batch_stats), (params, batch_stats))
 
 
-def test_networks_that_a_convention_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None:
     small: dict[str, Any] = {"stages": (1, 1), "features": (4, 8)}
     half = models.StochasticDepth(survival=0.5)
     cases: list[tuple[str, dict[str, Any], str, str]] = [

@@ -1,4 +1,4 @@
-"""Writes torch's two formats without torch, so that hostile variants are as easy as honest ones."""
+"""Writes torch's two formats without torch, so that hostile variants are as easy as valid ones."""
 
 import struct
 import zipfile
