@@ -179,7 +179,7 @@ def test_views_of_an_image_are_averaged_as_probabilities(
     several = max(1, batch_size // 3)
     batches = [Examples(shown.images[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
     over = mesh.batch(mesh.make(devices))
-    (found,) = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
+    found = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
     assert (found.errors, found.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
     assert found.loss == pytest.approx(losses.sum(), rel=1e-6)
     assert set(sizes) == {-(-several // devices) * devices}
