@@ -28,7 +28,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_every_script_has_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step", "compile", "input", "run"):
         with pytest.raises(SystemExit) as stopped:
             load(name).main(["--help"])

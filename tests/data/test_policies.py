@@ -38,7 +38,7 @@ class Scripted(np.random.Generator):
         return mean
 
 
-def test_the_file_has_every_operation_twice_and_each_changes_the_image() -> None:
+def test_golden_file_covers_operations_that_change_the_image() -> None:
     assert Counter(name.rpartition(" ")[0].split()[0] for name in NAMES) == {"RandAugment": 14, "TrivialAugment": 14, "TimmRandAugment": 30}
     same = {name.split()[1] for name, image in zip(NAMES, GOLDEN["images"], strict=True) if np.array_equal(image, PHOTOGRAPH)}
     assert same == {"Identity"}

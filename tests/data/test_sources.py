@@ -20,7 +20,7 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 @pytest.fixture(autouse=True)
 def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Only what a test names is searched, except for the tests of the real CIFAR-10."""
-    if "cifar" not in request.node.name:
+    if "cifar10" not in request.fixturenames:
         monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
         monkeypatch.setattr(sources, "HOME_DATA_DIR", tmp_path / "home")
 
@@ -61,7 +61,7 @@ def test_first_directory_that_holds_a_set_wins(monkeypatch: pytest.MonkeyPatch, 
     assert sources.prepared() == {name: tmp_path / "environment" / name / version for name, version in (("a", "2.0.0"), ("b", "1.0.0"))}
 
 
-def test_the_newest_version_wins_by_number(tmp_path: Path) -> None:
+def test_newest_version_wins_by_number(tmp_path: Path) -> None:
     for name, older, newer in (("a", "1.0.0", "2.0.0"), ("b", "3.0.2", "3.0.10"), ("c", "9.0.0", "10.0.0")):
         fake(tmp_path, name, older)
         newest = fake(tmp_path, name, newer)
@@ -70,7 +70,7 @@ def test_the_newest_version_wins_by_number(tmp_path: Path) -> None:
         assert sources.prepared(str(tmp_path))[name] == newest
 
 
-def test_missing_set_fails_with_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_set_error_states_directories_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "environment"))
     with pytest.raises(UserError) as error:
         sources.describe("cifar10", str(tmp_path / "argument"))
@@ -79,7 +79,7 @@ def test_missing_set_fails_with_where_and_what_to_do(monkeypatch: pytest.MonkeyP
 
 
 def test_digits_describe_themselves(digits_dir: str) -> None:
-    """1,437 + 360 = 1,797 images of 8x8 grey pixels in 10 classes."""
+    """1,437 + 360 = 1,797 images of 8x8 gray pixels in 10 classes."""
     info = sources.describe("digits", digits_dir)
     assert (info.name, info.version, info.directory) == ("digits", "1.0.0", Path(digits_dir) / "digits" / "1.0.0")
     assert info.examples == {"train": 1437, "test": 360}
@@ -120,7 +120,7 @@ def test_sets_in_another_format_or_without_labels_are_rejected(copy: Path) -> No
         sources.describe("digits", str(copy))
 
 
-def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
+def test_example_equals_read(digits_dir: str) -> None:
     """Any index at any time; the same images and labels as all at once."""
     info = sources.describe("digits", digits_dir)
     source, whole = sources.encoded(info, "test"), sources.read(info, "test")
@@ -136,7 +136,7 @@ def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
         sources.example(source, info, "test", 360)
 
 
-def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) -> None:
+def test_example_rejects_images_of_another_size(digits_dir: str) -> None:
     """Also where NumPy would have stretched it to fit."""
     info = sources.describe("digits", digits_dir)
     for size in ((1, 8), (8, 9)):
@@ -146,7 +146,7 @@ def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) 
             sources.example([(png.getvalue(), 3)], info, "test", 0)
 
 
-def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: str) -> None:
+def test_read_returns_cached_read_only_arrays(digits_dir: str) -> None:
     info = sources.describe("digits", digits_dir)
     found = sources.read(info, "test")
     assert (found.images.shape, found.images.dtype) == ((360, 8, 8, 1), np.uint8)
@@ -159,7 +159,7 @@ def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: s
         found.labels[0] = 0
 
 
-def test_damaged_records_are_an_error_with_the_example(copy: Path) -> None:
+def test_read_names_the_corrupt_example(copy: Path) -> None:
     """The first example that cannot be read: of a truncated file the first of all, since ArrayRecord's index is at its end."""
     (file,) = (copy / "digits" / "1.0.0").glob("*train*array_record*")
     whole = file.read_bytes()

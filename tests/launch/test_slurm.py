@@ -53,7 +53,7 @@ def scored(workdir: Path) -> int:
 
 
 @pytest.mark.slow
-def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+def test_run_preempted_twice_ends_like_an_uninterrupted_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
     arguments = ["train", LONG, "--data-dir", digits_dir, "--workdir"]
     straight, preempted, log = tmp_path / "straight", tmp_path / "preempted", tmp_path / "job.log"
     local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--restarts", "0", "--", "resnet-jax", *arguments]
@@ -82,7 +82,7 @@ def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: 
 
 
 @pytest.mark.slow
-def test_bad_input_is_not_put_back(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_bad_input_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     number = submit(slurm, log, "train", "nowhere.py:nothing", "--workdir", str(tmp_path / "run"))
     wait_for(lambda: job(slurm, number)["JobState"] == "FAILED", 5 * MINUTES, f"the job has failed; see {log}")
@@ -91,7 +91,7 @@ def test_bad_input_is_not_put_back(slurm: dict[str, str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+def test_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
     log, workdir = tmp_path / "job.log", tmp_path / "run"
     number = submit(slurm, log, "train", LONG, "--data-dir", digits_dir, "--workdir", str(workdir))
     wait_for(lambda: scored(workdir) >= 20, 8 * MINUTES, f"step 20 is scored; see {log}")
@@ -139,7 +139,7 @@ def sbatch(environment: dict[str, str], folder: Path, *command: str) -> tuple[in
 ENDED = "srun: launch/slurm: _step_signal: Terminating StepId=2.0\nsrun: error: vm: task 1: Terminated"
 
 
-def test_the_first_failure_decides_whether_to_requeue(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_first_failure_decides_on_the_requeue(stand_in: dict[str, str], tmp_path: Path) -> None:
     for said, srun_code, code, requeues in (
         ("", 0, 0, False),
         (f"srun: error: vm: task 0: Exited with exit code 2\n{ENDED}", 143, 2, False),
@@ -162,7 +162,7 @@ def test_the_first_failure_decides_whether_to_requeue(stand_in: dict[str, str], 
         assert message in text
 
 
-def test_a_process_alone_on_its_node_takes_all_gpus_and_processors(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_single_process_of_a_node_takes_all_gpus_and_cores(stand_in: dict[str, str], tmp_path: Path) -> None:
     sbatch(stand_in | {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}, tmp_path, "train", "a b.py:c", "--seed", "1")
     assert (tmp_path / "asked_of_srun").read_text().splitlines() == [
         "--kill-on-bad-exit=1 resnet-jax train a b.py:c --seed 1",
@@ -173,7 +173,7 @@ def test_a_process_alone_on_its_node_takes_all_gpus_and_processors(stand_in: dic
     assert "JAX_LOCAL" not in (tmp_path / "asked_of_srun").read_text()
 
 
-def test_without_a_command_it_says_what_to_give(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_missing_command_prints_usage(stand_in: dict[str, str], tmp_path: Path) -> None:
     code, text, _ = sbatch(stand_in, tmp_path)
     assert code == 2
     assert "sbatch launch/slurm.sbatch train" in text
