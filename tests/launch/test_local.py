@@ -1,4 +1,4 @@
-"""``launch/local.py`` with real processes: who fails, who is told, who is left."""
+"""``launch/local.py`` with real processes: failures, signals, restarts."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "local.py"
 PATIENCE = 600
 
-# Each process writes its variables, and then does what a test gives it to do.
+# Each process writes its variables, then runs the test's code.
 COMMAND = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ while not all_started(): time.sleep(0.02)
 
 
 def launch(folder: Path, *options: str, does: str, words: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
-    """Starts ``does`` in processes of their own; what they print is in ``out`` and ``err`` of the folder."""
+    """Starts the launcher with the code ``does``; output goes to the files ``out`` and ``err``."""
     command = [sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", COMMAND + does, str(folder), *words]
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | variables, text=True)
@@ -49,12 +49,12 @@ def ended(launcher: subprocess.Popen[str]) -> int:
 
 
 def started(folder: Path) -> dict[str, dict]:
-    """By process and attempt, as ``0-1``: what the process saw."""
+    """Variables of each process, by process and attempt (``0-1``)."""
     return {file.name.removeprefix("start-"): json.loads(file.read_text()) for file in folder.glob("start-*")}
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; a zombie that nobody has asked about does not."""
+    """Returns True if the process runs; False for a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

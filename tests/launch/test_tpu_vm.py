@@ -1,4 +1,4 @@
-"""``launch/tpu_vm.sh`` with a stand-in for gcloud, which writes down what it is asked and plays the workers; and the shell scripts."""
+"""``launch/tpu_vm.sh`` with a stand-in for gcloud that records its calls and plays the workers; shellcheck of all scripts."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from slurm_cluster import wait_for
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPT = LAUNCH / "tpu_vm.sh"
 
-# Answers come from files: a line of 'states' and of 'codes' for every question, the last one again and again.
+# Each query takes a line of the file 'states' or 'codes'; the last line stays.
 GCLOUD = f"""#!{sys.executable}
 import shlex, subprocess, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ class Gcloud:
 
     @property
     def asked(self) -> list[list[str]]:
-        """Words of every call, without 'compute tpus' before and the zone behind."""
+        """Words of every call, without 'compute tpus' and the zone."""
         file = self.folder / "gcloud" / "asked"
         calls = [shlex.split(call) for call in _calls(file.read_text())] if file.is_file() else []
         assert all(call[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in call for call in calls)
@@ -69,7 +69,7 @@ class Gcloud:
 
     @property
     def verbs(self) -> list[str]:
-        """What was asked for, without the questions."""
+        """Calls that change something."""
         named = [" ".join(call[:2]) for call in self.asked]
         runs = ["run" if call[1] == "ssh" and "nohup setsid" in call[-1] else verb for call, verb in zip(self.asked, named, strict=True)]
         pip = ["install" if call[1] == "ssh" and "uv pip" in call[-1] else verb for call, verb in zip(self.asked, runs, strict=True)]
@@ -77,7 +77,7 @@ class Gcloud:
 
 
 def _calls(text: str) -> list[str]:
-    """Calls, some of which have several lines."""
+    """Splits the calls, some of which have several lines."""
     return [f"compute tpus {call}" for call in text.split("compute tpus ")[1:]]
 
 
@@ -115,7 +115,7 @@ def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
 
 
 def test_run_starts_the_command_verbatim_and_returns(gcloud: Gcloud) -> None:
-    """The stand-in's worker is this machine: the command lives on after 'ssh', writes its log, and says how it ended."""
+    """The stand-in's worker is this machine: the command outlives 'ssh', writes its log and its exit code."""
     worker = gcloud.folder / "gcloud" / "worker"
     program = worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax"
     program.parent.mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_resume_recreates_a_preempted_machine(gcloud: Gcloud) -> None:
     assert done.returncode == 0, done.stderr
     made = ["queued-resources create", "install", "run"]
     assert gcloud.verbs == [*made, "queued-resources delete", *made]
-    assert "done; the machine is still there and costs money" in done.stdout
+    assert "done; the machine still exists and costs money" in done.stdout
 
 
 def test_resume_restarts_all_after_a_failure(gcloud: Gcloud) -> None:
