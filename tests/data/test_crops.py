@@ -1,4 +1,4 @@
-"""Boxes by hand from given draws, by their statistics, and crops against the image resized whole."""
+"""Boxes from scripted draws and by their statistics; crops against the image resized whole."""
 
 import math
 
@@ -13,16 +13,16 @@ from resnet_jax.errors import UserError
 
 
 class Scripted(np.random.Generator):
-    """Draws the numbers of a list; of integers, how many there are is remembered."""
+    """Draws the numbers of a list, and records the bounds of integers."""
 
     def __init__(self, *numbers: float):
         super().__init__(np.random.PCG64(0))
         self.left, self.asked = list(numbers), []
 
     def uniform(self, low, high):
-        found = self.left.pop(0)
-        assert low <= found <= high
-        return found
+        number = self.left.pop(0)
+        assert low <= number <= high
+        return number
 
     def integers(self, *bounds):
         self.asked.append(bounds)
@@ -126,10 +126,10 @@ def test_shorter_side_crop_equals_the_crop_of_the_resized_image_up_to_one_source
     for place in (0.0, 0.37, 1.0):
         top, left = round(place * (resized[0] - 224)), round(place * (resized[1] - 200))
         rng = Scripted(side, top, left)
-        found = ShorterSideCrop()(image, size, rng).astype(float)
+        cropped = ShorterSideCrop()(image, size, rng).astype(float)
         assert rng.asked == [(256, 481), (resized[0] - 223,), (resized[1] - 199,)]
         # Waves of 120 rise by up to 120 / 23 from one pixel of the image to the next.
-        difference = np.abs(found - directly(image, side, top, left, size))
+        difference = np.abs(cropped - directly(image, side, top, left, size))
         assert difference.max() <= 5
         assert difference.mean() < 1.5
 

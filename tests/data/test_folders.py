@@ -46,8 +46,8 @@ def test_images_are_ordered_by_class_and_name(root: Path) -> None:
     info = sources.describe(str(root))
     source = sources.encoded(info, "train")
     read = [sources.example(source, info, "train", index) for index in range(len(source))]
-    assert [found["label"] for found in read] == [0, 1, 1, 2]
-    assert [round(float(found["image"].mean()), -1) for found in read] == [20, 10, 0, 30]
+    assert [record["label"] for record in read] == [0, 1, 1, 2]
+    assert [round(float(record["image"].mean()), -1) for record in read] == [20, 10, 0, 30]
     assert read[0]["image"].shape == (20, 30, 3)
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
 

@@ -1,4 +1,4 @@
-"""Damage to the files of a prepared set, found before anything is computed."""
+"""Detection of corrupt files of a prepared set before training."""
 
 import json
 import shutil
@@ -99,8 +99,8 @@ def test_check_opens_a_sample_of_many_files(tmp_path: Path) -> None:
 
 def test_shard_of_returns_the_file_of_an_example(written: DatasetInfo) -> None:
     """11, 7 and 9 examples."""
-    found = [integrity.shard_of(written, "train", index) for index in (0, 10, 11, 17, 18, 26)]
-    assert found == [shard(written, number) for number in (0, 0, 1, 1, 2, 2)]
+    files = [integrity.shard_of(written, "train", index) for index in (0, 10, 11, 17, 18, 26)]
+    assert files == [shard(written, number) for number in (0, 0, 1, 1, 2, 2)]
 
 
 def test_check_accepts_prepared_sets_and_rejects_unknown_splits(digits_dir: str, photographs: DatasetInfo) -> None:

@@ -1,4 +1,4 @@
-"""Policies against torchvision and timm themselves (a committed file of what they make of one image), and how often they draw what."""
+"""Policies against golden results of torchvision and timm; draws by their statistics."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ HEIGHT, WIDTH, _ = PHOTOGRAPH.shape
 
 
 class Scripted(np.random.Generator):
-    """Draws integers from a list, uniform numbers are 0.5 and normal ones their mean; what integers were asked for is remembered."""
+    """Draws integers from a list, uniform numbers are 0.5 and normal ones their mean; records the bounds of integers."""
 
     def __init__(self, integers: list[int]):
         super().__init__(np.random.PCG64(0))

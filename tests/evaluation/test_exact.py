@@ -125,18 +125,18 @@ def test_losses_are_added_in_double_precision(network: Linear) -> None:
     kernel = np.zeros((64, 10), np.float32)
     kernel[0, 1] = 2.0**25
     bias = np.array([0, 2.0**24, *[0] * 8], np.float32)  # black pixels are -0.5 after normalization, white ones 1.5
-    found = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8, 1)
+    result = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8, 1)
     # Within the first batch they are added in float32: its other seven may be lost, and a multiple of 8 remains.
-    assert found.loss == pytest.approx(2.0**26 + 359 * np.log(10), abs=7 * np.log(10) + 4)
+    assert result.loss == pytest.approx(2.0**26 + 359 * np.log(10), abs=7 * np.log(10) + 4)
 
 
 def test_non_finite_logits_are_errors(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
     """A network that has diverged answers nothing, not class 0."""
     nothing = {"kernel": params["kernel"] * np.float32(np.nan), "bias": params["bias"]}
     zeros = Examples(digits.images, np.zeros(360, np.int32))
-    found = score(network, nothing, zeros, 360, 1)
-    assert np.isnan(found.loss)
-    assert (found.errors, found.top5_errors) == (360, 360)
+    result = score(network, nothing, zeros, 360, 1)
+    assert np.isnan(result.loss)
+    assert (result.errors, result.top5_errors) == (360, 360)
 
 
 def test_evaluate_does_not_depend_on_batch_sizes(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
@@ -179,9 +179,9 @@ def test_views_of_an_image_are_averaged_as_probabilities(
     several = max(1, batch_size // 3)
     batches = [Examples(shown.images[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
     over = mesh.batch(mesh.make(devices))
-    found = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
-    assert (found.errors, found.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
-    assert found.loss == pytest.approx(losses.sum(), rel=1e-6)
+    result = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
+    assert (result.errors, result.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
+    assert result.loss == pytest.approx(losses.sum(), rel=1e-6)
     assert set(sizes) == {-(-several // devices) * devices}
 
 
@@ -217,9 +217,9 @@ def test_ten_crop_scores_equal_the_direct_computation(ranked: Ranked, photograph
             assert np.exp(-float(sums.loss)) == pytest.approx(ranked.probabilities[index, label], abs=1e-5)
     for batch_size in (70, 200, 320):
         batches = views.batches(info, "validation", protocol, batch_size)
-        found = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
-        assert (found.errors, found.top5_errors) == (18, 10)
-        assert found.loss == pytest.approx(ranked.loss, rel=1e-5)
+        result = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
+        assert (result.errors, result.top5_errors) == (18, 10)
+        assert result.loss == pytest.approx(ranked.loss, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_two_processes_score_like_one(digits_dir: str) -> None:
     script = Path(__file__).parents[1] / "score_in_processes.py"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
-    def found(processes: int) -> list[list[dict[str, Any]]]:
+    def scores(processes: int) -> list[list[dict[str, Any]]]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -237,7 +237,7 @@ def test_two_processes_score_like_one(digits_dir: str) -> None:
         outputs = [each.communicate(timeout=600)[0] for each in running]
         return [json.loads(output.splitlines()[-1]) for output in outputs]
 
-    ((alone,), several) = found(1), found(2)
+    ((alone,), several) = scores(1), scores(2)
     assert several[0] == several[1]
     assert len(alone) == 2, "ten crops, multi-scale"
     for one, both in zip(alone, several[0], strict=True):
