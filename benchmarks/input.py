@@ -106,8 +106,8 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = harness.parse(InputOptions, arguments)
-    given = options_lib.experiment(options.experiment).data if options.experiment else Data(name="imagenet2012", crop=RandomResizedCrop)
-    data = Data(name=options.data or given.name, crop=given.crop or RandomResizedCrop, policy=given.policy)
+    base = options_lib.experiment(options.experiment).data if options.experiment else Data(name="imagenet2012", crop=RandomResizedCrop)
+    data = Data(name=options.data or base.name, crop=base.crop or RandomResizedCrop, policy=base.policy)
     harness.write("input", measure(data, options), options, arguments)
 
 

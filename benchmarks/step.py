@@ -25,7 +25,7 @@ from resnet_jax.models.stems import SmallImageStem
 class StepOptions(harness.Output):
     """Images per second of a training step (SGD, momentum 0.9, weight decay 1e-4).
 
-    Peers are measured where they are installed: pip install 'resnet-jax-lab[bench]'.
+    Peers are measured where they are installed: pip install 'resnet-jax-lab[benchmarks]'.
     """
 
     networks: tuple[str, ...] = ("cifar_resnet20",)
@@ -127,7 +127,7 @@ def version(*packages: str) -> str:
 
 
 class LinenResNet(nn.Module):
-    """Network of He et al. 2015, Section 4.2, with option A, of Flax's own layers."""
+    """Network of He et al. 2015, Section 4.2, with option A, built from Flax's own layers."""
 
     stages: tuple[int, ...]
     features: tuple[int, ...]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every benchmark of an accelerator and writes FOLDER/NAME.json, unless it exists: the same command continues.
 #
-#   pip install 'resnet-jax-lab[bench]'      # and jax for the accelerator
+#   pip install 'resnet-jax-lab[benchmarks]'      # and jax for the accelerator
 #   [LIMIT=20m] bash launch/measure.sh FOLDER
 #
 # Exit codes: 0 all files exist; 1 some do not; 2 wrong arguments.

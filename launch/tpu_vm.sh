@@ -68,7 +68,7 @@ install() {
 # The command outlives the ssh connection.
 run() {
   need BUCKET
-  checked "$@"
+  check_command "$@"
   local command
   command=$(printf '%q ' "$@")
   # No cache: workers see each other's files at once.
@@ -84,7 +84,7 @@ run() {
       run .venv/bin/resnet-jax $command < /dev/null > /dev/null 2>&1 &"
 }
 
-checked() {
+check_command() {
   [ $# -gt 0 ] || fail "give a resnet-jax command: launch/tpu_vm.sh run train FILE.py:FUNCTION --workdir bucket/runs/NAME"
 }
 
@@ -110,32 +110,32 @@ delete() {
 
 resume() {
   need ACCELERATOR BUCKET
-  checked "$@"
-  local failures=0 now found
+  check_command "$@"
+  local failures=0 now result
   while true; do
     now=$(state)
     case $now in
       ACTIVE | READY) ;;
       *)
-        echo "tpu_vm.sh: $TPU_NAME is ${now:-not there}: created again"
+        echo "tpu_vm.sh: $TPU_NAME is ${now:-missing}: creating it"
         if [ -n "$now" ]; then delete || true; fi
-        if ! { create && install && run "$@"; }; then echo "tpu_vm.sh: that failed; again in $POLL s" >&2; fi
+        if ! { create && install && run "$@"; }; then echo "tpu_vm.sh: that failed; next attempt in $POLL s" >&2; fi
         sleep "$POLL"
         continue
         ;;
     esac
-    found=$(codes | sort -u | xargs) || found=unreachable
-    case " $found " in
-      " 0 ") echo "tpu_vm.sh: done; the machine is still there and costs money: launch/tpu_vm.sh delete"; return ;;
+    result=$(codes | sort -u | xargs) || result=unreachable
+    case " $result " in
+      " 0 ") echo "tpu_vm.sh: done; the machine still exists and costs money: launch/tpu_vm.sh delete"; return ;;
       *" 2 "*) status; fail "bad input: see the log" ;;
       # One is done and waits for the others.
       " running " | " 0 running ") ;;
-      " unreachable " | "  ") echo "tpu_vm.sh: no worker answers; asked again in $POLL s" ;;
-      *" none "*) { [ "$found" = none ] || echo "tpu_vm.sh: processes: $found"; install && run "$@"; } ;;
+      " unreachable " | "  ") echo "tpu_vm.sh: no worker answers; next attempt in $POLL s" ;;
+      *" none "*) { [ "$result" = none ] || echo "tpu_vm.sh: processes: $result"; install && run "$@"; } ;;
       *)
         failures=$((failures + 1))
         [ "$failures" -le "$RESTARTS" ] || { status; echo "tpu_vm.sh: failed $failures times (RESTARTS)" >&2; exit 1; }
-        echo "tpu_vm.sh: processes: $found; all start again ($failures of $RESTARTS)"
+        echo "tpu_vm.sh: processes: $result; all restart ($failures of $RESTARTS)"
         run "$@"
         ;;
     esac

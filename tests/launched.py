@@ -1,4 +1,4 @@
-"""Runs of `resnet-jax train` in real processes, one or several, for the tests that kill them."""
+"""Runs of `resnet-jax train` in one or several processes, for tests that kill them."""
 
 import json
 import os
@@ -25,12 +25,12 @@ class Run:
     processes: list[subprocess.Popen[str]]
 
     def wait(self) -> list[tuple[int, str]]:
-        """Exit codes, and what was said on stderr."""
+        """Returns exit code and stderr of each process."""
         ends = [process.communicate(timeout=PATIENCE) for process in self.processes]
         return [(process.returncode, err) for process, (_, err) in zip(self.processes, ends, strict=True)]
 
     def kill(self) -> None:
-        """All of them, at once."""
+        """Kills all processes at once."""
         for process in self.processes:
             process.send_signal(signal.SIGCONT)
             process.kill()
@@ -38,16 +38,16 @@ class Run:
             process.communicate(timeout=PATIENCE)
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
-        """Returns as soon as something is so; an assertion where the run ends before, or never gets there."""
+        """Returns once ``reached()`` is true; fails if the run ends first, or after ``PATIENCE`` seconds."""
         end = time.monotonic() + PATIENCE
         while not reached():
-            assert time.monotonic() < end, "the run does not get there"
+            assert time.monotonic() < end, "the run did not get there"
             ended = [process for process in self.processes if process.poll() is not None]
             assert not ended, ended[0].communicate()[1]
             time.sleep(0.01)
 
     def wait_for_checkpoint(self, step: int) -> None:
-        """Until one of this step or a later one is committed."""
+        """Waits for a committed checkpoint of this step or a later one."""
         self.wait_until(lambda: newest(self.workdir) >= step)
 
 
@@ -57,7 +57,7 @@ def newest(workdir: Path) -> int:
 
 
 def begin(words: Sequence[str], *, processes: int = 1, devices: int = 1, stdout: int = subprocess.DEVNULL) -> list[subprocess.Popen[str]]:
-    """Begins a `resnet-jax` command in so many processes with so many devices each."""
+    """Starts a `resnet-jax` command in ``processes`` processes with ``devices`` devices each."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=1200"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -77,13 +77,13 @@ def begin(words: Sequence[str], *, processes: int = 1, devices: int = 1, stdout:
 
 
 def start(workdir: Path, data_dir: str, *more: str, processes: int = 1, devices: int = 1) -> Run:
-    """Begins, or continues, a run."""
+    """Starts or continues a run."""
     words = ["train", "tests/tiny_experiment.py:tiny", "--workdir", str(workdir), "--data-dir", data_dir, *more]
     return Run(workdir, begin(words, processes=processes, devices=devices))
 
 
 def finish(workdir: Path, data_dir: str, *more: str, **how: Any) -> dict[str, Any]:
-    """Runs to the end, and returns the result."""
-    for code, said in start(workdir, data_dir, *more, **how).wait():
-        assert code == 0, said
+    """Runs to the end and returns the result."""
+    for code, stderr in start(workdir, data_dir, *more, **how).wait():
+        assert code == 0, stderr
     return json.loads((workdir / "result.json").read_text())

@@ -28,7 +28,7 @@ def main(process: int, processes: int, address: str, data_dir: str) -> None:
     batches = views.batches(info, "test", Squares(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
     constants = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
     of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
-    (found,) = exact.tally(
+    found = exact.tally(
         lambda images, labels: of_batch(params, batch_stats, constants, images, labels),
         batches,
         batch_size=500,

@@ -28,7 +28,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_every_script_has_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step", "compile", "input", "run"):
         with pytest.raises(SystemExit) as stopped:
             load(name).main(["--help"])
@@ -78,7 +78,7 @@ def test_run_extrapolates_to_the_whole_recipe(load: Any, tiny: Experiment, digit
     assert row["seconds"] > 8 * row["step_seconds"]
 
 
-def test_measure_sh_names_scripts_and_options_that_exist(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_sh_uses_existing_scripts_and_options(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (FOLDER.parent / "launch" / "measure.sh").read_text().splitlines()
     calls = [line.split()[2:] for line in lines if re.match(r"\s*measure [\w\"$-]+ \w", line)]
     assert len(calls) >= 5

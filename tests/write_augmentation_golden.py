@@ -1,6 +1,6 @@
-"""Writes what torchvision's and timm's augmentation operations make of one small image to tests/golden/augmentations.npz.
+"""Writes tests/golden/augmentations.npz: results of torchvision's and timm's augmentation operations on one small image.
 
-Needs what the project does not depend on (extra ``torch``); run by hand: ``python tests/write_augmentation_golden.py``.
+Needs the extra ``torch``. Run by hand: ``python tests/write_augmentation_golden.py``.
 """
 
 import random
@@ -18,7 +18,7 @@ FILL = (124, 116, 104)
 
 
 def photograph() -> np.ndarray:
-    """Smooth and uneven, with edges, no channel like another, none from 0 to 255: every operation changes it."""
+    """An image that every operation changes: uneven, with edges, different channels, none from 0 to 255."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     red = 40 + 5 * x + 20 * (y > 11)
     green = 200 - 6 * y - 40 * ((x - 20) ** 2 + (y - 8) ** 2 < 30)
@@ -27,7 +27,7 @@ def photograph() -> np.ndarray:
 
 
 def space(name: str) -> dict:
-    """torchvision's magnitudes, an array of all bins or none."""
+    """torchvision's magnitudes by operation: all bins, or a scalar."""
     if name == "RandAugment":
         return autoaugment.RandAugment()._augmentation_space(BINS, (HEIGHT, WIDTH))
     return autoaugment.TrivialAugmentWide()._augmentation_space(BINS)
@@ -38,17 +38,17 @@ def by_torchvision(policy: str, operation: str, place: int, sign: int) -> np.nda
     magnitudes, signed = space(policy)[operation]
     magnitude = float(magnitudes[place].item()) if magnitudes.ndim > 0 else 0.0
     picture = Image.fromarray(photograph())
-    found = autoaugment._apply_op(picture, operation, sign * magnitude if signed else magnitude, InterpolationMode.NEAREST, None)
-    return np.asarray(found)
+    result = autoaugment._apply_op(picture, operation, sign * magnitude if signed else magnitude, InterpolationMode.NEAREST, None)
+    return np.asarray(result)
 
 
 def by_timm(operation: str, magnitude: float, sign: int, resample: Image.Resampling) -> np.ndarray:
     """One operation at a magnitude of 0 to 10, as ``AugmentOp.__call__`` applies it."""
     hparams = {"img_mean": FILL, "interpolation": resample, "translate_const": 100}
-    made = auto_augment.AugmentOp(operation, prob=1.0, magnitude=magnitude, hparams=hparams)
-    # timm changes the sign where the number that it draws is above one half.
+    augment = auto_augment.AugmentOp(operation, prob=1.0, magnitude=magnitude, hparams=hparams)
+    # timm negates the magnitude if its random number is above 0.5.
     with mock.patch.object(random, "random", return_value=0.0 if sign > 0 else 0.9):
-        return np.asarray(made(Image.fromarray(photograph())))
+        return np.asarray(augment(Image.fromarray(photograph())))
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def _preprocessing(mean: Any, deviation: Any) -> Preprocessing:
 
 
 def fit_each(images: Iterable[UInt8[np.ndarray, "h w c"]], normalization: Normalization) -> Preprocessing:
-    """Like ``fit``, on an iterable of images of one size."""
+    """Like ``fit``, for an iterable of images of one size."""
     if normalization == "imagenet":
         return _preprocessing(IMAGENET_MEAN, IMAGENET_DEVIATION)
     count, total, squares = 0, np.zeros(1), np.zeros(1)

@@ -1,4 +1,4 @@
-"""``resnet-jax data``: see what the network sees."""
+"""``resnet-jax data``: a picture of augmented training images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def preview(arguments: Sequence[str]) -> None:
-    """A picture of the images of a training step, as the network is shown them: resnet-jax data preview FILE.py:FUNCTION [--to FILE.png]"""
+    """A picture of the images of a training step after augmentation: resnet-jax data preview FILE.py:FUNCTION [--to FILE.png]"""
     from resnet_jax.training.experiment import Experiment
 
     reference, base, rest = options_lib.experiment_first("data preview", arguments)
@@ -27,19 +27,19 @@ def preview(arguments: Sequence[str]) -> None:
         to: Path = Path("preview.png")
         """File of the picture: .png, .pdf, .svg."""
         images: int = 32
-        """How many of the batch."""
+        """Number of images, from the start of the batch."""
         seed: int = 0
         step: int = 0
-        """Steps done before."""
+        """Training step of the images, from 0."""
         data_dir: str | None = None
-        """Where prepared data sets are looked for, before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
+        """Folder of prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
         experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
 
     options = options_lib.parse(f"data preview {reference}", Preview, rest)
     if options.images < 1 or options.step < 0:
-        raise UserError(f"--images is {options.images} and --step {options.step}; give at least 1 image, and a step of at least 0")
+        raise UserError(f"--images must be at least 1 and --step at least 0, got {options.images} and {options.step}.")
     if options.to.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--to is {options.to}; a picture is a .png, .pdf or .svg")
+        raise UserError(f"--to must end in .png, .pdf or .svg, got {options.to}.")
     from resnet_jax.data import sources
 
     info = sources.describe(options.experiment.data.name, options.data_dir)

@@ -15,7 +15,7 @@ _FILE = Path(__file__).with_name("digits.npz")
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """8x8 grey images of the digits 0-9 (UCI "Optical Recognition of Handwritten Digits", the part that scikit-learn ships).
+    """8x8 gray images of the digits 0-9 (UCI "Optical Recognition of Handwritten Digits", the part that scikit-learn ships).
 
     1,437 for training and 360 for testing, those of scikit-learn's ``train_test_split(test_size=0.2, random_state=0)``. Values 0-16 are
     stored as 0-255.

@@ -17,8 +17,8 @@ _OPENED = 64
 
 def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
     """Files of a split of a TFDS set with their numbers of examples, from its metadata."""
-    described = json.loads((info.directory / "dataset_info.json").read_text())
-    (lengths,) = [[int(n) for n in each["shardLengths"]] for each in described["splits"] if each["name"] == split]
+    metadata = json.loads((info.directory / "dataset_info.json").read_text())
+    (lengths,) = [[int(n) for n in entry["shardLengths"]] for entry in metadata["splits"] if entry["name"] == split]
     # Named as TFDS names them; the template in the metadata could lead anywhere.
     prefix = f"{info.directory.parent.name}-{split}.array_record"
     return [(info.directory / f"{prefix}-{number:05d}-of-{len(lengths):05d}", length) for number, length in enumerate(lengths)]

@@ -117,10 +117,10 @@ def _reach(*, shear: float, translate: tuple[float, float], rotate: float, enhan
 
 def torchvision_argument(name: str, reach: Mapping[str, float], strength: float, sign: int) -> float:
     """Argument of an operation at a strength in [0, 1]."""
-    found = _NEUTRAL.get(name, 0.0) + sign * reach[name] * strength
+    argument = _NEUTRAL.get(name, 0.0) + sign * reach[name] * strength
     if name in ("TranslateX", "TranslateY"):
-        return int(found)
-    return round(found) if name == "Posterize" else found
+        return int(argument)
+    return round(argument) if name == "Posterize" else argument
 
 
 def _drawn(picture: Image.Image, reach: Mapping[str, float], strength: float, rng: np.random.Generator) -> Image.Image:

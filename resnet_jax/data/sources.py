@@ -70,7 +70,7 @@ def prepared_in(directory: Path) -> dict[str, Path]:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a data set is named by the path of a folder instead of its name in TFDS."""
+    """Returns True for the path of a folder, False for a name in TFDS."""
     return os.sep in name or name.startswith((".", "~"))
 
 

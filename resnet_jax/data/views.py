@@ -20,7 +20,7 @@ _AHEAD = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Squares:
-    """How an image of any size becomes one square, or ten."""
+    """Resizing and cropping of an image of any size to one square, or ten."""
 
     resize: int | None = None
     """Length of the shorter side before the crop. None: no resizing."""
@@ -84,7 +84,7 @@ def batches(
       processes: their number; the images of a batch are rounded up to a multiple of it.
     """
     if None in info.image_shape and not (view.resize and view.crop):
-        raise UserError(f"the images of {info.name} differ in size. Give how they are resized and cropped, for example --protocol 256/224.")
+        raise UserError(f"the images of {info.name} differ in size. Resize and crop them, for example with --protocol 256/224.")
     source = sources.encoded(info, split)
     end = info.examples[split] if count is None else min(first + count, info.examples[split])
     share = rows(batch_size, view.crops, processes) // processes
@@ -128,7 +128,7 @@ def _finished(group: list[Any], futures: list[Future[Any]]) -> tuple[list[Any], 
 
 
 def load(info: DatasetInfo, split: str, view: Squares, batch_size: int) -> Iterator[Examples]:
-    """Like ``batches``; from memory if the set is small and shown as it is."""
+    """Like ``batches``; from memory if the images have one size and are neither resized nor cropped."""
     if None in info.image_shape or view.resize or view.crop:
         yield from batches(info, split, view, batch_size)
         return

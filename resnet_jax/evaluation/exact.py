@@ -50,12 +50,12 @@ class Score:
 
 
 class Sums(NamedTuple):
-    """Sums over the examples of a batch; with a leading axis, of several networks."""
+    """Sums over the examples of a batch."""
 
-    errors: Int[Array, "..."]
-    loss: Float[Array, "..."]
-    examples: Int[Array, "..."]
-    top5_errors: Int[Array, "..."]
+    errors: Int[Array, ""]
+    loss: Float[Array, ""]
+    examples: Int[Array, ""]
+    top5_errors: Int[Array, ""]
 
 
 def score_batch(
@@ -119,7 +119,7 @@ def evaluate(
     def score(images: Array, labels: Array) -> Sums:
         return _score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
 
-    return tally(score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding)[0]
+    return tally(score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding)
 
 
 _score_batch = functools.partial(jax.jit, static_argnames=("apply",))(score_batch)
@@ -134,8 +134,8 @@ def tally(
     sharding: jax.sharding.Sharding | None = None,
     processes: int = 1,
     between: Callable[[], None] = lambda: None,
-) -> list[Score]:
-    """Adds up the sums of ``score`` over all batches; one score per network.
+) -> Score:
+    """Adds up the sums of ``score`` over all batches.
 
     Args:
       Others: as of ``evaluate``.
@@ -150,12 +150,10 @@ def tally(
             jax.block_until_ready(sums[-1 - _WAITING])
         between()
     # Added in float64 on the host, so that the loss does not depend on the batch size beyond rounding.
-    totals = (np.atleast_1d(np.sum(parts, axis=0, dtype=np.float64)) for parts in zip(*jax.device_get(sums), strict=True))
-    scores = [Score(int(e), float(loss), int(n), int(e5)) for e, loss, n, e5 in zip(*totals, strict=True)]
-    for each in scores:
-        if each.examples != expected_examples:
-            raise RuntimeError(f"{each.examples} examples were scored, the set has {expected_examples}: this is a defect, please report it")
-    return scores
+    errors, loss, examples, top5_errors = (np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True))
+    if examples != expected_examples:
+        raise RuntimeError(f"{int(examples)} examples were scored, the set has {expected_examples}: this is a defect, please report it")
+    return Score(int(errors), float(loss), int(examples), int(top5_errors))
 
 
 def _placed(batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | None, processes: int) -> tuple[Array, Array]:

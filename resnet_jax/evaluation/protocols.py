@@ -53,13 +53,13 @@ def parse(text: str) -> Protocol:
     name = text.removesuffix("-bicubic")
     interpolation = "bilinear" if name == text else "bicubic"
     name = _NAMED.get(name, name)
-    if found := re.fullmatch(r"(ten-crop-)?([0-9]{1,6})/([0-9]{1,6})", name):
-        resize, crop = int(found[2]), int(found[3])
+    if match := re.fullmatch(r"(ten-crop-)?([0-9]{1,6})/([0-9]{1,6})", name):
+        resize, crop = int(match[2]), int(match[3])
         if not 0 < crop <= resize < _PIXELS:
             raise UserError(f"protocol {text!r}: the crop must be in [1, shorter side], for example 256/224.")
-        return Protocol(resize=resize, crop=crop, interpolation=interpolation, crops=10 if found[1] else 1)
-    if found := re.fullmatch(r"multi-scale-([0-9]{1,6}(?:,[0-9]{1,6})*)", name):
-        scales = tuple(map(int, found[1].split(",")))
+        return Protocol(resize=resize, crop=crop, interpolation=interpolation, crops=10 if match[1] else 1)
+    if match := re.fullmatch(r"multi-scale-([0-9]{1,6}(?:,[0-9]{1,6})*)", name):
+        scales = tuple(map(int, match[1].split(",")))
         if not all(0 < scale < _PIXELS for scale in scales) or len(set(scales)) < len(scales):
             raise UserError(f"protocol {text!r}: give each size in pixels once, for example multi-scale-224,256,384.")
         return Protocol(scales=scales, interpolation=interpolation)

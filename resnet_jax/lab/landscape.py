@@ -118,7 +118,7 @@ def measure(
     for index in command.track(list(np.ndindex(points, points)), weights.card.source):
         offset = jnp.asarray(offsets[list(index)], jnp.float32)
         score = functools.partial(_score, variables, both, offset, constants, apply=apply)
-        (total,) = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
+        total = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
         loss[index], error[index] = total.mean_loss, total.error_percent
     return Landscape(offsets, loss, error, weights.architecture.num_classes)
 

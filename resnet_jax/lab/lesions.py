@@ -118,7 +118,7 @@ def measure(weights: Pretrained, examples: Examples, lesions: Sequence[Lesion], 
         factors = jnp.asarray([float(block not in lesion.deleted) for block in range(blocks)])
         order = jnp.asarray(lesion.order or range(blocks))
         score = functools.partial(_score, variables, constants, factors, order, apply=apply)
-        (total,) = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
+        total = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
         errors.append(total.error_percent)
     return np.asarray(errors)
 

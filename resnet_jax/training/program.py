@@ -64,7 +64,7 @@ class Program:
         params, batch_stats = state.scored()
         # Replicated sums, so that every process can fetch them.
         score_batch = _jit(exact.score_batch, self.mesh, mesh_lib.replicated(self.mesh), apply=self.apply)
-        (score,) = exact.tally(
+        return exact.tally(
             lambda images, labels: score_batch(params, batch_stats, preprocessing, images, labels),
             data,
             batch_size=batch_size,
@@ -74,7 +74,6 @@ class Program:
             processes=1 if isinstance(data, Examples) else jax.process_count(),
             between=between,
         )
-        return score
 
 
 def compiled(experiment: Experiment, devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None = None) -> Program:

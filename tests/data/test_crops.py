@@ -1,4 +1,4 @@
-"""Boxes by hand from given draws, by their statistics, and crops against the image resized whole."""
+"""Boxes from scripted draws and by their statistics; crops against the image resized whole."""
 
 import math
 
@@ -13,16 +13,16 @@ from resnet_jax.errors import UserError
 
 
 class Scripted(np.random.Generator):
-    """Draws the numbers of a list; of integers, how many there are is remembered."""
+    """Draws the numbers of a list, and records the bounds of integers."""
 
     def __init__(self, *numbers: float):
         super().__init__(np.random.PCG64(0))
         self.left, self.asked = list(numbers), []
 
     def uniform(self, low, high):
-        found = self.left.pop(0)
-        assert low <= found <= high
-        return found
+        number = self.left.pop(0)
+        assert low <= number <= high
+        return number
 
     def integers(self, *bounds):
         self.asked.append(bounds)
@@ -36,21 +36,21 @@ def smooth(height: int, width: int) -> np.ndarray:
     return (127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
 
 
-def test_a_box_has_the_drawn_area_and_ratio() -> None:
+def test_box_has_the_drawn_area_and_ratio() -> None:
     """Of 300x400 pixels a quarter, 30,000, four wide for three high: 200x150. Then 151 places down and 201 to the right."""
     rng = Scripted(0.25, math.log(4 / 3), 150, 7)
     assert RandomResizedCrop().box(300, 400, rng) == (7, 150, 207, 300)
     assert rng.asked == [(151,), (201,)]
 
 
-def test_a_box_that_does_not_fit_is_drawn_again() -> None:
+def test_box_that_does_not_fit_is_drawn_again() -> None:
     """The whole area of a square, wider than high, is not in it; 0.81 of 100x100 at ratio 1 is 90x90."""
     rng = Scripted(1.0, math.log(1.2), 0.81, 0.0, 10, 0)
     assert RandomResizedCrop().box(100, 100, rng) == (0, 10, 90, 100)
     assert rng.asked == [(11,), (11,)]
 
 
-def test_ten_boxes_that_do_not_fit_leave_the_largest_central_one() -> None:
+def test_box_falls_back_to_the_largest_central_one_after_ten_tries() -> None:
     for height, width, expected in (
         (30, 300, (130, 0, 170, 30)),  # 40 of 300 pixels, 4:3
         (300, 30, (0, 130, 30, 170)),  # 3:4
@@ -64,7 +64,7 @@ def test_ten_boxes_that_do_not_fit_leave_the_largest_central_one() -> None:
         assert rng.left == []
 
 
-def test_areas_and_logarithms_of_ratios_are_uniform_and_places_too() -> None:
+def test_box_areas_log_ratios_and_positions_are_uniform() -> None:
     """Where nearly all boxes fit; bounds are five deviations of the mean."""
     crop, rng = RandomResizedCrop(area=(0.05, 0.45), ratio=(0.5, 2.0)), np.random.default_rng(0)
     boxes = np.array([crop.box(1000, 1200, rng) for _ in range(4000)], np.float64)
@@ -86,7 +86,7 @@ def test_areas_and_logarithms_of_ratios_are_uniform_and_places_too() -> None:
     assert abs(np.corrcoef(area, ratio)[0, 1]) < 5 / math.sqrt(4000)
 
 
-def test_random_resized_crop_shows_its_box() -> None:
+def test_random_resized_crop_contains_its_box() -> None:
     """In a picture whose red is the column and whose green is the row, the values tell what is shown."""
     image = np.zeros((200, 250, 3), np.uint8)
     image[..., 0], image[..., 1] = np.arange(250)[None, :], np.arange(200)[:, None]
@@ -126,10 +126,10 @@ def test_shorter_side_crop_equals_the_crop_of_the_resized_image_up_to_one_source
     for place in (0.0, 0.37, 1.0):
         top, left = round(place * (resized[0] - 224)), round(place * (resized[1] - 200))
         rng = Scripted(side, top, left)
-        found = ShorterSideCrop()(image, size, rng).astype(float)
+        cropped = ShorterSideCrop()(image, size, rng).astype(float)
         assert rng.asked == [(256, 481), (resized[0] - 223,), (resized[1] - 199,)]
         # Waves of 120 rise by up to 120 / 23 from one pixel of the image to the next.
-        difference = np.abs(found - directly(image, side, top, left, size))
+        difference = np.abs(cropped - directly(image, side, top, left, size))
         assert difference.max() <= 5
         assert difference.mean() < 1.5
 

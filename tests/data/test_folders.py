@@ -34,7 +34,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def test_a_folder_is_described_by_its_path(root: Path) -> None:
+def test_describe_scans_a_folder_by_its_path(root: Path) -> None:
     info = sources.describe(str(root))
     assert (info.name, info.directory) == (str(root), root)
     assert info.examples == {"train": 4, "validation": 3}
@@ -42,17 +42,17 @@ def test_a_folder_is_described_by_its_path(root: Path) -> None:
     assert sources.class_names(info) == ["ant", "cat", "dog"]
 
 
-def test_images_come_in_the_order_of_classes_and_names_with_their_labels(root: Path) -> None:
+def test_images_are_ordered_by_class_and_name(root: Path) -> None:
     info = sources.describe(str(root))
     source = sources.encoded(info, "train")
     read = [sources.example(source, info, "train", index) for index in range(len(source))]
-    assert [found["label"] for found in read] == [0, 1, 1, 2]
-    assert [round(float(found["image"].mean()), -1) for found in read] == [20, 10, 0, 30]
+    assert [record["label"] for record in read] == [0, 1, 1, 2]
+    assert [round(float(record["image"].mean()), -1) for record in read] == [20, 10, 0, 30]
     assert read[0]["image"].shape == (20, 30, 3)
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
 
 
-def test_a_relative_path_is_one_too(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe_accepts_relative_paths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root.parent)
     assert sources.describe("./pets").examples == {"train": 4, "validation": 3}
     assert sources.is_folder(sources.describe("./pets").name)
@@ -90,14 +90,14 @@ def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
     assert sources.describe(str(tmp_path / "odd")).num_classes == 4, "a split may lack images of a class"
 
 
-def test_files_of_the_system_are_no_images(root: Path) -> None:
+def test_system_files_are_ignored(root: Path) -> None:
     """Such as macOS leaves beside every image that it copies."""
     (root / "train" / "dog" / "._1.jpg").write_bytes(b"Mac OS X")
     (root / "train" / "dog" / "folder.jpg").mkdir()
     assert sources.describe(str(root)).examples["train"] == 4
 
 
-def test_a_version_is_that_of_relative_names_and_sizes(root: Path, tmp_path: Path) -> None:
+def test_version_depends_on_relative_names_and_sizes(root: Path, tmp_path: Path) -> None:
     """Wherever the folder lies; another size or another name is another version."""
     version = sources.describe(str(root)).version
     assert re.fullmatch("[0-9a-f]{16}", version)
@@ -112,7 +112,7 @@ def test_a_version_is_that_of_relative_names_and_sizes(root: Path, tmp_path: Pat
     assert len(versions) == 3
 
 
-def test_a_damaged_file_is_named(root: Path) -> None:
+def test_corrupt_file_is_named(root: Path) -> None:
     info = sources.describe(str(root))
     (root / "train" / "cat" / "b.JPEG").write_bytes(image(0)[:100])
     with pytest.raises(UserError, match=r"train/cat/b\.JPEG: example 2 of split 'train' is damaged"):

@@ -1,4 +1,4 @@
-"""Damage to the files of a prepared set, found before anything is computed."""
+"""Detection of corrupt files of a prepared set before training."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def shard(info: DatasetInfo, number: int) -> Path:
     return info.directory / f"noise-train.array_record-0000{number}-of-00003"
 
 
-def test_a_truncated_file_is_named(written: DatasetInfo) -> None:
+def test_check_names_truncated_files(written: DatasetInfo) -> None:
     integrity.check(written, "train")
     for number, kept in ((0, 0), (1, 0.1), (1, 0.99), (2, 0.5)):
         file = shard(written, number)
@@ -55,7 +55,7 @@ def test_a_truncated_file_is_named(written: DatasetInfo) -> None:
         file.write_bytes(whole)
 
 
-def test_a_flipped_bit_in_the_first_or_last_record_is_found(written: DatasetInfo) -> None:
+def test_check_detects_flipped_bits_in_first_and_last_records(written: DatasetInfo) -> None:
     file = shard(written, 1)
     whole = file.read_bytes()
     for record in (0, 6):
@@ -69,7 +69,7 @@ def test_a_flipped_bit_in_the_first_or_last_record_is_found(written: DatasetInfo
         file.write_bytes(whole)
 
 
-def test_a_file_of_another_length_and_a_missing_one_are_named(written: DatasetInfo) -> None:
+def test_check_names_missing_files_and_wrong_lengths(written: DatasetInfo) -> None:
     whole = shard(written, 1).read_bytes()
     shutil.copy(shard(written, 0), shard(written, 1))
     with pytest.raises(UserError, match=rf"{shard(written, 1)}.*it holds 11 records, not 7"):
@@ -80,7 +80,7 @@ def test_a_file_of_another_length_and_a_missing_one_are_named(written: DatasetIn
         integrity.check(written, "train")
 
 
-def test_of_many_files_missing_ones_and_damage_to_the_outer_ones_are_found(tmp_path: Path) -> None:
+def test_check_opens_a_sample_of_many_files(tmp_path: Path) -> None:
     """Only 64 of 100 files are opened."""
     info = write(tmp_path / "noise" / "1.0.0", [1] * 100)
     integrity.check(info, "train")
@@ -97,13 +97,13 @@ def test_of_many_files_missing_ones_and_damage_to_the_outer_ones_are_found(tmp_p
         file.write_bytes(content)
 
 
-def test_an_example_lies_in_the_file_that_its_number_says(written: DatasetInfo) -> None:
+def test_shard_of_returns_the_file_of_an_example(written: DatasetInfo) -> None:
     """11, 7 and 9 examples."""
-    found = [integrity.shard_of(written, "train", index) for index in (0, 10, 11, 17, 18, 26)]
-    assert found == [shard(written, number) for number in (0, 0, 1, 1, 2, 2)]
+    files = [integrity.shard_of(written, "train", index) for index in (0, 10, 11, 17, 18, 26)]
+    assert files == [shard(written, number) for number in (0, 0, 1, 1, 2, 2)]
 
 
-def test_real_sets_pass_and_unknown_splits_are_rejected(digits_dir: str, photographs: DatasetInfo) -> None:
+def test_check_accepts_prepared_sets_and_rejects_unknown_splits(digits_dir: str, photographs: DatasetInfo) -> None:
     digits = sources.describe("digits", digits_dir)
     for info, split in ((digits, "train"), (photographs, "train"), (photographs, "validation")):
         integrity.check(info, split)

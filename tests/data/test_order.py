@@ -48,14 +48,14 @@ def test_epochs_and_keys_differ() -> None:
     assert not np.array_equal(other, epochs)
 
 
-def test_every_example_comes_at_every_place_equally_often() -> None:
+def test_examples_are_uniform_over_positions() -> None:
     """2,000 epochs of 5 examples, within five standard deviations."""
     epochs = batches(0, 2000, batch_size=5, examples=5)
     counts = np.array([np.bincount(epochs[:, place], minlength=5) for place in range(5)])
     assert np.abs(counts - 400).max() < 5 * np.sqrt(2000 * 0.2 * 0.8)
 
 
-def test_positions_far_into_a_run_are_right() -> None:
+def test_batch_indices_are_exact_for_large_steps() -> None:
     """Position p is place p mod n of epoch p div n, in Python's integers: 3,072 epochs of CIFAR-10, and the last that 31 bits count."""
     for first in (600_000, 2**31 // 256 - 2):
         indices = batches(first, 1, batch_size=256, examples=50_000).ravel()

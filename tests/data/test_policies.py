@@ -1,4 +1,4 @@
-"""Policies against torchvision and timm themselves (a committed file of what they make of one image), and how often they draw what."""
+"""Policies against golden results of torchvision and timm; draws by their statistics."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,7 +21,7 @@ HEIGHT, WIDTH, _ = PHOTOGRAPH.shape
 
 
 class Scripted(np.random.Generator):
-    """Draws integers from a list, uniform numbers are 0.5 and normal ones their mean; what integers were asked for is remembered."""
+    """Draws integers from a list, uniform numbers are 0.5 and normal ones their mean; records the bounds of integers."""
 
     def __init__(self, integers: list[int]):
         super().__init__(np.random.PCG64(0))
@@ -38,7 +38,7 @@ class Scripted(np.random.Generator):
         return mean
 
 
-def test_the_file_has_every_operation_twice_and_each_changes_the_image() -> None:
+def test_golden_file_covers_operations_that_change_the_image() -> None:
     assert Counter(name.rpartition(" ")[0].split()[0] for name in NAMES) == {"RandAugment": 14, "TrivialAugment": 14, "TimmRandAugment": 30}
     same = {name.split()[1] for name, image in zip(NAMES, GOLDEN["images"], strict=True) if np.array_equal(image, PHOTOGRAPH)}
     assert same == {"Identity"}

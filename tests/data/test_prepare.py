@@ -25,7 +25,7 @@ def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_digits_are_found_prepared_and_read_without_tensorflow(digits_dir: str, tmp_path: Path) -> None:
+def test_digits_need_no_tensorflow(digits_dir: str, tmp_path: Path) -> None:
     """Describing a set, the first thing that every command does, imports neither TFDS nor a decoder."""
     program = """
 import sys
@@ -44,7 +44,7 @@ print(len(sources.read(info, "train")), sorted({"tensorflow", "sklearn"} & sys.m
     assert lines[-1] == "1437 []"
 
 
-def test_a_prepared_set_is_left_as_it_is(digits_dir: str) -> None:
+def test_prepare_leaves_a_prepared_set_unchanged(digits_dir: str) -> None:
     def snapshot() -> dict[Path, tuple[int, int]]:
         return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(digits_dir).rglob("*")}
 
@@ -53,7 +53,7 @@ def test_a_prepared_set_is_left_as_it_is(digits_dir: str) -> None:
     assert snapshot() == before
 
 
-def test_the_data_dir_is_where_a_set_is_prepared(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_writes_to_data_dir(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other directories hold: also a set in another format, as ``describe`` advises, or an interrupted preparation."""
     shutil.copytree(digits_dir, tmp_path / "old")
     info = tmp_path / "old" / "digits" / "1.0.0" / "dataset_info.json"
@@ -67,7 +67,7 @@ def test_the_data_dir_is_where_a_set_is_prepared(digits_dir: str, tmp_path: Path
     assert prepare.prepare("digits", str(tmp_path / "new")).directory == tmp_path / "new" / "digits" / "1.0.0"
 
 
-def test_what_cannot_be_prepared_is_an_error_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_rejects_unavailable_sets_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda *_: None)
     read_only = tmp_path / "read_only"
     read_only.mkdir()
@@ -87,7 +87,7 @@ def test_what_cannot_be_prepared_is_an_error_and_nothing_is_written(tmp_path: Pa
     read_only.chmod(0o755)
 
 
-def test_a_failed_download_is_an_error_of_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_raises_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Cifar10, **__: object) -> None:
         raise ConnectionError("cut off")
 

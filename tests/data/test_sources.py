@@ -1,4 +1,4 @@
-"""Prepared sets are found by their files alone, and read whole or not at all."""
+"""Discovery of prepared sets by their files; reading whole sets or single examples."""
 
 import io
 import json
@@ -19,8 +19,8 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 @pytest.fixture(autouse=True)
 def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Only what a test names is searched, except for the tests of the real CIFAR-10."""
-    if "cifar" not in request.node.name:
+    """Hides data directories of the machine, except from tests of the real CIFAR-10."""
+    if "cifar10" not in request.fixturenames:
         monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
         monkeypatch.setattr(sources, "HOME_DATA_DIR", tmp_path / "home")
 
@@ -37,7 +37,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def fake(directory: Path, name: str, version: str) -> Path:
-    """A folder that looks prepared to whoever looks for one file."""
+    """A folder with the metadata file alone."""
     folder = directory / name / version
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text("{}")
@@ -56,30 +56,30 @@ def test_first_directory_that_holds_a_set_wins(monkeypatch: pytest.MonkeyPatch, 
     fake(tmp_path / "environment", "a", "2.0.0")
     fake(tmp_path / "environment", "b", "1.0.0")
     first = fake(tmp_path / "argument", "a", "1.0.0")
-    found = sources.prepared(str(tmp_path / "argument"))
-    assert found == {"a": first, "b": tmp_path / "environment" / "b" / "1.0.0"}
+    folders = sources.prepared(str(tmp_path / "argument"))
+    assert folders == {"a": first, "b": tmp_path / "environment" / "b" / "1.0.0"}
     assert sources.prepared() == {name: tmp_path / "environment" / name / version for name, version in (("a", "2.0.0"), ("b", "1.0.0"))}
 
 
-def test_the_newest_version_wins_by_number(tmp_path: Path) -> None:
+def test_newest_version_wins_by_number(tmp_path: Path) -> None:
     for name, older, newer in (("a", "1.0.0", "2.0.0"), ("b", "3.0.2", "3.0.10"), ("c", "9.0.0", "10.0.0")):
         fake(tmp_path, name, older)
         newest = fake(tmp_path, name, newer)
-        # What an interrupted preparation leaves behind.
+        # Left by an interrupted preparation.
         fake(tmp_path, name, "incomplete.6J53Q8_99.0.0")
         assert sources.prepared(str(tmp_path))[name] == newest
 
 
-def test_missing_set_fails_with_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_set_error_states_directories_and_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "environment"))
     with pytest.raises(UserError) as error:
         sources.describe("cifar10", str(tmp_path / "argument"))
-    for said in (tmp_path / "argument", tmp_path / "environment", tmp_path / "home", "resnet-jax prepare cifar10"):
-        assert str(said) in str(error.value)
+    for part in (tmp_path / "argument", tmp_path / "environment", tmp_path / "home", "resnet-jax prepare cifar10"):
+        assert str(part) in str(error.value)
 
 
 def test_digits_describe_themselves(digits_dir: str) -> None:
-    """1,437 + 360 = 1,797 images of 8x8 grey pixels in 10 classes."""
+    """1,437 + 360 = 1,797 images of 8x8 gray pixels in 10 classes."""
     info = sources.describe("digits", digits_dir)
     assert (info.name, info.version, info.directory) == ("digits", "1.0.0", Path(digits_dir) / "digits" / "1.0.0")
     assert info.examples == {"train": 1437, "test": 360}
@@ -120,15 +120,15 @@ def test_sets_in_another_format_or_without_labels_are_rejected(copy: Path) -> No
         sources.describe("digits", str(copy))
 
 
-def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
+def test_example_equals_read(digits_dir: str) -> None:
     """Any index at any time; the same images and labels as all at once."""
     info = sources.describe("digits", digits_dir)
     source, whole = sources.encoded(info, "test"), sources.read(info, "test")
     for index in (359, 0, 17, 17):
-        found = sources.example(source, info, "test", index)
-        np.testing.assert_array_equal(found["image"], whole.images[index])
-        assert found["label"] == whole.labels[index]
-        assert type(found["label"]) is int
+        record = sources.example(source, info, "test", index)
+        np.testing.assert_array_equal(record["image"], whole.images[index])
+        assert record["label"] == whole.labels[index]
+        assert type(record["label"]) is int
     for read in (sources.encoded, sources.read):
         with pytest.raises(UserError, match=r"no split 'validation'; it has \['test', 'train'\]"):
             read(info, "validation")
@@ -136,7 +136,7 @@ def test_a_split_is_read_image_by_image_too(digits_dir: str) -> None:
         sources.example(source, info, "test", 360)
 
 
-def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) -> None:
+def test_example_rejects_images_of_another_size(digits_dir: str) -> None:
     """Also where NumPy would have stretched it to fit."""
     info = sources.describe("digits", digits_dir)
     for size in ((1, 8), (8, 9)):
@@ -146,20 +146,20 @@ def test_an_image_of_another_size_than_the_set_says_is_damaged(digits_dir: str) 
             sources.example([(png.getvalue(), 3)], info, "test", 0)
 
 
-def test_read_returns_arrays_that_nobody_can_change_and_reads_once(digits_dir: str) -> None:
+def test_read_returns_cached_read_only_arrays(digits_dir: str) -> None:
     info = sources.describe("digits", digits_dir)
-    found = sources.read(info, "test")
-    assert (found.images.shape, found.images.dtype) == ((360, 8, 8, 1), np.uint8)
-    assert (found.labels.shape, found.labels.dtype) == ((360,), np.int32)
-    assert len(found) == 360
-    assert sources.read(sources.describe("digits", digits_dir), "test") is found
+    examples = sources.read(info, "test")
+    assert (examples.images.shape, examples.images.dtype) == ((360, 8, 8, 1), np.uint8)
+    assert (examples.labels.shape, examples.labels.dtype) == ((360,), np.int32)
+    assert len(examples) == 360
+    assert sources.read(sources.describe("digits", digits_dir), "test") is examples
     with pytest.raises(ValueError, match="read-only"):
-        found.images[0] = 0
+        examples.images[0] = 0
     with pytest.raises(ValueError, match="read-only"):
-        found.labels[0] = 0
+        examples.labels[0] = 0
 
 
-def test_damaged_records_are_an_error_with_the_example(copy: Path) -> None:
+def test_read_names_the_corrupt_example(copy: Path) -> None:
     """The first example that cannot be read: of a truncated file the first of all, since ArrayRecord's index is at its end."""
     (file,) = (copy / "digits" / "1.0.0").glob("*train*array_record*")
     whole = file.read_bytes()

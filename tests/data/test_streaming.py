@@ -89,7 +89,7 @@ def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetI
     assert Counter(kept(position) for position in range(300)) == Counter(dict.fromkeys(range(100), 3))
 
 
-def test_seeds_have_orders_and_crops_of_their_own(photographs: DatasetInfo) -> None:
+def test_seeds_change_order_and_crops(photographs: DatasetInfo) -> None:
     streams = [stream(photographs, seed=seed) for seed in (0, 1, 2**40, -3)]
     assert len({tuple(each.index(position) for position in range(40)) for each in streams}) == 4
     # The whole image is one crop among many: the same image is cropped differently by two seeds.
@@ -137,9 +137,7 @@ class Damaged(Sequence):
         return (content[:200] if index in (7, 8) else content), label
 
 
-def test_damaged_images_stop_with_file_and_index_or_are_replaced_and_counted(
-    photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next good one of the set."""
     encoded = sources.encoded
     monkeypatch.setattr(sources, "encoded", lambda info, split: Damaged(encoded(info, split)))
@@ -169,7 +167,7 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
         streaming.reading_ahead(rows, memory_mb=least, **loading)
 
 
-def test_no_image_is_decoded_twice_nor_more_than_the_memory_bound_allows(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     example = sources.example
     monkeypatch.setattr(sources, "example", lambda *given: counted.append(given[3]) or example(*given))

@@ -112,7 +112,7 @@ def test_load_yields_all_images_in_order(digits: sources.DatasetInfo) -> None:
         np.testing.assert_array_equal(image, views.shown(original, small))
 
 
-def test_a_part_of_a_split_fills_whole_batches(digits: sources.DatasetInfo) -> None:
+def test_batches_pad_a_part_of_a_split(digits: sources.DatasetInfo) -> None:
     """Ten crops count as ten images; the last batch is padded with black images of label -1."""
     whole = sources.read(digits, "test")
     for batch_size, first, count, crops in ((7, 0, 100, 1), (64, 300, None, 1), (64, 37, 41, 10), (7, 359, 1, 10), (400, 340, 1000, 1)):
@@ -153,7 +153,7 @@ def test_processes_share_every_batch_equally(digits: sources.DatasetInfo) -> Non
                 np.testing.assert_array_equal(one, several)
 
 
-def test_every_photograph_is_shown_once_and_in_order(photographs: sources.DatasetInfo) -> None:
+def test_batches_yield_every_photograph_once_in_order(photographs: sources.DatasetInfo) -> None:
     small = Squares(resize=64, crop=56)
     batches = list(views.batches(photographs, "validation", small, 64, count=150))
     assert [len(batch) for batch in batches] == [64, 64, 64]
@@ -168,13 +168,13 @@ def test_every_photograph_is_shown_once_and_in_order(photographs: sources.Datase
     assert len({image.tobytes() for image in images[:150]}) > 0.9 * 150
 
 
-def test_images_of_different_sizes_need_a_resize_and_a_crop(photographs: sources.DatasetInfo) -> None:
+def test_load_rejects_different_sizes_without_resize_and_crop(photographs: sources.DatasetInfo) -> None:
     for view in (Squares(), Squares(resize=64), Squares(crop=56)):
         with pytest.raises(UserError, match=f"the images of {photographs.name} differ in size"):
             list(views.load(photographs, "validation", view, 8))
 
 
-def test_at_most_two_batches_wait(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_read_at_most_two_ahead(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(
         sources, "example", lambda source, info, split, index: read.append(index) or {"image": numbered(8, 8, 1), "label": 0}
@@ -191,7 +191,7 @@ def test_at_most_two_batches_wait(digits: sources.DatasetInfo, monkeypatch: pyte
     batches.close()
 
 
-def test_closing_leaves_nothing_running(photographs: sources.DatasetInfo) -> None:
+def test_close_stops_all_threads(photographs: sources.DatasetInfo) -> None:
     before = threading.active_count()
     batches = views.batches(photographs, "validation", Squares(resize=64, crop=56), 4)
     next(batches)
@@ -200,7 +200,7 @@ def test_closing_leaves_nothing_running(photographs: sources.DatasetInfo) -> Non
     assert threading.active_count() == before
 
 
-def test_a_corrupt_example_is_named(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_name_the_corrupt_example(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = sources.encoded(digits, "test")
     items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
     monkeypatch.setattr(sources, "encoded", lambda info, split: items)

@@ -22,7 +22,7 @@ COUNT = 20
 PROTOCOL = protocols.parse("multi-scale-48,64")
 
 
-def test_the_longer_side_is_the_nearest_multiple_of_32() -> None:
+def test_shape_rounds_the_longer_side_to_multiples_of_32() -> None:
     for size, side, expected in (
         ((375, 500), 224, (224, 288)),  # 298.67
         ((500, 375), 224, (288, 224)),
@@ -107,23 +107,21 @@ def test_gray_images_of_one_size_are_scored_at_several(digits_dir: str, tiny_net
     assert 0 < result.top5_errors < result.errors <= 360
 
 
-def test_an_image_that_is_not_scored_at_every_size_is_a_defect(
-    digits_dir: str, tiny_network: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_rejects_missing_scores(digits_dir: str, tiny_network: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batches = dense._batches
     monkeypatch.setattr(dense, "_batches", lambda *given: (group for group in list(batches(*given))[1:]))
     with pytest.raises(RuntimeError, match="not every image was scored 2 times"):
         score_digits(digits_dir, tiny_network, "multi-scale-8")
 
 
-def test_a_non_finite_network_makes_only_errors(digits_dir: str, tiny_network: tuple[Any, Any, Any]) -> None:
+def test_non_finite_network_makes_only_errors(digits_dir: str, tiny_network: tuple[Any, Any, Any]) -> None:
     apply, params, batch_stats = tiny_network
     result = score_digits(digits_dir, (apply, jax.tree.map(lambda a: a * np.float32(np.nan), params), batch_stats), "multi-scale-8")
     assert (result.errors, result.top5_errors, result.examples) == (360, 360, 360)
     assert np.isnan(result.loss)
 
 
-def test_a_damaged_image_is_named(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_names_the_corrupt_image(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = sources.encoded(photographs, "validation")
     items = [encoded[0], encoded[1], encoded[2], (b"no image", 0)]
     monkeypatch.setattr(sources, "encoded", lambda info, split: items)

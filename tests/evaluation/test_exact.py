@@ -58,8 +58,8 @@ def digits(digits_dir: str) -> Examples:
 @pytest.fixture(scope="module")
 def logits(params: dict[str, np.ndarray], digits: Examples) -> np.ndarray:
     """NumPy, double precision."""
-    normalised = (digits.images.astype(np.float64) / 255 - 0.25) / 0.5
-    return normalised.reshape(360, 64) @ params["kernel"].astype(np.float64) + params["bias"]
+    normalized = (digits.images.astype(np.float64) / 255 - 0.25) / 0.5
+    return normalized.reshape(360, 64) @ params["kernel"].astype(np.float64) + params["bias"]
 
 
 def score(network: Linear, params: dict[str, np.ndarray], data: Examples, batch_size: int, devices: int) -> Score:
@@ -99,7 +99,7 @@ def test_score_equals_numpys_for_every_batch_size(
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_padding_counts_nowhere(network: Linear, params: dict[str, np.ndarray], digits: Examples, devices: int) -> None:
+def test_padding_is_not_counted(network: Linear, params: dict[str, np.ndarray], digits: Examples, devices: int) -> None:
     """Whatever class the padding looks like: a network that is always right makes 0 errors, one that is always wrong 360."""
     for label in (0, 9):
         sure = {"kernel": params["kernel"] * 0, "bias": 50 * np.eye(10, dtype=np.float32)[label]}
@@ -110,7 +110,7 @@ def test_padding_counts_nowhere(network: Linear, params: dict[str, np.ndarray], 
                 assert result.loss == pytest.approx(50 * errors, rel=1e-6, abs=1e-6)
 
 
-def test_a_wrong_number_of_examples_is_an_error(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
+def test_evaluate_rejects_a_wrong_number_of_examples(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
     """An example left out or counted twice is no score."""
     part = [Examples(digits.images[:100], digits.labels[:100])]
     for data, scored, expected in ((digits, 360, 359), (digits, 360, 361), (part, 100, 360)):
@@ -124,22 +124,22 @@ def test_losses_are_added_in_double_precision(network: Linear) -> None:
     images[0] = 255
     kernel = np.zeros((64, 10), np.float32)
     kernel[0, 1] = 2.0**25
-    bias = np.array([0, 2.0**24, *[0] * 8], np.float32)  # black pixels are -0.5 after normalisation, white ones 1.5
-    found = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8, 1)
+    bias = np.array([0, 2.0**24, *[0] * 8], np.float32)  # black pixels are -0.5 after normalization, white ones 1.5
+    result = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8, 1)
     # Within the first batch they are added in float32: its other seven may be lost, and a multiple of 8 remains.
-    assert found.loss == pytest.approx(2.0**26 + 359 * np.log(10), abs=7 * np.log(10) + 4)
+    assert result.loss == pytest.approx(2.0**26 + 359 * np.log(10), abs=7 * np.log(10) + 4)
 
 
-def test_logits_that_are_not_numbers_are_not_right_answers(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
+def test_non_finite_logits_are_errors(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
     """A network that has diverged answers nothing, not class 0."""
     nothing = {"kernel": params["kernel"] * np.float32(np.nan), "bias": params["bias"]}
     zeros = Examples(digits.images, np.zeros(360, np.int32))
-    found = score(network, nothing, zeros, 360, 1)
-    assert np.isnan(found.loss)
-    assert (found.errors, found.top5_errors) == (360, 360)
+    result = score(network, nothing, zeros, 360, 1)
+    assert np.isnan(result.loss)
+    assert (result.errors, result.top5_errors) == (360, 360)
 
 
-def test_batches_of_any_size_make_the_score_of_the_whole(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
+def test_evaluate_does_not_depend_on_batch_sizes(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
     whole = exact.evaluate(network, params, {}, PREPROCESSING, digits, batch_size=360, expected_examples=360)
     for sizes in ((64, 64, 64, 64, 64, 40), (8, 1, 100, 251)):
         ends = np.cumsum(sizes)
@@ -179,13 +179,13 @@ def test_views_of_an_image_are_averaged_as_probabilities(
     several = max(1, batch_size // 3)
     batches = [Examples(shown.images[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
     over = mesh.batch(mesh.make(devices))
-    (found,) = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
-    assert (found.errors, found.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
-    assert found.loss == pytest.approx(losses.sum(), rel=1e-6)
+    result = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
+    assert (result.errors, result.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
+    assert result.loss == pytest.approx(losses.sum(), rel=1e-6)
     assert set(sizes) == {-(-several // devices) * devices}
 
 
-def test_one_non_finite_view_makes_an_error(network: Linear) -> None:
+def test_one_non_finite_view_is_an_error(network: Linear) -> None:
     images = jnp.zeros((2, 2, 8, 8, 1), jnp.uint8).at[1, 1, 0, 0].set(255)
     # Black pixels are -0.5 after normalization, white ones 1.5, whose product is beyond the largest float32.
     kernel = np.zeros((64, 10), np.float32)
@@ -202,7 +202,7 @@ def ranked(photographs: DatasetInfo) -> Ranked:
 
 
 @pytest.mark.slow
-def test_ten_crops_are_those_of_the_direct_computation(ranked: Ranked, photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_crop_scores_equal_the_direct_computation(ranked: Ranked, photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of every image is that of its averaged probabilities, and so are the errors; for its label and for any other class."""
     ranked.stand_in(monkeypatch)
     info = dataclasses.replace(photographs, examples={"validation": 20})
@@ -217,18 +217,18 @@ def test_ten_crops_are_those_of_the_direct_computation(ranked: Ranked, photograp
             assert np.exp(-float(sums.loss)) == pytest.approx(ranked.probabilities[index, label], abs=1e-5)
     for batch_size in (70, 200, 320):
         batches = views.batches(info, "validation", protocol, batch_size)
-        found = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
-        assert (found.errors, found.top5_errors) == (18, 10)
-        assert found.loss == pytest.approx(ranked.loss, rel=1e-5)
+        result = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
+        assert (result.errors, result.top5_errors) == (18, 10)
+        assert result.loss == pytest.approx(ranked.loss, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_that_decode_half_of_every_batch_find_the_score_of_one(digits_dir: str) -> None:
+def test_two_processes_score_like_one(digits_dir: str) -> None:
     """With two devices each; the 360 images make seven batches of 50 and one of 10."""
     script = Path(__file__).parents[1] / "score_in_processes.py"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
-    def found(processes: int) -> list[list[dict[str, Any]]]:
+    def scores(processes: int) -> list[list[dict[str, Any]]]:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -237,7 +237,7 @@ def test_two_processes_that_decode_half_of_every_batch_find_the_score_of_one(dig
         outputs = [each.communicate(timeout=600)[0] for each in running]
         return [json.loads(output.splitlines()[-1]) for output in outputs]
 
-    ((alone,), several) = found(1), found(2)
+    ((alone,), several) = scores(1), scores(2)
     assert several[0] == several[1]
     assert len(alone) == 2, "ten crops, multi-scale"
     for one, both in zip(alone, several[0], strict=True):

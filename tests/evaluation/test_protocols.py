@@ -32,7 +32,7 @@ def test_protocols_are_parsed_and_written_back() -> None:
     assert protocols.parse("multi-scale-224,256,384,480,640") == protocols.parse("multi-scale")
 
 
-def test_what_records_say_is_what_the_tables_of_the_papers_are_filed_under() -> None:
+def test_views_equal_those_of_the_ledger() -> None:
     """The view of every published table of He et al. on ImageNet has a protocol that says exactly it."""
     said = {protocols.parse(text).view() for text in ("256/224", "ten-crop", "multi-scale", "320/320")}
     published = set()
@@ -53,7 +53,7 @@ def test_unknown_protocols_are_rejected_with_an_example() -> None:
         assert repr(text) in str(error.value)
 
 
-def test_a_card_is_a_protocol() -> None:
+def test_card_converts_to_a_protocol() -> None:
     constants = {"mean": (0.5,), "deviation": (0.5,)}
     seen = View(**constants, resize=236, crop=224, interpolation="bicubic")
     assert protocols.of(seen) == protocols.parse("236/224-bicubic")

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine, for as long as a test needs it: munge, controller and one node, from a folder of its own.
+"""A temporary Slurm on this machine: munge, controller and one node, in a temporary folder.
 
 python tests/launch/slurm_cluster.py sinfo      # any command, with SLURM_CONF set
 """
@@ -27,7 +27,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# cred_expire: a job that was requeued waits so long before it starts again; 120 s where not set.
+# cred_expire: a requeued job waits this long before it restarts; default 120 s.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -40,7 +40,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-# The node has the processors that are written here, whatever the machine has.
+# The node has the CPUs stated below, whatever the machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
@@ -51,7 +51,7 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, and what to do; None where there can."""
+    """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
     if os.geteuid() != 0:
         return "a Slurm of its own needs root: run the tests as root after `apt-get install slurm-wlm munge`"
     absent = [name for name in PROGRAMS if not shutil.which(name, path=_path())]
@@ -60,7 +60,7 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[dict[str, str]]:
-    """Yields the environment in which Slurm's commands find it; in the end every daemon and job is gone."""
+    """Yields the environment for Slurm's commands; stops all jobs and daemons at the end."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     daemons: list[subprocess.Popen[bytes]] = []
     environment = os.environ | {"PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
@@ -74,7 +74,7 @@ def cluster() -> Iterator[dict[str, str]]:
         return done.returncode == 0 and says in done.stdout
 
     try:
-        # Daemons that would run as root look at who may enter.
+        # Daemons of root check the folder's permissions.
         folder.chmod(0o755)
         for name in ("state", "spool"):
             (folder / name).mkdir(mode=0o755)
@@ -84,7 +84,7 @@ def cluster() -> Iterator[dict[str, str]]:
         values = {"host": socket.gethostname().partition(".")[0], "folder": folder, "controller_port": _port(), "node_port": _port()}
         (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
-        # --force: the socket's folder is another than the usual one.
+        # --force: the socket is not in the default folder.
         start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
         wait_for(lambda: answers("munge", "-n", "-S", f"{folder}/munge.socket"), 60, "munged answers")
         start("slurmctld", "-D", "-c")
@@ -110,10 +110,10 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Looks four times a second.
+    """Polls a condition four times per second.
 
     Raises:
-      TimeoutError: where it does not come true.
+      TimeoutError: if it stays false.
     """
     until = time.monotonic() + seconds
     while not condition():
@@ -135,6 +135,6 @@ def _port() -> int:
 if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
-    with cluster() as found:
-        code = subprocess.run(sys.argv[1:] or ["sinfo"], env=found).returncode
+    with cluster() as environment:
+        code = subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode
     raise SystemExit(code)

@@ -58,7 +58,7 @@ def test_jobsets_follow_the_schemas() -> None:
             jsonschema.validate(jobset, schema)
 
 
-def test_jobsets_use_known_words() -> None:
+def test_jobsets_use_known_values() -> None:
     def walk(value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -114,7 +114,7 @@ def test_paths_are_in_the_bucket_and_accelerators_add_up() -> None:
     assert set(re.findall(r"\$\w+", text)) == {"$IMAGE", "$BUCKET"}
 
 
-def test_command_lines_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data set is missing, which is found after all options were parsed."""
     monkeypatch.chdir(FILE.parents[1])
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)

@@ -1,4 +1,4 @@
-"""``launch/local.py`` with real processes: who fails, who is told, who is left."""
+"""``launch/local.py`` with real processes: failures, signals, restarts."""
 
 import json
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "launch" / "local.py"
 PATIENCE = 600
 
-# Each process writes its variables, and then does what a test gives it to do.
+# Each process writes its variables, then runs the test's code.
 COMMAND = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -38,7 +38,7 @@ while not all_started(): time.sleep(0.02)
 
 
 def launch(folder: Path, *options: str, does: str, words: tuple[str, ...] = (), **variables: str) -> subprocess.Popen[str]:
-    """Starts ``does`` in processes of their own; what they print is in ``out`` and ``err`` of the folder."""
+    """Starts the launcher with the code ``does``; output goes to the files ``out`` and ``err``."""
     command = [sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", COMMAND + does, str(folder), *words]
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         return subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | variables, text=True)
@@ -49,19 +49,19 @@ def ended(launcher: subprocess.Popen[str]) -> int:
 
 
 def started(folder: Path) -> dict[str, dict]:
-    """By process and attempt, as ``0-1``: what the process saw."""
+    """Variables of each process, by process and attempt (``0-1``)."""
     return {file.name.removeprefix("start-"): json.loads(file.read_text()) for file in folder.glob("start-*")}
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; a zombie that nobody has asked about does not."""
+    """Returns True if the process runs; False for a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
 
-def test_processes_find_each_other_and_the_first_one_speaks(tmp_path: Path) -> None:
+def test_processes_share_a_coordinator_and_process_0_prints(tmp_path: Path) -> None:
     does = "print('out', me); print('err', me, file=sys.stderr)"
     assert ended(launch(tmp_path, "--processes", "2", "--devices-per-process", "3", does=does)) == 0
     seen = started(tmp_path)
@@ -75,7 +75,7 @@ def test_processes_find_each_other_and_the_first_one_speaks(tmp_path: Path) -> N
     assert sorted((tmp_path / "err").read_text().splitlines()) == ["[0] err 0", "[1] err 1", "[1] out 1"]
 
 
-def test_when_one_fails_all_start_again_at_another_port(tmp_path: Path) -> None:
+def test_failure_restarts_all_at_another_port(tmp_path: Path) -> None:
     does = "if me == 1 and attempt == 0: sys.exit(75)\nif attempt == 0: time.sleep(1000)"
     assert ended(launch(tmp_path, "--processes", "3", does=does)) == 0
     seen = started(tmp_path)
@@ -92,12 +92,12 @@ def test_restarts_are_counted_and_the_first_failure_is_the_exit_code(tmp_path: P
     assert "restarts used up (1)" in (tmp_path / "err").read_text()
 
 
-def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+def test_bad_input_is_not_retried(tmp_path: Path) -> None:
     assert ended(launch(tmp_path, "--processes", "2", does="sys.exit(2)")) == 2
     assert sorted(started(tmp_path)) == ["0-0", "1-0"]
 
 
-def test_what_does_not_leave_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
+def test_grace_ends_with_a_kill_of_all_descendants(tmp_path: Path) -> None:
     reader = "child = subprocess.Popen(['sleep', '1000']); (folder / f'child-{me}').write_text(str(child.pid))\n"
     does = f"{reader}if me == 1: sys.exit(1)\ntime.sleep(1000)"
     assert ended(launch(tmp_path, "--processes", "2", "--restarts", "0", "--grace", "1", does=does, words=("deaf",))) == 1
@@ -106,7 +106,7 @@ def test_what_does_not_leave_is_killed_with_all_that_it_started(tmp_path: Path) 
     assert not any(map(alive, pids))
 
 
-def test_asked_to_stop_it_passes_the_signal_on_and_does_not_start_again(tmp_path: Path) -> None:
+def test_signal_is_passed_on_without_restart(tmp_path: Path) -> None:
     number = signal.SIGUSR1
     launcher = launch(tmp_path, "--processes", "2", "--grace", "30", does="time.sleep(1000)")
     wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
@@ -116,7 +116,7 @@ def test_asked_to_stop_it_passes_the_signal_on_and_does_not_start_again(tmp_path
     assert sorted(started(tmp_path)) == ["0-0", "1-0"]
 
 
-def test_asked_to_stop_it_waits_longer_than_the_grace_and_ctrl_c_again_ends_it(tmp_path: Path) -> None:
+def test_stop_ignores_grace_until_a_second_ctrl_c(tmp_path: Path) -> None:
     launcher = launch(tmp_path, "--processes", "2", "--grace", "0", does="time.sleep(1000)", words=("deaf",))
     wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
     launcher.send_signal(signal.SIGINT)
@@ -128,7 +128,7 @@ def test_asked_to_stop_it_waits_longer_than_the_grace_and_ctrl_c_again_ends_it(t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
-def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
+def test_killed_launcher_stops_its_processes(tmp_path: Path) -> None:
     launcher = launch(tmp_path, "--processes", "2", does="time.sleep(1000)")
     wait_for(lambda: len(started(tmp_path)) == 2, PATIENCE, "both have started")
     launcher.kill()
@@ -137,7 +137,7 @@ def test_a_killed_launcher_takes_its_processes_with_it(tmp_path: Path) -> None:
     assert (tmp_path / "stopped-0").read_text() == str(int(signal.SIGTERM))
 
 
-def test_gpus_are_shared_out(tmp_path: Path) -> None:
+def test_gpus_are_split_equally(tmp_path: Path) -> None:
     assert ended(launch(tmp_path, "--processes", "2", does="", CUDA_VISIBLE_DEVICES="4,5,6,7", JAX_PLATFORMS="")) == 0
     seen = started(tmp_path)
     assert [seen[f"{i}-0"]["CUDA_VISIBLE_DEVICES"] for i in (0, 1)] == ["4,5", "6,7"]
@@ -167,13 +167,13 @@ print(multihost_utils.process_allgather(jax.numpy.asarray(me + 1)).sum(), jax.de
 """
 
 
-def test_jax_adds_up_over_the_processes(tmp_path: Path) -> None:
+def test_processes_sum_over_all_devices(tmp_path: Path) -> None:
     assert ended(launch(tmp_path, "--processes", "2", "--devices-per-process", "2", does=SUM)) == 0, (tmp_path / "err").read_text()
     assert (tmp_path / "out").read_text().splitlines()[-1] == "3 4 2"
 
 
 @pytest.mark.slow
-def test_a_run_whose_process_is_killed_ends_with_the_state_of_an_undisturbed_one(digits_dir: str, tmp_path: Path) -> None:
+def test_run_with_a_killed_process_ends_like_an_uninterrupted_one(digits_dir: str, tmp_path: Path) -> None:
     experiment = f"{Path(__file__).parent}/long_experiment.py:long"
 
     def train(name: str) -> subprocess.Popen[str]:

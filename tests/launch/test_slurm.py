@@ -1,4 +1,4 @@
-"""``launch/slurm.sbatch`` under a real Slurm, with real preemption; how it reads what Slurm says, under a stand-in."""
+"""``launch/slurm.sbatch`` under a real Slurm with preemption; its reading of Slurm's output with a stand-in."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from slurm_cluster import wait_for
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 LONG = f"{Path(__file__).parent}/long_experiment.py:long"
-# One device a process, under Slurm and without.
+# One device per process, with and without Slurm.
 DEVICES = "--xla_force_host_platform_device_count=1 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 MINUTES = 60
 
@@ -36,7 +36,7 @@ def submit(environment: dict[str, str], log: Path, *command: str) -> str:
 
 
 def job(environment: dict[str, str], number: str) -> dict[str, str]:
-    """What Slurm knows of it."""
+    """Fields of a job, as Slurm prints them."""
     shown = subprocess.run(["scontrol", "show", "job", "-o", number], env=environment, capture_output=True, text=True).stdout
     return dict(re.findall(r"(\S+?)=(\S*)", shown))
 
@@ -46,14 +46,14 @@ def control(environment: dict[str, str], *command: str) -> None:
 
 
 def scored(workdir: Path) -> int:
-    """The newest step that was scored."""
+    """Newest evaluated step."""
     metrics = workdir / "metrics.jsonl"
     lines = metrics.read_text().splitlines() if metrics.is_file() else []
     return max((record["step"] for line in lines if (record := json.loads(line))["split"] == "test"), default=0)
 
 
 @pytest.mark.slow
-def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+def test_run_preempted_twice_ends_like_an_uninterrupted_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
     arguments = ["train", LONG, "--data-dir", digits_dir, "--workdir"]
     straight, preempted, log = tmp_path / "straight", tmp_path / "preempted", tmp_path / "job.log"
     local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--restarts", "0", "--", "resnet-jax", *arguments]
@@ -67,7 +67,7 @@ def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: 
     first_end = scored(preempted)
     assert first_end < 300, "too late to show anything"
     wait_for(lambda: scored(preempted) >= first_end + 60, 8 * MINUTES, f"it goes on; see {log}")
-    # What Slurm sends to the script before the time is up.
+    # As Slurm does before the time limit.
     control(slurm, "scancel", "--batch", "--signal=USR1", number)
     wait_for(lambda: job(slurm, number)["JobState"] == "COMPLETED", 12 * MINUTES, f"the job is done; see {log}")
 
@@ -82,7 +82,7 @@ def test_preempted_twice_a_run_ends_with_the_state_of_an_undisturbed_one(slurm: 
 
 
 @pytest.mark.slow
-def test_bad_input_is_not_put_back(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_bad_input_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> None:
     log = tmp_path / "job.log"
     number = submit(slurm, log, "train", "nowhere.py:nothing", "--workdir", str(tmp_path / "run"))
     wait_for(lambda: job(slurm, number)["JobState"] == "FAILED", 5 * MINUTES, f"the job has failed; see {log}")
@@ -91,7 +91,7 @@ def test_bad_input_is_not_put_back(slurm: dict[str, str], tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
+def test_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
     log, workdir = tmp_path / "job.log", tmp_path / "run"
     number = submit(slurm, log, "train", LONG, "--data-dir", digits_dir, "--workdir", str(workdir))
     wait_for(lambda: scored(workdir) >= 20, 8 * MINUTES, f"step 20 is scored; see {log}")
@@ -117,7 +117,7 @@ exit 1
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> dict[str, str]:
-    """Programs in place of Slurm's, which write down what they are asked; so these tests run everywhere."""
+    """Programs in place of Slurm's that record their calls, so that these tests run everywhere."""
     for name in ("srun", "squeue", "scancel", "scontrol"):
         file = tmp_path / "bin" / name
         file.parent.mkdir(exist_ok=True)
@@ -129,17 +129,17 @@ def stand_in(tmp_path: Path) -> dict[str, str]:
 
 
 def sbatch(environment: dict[str, str], folder: Path, *command: str) -> tuple[int, str, bool]:
-    """Runs the script; returns its code, what it printed, and whether it asked to be put back."""
+    """Runs the script; returns its exit code, its output, and whether it requeued the job."""
     done = subprocess.run(["bash", str(SCRIPT), *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     asked = folder / "asked_of_slurm"
     return done.returncode, done.stdout + done.stderr, asked.is_file() and "scontrol requeue 7" in asked.read_text()
 
 
-# What Slurm 22.05 prints where one of two processes fails first and the other is ended for it; srun's own code is 143 then.
+# Printed by Slurm 22.05 when one of two processes fails and the other is ended; srun then exits with 143.
 ENDED = "srun: launch/slurm: _step_signal: Terminating StepId=2.0\nsrun: error: vm: task 1: Terminated"
 
 
-def test_the_first_failure_decides_whether_to_requeue(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_first_failure_decides_on_the_requeue(stand_in: dict[str, str], tmp_path: Path) -> None:
     for said, srun_code, code, requeues in (
         ("", 0, 0, False),
         (f"srun: error: vm: task 0: Exited with exit code 2\n{ENDED}", 143, 2, False),
@@ -162,7 +162,7 @@ def test_the_first_failure_decides_whether_to_requeue(stand_in: dict[str, str], 
         assert message in text
 
 
-def test_a_process_alone_on_its_node_takes_all_gpus_and_processors(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_single_process_of_a_node_takes_all_gpus_and_cores(stand_in: dict[str, str], tmp_path: Path) -> None:
     sbatch(stand_in | {"SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "6"}, tmp_path, "train", "a b.py:c", "--seed", "1")
     assert (tmp_path / "asked_of_srun").read_text().splitlines() == [
         "--kill-on-bad-exit=1 resnet-jax train a b.py:c --seed 1",
@@ -173,7 +173,7 @@ def test_a_process_alone_on_its_node_takes_all_gpus_and_processors(stand_in: dic
     assert "JAX_LOCAL" not in (tmp_path / "asked_of_srun").read_text()
 
 
-def test_without_a_command_it_says_what_to_give(stand_in: dict[str, str], tmp_path: Path) -> None:
+def test_missing_command_prints_usage(stand_in: dict[str, str], tmp_path: Path) -> None:
     code, text, _ = sbatch(stand_in, tmp_path)
     assert code == 2
     assert "sbatch launch/slurm.sbatch train" in text

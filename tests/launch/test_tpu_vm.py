@@ -1,4 +1,4 @@
-"""``launch/tpu_vm.sh`` with a stand-in for gcloud, which writes down what it is asked and plays the workers; and the shell scripts."""
+"""``launch/tpu_vm.sh`` with a stand-in for gcloud that records its calls and plays the workers; shellcheck of all scripts."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from slurm_cluster import wait_for
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPT = LAUNCH / "tpu_vm.sh"
 
-# Answers come from files: a line of 'states' and of 'codes' for every question, the last one again and again.
+# Each query takes a line of the file 'states' or 'codes'; the last line stays.
 GCLOUD = f"""#!{sys.executable}
 import shlex, subprocess, sys
 from pathlib import Path
@@ -61,7 +61,7 @@ class Gcloud:
 
     @property
     def asked(self) -> list[list[str]]:
-        """Words of every call, without 'compute tpus' before and the zone behind."""
+        """Words of every call, without 'compute tpus' and the zone."""
         file = self.folder / "gcloud" / "asked"
         calls = [shlex.split(call) for call in _calls(file.read_text())] if file.is_file() else []
         assert all(call[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in call for call in calls)
@@ -69,7 +69,7 @@ class Gcloud:
 
     @property
     def verbs(self) -> list[str]:
-        """What was asked for, without the questions."""
+        """Calls that change something."""
         named = [" ".join(call[:2]) for call in self.asked]
         runs = ["run" if call[1] == "ssh" and "nohup setsid" in call[-1] else verb for call, verb in zip(self.asked, named, strict=True)]
         pip = ["install" if call[1] == "ssh" and "uv pip" in call[-1] else verb for call, verb in zip(self.asked, runs, strict=True)]
@@ -77,7 +77,7 @@ class Gcloud:
 
 
 def _calls(text: str) -> list[str]:
-    """Calls, some of which have several lines."""
+    """Splits the calls, some of which have several lines."""
     return [f"compute tpus {call}" for call in text.split("compute tpus ")[1:]]
 
 
@@ -86,14 +86,14 @@ def gcloud(tmp_path: Path) -> Gcloud:
     return Gcloud(tmp_path)
 
 
-def test_create_and_delete(gcloud: Gcloud) -> None:
+def test_create_and_delete_call_gcloud(gcloud: Gcloud) -> None:
     assert gcloud.call("create", **SETTINGS, PROJECT="mine").returncode == 0
     assert gcloud.call("delete", **SETTINGS).returncode == 0
     create = "tpu-vm create res50 --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --scopes=cloud-platform --project=mine"
     assert gcloud.asked == [create.split(), ["tpu-vm", "delete", "res50", "--quiet"]]
 
 
-def test_spot_machines_are_waited_for_in_the_queue(gcloud: Gcloud) -> None:
+def test_create_waits_for_spot_machines(gcloud: Gcloud) -> None:
     gcloud.answers(states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
     assert gcloud.call("create", **SETTINGS, SPOT="1").returncode == 0
     created, *questions = gcloud.asked
@@ -104,7 +104,7 @@ def test_spot_machines_are_waited_for_in_the_queue(gcloud: Gcloud) -> None:
     assert gcloud.asked[-1] == ["queued-resources", "delete", "res50", "--force", "--quiet"]
 
 
-def test_install_sends_what_is_committed_to_all_workers(gcloud: Gcloud) -> None:
+def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
     done = gcloud.call("install", **SETTINGS)
     assert done.returncode == 0, done.stderr
     copied, installed = gcloud.asked
@@ -114,8 +114,8 @@ def test_install_sends_what_is_committed_to_all_workers(gcloud: Gcloud) -> None:
     assert "jax[tpu]" in installed[4]
 
 
-def test_run_starts_the_command_word_for_word_and_does_not_wait_for_it(gcloud: Gcloud) -> None:
-    """The stand-in's worker is this machine: the command lives on after 'ssh', writes its log, and says how it ended."""
+def test_run_starts_the_command_verbatim_and_returns(gcloud: Gcloud) -> None:
+    """The stand-in's worker is this machine: the command outlives 'ssh', writes its log and its exit code."""
     worker = gcloud.folder / "gcloud" / "worker"
     program = worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax"
     program.parent.mkdir(parents=True)
@@ -135,23 +135,23 @@ def test_run_starts_the_command_word_for_word_and_does_not_wait_for_it(gcloud: G
     assert (worker / "resnet_jax" / "bucket").is_symlink()
 
 
-def test_resume_makes_it_anew_after_preemption_and_goes_on_until_it_is_done(gcloud: Gcloud) -> None:
+def test_resume_recreates_a_preempted_machine(gcloud: Gcloud) -> None:
     gcloud.answers(states=["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"], codes=["running running", "0 0"])
     done = gcloud.call("resume", *TRAIN, **SETTINGS, SPOT="1")
     assert done.returncode == 0, done.stderr
     made = ["queued-resources create", "install", "run"]
     assert gcloud.verbs == [*made, "queued-resources delete", *made]
-    assert "done; the machine is still there and costs money" in done.stdout
+    assert "done; the machine still exists and costs money" in done.stdout
 
 
-def test_resume_starts_all_again_after_a_failure(gcloud: Gcloud) -> None:
+def test_resume_restarts_all_after_a_failure(gcloud: Gcloud) -> None:
     gcloud.answers(codes=["running running", "75 running", "running running", "0 running", "0 0"])
     done = gcloud.call("resume", *TRAIN, **SETTINGS)
     assert done.returncode == 0, done.stderr
     assert gcloud.verbs == ["run"]
 
 
-def test_resume_gives_up(gcloud: Gcloud) -> None:
+def test_resume_stops_at_bad_input_and_too_many_failures(gcloud: Gcloud) -> None:
     runs = 0
     for codes, code, more in (("2 running", 2, 0), ("lost running", 1, 2)):
         gcloud.answers(codes=[codes])
@@ -160,7 +160,7 @@ def test_resume_gives_up(gcloud: Gcloud) -> None:
         assert gcloud.verbs == ["run"] * runs
 
 
-def test_status(gcloud: Gcloud) -> None:
+def test_status_prints_machine_and_processes(gcloud: Gcloud) -> None:
     gcloud.answers(codes=["running 75"])
     done = gcloud.call("status", **SETTINGS)
     assert "res50 is READY" in done.stdout
