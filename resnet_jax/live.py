@@ -36,23 +36,22 @@ class StudyTable:
         self._live.stop()
 
     @contextlib.contextmanager
-    def running(self, cell: Experiment, seeds: Sequence[int]) -> Iterator["_Running"]:
+    def running(self, variant: Experiment, seed: int) -> Iterator["_Running"]:
         if self._done_before is None:
             self._began, self._done_before = time.monotonic(), self._done()
-        row = self._rows[cell.name]
-        run = _Running(cell.name, seeds, self._console)
+        row = self._rows[variant.name]
+        run = _Running(variant.name, seed, self._console)
         row.current.append(run)
         try:
             yield run
         finally:
             row.current.remove(run)
 
-    def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
-        self._rows[cell.name].errors += [result["value"] for result in results]
-        for result in results:
-            # Earlier runs appear in the table only.
-            if self._done_before is not None and not self._console.is_terminal:
-                say(f"{cell.name}, seed {result['seed']}: test error {result['value']:.2f} %; {self._summary()}", self._console)
+    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+        self._rows[variant.name].errors.append(result["value"])
+        # Earlier runs appear in the table only.
+        if self._done_before is not None and not self._console.is_terminal:
+            say(f"{variant.name}, seed {result['seed']}: test error {result['value']:.2f} %; {self._summary()}", self._console)
 
     def _done(self) -> float:
         return sum(row.cost * (len(row.errors) + sum(run.done for run in row.current)) for row in self._rows.values())
@@ -71,7 +70,7 @@ class StudyTable:
             error = Spread(tuple(row.errors))
             failed = " fail" if row.errors and error.median > FAIL_PERCENT else ""
             rows.append((name, f"{len(row.errors)}/{row.seeds}", f"{error}{failed}", "\n".join(run.now for run in row.current)))
-        table = Table("", ("cell", "seeds", "test error %", "now"), tuple(rows))
+        table = Table("", ("variant", "seeds", "test error %", "now"), tuple(rows))
         return Group(terminal(table, box=None, header_style="bold"), Text(self._summary(), style="dim"))
 
 
@@ -85,11 +84,11 @@ class _Row:
 
 
 class _Running(RunLines):
-    """The ``training.train.Progress`` of one run of a cell."""
+    """The ``training.train.Progress`` of one run."""
 
-    def __init__(self, cell: str, seeds: Sequence[int], console: Console):
-        self._seed = f"seed {', '.join(map(str, seeds))}"
-        super().__init__(f"{cell}, {self._seed}", console)
+    def __init__(self, variant: str, seed: int, console: Console):
+        self._seed = f"seed {seed}"
+        super().__init__(f"{variant}, {self._seed}", console)
         self.now, self.done = f"{self._seed}: compiling", 0.0
 
     def advance(self, step: int) -> None:

@@ -17,7 +17,7 @@ TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "lear
 
 
 @pytest.fixture
-def cells() -> list[Experiment]:
+def variants() -> list[Experiment]:
     """The second makes twice the steps of the first."""
     tiny = references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
     return [dataclasses.replace(tiny, name="short"), dataclasses.replace(tiny, name="long", steps=24)]
@@ -33,13 +33,13 @@ def row(table: StudyTable, name: str) -> str:
     return next(line for line in shown(table).splitlines() if line.split()[0] == name)
 
 
-def test_table_has_seeds_error_and_the_current_run_of_each_cell(cells: list[Experiment]) -> None:
+def test_table_has_seeds_error_and_the_current_run_of_each_variant(variants: list[Experiment]) -> None:
     """With 12 and 24 steps and two seeds, a run of the first is 1/6 of the work, as is half a run of the second."""
-    with StudyTable(cells, 2, Console(file=io.StringIO(), force_terminal=True, width=150)) as table:
-        table.finished(cells[0], [{"seed": 0, "value": 4.0}])
+    with StudyTable(variants, 2, Console(file=io.StringIO(), force_terminal=True, width=150)) as table:
+        table.finished(variants[0], {"seed": 0, "value": 4.0})
         assert "left" not in shown(table), "earlier runs have no part in the remaining time"
         assert all(text in row(table, "short") for text in ("1/2", "4.00"))
-        with table.running(cells[1], [0]) as progress:
+        with table.running(variants[1], 0) as progress:
             assert "seed 0: compiling" in row(table, "long")
             progress.start(0, 24)
             progress.update(TRAIN)
@@ -47,25 +47,25 @@ def test_table_has_seeds_error_and_the_current_run_of_each_cell(cells: list[Expe
             assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in row(table, "long")
             table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
             assert "1 of 4 runs, 60 s, about 4 min left" in shown(table)
-            with table.running(cells[1], [1]):
+            with table.running(variants[1], 1):
                 assert "seed 0: step 12/24" in shown(table)
                 assert "seed 1: compiling" in shown(table)
-        table.finished(cells[1], [{"seed": 0, "value": 30.0}])
+        table.finished(variants[1], {"seed": 0, "value": 30.0})
         assert "30.00 fail" in row(table, "long")
         assert "step" not in row(table, "long")
-        table.finished(cells[0], [{"seed": 1, "value": 8.0}])
+        table.finished(variants[0], {"seed": 1, "value": 8.0})
         assert all(text in row(table, "short") for text in ("2/2", "6.00 ± 2.83"))  # sqrt(2 x 4)
 
 
-def test_log_has_a_line_per_evaluation_and_run(cells: list[Experiment]) -> None:
+def test_log_has_a_line_per_evaluation_and_run(variants: list[Experiment]) -> None:
     log = io.StringIO()
-    with StudyTable(cells, 1, Console(file=log, width=200)) as table:
-        with table.running(cells[0], [3]) as progress:
+    with StudyTable(variants, 1, Console(file=log, width=200)) as table:
+        with table.running(variants[0], 3) as progress:
             progress.start(0, 12)
             progress.update(TRAIN)
             progress.update({"split": "test", "step": 6, "error_percent": 50.0})
             progress.say("continuing after step 4")
-        table.finished(cells[0], [{"seed": 3, "value": 25.0}])
+        table.finished(variants[0], {"seed": 3, "value": 25.0})
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("short, seed 3: step 6/12, test error 50.00 %, loss 1.2500")
     assert lines[1] == "short, seed 3: continuing after step 4"

@@ -25,6 +25,7 @@ from resnet_jax.models.architecture import Variables
 from resnet_jax.models.pretrained.loading import Pretrained
 from resnet_jax.studies import figures
 from resnet_jax.studies.findings import Finding, Table
+from resnet_jax.training.state import is_stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
     """
 
     def direction(path: Any, leaf: Any) -> np.ndarray:
-        stacked = any(getattr(part, "key", None) == "stacked" for part in path)
+        stacked = is_stacked(path)
         if leaf.ndim - stacked <= 1:
             return np.zeros(leaf.shape, np.float32)
         path_hash = zlib.crc32(jax.tree_util.keystr(path).encode())

@@ -26,10 +26,10 @@ class Run(NamedTuple):
 class Watcher(Protocol):
     """Display of the progress of a study."""
 
-    def running(self, cell: Experiment, seeds: Sequence[int]) -> AbstractContextManager[Progress]: ...
+    def running(self, variant: Experiment, seed: int) -> AbstractContextManager[Progress]: ...
 
-    def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
-        """Receives the results of finished runs, including those of earlier sessions."""
+    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+        """Receives the result of a finished run, including those of earlier sessions."""
         ...
 
 
@@ -69,7 +69,7 @@ def run(
         if result is None:
             runs.append(Run(variant, seed, folder))
         else:
-            watcher.finished(variant, [result])
+            watcher.finished(variant, result)
     if environments:
         from resnet_jax.studies import workers
 
@@ -84,10 +84,10 @@ def run(
     if agreement.first():
         on_start()
     for variant, seed, folder in runs:
-        with watcher.running(variant, [seed]) as progress:
+        with watcher.running(variant, seed) as progress:
             try:
                 result = train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
                 result = Workdir(folder).result()
-        watcher.finished(variant, [result or {}])
+        watcher.finished(variant, result or {})
     return {}

@@ -80,7 +80,7 @@ def train(runs: Sequence[Run], variables: Sequence[dict[str, str]], *, watcher: 
         try:
             process = _start(run, environment, log, data_dir)
             processes.append(process)
-            with process, watcher.running(run.variant, [run.seed]) as progress:
+            with process, watcher.running(run.variant, run.seed) as progress:
                 for line in process.stdout or ():
                     if line.startswith('{"call": '):
                         message = json.loads(line)
@@ -90,7 +90,7 @@ def train(runs: Sequence[Run], variables: Sequence[dict[str, str]], *, watcher: 
             idle.put(environment)  # Otherwise the next run would wait forever.
         result = Workdir(run.folder).result()
         if result is not None:
-            watcher.finished(run.variant, [result])
+            watcher.finished(run.variant, result)
         elif not interruption.requested:
             last = log.read_text(errors="replace").strip().splitlines()[-1:]
             failed[run.folder] = f"exit code {code}: {''.join(last) or 'no message'}; see {log}"

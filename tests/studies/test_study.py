@@ -36,12 +36,12 @@ class Watching:
         self.told = Told()
 
     @contextlib.contextmanager
-    def running(self, cell: Experiment, seeds: Sequence[int]) -> Iterator[Told]:
-        self.events.append((cell.name, list(seeds)))
+    def running(self, variant: Experiment, seed: int) -> Iterator[Told]:
+        self.events.append((variant.name, seed))
         yield self.told
 
-    def finished(self, cell: Experiment, results: Sequence[dict[str, Any]]) -> None:
-        self.events += [f"{cell.name} {result['seed']}" for result in results]
+    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+        self.events.append(f"{variant.name} {result['seed']}")
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,10 @@ def test_study_runs_seed_by_seed_and_keeps_diverged_runs(variants: list[Experime
     """All variants have their first seed before any has its second; finished and diverged runs are not repeated."""
     wild = dataclasses.replace(variants[0], name="wild", schedule=Schedule(learning_rate=1e30, warmup_steps=0))
     events = run([*variants, wild], [0], tmp_path, digits_dir)
-    assert events == [("first", [0]), "first 0", ("second", [0]), "second 0", ("wild", [0]), "wild 0"]
+    assert events == [("first", 0), "first 0", ("second", 0), "second 0", ("wild", 0), "wild 0"]
     events = run([*variants, wild], [0, 1], tmp_path, digits_dir)
     assert events[:3] == ["first 0", "second 0", "wild 0"]
-    assert events[3::2] == [("first", [1]), ("second", [1]), ("wild", [1])]
+    assert events[3::2] == [("first", 1), ("second", 1), ("wild", 1)]
     by_name = {cell.name: cell for cell in collect([tmp_path])}
     assert by_name["first"].error.values == by_name["second"].error.values
     assert (by_name["wild"].diverged, by_name["wild"].failed, by_name["wild"].error.values) == (2, True, (100.0, 100.0))

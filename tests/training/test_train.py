@@ -146,7 +146,7 @@ def test_stopped_run_continues_to_the_same_bits(
 
 @pytest.mark.slow
 def test_run_that_changes_its_mesh_stays_within_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
-    """README, "What is promised": the losses of the first steps after the change agree to 1e-4."""
+    """README, "Guarantees": the losses of the first steps after the change agree to 1e-4."""
     losses = []
     for name, layout in {"one": {}, "eight": {"devices": 8, "fsdp": 2}}.items():
         with pytest.raises(Crash):
