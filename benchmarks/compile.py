@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from resnet_jax import models
-from resnet_jax.data.augmentation import fit
-from resnet_jax.data.sources import Examples
+from resnet_jax.data.augment_device import fit
+from resnet_jax.data.datasets import Examples
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.training import program as program_lib
-from resnet_jax.training.experiment import Data, Experiment
+from resnet_jax.training.config import Data, Experiment
 
 IMAGES = 256
 
@@ -36,25 +36,35 @@ class CompileOptions(harness.Output):
     rounds: int = 9
 
 
-def measure_compilation(architecture: Architecture, execution: Execution, batch_size: int) -> dict[str, Any]:
+def measure_compilation(
+    architecture: Architecture, execution: Execution, batch_size: int
+) -> dict[str, Any]:
     """Returns seconds of each stage, and temporary bytes."""
     training = harness.TrainingStep(architecture, batch_size, execution)
     batch = jax.eval_shape(training.batch)
     stage: Any = training.step
     row: dict[str, Any] = {}
-    for name, arguments in {"trace": (training.abstract_state, batch), "lower": (), "compile": ()}.items():
+    for name, arguments in {
+        "trace": (training.abstract_state, batch),
+        "lower": (),
+        "compile": (),
+    }.items():
         start = time.perf_counter()
         stage = getattr(stage, name)(*arguments)
         row[f"{name}_seconds"] = time.perf_counter() - start
     return row | {"temporary_bytes": stage.memory_analysis().temp_size_in_bytes}
 
 
-def measure_dispatch(architecture: Architecture, steps: Sequence[int], batch_size: int, rounds: int) -> list[dict[str, Any]]:
+def measure_dispatch(
+    architecture: Architecture, steps: Sequence[int], batch_size: int, rounds: int
+) -> list[dict[str, Any]]:
     """Returns host seconds before a call returns, and seconds until its results are there. Transfers in a call raise."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, *architecture.input_shape), np.uint8)
     labels = random.integers(0, architecture.num_classes, IMAGES).astype(np.int32)
-    experiment = Experiment(name="dispatch", model=architecture, data=Data(name=""), batch_size=batch_size)
+    experiment = Experiment(
+        name="dispatch", model=architecture, data=Data(name=""), batch_size=batch_size
+    )
     program = program_lib.compiled(experiment, 1)
     data = program.place(Examples(images, labels), fit(images, "channel"))
     state = program.init(jax.random.key(0))
@@ -77,7 +87,10 @@ def measure_dispatch(architecture: Architecture, steps: Sequence[int], batch_siz
             "steps": count,
             "batch_size": batch_size,
             "arrays": len(jax.tree.leaves(state)),
-            **{f"host_{name}": value for name, value in harness.summary(host[count][-rounds:]).items()},
+            **{
+                f"host_{name}": value
+                for name, value in harness.summary(host[count][-rounds:]).items()
+            },
             "seconds_per_step": harness.summary(seconds)["seconds"] / count,
         }
         for count, seconds in zip(steps, whole, strict=True)
@@ -91,13 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for depth in options.depths or (None,):
         network = models.architecture(options.network, depth)
         size = options.size or network.input_shape[0]
-        networks[depth] = dataclasses.replace(network, input_shape=(size, size, network.input_shape[2]))
+        networks[depth] = dataclasses.replace(
+            network, input_shape=(size, size, network.input_shape[2])
+        )
     rows = [
-        {"depth": depth, "blocks": blocks, "batch_size": batch_size} | measure_compilation(network, Execution(blocks=blocks), batch_size)
+        {"depth": depth, "blocks": blocks, "batch_size": batch_size}
+        | measure_compilation(network, Execution(blocks=blocks), batch_size)
         for depth, network in networks.items()
         for blocks in options.blocks
     ]
-    rows += measure_dispatch(next(iter(networks.values())), options.steps, batch_size, options.rounds)
+    rows += measure_dispatch(
+        next(iter(networks.values())), options.steps, batch_size, options.rounds
+    )
     rows = [{"network": options.network} | row for row in rows]
     harness.write("compile", rows, options, arguments)
 

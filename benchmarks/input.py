@@ -14,10 +14,11 @@ import harness
 import numpy as np
 from PIL import Image
 
-from resnet_jax import options as options_lib
-from resnet_jax.data import decoding, sources, streaming
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.training.experiment import Data
+from resnet_jax.cli import options as options_lib
+from resnet_jax.data import datasets
+from resnet_jax.data import stream as stream_lib
+from resnet_jax.data.augment_host import RandomResizedCrop
+from resnet_jax.training.config import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +40,18 @@ class InputOptions(harness.Output):
 
 def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
     """Returns a row per stage, for the whole input, and for Pillow as torchvision uses it."""
-    info = sources.describe(data.name, options.data_dir)
-    channels, size, rng = info.image_shape[2] or 3, (options.size, options.size), np.random.default_rng(0)
+    info = datasets.describe(data.name, options.data_dir)
+    channels, size, rng = (
+        info.image_shape[2] or 3,
+        (options.size, options.size),
+        np.random.default_rng(0),
+    )
     assert data.crop is not None
     crop, policy = data.crop(), data.policy() if data.policy else None
-    source = sources.encoded(info, "train")
+    source = datasets.encoded(info, "train")
     indices = [index % len(source) for index in range(options.images)]
     encoded = [source[index][0] for index in indices]
-    decoded = [decoding.decode(image, channels) for image in encoded]
+    decoded = [datasets.decode(image, channels) for image in encoded]
     cropped = [crop(image, size, rng) for image in decoded]
 
     def pillow() -> None:
@@ -56,23 +61,29 @@ def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
                 image = opened.convert("RGB")
             box = reference.box(image.height, image.width, rng)
             resized = image.crop(box).resize(size, Image.Resampling.BILINEAR)
-            np.asarray(resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else resized)
+            np.asarray(
+                resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                if rng.random() < 0.5
+                else resized
+            )
 
     batches = math.ceil(options.images / options.batch_size)
     described = {"info": info, "split": "train", "examples": info.examples["train"], "seed": 0}
-    stream = streaming.Stream(**described, batch_size=options.batch_size, size=size, crop=data.crop, policy=data.policy)
+    stream = stream_lib.Stream(
+        **described, batch_size=options.batch_size, size=size, crop=data.crop, policy=data.policy
+    )
 
     def whole() -> float:
         # Two batches before and two after, so the prefetch is equally far ahead at both readings.
-        rows = streaming.Rows(stream, first_step=0, last_step=2 * (batches + 2))
-        with contextlib.closing(streaming.batches(rows)) as reading:
+        rows = stream_lib.Rows(stream, first_step=0, last_step=2 * (batches + 2))
+        with contextlib.closing(stream_lib.batches(rows)) as reading:
             for _ in range(2):
                 next(reading)
             return cpu_seconds(lambda: [next(reading) for _ in range(batches)])
 
     loops: dict[str, Callable[[], Any]] = {
         "read": lambda: [source[index] for index in indices],
-        "decode": lambda: [decoding.decode(image, channels) for image in encoded],
+        "decode": lambda: [datasets.decode(image, channels) for image in encoded],
         "crop": lambda: [crop(image, size, rng) for image in decoded],
     }
     if policy:
@@ -106,8 +117,14 @@ def cpu_seconds(function: Callable[[], Any]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = harness.parse(InputOptions, arguments)
-    base = options_lib.experiment(options.experiment).data if options.experiment else Data(name="imagenet2012", crop=RandomResizedCrop)
-    data = Data(name=options.data or base.name, crop=base.crop or RandomResizedCrop, policy=base.policy)
+    base = (
+        options_lib.experiment(options.experiment).data
+        if options.experiment
+        else Data(name="imagenet2012", crop=RandomResizedCrop)
+    )
+    data = Data(
+        name=options.data or base.name, crop=base.crop or RandomResizedCrop, policy=base.policy
+    )
     harness.write("input", measure(data, options), options, arguments)
 
 

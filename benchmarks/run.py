@@ -11,8 +11,8 @@ from typing import Any
 import harness
 import jax
 
-from resnet_jax import options as options_lib
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.cli import options as options_lib
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.train import train
 
 
@@ -51,7 +51,14 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> dict[st
     clock = Clock()
     with tempfile.TemporaryDirectory() as workdir:
         start = time.perf_counter()
-        train(experiment.shortened(steps), 0, f"{workdir}/run", progress=clock, data_dir=data_dir, devices=1)
+        train(
+            experiment.shortened(steps),
+            0,
+            f"{workdir}/run",
+            progress=clock,
+            data_dir=data_dir,
+            devices=1,
+        )
         seconds = time.perf_counter() - start
     trained, scored = clock.times["train"], clock.times["test"]
     first, *later = sorted(scored)
@@ -65,9 +72,13 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> dict[st
     if not later:
         return row
     previous = dict(zip(later, [first, *later], strict=False))
-    step_seconds = statistics.median((trained[step] - scored[previous[step]]) / (step - previous[step]) for step in later)
+    step_seconds = statistics.median(
+        (trained[step] - scored[previous[step]]) / (step - previous[step]) for step in later
+    )
     score_seconds = statistics.median(scored[step] - trained[step] for step in later)
-    remaining = (experiment.steps - first) * step_seconds + (experiment.steps // experiment.evaluation.every - 1) * score_seconds
+    remaining = (experiment.steps - first) * step_seconds + (
+        experiment.steps // experiment.evaluation.every - 1
+    ) * score_seconds
     return row | {
         "step_seconds": step_seconds,
         "score_seconds": score_seconds,
@@ -81,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = harness.parse(RunOptions, arguments)
     experiment = options_lib.experiment(options.experiment)
     if options.data:
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, name=options.data))
+        experiment = dataclasses.replace(
+            experiment, data=dataclasses.replace(experiment.data, name=options.data)
+        )
     jax.config.update("jax_enable_compilation_cache", False)
     harness.write("run", [measure(experiment, options.steps, options.data_dir)], options, arguments)
 

@@ -11,7 +11,7 @@ Hardware:  2 CPU cores; 9 s per run with 20 layers, 25 s with 56.
 
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
 STEPS = 160
 
@@ -22,7 +22,11 @@ def _experiment(name: str, depth: int, shortcut: type) -> Experiment:
         model=cifar_architecture(depth, shortcut=shortcut, input_shape=(8, 8, 1)),
         data=Data(name="digits", pad=0, flip=False),
         schedule=Schedule(
-            learning_rate=0.1, decay_steps=(STEPS // 2, STEPS * 3 // 4), warmup_learning_rate=0.01, warmup_steps=40, warmup_until_error=0.8
+            learning_rate=0.1,
+            decay_steps=(STEPS // 2, STEPS * 3 // 4),
+            warmup_learning_rate=0.01,
+            warmup_steps=40,
+            warmup_until_error=0.8,
         ),
         steps=STEPS,
         batch_size=128,
@@ -57,7 +61,11 @@ def figure1() -> tuple[Experiment, ...]:
 
 
 def depths() -> tuple[Experiment, ...]:
-    """Eight depths, for ``resnet-jax lab depth``."""
+    """Eight depths, for ``resnet-jax analyze depth``."""
     kinds = ("plain", NoShortcut), ("ResNet", ZeroPad)
     layers = (8, 14, 20, 26, 32, 38, 44, 56)
-    return tuple(_experiment(f"{name}-{depth}", depth, shortcut) for name, shortcut in kinds for depth in layers)
+    return tuple(
+        _experiment(f"{name}-{depth}", depth, shortcut)
+        for name, shortcut in kinds
+        for depth in layers
+    )

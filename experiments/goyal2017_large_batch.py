@@ -10,11 +10,18 @@ Hardware:  paper: up to 256 P100.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import architecture, configured
-from resnet_jax.models.branches import BottleneckV15
+from resnet_jax.models.blocks import BottleneckV15
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Optimizer,
+    Schedule,
+)
 
 
 def _experiment(batch_size: int) -> Experiment:
@@ -22,8 +29,16 @@ def _experiment(batch_size: int) -> Experiment:
     branch = configured(BottleneckV15, zero_scale=True)
     return Experiment(
         name=f"batch-{batch_size}",
-        model=replace(architecture("resnet50_v15"), branch=branch, norm=configured(BatchNorm, group_size=32)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
+        model=replace(
+            architecture("resnet50_v15"), branch=branch, norm=configured(BatchNorm, group_size=32)
+        ),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            normalization="imagenet",
+            pad=0,
+            crop=RandomResizedCrop,
+        ),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4, decay="kernels"),
         schedule=Schedule(
             learning_rate=0.1 * batch_size / 256,

@@ -13,7 +13,7 @@ Hardware:  one GPU or TPU. 205 images/s for resnet20 on 2 CPU cores.
 from resnet_jax.models import Architecture, cifar_architecture, configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
 NORM = configured(BatchNorm, group_size=64)
 
@@ -24,7 +24,9 @@ def _experiment(name: str, model: Architecture, depth: int) -> Experiment:
         name=name,
         model=model,
         data=Data(name="cifar10"),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(32_000, 48_000), warmup_until_error=until),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(32_000, 48_000), warmup_until_error=until
+        ),
         steps=64_000,
         batch_size=128,
         evaluation=Evaluation(every=1000, batch_size=1000),
@@ -36,7 +38,9 @@ def _resnet(depth: int) -> Experiment:
 
 
 def _plain(depth: int) -> Experiment:
-    return _experiment(f"plain{depth}", cifar_architecture(depth, shortcut=NoShortcut, norm=NORM), depth)
+    return _experiment(
+        f"plain{depth}", cifar_architecture(depth, shortcut=NoShortcut, norm=NORM), depth
+    )
 
 
 def resnet20() -> Experiment:

@@ -12,12 +12,12 @@ Expect:    top-1 error with 10 crops, see the functions; one 224 crop from 256 (
 Hardware:  paper: 8 GPUs.
 """
 
-from resnet_jax.data.colour import PcaLighting
-from resnet_jax.data.crops import ShorterSideCrop
+from resnet_jax.data.augment_device import PcaLighting
+from resnet_jax.data.augment_host import ShorterSideCrop
 from resnet_jax.models import Architecture, configured, imagenet_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, Projection, ProjectionEverywhere, ZeroPad
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
 NORM = configured(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
@@ -27,22 +27,37 @@ def _experiment(name: str, model: Architecture) -> Experiment:
     return Experiment(
         name=name,
         model=model,
-        data=Data(name="imagenet2012", test_split="validation", pad=0, crop=ShorterSideCrop, colour=PcaLighting),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            pad=0,
+            crop=ShorterSideCrop,
+            colour=PcaLighting,
+        ),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)
+        ),
         steps=600_000,
         batch_size=256,
-        evaluation=Evaluation(every=5000, batch_size=256, protocol="256/224", statistics_batches=40),
+        evaluation=Evaluation(
+            every=5000, batch_size=256, protocol="256/224", statistics_batches=40
+        ),
         checkpointing=Checkpointing(every=5000),
     )
 
 
 def _resnet(depth: int) -> Experiment:
     # Table 2 has option A; the deeper networks option B (Section 4.1).
-    return _experiment(f"resnet{depth}", imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection, norm=NORM))
+    return _experiment(
+        f"resnet{depth}",
+        imagenet_architecture(depth, shortcut=ZeroPad if depth < 50 else Projection, norm=NORM),
+    )
 
 
 def _plain(depth: int) -> Experiment:
-    return _experiment(f"plain{depth}", imagenet_architecture(depth, shortcut=NoShortcut, norm=NORM))
+    return _experiment(
+        f"plain{depth}", imagenet_architecture(depth, shortcut=NoShortcut, norm=NORM)
+    )
 
 
 def resnet18() -> Experiment:
@@ -62,7 +77,9 @@ def resnet34_b() -> Experiment:
 
 def resnet34_c() -> Experiment:
     """Table 3, option C: 24.19 % top-1, 7.40 % top-5 with 10 crops."""
-    return _experiment("resnet34-c", imagenet_architecture(34, shortcut=ProjectionEverywhere, norm=NORM))
+    return _experiment(
+        "resnet34-c", imagenet_architecture(34, shortcut=ProjectionEverywhere, norm=NORM)
+    )
 
 
 def resnet50() -> Experiment:

@@ -9,24 +9,39 @@ Deviation: not stated, our choice: 90 epochs, stride in the first 1x1; mean and 
 Hardware:  paper: 8 GPUs.
 """
 
-from resnet_jax.configured import Factory
-from resnet_jax.data.colour import PcaLighting
-from resnet_jax.data.crops import RandomResizedCrop, ShorterSideCrop
+from resnet_jax.data.augment_device import PcaLighting
+from resnet_jax.data.augment_host import RandomResizedCrop, ShorterSideCrop
 from resnet_jax.models import configured, imagenet_architecture
+from resnet_jax.models.components import Factory
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition, Order, Original
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
 NORM = configured(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
 
-def _experiment(name: str, depth: int, order: type[Order], protocol: str = "320/320", crop: Factory = ShorterSideCrop) -> Experiment:
+def _experiment(
+    name: str,
+    depth: int,
+    order: type[Order],
+    protocol: str = "320/320",
+    crop: Factory = ShorterSideCrop,
+) -> Experiment:
     return Experiment(
         name=name,
         model=imagenet_architecture(depth, order=order, norm=NORM),
-        data=Data(name="imagenet2012", test_split="validation", normalization="channel", pad=0, crop=crop, colour=PcaLighting),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            normalization="channel",
+            pad=0,
+            crop=crop,
+            colour=PcaLighting,
+        ),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)
+        ),
         steps=90 * STEPS_PER_EPOCH,
         batch_size=256,
         evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=256, protocol=protocol),
@@ -41,10 +56,14 @@ def table5() -> tuple[Experiment, ...]:
         _experiment("pre-activation-152", 152, FullPreactivation),
         _experiment("original-200", 200, Original),
         _experiment("pre-activation-200", 200, FullPreactivation),
-        _experiment("pre-activation-200-aspect-ratio", 200, FullPreactivation, crop=RandomResizedCrop),
+        _experiment(
+            "pre-activation-200-aspect-ratio", 200, FullPreactivation, crop=RandomResizedCrop
+        ),
     )
 
 
 def orders101() -> tuple[Experiment, ...]:
     """Text: ResNet-101 23.6/7.1 (top-1/top-5), with BN after the addition 24.6/7.5."""
-    return _experiment("original-101", 101, Original, "256/224"), _experiment("norm-after-addition-101", 101, NormAfterAddition, "256/224")
+    return _experiment("original-101", 101, Original, "256/224"), _experiment(
+        "norm-after-addition-101", 101, NormAfterAddition, "256/224"
+    )

@@ -13,11 +13,18 @@ Hardware:  one GPU or TPU; paper: ResNet-1001 took 27 hours on two GPUs.
 from dataclasses import replace
 
 from resnet_jax.models import Architecture, cifar_architecture, configured
-from resnet_jax.models.branches import Bottleneck, SingleLayer
+from resnet_jax.models.blocks import Bottleneck, SingleLayer
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
+from resnet_jax.models.orders import (
+    FullPreactivation,
+    NormAfterAddition,
+    Order,
+    Original,
+    ReluBeforeAddition,
+    ReluOnlyPreactivation,
+)
 from resnet_jax.models.shortcuts import Projection
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
 NORM = configured(BatchNorm, group_size=64)
 
@@ -36,7 +43,12 @@ def _experiment(name: str, model: Architecture) -> Experiment:
         name=name,
         model=model,
         data=Data(name="cifar10"),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(32_000, 48_000), warmup_learning_rate=0.01, warmup_steps=400),
+        schedule=Schedule(
+            learning_rate=0.1,
+            decay_steps=(32_000, 48_000),
+            warmup_learning_rate=0.01,
+            warmup_steps=400,
+        ),
         steps=64_000,
         batch_size=128,
         evaluation=Evaluation(every=1000, batch_size=1000, training_images=True),
@@ -44,21 +56,31 @@ def _experiment(name: str, model: Architecture) -> Experiment:
 
 
 def _basic(order: str, depth: int) -> Experiment:
-    return _experiment(f"{order}-{depth}", cifar_architecture(depth, order=ORDERS[order], norm=NORM))
+    return _experiment(
+        f"{order}-{depth}", cifar_architecture(depth, order=ORDERS[order], norm=NORM)
+    )
 
 
 def _single(order: str, depth: int) -> Experiment:
-    return _experiment(f"{order}-{depth}-single", cifar_architecture(depth, branch=SingleLayer, order=ORDERS[order], norm=NORM))
+    return _experiment(
+        f"{order}-{depth}-single",
+        cifar_architecture(depth, branch=SingleLayer, order=ORDERS[order], norm=NORM),
+    )
 
 
 def _bottleneck(order: str, depth: int) -> Experiment:
-    model = cifar_architecture(depth, branch=Bottleneck, shortcut=Projection, order=ORDERS[order], norm=NORM)
+    model = cifar_architecture(
+        depth, branch=Bottleneck, shortcut=Projection, order=ORDERS[order], norm=NORM
+    )
     return _experiment(f"{order}-{depth}", model)
 
 
 def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
     )
 
 
@@ -67,7 +89,9 @@ def _with_batch_64(variant: Experiment) -> Experiment:
         variant,
         name=f"{variant.name}-batch-64",
         model=replace(variant.model, norm=configured(BatchNorm, group_size=32)),
-        schedule=replace(variant.schedule, decay_steps=tuple(2 * step for step in variant.schedule.decay_steps)),
+        schedule=replace(
+            variant.schedule, decay_steps=tuple(2 * step for step in variant.schedule.decay_steps)
+        ),
         steps=2 * variant.steps,
         batch_size=64,
     )
@@ -79,7 +103,10 @@ def table2(depth: int = 110) -> tuple[Experiment, ...]:
     ``depth`` is 6n+2; bottlenecks have 9n+2 layers.
     """
     bottleneck_depth = (depth - 2) // 6 * 9 + 2
-    return (*(_basic(order, depth) for order in ORDERS), *(_bottleneck(order, bottleneck_depth) for order in ORDERS))
+    return (
+        *(_basic(order, depth) for order in ORDERS),
+        *(_bottleneck(order, bottleneck_depth) for order in ORDERS),
+    )
 
 
 def table3() -> tuple[Experiment, ...]:

@@ -11,8 +11,15 @@ Hardware:  one GPU or TPU.
 
 from resnet_jax.models import cifar_architecture, configured
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.shortcuts import DropoutShortcut, ExclusiveGating, ProjectionEverywhere, Scaled, ShortcutOnlyGating, ZeroPad
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
+from resnet_jax.models.shortcuts import (
+    DropoutShortcut,
+    ExclusiveGating,
+    ProjectionEverywhere,
+    Scaled,
+    ShortcutOnlyGating,
+    ZeroPad,
+)
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
 NORM = configured(BatchNorm, group_size=64)
 
@@ -36,7 +43,12 @@ def _experiment(row: str, depth: int = 110) -> Experiment:
         name=row,
         model=cifar_architecture(depth, shortcut=ROWS[row], norm=NORM),
         data=Data(name="cifar10"),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(32_000, 48_000), warmup_learning_rate=0.01, warmup_steps=400),
+        schedule=Schedule(
+            learning_rate=0.1,
+            decay_steps=(32_000, 48_000),
+            warmup_learning_rate=0.01,
+            warmup_steps=400,
+        ),
         steps=64_000,
         batch_size=128,
         evaluation=Evaluation(every=1000, batch_size=1000, training_images=True),

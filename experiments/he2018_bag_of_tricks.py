@@ -12,13 +12,20 @@ Hardware:  paper: 8 V100.
 
 from dataclasses import replace
 
-from resnet_jax.data.colour import ColorJitter
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.mixing import Mix
+from resnet_jax.data.augment_device import ColorJitter, Mix
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import Architecture, architecture, configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.stems import DeepStem
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Loss,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 
@@ -65,7 +72,11 @@ def architectures() -> tuple[Experiment, ...]:
 def refinements() -> tuple[Experiment, ...]:
     """ResNet-50-D, top-1 accuracy (from memory): cosine 77.91 %, label smoothing 78.31, mixup 79.15."""
     d = _experiment("resnet50-d", architecture("resnet50_d"))
-    cosine = replace(d, name="cosine", schedule=replace(d.schedule, decay_steps=(), cosine_steps=d.steps, cosine_from="warmup"))
+    cosine = replace(
+        d,
+        name="cosine",
+        schedule=replace(d.schedule, decay_steps=(), cosine_steps=d.steps, cosine_from="warmup"),
+    )
     smoothed = replace(cosine, name="label-smoothing", loss=Loss(smoothing=0.1))
     mixed = replace(
         smoothed,

@@ -9,10 +9,17 @@ Hardware:  paper: 8 GPUs.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import architecture, configured
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 
@@ -21,9 +28,17 @@ def _experiment(name: str) -> Experiment:
     return Experiment(
         name=name.replace("_", "-"),
         model=replace(architecture(name), norm=configured(BatchNorm, group_size=128)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            normalization="imagenet",
+            pad=0,
+            crop=RandomResizedCrop,
+        ),
         optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
-        schedule=Schedule(learning_rate=0.6, decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (30, 60, 90))),
+        schedule=Schedule(
+            learning_rate=0.6, decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (30, 60, 90))
+        ),
         steps=100 * STEPS_PER_EPOCH,
         batch_size=1024,
         evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
@@ -33,4 +48,9 @@ def _experiment(name: str) -> Experiment:
 
 def imagenet() -> tuple[Experiment, ...]:
     """Top-1/top-5 error (authors' repository): 22.37/6.36 %, 21.75/5.72, 21.34/5.54; SE-ResNeXt 20.97/5.54, 19.81/4.96."""
-    return tuple(map(_experiment, ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d")))
+    return tuple(
+        map(
+            _experiment,
+            ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d"),
+        )
+    )

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from resnet_jax.models import StochasticDepth, cifar_architecture
 from resnet_jax.models.shortcuts import PooledZeroPad
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import Data, Evaluation, Experiment, Optimizer, Schedule
 
 STEPS_PER_EPOCH = -(-45_000 // 128)
 
@@ -25,7 +25,9 @@ def _constant110() -> Experiment:
         model=cifar_architecture(110, shortcut=PooledZeroPad),
         data=Data(name="cifar10", validation_examples=5000, normalization="channel"),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(250 * STEPS_PER_EPOCH, 375 * STEPS_PER_EPOCH)),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(250 * STEPS_PER_EPOCH, 375 * STEPS_PER_EPOCH)
+        ),
         steps=500 * STEPS_PER_EPOCH,
         batch_size=128,
         evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=1000),
@@ -49,17 +51,24 @@ def _constant1202() -> Experiment:
 
 def _and_stochastic(constant: Experiment) -> tuple[Experiment, ...]:
     model = replace(constant.model, stochastic_depth=StochasticDepth(survival=0.5))
-    return constant, replace(constant, name=constant.name.replace("constant", "stochastic"), model=model)
+    return constant, replace(
+        constant, name=constant.name.replace("constant", "stochastic"), model=model
+    )
 
 
 def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
     )
 
 
 def _on_plain_images(variant: Experiment) -> Experiment:
-    return replace(variant, name=f"{variant.name}-plain-images", data=replace(variant.data, pad=0, flip=False))
+    return replace(
+        variant, name=f"{variant.name}-plain-images", data=replace(variant.data, pad=0, flip=False)
+    )
 
 
 def cifar10() -> tuple[Experiment, ...]:

@@ -12,10 +12,17 @@ Hardware:  one GPU or TPU.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import configured, densenet_architecture
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-50_000 // 64)
 IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
@@ -36,7 +43,9 @@ def _cifar(name: str, depth: int, growth: int, bottleneck: bool) -> Experiment:
         model=densenet_architecture(depth, growth, bottleneck=bottleneck),
         data=Data(name="cifar10", normalization="channel"),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(150 * STEPS_PER_EPOCH, 225 * STEPS_PER_EPOCH)),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(150 * STEPS_PER_EPOCH, 225 * STEPS_PER_EPOCH)
+        ),
         steps=300 * STEPS_PER_EPOCH,
         batch_size=64,
         evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=500),
@@ -45,13 +54,21 @@ def _cifar(name: str, depth: int, growth: int, bottleneck: bool) -> Experiment:
 
 def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
     )
 
 
 def _on_plain_images(variant: Experiment) -> Experiment:
     model = replace(variant.model, branch=configured(variant.model.branch, dropout=0.2))
-    return replace(variant, name=f"{variant.name}-plain-images", model=model, data=replace(variant.data, pad=0, flip=False))
+    return replace(
+        variant,
+        name=f"{variant.name}-plain-images",
+        model=model,
+        data=replace(variant.data, pad=0, flip=False),
+    )
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -79,13 +96,26 @@ def imagenet() -> tuple[Experiment, ...]:
     return tuple(
         Experiment(
             name=f"densenet{depth}",
-            model=densenet_architecture(depth, imagenet=True, norm=configured(BatchNorm, group_size=32)),
-            data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
+            model=densenet_architecture(
+                depth, imagenet=True, norm=configured(BatchNorm, group_size=32)
+            ),
+            data=Data(
+                name="imagenet2012",
+                test_split="validation",
+                normalization="imagenet",
+                pad=0,
+                crop=RandomResizedCrop,
+            ),
             optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
-            schedule=Schedule(learning_rate=0.1, decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH)),
+            schedule=Schedule(
+                learning_rate=0.1,
+                decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH),
+            ),
             steps=90 * IMAGENET_STEPS_PER_EPOCH,
             batch_size=256,
-            evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
+            evaluation=Evaluation(
+                every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"
+            ),
             checkpointing=Checkpointing(every=IMAGENET_STEPS_PER_EPOCH),
         )
         for depth in (121, 161, 169, 201)

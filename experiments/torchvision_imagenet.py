@@ -13,13 +13,19 @@ Hardware:  torchvision: 8 V100.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.erasing import RandomErasing
-from resnet_jax.data.mixing import Mix
-from resnet_jax.data.policies import TrivialAugment
+from resnet_jax.data.augment_device import Mix, RandomErasing
+from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
 from resnet_jax.models import architecture, configured
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Loss,
+    Optimizer,
+    Schedule,
+)
 
 IMAGES = 1_281_167
 CROP = configured(RandomResizedCrop, filter="bilinear")
@@ -32,7 +38,9 @@ def _v1(name: str, network: str) -> Experiment:
     return Experiment(
         name=name,
         model=replace(architecture(network), norm=configured(BatchNorm, group_size=32)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=CROP),
+        data=Data(
+            name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=CROP
+        ),
         optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
         schedule=Schedule(learning_rate=0.1, decay_steps=(30 * epoch, 60 * epoch)),
         steps=90 * epoch,
@@ -65,7 +73,11 @@ def v2() -> Experiment:
     epoch = -(-IMAGES // 1024)
     return Experiment(
         name="resnet50-v2",
-        model=replace(architecture("resnet50_v15"), norm=configured(BatchNorm, group_size=128), input_shape=(176, 176, 3)),
+        model=replace(
+            architecture("resnet50_v15"),
+            norm=configured(BatchNorm, group_size=128),
+            input_shape=(176, 176, 3),
+        ),
         data=Data(
             name="imagenet2012",
             test_split="validation",
@@ -77,7 +89,9 @@ def v2() -> Experiment:
             mix=configured(Mix, mixup=0.2, cutmix=1.0, group=128),
             repeats=4,
         ),
-        optimizer=Optimizer(momentum=0.9, weight_decay=2e-5, decay="kernels", ema=(1 - _NEW) ** (1 / 32)),
+        optimizer=Optimizer(
+            momentum=0.9, weight_decay=2e-5, decay="kernels", ema=(1 - _NEW) ** (1 / 32)
+        ),
         schedule=Schedule(
             learning_rate=0.5,
             decay_steps=(),
@@ -90,6 +104,8 @@ def v2() -> Experiment:
         loss=Loss(smoothing=0.1),
         steps=600 * epoch,
         batch_size=1024,
-        evaluation=Evaluation(every=epoch, batch_size=256, protocol="232/224", statistics_batches=20),
+        evaluation=Evaluation(
+            every=epoch, batch_size=256, protocol="232/224", statistics_batches=20
+        ),
         checkpointing=Checkpointing(every=epoch),
     )

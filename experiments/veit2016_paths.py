@@ -1,7 +1,7 @@
 """Training only the effective paths: Veit et al. 2016 (arXiv 1605.06431), Section 4.3.
 
 Command:   resnet-jax study experiments/veit2016_paths.py:table --seeds 5 --workdir runs/veit2016-paths
-           resnet-jax lab paths runs/veit2016-paths/full-110/seed-0
+           resnet-jax analyze paths runs/veit2016-paths/full-110/seed-0
 Recipe:    110 layers, full pre-activation, 54 blocks; per batch 23 random blocks keep their branch. All else as in
            `he2016_orders.py`.
 Deviation: the recipe is second hand. At test time branches are multiplied by 23/54, as in stochastic depth.
@@ -14,16 +14,23 @@ from dataclasses import replace
 from resnet_jax.models import StochasticDepth, cifar_architecture, configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
 
 def full() -> Experiment:
     """All 54 blocks in every batch: 6.10 %."""
     return Experiment(
         name="full-110",
-        model=cifar_architecture(110, order=FullPreactivation, norm=configured(BatchNorm, group_size=64)),
+        model=cifar_architecture(
+            110, order=FullPreactivation, norm=configured(BatchNorm, group_size=64)
+        ),
         data=Data(name="cifar10"),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(32_000, 48_000), warmup_learning_rate=0.01, warmup_steps=400),
+        schedule=Schedule(
+            learning_rate=0.1,
+            decay_steps=(32_000, 48_000),
+            warmup_learning_rate=0.01,
+            warmup_steps=400,
+        ),
         steps=64_000,
         batch_size=128,
         evaluation=Evaluation(every=1000, batch_size=1000, training_images=True),
@@ -33,7 +40,11 @@ def full() -> Experiment:
 def effective() -> Experiment:
     """23 of the 54 blocks in every batch: 5.96 %."""
     whole = full()
-    return replace(whole, name="effective-paths-110", model=replace(whole.model, stochastic_depth=StochasticDepth(kept=23)))
+    return replace(
+        whole,
+        name="effective-paths-110",
+        model=replace(whole.model, stochastic_depth=StochasticDepth(kept=23)),
+    )
 
 
 def table() -> tuple[Experiment, ...]:

@@ -13,13 +13,20 @@ Hardware:  paper: 4 V100.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.mixing import Mix
-from resnet_jax.data.policies import TimmRandAugment
+from resnet_jax.data.augment_device import Mix
+from resnet_jax.data.augment_host import RandomResizedCrop, TimmRandAugment
 from resnet_jax.models import architecture, configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.stochastic_depth import StochasticDepth
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Loss,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-1_281_167 // 2048)
 # timm's "drop path".
@@ -42,7 +49,11 @@ def a1() -> Experiment:
     """600 epochs: 80.382 % top-1, 94.598 % top-5 accuracy; at 288 pixels 81.240 % (``evaluate --protocol 288/288-bicubic``)."""
     return Experiment(
         name="a1",
-        model=replace(architecture("resnet50_v15"), norm=configured(BatchNorm, group_size=512), stochastic_depth=DROP_PATH),
+        model=replace(
+            architecture("resnet50_v15"),
+            norm=configured(BatchNorm, group_size=512),
+            stochastic_depth=DROP_PATH,
+        ),
         data=Data(
             name="imagenet2012",
             test_split="validation",
@@ -84,7 +95,9 @@ def a3() -> Experiment:
         base,
         name="a3",
         model=replace(base.model, input_shape=(160, 160, 3), stochastic_depth=StochasticDepth()),
-        data=replace(base.data, policy=configured(TimmRandAugment, magnitude=6, deviation=0.5), repeats=1),
+        data=replace(
+            base.data, policy=configured(TimmRandAugment, magnitude=6, deviation=0.5), repeats=1
+        ),
         schedule=_schedule(100, 8e-3),
         steps=100 * STEPS_PER_EPOCH,
     )

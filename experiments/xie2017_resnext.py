@@ -13,13 +13,20 @@ Hardware:  paper: 8 GPUs.
 
 from dataclasses import replace
 
-from resnet_jax.data.colour import ColorJitter
-from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.augment_device import ColorJitter
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import architecture, configured, imagenet_architecture
-from resnet_jax.models.branches import BottleneckV15
+from resnet_jax.models.blocks import BottleneckV15
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-50_000 // 128)
 IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
@@ -30,10 +37,14 @@ CARDINALITIES = ("2x40d", "4x24d", "8x14d", "32x4d")
 def _cifar(width: str) -> Experiment:
     return Experiment(
         name=f"resnext29-{width}",
-        model=replace(architecture(f"resnext29_{width}"), norm=configured(BatchNorm, group_size=16)),
+        model=replace(
+            architecture(f"resnext29_{width}"), norm=configured(BatchNorm, group_size=16)
+        ),
         data=Data(name="cifar10", normalization="channel"),
         optimizer=Optimizer(momentum=0.9, weight_decay=5e-4),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(150 * STEPS_PER_EPOCH, 225 * STEPS_PER_EPOCH)),
+        schedule=Schedule(
+            learning_rate=0.1, decay_steps=(150 * STEPS_PER_EPOCH, 225 * STEPS_PER_EPOCH)
+        ),
         steps=300 * STEPS_PER_EPOCH,
         batch_size=128,
         evaluation=Evaluation(every=1000, batch_size=1000),
@@ -42,14 +53,20 @@ def _cifar(width: str) -> Experiment:
 
 def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
     )
 
 
 def _imagenet(name: str, network: str = "") -> Experiment:
     return Experiment(
         name=name,
-        model=replace(architecture(network or name.replace("-", "_")), norm=configured(BatchNorm, group_size=32)),
+        model=replace(
+            architecture(network or name.replace("-", "_")),
+            norm=configured(BatchNorm, group_size=32),
+        ),
         data=Data(
             name="imagenet2012",
             test_split="validation",
@@ -59,7 +76,10 @@ def _imagenet(name: str, network: str = "") -> Experiment:
             colour=configured(ColorJitter, lighting=0.1),
         ),
         optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
-        schedule=Schedule(learning_rate=0.1, decay_steps=tuple(epoch * IMAGENET_STEPS_PER_EPOCH for epoch in (30, 60, 90))),
+        schedule=Schedule(
+            learning_rate=0.1,
+            decay_steps=tuple(epoch * IMAGENET_STEPS_PER_EPOCH for epoch in (30, 60, 90)),
+        ),
         steps=100 * IMAGENET_STEPS_PER_EPOCH,
         batch_size=256,
         evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
@@ -73,12 +93,18 @@ def _resnet(depth: int) -> Experiment:
 
 def _resnet101_wider() -> Experiment:
     variant = _resnet(101)
-    wider = imagenet_architecture(101, branch=configured(BottleneckV15, base_width=100), norm=variant.model.norm)
+    wider = imagenet_architecture(
+        101, branch=configured(BottleneckV15, base_width=100), norm=variant.model.norm
+    )
     return replace(variant, name="resnet101-1x100d", model=wider)
 
 
 def _without_residual(variant: Experiment) -> Experiment:
-    return replace(variant, name=f"{variant.name}-without-residual", model=replace(variant.model, shortcut=NoShortcut))
+    return replace(
+        variant,
+        name=f"{variant.name}-without-residual",
+        model=replace(variant.model, shortcut=NoShortcut),
+    )
 
 
 def cifar10() -> tuple[Experiment, ...]:
@@ -94,7 +120,12 @@ def cifar100() -> tuple[Experiment, ...]:
 def table3() -> tuple[Experiment, ...]:
     """Cardinality at equal cost, top-1 error: 50 layers 23.9, 23.0, 22.6, 22.3, 22.2 %; 101 layers 22.0, 21.7, 21.4, 21.3, 21.2 %."""
     return tuple(
-        variant for depth in (50, 101) for variant in (_resnet(depth), *(_imagenet(f"resnext{depth}-{width}") for width in CARDINALITIES))
+        variant
+        for depth in (50, 101)
+        for variant in (
+            _resnet(depth),
+            *(_imagenet(f"resnext{depth}-{width}") for width in CARDINALITIES),
+        )
     )
 
 

@@ -13,11 +13,18 @@ Hardware:  one GPU or TPU.
 
 from dataclasses import replace
 
-from resnet_jax.data.crops import RandomResizedCrop
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import Architecture, architecture, configured, wide_architecture
-from resnet_jax.models.branches import Basic, Branch
+from resnet_jax.models.blocks import Basic, Branch
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import (
+    Checkpointing,
+    Data,
+    Evaluation,
+    Experiment,
+    Optimizer,
+    Schedule,
+)
 
 STEPS_PER_EPOCH = -(-50_000 // 128)
 IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
@@ -50,7 +57,9 @@ def _experiment(name: str, model: Architecture) -> Experiment:
         data=Data(name="cifar10", normalization="channel"),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=Schedule(
-            learning_rate=0.1, decay_steps=(60 * STEPS_PER_EPOCH, 120 * STEPS_PER_EPOCH, 160 * STEPS_PER_EPOCH), decay_factor=0.2
+            learning_rate=0.1,
+            decay_steps=(60 * STEPS_PER_EPOCH, 120 * STEPS_PER_EPOCH, 160 * STEPS_PER_EPOCH),
+            decay_factor=0.2,
         ),
         steps=200 * STEPS_PER_EPOCH,
         batch_size=128,
@@ -60,12 +69,17 @@ def _experiment(name: str, model: Architecture) -> Experiment:
 
 def _wide(depth: int, widen: int, dropout: bool) -> Experiment:
     branch = configured(Basic, dropout=0.3) if dropout else Basic
-    return _experiment(f"wrn{depth}-{widen}" + "-dropout" * dropout, wide_architecture(depth, widen, branch=branch))
+    return _experiment(
+        f"wrn{depth}-{widen}" + "-dropout" * dropout, wide_architecture(depth, widen, branch=branch)
+    )
 
 
 def _on_cifar100(variant: Experiment) -> Experiment:
     return replace(
-        variant, name=f"cifar100-{variant.name}", model=replace(variant.model, num_classes=100), data=replace(variant.data, name="cifar100")
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
     )
 
 
@@ -88,7 +102,12 @@ def deepening() -> tuple[Experiment, ...]:
     return tuple(
         _experiment(
             f"wrn40-2-l{convolutions}",
-            wide_architecture(40, 2, stages=(12 // convolutions,) * 3, branch=configured(Branch, kernels=(3,) * convolutions)),
+            wide_architecture(
+                40,
+                2,
+                stages=(12 // convolutions,) * 3,
+                branch=configured(Branch, kernels=(3,) * convolutions),
+            ),
         )
         for convolutions in (1, 2, 3, 4)
     )
@@ -99,9 +118,18 @@ def imagenet() -> tuple[Experiment, ...]:
     variant = Experiment(
         name="wrn50-2",
         model=replace(architecture("wide_resnet50_2"), norm=configured(BatchNorm, group_size=32)),
-        data=Data(name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=RandomResizedCrop),
+        data=Data(
+            name="imagenet2012",
+            test_split="validation",
+            normalization="imagenet",
+            pad=0,
+            crop=RandomResizedCrop,
+        ),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
-        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH)),
+        schedule=Schedule(
+            learning_rate=0.1,
+            decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH),
+        ),
         steps=90 * IMAGENET_STEPS_PER_EPOCH,
         batch_size=256,
         evaluation=Evaluation(every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),

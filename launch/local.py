@@ -36,7 +36,9 @@ def run(options: argparse.Namespace) -> int:
         if code in (0, BAD_INPUT) or signals:
             return code
         if attempt < options.restarts:
-            _say(f"exit code {code}: all {options.processes} start again ({attempt + 1} of {options.restarts} restarts)")
+            _say(
+                f"exit code {code}: all {options.processes} start again ({attempt + 1} of {options.restarts} restarts)"
+            )
             time.sleep(1)
             if signals:
                 return 128 + signals[0]
@@ -44,7 +46,9 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _attempt(options: argparse.Namespace, environments: Sequence[dict[str, str]], signals: Sequence[int]) -> int:
+def _attempt(
+    options: argparse.Namespace, environments: Sequence[dict[str, str]], signals: Sequence[int]
+) -> int:
     """Runs all processes once; none survives."""
     # A connection of the last attempt may still hold its port.
     address = f"127.0.0.1:{_free_port()}"
@@ -52,7 +56,11 @@ def _attempt(options: argparse.Namespace, environments: Sequence[dict[str, str]]
     printers: list[threading.Thread] = []
     try:
         for number, variables in enumerate(environments):
-            joining = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(options.processes), "JAX_PROCESS_ID": str(number)}
+            joining = {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(options.processes),
+                "JAX_PROCESS_ID": str(number),
+            }
             process = subprocess.Popen(
                 options.command,
                 env=os.environ | variables | joining,
@@ -65,7 +73,12 @@ def _attempt(options: argparse.Namespace, environments: Sequence[dict[str, str]]
             )
             started.append(process)
         # Threads start after the last fork: a child may inherit a held lock.
-        streams = [(n, stream) for n, process in enumerate(started) for stream in (process.stdout, process.stderr) if stream]
+        streams = [
+            (n, stream)
+            for n, process in enumerate(started)
+            for stream in (process.stdout, process.stderr)
+            if stream
+        ]
         printers = [_print_lines(number, stream) for number, stream in streams]
         return _watch(started, signals, options.grace)
     except OSError as error:
@@ -83,7 +96,9 @@ def _watch(started: Processes, signals: Sequence[int], grace: float) -> int:
     # A list polls every process.
     while running := [process for process in started if process.poll() is None]:
         for number in signals[passed:]:
-            _say(f"{signal.Signals(number).name}: passed on, waiting until all have saved (Ctrl-C again kills)")
+            _say(
+                f"{signal.Signals(number).name}: passed on, waiting until all have saved (Ctrl-C again kills)"
+            )
             _signal(running, number)
         passed = len(signals)
         if signals[1:].count(signal.SIGINT):
@@ -164,9 +179,13 @@ def _environments(options: argparse.Namespace) -> list[dict[str, str]]:
     if not gpus:
         return [{}] * count
     if len(gpus) % count:
-        _fail(f"{len(gpus)} GPUs cannot be split over {count} processes; choose them by CUDA_VISIBLE_DEVICES=0,1,...")
+        _fail(
+            f"{len(gpus)} GPUs cannot be split over {count} processes; choose them by CUDA_VISIBLE_DEVICES=0,1,..."
+        )
     share = len(gpus) // count
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(count)]
+    return [
+        {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(count)
+    ]
 
 
 def _gpus() -> list[str]:
@@ -176,7 +195,9 @@ def _gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]
+    return [
+        str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))
+    ]
 
 
 def _free_port() -> int:
@@ -195,14 +216,33 @@ def _fail(message: str) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    parser = argparse.ArgumentParser(description="Run a command as N processes on this machine.", usage="%(prog)s [options] -- COMMAND ...")
+    parser = argparse.ArgumentParser(
+        description="Run a command as N processes on this machine.",
+        usage="%(prog)s [options] -- COMMAND ...",
+    )
     parser.add_argument("--processes", type=int, required=True)
-    parser.add_argument("--devices-per-process", type=int, help="virtual CPU devices of each; default: the machine's GPUs, shared equally")
-    parser.add_argument("--restarts", type=int, default=3, help="after failures; default %(default)s")
-    parser.add_argument("--grace", type=float, default=30, help="seconds to leave after one failed; default %(default)s")
+    parser.add_argument(
+        "--devices-per-process",
+        type=int,
+        help="virtual CPU devices of each; default: the machine's GPUs, shared equally",
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=3, help="after failures; default %(default)s"
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=30,
+        help="seconds to leave after one failed; default %(default)s",
+    )
     parser.add_argument("command", nargs="+", help="after --")
     options = parser.parse_args(arguments)
-    for name, least in (("processes", 1), ("devices_per_process", 1), ("restarts", 0), ("grace", 0)):
+    for name, least in (
+        ("processes", 1),
+        ("devices_per_process", 1),
+        ("restarts", 0),
+        ("grace", 0),
+    ):
         if (value := getattr(options, name)) is not None and value < least:
             _fail(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     raise SystemExit(run(options))

@@ -14,7 +14,11 @@ class Interrupted(Exception):
     """A run stopped by a signal, with its state saved."""
 
     def __init__(self, number: int, step: int):
-        saved = f"after step {step}; the state is saved, the same command continues" if step else "before its first step was done"
+        saved = (
+            f"after step {step}; the state is saved, the same command continues"
+            if step
+            else "before its first step was done"
+        )
         super().__init__(f"stopped by {signal.Signals(number).name} {saved}")
         self.exit_code = 128 + number
 
@@ -25,7 +29,11 @@ class NonFiniteLoss(Exception):
     exit_code = 1
 
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
-        saved = f"the last good checkpoint is that of step {checkpoint}" if checkpoint is not None else "no checkpoint was written before"
+        saved = (
+            f"the last good checkpoint is that of step {checkpoint}"
+            if checkpoint is not None
+            else "no checkpoint was written before"
+        )
         super().__init__(
             f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
             "in another --workdir"
@@ -49,5 +57,11 @@ def at_least(config: object, minimum: float, *names: str, below: float = math.in
     for name in names:
         value = getattr(config, name)
         if not minimum <= value < below:
-            allowed = f"in [{minimum}, {below})" if below < math.inf else f"at least {minimum}" + ", and finite" * (value > minimum)
-            raise UserError(f"{'' if part == 'experiment' else f'{part}.'}{name} must be {allowed}, got {value}.")
+            allowed = (
+                f"in [{minimum}, {below})"
+                if below < math.inf
+                else f"at least {minimum}" + ", and finite" * (value > minimum)
+            )
+            raise UserError(
+                f"{'' if part == 'experiment' else f'{part}.'}{name} must be {allowed}, got {value}."
+            )

@@ -2,27 +2,20 @@
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import re
-import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.experimental import topologies
 
 from resnet_jax import kernels
-from resnet_jax import options as options_lib
-from resnet_jax.configured import configured, constructor_parameters, parts
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.training import environment, program
-from resnet_jax.training import mesh as mesh_lib
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.models.components import configured, constructor_parameters, parts
+from resnet_jax.training import program, sharding
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Arrived, Resident
 
 Kind = Literal["data", "global", "fsdp"]
@@ -73,7 +66,9 @@ def target(name: str) -> Target:
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
     if kind not in USABLE or (platform == "tpu" and not shape):
-        raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs.")
+        raise UserError(
+            f"--target is {name!r}{nearest(kind, USABLE)}. Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
+        )
     try:
         if platform == "tpu":
             topology = topologies.get_topology_desc(platform="tpu", topology_name=rest)
@@ -82,10 +77,14 @@ def target(name: str) -> Target:
             config = _HOPPER.format(name=description, memory=memory, bandwidth=bandwidth)
             # Slices, hosts and the GPUs of one host.
             shape = f"1x1x{shape or 1}"
-            topology = topologies.get_topology_desc(platform="cuda", topology_name=shape, topology=shape, target_config=config)
+            topology = topologies.get_topology_desc(
+                platform="cuda", topology_name=shape, topology=shape, target_config=config
+            )
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name} has no compiler: {reason}. Is 'resnet-jax-lab[plan-{platform}]' installed?") from error
+        raise UserError(
+            f"{name} has no compiler: {reason}. Is 'resnet-jax-lab[plan-{platform}]' installed?"
+        ) from error
     return Target(name, platform, USABLE[kind], tuple(topology.devices))
 
 
@@ -96,7 +95,9 @@ class Variant(NamedTuple):
     group_size: int | None
 
 
-def variants(experiment: Experiment, chips: int, batch: int, kinds: Sequence[Kind], fsdp: int | None = None) -> list[Variant]:
+def variants(
+    experiment: Experiment, chips: int, batch: int, kinds: Sequence[Kind], fsdp: int | None = None
+) -> list[Variant]:
     """Returns the distinct variants for ``batch`` images per device."""
     layer, arguments = parts(experiment.model.norm)
     group = whole = None
@@ -107,17 +108,28 @@ def variants(experiment: Experiment, chips: int, batch: int, kinds: Sequence[Kin
         group = 0 if group == batch * chips else group
     # Above 16 devices the parts of a parameter are too small to be worth sending.
     share = fsdp or max(n for n in range(1, 17) if chips % n == 0)
-    by_kind = {"data": Variant(1, group), "global": Variant(1, whole), "fsdp": Variant(share, group)}
+    by_kind = {
+        "data": Variant(1, group),
+        "global": Variant(1, whole),
+        "fsdp": Variant(share, group),
+    }
     return list(dict.fromkeys(by_kind[kind] for kind in kinds))
 
 
-def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: str, **execution: Any) -> Experiment:
+def adapt(
+    experiment: Experiment, variant: Variant, batch_size: int, platform: str, **execution: Any
+) -> Experiment:
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
     model, settings = experiment.model, experiment.execution
     if variant.group_size is not None:
-        model = dataclasses.replace(model, norm=configured(model.norm, group_size=variant.group_size))
+        model = dataclasses.replace(
+            model, norm=configured(model.norm, group_size=variant.group_size)
+        )
     blocks = "scan" if settings.scans(sum(model.stages), platform) else "loop"
-    resolved: dict[str, Any] = {"blocks": blocks, "kernels": kernels.resolve(settings.kernels, platform)}
+    resolved: dict[str, Any] = {
+        "blocks": blocks,
+        "kernels": kernels.resolve(settings.kernels, platform),
+    }
     return dataclasses.replace(
         experiment,
         model=model,
@@ -128,33 +140,52 @@ def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: s
     )
 
 
-def lower_step(experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int) -> jax.stages.Lowered:
+def lower_step(
+    experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
+) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     struct: Any = jax.ShapeDtypeStruct
-    streams, replicated = experiment.data.crop is not None, mesh_lib.replicated(compiled.mesh)
-    count, at = (experiment.batch_size, mesh_lib.batch(compiled.mesh)) if streams else (examples, replicated)
+    streams, replicated = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
+    count, at = (
+        (experiment.batch_size, sharding.batch(compiled.mesh))
+        if streams
+        else (examples, replicated)
+    )
     images = struct((count, *experiment.model.input_shape), jnp.uint8, sharding=at)
     constants = program.abstract_preprocessing(experiment)
-    constants = jax.tree.map(lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants)
-    data = (Arrived if streams else Resident)(images, struct((count,), jnp.int32, sharding=at), constants)
+    constants = jax.tree.map(
+        lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants
+    )
+    data = (Arrived if streams else Resident)(
+        images, struct((count,), jnp.int32, sharding=at), constants
+    )
     return compiled.train.lower(compiled.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({_KINDS})(?:-done)?\((?:.*channel_id=(\d+))?", re.MULTILINE)
+_COLLECTIVE = re.compile(
+    rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({_KINDS})(?:-done)?\((?:.*channel_id=(\d+))?",
+    re.MULTILINE,
+)
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)", re.MULTILINE)
 
 
 def _shape_bytes(shapes: str) -> int:
-    return sum(int(bits or 8) * math.prod(map(int, filter(None, sizes.split(",")))) // 8 for bits, sizes in _SHAPE.findall(shapes))
+    return sum(
+        int(bits or 8) * math.prod(map(int, filter(None, sizes.split(",")))) // 8
+        for bits, sizes in _SHAPE.findall(shapes)
+    )
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Returns count and result bytes of each kind of collective. Asynchronous pairs and channels of TPU fusions count once."""
     counts: dict[str, dict[str, int]] = {}
     # The first of each channel, in reverse.
-    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in reversed(_COLLECTIVE.findall(hlo))}
+    distinct = {
+        channel or name: (kind, shapes)
+        for name, shapes, kind, channel in reversed(_COLLECTIVE.findall(hlo))
+    }
     for kind, shapes in reversed(distinct.values()):
         entry = counts.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
@@ -167,9 +198,13 @@ def bytes_accessed(hlo: str) -> int:
     sizes: dict[str, int] = {}
     total = 0
     for name, shapes, opcode, operands in _INSTRUCTION.findall(hlo[hlo.index("ENTRY ") :]):
-        sizes[name] = 0 if opcode == "parameter" and shapes.startswith("u8[") else _shape_bytes(shapes)
+        sizes[name] = (
+            0 if opcode == "parameter" and shapes.startswith("u8[") else _shape_bytes(shapes)
+        )
         if opcode not in {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}:
-            total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands))
+            total += sizes[name] + sum(
+                sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands)
+            )
     return total
 
 
@@ -178,19 +213,32 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     """Compiles a step with ``batch`` images per device. Memory and collectives are per device."""
     chips = len(target.devices)
     changed = adapt(experiment, variant, batch * chips, target.platform)
-    row: dict[str, Any] = {"target": target.name, "chips": chips, "usable_bytes": target.usable, "fits": False}
-    row |= {"batch_per_device": batch, "scan": changed.execution.blocks == "scan", **variant._asdict()}
+    row: dict[str, Any] = {
+        "target": target.name,
+        "chips": chips,
+        "usable_bytes": target.usable,
+        "fits": False,
+    }
+    row |= {
+        "batch_per_device": batch,
+        "scan": changed.execution.blocks == "scan",
+        **variant._asdict(),
+    }
     lowered = lower_step(changed, target.devices, variant.fsdp, EXAMPLES)
     try:
         # Autotuning needs a device.
-        compiled = lowered.compile({"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None)
+        compiled = lowered.compile(
+            {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
+        )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return row | {"refusal": str(error).splitlines()[0]}
     memory: Any = compiled.memory_analysis()
     kinds = ("argument", "output", "temp", "generated_code")
-    total = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds) - memory.alias_size_in_bytes
+    total = (
+        sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds) - memory.alias_size_in_bytes
+    )
     hlo, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
     # Only attached devices analyze lowered programs.
     unrolled = adapt(experiment, variant, batch, target.platform, blocks="loop")
@@ -227,47 +275,17 @@ def largest_batch(memory: Callable[[int], int | None], usable: int, batch: int) 
     return batch
 
 
-def run(arguments: Sequence[str]) -> None:
-    reference, base, rest = options_lib.experiment_first("plan", arguments)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Plan:
-        """Compile a training step for target hardware that is not attached: memory, largest batch, FLOPs, bytes accessed, collectives."""
-
-        target: tuple[str, ...]
-        """tpu:v5e:16x16, tpu:v6e:4x4, tpu:v5p:8x16x16, gpu:h100, gpu:h200:8, ..."""
-        batch_per_device: int | None = None
-        """Default: batch_size, shared by the devices."""
-        variants: tuple[Kind, ...] = ("data", "global", "fsdp")
-        """data: replicated parameters, BatchNorm over its groups, else over the images of a device.
-        global: BatchNorm over the batch. fsdp: split parameters, BatchNorm over groups."""
-        fsdp: int | None = None
-        """Devices that share one copy of the parameters. Default: the largest divisor up to 16."""
-        search: bool = True
-        """Search the largest batch that fits with the first variant."""
-        json: bool = False
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
-
-    options = options_lib.parse(f"plan {reference}", Plan, rest)
-    # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
-    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    jax.config.update("jax_platforms", "cpu")
-    targets = [target(name) for name in options.target]
-    jax.config.update("jax_enable_compilation_cache", False)
-    rows = [row for one in targets for row in _rows(one, options)]
-    if options.json:
-        command = shlex.join(["resnet-jax", "plan", *arguments])
-        result = {"kind": "plan", "command": command, "experiment": options.experiment.name, **environment.describe(), "rows": rows}
-        print(json.dumps(result))
-    else:
-        print(*map(_describe, rows), sep="\n")
-
-
-def _rows(target: Target, options: Any) -> Iterator[dict[str, Any]]:
+def rows_of(target: Target, options: Any) -> Iterator[dict[str, Any]]:
     experiment, chips = options.experiment, len(target.devices)
-    batch = experiment.batch_size // chips if options.batch_per_device is None else options.batch_per_device
+    batch = (
+        experiment.batch_size // chips
+        if options.batch_per_device is None
+        else options.batch_per_device
+    )
     if batch < 1 or (options.batch_per_device is None and experiment.batch_size % chips):
-        raise UserError(f"batch_size must be a multiple of the {chips} devices of {target.name}. Give --batch-per-device N.")
+        raise UserError(
+            f"batch_size must be a multiple of the {chips} devices of {target.name}. Give --batch-per-device N."
+        )
 
     def chosen(images: int) -> list[Variant]:
         return variants(experiment, chips, images, options.variants, options.fsdp)
@@ -280,17 +298,3 @@ def _rows(target: Target, options: Any) -> Iterator[dict[str, Any]]:
         if options.search and not number:
             row |= {"largest_batch_per_device": largest_batch(memory, target.usable, batch)}
         yield row
-
-
-def _describe(row: dict[str, Any]) -> str:
-    norm = {None: "as given", 0: "the batch"}.get(row["group_size"], f"{row['group_size']} images")
-    text = f"{row['target']}, fsdp {row['fsdp']}, BatchNorm over {norm}, {row['batch_per_device']} images per device: "
-    text += "fits" if row["fits"] else f"does not fit {row.get('refusal', '')}"
-    if "memory_bytes" in row:
-        text += f"\n  {row['memory_bytes'] / 1e9:,.2f} of {row['usable_bytes'] / 1e9:,.1f} GB"
-        text += f", {row['flops_per_image'] / 1e9:,.2f} GFLOP and {row['bytes_per_image'] / 1e6:,.1f} MB per image"
-        text += "".join(f"\n  {kind['count']} {name}, {kind['bytes'] / 1e6:,.1f} MB" for name, kind in row["collectives"].items())
-        text += "\n  bytes and collectives of a scan's body count once; see --execution.blocks loop" * row["scan"]
-    if "largest_batch_per_device" in row:
-        text += f"\n  largest batch: {row['largest_batch_per_device']} images per device"
-    return text

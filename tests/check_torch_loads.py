@@ -8,8 +8,9 @@ import sys
 
 import torch
 import torchvision
-from drawn import images
 from safetensors.torch import load_file
+
+from drawn import images
 
 
 def logits(name: str, file: str) -> list[list[float]]:

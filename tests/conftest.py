@@ -16,13 +16,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
-import synthetic_imagenet
-
-from resnet_jax import references
-from resnet_jax.data import prepare, sources
+from resnet_jax.data import datasets, prepare
+from resnet_jax.models import components
 from resnet_jax.models.shortcuts import Projection
-from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment
+from resnet_jax.training.config import Checkpointing, Evaluation, Experiment
 from resnet_jax.training.train import train
+
+import synthetic_imagenet
 
 pytest_plugins = ["leaks"]
 
@@ -51,26 +51,26 @@ def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def cifar10() -> sources.DatasetInfo:
+def cifar10() -> datasets.DatasetInfo:
     """The real CIFAR-10; tests that need it are skipped, and say so, where TFDS_DATA_DIR does not hold it."""
-    if "cifar10" not in sources.prepared():
+    if "cifar10" not in datasets.prepared():
         pytest.skip("CIFAR-10 is not prepared: set TFDS_DATA_DIR, or run `resnet-jax prepare cifar10`")
-    return sources.describe("cifar10")
+    return datasets.describe("cifar10")
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sources.DatasetInfo]:
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[datasets.DatasetInfo]:
     """A set in the format of ImageNet, 440 training and 220 validation images: the photographs in TFDS_DATA_DIR, else synthetic ones."""
     given = os.environ.get("TFDS_DATA_DIR", "")
-    if "imagenet2012" not in sources.prepared() or sources.describe("imagenet2012").examples != synthetic_imagenet.EXAMPLES:
+    if "imagenet2012" not in datasets.prepared() or datasets.describe("imagenet2012").examples != synthetic_imagenet.EXAMPLES:
         directory = tmp_path_factory.mktemp("photographs")
         synthetic_imagenet.write(directory)
-        for name, folder in sources.prepared_in(Path(given)).items() if given else ():
+        for name, folder in datasets.prepared_in(Path(given)).items() if given else ():
             if name != "imagenet2012":
                 (directory / name).symlink_to(folder.parent)
         # Commands find the set through the environment.
         os.environ["TFDS_DATA_DIR"] = str(directory)
-    yield sources.describe("imagenet2012")
+    yield datasets.describe("imagenet2012")
     if given:
         os.environ["TFDS_DATA_DIR"] = given
     else:
@@ -90,7 +90,7 @@ def published_resnet20() -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
     """An 8-layer network on `digits` for 12 steps: compiles in seconds, runs in one."""
-    return references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+    return components.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
 
 
 @pytest.fixture(scope="session")

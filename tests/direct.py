@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import decoding, sources
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models import Architecture
 from resnet_jax.models.stems import ImageNetStem
 
@@ -78,8 +77,8 @@ class Ranked:
     """
 
     def __init__(self, info: DatasetInfo, split: str, count: int, probabilities: Any):
-        encoded = sources.encoded(info, split)
-        self.pictures = [Image.fromarray(decoding.decode(encoded[index][0])) for index in range(count)]
+        encoded = datasets.encoded(info, split)
+        self.pictures = [Image.fromarray(datasets.decode(encoded[index][0])) for index in range(count)]
         self.probabilities = np.stack([probabilities(each) for each in self.pictures])
         self.labels = np.argsort(-self.probabilities, axis=1)[np.arange(count), np.arange(count) % 10]
         self.items = [(encoded[index][0], int(label)) for index, label in enumerate(self.labels)]
@@ -96,4 +95,4 @@ class Ranked:
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Makes them what ``sources.encoded`` gives."""
-        monkeypatch.setattr(sources, "encoded", lambda info, split: self.items)
+        monkeypatch.setattr(datasets, "encoded", lambda info, split: self.items)

@@ -13,17 +13,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-
-from resnet_jax import processes as processes_lib
-from resnet_jax import references
-from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax import distributed
+from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.training import agreement
-from resnet_jax.training import state as state_lib
-from resnet_jax.training.checkpoints import Checkpoints, SaveFailed
-from resnet_jax.training.experiment import Checkpointing
-from resnet_jax.training.state import TrainState
-from resnet_jax.training.workdir import MetricsWriter, Workdir
+from resnet_jax.models import components
+from resnet_jax.training import step as step_lib
+from resnet_jax.training.checkpoint import Checkpoints, SaveFailed
+from resnet_jax.training.config import Checkpointing
+from resnet_jax.training.run_dir import MetricsWriter, Workdir
+from resnet_jax.training.step import TrainState
 
 CONSTANTS = Preprocessing(np.arange(3, dtype=np.float32), np.ones(1, np.float32))
 GROUPS = (1, 2, 4)
@@ -59,7 +57,7 @@ def placed(seed: int, parts: int, size: int = 16) -> TrainState:
         plain,
         shardings(plain, parts),
     )
-    return state_lib.from_plain(arrays)
+    return step_lib.from_plain(arrays)
 
 
 def like(parts: int, size: int = 16) -> tuple[TrainState, Preprocessing]:
@@ -70,8 +68,8 @@ def like(parts: int, size: int = 16) -> tuple[TrainState, Preprocessing]:
 
 
 def digest(state: TrainState) -> str:
-    plain = state_lib.plain(state)
-    return state_lib.tree_digest(jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), plain))
+    plain = step_lib.plain(state)
+    return step_lib.tree_digest(jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), plain))
 
 
 def opened(run: Path, said: list[str], **options: Any) -> Checkpoints:
@@ -85,11 +83,11 @@ def layouts(root: Path, said: list[str]) -> Any:
         for step in (1, 2):
             checkpoints.save(step, placed(step, parts), CONSTANTS)
         checkpoints.close()
-    agreement.wait("all are saved")
-    if agreement.first():
+    distributed.wait("all are saved")
+    if distributed.first():
         (root / f"{jax.process_count()}-saved").touch()
     until(lambda: all((root / f"{processes}-saved").exists() for processes in GROUPS))
-    agreement.wait("all others are saved")
+    distributed.wait("all others are saved")
     found = {}
     for processes in GROUPS:
         for parts in (1, 2, 4):
@@ -113,13 +111,13 @@ def corrupt(root: Path, said: list[str]) -> Any:
         for step in (1, 2, 3):
             checkpoints.save(step, placed(step, 2), CONSTANTS, error_percent=float(step))
         checkpoints.close()
-        agreement.wait("saved")
-        if agreement.first():
+        distributed.wait("saved")
+        if distributed.first():
             largest = max((run / "checkpoints" / "3").glob(name), key=lambda path: path.stat().st_size)
             content = bytearray(largest.read_bytes())
             content[len(content) // 2] ^= 1
             largest.write_bytes(content)
-        agreement.wait("corrupted")
+        distributed.wait("corrupted")
         checkpoints = opened(run, said)
         restored = checkpoints.restore_newest(*like(4))
         assert restored is not None
@@ -137,13 +135,13 @@ def full(root: Path, said: list[str]) -> Any:
     checkpoints = opened(root, said, keep=1)
     checkpoints.save(1, placed(1, 4, LARGE), CONSTANTS)
     checkpoints.wait()
-    agreement.wait("saved")
+    distributed.wait("saved")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     checkpoints.save(2, placed(2, 4, LARGE), CONSTANTS)
     assert checkpoints._manager is not None
     until(lambda: not checkpoints._manager.is_saving_in_progress())
-    agreement.wait("over")
+    distributed.wait("over")
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = None
     try:
@@ -151,14 +149,14 @@ def full(root: Path, said: list[str]) -> Any:
     except SaveFailed as error:
         message = str(error)
     checkpoints.close()
-    agreement.wait("closed")
+    distributed.wait("closed")
     steps = opened(root, said).steps()
     return [message, steps, sorted(path.name for path in (root / "checkpoints").iterdir())]
 
 
 def claim(root: Path, said: list[str]) -> Any:
     """A folder that one run has, and another process holds; a folder that is new."""
-    experiment = references.load(f"{Path(__file__).parent}/tiny_experiment.py:tiny")()
+    experiment = components.load(f"{Path(__file__).parent}/tiny_experiment.py:tiny")()
     found = []
     for name, seed in {"mine": 1, "held": 1, "other": 2}.items():
         try:
@@ -166,10 +164,10 @@ def claim(root: Path, said: list[str]) -> Any:
                 writer = MetricsWriter(Workdir(root / name), step=0)
                 writer.write({"step": 1, "split": "train", "loss": 0.5, "process": jax.process_index()})
                 writer.close()
-                agreement.wait("written")
+                distributed.wait("written")
                 records = Workdir(root / name).records()
                 found.append([records, len(list((root / name / "tensorboard").iterdir()))])
-                agreement.wait("read")
+                distributed.wait("read")
         except UserError as error:
             found.append(str(error))
     return found
@@ -185,7 +183,7 @@ def until(done: Callable[[], bool]) -> None:
 
 def main(process: int, processes: int, address: str, root: str, act: str) -> None:
     if processes > 1:
-        processes_lib.connect(processes_lib.Joining(coordinator=address, processes=processes, process=process))
+        distributed.connect(distributed.Joining(coordinator=address, processes=processes, process=process))
     acts = {"layouts": layouts, "corrupt": corrupt, "full": full, "claim": claim}
     said: list[str] = []
     for name in act.split("+"):

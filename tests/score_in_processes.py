@@ -7,24 +7,23 @@ import sys
 
 import jax
 import numpy as np
-
-from resnet_jax import processes as processes_lib
-from resnet_jax.data import sources, views
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.views import Squares
-from resnet_jax.evaluation import dense, exact, protocols
+from resnet_jax import distributed
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.evaluation import dense, exact, protocols, views
+from resnet_jax.evaluation.views import Squares
 from resnet_jax.models import cifar_architecture
-from resnet_jax.training import mesh
+from resnet_jax.training import sharding
 
 
 def main(process: int, processes: int, address: str, data_dir: str) -> None:
     if processes > 1:
-        processes_lib.connect(processes_lib.Joining(coordinator=address, processes=processes, process=process))
-    over = mesh.make()
-    apply, params, batch_stats = jax.jit(cifar_architecture(8, input_shape=(8, 8, 1)).init, out_shardings=mesh.replicated(over))(
+        distributed.connect(distributed.Joining(coordinator=address, processes=processes, process=process))
+    over = sharding.make()
+    apply, params, batch_stats = jax.jit(cifar_architecture(8, input_shape=(8, 8, 1)).init, out_shardings=sharding.replicated(over))(
         jax.random.key(0)
     )
-    info = sources.describe("digits", data_dir)
+    info = datasets.describe("digits", data_dir)
     batches = views.batches(info, "test", Squares(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
     constants = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
     of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
@@ -33,7 +32,7 @@ def main(process: int, processes: int, address: str, data_dir: str) -> None:
         batches,
         batch_size=500,
         expected_examples=360,
-        sharding=mesh.batch(over),
+        sharding=sharding.batch(over),
         processes=processes,
     )
     whole = dense.evaluate(
@@ -45,7 +44,7 @@ def main(process: int, processes: int, address: str, data_dir: str) -> None:
         "test",
         protocols.parse("multi-scale-32,64"),
         pixels=100 * 64 * 64,
-        sharding=mesh.batch(over),
+        sharding=sharding.batch(over),
     )
     print(json.dumps([dataclasses.asdict(each) for each in (found, whole)]))
 

@@ -9,10 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-
 from resnet_jax.models import Execution, cifar_architecture
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.config import Experiment
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALL = dataclasses.replace(cifar_architecture(8, input_shape=(8, 8, 1), features=(4,), shortcut=ZeroPad), stages=(1,))

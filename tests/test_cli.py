@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import pytest
-from conftest import ROOT
-
 from resnet_jax import cli
-from resnet_jax.configured import configured
-from resnet_jax.models import Architecture, count, names
-from resnet_jax.models.branches import Bottleneck
+from resnet_jax.models import Architecture, count
+from resnet_jax.models import parts as parts_lib
+from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import DeepStem
+
+from conftest import ROOT
 
 TINY = f"{ROOT}/tests/tiny_experiment.py"
 CIFAR = f"{ROOT}/experiments/he2015_cifar10.py"
@@ -141,7 +142,7 @@ def test_summary_takes_every_part_with_arguments(capsys: pytest.CaptureFixture[s
         shortcut=Projection,
         stem=DeepStem,
         norm=configured(GroupNorm, num_groups=8),
-        transition=configured(names.known()["DenseTransition"], compression=0.5),
+        transition=configured(parts_lib.known()["DenseTransition"], compression=0.5),
     )
     assert found == json.loads(json.dumps(dataclasses.asdict(count(model))))
 

@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
-
-from resnet_jax import configured as configured_lib
-from resnet_jax import references
-from resnet_jax.configured import Factory, configured, parse, parts, text
 from resnet_jax.errors import UserError
-from resnet_jax.models.branches import Basic, Bottleneck, Branch
+from resnet_jax.models import components
+from resnet_jax.models.blocks import Basic, Bottleneck, Branch
+from resnet_jax.models.components import Factory, configured, parse, parts, text
 from resnet_jax.models.shortcuts import LearnedScalar, Scaled, ShortcutOnlyGating, ZeroPad
 
 FILE = """
@@ -90,7 +88,7 @@ def test_argument_that_is_no_literal_is_rejected() -> None:
 def test_any_value_is_read_as_written(file: Path) -> None:
     """The type is equal too, which == does not compare."""
     for value in (0, -6, 0.5, -1e-5, 1e30, True, None, "pad", "a, b=(c)", "quo\"te's", "", (), (1,), ((1, 2), ("x", (None, 0.5)))):
-        for made, key in ((ZeroPad, "resize"), (references.load(f"{file}:Anything"), "x")):
+        for made, key in ((ZeroPad, "resize"), (components.load(f"{file}:Anything"), "x")):
             ours = configured(made, **{key: value})
             back = parse(text(ours))
             assert (back, hash(back)) == (ours, hash(ours))
@@ -102,14 +100,14 @@ def test_written_form() -> None:
     assert text(ZeroPad) == "resnet_jax.models.shortcuts:ZeroPad"
     assert text(configured(ZeroPad)) == "resnet_jax.models.shortcuts:ZeroPad()"
     assert text(configured(Scaled, shortcut=0.5, branch=1)) == "resnet_jax.models.shortcuts:Scaled(branch=1.0, shortcut=0.5)"
-    assert str(configured(Basic, groups=2)) == "resnet_jax.models.branches:Branch(groups=2, kernels=(3, 3))"
+    assert str(configured(Basic, groups=2)) == "resnet_jax.models.blocks:Branch(groups=2, kernels=(3, 3))"
     assert text(configured(Scaled, resize="pad"), lambda made: made.__name__.upper()) == "SCALED(resize='pad')"
     for factory in (ZeroPad, Basic, configured(ZeroPad), configured(Branch, kernels=(3, (1,)), dropout=0.3)):
         assert parse(text(factory)) == factory
 
 
 def test_users_class_is_read_by_its_file(file: Path) -> None:
-    mine = references.load(f"{file}:Mine")
+    mine = components.load(f"{file}:Mine")
     found = parse(f"{file}:Mine(scale=0.7, shape=(1, (2, 3)), power=2)")
     assert text(found) == f"{file}:Mine(power=2, scale=0.7, shape=(1, (2, 3)))"
     assert parse(f"{file}:Mine") is mine
@@ -164,11 +162,11 @@ def test_names_of_a_constructor_include_those_of_its_bases() -> None:
         (Open, set(), True),
         (object, set(), False),
     ):
-        taken, open_ended = configured_lib.constructor_parameters(made)
+        taken, open_ended = components.constructor_parameters(made)
         assert (set(taken), open_ended) == (names, anything)
-    found, open_ended = configured_lib.method_parameters(Outer, "method")
+    found, open_ended = components.method_parameters(Outer, "method")
     assert (set(found), open_ended) == ({"x", "key"}, False)
     # The metaclass of NNX hides the constructor from inspect.signature.
-    names = configured_lib.constructor_parameters(Scaled)[0]
+    names = components.constructor_parameters(Scaled)[0]
     assert {"shortcut", "branch", "resize", "conv", "norm", "rngs"} <= names.keys()
     assert "layers" not in names

@@ -9,19 +9,20 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
-from write_golden import GOLDEN, changed, public_experiments, resolved_experiments
-
-from resnet_jax import models, references
-from resnet_jax.configured import configured, parts
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax import models
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.models import components
+from resnet_jax.models.components import configured, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Original
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.studies import comparison, ledger
-from resnet_jax.training import optimizer, resolved
-from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.result import protocol
+from resnet_jax.training import config, optimizer
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.run_dir import protocol
+
+from conftest import ROOT
+from write_golden import GOLDEN, changed, public_experiments, resolved_experiments
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
 FOUND = {f"{path.stem}.{name}": found for path in FILES for name, found in public_experiments(path).items()}
@@ -41,7 +42,7 @@ SETS = {
 
 
 def load(reference: str) -> Any:
-    return references.load(f"{ROOT}/experiments/{reference}")
+    return components.load(f"{ROOT}/experiments/{reference}")
 
 
 def differing(first: Any, second: Any, path: str = "") -> set[str]:
@@ -53,9 +54,9 @@ def differing(first: Any, second: Any, path: str = "") -> set[str]:
 
 
 def test_resolved_experiments_equal_the_golden_files() -> None:
-    resolved = resolved_experiments()
-    assert resolved.keys() == {path.name for path in GOLDEN.glob("*.json")}, "run `make golden` and read the difference"
-    for name, text in resolved.items():
+    config = resolved_experiments()
+    assert config.keys() == {path.name for path in GOLDEN.glob("*.json")}, "run `make golden` and read the difference"
+    for name, text in config.items():
         assert text == (GOLDEN / name).read_text(), f"{name} changed; where that is meant, run `make golden` and read the difference"
 
 
@@ -100,7 +101,7 @@ def test_protocol_of_an_experiment_is_that_of_the_ledger() -> None:
     entries = [entry for key in ledger.papers() for entry in ledger.load(key).entries]
     studied = [entry for entry in entries if entry.study and entry.network and entry.metric in comparison.MEASURED]
     assert len(studied) > 150
-    structure = functools.cache(lambda model: comparison.structure(resolved.resolve(model)))
+    structure = functools.cache(lambda model: comparison.structure(config.resolve(model)))
     deviations = set()
     for entry in studied:
         name, _, function = Path(str(entry.study)).name.replace(".py", "").partition(":")

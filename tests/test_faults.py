@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import launched
 import numpy as np
 import pytest
+
+import launched
 
 # Small steps, many of them; a save every twenty.
 FIELDS = ("--steps", "200", "--checkpointing.every", "20", "--evaluation.every", "25")

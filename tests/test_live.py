@@ -5,13 +5,13 @@ import io
 import time
 
 import pytest
-from conftest import ROOT
+from resnet_jax.models import components
+from resnet_jax.studies.progress import StudyTable
+from resnet_jax.terminal import RunProgress
+from resnet_jax.training.config import Experiment
 from rich.console import Console
 
-from resnet_jax import references
-from resnet_jax.console import RunProgress
-from resnet_jax.live import StudyTable
-from resnet_jax.training.experiment import Experiment
+from conftest import ROOT
 
 TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "learning_rate": 0.1, "images_per_second": 1000.0}
 
@@ -19,7 +19,7 @@ TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "lear
 @pytest.fixture
 def variants() -> list[Experiment]:
     """The second makes twice the steps of the first."""
-    tiny = references.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
+    tiny = components.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
     return [dataclasses.replace(tiny, name="short"), dataclasses.replace(tiny, name="long", steps=24)]
 
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import jax
 import pytest
-
 from resnet_jax import cli, plan
-from resnet_jax.configured import configured
 from resnet_jax.models import Architecture
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.plan import Variant
-from resnet_jax.training.experiment import Data, Experiment
+from resnet_jax.training.config import Data, Experiment
 
 HERE = Path(__file__).parent
 # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features; three norms of 4; a classifier of 10.

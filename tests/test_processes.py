@@ -1,10 +1,9 @@
 """Detection of several processes from flags and variables."""
 
 import pytest
-
-from resnet_jax import processes
+from resnet_jax import distributed
+from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError
-from resnet_jax.processes import Joining
 
 JAX = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 OTHERS = ("SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
@@ -17,12 +16,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_single_process_is_alone_and_leaves_normally() -> None:
-    assert processes.detected() is None
-    processes.connect()
-    assert not processes.several()
-    assert processes.is_first()
+    assert distributed.detected() is None
+    distributed.connect()
+    assert not distributed.several()
+    assert distributed.is_first()
     with pytest.raises(SystemExit) as left:
-        processes.leave(75)
+        distributed.leave(75)
     assert left.value.code == 75
 
 
@@ -41,14 +40,14 @@ def test_variables_of_launchers_are_detected(monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            assert processes.detected() == expected
+            assert distributed.detected() == expected
 
 
 def test_flags_override_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(JAX, ("node7:8476", "4", "3"), strict=True):
         monkeypatch.setenv(name, value)
-    assert processes.detected(Joining(process=1)) == "process 1 of 4, coordinator node7:8476"
-    assert processes.detected(Joining(coordinator="[::1]:9", processes=2, process=0)) == "process 0 of 2, coordinator [::1]:9"
+    assert distributed.detected(Joining(process=1)) == "process 1 of 4, coordinator node7:8476"
+    assert distributed.detected(Joining(coordinator="[::1]:9", processes=2, process=0)) == "process 0 of 2, coordinator [::1]:9"
 
 
 def test_incomplete_or_invalid_places_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +58,8 @@ def test_incomplete_or_invalid_places_are_rejected(monkeypatch: pytest.MonkeyPat
         (Joining(coordinator="node7:1", processes=2, process=-1), "process -1 of 2"),
     ):
         with pytest.raises(UserError, match=message):
-            processes.detected(joining)
+            distributed.detected(joining)
     for name, value in zip(JAX, ("node7:8476", "4", "first"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="process first of 4: give numbers"):
-        processes.detected()
+        distributed.detected()

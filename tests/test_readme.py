@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
 from flax import linen, nnx
+from resnet_jax import cli, models
+from resnet_jax import weights as weights_lib
+from resnet_jax.models import components
+from resnet_jax.studies import report
+from resnet_jax.weights import saving
+from resnet_jax.weights.card import IMAGENET_VIEW
 
-from resnet_jax import cli, models, references
-from resnet_jax.models.pretrained import saving
-from resnet_jax.models.pretrained.card import IMAGENET_VIEW
-from resnet_jax.studies import markdown
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 
@@ -28,8 +30,8 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("readme")
     architecture = models.architecture("resnet18")
     _, params, batch_stats = jax.jit(architecture.init)(jax.random.key(0))
-    card = models.Card(architecture=architecture, view=IMAGENET_VIEW, source="drawn")
-    saving.export(models.Pretrained(card, params, batch_stats), "torchvision", folder / "resnet18.safetensors")
+    card = weights_lib.Card(architecture=architecture, view=IMAGENET_VIEW, source="drawn")
+    saving.export(weights_lib.Pretrained(card, params, batch_stats), "torchvision", folder / "resnet18.safetensors")
     names: dict = {"images": jax.random.normal(jax.random.key(0), (2, 32, 32, 3)), "jax": jax, "jnp": jnp, "optax": optax, "linen": linen}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 6
@@ -88,12 +90,12 @@ def test_the_commands_and_experiments_of_the_readme_exist() -> None:
     for command in re.findall(r"^resnet-jax (\w+)", README, flags=re.MULTILINE) + re.findall(r"^\| `(\w+)[ `]", README, flags=re.MULTILINE):
         assert command in cli.COMMANDS
     for reference in re.findall(r"experiments/\w+\.py:\w+", README):
-        assert callable(references.load(f"{ROOT}/{reference}"))
+        assert callable(components.load(f"{ROOT}/{reference}"))
 
 
 def test_the_tables_of_the_readme_are_those_of_the_committed_results() -> None:
     """`make readme` fills them; no number of a table is typed."""
-    filled, changed = markdown.filled(README, ROOT)
+    filled, changed = report.filled(README, ROOT)
     assert changed == 0, "run `make readme` and read the difference"
     assert filled.count("<!-- results experiments/results/") >= 4
 

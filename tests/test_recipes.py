@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.models.components import configured, parts
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.training.config import Checkpointing, Experiment, Loading
+from resnet_jax.training.train import train
+
 from conftest import ROOT
 from write_golden import public_experiments
-
-from resnet_jax.configured import configured, parts
-from resnet_jax.data.sources import DatasetInfo
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.experiment import Checkpointing, Experiment, Loading
-from resnet_jax.training.train import train
 
 GROUP = 8
 # Streamed experiments by file and name.

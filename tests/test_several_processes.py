@@ -4,8 +4,9 @@ import json
 import subprocess
 from pathlib import Path
 
-import launched
 import pytest
+
+import launched
 
 
 def printed(words: list[str], processes: int, devices: int = 1) -> list[str]:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import fails, prints_json
-
 from resnet_jax import cli
-from resnet_jax.data import sources
-from resnet_jax.models import load_pretrained
-from resnet_jax.models.pretrained import saving
-from resnet_jax.training import trained
+from resnet_jax.data import datasets
+from resnet_jax.training import run_dir
+from resnet_jax.weights import load_pretrained, saving
+
+from test_cli import fails, prints_json
 
 Captured = pytest.CaptureFixture[str]
 
@@ -27,7 +26,7 @@ def torchs(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_public_resnet20_scores_its_published_error(
-    capsys: Captured, published_resnet20: Path, cifar10: sources.DatasetInfo, tmp_path: Path
+    capsys: Captured, published_resnet20: Path, cifar10: datasets.DatasetInfo, tmp_path: Path
 ) -> None:
     """8.27 %, 827 of 10,000 test images; no option describes the preprocessing."""
     to = str(tmp_path / "r20")
@@ -62,7 +61,7 @@ def test_export_lists_every_tensor(capsys: Captured, short_run: Path, tmp_path: 
     shown = prints_json(capsys, "weights", "show", str(file), "--as", "torchvision", "--json")
     assert sorted(row["source"] for row in shown["tensors"]) == sorted(names)
     assert shown["card"]["prefix"] == "module."
-    own = prints_json(capsys, "weights", "show", str(saving.save(trained.weights(short_run), tmp_path / "own.safetensors")), "--json")
+    own = prints_json(capsys, "weights", "show", str(saving.save(run_dir.weights(short_run), tmp_path / "own.safetensors")), "--json")
     assert own["card"]["source"] == "run, step 4"
 
 

@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 from flax import nnx
-
 from resnet_jax.models import cifar_architecture
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
 
 def tiny() -> Experiment:

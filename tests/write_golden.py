@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import references
-from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.models import components
+from resnet_jax.training import config
+from resnet_jax.training.config import Experiment
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -18,7 +18,7 @@ Found = Experiment | tuple[Experiment, ...]
 
 def public_experiments(path: Path) -> dict[str, Found]:
     """What the public functions of an experiment file return, by name."""
-    return {name: references.load(f"{path}:{name}")() for name in references.public_names(references.load_file(path))}
+    return {name: components.load(f"{path}:{name}")() for name in components.public_names(components.load_file(path))}
 
 
 def resolved_experiments() -> dict[str, str]:
@@ -31,7 +31,7 @@ def resolved_experiments() -> dict[str, str]:
             if isinstance(value, tuple):
                 written = study(value)
             elif path.stem in ONE_BY_ONE or value not in cells:
-                written = resolved.resolve(value)
+                written = config.resolve(value)
             else:
                 continue
             texts[f"{path.stem}.{name}.json"] = json.dumps(written, indent=1) + "\n"
@@ -40,7 +40,7 @@ def resolved_experiments() -> dict[str, str]:
 
 def study(cells: tuple[Experiment, ...]) -> dict[str, Any]:
     """The first cell in full, of every other what differs from it."""
-    first, *others = map(resolved.resolve, cells)
+    first, *others = map(config.resolve, cells)
     return {"first": first, "others": [changed(first, other) for other in others]}
 
 

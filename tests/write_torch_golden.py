@@ -16,9 +16,10 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from drawn import images, tensor
 from torch import nn
 from torch.nn import functional as F
+
+from drawn import images, tensor
 
 GOLDEN = Path(__file__).parent / "golden" / "torch"
 

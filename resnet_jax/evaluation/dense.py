@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from resnet_jax.data import crops, sources, views
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import DatasetInfo
-from resnet_jax.evaluation import exact
+from resnet_jax.data import augment_host, datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.evaluation import exact, views
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
@@ -66,33 +66,54 @@ def evaluate(
       UserError: if an example is corrupt.
       RuntimeError: if an image was not scored exactly once at each scale and in each mirror image.
     """
-    source = sources.encoded(info, split)
+    source = datasets.encoded(info, split)
     shards = 1 if sharding is None else sharding.num_devices
     # Every process adds up all scores.
-    gathered = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    gathered = (
+        NamedSharding(sharding.mesh, PartitionSpec())
+        if isinstance(sharding, NamedSharding)
+        else None
+    )
 
     def size(index: int) -> tuple[int, int]:
         return _size(source, info, split, index)
 
     def load(place: _Place) -> tuple[np.ndarray, int]:
-        example = sources.example(source, info, split, place.number)
-        return crops.resample(example["image"], None, (place.height, place.width), protocol.interpolation), example["label"]
+        example = datasets.example(source, info, split, place.number)
+        return augment_host.resample(
+            example["image"], None, (place.height, place.width), protocol.interpolation
+        ), example["label"]
 
     count = info.examples[split]
-    sizes = list(itertools.chain.from_iterable(group for _, group in views.ahead(size, _groups(list(range(count)), _CHUNK))))
+    sizes = list(
+        itertools.chain.from_iterable(
+            group for _, group in views.ahead(size, _groups(list(range(count)), _CHUNK))
+        )
+    )
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     summed: np.ndarray | None = None
     for group, loaded in views.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
         indices = [place.number for place in group]
         images = np.zeros((group[0].capacity, *loaded[0][0].shape), np.uint8)
         images[: len(group)] = [image for image, _ in loaded]
-        scores = np.asarray(_scores(params, batch_stats, preprocessing, jax.device_put(images, sharding), apply=apply, gathered=gathered))
+        scores = np.asarray(
+            _scores(
+                params,
+                batch_stats,
+                preprocessing,
+                jax.device_put(images, sharding),
+                apply=apply,
+                gathered=gathered,
+            )
+        )
         summed = np.zeros((count, scores.shape[1]), np.float32) if summed is None else summed
         summed[indices] += scores[: len(group)]
         labels[indices] = [label for _, label in loaded]
         contributions[indices] += 2
     if summed is None or not (contributions == 2 * len(protocol.scales)).all():
-        raise RuntimeError(f"not every image was scored {2 * len(protocol.scales)} times: this is a defect, please report it")
+        raise RuntimeError(
+            f"not every image was scored {2 * len(protocol.scales)} times: this is a defect, please report it"
+        )
     return _score(summed / np.float32(2 * len(protocol.scales)), labels)
 
 
@@ -134,7 +155,9 @@ class _Place(NamedTuple):
     """Images per batch of this shape, padding included."""
 
 
-def _batches(sizes: list[tuple[int, int]], scales: tuple[int, ...], pixels: int, shards: int) -> Iterator[list[_Place]]:
+def _batches(
+    sizes: list[tuple[int, int]], scales: tuple[int, ...], pixels: int, shards: int
+) -> Iterator[list[_Place]]:
     """Every image at every scale, in batches of one shape."""
     for scale in scales:
         alike: dict[tuple[int, int], list[int]] = {}
@@ -142,7 +165,9 @@ def _batches(sizes: list[tuple[int, int]], scales: tuple[int, ...], pixels: int,
             alike.setdefault(shape(*size, scale), []).append(index)
         for (height, width), indices in sorted(alike.items()):
             # Shapes of few images are not padded to the full batch.
-            capacity = min(views.rows(pixels, 2 * height * width, shards), views.rows(len(indices), 1, shards))
+            capacity = min(
+                views.rows(pixels, 2 * height * width, shards), views.rows(len(indices), 1, shards)
+            )
             for group in _groups(indices, capacity):
                 yield [_Place(index, height, width, capacity) for index in group]
 
@@ -160,5 +185,5 @@ def _size(source: Sequence[Any], info: DatasetInfo, split: str, index: int) -> t
             return header.height, header.width
     except Exception:
         # The decoder's error names the example.
-        height, width, _ = sources.example(source, info, split, index)["image"].shape
+        height, width, _ = datasets.example(source, info, split, index)["image"].shape
         return height, width

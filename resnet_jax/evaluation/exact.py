@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
-from resnet_jax.data import views
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import Examples
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import Examples
+from resnet_jax.evaluation import views
 from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 
@@ -70,7 +70,9 @@ def score_batch(
     """Scores one batch; negative labels mark padding. Softmax scores of several views are averaged, and the loss is that of the average."""
     real = labels >= 0
     shape = images.shape[1:-3]
-    logits, _ = apply(params, batch_stats, preprocessing(images.reshape(-1, *images.shape[-3:])), train=False)
+    logits, _ = apply(
+        params, batch_stats, preprocessing(images.reshape(-1, *images.shape[-3:])), train=False
+    )
     if shape:
         # Averaged as logarithms, so that small probabilities do not underflow.
         scores = jax.nn.log_softmax(logits).reshape(len(labels), math.prod(shape), -1)
@@ -82,7 +84,9 @@ def score_batch(
     return Sums(jnp.sum(wrong), jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real), jnp.sum(wrong5))
 
 
-def errors(scores: Float[Array, "n classes"], labels: Int32[Array, "n"]) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
+def errors(
+    scores: Float[Array, "n classes"], labels: Int32[Array, "n"]
+) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
     """Top-1 and top-5 errors; ties go to the smaller class. Non-finite scores are errors."""
     of_label = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[:, None], axis=1)
     before = jnp.arange(scores.shape[1]) < labels[:, None]
@@ -119,7 +123,9 @@ def evaluate(
     def score(images: Array, labels: Array) -> Sums:
         return _score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
 
-    return tally(score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding)
+    return tally(
+        score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding
+    )
 
 
 _score_batch = functools.partial(jax.jit, static_argnames=("apply",))(score_batch)
@@ -150,13 +156,19 @@ def tally(
             jax.block_until_ready(sums[-1 - _WAITING])
         between()
     # Added in float64 on the host, so that the loss does not depend on the batch size beyond rounding.
-    errors, loss, examples, top5_errors = (np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True))
+    errors, loss, examples, top5_errors = (
+        np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True)
+    )
     if examples != expected_examples:
-        raise RuntimeError(f"{int(examples)} examples were scored, the set has {expected_examples}: this is a defect, please report it")
+        raise RuntimeError(
+            f"{int(examples)} examples were scored, the set has {expected_examples}: this is a defect, please report it"
+        )
     return Score(int(errors), float(loss), int(examples), int(top5_errors))
 
 
-def _placed(batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | None, processes: int) -> tuple[Array, Array]:
+def _placed(
+    batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | None, processes: int
+) -> tuple[Array, Array]:
     """Pads a batch and puts it on the devices."""
     images, labels = batch.images, batch.labels
     shards = 1 if sharding is None else sharding.num_devices
@@ -166,7 +178,9 @@ def _placed(batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | 
         images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
         labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
     if processes > 1:
-        return tuple(jax.make_array_from_process_local_data(sharding, array) for array in (images, labels))
+        return tuple(
+            jax.make_array_from_process_local_data(sharding, array) for array in (images, labels)
+        )
     if sharding is None:
         return jax.device_put((images, labels))
     # Every process holds the global batch and gives its devices their rows.
@@ -178,4 +192,6 @@ def _placed(batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | 
 
 def _batches(data: Examples, batch_size: int) -> Iterator[Examples]:
     for start in range(0, len(data), batch_size):
-        yield Examples(data.images[start : start + batch_size], data.labels[start : start + batch_size])
+        yield Examples(
+            data.images[start : start + batch_size], data.labels[start : start + batch_size]
+        )

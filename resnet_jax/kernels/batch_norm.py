@@ -17,7 +17,13 @@ PerChannel = Float[Array, "*groups c"]
 Normalized = tuple[Groups, PerChannel, PerChannel]
 
 
-def autodiff(x: Groups, scale: Float[Array, "c"], bias: Float[Array, "c"], epsilon: float, rectify: bool = False) -> Normalized:
+def autodiff(
+    x: Groups,
+    scale: Float[Array, "c"],
+    bias: Float[Array, "c"],
+    epsilon: float,
+    rectify: bool = False,
+) -> Normalized:
     """Normalizes over images and pixels, each group by itself.
 
     Args:
@@ -36,7 +42,15 @@ def autodiff(x: Groups, scale: Float[Array, "c"], bias: Float[Array, "c"], epsil
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
 
-def affine(x: Groups, mean: PerChannel, var: PerChannel, scale: Any, bias: Any, epsilon: float, rectify: bool = False) -> Groups:
+def affine(
+    x: Groups,
+    mean: PerChannel,
+    var: PerChannel,
+    scale: Any,
+    bias: Any,
+    epsilon: float,
+    rectify: bool = False,
+) -> Groups:
     """``scale (x - mean) / sqrt(var + epsilon) + bias`` in float32, returned in the dtype of x."""
     factor = scale * lax.rsqrt(var + epsilon)
     y = ((x.astype(jnp.float32) - _wide(mean)) * _wide(factor) + bias).astype(x.dtype)
@@ -71,7 +85,9 @@ def _backward(epsilon: float, rectify: bool, saved: Any, cotangents: Any) -> Any
     level = (dmean - factor * total) / count - slope * mean
     # Not in terms of x - mean: XLA:CPU would save it in the forward pass or materialize it here.
     dx = _wide(factor) * dy + _wide(slope) * wide + _wide(level)
-    dscale, dbias = (per_group.reshape(-1, len(scale)).sum(0) for per_group in (along * inverse, total))
+    dscale, dbias = (
+        per_group.reshape(-1, len(scale)).sum(0) for per_group in (along * inverse, total)
+    )
     return dx.astype(x.dtype), dscale, dbias
 
 

@@ -37,7 +37,17 @@ def convolve(
     pairs = ((vertical[0], vertical[1]), (horizontal[0], horizontal[1]))
     if weights.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)) and feature_group_count == 1:
         return _multiply(inputs[:, ::down, ::across], weights[0, 0], precision)
-    return _convolve(inputs, weights, _Window((down, across), pairs, (rhs_dilation[0], rhs_dilation[1]), feature_group_count, precision))
+    return _convolve(
+        inputs,
+        weights,
+        _Window(
+            (down, across),
+            pairs,
+            (rhs_dilation[0], rhs_dilation[1]),
+            feature_group_count,
+            precision,
+        ),
+    )
 
 
 def _product(pixels: Array, matrix: Array, precision: Any) -> Array:
@@ -45,16 +55,24 @@ def _product(pixels: Array, matrix: Array, precision: Any) -> Array:
 
 
 # Forward passes do not call the custom_vjp function: a checkpoint policy does not see inside of it.
-def _multiply_forward(pixels: Array, matrix: Array, precision: Any) -> tuple[Array, tuple[Array, Array]]:
+def _multiply_forward(
+    pixels: Array, matrix: Array, precision: Any
+) -> tuple[Array, tuple[Array, Array]]:
     return _product(pixels, matrix, precision), (pixels, matrix)
 
 
-def _multiply_backward(precision: Any, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _multiply_backward(
+    precision: Any, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     pixels, matrix = saved
     # Pixels times cotangents, not autodiff's cotangents times pixels: XLA:CPU transposes the first
     # operand in memory, which recomputes cotangents that come from a fusion.
-    weight_gradient = lax.dot_general(pixels, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
-    return lax.dot_general(cotangent, matrix, (((3,), (1,)), ((), ())), precision=precision), weight_gradient
+    weight_gradient = lax.dot_general(
+        pixels, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision
+    )
+    return lax.dot_general(
+        cotangent, matrix, (((3,), (1,)), ((), ())), precision=precision
+    ), weight_gradient
 
 
 _multiply = jax.custom_vjp(_product, nondiff_argnums=(2,))
@@ -84,11 +102,19 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
     strides, padding, dilation, groups, precision = window
     # Per axis: distance of the first from the last tap, and size of the cotangent dilated by the stride.
     reach = [(taps - 1) * step for taps, step in zip(weights.shape[:2], dilation, strict=True)]
-    wide = [(size - 1) * stride + 1 for size, stride in zip(cotangent.shape[1:3], strides, strict=True)]
+    wide = [
+        (size - 1) * stride + 1 for size, stride in zip(cotangent.shape[1:3], strides, strict=True)
+    ]
     axes = list(zip(inputs.shape[1:3], padding, reach, wide, strict=True))
     # The dilated cotangent with the weights flipped and their channels exchanged within each group.
     vertical, horizontal = ((r - low, size - w + low) for size, (low, _), r, w in axes)
-    input_gradient = _run(cotangent, _exchange(weights[::-1, ::-1], groups), window, (vertical, horizontal), spread=strides)
+    input_gradient = _run(
+        cotangent,
+        _exchange(weights[::-1, ::-1], groups),
+        window,
+        (vertical, horizontal),
+        spread=strides,
+    )
     # Images and channels exchanged in both operands; the stride becomes the cotangent's dilation.
     weight_gradient = lax.conv_general_dilated(
         _images_as_channels(inputs, groups),
@@ -103,7 +129,15 @@ def _backward(window: _Window, saved: tuple[Array, Array], cotangent: Array) -> 
     return input_gradient, weight_gradient.transpose(1, 2, 0, 3)
 
 
-def _run(images: Array, weights: Array, window: _Window, padding: Padding, *, strides: Any = (1, 1), spread: Any = (1, 1)) -> Array:
+def _run(
+    images: Array,
+    weights: Array,
+    window: _Window,
+    padding: Padding,
+    *,
+    strides: Any = (1, 1),
+    spread: Any = (1, 1),
+) -> Array:
     if any(size < taps for size, taps in zip(images.shape[1:3], weights.shape[:2], strict=True)):
         # XLA would exchange images and weights where the weights are larger, in a slow layout. The
         # barrier keeps it from folding the padding back into the convolution.
@@ -135,7 +169,9 @@ def _images_as_channels(inputs: Array, groups: int) -> Array:
     """``(n, h, w, groups * i)`` to ``(i, h, w, groups * n)``."""
     images, height, width, channels = inputs.shape
     split = inputs.reshape(images, height, width, groups, channels // groups)
-    return split.transpose(4, 1, 2, 3, 0).reshape(channels // groups, height, width, groups * images)
+    return split.transpose(4, 1, 2, 3, 0).reshape(
+        channels // groups, height, width, groups * images
+    )
 
 
 _convolve = jax.custom_vjp(_forward_pass, nondiff_argnums=(2,))

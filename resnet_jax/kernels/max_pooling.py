@@ -37,7 +37,9 @@ def _backward(padding: Padding, saved: Any, cotangent: Any) -> Any:
     zero, total = jnp.zeros((), cotangent.dtype), 0
     for number, tap in enumerate(_TAPS):
         edges = []
-        for place, (low, _), size, windows in zip(tap, padding, sizes, argmax.shape[1:3], strict=True):
+        for place, (low, _), size, windows in zip(
+            tap, padding, sizes, argmax.shape[1:3], strict=True
+        ):
             edges.append((place - low, size + low - place - (2 * windows - 1), 1))
         part = jnp.where(argmax == number, cotangent, 0)
         total += lax.pad(part, zero, ((0, 0, 0), *edges, (0, 0, 0)))
@@ -49,6 +51,12 @@ max_pool.defvjp(_forward, _backward)
 
 def _taps(x: Any, padding: Padding) -> list[Any]:
     """First pixel of every window, second pixel of every window, and so on."""
-    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
+    padded = lax.pad(
+        x,
+        jnp.array(-jnp.inf, x.dtype),
+        ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)),
+    )
     rows, columns = (2 * ((size - 3) // 2) + 1 for size in padded.shape[1:3])
-    return [padded[:, down : down + rows : 2, across : across + columns : 2] for down, across in _TAPS]
+    return [
+        padded[:, down : down + rows : 2, across : across + columns : 2] for down, across in _TAPS
+    ]

@@ -26,7 +26,14 @@ INPUT = "/input"
 
 
 def of(
-    apply: Apply, params: Variables, batch_stats: Variables, images: Array, names: Sequence[str], *, train: bool = False, **options: Any
+    apply: Apply,
+    params: Variables,
+    batch_stats: Variables,
+    images: Array,
+    names: Sequence[str],
+    *,
+    train: bool = False,
+    **options: Any,
 ) -> tuple[Array, dict[str, Array]]:
     """Returns logits and named activations. To be traced, inside ``jax.jit``.
 
@@ -46,7 +53,11 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
     """Yields a dictionary that calls of the model fill. Blocks run as a loop meanwhile: a scan hides what happens inside."""
     modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
     stacks = [(part, part.scan, part.remat) for _, part in modules if isinstance(part, Stack)]
-    parts = [(path, part, type(part)) for path, part in modules if path and not isinstance(part, Stack | nnx.List)]
+    parts = [
+        (path, part, type(part))
+        for path, part in modules
+        if path and not isinstance(part, Stack | nnx.List)
+    ]
     recorder = _Recorder(tuple(names), sum(stack.count for stack, _, _ in stacks))
     token = _active.set(recorder)
     try:
@@ -66,7 +77,9 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
     for pattern in names:
         if not fnmatch.filter(recorder.seen, pattern):
             # Numbers in order: unit2 before unit10.
-            known = sorted(recorder.seen, key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)])
+            known = sorted(
+                recorder.seen, key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)]
+            )
             raise UserError(f"no activation is called {pattern!r}; there are {', '.join(known)}")
 
 
@@ -87,7 +100,9 @@ class _Recorder:
 
     def keep(self, name: str, value: Any) -> None:
         self.seen.add(name)
-        if isinstance(value, jax.Array) and any(fnmatch.fnmatchcase(name, pattern) for pattern in self.names):
+        if isinstance(value, jax.Array) and any(
+            fnmatch.fnmatchcase(name, pattern) for pattern in self.names
+        ):
             self.activations[name] = value
 
 

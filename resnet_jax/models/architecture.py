@@ -9,8 +9,8 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike
 
-from resnet_jax.configured import Factory
-from resnet_jax.models.branches import Basic
+from resnet_jax.models.blocks import Basic
+from resnet_jax.models.components import Factory
 from resnet_jax.models.execution import Execution, quick_to_compile
 from resnet_jax.models.norms import BatchNorm, moved, set_momentum_aside
 from resnet_jax.models.orders import Order, Original
@@ -59,17 +59,25 @@ class Architecture:
         key = rngs.params()
         # Inside of another trace there is nothing to compile, and jax rejects the options.
         options = None if isinstance(key, Tracer) else quick_to_compile()
-        graphdef, state = jax.jit(lambda key: nnx.split(self._module(key, execution)), compiler_options=options)(key)
+        graphdef, state = jax.jit(
+            lambda key: nnx.split(self._module(key, execution)), compiler_options=options
+        )(key)
         return nnx.merge(graphdef, state)
 
-    def init(self, key: Array, *, execution: Execution = Execution()) -> tuple["Apply", Variables, Variables]:
+    def init(
+        self, key: Array, *, execution: Execution = Execution()
+    ) -> tuple["Apply", Variables, Variables]:
         """Returns ``(apply, params, batch_stats)``, drawn as by ``build(rngs=nnx.Rngs(key))``. To be traced."""
-        graphdef, params, rest = nnx.split(self._module(nnx.Rngs(key).params(), execution), nnx.Param, ...)
+        graphdef, params, rest = nnx.split(
+            self._module(nnx.Rngs(key).params(), execution), nnx.Param, ...
+        )
         return Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
     def _module(self, key: Array, execution: Execution) -> ResNet:
         arguments = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "input_shape"}
-        return ResNet(**arguments, in_features=self.input_shape[2], execution=execution, rngs=nnx.Rngs(key))
+        return ResNet(
+            **arguments, in_features=self.input_shape[2], execution=execution, rngs=nnx.Rngs(key)
+        )
 
 
 @jax.tree_util.register_static

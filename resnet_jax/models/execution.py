@@ -15,7 +15,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from resnet_jax.kernels import Kernels
 
-_EXPENSIVE = (primitives.conv_general_dilated_p, primitives.dot_general_p, primitives.reduce_sum_p, primitives.random_bits_p)
+_EXPENSIVE = (
+    primitives.conv_general_dilated_p,
+    primitives.dot_general_p,
+    primitives.reduce_sum_p,
+    primitives.random_bits_p,
+)
 _YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
 
 
@@ -37,7 +42,9 @@ class Execution:
     def steps_a_call(self, backend: str | None = None) -> int:
         """Returns the maximum number of training steps per call on a device-resident data set, by default on the backend in use."""
         # On CPU a call is cheap, and a loop around the step compiles to slower code.
-        return self.steps_per_dispatch or (1 if (backend or jax.default_backend()) == "cpu" else 100)
+        return self.steps_per_dispatch or (
+            1 if (backend or jax.default_backend()) == "cpu" else 100
+        )
 
     def scans(self, units: int, backend: str | None = None) -> bool:
         """Returns whether a network of this many blocks runs as scans, by default on the backend in use."""
@@ -56,7 +63,11 @@ def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
 
     On CPU they leave only reductions to YNNPACK: XLA's own code and Eigen are faster for convolutions and products.
     """
-    if (platform or jax.default_backend()) != "cpu" or _YNN_FUSION in os.environ.get("XLA_FLAGS", "") or not _knows(_YNN_FUSION):
+    if (
+        (platform or jax.default_backend()) != "cpu"
+        or _YNN_FUSION in os.environ.get("XLA_FLAGS", "")
+        or not _knows(_YNN_FUSION)
+    ):
         return None
     return {_YNN_FUSION: _REDUCTIONS}
 
@@ -78,7 +89,9 @@ def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
 class Stack(nnx.Module):
     """Consecutive blocks ``make(rngs=)`` of equal structure; each variable is one array with the blocks along its first axis."""
 
-    def __init__(self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
+    ):
         def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
             graphdef, state = nnx.split(make(rngs=nnx.Rngs(key)))
             return graphdef, nnx.to_pure_dict(state)
@@ -118,7 +131,9 @@ class Stack(nnx.Module):
         inputs = (variables, keys, multipliers)
         scan = self.scan and self.count > 1
         if self.remat or scan:
-            run = jax.checkpoint(run, prevent_cse=not scan, policy=None if self.remat else _is_expensive)
+            run = jax.checkpoint(
+                run, prevent_cse=not scan, policy=None if self.remat else _is_expensive
+            )
         if scan:
             x, changed = lax.scan(run, x, inputs)
         else:

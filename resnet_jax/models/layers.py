@@ -50,9 +50,13 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
     ):
         if kernel_size % 2 == 0 or kernel_size < 1:
-            raise UserError(f"A {kernel_size}x{kernel_size} kernel cannot be padded symmetrically: use an odd size.")
+            raise UserError(
+                f"A {kernel_size}x{kernel_size} kernel cannot be padded symmetrically: use an odd size."
+            )
         if groups < 1 or in_features % groups or out_features % groups:
-            raise UserError(f"groups={groups} does not divide a convolution from {in_features} to {out_features} features.")
+            raise UserError(
+                f"groups={groups} does not divide a convolution from {in_features} to {out_features} features."
+            )
         side = dilation * (kernel_size - 1) // 2
         super().__init__(
             in_features,
@@ -64,7 +68,9 @@ class Conv(nnx.Conv):
             feature_group_count=groups,
             use_bias=False,
             kernel_init=he_normal,
-            conv_general_dilated=convolution.convolve if kernels_lib.resolve(kernels) == "cpu" else lax.conv_general_dilated,
+            conv_general_dilated=convolution.convolve
+            if kernels_lib.resolve(kernels) == "cpu"
+            else lax.conv_general_dilated,
             promote_dtype=_follow_input,
             rngs=rngs,
         )
@@ -108,7 +114,9 @@ class SqueezeExcitation(nnx.Module):
 
     def __init__(self, features: int, *, reduction: int = 16, rngs: nnx.Rngs):
         if not 1 <= reduction <= features:
-            raise UserError(f"Squeeze-and-excitation cannot reduce {features} features by {reduction}: use 1 to {features}.")
+            raise UserError(
+                f"Squeeze-and-excitation cannot reduce {features} features by {reduction}: use 1 to {features}."
+            )
         self.squeeze = nnx.Linear(features, features // reduction, kernel_init=he_normal, rngs=rngs)
         self.excite = nnx.Linear(features // reduction, features, kernel_init=he_normal, rngs=rngs)
 
@@ -121,10 +129,14 @@ class SqueezeExcitation(nnx.Module):
 def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
     """Returns the key; raises UserError if there is none."""
     if key is None:
-        raise UserError(f"{what} is random in training: call the network with key=jax.random.key(...).")
+        raise UserError(
+            f"{what} is random in training: call the network with key=jax.random.key(...)."
+        )
     return key
 
 
-def keep(key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str) -> Float[Array, "..."]:
+def keep(
+    key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str
+) -> Float[Array, "..."]:
     """Returns a mask of zeros and ones, zero with probability ``rate`` (broadcast to ``shape``)."""
     return jax.random.bernoulli(needs_key(key, what), 1 - rate, shape).astype(jnp.float32)

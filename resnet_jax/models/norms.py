@@ -26,10 +26,19 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(
-        self, features: int, *, momentum: float = 0.9, epsilon: float = 1e-5, group_size: int = 0, kernels: Kernels = "auto", rngs: nnx.Rngs
+        self,
+        features: int,
+        *,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        group_size: int = 0,
+        kernels: Kernels = "auto",
+        rngs: nnx.Rngs,
     ):
         if group_size < 0:
-            raise UserError(f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch.")
+            raise UserError(
+                f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch."
+            )
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
         self.kernels: Kernels = kernels
         self.scale = nnx.Param(jnp.ones(features))
@@ -41,12 +50,20 @@ class BatchNorm(nnx.Module):
         """Normalizes x; ``rectify`` applies the ReLU that follows."""
         scale, bias = self.scale[...], self.bias[...]
         if not train:
-            return batch_norm.affine(x, self.mean[...], self.var[...], scale, bias, self.epsilon, rectify)
+            return batch_norm.affine(
+                x, self.mean[...], self.var[...], scale, bias, self.epsilon, rectify
+            )
         images, group = len(x), self.group_size or len(x)
         if images % group:
-            raise UserError(f"A batch of {images} images does not split into BatchNorm groups of {group}: use a multiple of {group}.")
+            raise UserError(
+                f"A batch of {images} images does not split into BatchNorm groups of {group}: use a multiple of {group}."
+            )
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        normalize = batch_norm.autodiff if kernels_lib.resolve(self.kernels) == "plain" else batch_norm.custom
+        normalize = (
+            batch_norm.autodiff
+            if kernels_lib.resolve(self.kernels) == "plain"
+            else batch_norm.custom
+        )
         y, mean, var = normalize(grouped, scale, bias, self.epsilon, rectify)
         for running, batch in ((self.mean, mean), (self.var, var)):
             average = batch if group == images else batch.mean(0)
@@ -68,15 +85,21 @@ class FrozenBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Activation) -> Activation:
-        return batch_norm.affine(x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon)
+        return batch_norm.affine(
+            x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon
+        )
 
 
 class GroupNorm(nnx.GroupNorm):
     """Normalization over groups of channels of one image (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(self, features: int, *, num_groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs):
+    def __init__(
+        self, features: int, *, num_groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs
+    ):
         if features % num_groups:
-            raise UserError(f"GroupNorm(num_groups={num_groups}) does not divide {features} features: use a divisor of every width.")
+            raise UserError(
+                f"GroupNorm(num_groups={num_groups}) does not divide {features} features: use a divisor of every width."
+            )
         super().__init__(features, num_groups=num_groups, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: Activation) -> Activation:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -119,8 +142,14 @@ def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
 
 def moved(momenta: dict[tuple[Any, ...], float], before: Variables, batch: Variables) -> Variables:
     """Returns running statistics from those before a batch and those of the batch alone."""
-    flat_before, flat = nnx.traversals.flatten_mapping(before), nnx.traversals.flatten_mapping(batch)
-    after = {path: _moved(flat_before[path], value, momenta.get(path[:-1], 0.0)) for path, value in flat.items()}
+    flat_before, flat = (
+        nnx.traversals.flatten_mapping(before),
+        nnx.traversals.flatten_mapping(batch),
+    )
+    after = {
+        path: _moved(flat_before[path], value, momenta.get(path[:-1], 0.0))
+        for path, value in flat.items()
+    }
     return nnx.traversals.unflatten_mapping(after)
 
 
@@ -141,9 +170,19 @@ def freeze(params: Variables, batch_stats: Variables) -> tuple[Variables, Variab
 
 def thaw(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
     """Undoes ``freeze``."""
-    affine = {name: batch_stats[name] for name in ("scale", "bias") if name in batch_stats and "mean" in batch_stats}
+    affine = {
+        name: batch_stats[name]
+        for name in ("scale", "bias")
+        if name in batch_stats and "mean" in batch_stats
+    }
     if affine:
-        return params | affine, {name: value for name, value in batch_stats.items() if name not in affine}
-    inner = {name: thaw(params.get(name, {}), value) for name, value in batch_stats.items() if isinstance(value, dict)}
+        return params | affine, {
+            name: value for name, value in batch_stats.items() if name not in affine
+        }
+    inner = {
+        name: thaw(params.get(name, {}), value)
+        for name, value in batch_stats.items()
+        if isinstance(value, dict)
+    }
     trained, kept = ({name: both[part] for name, both in inner.items()} for part in (0, 1))
     return params | trained, batch_stats | kept

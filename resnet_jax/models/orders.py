@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from flax import nnx
 
-from resnet_jax.configured import method_parameters
 from resnet_jax.errors import UserError
-from resnet_jax.models import asking
+from resnet_jax.models import components
+from resnet_jax.models.components import method_parameters
 from resnet_jax.models.layers import Activation, Bias, Multiplier, NormFactory, ReLU
 
 
@@ -111,7 +111,9 @@ class Fixup(Order):
     @classmethod
     def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:
         if convolutions < 2:
-            raise UserError("Fixup's initialization L^(-1/(2m-2)) is undefined for branches of m = 1 convolution: use two or more.")
+            raise UserError(
+                "Fixup's initialization L^(-1/(2m-2)) is undefined for branches of m = 1 convolution: use two or more."
+            )
         return (*[units ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)
 
 
@@ -119,14 +121,20 @@ class Sequence(nnx.Module):
     """Layers of an order. One whose call names ``rectify`` also applies the ReLU behind it."""
 
     def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
-        self.layers = nnx.List([(norm if layer is Norm else layer)(features, rngs=rngs) for layer in layers])
+        self.layers = nnx.List(
+            [(norm if layer is Norm else layer)(features, rngs=rngs) for layer in layers]
+        )
 
     def __call__(self, x: Activation, *, train: bool) -> Activation:
         layers = list(self.layers)
         while layers:
             layer, *layers = layers
             options = {}
-            if layers and type(layers[0]) is ReLU and "rectify" in method_parameters(type(layer), "__call__")[0]:
+            if (
+                layers
+                and type(layers[0]) is ReLU
+                and "rectify" in method_parameters(type(layer), "__call__")[0]
+            ):
                 options, layers = {"rectify": True}, layers[1:]
-            x = asking.call(layer, x, train=train, **options)
+            x = components.call(layer, x, train=train, **options)
         return x

@@ -12,10 +12,10 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
-from resnet_jax.configured import Configured, Factory, configured, parts
 from resnet_jax.errors import UserError
-from resnet_jax.models import asking
-from resnet_jax.models.branches import Basic
+from resnet_jax.models import components
+from resnet_jax.models.blocks import Basic, Unit
+from resnet_jax.models.components import Configured, Factory, configured, parts
 from resnet_jax.models.execution import Execution, Stack
 from resnet_jax.models.layers import Conv, NormFactory, he_normal
 from resnet_jax.models.norms import BatchNorm
@@ -23,18 +23,27 @@ from resnet_jax.models.orders import Order, Original, Sequence
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
-from resnet_jax.models.unit import Unit
 
 
 class Head(nnx.Module):
     """Global average pooling and a fully connected layer; float32 whatever the dtype of the network."""
 
-    def __init__(self, in_features: int, num_classes: int, *, order: type[Order] = Original, norm: NormFactory = BatchNorm, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        order: type[Order] = Original,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
         self.before = Sequence(order.before_classifier, in_features, norm=norm, rngs=rngs)
         init = jax.nn.initializers.zeros if order.zero_classifier else he_normal
         self.linear = nnx.Linear(in_features, num_classes, kernel_init=init, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n h w c"], *, train: bool = False) -> Float[Array, "n classes"]:
+    def __call__(
+        self, x: Float[Array, "n h w c"], *, train: bool = False
+    ) -> Float[Array, "n classes"]:
         return self.linear(jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32))
 
 
@@ -66,7 +75,9 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if len(stages) != len(features) or not stages or min(stages) < 1:
-            raise UserError(f"stages={stages} and features={features}: give one width and at least one block for every stage.")
+            raise UserError(
+                f"stages={stages} and features={features}: give one width and at least one block for every stage."
+            )
         if min(*features, stem_features or 1, num_classes, in_features) < 1:
             widths = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
             raise UserError(f"{widths}: every width is at least 1.")
@@ -75,15 +86,28 @@ class ResNet(nnx.Module):
         self.units = units = sum(stages)
         kernels = execution.kernels
         stack = functools.partial(Stack, scan=execution.scans(units), remat=execution.remat)
-        shared: dict[str, Any] = {"order": order, "conv": configured(Conv, kernels=kernels), "norm": asking.bound(norm, kernels=kernels)}
+        shared: dict[str, Any] = {
+            "order": order,
+            "conv": configured(Conv, kernels=kernels),
+            "norm": components.bound(norm, kernels=kernels),
+        }
         width = stem_features or features[0]
-        self.stem = asking.make(stem, in_features, width, **shared, kernels=kernels, rngs=rngs)
+        self.stem = components.make(stem, in_features, width, **shared, kernels=kernels, rngs=rngs)
         widths = {"stem": width}
         transitions, built = [], []
         strides = _strides(len(stages), output_stride, self.stem, parts(transition)[0])
         for index, (stride, *dilation) in enumerate(strides):
-            transitions.append(asking.make(transition if index else NoTransition, width, **shared, rngs=rngs))
-            unit = asking.bound(Unit, features=features[index], branch=branch, shortcut=shortcut, units=units, **shared)
+            transitions.append(
+                components.make(transition if index else NoTransition, width, **shared, rngs=rngs)
+            )
+            unit = components.bound(
+                Unit,
+                features=features[index],
+                branch=branch,
+                shortcut=shortcut,
+                units=units,
+                **shared,
+            )
             first = {
                 "in_features": transitions[-1].out_features,
                 "stride": stride,
@@ -95,7 +119,9 @@ class ResNet(nnx.Module):
             width = widths[f"stage{index + 1}"] = stacks[-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
         self.out_features = width
-        self._widths = tuple(widths.items())  # hashable, as static attributes of a module have to be
+        self._widths = tuple(
+            widths.items()
+        )  # hashable, as static attributes of a module have to be
         self.head = Head(width, num_classes, order=order, norm=shared["norm"], rngs=rngs)
 
     @property
@@ -124,12 +150,14 @@ class ResNet(nnx.Module):
         order = None if permutation is None else self._checked(permutation)
         # The scopes name sections of profiles and of the counts per stage.
         with jax.named_scope("stem"):
-            x = asking.call(self.stem, jnp.asarray(images, self.dtype), train=train)
+            x = components.call(self.stem, jnp.asarray(images, self.dtype), train=train)
         maps, start = {"stem": x}, 0
-        for index, (transition, stacks) in enumerate(zip(self.transitions, self.stages, strict=True)):
+        for index, (transition, stacks) in enumerate(
+            zip(self.transitions, self.stages, strict=True)
+        ):
             name = f"stage{index + 1}"
             with jax.named_scope(name):
-                x = asking.call(transition, x, train=train)
+                x = components.call(transition, x, train=train)
                 for stack in stacks:
                     places = slice(start, start + stack.count)
                     x = stack(
@@ -153,39 +181,56 @@ class ResNet(nnx.Module):
         permutation: Int[ArrayLike, "units"] | None = None,
     ) -> Float[Array, "n classes"]:
         """Returns float32 logits. Arguments as of ``features``."""
-        *_, last = self.features(images, train, key=key, multipliers=multipliers, permutation=permutation).values()
+        *_, last = self.features(
+            images, train, key=key, multipliers=multipliers, permutation=permutation
+        ).values()
         with jax.named_scope("head"):
             return self.head(last, train=train)
 
     def exchangeable(self) -> list[range]:
         """Returns the runs of positions with blocks of equal structure, which ``permutation`` may exchange."""
         counts = [stack.count for stacks in self.stages for stack in stacks]
-        return [range(start, end) for start, end in itertools.pairwise(itertools.accumulate(counts, initial=0))]
+        return [
+            range(start, end)
+            for start, end in itertools.pairwise(itertools.accumulate(counts, initial=0))
+        ]
 
-    def _factors(self, images: int, train: bool, key: Any, multipliers: Any) -> Float[Array, "units _"] | None:
+    def _factors(
+        self, images: int, train: bool, key: Any, multipliers: Any
+    ) -> Float[Array, "units _"] | None:
         depth_key = None if key is None else jax.random.fold_in(key, self.units)
         drawn = self.stochastic_depth.multipliers(self.units, images, train=train, key=depth_key)
         if multipliers is None:
             return drawn
         factors = jnp.asarray(multipliers, jnp.float32)
         if factors.shape not in ((self.units,), (self.units, images)):
-            raise UserError(f"multipliers have shape {factors.shape}: give ({self.units},), one per block, or ({self.units}, {images}).")
+            raise UserError(
+                f"multipliers have shape {factors.shape}: give ({self.units},), one per block, or ({self.units}, {images})."
+            )
         factors = factors.reshape(self.units, -1)
         return factors if drawn is None else factors * drawn
 
     def _checked(self, permutation: Any) -> Int[Array, "units"]:
         if np.shape(permutation) != (self.units,):
-            raise UserError(f"permutation has shape {np.shape(permutation)}: give ({self.units},), the block at each position.")
+            raise UserError(
+                f"permutation has shape {np.shape(permutation)}: give ({self.units},), the block at each position."
+            )
         if not isinstance(permutation, Tracer):
             order = np.asarray(permutation)
             runs = self.exchangeable()
             if any(sorted(order[run.start : run.stop].tolist()) != list(run) for run in runs):
-                allowed = ", ".join(f"{run.start} to {run.stop - 1}" for run in runs if len(run) > 1)
-                raise UserError(f"permutation {order.tolist()} exchanges blocks of unequal structure: only {allowed} may change places.")
+                allowed = ", ".join(
+                    f"{run.start} to {run.stop - 1}" for run in runs if len(run) > 1
+                )
+                raise UserError(
+                    f"permutation {order.tolist()} exchanges blocks of unequal structure: only {allowed} may change places."
+                )
         return jnp.asarray(permutation)
 
 
-def _strides(stages: int, output_stride: int, stem: Any, transition: Any) -> list[tuple[int, int, int]]:
+def _strides(
+    stages: int, output_stride: int, stem: Any, transition: Any
+) -> list[tuple[int, int, int]]:
     """Returns each stage's stride, and its dilation up to the strided convolution and after it.
 
     Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's outputs are among the
@@ -195,11 +240,17 @@ def _strides(stages: int, output_stride: int, stem: Any, transition: Any) -> lis
         return [(1, 1, 1)] + [(2 // transition.stride, 1, 1)] * (stages - 1)
     reached = getattr(stem, "stride", None)
     if reached is None or transition.stride != 1:
-        what = f"the stem {type(stem).__name__} has no stride" if reached is None else f"{transition.__name__} cannot be dilated"
+        what = (
+            f"the stem {type(stem).__name__} has no stride"
+            if reached is None
+            else f"{transition.__name__} cannot be dilated"
+        )
         raise UserError(f"output_stride={output_stride} is not possible: {what}.")
     possible = [reached * 2**i for i in range(stages)]
     if output_stride not in possible:
-        raise UserError(f"output_stride={output_stride}: with {stages} stages after a stem of stride {reached} it is one of {possible}.")
+        raise UserError(
+            f"output_stride={output_stride}: with {stages} stages after a stem of stride {reached} it is one of {possible}."
+        )
     strides, dilation = [], 1
     for index in range(stages):
         stride, before = (2 if index else 1), dilation
@@ -210,15 +261,24 @@ def _strides(stages: int, output_stride: int, stem: Any, transition: Any) -> lis
     return strides
 
 
-def _stacks(unit: Configured, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs) -> list[Stack]:
+def _stacks(
+    unit: Configured, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs
+) -> list[Stack]:
     """Builds a stage; consecutive blocks of equal arguments are one stack."""
     stacks, arguments = [], first
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
-        make = asking.bound(unit, **arguments)
-        alike = count > 1 and arguments == arguments | following and _out_features(make) == arguments["in_features"]
+        make = components.bound(unit, **arguments)
+        alike = (
+            count > 1
+            and arguments == arguments | following
+            and _out_features(make) == arguments["in_features"]
+        )
         stacks.append(stack(make, count if alike else 1, rngs=rngs))
-        count, arguments = count - stacks[-1].count, following | {"in_features": stacks[-1].out_features}
+        count, arguments = (
+            count - stacks[-1].count,
+            following | {"in_features": stacks[-1].out_features},
+        )
     return stacks
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from resnet_jax.configured import Configured, configured
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import asking
+from resnet_jax.models import components
+from resnet_jax.models.components import Configured, configured
 from resnet_jax.models.layers import Activation, Conv, ConvFactory, NormFactory, keep
 from resnet_jax.models.norms import BatchNorm
 
@@ -31,9 +31,20 @@ class _Pad(nnx.Module):
     ``pool``: average pooling instead; ``both``: half of the zeros before x, as in akamaster/pytorch_resnet_cifar10.
     """
 
-    def __init__(self, in_features: int, out_features: int, stride: int, *, pool: bool = False, both: bool = False, **_: Any):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        *,
+        pool: bool = False,
+        both: bool = False,
+        **_: Any,
+    ):
         if out_features < in_features:
-            raise UserError(f"Option A cannot shrink {in_features} features to {out_features}: use a projection (B, Projection).")
+            raise UserError(
+                f"Option A cannot shrink {in_features} features to {out_features}: use a projection (B, Projection)."
+            )
         missing = out_features - in_features
         before = missing // 2 if both else 0
         self.stride, self.pool, self.channels = stride, pool, (before, missing - before)
@@ -47,31 +58,56 @@ class _Pad(nnx.Module):
 class _ProjectAlways(nnx.Module):
     """Strided 1x1 convolution and normalization. He et al. 2015, eq. 2."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int, *, conv: ConvFactory, norm: NormFactory, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        *,
+        conv: ConvFactory,
+        norm: NormFactory,
+        rngs: nnx.Rngs,
+    ):
         self.conv = conv(in_features, out_features, 1, stride, rngs=rngs)
         self.norm = norm(out_features, rngs=rngs)
 
     def __call__(self, x: Activation, *, train: bool) -> Branch:
-        return asking.call(self.norm, self.conv(x), train=train)
+        return components.call(self.norm, self.conv(x), train=train)
 
 
 class _Project(nnx.Module):
     """A projection where shapes change, else the identity. ``pool``: average pooling in place of its stride."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int, *, pool: bool = False, **factories: Any):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        *,
+        pool: bool = False,
+        **factories: Any,
+    ):
         changes = stride != 1 or in_features != out_features
         self.pool_stride, stride = (stride, 1) if pool else (1, stride)
-        self.projection = _ProjectAlways(in_features, out_features, stride, **factories) if changes else None
+        self.projection = (
+            _ProjectAlways(in_features, out_features, stride, **factories) if changes else None
+        )
 
     def __call__(self, x: Activation, *, train: bool) -> Branch:
-        return x if self.projection is None else self.projection(_pool(x, self.pool_stride), train=train)
+        return (
+            x
+            if self.projection is None
+            else self.projection(_pool(x, self.pool_stride), train=train)
+        )
 
 
 def _pool(x: Activation, stride: int) -> Branch:
     # Windows at the edge average the pixels that exist, so odd sizes round up as the branch's do.
     if stride == 1:
         return x
-    return nnx.avg_pool(x, (stride, stride), strides=(stride, stride), padding="SAME", count_include_pad=False)
+    return nnx.avg_pool(
+        x, (stride, stride), strides=(stride, stride), padding="SAME", count_include_pad=False
+    )
 
 
 # Ways to match the branch's shape where a block changes resolution or width.
@@ -113,7 +149,9 @@ class Shortcut(nnx.Module):
         name = resize or self.resized_by
         if name not in RESIZES:
             raise UserError(f"resize={name!r} is unknown{nearest(name, RESIZES)}")
-        self.carry = RESIZES[name](in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs)
+        self.carry = RESIZES[name](
+            in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs
+        )
 
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
         return self.carry(x, train=train) + branch
@@ -151,7 +189,14 @@ class Scaled(Shortcut):
     """``shortcut * x + branch * F(x)``. He et al. 2016, Section 3.1: (0, 1) is plain, (0.5, 0.5) frozen gating."""
 
     def __init__(
-        self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, shortcut: float = 0.5, branch: float = 0.5, **layers: Any
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        rngs: nnx.Rngs,
+        shortcut: float = 0.5,
+        branch: float = 0.5,
+        **layers: Any,
     ):
         super().__init__(in_features, out_features, stride, rngs, **layers)
         self.factors = (float(shortcut), float(branch))
@@ -188,7 +233,9 @@ class ExclusiveGating(_Gated):
     def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
         logits = self._logits(x)
         # 1 - sigmoid(z) = sigmoid(-z), without the cancellation.
-        return jax.nn.sigmoid(-logits) * self.carry(x, train=train) + jax.nn.sigmoid(logits) * branch
+        return (
+            jax.nn.sigmoid(-logits) * self.carry(x, train=train) + jax.nn.sigmoid(logits) * branch
+        )
 
 
 class ShortcutOnlyGating(_Gated):
@@ -201,15 +248,29 @@ class ShortcutOnlyGating(_Gated):
 class DropoutShortcut(Shortcut):
     """Dropout on the shortcut (He et al. 2016, Section 3.1), scaled by ``1 - rate`` in evaluation (Hinton et al. 2012)."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, rate: float = 0.5, **layers: Any):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        rngs: nnx.Rngs,
+        rate: float = 0.5,
+        **layers: Any,
+    ):
         if not 0 <= rate < 1:
             raise UserError(f"DropoutShortcut(rate={rate}): give 0 or more and less than 1.")
         super().__init__(in_features, out_features, stride, rngs, **layers)
         self.rate = rate
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool, key: Key[Array, ""] | None = None) -> Branch:
+    def __call__(
+        self, x: Activation, branch: Branch, *, train: bool, key: Key[Array, ""] | None = None
+    ) -> Branch:
         resized = self.carry(x, train=train)
-        factor = keep(key, self.rate, resized.shape, "dropout on the shortcut") if train else 1 - self.rate
+        factor = (
+            keep(key, self.rate, resized.shape, "dropout on the shortcut")
+            if train
+            else 1 - self.rate
+        )
         return resized * jnp.asarray(factor, resized.dtype) + branch
 
 
@@ -219,7 +280,15 @@ class LearnedScalar(Shortcut):
     ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3); SkipInit (De and Smith 2020, arXiv 2002.10444, Section 4).
     """
 
-    def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, initial: float = 0.0, **layers: Any):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        stride: int,
+        rngs: nnx.Rngs,
+        initial: float = 0.0,
+        **layers: Any,
+    ):
         super().__init__(in_features, out_features, stride, rngs, **layers)
         self.alpha = nnx.Param(jnp.full((), float(initial)))
 
@@ -232,7 +301,9 @@ class Concatenation(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         if stride != 1:
-            raise UserError(f"Concatenation cannot have a stride of {stride}: give the network a transition (DenseTransition).")
+            raise UserError(
+                f"Concatenation cannot have a stride of {stride}: give the network a transition (DenseTransition)."
+            )
         self.merged_features = in_features + out_features
 
     def __call__(self, x: Activation, branch: Branch) -> Float[Array, "n ho wo c+co"]:

@@ -88,10 +88,19 @@ class DeepStem(nnx.Module):
         self.kernels: Kernels = kernels
         half = features // 2
         if not half:
-            raise UserError(f"DeepStem begins at half its width, which is 0 for {features} features: use 2 or more.")
+            raise UserError(
+                f"DeepStem begins at half its width, which is 0 for {features} features: use 2 or more."
+            )
         widths = ((in_features, half, 2), (half, half, 1), (half, features, 1))
-        self.convs = nnx.List([conv(inputs, outputs, 3, stride, rngs=rngs) for inputs, outputs, stride in widths])
-        self.after = nnx.List([Sequence(order.before_pooling, outputs, norm=norm, rngs=rngs) for _, outputs, _ in widths])
+        self.convs = nnx.List(
+            [conv(inputs, outputs, 3, stride, rngs=rngs) for inputs, outputs, stride in widths]
+        )
+        self.after = nnx.List(
+            [
+                Sequence(order.before_pooling, outputs, norm=norm, rngs=rngs)
+                for _, outputs, _ in widths
+            ]
+        )
 
     def __call__(self, x: Activation, *, train: bool = False) -> Output:
         for conv, after in zip(self.convs, self.after, strict=True):
@@ -127,10 +136,16 @@ class DenseTransition(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not 0 < compression <= 1:
-            raise UserError(f"DenseTransition(compression={compression}): give more than 0 and at most 1; DenseNet-BC has 0.5.")
-        self.out_features = int(round(in_features * compression, 6))  # 0.35 * 180 is 62.999... in floating point
+            raise UserError(
+                f"DenseTransition(compression={compression}): give more than 0 and at most 1; DenseNet-BC has 0.5."
+            )
+        self.out_features = int(
+            round(in_features * compression, 6)
+        )  # 0.35 * 180 is 62.999... in floating point
         if self.out_features < 1:
-            raise UserError(f"DenseTransition(compression={compression}) leaves none of {in_features} features: compress less.")
+            raise UserError(
+                f"DenseTransition(compression={compression}) leaves none of {in_features} features: compress less."
+            )
         self.before = Sequence(order.before_convolution, in_features, norm=norm, rngs=rngs)
         self.conv = conv(in_features, self.out_features, 1, rngs=rngs)
         self.after = Sequence(order.after_last_convolution, self.out_features, norm=norm, rngs=rngs)

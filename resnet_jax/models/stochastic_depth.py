@@ -30,11 +30,17 @@ class StochasticDepth:
     def check(self, units: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
         if not 0 < self.survival <= 1:
-            raise UserError(f"stochastic_depth.survival is {self.survival}: give more than 0 and at most 1, which drops nothing.")
+            raise UserError(
+                f"stochastic_depth.survival is {self.survival}: give more than 0 and at most 1, which drops nothing."
+            )
         if not 0 <= self.kept <= units:
-            raise UserError(f"stochastic_depth.kept is {self.kept}: give 1 to {units}, the number of blocks, or 0.")
+            raise UserError(
+                f"stochastic_depth.kept is {self.kept}: give 1 to {units}, the number of blocks, or 0."
+            )
         if self.kept and (self.survival != 1 or self.drops != "batch"):
-            raise UserError("stochastic_depth.kept excludes a survival below 1 and drops='image': leave those at their defaults.")
+            raise UserError(
+                "stochastic_depth.kept excludes a survival below 1 and drops='image': leave those at their defaults."
+            )
 
     def probabilities(self, units: int) -> Float[Array, "units"]:
         """Returns p_1 to p_L."""
@@ -44,7 +50,9 @@ class StochasticDepth:
             return jnp.full(units, self.survival)
         return 1 - jnp.arange(1, units + 1) / units * (1 - self.survival)
 
-    def multipliers(self, units: int, images: int, *, train: bool, key: Key[Array, ""] | None) -> Float[Array, "units _"] | None:
+    def multipliers(
+        self, units: int, images: int, *, train: bool, key: Key[Array, ""] | None
+    ) -> Float[Array, "units _"] | None:
         """Returns factors on the branches, ``(units, 1)`` or ``(units, images)``; None if nothing is ever dropped."""
         if self.survival == 1 and not self.kept:
             return None
@@ -53,7 +61,11 @@ class StochasticDepth:
             return kept if self.scaled == "test" else None
         if self.kept:
             key = needs_key(key, "stochastic depth")
-            drawn = jax.random.permutation(key, jnp.arange(units) < self.kept)[:, None].astype(jnp.float32)
+            drawn = jax.random.permutation(key, jnp.arange(units) < self.kept)[:, None].astype(
+                jnp.float32
+            )
         else:
-            drawn = keep(key, 1 - kept, (units, images if self.drops == "image" else 1), "stochastic depth")
+            drawn = keep(
+                key, 1 - kept, (units, images if self.drops == "image" else 1), "stochastic depth"
+            )
         return drawn / kept if self.scaled == "training" else drawn

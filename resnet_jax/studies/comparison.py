@@ -8,23 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import models, references
+from resnet_jax import models
 from resnet_jax.errors import UserError
+from resnet_jax.models import components
 from resnet_jax.studies import ledger
-from resnet_jax.studies.cells import Cell, Run, Spread
 from resnet_jax.studies.ledger import METRICS, Entry
-from resnet_jax.tables import Table
-from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.studies.results import Cell, Run, Spread
+from resnet_jax.terminal import Table
+from resnet_jax.training import config
+from resnet_jax.training.config import Experiment
 
 MEASURED = ("top1_error", "training_error")
 """Metrics that runs measure."""
 # Selection of the reported step to the field of our results.
-_SELECTED = {"last step": "value", "validation error": "selected_on_validation", "test error": "best_over_training"}
+_SELECTED = {
+    "last step": "value",
+    "validation error": "selected_on_validation",
+    "test error": "best_over_training",
+}
 _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
 _UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
 # Metrics that need no run, to the field of ``models.Counts``.
-_COUNTED = {"parameters": "parameters", "multiply_adds": "multiply_adds", "flops": "multiply_adds", "projections": "projections"}
+_COUNTED = {
+    "parameters": "parameters",
+    "multiply_adds": "multiply_adds",
+    "flops": "multiply_adds",
+    "projections": "projections",
+}
 _NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")
 _WHOLE = "all training images, last step"
 
@@ -38,7 +48,9 @@ class Refusal:
     """Field to (published, ours)."""
 
     def __str__(self) -> str:
-        fields = "; ".join(f"{name} {theirs} there, {ours} here" for name, (theirs, ours) in self.differing.items())
+        fields = "; ".join(
+            f"{name} {theirs} there, {ours} here" for name, (theirs, ours) in self.differing.items()
+        )
         return f"{self.cell.name} not comparable: {fields}"
 
 
@@ -74,7 +86,8 @@ class Comparison:
         if self.entry.metric not in MEASURED:
             return "not measured here"
         lines = [
-            f"{error}, median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)} ({cell.name})" for cell, error in self.ours
+            f"{error}, median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)} ({cell.name})"
+            for cell, error in self.ours
         ]
         lines += map(str, self.refused)
         return "\n".join([*lines, *(["not run"] if self.missing else [])])
@@ -89,8 +102,12 @@ def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
         return Comparison(entry, counted=getattr(_counts(architecture), _COUNTED[entry.metric]))
     if entry.metric not in MEASURED:
         return Comparison(entry)
-    wanted = structure(resolved.resolve(architecture))
-    field = "training_error_percent" if entry.metric == "training_error" else _SELECTED[selection(entry)]
+    wanted = structure(config.resolve(architecture))
+    field = (
+        "training_error_percent"
+        if entry.metric == "training_error"
+        else _SELECTED[selection(entry)]
+    )
     ours, refused = [], []
     for cell in cells:
         if cell.results and structure(cell.results[0]["model"]) == wanted:
@@ -109,7 +126,11 @@ def _counts(architecture: models.Architecture) -> models.Counts:
 def beside(cells: Sequence[Cell]) -> list[Comparison]:
     """Returns the verified published errors with a result, joined or rejected."""
     entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
-    errors = (entry for entry in entries if entry.verified and entry.metric == "top1_error" and entry.network)
+    errors = (
+        entry
+        for entry in entries
+        if entry.verified and entry.metric == "top1_error" and entry.network
+    )
     comparisons = (compare(entry, cells) for entry in errors)
     return [comparison for comparison in comparisons if comparison.ours or comparison.refused]
 
@@ -124,14 +145,26 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     """Returns a comparison as a JSON object."""
     entry = comparison.entry
     return {
-        **{name: getattr(entry, name) for name in ("paper", "table", "row", "metric", "relation", "statistic", "mark")},
+        **{
+            name: getattr(entry, name)
+            for name in ("paper", "table", "row", "metric", "relation", "statistic", "mark")
+        },
         "published": entry.value,
         "counted": comparison.counted,
         "ours": [
-            {"variant": cell.name, "values": list(error.values), "mean": error.mean, "median": error.median, "best": error.best}
+            {
+                "variant": cell.name,
+                "values": list(error.values),
+                "mean": error.mean,
+                "median": error.median,
+                "best": error.best,
+            }
             for cell, error in comparison.ours
         ],
-        "refused": [{"variant": refusal.cell.name, "differing": refusal.differing} for refusal in comparison.refused],
+        "refused": [
+            {"variant": refusal.cell.name, "differing": refusal.differing}
+            for refusal in comparison.refused
+        ],
         "command": comparison.command,
     }
 
@@ -145,8 +178,19 @@ def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     for (paper, name), group in grouped.items():
         caption = f": {group[0].entry.caption}" if group[0].entry.caption else ""
         rows = tuple(map(_row, group))
-        commands = dict.fromkeys(f"to run: {comparison.command}" for comparison in group if comparison.missing and comparison.command)
-        rendered.append(Table(f"{paper}, {name}{caption}", ("row", "metric", "published", "mark", "ours"), rows, "\n".join(commands)))
+        commands = dict.fromkeys(
+            f"to run: {comparison.command}"
+            for comparison in group
+            if comparison.missing and comparison.command
+        )
+        rendered.append(
+            Table(
+                f"{paper}, {name}{caption}",
+                ("row", "metric", "published", "mark", "ours"),
+                rows,
+                "\n".join(commands),
+            )
+        )
     return rendered
 
 
@@ -168,8 +212,14 @@ def differences(entry: Entry, cell: Cell) -> dict[str, tuple[Any, Any]]:
     if all(result[_SELECTED[chosen]] is not None for result in cell.results):
         protocol["selection"] = chosen
     stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": chosen}
-    differing = {name: (value, protocol.get(name)) for name, value in stated.items() if protocol.get(name) != value}
-    if entry.metric == "training_error" and any(result["training_error_of"] != _WHOLE for result in cell.results):
+    differing = {
+        name: (value, protocol.get(name))
+        for name, value in stated.items()
+        if protocol.get(name) != value
+    }
+    if entry.metric == "training_error" and any(
+        result["training_error_of"] != _WHOLE for result in cell.results
+    ):
         differing["training_error_of"] = (_WHOLE, cell.results[0]["training_error_of"])
     # Papers round the steps of the last epoch up or down.
     if "epochs" in stated and abs(stated["epochs"] - protocol["epochs"]) <= 0.01 * stated["epochs"]:
@@ -187,29 +237,43 @@ def selection(entry: Entry) -> str:
 def structure(model: dict[str, Any]) -> str:
     """Returns a hash of a resolved network, without image size, classes, dtype and arguments of the normalization."""
     kept = {name: value for name, value in model.items() if name not in _NOT_STRUCTURE}
-    return resolved.fingerprint(kept | {"norm": model["norm"].partition("(")[0]})
+    return config.fingerprint(kept | {"norm": model["norm"].partition("(")[0]})
 
 
 def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
     """Calls the function of a study. Raises UserError unless it returns experiments with distinct names."""
-    function = references.load(reference)
+    function = components.load(reference)
     if not callable(function):
-        raise UserError(f"{reference} is no function; a study is a function that returns experiments")
+        raise UserError(
+            f"{reference} is no function; a study is a function that returns experiments"
+        )
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(f"{reference} cannot be called with {arguments or 'no arguments'}: {error}") from None
+        raise UserError(
+            f"{reference} cannot be called with {arguments or 'no arguments'}: {error}"
+        ) from None
     variants = function(**arguments)
-    if not isinstance(variants, tuple | list) or not variants or not all(isinstance(variant, Experiment) for variant in variants):
-        raise UserError(f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one")
+    if (
+        not isinstance(variants, tuple | list)
+        or not variants
+        or not all(isinstance(variant, Experiment) for variant in variants)
+    ):
+        raise UserError(
+            f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one"
+        )
     names = [variant.name for variant in variants]
     for name in names:
-        if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith((".json", ".html", ".csv")):
+        if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith(
+            (".json", ".html", ".csv")
+        ):
             raise UserError(
                 f"{reference}: {name!r} names a variant and its directory; give at most 100 letters, no slash, no leading dot, "
                 "no .json, .html or .csv"
             )
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(f"{reference} has several variants called {', '.join(doubled)}; give each its own name")
+        raise UserError(
+            f"{reference} has several variants called {', '.join(doubled)}; give each its own name"
+        )
     return tuple(variants)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
-from resnet_jax.tables import Table, csv_text, plain
-from resnet_jax.training import environment
-from resnet_jax.training.workdir import write_text
+from resnet_jax.terminal import Table, csv_text, plain
+from resnet_jax.training import run_dir
+from resnet_jax.training.run_dir import write_text
 
 FOLDER = "lab"  # in a run directory
 KIND = "finding"
@@ -34,7 +34,13 @@ class Finding:
     def plain(self, command: str) -> dict[str, Any]:
         """Returns a JSON object with the command, the date and the environment."""
         described = {name: getattr(self, name) for name in ("name", "title", "caption")}
-        head = {"kind": KIND, **described, "date": datetime.date.today().isoformat(), "command": command, **environment.describe()}
+        head = {
+            "kind": KIND,
+            **described,
+            "date": datetime.date.today().isoformat(),
+            "command": command,
+            **run_dir.describe(),
+        }
         return plain(head | {"tables": [asdict(table) for table in self.tables], "rows": self.rows})
 
 
@@ -60,7 +66,9 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
             figure.savefig(files[2], metadata={"Date": None})
             figure.savefig(files[3], dpi=200)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): give another directory, --to DIR") from error
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): give another directory, --to DIR"
+            ) from error
     return files
 
 
@@ -71,9 +79,15 @@ def read(folders: Iterable[Path]) -> list[Section]:
         try:
             text = json.loads(file.read_text())
             tables = tuple(map(table, text["tables"]))
-            sections.append(Section(text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()))
+            sections.append(
+                Section(
+                    text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()
+                )
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} is corrupt, or its figure is missing ({error!r}): delete it, or repeat its command") from error
+            raise UserError(
+                f"{file} is corrupt, or its figure is missing ({error!r}): delete it, or repeat its command"
+            ) from error
     return sections
 
 

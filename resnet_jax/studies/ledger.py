@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import Architecture
-from resnet_jax.models.names import variant
+from resnet_jax.models.parts import variant
 
 METRICS = {
     "top1_error": "top-1 error %",
@@ -35,8 +35,25 @@ METRICS = {
 }
 """Metric to its heading."""
 _PROTOCOL = (
-    *("dataset", "training_images", "validation_images", "test_images", "steps", "epochs", "batch_size", "normalisation"),
-    *("batch_norm_group", "batch_norm_statistics", "padding", "preprocessing", "augmentation", "view", "selection"),
+    *(
+        "dataset",
+        "training_images",
+        "validation_images",
+        "test_images",
+        "steps",
+        "epochs",
+        "batch_size",
+        "normalisation",
+    ),
+    *(
+        "batch_norm_group",
+        "batch_norm_statistics",
+        "padding",
+        "preprocessing",
+        "augmentation",
+        "view",
+        "selection",
+    ),
     *("learning_rate", "momentum", "nesterov", "weight_decay", "dtype", "parameters"),
 )
 FAIL_PERCENT = 20.0
@@ -110,7 +127,11 @@ class Paper:
 
 def papers() -> list[str]:
     """Returns the keys of all sources."""
-    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
+    return sorted(
+        file.name.removesuffix(".toml")
+        for file in _folder().iterdir()
+        if file.name.endswith(".toml")
+    )
 
 
 @functools.cache
@@ -133,7 +154,9 @@ def _check(place: str, written: dict[str, Any], names: tuple[str, ...]) -> None:
         raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], names)}")
 
 
-def _entries(paper: str, table: dict[str, Any], row: dict[str, Any], protocols: dict[str, Any]) -> list[Entry]:
+def _entries(
+    paper: str, table: dict[str, Any], row: dict[str, Any], protocols: dict[str, Any]
+) -> list[Entry]:
     place = f"{paper}.toml, {table['name']}, {row['row']}"
     _check(place, row, _ROW)
     name = row.get("protocol", table.get("protocol"))
@@ -159,7 +182,19 @@ def _entries(paper: str, table: dict[str, Any], row: dict[str, Any], protocols: 
                 relation=relation,
                 runs=facts.get("n"),
                 protocol=protocol,
-                **{name: facts[name] for name in ("caption", "study", "spread", "digits", "statistic", "mark", "note") if name in facts},
+                **{
+                    name: facts[name]
+                    for name in (
+                        "caption",
+                        "study",
+                        "spread",
+                        "digits",
+                        "statistic",
+                        "mark",
+                        "note",
+                    )
+                    if name in facts
+                },
             )
         )
     return entries

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax.data import augmentation, integrity, sources, streaming, views
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.crops import CentreCrop
-from resnet_jax.data.sources import DatasetInfo, Examples
-from resnet_jax.data.streaming import Rows, Stream
+from resnet_jax.data import augment_device, datasets
+from resnet_jax.data import stream as stream_lib
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.augment_host import CentreCrop
+from resnet_jax.data.datasets import DatasetInfo, Examples
+from resnet_jax.data.stream import Rows, Stream
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import protocols
-from resnet_jax.training import mesh
+from resnet_jax.evaluation import protocols, views
 from resnet_jax.training import program as program_lib
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.training import sharding
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
 from resnet_jax.training.step import Arrived, Resident
 
@@ -33,14 +34,19 @@ def check(experiment: Experiment, info: DatasetInfo) -> None:
     if experiment.data.crop is not None:
         # Reading a device-resident set checks it.
         for split in ("train", experiment.data.test_split):
-            integrity.check(info, split)
+            datasets.check(info, split)
         rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_here())
-        streaming.reading_ahead(rows, **vars(experiment.loading))
+        stream_lib.reading_ahead(rows, **vars(experiment.loading))
         rows[0]
     images = jax.ShapeDtypeStruct((experiment.batch_size, *experiment.model.input_shape), np.uint8)
     labels = jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)
-    key, constants = jax.eval_shape(lambda: jax.random.key(0)), program_lib.abstract_preprocessing(experiment)
-    jax.eval_shape(program_lib.batches_of(experiment, info.num_classes), key, constants, images, labels)
+    key, constants = (
+        jax.eval_shape(lambda: jax.random.key(0)),
+        program_lib.abstract_preprocessing(experiment),
+    )
+    jax.eval_shape(
+        program_lib.batches_of(experiment, info.num_classes), key, constants, images, labels
+    )
 
 
 def training_images(experiment: Experiment, info: DatasetInfo) -> int:
@@ -54,12 +60,18 @@ def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
 
 
 def _part(info: DatasetInfo, split: str, first: int, count: int) -> Examples:
-    whole = sources.read(info, split)
+    whole = datasets.read(info, split)
     # A whole split is the same array for every run of a process.
-    return whole if count == info.examples[split] else Examples(*(a[first : first + count] for a in (whole.images, whole.labels)))
+    return (
+        whole
+        if count == info.examples[split]
+        else Examples(*(a[first : first + count] for a in (whole.images, whole.labels)))
+    )
 
 
-def scored(experiment: Experiment, info: DatasetInfo) -> dict[str, tuple[Callable[[], Examples | Iterable[Examples]], int]]:
+def scored(
+    experiment: Experiment, info: DatasetInfo
+) -> dict[str, tuple[Callable[[], Examples | Iterable[Examples]], int]]:
     """Returns, for each of ``test``, ``validation`` and ``train`` that is evaluated, a function to its images and their number."""
     data, count = experiment.data, training_images(experiment, info)
     places = {"test": (data.test_split, 0, info.examples[data.test_split])}
@@ -71,7 +83,10 @@ def scored(experiment: Experiment, info: DatasetInfo) -> dict[str, tuple[Callabl
     def images(split: str, first: int, count: int) -> Examples | Iterable[Examples]:
         if data.crop is None:
             return _part(info, split, first, count)
-        protocol, batch_size = protocols.parse(experiment.evaluation.protocol), experiment.evaluation.batch_size
+        protocol, batch_size = (
+            protocols.parse(experiment.evaluation.protocol),
+            experiment.evaluation.batch_size,
+        )
         return views.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
 
     return {name: (functools.partial(images, *place), place[2]) for name, place in places.items()}
@@ -80,14 +95,16 @@ def scored(experiment: Experiment, info: DatasetInfo) -> dict[str, tuple[Callabl
 def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
     """Measures the normalization constants, of a streamed set on central crops of 10,000 evenly spaced images."""
     if experiment.data.crop is None:
-        return augmentation.fit(training_set(experiment, info).images, experiment.data.normalization)
+        return augment_device.fit(
+            training_set(experiment, info).images, experiment.data.normalization
+        )
     height, width, _ = experiment.model.input_shape
     crop = CentreCrop(shorter_side=round(max(height, width) * 8 / 7))
-    source, count = sources.encoded(info, "train"), training_images(experiment, info)
+    source, count = datasets.encoded(info, "train"), training_images(experiment, info)
 
     def one(index: int) -> np.ndarray | None:
         try:
-            image = sources.example(source, info, "train", index)["image"]
+            image = datasets.example(source, info, "train", index)["image"]
         except UserError:
             if experiment.data.damaged == "stop":
                 raise
@@ -96,8 +113,10 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
 
     chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
     groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
-    images = (image for _, group in views.ahead(one, groups) for image in group if image is not None)
-    return augmentation.fit_each(images, experiment.data.normalization)
+    images = (
+        image for _, group in views.ahead(one, groups) for image in group if image is not None
+    )
+    return augment_device.fit_each(images, experiment.data.normalization)
 
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
@@ -151,34 +170,61 @@ class StreamFeed(Feed):
 
     max_steps = 1
 
-    def __init__(self, experiment: Experiment, info: DatasetInfo, program: Program, preprocessing: Preprocessing, seed: int, step: int):
+    def __init__(
+        self,
+        experiment: Experiment,
+        info: DatasetInfo,
+        program: Program,
+        preprocessing: Preprocessing,
+        seed: int,
+        step: int,
+    ):
         super().__init__(None)
-        self._loading, self._count = vars(experiment.loading), experiment.evaluation.statistics_batches
-        self._sharding, self._preprocessing = mesh.batch(program.mesh), preprocessing
+        self._loading, self._count = (
+            vars(experiment.loading),
+            experiment.evaluation.statistics_batches,
+        )
+        self._sharding, self._preprocessing = sharding.batch(program.mesh), preprocessing
         # Other batches than those of the steps.
-        self._other = stream(experiment, info, int(np.random.SeedSequence([seed % 2**64, 1]).generate_state(1)[0]))
+        self._other = stream(
+            experiment, info, int(np.random.SeedSequence([seed % 2**64, 1]).generate_state(1)[0])
+        )
         self._reading = self._read(stream(experiment, info, seed), step, experiment.steps)
 
     def next(self) -> Arrived:
         return self._arrived(next(self._reading))
 
     def settling(self, step: int) -> Iterator[Arrived]:
-        with closing(self._read(self._other, step * self._count, (step + 1) * self._count)) as reading:
+        with closing(
+            self._read(self._other, step * self._count, (step + 1) * self._count)
+        ) as reading:
             yield from map(self._arrived, itertools.islice(reading, self._count))
 
     def close(self) -> None:
         self._reading.close()
 
     def _read(self, images: Stream, first_step: int, last_step: int) -> Any:
-        return streaming.batches(Rows(images, first_step=first_step, last_step=last_step, **_here()), **self._loading)
+        return stream_lib.batches(
+            Rows(images, first_step=first_step, last_step=last_step, **_here()), **self._loading
+        )
 
-    def _arrived(self, batch: streaming.Streamed) -> Arrived:
+    def _arrived(self, batch: stream_lib.Streamed) -> Arrived:
         self.replaced += int(batch.replaced.sum())
-        images, labels = (jax.make_array_from_process_local_data(self._sharding, array) for array in (batch.images, batch.labels))
+        images, labels = (
+            jax.make_array_from_process_local_data(self._sharding, array)
+            for array in (batch.images, batch.labels)
+        )
         return Arrived(images, labels, self._preprocessing)
 
 
-def training(experiment: Experiment, info: DatasetInfo, program: Program, preprocessing: Preprocessing, seed: int, step: int) -> Feed:
+def training(
+    experiment: Experiment,
+    info: DatasetInfo,
+    program: Program,
+    preprocessing: Preprocessing,
+    seed: int,
+    step: int,
+) -> Feed:
     """Returns the training images from ``step`` on; ``preprocessing`` is on the devices."""
     if experiment.data.crop is None:
         return Feed(program.place(training_set(experiment, info), preprocessing))

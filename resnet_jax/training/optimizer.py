@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.training.experiment import Optimizer, Schedule
-from resnet_jax.training.state import is_stacked
+from resnet_jax.training.config import Optimizer, Schedule
+from resnet_jax.training.step import is_stacked
 
 # You et al. 2017 (arXiv 1708.03888), eq. 6, eta.
 _LARS_TRUST = 0.001
@@ -73,19 +73,34 @@ def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation
         jax.eval_shape(scaled, params)  # checks the prefixes
         return optax.EmptyState()
 
-    return optax.GradientTransformation(init, lambda updates, state, params=None: (scaled(updates), state))  # noqa: ARG005
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:  # noqa: ARG001
+        return scaled(updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def _by_prefix(tree: Any, values: Mapping[str, Any], default: Any, option: str) -> Any:
     """Returns the value of the longest matching prefix, of whole names, for each leaf. Raises UserError for a prefix without leaves."""
-    paths = jax.tree.map_with_path(lambda path, _: f"{jax.tree_util.keystr(path, simple=True, separator='/')}/", tree)
+    paths = jax.tree.map_with_path(
+        lambda path, _: f"{jax.tree_util.keystr(path, simple=True, separator='/')}/", tree
+    )
     chosen = jax.tree.map(lambda _: default, paths)
     for prefix in sorted(values, key=len):
-        matching = jax.tree.map(lambda path, prefix=prefix: path.startswith(f"{prefix.rstrip('/')}/"), paths)
+        matching = jax.tree.map(
+            lambda path, prefix=prefix: path.startswith(f"{prefix.rstrip('/')}/"), paths
+        )
         if not any(jax.tree.leaves(matching)):
-            known = {"/".join(path.split("/")[:depth]) for path in jax.tree.leaves(paths) for depth in (1, 2)}
+            known = {
+                "/".join(path.split("/")[:depth])
+                for path in jax.tree.leaves(paths)
+                for depth in (1, 2)
+            }
             raise UserError(f"{option}: no parameter lies below {prefix!r}{nearest(prefix, known)}")
-        chosen = jax.tree.map(lambda matches, value, prefix=prefix: values[prefix] if matches else value, matching, chosen)
+        chosen = jax.tree.map(
+            lambda matches, value, prefix=prefix: values[prefix] if matches else value,
+            matching,
+            chosen,
+        )
     return chosen
 
 
@@ -114,13 +129,19 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
     """Scales by the negative learning rate. A warm-up that has ended does not begin again; steps count from 0."""
     low = schedule.warmup_learning_rate
     full = _after_warmup(schedule)
-    warmup = optax.linear_schedule(low, schedule.learning_rate, schedule.warmup_steps) if schedule.linear_warmup else lambda _: low
+    warmup = (
+        optax.linear_schedule(low, schedule.learning_rate, schedule.warmup_steps)
+        if schedule.linear_warmup
+        else lambda _: low
+    )
 
     def init(params: Any) -> ScheduleState:
         del params
         return ScheduleState(jnp.int32(0), jnp.float32(0), jnp.float32(1), jnp.bool(True))
 
-    def update(updates: Any, state: Any, params: Any = None, *, error: Any = None, **_: Any) -> tuple[Any, ScheduleState]:
+    def update(
+        updates: Any, state: Any, params: Any = None, *, error: Any = None, **_: Any
+    ) -> tuple[Any, ScheduleState]:
         del params
         # A batch of 128 has a deviation of 3.5 points at 80 % error; the average over 50 has 0.5.
         average = 0.98 * state.training_error + 0.02 * error
@@ -128,7 +149,9 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
         too_high = (average >= schedule.warmup_until_error) & (schedule.warmup_until_error < 1)
         warming = state.warming & (too_early | too_high)
         rate = jnp.where(warming, warmup(state.step), full(state.step)).astype(jnp.float32)
-        return jax.tree.map(lambda u: -rate * u, updates), ScheduleState(state.step + 1, rate, average, warming)
+        return jax.tree.map(lambda u: -rate * u, updates), ScheduleState(
+            state.step + 1, rate, average, warming
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -136,9 +159,14 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
 def _after_warmup(schedule: Schedule) -> optax.Schedule:
     if not schedule.cosine_steps:
         # A shortened schedule can have two decays at one step.
-        decays = {step: schedule.decay_factor ** schedule.decay_steps.count(step) for step in schedule.decay_steps}
+        decays = {
+            step: schedule.decay_factor ** schedule.decay_steps.count(step)
+            for step in schedule.decay_steps
+        }
         return optax.piecewise_constant_schedule(schedule.learning_rate, decays)
     start = schedule.warmup_steps if schedule.cosine_from == "warmup" else 0
     floor = schedule.final_learning_rate / schedule.learning_rate
-    cosine = optax.cosine_decay_schedule(schedule.learning_rate, schedule.cosine_steps - start, floor)
+    cosine = optax.cosine_decay_schedule(
+        schedule.learning_rate, schedule.cosine_steps - start, floor
+    )
     return lambda step: cosine(step - start)

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from resnet_jax.data import augmentation
-from resnet_jax.training import mesh
+from resnet_jax.data import augment_device
+from resnet_jax.training import sharding
 
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
@@ -16,7 +15,7 @@ IMAGES = (RNG.integers(0, 256, (200, 4, 5, 3)) * np.array([1, 0.5, 0.25])).astyp
 def test_pixel_mean_subtracts_the_mean_image_without_division() -> None:
     """He et al. 2015, Section 3.4, in [0, 1]."""
     mean = IMAGES.astype(np.float64).sum(axis=0) / 200 / 255
-    for fitted in (augmentation.fit(IMAGES, "pixel_mean"), augmentation.fit_each(IMAGES, "pixel_mean")):
+    for fitted in (augment_device.fit(IMAGES, "pixel_mean"), augment_device.fit_each(IMAGES, "pixel_mean")):
         assert fitted.mean.shape == (4, 5, 3)
         np.testing.assert_allclose(fitted.mean, mean, rtol=1e-6)
         assert np.asarray(fitted.deviation).tolist() == [1, 1, 1]
@@ -27,7 +26,7 @@ def test_channel_normalizes_by_the_population_mean_and_deviation() -> None:
     scaled = IMAGES.astype(np.float64) / 255
     mean = np.array([scaled[..., c].sum() / (200 * 20) for c in range(3)])
     deviation = np.array([np.sqrt(((scaled[..., c] - mean[c]) ** 2).sum() / (200 * 20)) for c in range(3)])
-    for fitted in (augmentation.fit(IMAGES, "channel"), augmentation.fit_each(IMAGES, "channel")):
+    for fitted in (augment_device.fit(IMAGES, "channel"), augment_device.fit_each(IMAGES, "channel")):
         np.testing.assert_allclose(fitted.mean, mean, rtol=1e-6)
         np.testing.assert_allclose(fitted.deviation, deviation, rtol=1e-6)
         np.testing.assert_allclose(fitted(jnp.asarray(IMAGES)), (scaled - mean) / deviation, rtol=0, atol=1e-5)
@@ -37,7 +36,7 @@ def test_statistics_are_exact_for_many_images() -> None:
     """Summed in float64: 100,000 white images have the mean 1 exactly; a float32 beyond 2^24 does not count by 255."""
     white = np.broadcast_to(np.uint8(255), (100_000, 2, 2, 3))
     for normalization in ("pixel_mean", "channel"):
-        fitted = augmentation.fit(white, normalization)
+        fitted = augment_device.fit(white, normalization)
         assert fitted.mean.dtype == fitted.deviation.dtype == np.float32
         assert np.all(fitted.mean == 1)
         assert np.all(fitted.deviation == (1 if normalization == "pixel_mean" else 0))
@@ -65,7 +64,7 @@ def corner(image: np.ndarray, cropped: np.ndarray, pad: int) -> tuple[int, int]:
 def test_random_crop_takes_every_place_of_the_zero_padded_image_equally_often() -> None:
     """Rows and columns are independent, and so are adjacent images."""
     images, pad = distinct(1000, 6, 7), 2
-    cropped = np.asarray(jax.jit(augmentation.random_crop, static_argnums=2)(KEY, images, pad))
+    cropped = np.asarray(jax.jit(augment_device.random_crop, static_argnums=2)(KEY, images, pad))
     corners = np.array([corner(image, crop, pad) for image, crop in zip(images, cropped, strict=True)])
     counts = np.zeros((5, 5))
     np.add.at(counts, tuple(corners.T), 1)
@@ -78,7 +77,7 @@ def test_random_crop_takes_every_place_of_the_zero_padded_image_equally_often() 
 def test_crops_and_flips_are_independent() -> None:
     """Every image is a crop or the mirror image of one; half are mirrored, wherever they are cropped."""
     images = distinct(1000)
-    augmented = np.asarray(augmentation.crop_and_flip(KEY, jnp.asarray(images), pad=1, flip=True))
+    augmented = np.asarray(augment_device.crop_and_flip(KEY, jnp.asarray(images), pad=1, flip=True))
     down, mirrored = [], []
     for image, result in zip(images, augmented, strict=True):
         seen = {(place, flip): crop[:, ::-1] if flip else crop for place, crop in crops(image, 1).items() for flip in (False, True)}
@@ -95,7 +94,7 @@ def test_crops_and_flips_are_independent() -> None:
 )
 def test_crop_and_flip_obeys_its_options(pad: int, flip: bool, expected: set[str]) -> None:
     images, kinds = distinct(200), set()
-    for image, result in zip(images, np.asarray(augmentation.crop_and_flip(KEY, jnp.asarray(images), pad=pad, flip=flip)), strict=True):
+    for image, result in zip(images, np.asarray(augment_device.crop_and_flip(KEY, jnp.asarray(images), pad=pad, flip=flip)), strict=True):
         if np.array_equal(result, image):
             kinds.add("same")
         elif np.array_equal(result, image[:, ::-1]):
@@ -111,8 +110,8 @@ def test_augmentation_depends_on_the_key_and_not_on_the_devices() -> None:
     images = distinct(64)
 
     def on(devices: int, key: jax.Array) -> jax.Array:
-        over = mesh.batch(mesh.make(devices))
-        augment = jax.jit(lambda key, batch: augmentation.crop_and_flip(key, batch, pad=2, flip=True), out_shardings=over)
+        over = sharding.batch(sharding.make(devices))
+        augment = jax.jit(lambda key, batch: augment_device.crop_and_flip(key, batch, pad=2, flip=True), out_shardings=over)
         return augment(key, jax.device_put(images, over))
 
     one, eight = on(1, KEY), on(8, KEY)

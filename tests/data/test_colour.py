@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from resnet_jax.data import colour
-from resnet_jax.data.colour import ColorJitter, PcaLighting
+from resnet_jax.data import augment_device
+from resnet_jax.data.augment_device import ColorJitter, PcaLighting
 from resnet_jax.errors import UserError
-from resnet_jax.training import mesh
+from resnet_jax.training import sharding
 
 KEY = jax.random.key(3)
 IMAGES = np.random.default_rng(0).uniform(0, 1, (16, 6, 5, 3)).astype(np.float32)
@@ -47,7 +46,7 @@ def adjusted(image: np.ndarray, which: int, factor: float) -> np.ndarray:
 
 def test_every_image_gets_its_own_adjustment() -> None:
     which, factors = np.arange(16) % 3, np.linspace(0, 1.6, 16).astype(np.float32)
-    results = colour.adjusted(jnp.asarray(IMAGES), jnp.asarray(which, jnp.int32), jnp.asarray(factors))
+    results = augment_device.adjusted(jnp.asarray(IMAGES), jnp.asarray(which, jnp.int32), jnp.asarray(factors))
     for image, step, factor, result in zip(IMAGES, which, factors, results, strict=True):
         np.testing.assert_allclose(result, adjusted(image, step, factor), rtol=0, atol=2e-6)
 
@@ -92,7 +91,7 @@ def test_jitter_orders_its_adjustments_at_random_per_image() -> None:
 
 def test_lighting_follows_the_jitter_on_any_devices() -> None:
     """White stays white without brightness, so what is added is the lighting alone, unclipped."""
-    white, over = np.ones((64, 2, 2, 3), np.float32), mesh.batch(mesh.make(8))
+    white, over = np.ones((64, 2, 2, 3), np.float32), sharding.batch(sharding.make(8))
     jitter = jax.jit(ColorJitter(brightness=0.0, lighting=0.1), out_shardings=over)
     eight = jitter(KEY, jax.device_put(white, over))
     assert len(eight.sharding.device_set) == 8

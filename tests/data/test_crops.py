@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import sources
-from resnet_jax.data.crops import CentreCrop, RandomResizedCrop, ShorterSideCrop, resample
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_host import CentreCrop, RandomResizedCrop, ShorterSideCrop, resample
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 
 
@@ -136,10 +135,10 @@ def test_shorter_side_crop_equals_the_crop_of_the_resized_image_up_to_one_source
 
 def test_shorter_side_crop_differs_little_on_photographs(photographs: DatasetInfo) -> None:
     """Mean difference in gray levels, on the scale of that of a crop moved by one pixel."""
-    source = sources.encoded(photographs, "train")
+    source = datasets.encoded(photographs, "train")
     ours, moved = [], []
     for index in range(24):
-        image = sources.example(source, photographs, "train", index)["image"]
+        image = datasets.example(source, photographs, "train", index)["image"]
         side = min(image.shape[:2]) // 2
         size = (side * 7 // 8, side * 7 // 8)
         top, left = (side * extent // min(image.shape[:2]) // 2 - size[0] // 2 - 1 for extent in image.shape[:2])

@@ -4,8 +4,7 @@ import hashlib
 from importlib import resources
 
 import numpy as np
-
-from resnet_jax.data import sources
+from resnet_jax.data import datasets
 
 # SHA-256 of images and int32 labels, computed with scikit-learn 1.9.1 alone: train_test_split(np.arange(1797), test_size=0.2,
 # random_state=0) on load_digits(), values 0-16 scaled to 0-255, examples sorted by md5(f"{split}{index:04d}") as TFDS does.
@@ -16,10 +15,10 @@ SHA256 = {
 
 
 def test_digits_equal_scikit_learns(digits_dir: str) -> None:
-    info = sources.describe("digits", digits_dir)
+    info = datasets.describe("digits", digits_dir)
     counts = np.zeros(10, int)
     for split, (count, digest) in SHA256.items():
-        examples = sources.read(info, split)
+        examples = datasets.read(info, split)
         assert len(examples) == info.examples[split] == count
         assert hashlib.sha256(examples.images.tobytes() + examples.labels.tobytes()).hexdigest() == digest
         counts += np.bincount(examples.labels)

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from resnet_jax.data.erasing import RandomErasing
+from resnet_jax.data.augment_device import RandomErasing
 from resnet_jax.errors import UserError
-from resnet_jax.training import mesh
+from resnet_jax.training import sharding
 
 KEY = jax.random.key(5)
 
@@ -70,7 +69,7 @@ def test_only_the_boxes_of_chosen_images_change_in_all_channels() -> None:
 
 def test_erasing_does_not_depend_on_devices() -> None:
     images = np.random.default_rng(0).normal(size=(64, 12, 14, 3)).astype(np.float32)
-    over = mesh.batch(mesh.make(8))
+    over = sharding.batch(sharding.make(8))
     eight = jax.jit(RandomErasing(0.5), out_shardings=over)(KEY, jax.device_put(images, over))
     assert len(eight.sharding.device_set) == 8
     np.testing.assert_array_equal(eight, jax.jit(RandomErasing(0.5))(KEY, jnp.asarray(images)))

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import integrity, sources
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
 
 
@@ -35,17 +34,17 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_describe_scans_a_folder_by_its_path(root: Path) -> None:
-    info = sources.describe(str(root))
+    info = datasets.describe(str(root))
     assert (info.name, info.directory) == (str(root), root)
     assert info.examples == {"train": 4, "validation": 3}
     assert (info.num_classes, info.image_shape) == (3, (None, None, 3))
-    assert sources.class_names(info) == ["ant", "cat", "dog"]
+    assert datasets.class_names(info) == ["ant", "cat", "dog"]
 
 
 def test_images_are_ordered_by_class_and_name(root: Path) -> None:
-    info = sources.describe(str(root))
-    source = sources.encoded(info, "train")
-    read = [sources.example(source, info, "train", index) for index in range(len(source))]
+    info = datasets.describe(str(root))
+    source = datasets.encoded(info, "train")
+    read = [datasets.example(source, info, "train", index) for index in range(len(source))]
     assert [record["label"] for record in read] == [0, 1, 1, 2]
     assert [round(float(record["image"].mean()), -1) for record in read] == [20, 10, 0, 30]
     assert read[0]["image"].shape == (20, 30, 3)
@@ -54,18 +53,18 @@ def test_images_are_ordered_by_class_and_name(root: Path) -> None:
 
 def test_describe_accepts_relative_paths(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root.parent)
-    assert sources.describe("./pets").examples == {"train": 4, "validation": 3}
-    assert sources.is_folder(sources.describe("./pets").name)
+    assert datasets.describe("./pets").examples == {"train": 4, "validation": 3}
+    assert datasets.is_folder(datasets.describe("./pets").name)
 
 
 def test_classes_without_splits_are_the_training_split(root: Path) -> None:
     """As torchvision's ImageFolder reads them: a set without a split to score on."""
-    info = sources.describe(str(root / "train"))
+    info = datasets.describe(str(root / "train"))
     assert (info.examples, info.num_classes) == ({"train": 4}, 3)
-    assert sources.class_names(info) == ["ant", "cat", "dog"]
-    assert [sources.encoded(info, "train")[index][1] for index in range(4)] == [0, 1, 1, 2]
+    assert datasets.class_names(info) == ["ant", "cat", "dog"]
+    assert [datasets.encoded(info, "train")[index][1] for index in range(4)] == [0, 1, 1, 2]
     with pytest.raises(UserError, match="has no split 'test'; it has"):
-        sources.encoded(info, "test")
+        datasets.encoded(info, "test")
 
 
 def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
@@ -85,21 +84,21 @@ def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
         ("odd", "split 'train' of .*odd lacks the class 'eel'"),
     ):
         with pytest.raises(UserError, match=message):
-            sources.describe(str(tmp_path / name))
+            datasets.describe(str(tmp_path / name))
     (tmp_path / "odd" / "train" / "eel").mkdir()
-    assert sources.describe(str(tmp_path / "odd")).num_classes == 4, "a split may lack images of a class"
+    assert datasets.describe(str(tmp_path / "odd")).num_classes == 4, "a split may lack images of a class"
 
 
 def test_system_files_are_ignored(root: Path) -> None:
     """Such as macOS leaves beside every image that it copies."""
     (root / "train" / "dog" / "._1.jpg").write_bytes(b"Mac OS X")
     (root / "train" / "dog" / "folder.jpg").mkdir()
-    assert sources.describe(str(root)).examples["train"] == 4
+    assert datasets.describe(str(root)).examples["train"] == 4
 
 
 def test_version_depends_on_relative_names_and_sizes(root: Path, tmp_path: Path) -> None:
     """Wherever the folder lies; another size or another name is another version."""
-    version = sources.describe(str(root)).version
+    version = datasets.describe(str(root)).version
     assert re.fullmatch("[0-9a-f]{16}", version)
     versions = {version}
     for number, change in enumerate(
@@ -108,15 +107,15 @@ def test_version_depends_on_relative_names_and_sizes(root: Path, tmp_path: Path)
         copied = tmp_path / f"copy{number}"
         shutil.copytree(root, copied)
         change(copied / "train" / "dog" / "1.jpg")
-        versions.add(sources.describe(str(copied)).version)
+        versions.add(datasets.describe(str(copied)).version)
     assert len(versions) == 3
 
 
 def test_corrupt_file_is_named(root: Path) -> None:
-    info = sources.describe(str(root))
+    info = datasets.describe(str(root))
     (root / "train" / "cat" / "b.JPEG").write_bytes(image(0)[:100])
     with pytest.raises(UserError, match=r"train/cat/b\.JPEG: example 2 of split 'train' is damaged"):
-        sources.example(sources.encoded(info, "train"), info, "train", 2)
-    integrity.check(info, "train")
+        datasets.example(datasets.encoded(info, "train"), info, "train", 2)
+    datasets.check(info, "train")
     with pytest.raises(UserError, match="has no split 'test'"):
-        sources.encoded(info, "test")
+        datasets.encoded(info, "test")

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from resnet_jax.data.mixing import Mix
+from resnet_jax.data.augment_device import Mix
 from resnet_jax.errors import UserError
-from resnet_jax.training import mesh
+from resnet_jax.training import sharding
 
 KEY = jax.random.key(11)
 IMAGES = np.random.default_rng(0).normal(size=(32, 9, 12, 3)).astype(np.float32)
@@ -45,7 +44,7 @@ def test_images_and_targets_are_mixed_as_by_loops_on_any_devices() -> None:
             share = float(drawn.share[group])
             expected[position] = share * images[position] + (1 - share) * images[other]
         shares[position] = share * targets[position] + (1 - share) * targets[other]
-    over = mesh.batch(mesh.make(8))
+    over = sharding.batch(sharding.make(8))
     mixed, mixed_targets = jax.jit(MIX, out_shardings=over)(KEY, jax.device_put(IMAGES, over), jax.device_put(TARGETS, over))
     assert len(mixed.sharding.device_set) == 8
     np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-6)

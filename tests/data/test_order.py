@@ -5,8 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from resnet_jax.data import order
+from resnet_jax.training import step
 
 KEY = jax.random.key(11)
 # Batches that divide the set, span its epochs, or are larger than it.
@@ -15,7 +14,7 @@ SIZES = [(4, 10), (7, 3), (5, 5)]
 
 @functools.partial(jax.jit, static_argnames=("steps", "batch_size", "examples"))
 def jitted(key: jax.Array, first: jax.Array, *, steps: int, batch_size: int, examples: int) -> jax.Array:
-    return order.batch_indices(key, first, steps=steps, batch_size=batch_size, examples=examples)
+    return step.batch_indices(key, first, steps=steps, batch_size=batch_size, examples=examples)
 
 
 def batches(first: int, steps: int, *, batch_size: int, examples: int, key: jax.Array = KEY) -> np.ndarray:
@@ -61,5 +60,5 @@ def test_batch_indices_are_exact_for_large_steps() -> None:
         indices = batches(first, 1, batch_size=256, examples=50_000).ravel()
         positions = [first * 256 + i for i in range(256)]
         assert positions[-1] < 2**31
-        orders = {epoch: np.asarray(order.epoch_order(KEY, jnp.int32(epoch), 50_000)) for epoch in {p // 50_000 for p in positions}}
+        orders = {epoch: np.asarray(step.epoch_order(KEY, jnp.int32(epoch), 50_000)) for epoch in {p // 50_000 for p in positions}}
         assert indices.tolist() == [int(orders[p // 50_000][p % 50_000]) for p in positions]

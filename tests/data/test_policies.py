@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import policies
-from resnet_jax.data.policies import RandAugment, TimmRandAugment, TrivialAugment
-from resnet_jax.data.policy_operations import OPERATIONS as OPERATIONS_BY_NAME
-from resnet_jax.data.policy_operations import Sampling
+from resnet_jax.data import augment_host
+from resnet_jax.data.augment_host import OPERATIONS as OPERATIONS_BY_NAME
+from resnet_jax.data.augment_host import RandAugment, Sampling, TimmRandAugment, TrivialAugment
 from resnet_jax.errors import UserError
 
 # Made by tests/write_augmentation_golden.py.
@@ -58,7 +56,7 @@ def test_operations_equal_torchvisions_and_timms_bit_for_bit() -> None:
         else:
             # timm's positive translations are to the left and upwards.
             negative = (int(sign) < 0) != operation.startswith("Translate")
-            rng, asked = Scripted([policies.TIMM_OPERATIONS.index(operation), int(negative), int(float(place) != 7)]), [15, 2, 2]
+            rng, asked = Scripted([augment_host.TIMM_OPERATIONS.index(operation), int(negative), int(float(place) != 7)]), [15, 2, 2]
             part = TimmRandAugment(magnitude=float(place), operations=1, probability=1.0)
         np.testing.assert_array_equal(part(PHOTOGRAPH, rng), expected, err_msg=name)
         assert rng.asked == asked, name
@@ -68,9 +66,9 @@ def test_operations_equal_torchvisions_and_timms_bit_for_bit() -> None:
 def test_every_bin_has_torchvisions_magnitude(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all operations: to single precision, whole pixels and bits exactly."""
     seen = []
-    names = list(policies.OPERATIONS)
+    names = list(augment_host.OPERATIONS)
     told = {name: lambda image, argument, _, name=name: seen.append((name, argument)) or image for name in names}
-    monkeypatch.setattr(policies, "OPERATIONS", told)
+    monkeypatch.setattr(augment_host, "OPERATIONS", told)
     for number, operation in enumerate(OPERATIONS):
         for place in range(31):
             signs = [0] if operation in SIGNED else []
@@ -100,14 +98,14 @@ def test_timms_levels_have_the_arguments_of_its_table() -> None:
         ("Brightness", 10, 0.1), ("Color", 7, 1 - 0.63), ("ShearX", 5, -0.15), ("Rotate", 7, -21),
         ("TranslateX", 10, -0.45 * 200), ("TranslateY", 10, -0.45 * 100),
     ):  # fmt: skip
-        assert policies.timm_argument(operation, level / 10, -1, (200, 100)) == pytest.approx(expected, abs=1e-12)
+        assert augment_host.timm_argument(operation, level / 10, -1, (200, 100)) == pytest.approx(expected, abs=1e-12)
 
 
 def drawn(policy, monkeypatch: pytest.MonkeyPatch, times: int) -> tuple[Counter, dict[str, list], list[int]]:
     """How often each operation is applied, its arguments, and how many were applied to each image."""
-    arguments: dict[str, list] = {name: [] for name in policies.OPERATIONS}
+    arguments: dict[str, list] = {name: [] for name in augment_host.OPERATIONS}
     told = {name: lambda image, *rest, name=name: arguments[name].append(rest) or image for name in arguments}
-    monkeypatch.setattr(policies, "OPERATIONS", told)
+    monkeypatch.setattr(augment_host, "OPERATIONS", told)
     rng = np.random.default_rng(0)
     each = []
     for _ in range(times):
@@ -131,7 +129,7 @@ def test_torchvisions_policies_draw_each_operation_equally_often(policy, each: i
 
 def test_timms_policy_applies_each_operation_drawn_half_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     counts, arguments, applied = drawn(TimmRandAugment(), monkeypatch, 3000)
-    assert set(counts) == set(policies.TIMM_OPERATIONS)
+    assert set(counts) == set(augment_host.TIMM_OPERATIONS)
     assert abs(np.mean(applied) - 1) < 5 * np.sqrt(0.5 / 3000)
     assert set(applied) == {0, 1, 2}
     mean = sum(counts.values()) / 15

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import prepare, sources
+from resnet_jax.data import datasets, prepare
 from resnet_jax.data.prepare import Cifar10
 from resnet_jax.errors import UserError
 
@@ -21,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-    monkeypatch.setattr(sources, "HOME_DATA_DIR", tmp_path / "home")
+    monkeypatch.setattr(datasets, "HOME_DATA_DIR", tmp_path / "home")
 
 
 @pytest.mark.slow
@@ -49,7 +48,7 @@ def test_prepare_leaves_a_prepared_set_unchanged(digits_dir: str) -> None:
         return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in Path(digits_dir).rglob("*")}
 
     before = snapshot()
-    assert prepare.prepare("digits", digits_dir) == sources.describe("digits", digits_dir)
+    assert prepare.prepare("digits", digits_dir) == datasets.describe("digits", digits_dir)
     assert snapshot() == before
 
 
@@ -60,7 +59,7 @@ def test_prepare_writes_to_data_dir(digits_dir: str, tmp_path: Path, monkeypatch
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "old"))
     with pytest.raises(UserError, match="resnet-jax prepare digits --data-dir DIR"):
-        sources.describe("digits")
+        datasets.describe("digits")
     left = tmp_path / "new" / "digits" / "incomplete.6J53Q8_1.0.0"
     left.mkdir(parents=True)
     (left / "dataset_info.json").write_text("{}")
@@ -94,7 +93,7 @@ def test_failed_download_raises_one_sentence(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Cifar10, "download_and_prepare", fail)
     with pytest.raises(UserError, match=rf"cifar10 could not be prepared in {tmp_path}: ConnectionError: cut off"):
         prepare.prepare("cifar10", str(tmp_path))
-    assert sources.prepared(str(tmp_path)) == {}
+    assert datasets.prepared(str(tmp_path)) == {}
 
 
 def test_cifar10_files_are_read_as_documented(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-
-from resnet_jax.configured import configured
-from resnet_jax.data import sources, streaming
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.policies import TrivialAugment
-from resnet_jax.data.sources import DatasetInfo
-from resnet_jax.data.streaming import Rows, Stream, Streamed
+from resnet_jax.data import datasets
+from resnet_jax.data import stream as stream_lib
+from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.data.stream import Rows, Stream, Streamed
 from resnet_jax.errors import UserError
+from resnet_jax.models.components import configured
 
 BATCH = 24
 
@@ -35,7 +34,7 @@ def stream(info: DatasetInfo, **changes) -> Stream:
 
 def read(images: Stream, first: int, count: int, *, process: int = 0, processes: int = 1, **loading) -> list[Streamed]:
     rows = Rows(images, first_step=first, last_step=first + count, process=process, processes=processes)
-    with closing(streaming.batches(rows, **{"threads": 2, "memory_mb": 512, **loading})) as reading:
+    with closing(stream_lib.batches(rows, **{"threads": 2, "memory_mb": 512, **loading})) as reading:
         return [next(reading) for _ in range(count)]
 
 
@@ -101,12 +100,12 @@ def test_seeds_change_order_and_crops(photographs: DatasetInfo) -> None:
 def test_labels_are_those_of_the_images(photographs: DatasetInfo) -> None:
     images = stream(photographs, crop=configured(RandomResizedCrop, area=(1.0, 1.0), ratio=(0.2, 5.0)), size=(8, 8))
     (batch,) = read(images, 3, 1)
-    source = sources.encoded(photographs, "train")
+    source = datasets.encoded(photographs, "train")
     indices = [images.index(3 * BATCH + row) for row in range(BATCH)]
     assert batch.labels.tolist() == [source[index][1] for index in indices]
     assert len(set(batch.labels.tolist())) > 10
     for index, image in zip(indices, batch.images, strict=True):
-        whole = sources.example(source, photographs, "train", index)["image"]
+        whole = datasets.example(source, photographs, "train", index)["image"]
         # The mean color of the whole image, up to resampling.
         assert np.abs(whole.mean(axis=(0, 1)) - image.mean(axis=(0, 1))).max() < 8
 
@@ -139,8 +138,8 @@ class Damaged(Sequence):
 
 def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next good one of the set."""
-    encoded = sources.encoded
-    monkeypatch.setattr(sources, "encoded", lambda info, split: Damaged(encoded(info, split)))
+    encoded = datasets.encoded
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: Damaged(encoded(info, split)))
     images = stream(photographs)
     (position,) = [position for position in range(440) if images.index(position) == 7]
     step, row = divmod(position, BATCH)
@@ -160,19 +159,19 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
     rows = Rows(stream(photographs, batch_size=1024, size=(224, 224)), first_step=0, last_step=1)
     for loading, message in (({"workers": 2}, "2 workers"), ({"threads": 8}, "8 threads")):
         with pytest.raises(UserError, match=f"memory_mb is 300, but {message} .* need at least [0-9]+") as caught:
-            streaming.batches(rows, memory_mb=300, **loading)
+            stream_lib.batches(rows, memory_mb=300, **loading)
         least = int(str(caught.value).rpartition(" ")[2].rstrip("."))
         # 1024 images of 224x224x3 bytes are 147 MB.
         assert 3 * 147 < least < 3000
-        streaming.reading_ahead(rows, memory_mb=least, **loading)
+        stream_lib.reading_ahead(rows, memory_mb=least, **loading)
 
 
 def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
-    example = sources.example
-    monkeypatch.setattr(sources, "example", lambda *given: counted.append(given[3]) or example(*given))
+    example = datasets.example
+    monkeypatch.setattr(datasets, "example", lambda *given: counted.append(given[3]) or example(*given))
     rows = Rows(stream(photographs, size=(128, 128)), first_step=0, last_step=18)
-    with closing(streaming.batches(rows, threads=1, memory_mb=3 * 2 + 32)) as reading:
+    with closing(stream_lib.batches(rows, threads=1, memory_mb=3 * 2 + 32)) as reading:
         next(reading)
         end = time.monotonic() + 600
         while len(counted) <= BATCH and time.monotonic() < end:

@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-
-from resnet_jax.data import decoding, sources, views
-from resnet_jax.data.views import Squares
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
-from resnet_jax.models import View
+from resnet_jax.evaluation import views
+from resnet_jax.evaluation.views import Squares
+from resnet_jax.weights import View
 
 PLAIN = View(mean=(0.0,) * 3, deviation=(1.0,) * 3)
 
@@ -95,12 +95,12 @@ def test_ten_crops_are_corners_center_and_their_mirror_images() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits(digits_dir: str) -> sources.DatasetInfo:
-    return sources.describe("digits", digits_dir)
+def digits(digits_dir: str) -> datasets.DatasetInfo:
+    return datasets.describe("digits", digits_dir)
 
 
-def test_load_yields_all_images_in_order(digits: sources.DatasetInfo) -> None:
-    expected = sources.read(digits, "test")
+def test_load_yields_all_images_in_order(digits: datasets.DatasetInfo) -> None:
+    expected = datasets.read(digits, "test")
     for batch_size in (7, 360, 400):
         batches = list(views.load(digits, "test", Squares(), batch_size))
         assert [len(batch) for batch in batches] == [min(batch_size, 360 - at) for at in range(0, 360, batch_size)]
@@ -112,9 +112,9 @@ def test_load_yields_all_images_in_order(digits: sources.DatasetInfo) -> None:
         np.testing.assert_array_equal(image, views.shown(original, small))
 
 
-def test_batches_pad_a_part_of_a_split(digits: sources.DatasetInfo) -> None:
+def test_batches_pad_a_part_of_a_split(digits: datasets.DatasetInfo) -> None:
     """Ten crops count as ten images; the last batch is padded with black images of label -1."""
-    whole = sources.read(digits, "test")
+    whole = datasets.read(digits, "test")
     for batch_size, first, count, crops in ((7, 0, 100, 1), (64, 300, None, 1), (64, 37, 41, 10), (7, 359, 1, 10), (400, 340, 1000, 1)):
         small = Squares(resize=8, crop=6, crops=crops)
         batches = list(views.batches(digits, "test", small, batch_size, first=first, count=count))
@@ -130,19 +130,19 @@ def test_batches_pad_a_part_of_a_split(digits: sources.DatasetInfo) -> None:
         np.testing.assert_array_equal(shown, views.shown(whole.images[first], small))
 
 
-def test_processes_share_every_batch_equally(digits: sources.DatasetInfo) -> None:
+def test_processes_share_every_batch_equally(digits: datasets.DatasetInfo) -> None:
     """Joined, the parts of 2 and 4 processes are the images of one; a process may have padding only."""
     for batch_size, crops in ((120, 1), (64, 10), (360, 1)):
         small = Squares(resize=8, crop=6, crops=crops)
 
-        def parts(processes: int, small: Squares = small, batch_size: int = batch_size) -> list[list[sources.Examples]]:
+        def parts(processes: int, small: Squares = small, batch_size: int = batch_size) -> list[list[datasets.Examples]]:
             options = {"first": 10, "count": 345, "processes": processes}
             several = [list(views.batches(digits, "test", small, batch_size, process=process, **options)) for process in range(processes)]
             size = -(-max(1, batch_size // small.crops) // processes)
             assert {len(batch) for part in several for batch in part} == {size}
             return [list(batch) for batch in zip(*several, strict=True)]
 
-        def joined(batches: list[list[sources.Examples]]) -> list[np.ndarray]:
+        def joined(batches: list[list[datasets.Examples]]) -> list[np.ndarray]:
             images, labels = (np.concatenate([getattr(part, name) for batch in batches for part in batch]) for name in ("images", "labels"))
             return [images[labels >= 0], labels[labels >= 0]]
 
@@ -153,31 +153,31 @@ def test_processes_share_every_batch_equally(digits: sources.DatasetInfo) -> Non
                 np.testing.assert_array_equal(one, several)
 
 
-def test_batches_yield_every_photograph_once_in_order(photographs: sources.DatasetInfo) -> None:
+def test_batches_yield_every_photograph_once_in_order(photographs: datasets.DatasetInfo) -> None:
     small = Squares(resize=64, crop=56)
     batches = list(views.batches(photographs, "validation", small, 64, count=150))
     assert [len(batch) for batch in batches] == [64, 64, 64]
-    source = sources.encoded(photographs, "validation")
+    source = datasets.encoded(photographs, "validation")
     images = np.concatenate([batch.images for batch in batches])
     labels = np.concatenate([batch.labels for batch in batches])
     for index in range(150):
         encoded, label = source[index]
-        np.testing.assert_array_equal(images[index], views.shown(decoding.decode(encoded), small))
+        np.testing.assert_array_equal(images[index], views.shown(datasets.decode(encoded), small))
         assert labels[index] == label
     assert (labels[150:] == -1).all()
     assert len({image.tobytes() for image in images[:150]}) > 0.9 * 150
 
 
-def test_load_rejects_different_sizes_without_resize_and_crop(photographs: sources.DatasetInfo) -> None:
+def test_load_rejects_different_sizes_without_resize_and_crop(photographs: datasets.DatasetInfo) -> None:
     for view in (Squares(), Squares(resize=64), Squares(crop=56)):
         with pytest.raises(UserError, match=f"the images of {photographs.name} differ in size"):
             list(views.load(photographs, "validation", view, 8))
 
 
-def test_batches_read_at_most_two_ahead(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_read_at_most_two_ahead(digits: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(
-        sources, "example", lambda source, info, split, index: read.append(index) or {"image": numbered(8, 8, 1), "label": 0}
+        datasets, "example", lambda source, info, split, index: read.append(index) or {"image": numbered(8, 8, 1), "label": 0}
     )
     batches = views.batches(digits, "test", Squares(), 10)
     next(batches)
@@ -191,7 +191,7 @@ def test_batches_read_at_most_two_ahead(digits: sources.DatasetInfo, monkeypatch
     batches.close()
 
 
-def test_close_stops_all_threads(photographs: sources.DatasetInfo) -> None:
+def test_close_stops_all_threads(photographs: datasets.DatasetInfo) -> None:
     before = threading.active_count()
     batches = views.batches(photographs, "validation", Squares(resize=64, crop=56), 4)
     next(batches)
@@ -200,9 +200,9 @@ def test_close_stops_all_threads(photographs: sources.DatasetInfo) -> None:
     assert threading.active_count() == before
 
 
-def test_batches_name_the_corrupt_example(digits: sources.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = sources.encoded(digits, "test")
+def test_batches_name_the_corrupt_example(digits: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = datasets.encoded(digits, "test")
     items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
-    monkeypatch.setattr(sources, "encoded", lambda info, split: items)
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
     with pytest.raises(UserError, match=r"example 5 of split 'test' is damaged"):
         list(views.batches(digits, "test", Squares(), 4))

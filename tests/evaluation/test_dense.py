@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from direct import PREPROCESSING, Ranked, multi_scale, network
-
-from resnet_jax.data import sources
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import dense, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import Architecture
-from resnet_jax.training import mesh
+from resnet_jax.training import sharding as sharding_lib
+
+from direct import PREPROCESSING, Ranked, multi_scale, network
 
 SIDES = (48, 64)
 COUNT = 20
@@ -55,9 +55,9 @@ def info(photographs: DatasetInfo, ranked: Ranked, monkeypatch: pytest.MonkeyPat
 
 def score(info: DatasetInfo, images: int, devices: int) -> Score:
     """With batches of so many images of 64x64."""
-    over, (apply, params, batch_stats) = mesh.make(devices), network()
-    params, batch_stats = jax.device_put((params, batch_stats), mesh.replicated(over))
-    sharding = mesh.batch(over)
+    over, (apply, params, batch_stats) = sharding_lib.make(devices), network()
+    params, batch_stats = jax.device_put((params, batch_stats), sharding_lib.replicated(over))
+    sharding = sharding_lib.batch(over)
     return dense.evaluate(
         apply, params, batch_stats, PREPROCESSING, info, "validation", PROTOCOL, pixels=images * 64 * 64, sharding=sharding
     )
@@ -96,7 +96,7 @@ def tiny_network() -> tuple[Any, Any, Any]:
 
 
 def score_digits(digits_dir: str, network: tuple[Any, Any, Any], protocol: str) -> Score:
-    info = sources.describe("digits", digits_dir)
+    info = datasets.describe("digits", digits_dir)
     constants = Preprocessing(np.array([0.3], np.float32), np.array([0.4], np.float32))
     return dense.evaluate(*network, constants, info, "test", protocols.parse(protocol), pixels=64 * 720)
 
@@ -122,9 +122,9 @@ def test_non_finite_network_makes_only_errors(digits_dir: str, tiny_network: tup
 
 
 def test_evaluate_names_the_corrupt_image(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = sources.encoded(photographs, "validation")
+    encoded = datasets.encoded(photographs, "validation")
     items = [encoded[0], encoded[1], encoded[2], (b"no image", 0)]
-    monkeypatch.setattr(sources, "encoded", lambda info, split: items)
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
     info = dataclasses.replace(photographs, examples={"validation": 4})
     with pytest.raises(UserError, match="example 3 of split 'validation' is damaged"):
         score(info, 40, 1)

@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import DatasetInfo, Examples
+from resnet_jax.evaluation import exact, protocols, views
+from resnet_jax.evaluation.exact import Score
+from resnet_jax.models import Apply, cifar_architecture
+from resnet_jax.training import sharding
+
 from direct import PREPROCESSING as OF_IMAGENET
 from direct import Ranked, ten_crops
 from direct import network as small_network
-
-from resnet_jax.data import sources, views
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import DatasetInfo, Examples
-from resnet_jax.evaluation import exact, protocols
-from resnet_jax.evaluation.exact import Score
-from resnet_jax.models import Apply, cifar_architecture
-from resnet_jax.training import mesh
 
 PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.5], np.float32))
 
@@ -52,7 +52,7 @@ def params() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> Examples:
-    return sources.read(sources.describe("digits", digits_dir), "test")
+    return datasets.read(datasets.describe("digits", digits_dir), "test")
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,16 @@ def logits(params: dict[str, np.ndarray], digits: Examples) -> np.ndarray:
 
 
 def score(network: Linear, params: dict[str, np.ndarray], data: Examples, batch_size: int, devices: int) -> Score:
-    over = mesh.make(devices)
+    over = sharding.make(devices)
     return exact.evaluate(
         network,
-        jax.device_put(params, mesh.replicated(over)),
+        jax.device_put(params, sharding.replicated(over)),
         {},
         PREPROCESSING,
         data,
         batch_size=batch_size,
         expected_examples=len(data),
-        sharding=mesh.batch(over),
+        sharding=sharding.batch(over),
     )
 
 
@@ -178,7 +178,7 @@ def test_views_of_an_image_are_averaged_as_probabilities(
 
     several = max(1, batch_size // 3)
     batches = [Examples(shown.images[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
-    over = mesh.batch(mesh.make(devices))
+    over = sharding.batch(sharding.make(devices))
     result = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
     assert (result.errors, result.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
     assert result.loss == pytest.approx(losses.sum(), rel=1e-6)

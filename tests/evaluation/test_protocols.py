@@ -4,11 +4,10 @@ import tomllib
 from importlib import resources
 
 import pytest
-
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.protocols import Protocol
-from resnet_jax.models import View
+from resnet_jax.weights import View
 
 PARSED = {
     "256/224": (Protocol(resize=256, crop=224), "single 224x224 of 256"),

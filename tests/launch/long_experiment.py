@@ -1,7 +1,7 @@
 """An experiment that lasts long enough to be interrupted in the middle."""
 
 from resnet_jax.models import cifar_architecture
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
 
 def long() -> Experiment:

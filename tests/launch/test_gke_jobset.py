@@ -9,9 +9,8 @@ import jsonschema
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
-
+from resnet_jax.cli import train
 from resnet_jax.errors import UserError
-from resnet_jax.training import command as training_command
 
 FILE = Path(__file__).parents[2] / "launch" / "gke_jobset.yaml"
 JOBSETS = list(yaml.safe_load_all(FILE.read_text()))
@@ -123,4 +122,4 @@ def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch) -> None:
         command, *arguments = [word.replace("/bucket/", "/no-such-bucket/") for word in container(jobset)["args"]]
         assert (container(jobset)["command"], command) == (["resnet-jax"], "train")
         with pytest.raises(UserError, match="imagenet2012"):
-            training_command.train(arguments)
+            train.train(arguments)

@@ -160,7 +160,7 @@ def test_bad_options_are_rejected(tmp_path: Path) -> None:
 
 SUM = """
 import jax
-from resnet_jax import processes
+from resnet_jax import distributed as processes
 processes.connect()
 from jax.experimental import multihost_utils
 print(multihost_utils.process_allgather(jax.numpy.asarray(me + 1)).sum(), jax.device_count(), jax.local_device_count(), flush=True)

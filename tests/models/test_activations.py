@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import random
-
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, activations
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import ZeroPad
+
+from oracle import random
 
 SMALL = Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
 IMAGES = jnp.asarray(random(2, 6, 6, 3))

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import random
-
-from resnet_jax.configured import configured
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
-from resnet_jax.models.branches import Basic, Bottleneck, Branch
+from resnet_jax.models.blocks import Basic, Bottleneck, Branch
+from resnet_jax.models.components import configured
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Scaled, ZeroPad
 from resnet_jax.models.stems import DenseTransition, ImageNetStem
+
+from oracle import random
 
 SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_classes=4)
 

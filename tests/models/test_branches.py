@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import call, close, convolved, excited, filled, numbered, random, variables
-
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.components import configured
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
+
+from oracle import call, close, convolved, excited, filled, numbered, random, variables
 
 # Branch, width, and of each convolution: kernel size, input channels of a group, output channels. From 5 channels.
 PAPERS: list[tuple[Any, int, list[tuple[int, int, int]]]] = [

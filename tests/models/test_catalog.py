@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-
 from resnet_jax import models
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, StochasticDepth, architecture, cifar_architecture, imagenet_architecture
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, SingleLayer
+from resnet_jax.models.components import configured
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.orders import Fixup, FullPreactivation
 from resnet_jax.models.shortcuts import NoShortcut, PooledProjection, PooledZeroPad, Projection, ZeroPad

@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import pytest
 from flax import nnx
-
-from resnet_jax.configured import Factory, configured, parts
 from resnet_jax.models import (
     NETWORKS,
     Architecture,
@@ -20,7 +18,8 @@ from resnet_jax.models import (
     imagenet_architecture,
     wide_architecture,
 )
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
+from resnet_jax.models.components import Factory, configured, parts
 from resnet_jax.models.orders import (
     Fixup,
     FullPreactivation,

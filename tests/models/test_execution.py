@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import all_statistics, close, filled, network, random, same_statistics
-
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture, execution
-from resnet_jax.models.branches import Basic, Bottleneck, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
+from resnet_jax.models.components import configured
 from resnet_jax.models.execution import Stack, quick_to_compile, quick_to_run
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import (
@@ -27,6 +25,8 @@ from resnet_jax.models.shortcuts import (
     ZeroPad,
 )
 from resnet_jax.models.stems import DenseTransition, ImageNetStem
+
+from oracle import all_statistics, close, filled, network, random, same_statistics
 
 LOOP, SCAN = Execution(blocks="loop"), Execution(blocks="scan")
 LOOP_AGAIN, SCAN_AGAIN = (dataclasses.replace(how, remat=True) for how in (LOOP, SCAN))

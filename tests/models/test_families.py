@@ -4,8 +4,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-
-from resnet_jax.configured import Factory, configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import (
     Architecture,
@@ -15,7 +13,8 @@ from resnet_jax.models import (
     imagenet_architecture,
     wide_architecture,
 )
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.components import Factory, configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, Original
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ProjectionEverywhere, ZeroPad

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import close, convolve, random
-
 from resnet_jax import kernels
 from resnet_jax.kernels import batch_norm, convolution, max_pooling
+
+from oracle import close, convolve, random
 
 Pair = tuple[int, int]
 EPSILON = 1e-3

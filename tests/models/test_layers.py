@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import call, close, convolve, convolved, excited, filled, follows, he_distributed, random, variables
-
 from resnet_jax.errors import UserError
 from resnet_jax.models.layers import Bias, Conv, Multiplier, ReLU, SqueezeExcitation, keep
+
+from oracle import call, close, convolve, convolved, excited, filled, follows, he_distributed, random, variables
 
 
 def test_weights_are_initially_normal_with_variance_two_over_fan_in() -> None:

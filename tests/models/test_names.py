@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from resnet_jax import models, references
-from resnet_jax.configured import Factory, configured
+from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture, shortcuts
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch
-from resnet_jax.models.names import known, load_part, name_of, read, variant, write
+from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture, components, shortcuts
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
+from resnet_jax.models.components import Factory, configured
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.parts import known, load_part, name_of, read, variant, write
 from resnet_jax.models.shortcuts import (
     DropoutShortcut,
     LearnedScalar,
@@ -70,7 +69,7 @@ def test_short_names_are_read_and_written() -> None:
 
 def test_class_of_a_file_is_written_as_its_reference(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, *args, scale=1.0):\n        pass\n")
-    mine = references.load(f"{tmp_path}/mine.py:Mine")
+    mine = components.load(f"{tmp_path}/mine.py:Mine")
     assert name_of(mine) == f"{tmp_path}/mine.py:Mine"
     assert name_of(configured(mine, scale=2)) == f"{tmp_path}/mine.py:Mine(scale=2)"
     assert variant("cifar_resnet20", shortcut=f"{tmp_path}/mine.py:Mine").shortcut is mine

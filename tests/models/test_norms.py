@@ -10,16 +10,16 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from oracle import Values, call, close, filled, follows, normalize, random, same_statistics, variables
-
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models.architecture import Architecture
+from resnet_jax.models.components import configured
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm, Nothing, freeze, thaw
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import Projection, ShortcutOnlyGating
 from resnet_jax.models.stems import DeepStem
+
+from oracle import Values, call, close, filled, follows, normalize, random, same_statistics, variables
 
 
 def normalize_groups(x: np.ndarray, values: Values, size: int, *, train: bool) -> tuple[np.ndarray, Values]:

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import ENDS, FIGURE_4, PREACTIVATED, filled, numbered, random, scalars_and_norms, units_of
-
 from resnet_jax.errors import UserError
 from resnet_jax.models import ResNet
-from resnet_jax.models.branches import Basic, Bottleneck, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Bias, Multiplier, ReLU
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Fixup, Norm, Order, Original, Sequence
 from resnet_jax.models.shortcuts import PooledProjection, PooledZeroPad, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem
+
+from oracle import ENDS, FIGURE_4, PREACTIVATED, filled, numbered, random, scalars_and_norms, units_of
 
 WORDS: dict[type, str] = {BatchNorm: "BN", ReLU: "ReLU", Bias: "bias", Multiplier: "scale"}
 

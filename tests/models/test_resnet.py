@@ -8,6 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from resnet_jax.errors import UserError
+from resnet_jax.models import Execution, ResNet
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.components import configured
+from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
+from resnet_jax.models.resnet import Head
+from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ZeroPad
+from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem, SmallImageStem
+from resnet_jax.models.stochastic_depth import StochasticDepth
+
 from oracle import (
     ENDS,
     Values,
@@ -26,18 +38,6 @@ from oracle import (
     slopes,
     variables,
 )
-
-from resnet_jax.configured import configured
-from resnet_jax.errors import UserError
-from resnet_jax.models import Execution, ResNet
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.models.norms import BatchNorm, GroupNorm
-from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
-from resnet_jax.models.resnet import Head
-from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ZeroPad
-from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem, SmallImageStem
-from resnet_jax.models.stochastic_depth import StochasticDepth
 
 SMALL: dict[str, Any] = dict(stages=(1, 2), features=(4, 6), num_classes=5, in_features=3)
 IMAGENET: dict[str, Any] = dict(stages=(1, 2, 2, 2), features=(4, 6, 8, 10), num_classes=3, branch=Bottleneck)

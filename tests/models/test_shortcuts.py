@@ -8,26 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import (
-    Values,
-    call,
-    close,
-    convolved,
-    filled,
-    follows,
-    network,
-    normalize,
-    pad,
-    pool,
-    project,
-    random,
-    same_statistics,
-    variables,
-)
-
-from resnet_jax.configured import Factory, configured
 from resnet_jax.errors import UserError
-from resnet_jax.models import Execution, ResNet, asking, shortcuts
+from resnet_jax.models import Execution, ResNet, components, shortcuts
+from resnet_jax.models.components import Factory, configured
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm, NoNorm
@@ -46,6 +29,23 @@ from resnet_jax.models.shortcuts import (
     Scaled,
     ShortcutOnlyGating,
     ZeroPad,
+)
+
+from oracle import (
+    Values,
+    call,
+    close,
+    convolved,
+    filled,
+    follows,
+    network,
+    normalize,
+    pad,
+    pool,
+    project,
+    random,
+    same_statistics,
+    variables,
 )
 
 # In and out features, stride.
@@ -206,7 +206,7 @@ def test_shortcut_limits_are_simpler_shortcuts() -> None:
         if hasattr(shortcut, "gate"):
             shortcut.gate.kernel[...] = jnp.zeros(shortcut.gate.kernel.shape)
         wanted = simpler(x, y, **({"train": False} if same is ZeroPad else {}))
-        close(asking.call(shortcut, x, y, train=True, key=jax.random.key(0)), wanted, tolerance=1e-6)
+        close(components.call(shortcut, x, y, train=True, key=jax.random.key(0)), wanted, tolerance=1e-6)
 
 
 def test_initial_values_are_the_papers() -> None:
@@ -310,13 +310,13 @@ class InEvaluation(nnx.Module):
         self.part = part
 
     def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-        return asking.call(self.part, x, branch, train=False, key=None)
+        return components.call(self.part, x, branch, train=False, key=None)
 
 
 @pytest.mark.parametrize("factory", USERS)
 def test_user_shortcut_matches_its_formula(factory: type[nnx.Module]) -> None:
     """Constructed and called as a block does, with gradients."""
-    part = filled(lambda rngs: asking.make(factory, *CHANGED, conv=Conv, norm=BatchNorm, rngs=rngs))
+    part = filled(lambda rngs: components.make(factory, *CHANGED, conv=Conv, norm=BatchNorm, rngs=rngs))
     follows(InEvaluation(part), lambda v, x, y: USERS[factory](v.get("part", {}), x, *CHANGED[1:]) + y, *pair(*CHANGED))
 
 
@@ -336,20 +336,20 @@ def test_user_shortcut_runs_in_a_network(blocks: Any) -> None:
 def test_optional_arguments_reach_the_classes_that_declare_them() -> None:
     (x, y), key = map(jnp.asarray, pair(3, 3, 1)), jax.random.key(5)
     names_train, names_key, minimal = (factory(3, 3, 1, nnx.Rngs(0)) for factory in (NamesTrain, NamesKey, Minimal))
-    np.testing.assert_array_equal(asking.call(names_train, x, y, train=True, key=None), y)
-    np.testing.assert_array_equal(asking.call(names_train, x, y, train=False, key=None), 0.5 * x + y)
-    np.testing.assert_array_equal(asking.call(names_key, x, y, train=True, key=key), 0.5 * x + y + jax.random.normal(key, y.shape))
-    np.testing.assert_array_equal(asking.call(minimal, x, y, train=True, key=key), 0.5 * x + y)
+    np.testing.assert_array_equal(components.call(names_train, x, y, train=True, key=None), y)
+    np.testing.assert_array_equal(components.call(names_train, x, y, train=False, key=None), 0.5 * x + y)
+    np.testing.assert_array_equal(components.call(names_key, x, y, train=True, key=key), 0.5 * x + y + jax.random.normal(key, y.shape))
+    np.testing.assert_array_equal(components.call(minimal, x, y, train=True, key=key), 0.5 * x + y)
 
     class Named(nnx.Module):
         def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, norm: Any = None, other: Any = "untouched"):
             self.arguments = (norm, other)
 
     offered: Any = {"conv": "the network's", "norm": "the network's", "rngs": nnx.Rngs(0)}
-    assert asking.make(Named, 3, 5, 2, **offered).arguments == ("the network's", "untouched")
-    assert asking.make(configured(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
-    assert [asking.names(factory, "norm") for factory in (Minimal, NamesFactories, TakesAnything, Scaled)] == [False, True, True, True]
-    assert not asking.names(Scaled, "dilation")  # its **layers are those of its base class
+    assert components.make(Named, 3, 5, 2, **offered).arguments == ("the network's", "untouched")
+    assert components.make(configured(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
+    assert [components.names(factory, "norm") for factory in (Minimal, NamesFactories, TakesAnything, Scaled)] == [False, True, True, True]
+    assert not components.names(Scaled, "dilation")  # its **layers are those of its base class
 
 
 @pytest.mark.parametrize("blocks", ["loop", "scan"])

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import ENDS, Values, call, convolved, filled, follows, normalize, random, row, same_statistics, variables
-
 from resnet_jax.errors import UserError
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
 from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem, NoTransition, SmallImageStem
+
+from oracle import ENDS, Values, call, convolved, filled, follows, normalize, random, row, same_statistics, variables
 
 ORDERS = [Original, FullPreactivation, ReluOnlyPreactivation, Fixup]
 

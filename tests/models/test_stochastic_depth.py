@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from oracle import close, filled, network, random, variables
-
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, ResNet, StochasticDepth
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.shortcuts import ZeroPad
+
+from oracle import close, filled, network, random, variables
 
 STAGES = (2, 1)
 NETWORK: dict[str, Any] = dict(stages=STAGES, features=(3, 4), shortcut=ZeroPad, num_classes=3, in_features=2)

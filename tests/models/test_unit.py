@@ -10,6 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from resnet_jax.errors import UserError
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer, Unit
+from resnet_jax.models.components import configured
+from resnet_jax.models.norms import GroupNorm, NoNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition
+from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Projection, ProjectionEverywhere, ZeroPad
+
 from oracle import (
     FIGURE_4,
     PREACTIVATED,
@@ -24,14 +31,6 @@ from oracle import (
     statistics_of,
     variables,
 )
-
-from resnet_jax.configured import configured
-from resnet_jax.errors import UserError
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.norms import GroupNorm, NoNorm
-from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition
-from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Projection, ProjectionEverywhere, ZeroPad
-from resnet_jax.models.unit import Unit
 
 # Branch, strides of its convolutions where the block has stride s, and groups. He et al. 2015, Figure 5: the paper has the
 # stride in the first 1x1, fb.resnet.torch and torchvision in the 3x3.

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.configured import configured
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models import cifar_architecture
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.training import resolved
-from resnet_jax.training import result as result_lib
-from resnet_jax.training.experiment import Data, Experiment
+from resnet_jax.training import config, run_dir
+from resnet_jax.training.config import Data, Experiment
 
 INFO = DatasetInfo(
     name="cifar10",
@@ -37,8 +36,8 @@ def experiment(name: str, depth: int, *, plain: bool = False, steps: int = 64_00
 
 def result(variant: Experiment, seed: int, value: float, **fields: Any) -> dict[str, Any]:
     """Returns the contents of ``result.json``."""
-    identity = resolved.identity(variant, seed)
-    group = resolved.fingerprint({k: v for k, v in identity.items() if k != "seed"})
+    identity = config.identity(variant, seed)
+    group = config.fingerprint({k: v for k, v in identity.items() if k != "seed"})
     diverged = fields.get("diverged_at_step") is not None
     defaults: dict[str, Any] = {
         "experiment": variant.name,
@@ -53,15 +52,15 @@ def result(variant: Experiment, seed: int, value: float, **fields: Any) -> dict[
         "training_error_percent": 100.0 if diverged else value / 10,
         "training_error_of": "a network that diverged" if diverged else "the last augmented batches",
         "diverged_at_step": None,
-        "protocol": result_lib.protocol(variant, INFO),
-        "model": resolved.resolve(variant.model),
+        "protocol": run_dir.protocol(variant, INFO),
+        "model": config.resolve(variant.model),
         "seed": seed,
         "steps": variant.steps,
         "parameters": PARAMETERS.get(2 + 6 * variant.model.stages[0], 1),
         "compile_seconds": None if diverged else 12.5,
         "seconds": None if diverged else 600.0 + 10 * seed,
         "state_digest": None if diverged else f"{seed:x}" * 64,
-        "fingerprint": resolved.fingerprint(identity),
+        "fingerprint": config.fingerprint(identity),
         "group": group,
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"python": "3.11.9", "jax": "0.10.1", "flax": "0.12.12"},
@@ -75,8 +74,8 @@ def write_run(
 ) -> Path:
     """Writes a run directory; without a value the run is unfinished. ``fields`` update its result."""
     folder.mkdir(parents=True)
-    identity = resolved.identity(variant, seed)
-    text = {"fingerprint": resolved.fingerprint(identity), "identity": identity, "experiment": resolved.resolve(variant), "seed": seed}
+    identity = config.identity(variant, seed)
+    text = {"fingerprint": config.fingerprint(identity), "identity": identity, "experiment": config.resolve(variant), "seed": seed}
     (folder / "experiment.json").write_text(json.dumps(text))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if value is not None:

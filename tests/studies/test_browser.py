@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from synthetic_runs import experiment, records, write_run
-
 from resnet_jax.studies import findings, report
-from resnet_jax.studies.cells import collect
 from resnet_jax.studies.comparison import Comparison, Refusal
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.tables import Table
+from resnet_jax.studies.results import collect
+from resnet_jax.terminal import Table
+from synthetic_runs import experiment, records, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import experiment, result, write_run
-
 from resnet_jax.errors import UserError
-from resnet_jax.studies import cells as cells_lib
-from resnet_jax.studies import committed
-from resnet_jax.studies.cells import Cell, Difference, Run, Spread, collect, difference, find
+from resnet_jax.studies import results
+from resnet_jax.studies.results import Cell, Difference, Run, Spread, collect, difference, find
+from synthetic_runs import experiment, result, write_run
 
 # Student's t, two-sided 95 %, from a printed table, by degrees of freedom.
 T95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
@@ -113,7 +111,7 @@ def test_find_returns_runs_in_the_order_of_the_study(tmp_path: Path) -> None:
     for begun, (name, seed) in enumerate([("z", 0), ("c", 1), ("a", 1), ("b", 0), ("a", 0), ("c", 0)]):
         folders[name, seed] = write_run(tmp_path / name / f"seed-{seed}", variants[name], seed, 8.0)
         os.utime(folders[name, seed] / "experiment.json", ns=(10**18, 10**18 + begun * 10**9))
-    committed.remember_study(tmp_path, command="x", cells=["c", "a", "b"], reduced="")
+    results.remember_study(tmp_path, command="x", cells=["c", "a", "b"], reduced="")
     assert find(tmp_path) == [folders[each] for each in [("c", 1), ("c", 0), ("a", 1), ("a", 0), ("b", 0), ("z", 0)]]
     assert find(folders["z", 0]) == [folders["z", 0]]
     (tmp_path / "study.json").unlink()
@@ -142,7 +140,7 @@ def test_collect_counts_a_run_once_with_its_result(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs" / "seed-0", small, 0, 8.0)
     write_run(tmp_path / "runs" / "seed-2", small, 2, None, records=[{"step": 1, "split": "train"}])
     file = tmp_path / "results" / "r20.json"
-    committed.write(file, [result(small, seed, value) for seed, value in ((0, 8.0), (1, 9.0), (2, 10.0))], command="x")
+    results.write(file, [result(small, seed, value) for seed, value in ((0, 8.0), (1, 9.0), (2, 10.0))], command="x")
     for paths in ([folder, tmp_path / "runs", file, folder], [file, tmp_path / "runs"]):
         (variant,) = collect(paths)
         assert variant.error.values == (8.0, 9.0, 10.0)
@@ -168,7 +166,7 @@ def test_table_row_matches_arithmetic_by_hand() -> None:
     """Against 7, 8.5, 10: differences -1, -1.5, -1.5, mean -4/3; deviation 0.288675, 4.3027 x 0.288675 / sqrt(3) = 0.717117."""
     baseline = cell("original", {0: 7.0, 1: 8.5, 2: 10.0}, seconds=300.0)
     ours = cell("scaled", {0: 6.0, 1: 7.0, 2: 8.5, 3: None}, selected_on_validation=7.25, parameters=1_727_962, seconds=1200.0)
-    first, row = cells_lib.table([baseline, ours])
+    first, row = results.table([baseline, ours])
     assert first["difference"] is None
     assert (row["seeds"], row["unfinished"], row["diverged"], row["failed"]) == (3, 1, 0, False)
     assert (row["parameters"], row["seconds"]) == (1_727_962, 1200.0)
@@ -188,9 +186,9 @@ def test_table_is_json_without_nan() -> None:
         cell("diverged", {0: 100.0, 1: 100.0}, diverged_at_step=5, seconds=None),
         cell("other seeds", {5: 7.0, 6: 7.5}),
     ]
-    first, second, third = json.loads(json.dumps(cells_lib.table(cells), allow_nan=False))
+    first, second, third = json.loads(json.dumps(results.table(cells), allow_nan=False))
     assert first["test_error"] == {"mean": 8.0, "deviation": None, "median": 8.0, "best": 8.0, "values": [8.0]}
     assert (second["seeds"], second["diverged"], second["failed"], second["seconds"]) == (2, 2, True, None)
     assert (second["difference"]["mean"], second["difference"]["low"]) == (92.0, None)
     assert (third["difference"]["seeds"], third["difference"]["mean"]) == (0, None)
-    assert cells_lib.table([cell("not run", {0: None})]) == []
+    assert results.table([cell("not run", {0: None})]) == []

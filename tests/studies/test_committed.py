@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_runs import experiment, result
-
 from resnet_jax.errors import UserError
-from resnet_jax.studies import committed
+from resnet_jax.studies import results as results_lib
+from synthetic_runs import experiment, result
 
 
 def some() -> list[dict[str, Any]]:
@@ -24,14 +23,14 @@ def some() -> list[dict[str, Any]]:
 
 def test_results_round_trip_exactly(tmp_path: Path) -> None:
     for results in (some(), some()[:1], [some()[0]] * 2, [{"seed": 0, "value": 1.5}, {"seed": 1, "value": None}]):
-        committed.write(tmp_path / "new" / "r.json", results, command="x")
-        assert committed.read(tmp_path / "new" / "r.json") == results
+        results_lib.write(tmp_path / "new" / "r.json", results, command="x")
+        assert results_lib.read(tmp_path / "new" / "r.json") == results
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["r.json"], "no temporary file remains"
 
 
 def test_write_puts_each_result_on_a_line_and_shared_fields_once(tmp_path: Path) -> None:
     """A diff of two commits then shows the runs that changed."""
-    committed.write(tmp_path / "r.json", some(), command='resnet-jax study "a b.py:c"', reduced="4 steps.")
+    results_lib.write(tmp_path / "r.json", some(), command='resnet-jax study "a b.py:c"', reduced="4 steps.")
     text = (tmp_path / "r.json").read_text()
     written = json.loads(text)
     assert (written["kind"], written["command"], written["reduced"]) == ("study", 'resnet-jax study "a b.py:c"', "4 steps.")
@@ -49,23 +48,23 @@ def test_read_rejects_corrupt_and_foreign_files(tmp_path: Path) -> None:
     for text in texts:
         path.write_bytes(text)
         with pytest.raises(UserError, match=f"{path}"):
-            committed.read(path)
+            results_lib.read(path)
     with pytest.raises(UserError, match="missing.json"):
-        committed.read(tmp_path / "missing.json")
+        results_lib.read(tmp_path / "missing.json")
     path.write_text("{")
-    for read in (committed.is_study, committed.study):
+    for read in (results_lib.is_study, results_lib.study):
         with pytest.raises(UserError, match=f"{path} is corrupt"):
             read(path)
 
 
 def test_notes_merge_several_studies(tmp_path: Path) -> None:
     folder = tmp_path / "one"
-    committed.remember_study(folder, command="first", cells=["a", "b"], reduced="Small.")
+    results_lib.remember_study(folder, command="first", cells=["a", "b"], reduced="Small.")
     for _ in range(2):
-        committed.remember_study(folder, command="again", cells=["a", "b"], reduced="")
-    assert committed.study(folder) == {"command": "first; again", "cells": ["a", "b"], "reduced": "Small."}
-    committed.write(tmp_path / "two.json", some(), command="second", reduced="4 steps.")
-    committed.remember_study(tmp_path / "three", command="third", cells=["b", "c"], reduced="")
-    notes = committed.notes([tmp_path / "three", folder, tmp_path / "two.json", tmp_path / "missing"])
+        results_lib.remember_study(folder, command="again", cells=["a", "b"], reduced="")
+    assert results_lib.study(folder) == {"command": "first; again", "cells": ["a", "b"], "reduced": "Small."}
+    results_lib.write(tmp_path / "two.json", some(), command="second", reduced="4 steps.")
+    results_lib.remember_study(tmp_path / "three", command="third", cells=["b", "c"], reduced="")
+    notes = results_lib.notes([tmp_path / "three", folder, tmp_path / "two.json", tmp_path / "missing"])
     assert notes == {"command": "third; first; again; second", "cells": ["b", "c", "a"], "reduced": "Small.; 4 steps."}
-    assert committed.notes([tmp_path / "missing"]) == {}
+    assert results_lib.notes([tmp_path / "missing"]) == {}

@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from rich.console import Console
-from synthetic_runs import experiment, result
-
 from resnet_jax import cli
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, Counts, StochasticDepth, cifar_architecture, wide_architecture
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import NoShortcut, PooledZeroPad, Projection, Scaled
-from resnet_jax.studies import committed, comparison, ledger
-from resnet_jax.studies.cells import Cell, Run
+from resnet_jax.studies import comparison, ledger
+from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison, compare
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Data, Experiment, Optimizer, Start
+from resnet_jax.studies.results import Cell, Run
+from resnet_jax.training import config
+from resnet_jax.training.config import Data, Experiment, Optimizer, Start
+from rich.console import Console
+from synthetic_runs import experiment, result
+
+from conftest import ROOT
 
 # papers.md A1, A12: protocol of Table 6, typed here so that neither the ledger nor `result.protocol` is the judge.
 TABLE6 = {
@@ -194,14 +195,14 @@ def test_other_networks_are_neither_joined_nor_rejected() -> None:
         cifar_architecture(32),
     ]
     for model in others:
-        ours = Cell("other", [Run(0, result(experiment("other", 20), 0, 8.9) | {"model": resolved.resolve(model)}, Path())])
+        ours = Cell("other", [Run(0, result(experiment("other", 20), 0, 8.9) | {"model": config.resolve(model)}, Path())])
         compared = compare(RESNET20, [ours])
         assert (compared.ours, compared.refused) == ((), ()), model
     base = cifar_architecture(20)
     same: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"num_classes": 100}, {"norm": configured(BatchNorm, momentum=0.99)}]
     for fields in same:
         other = dataclasses.replace(base, **fields)
-        assert comparison.structure(resolved.resolve(other)) == comparison.structure(resolved.resolve(base))
+        assert comparison.structure(config.resolve(other)) == comparison.structure(config.resolve(base))
     # He et al. 2016, Table 1: 0.5 and 1 fails, 0.5 and 0.5 has 12.35.
     scaled = cifar_architecture(110, shortcut=configured(Scaled, shortcut=0.5, branch=0.5), norm=configured(BatchNorm, group_size=64))
     assert compare(entry("he2016", "Table 1", "constant scaling 0.5, 0.5"), [cell(of(scaled), 12.5)]).ours
@@ -265,7 +266,7 @@ def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 
     def run(*arguments: str) -> str:
         console = Console(width=250, record=True, file=io.StringIO())
-        monkeypatch.setattr("resnet_jax.console.out", console)
+        monkeypatch.setattr("resnet_jax.terminal.out", console)
         cli.main(["report", *arguments])
         return console.export_text() + capsys.readouterr().out
 
@@ -277,7 +278,7 @@ def test_report_of_a_paper_shows_committed_results_beside_it(report: Any, tmp_pa
     # Counting 1001 layers takes seconds.
     monkeypatch.setattr(comparison, "_counts", lambda architecture: Counts(parameters=1, multiply_adds=2, projections=3, stages=()))
     results = [result(scaled_half(), seed, value) for seed, value in ((0, 12.2), (1, 12.4))]
-    committed.write(tmp_path / "experiments" / "results" / "scaled.json", results, command="x")
+    results_lib.write(tmp_path / "experiments" / "results" / "scaled.json", results, command="x")
     (tmp_path / "experiments" / "results" / "finding.json").write_text('{"kind": "finding"}')
     text = report("--paper", "he2016")
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
@@ -288,7 +289,7 @@ def test_report_of_a_paper_shows_committed_results_beside_it(report: Any, tmp_pa
     (joined,) = (each for each in json.loads(report("--paper", "he2016", "--json")) if each["ours"])
     assert (joined["published"], joined["ours"][0]["values"]) == (12.35, [12.2, 12.4])
     short = [result(dataclasses.replace(scaled_half(), steps=2000), 0, 30.0)]
-    committed.write(tmp_path / "short.json", short, command="x")
+    results_lib.write(tmp_path / "short.json", short, command="x")
     text = report("--paper", "he2016", "short.json")
     assert "scaled not comparable: steps 64000 there, 2000 here" in text
     assert "30.00" not in text, "a rejected number is not beside the paper's"
@@ -309,7 +310,7 @@ def test_report_of_a_paper_hides_unverified_numbers(report: Any) -> None:
 STUDIES = """
 import dataclasses
 from resnet_jax.models import cifar_architecture
-from resnet_jax.training.experiment import Data, Experiment
+from resnet_jax.training.config import Data, Experiment
 
 one = Experiment(name="one", model=cifar_architecture(20), data=Data(name="cifar10"))
 

@@ -6,15 +6,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
-from resnet_jax import models, references
+from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, Architecture
+from resnet_jax.models import NETWORKS, Architecture, components
 from resnet_jax.models.shortcuts import Scaled
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.training import resolved
+from resnet_jax.training import config
+
+from conftest import ROOT
 
 # Verified (V, C) and unverified (M) numbers, counted in papers.md.
 COUNTS = {
@@ -172,10 +172,10 @@ def test_networks_have_exactly_the_computed_counts() -> None:
 def test_studies_have_a_variant_for_every_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Same network, data set and batch size."""
     monkeypatch.chdir(ROOT)
-    structure = functools.cache(lambda model: comparison.structure(resolved.resolve(model)))
+    structure = functools.cache(lambda model: comparison.structure(config.resolve(model)))
     checked: Counter[str] = Counter()
     for study in sorted({entry.study for entry in entries() if entry.study}):
-        variants = [(structure(each.model), each.data.name, each.batch_size) for each in references.load(study)()]
+        variants = [(structure(each.model), each.data.name, each.batch_size) for each in components.load(study)()]
         for entry in entries():
             if entry.study == study and entry.network and entry.metric == "top1_error":
                 architecture: Architecture | None = entry.architecture()

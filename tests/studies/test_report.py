@@ -16,19 +16,18 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
-from synthetic_runs import experiment, records, result, write_run
-
-from resnet_jax import tables
+from resnet_jax import terminal
 from resnet_jax.errors import UserError
-from resnet_jax.studies import cells as cells_lib
-from resnet_jax.studies import committed, curves, figures, findings, markdown, report
-from resnet_jax.studies.cells import Cell, Run, collect
+from resnet_jax.studies import figures, findings, report
+from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison, Refusal
-from resnet_jax.studies.curves import Curve, Member
+from resnet_jax.studies.figures import Curve, Member
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.tables import Table
+from resnet_jax.studies.results import Cell, Run, collect
+from resnet_jax.terminal import Table
+from rich.console import Console
+from synthetic_runs import experiment, records, result, write_run
 
 STUDY = {
     "command": "resnet-jax study experiments/he2015_cifar10.py:figure6 --seeds 2 --workdir figure6",
@@ -90,7 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             diverged = {"diverged_at_step": 37} if value == 100 else {}
             measured = records(400, 4.0, value or 10.0, every=20, scored=50, seed=seed)
             write_run(base / name / f"seed-{seed}", recipe, seed, value, records=measured, **diverged)
-    committed.remember_study(base, **STUDY)
+    results_lib.remember_study(base, **STUDY)
     return base
 
 
@@ -127,16 +126,16 @@ HEADLINE = [
 
 
 def test_headline_is_the_same_in_every_renderer(cells: list[Cell], tmp_path: Path) -> None:
-    headline, costs = cells_lib.tables(cells)
+    headline, costs = results_lib.tables(cells)
     assert headline.cells() == HEADLINE
     # Best over training is 0.25 below; the diverged seed has no time.
     assert [row[1:] for row in costs.cells()][::2] == [["12.75 ± 0.71", "269,722", "605"], ["64.75 ± 49.50", "853,018", "600"]]
     page = page_of(cells, tmp_path / "report.html")
     assert all(row in page.rows for row in HEADLINE)
-    lines = [[each.strip() for each in line.strip("|").split(" | ")] for line in tables.markdown(headline)]
+    lines = [[each.strip() for each in line.strip("|").split(" | ")] for line in terminal.markdown(headline)]
     assert [line[:1] + [each.strip(" |") for each in line[1:]] for line in lines[2:]] == HEADLINE
     console = Console(width=250, record=True, file=io.StringIO())
-    console.print(tables.terminal(headline))
+    console.print(terminal.terminal(headline))
     printed = [[each.strip() for each in line.split("│")[1:-1]] for line in console.export_text().splitlines() if "│" in line]
     assert printed == HEADLINE
 
@@ -145,10 +144,10 @@ def test_tables_show_names_as_they_are() -> None:
     """Brackets are markup to rich, bars end a cell in Markdown."""
     table = Table("[b]", ("name", "n"), (("[red]a|b[/red]", 12_345), (None, float("nan")), ("c", 12.34567)), note="[i]")
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.terminal(table))
+    console.print(terminal.terminal(table))
     text = console.export_text()
     assert all(each in text for each in ("[b]", "[red]a|b[/red]", "12,345", "12.35", "[i]"))
-    assert tables.markdown(table)[2:] == ["| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
+    assert terminal.markdown(table)[2:] == ["| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
 
 
 def test_variants_without_results_and_validation_errors_have_their_place(runs: Path, cells: list[Cell], tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_csv_and_json_equal_the_results(cells: list[Cell], runs: Path, tmp_path:
         assert row["protocol.dataset"] == "cifar10"
     assert rows["resnet-20/seed-2/"]["value"] == ""
     assert text["unfinished"] == [{"variant": "resnet-20", "seed": 2, "source": "resnet-20/seed-2/"}]
-    assert (text["study"], text["variants"]) == (STUDY, cells_lib.table(cells))
+    assert (text["study"], text["variants"]) == (STUDY, results_lib.table(cells))
     assert text["comparisons"][0]["refused"] == [{"variant": "plain-20", "differing": {"view": ["ten", "one"]}}]
     write_run(tmp_path / "a", experiment("a", 20), 0, 8.0, training_error_percent=math.nan)
     page_of(collect([tmp_path]), tmp_path / "report.html")
@@ -345,14 +344,14 @@ def split_of(split: str, errors: dict[int, float]) -> list[dict[str, Any]]:
 def test_curve_is_mean_least_and_most_over_seeds() -> None:
     """Seeds count as far as they came; 1,000 steps are 200 windows of 5 with means 3, 8, ..."""
     runs = [split_of("test", {10: 4.0, 20: 2.0, 30: 5.0}), split_of("test", {10: 8.0, 20: 3.0}), split_of("train", {10: 99.0})]
-    curve = curves.curve(runs, "test")
+    curve = figures.curve(runs, "test")
     assert curve is not None
     np.testing.assert_allclose([curve.steps, curve.mean, curve.low, curve.high], [[10, 20, 30], [6, 2.5, 5], [4, 2, 5], [8, 3, 5]])
-    windows = curves.curve([split_of("train", {step: float(step) for step in range(1, 1001)})], "train")
+    windows = figures.curve([split_of("train", {step: float(step) for step in range(1, 1001)})], "train")
     assert windows is not None
     np.testing.assert_allclose(windows.steps, np.arange(3, 1001, 5))
     np.testing.assert_allclose(windows.mean, windows.steps)
-    assert curves.curve([split_of("train", {1: 4.0})], "test") is None
+    assert figures.curve([split_of("train", {1: 4.0})], "test") is None
 
 
 def test_names_are_split_into_title_and_labels() -> None:
@@ -365,7 +364,7 @@ def test_names_are_split_into_title_and_labels() -> None:
         ("alone-20",): ("alone-20", [""]),
     }
     for names, expected in cases.items():
-        assert curves.common(names) == expected
+        assert figures.common(names) == expected
 
 
 def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
@@ -374,14 +373,14 @@ def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
     for name, depth, plain, batch_size in cases:
         measured = records(64_000, 1.0, 30.0, every=3200, scored=8000)
         write_run(tmp_path / name, experiment(name, depth, plain=plain, batch_size=batch_size), 0, records=measured)
-    panels = dict(curves.panels(collect([tmp_path])))
+    panels = dict(figures.panels(collect([tmp_path])))
     assert set(panels) == {"plain", "resnet-56", "resnet-56-b"}
     assert {"20", "56", "iter. (1e4)", "error (%)"} <= texts(panels["plain"])
     assert texts(panels["plain"]) - {"20", "56"} == texts(panels["resnet-56"]) - {"20", "56"}
     assert "--c1" in panels["resnet-56"]
     assert "--c0" not in panels["resnet-56"]
     write_run(tmp_path / "x" / "y", experiment("no records", 20), 0, 8.0)
-    assert curves.panels(collect([tmp_path / "x"])) == []
+    assert figures.panels(collect([tmp_path / "x"])) == []
 
 
 def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
@@ -390,11 +389,11 @@ def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
         return Member("a", (3,), *both)
 
     early = [90.0] * 10 + [8.0] * 90
-    assert curves.error_limit([member(early, early)], 100) == 9, "1.1 x 8, rounded up"
+    assert figures.error_limit([member(early, early)], 100) == 9, "1.1 x 8, rounded up"
     ordinary = member([5.0] * 100, [5.0] * 100)
-    assert curves.error_limit([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)], 100) >= 66
-    assert curves.error_limit([member([100.0] * 9, [100.0] * 9)], 100) == 100
-    assert curves.error_limit([member([0.0] * 9, [0.0] * 9)], 100) > 0
+    assert figures.error_limit([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)], 100) >= 66
+    assert figures.error_limit([member([100.0] * 9, [100.0] * 9)], 100) == 100
+    assert figures.error_limit([member([0.0] * 9, [0.0] * 9)], 100) > 0
 
 
 # Findings.
@@ -417,10 +416,10 @@ def drawn() -> Figure:
 def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", experiment("resnet-20", 20), 0, 8.5)
     assert "Laboratory" not in page_of(collect([tmp_path]), tmp_path / "report.html").words
-    files = findings.write(FINDING, "resnet-jax lab synthetic", drawn, tmp_path / "run" / findings.FOLDER)
+    files = findings.write(FINDING, "resnet-jax analyze synthetic", drawn, tmp_path / "run" / findings.FOLDER)
     assert [file.name for file in files] == ["synthetic.json", "synthetic.csv", "synthetic.svg", "synthetic.png"]
     written = json.loads(files[0].read_text())
-    assert (written["kind"], written["command"]) == ("finding", "resnet-jax lab synthetic")
+    assert (written["kind"], written["command"]) == ("finding", "resnet-jax analyze synthetic")
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
     (section,) = findings.read([tmp_path / "run"])
@@ -446,31 +445,31 @@ def block(path: Path) -> str:
     """Content of a filled block of a file of results."""
     readme = path.with_suffix(".md")
     readme.write_text(f"<!-- results {path.name} -->\n<!-- end -->\n")
-    markdown.fill(readme)
+    report.fill(readme)
     return readme.read_text()
 
 
 def test_markdown_blocks_are_filled_and_nothing_else_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs").mkdir()
     results = [result(experiment("original", 20), 0, 7.0), result(experiment("half", 20, plain=True), 0, 25.0)]
-    committed.write(tmp_path / "docs" / "results" / "s.json", results, command="resnet-jax study x", reduced="Small.")
+    results_lib.write(tmp_path / "docs" / "results" / "s.json", results, command="resnet-jax study x", reduced="Small.")
     before, middle, after = "# Title\n\\1 $1 tail  \n", "\nbetween <!-- a comment -->\n", "| a table | of mine |\n<!-- end -->\nno newline"
     begin = "<!-- results results/s.json -->\n"
     readme = tmp_path / "docs" / "README.md"
     readme.write_text(f"{before}{begin}old\n<!-- end -->{middle}{begin}<!-- end -->{after}")
     monkeypatch.chdir(tmp_path)
-    assert markdown.fill(Path("docs/README.md")) == 2
+    assert report.fill(Path("docs/README.md")) == 2
     text = readme.read_text()
     assert text.startswith(f"{before}{begin}| variant |")
     assert f"<!-- end -->{middle}{begin}| variant |" in text
     assert text.endswith(f"<!-- end -->{after}")
     assert "\nold\n" not in text
     assert "[data](results/s.json). Small." in text
-    assert markdown.fill(readme) == 0, "filling is idempotent"
+    assert report.fill(readme) == 0, "filling is idempotent"
     # A block without its end would swallow the next one.
     readme.write_text(f"{begin}\nprecious words\n{begin}<!-- end -->\n")
     with pytest.raises(UserError, match=r"s\.json.*is not closed"):
-        markdown.fill(readme)
+        report.fill(readme)
     assert "precious words" in readme.read_text()
 
 
@@ -481,12 +480,12 @@ def test_markdown_names_environments_of_every_result(tmp_path: Path) -> None:
         "versions": {"jax": "0.11.2"},
         "commit": "fedcba9876543210-dirty",
     }
-    committed.write(tmp_path / "s.json", [result(first, 0, 7.0), result(second, 0, 7.5, **other)], command="x")
+    results_lib.write(tmp_path / "s.json", [result(first, 0, 7.0), result(second, 0, 7.5, **other)], command="x")
     text = block(tmp_path / "s.json")
     assert "1 x NVIDIA H100 80GB HBM3, 16 cores and 1 x NVIDIA H200, 32 cores" in text
     assert "jax 0.10.1 and jax 0.11.2; commit 0123456 and commit fedcba9-dirty;" in text
     assert "+0.50, no interval (one seed)" in text
-    committed.write(tmp_path / "s.json", [result(first, 0, 7.0, commit=None)], command="x")
+    results_lib.write(tmp_path / "s.json", [result(first, 0, 7.0, commit=None)], command="x")
     assert "; no checkout;" in block(tmp_path / "s.json")
 
 
@@ -494,7 +493,7 @@ def test_markdown_rejects_missing_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "readme.md").write_text("<!-- results steps.json -->\n<!-- end -->\n")
     (tmp_path / "step.json").write_text("{}")
     with pytest.raises(UserError, match=r"there is no file .*steps.json; did you mean .*step.json"):
-        markdown.fill(tmp_path / "readme.md")
+        report.fill(tmp_path / "readme.md")
     for text in ('{"kind": "other"}', '{"rows": []}', '{"kind": "stu', "[]"):
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(UserError, match="r.json"):

@@ -3,18 +3,17 @@
 import dataclasses
 from typing import Any
 
-from synthetic_runs import INFO
-
-from resnet_jax.configured import configured
 from resnet_jax.models import cifar_architecture
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
-from resnet_jax.training import result
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Optimizer, Start
+from resnet_jax.training import run_dir
+from resnet_jax.training.config import Data, Evaluation, Experiment, Optimizer, Start
+from synthetic_runs import INFO
 
 
 def protocol(norm: Any = BatchNorm, **fields: Any) -> dict[str, Any]:
     experiment = Experiment(name="resnet20", model=cifar_architecture(20, norm=norm), data=Data(name="cifar10"))
-    return result.protocol(dataclasses.replace(experiment, **fields), INFO)
+    return run_dir.protocol(dataclasses.replace(experiment, **fields), INFO)
 
 
 def test_protocol_names_the_images_that_batch_norm_receives() -> None:

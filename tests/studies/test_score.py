@@ -9,17 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-
 from resnet_jax import cli
-from resnet_jax.console import out
-from resnet_jax.data import sources
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
-from resnet_jax.models import Architecture, Card, Pretrained, View, architecture
-from resnet_jax.models.pretrained import loading, saving
-from resnet_jax.models.pretrained.card import IMAGENET_VIEW
+from resnet_jax.models import Architecture, architecture
 from resnet_jax.studies import score
-from resnet_jax.training import trained
+from resnet_jax.terminal import out
+from resnet_jax.training import run_dir
+from resnet_jax.weights import Card, Pretrained, View, loading, saving
+from resnet_jax.weights.card import IMAGENET_VIEW
 
 GRAY = View(mean=(0.3,), deviation=(0.4,))
 
@@ -36,7 +35,7 @@ def scored(source: Path, digits_dir: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_score_of_a_run_equals_that_of_its_weights(split: str, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
-    file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
+    file = saving.save(run_dir.weights(short_run), tmp_path / "weights.safetensors")
     ours, theirs = (scored(source, digits_dir, split=split) for source in (short_run, file))
     for name in ("error_percent", "top5_error_percent", "mean_loss", "examples", "split"):
         assert ours[name] == theirs[name]
@@ -46,7 +45,7 @@ def test_score_of_a_run_equals_that_of_its_weights(split: str, short_run: Path, 
 
 
 def test_weights_protocol_has_no_training_fields(digits_dir: str, short: Any) -> None:
-    info = sources.describe("digits", digits_dir)
+    info = datasets.describe("digits", digits_dir)
     assert score.weights_protocol(drawn(short.model, sha256="ab"), info, "test") == {
         "dataset": "digits",
         "dataset_version": info.version,
@@ -124,7 +123,7 @@ def test_score_does_not_depend_on_the_batch_size(short_run: Path, digits_dir: st
         "10 crops 8x8 of 12",
         "multi-scale 8, 12",
     ]
-    file = saving.save(trained.weights(short_run), tmp_path / "weights.safetensors")
+    file = saving.save(run_dir.weights(short_run), tmp_path / "weights.safetensors")
     (theirs,) = score.score(file, data=None, split=None, batch_size=400, data_dir=digits_dir, requested=requested[3:4])
     assert {**theirs, "step": 4, "seconds": 0, "protocol": {}} == {**several[400][3], "seconds": 0, "protocol": {}}
 
@@ -151,10 +150,10 @@ def test_mean_image_of_another_size_is_averaged_over_pixels(digits_dir: str, sho
 
 
 def test_top5_error_of_few_classes_is_none(digits_dir: str, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = sources.describe("digits", digits_dir)
-    read = sources.read
-    monkeypatch.setattr(sources, "describe", lambda name, data_dir: replace(info, num_classes=5))
-    monkeypatch.setattr(sources, "read", lambda info, split: replace(read(info, split), labels=read(info, split).labels % 5))
+    info = datasets.describe("digits", digits_dir)
+    read = datasets.read
+    monkeypatch.setattr(datasets, "describe", lambda name, data_dir: replace(info, num_classes=5))
+    monkeypatch.setattr(datasets, "read", lambda info, split: replace(read(info, split), labels=read(info, split).labels % 5))
     result = score.score_weights(drawn(replace(short.model, num_classes=5)), data="digits", split=None, batch_size=72, data_dir=digits_dir)
     assert result["top5_error_percent"] is None
     assert 0 < result["error_percent"] <= 100
@@ -187,7 +186,7 @@ def test_evaluate_command_prints_one_score_or_a_table_of_several(
 
 
 @pytest.mark.slow
-def test_score_of_an_untrained_resnet_18_is_chance(photographs: sources.DatasetInfo, tmp_path: Path) -> None:
+def test_score_of_an_untrained_resnet_18_is_chance(photographs: datasets.DatasetInfo, tmp_path: Path) -> None:
     """From tensors under torchvision's names to a score, every photograph once."""
     file = tmp_path / "resnet18.safetensors"
     saving.export(drawn(architecture("resnet18"), view=IMAGENET_VIEW), "torchvision", file)

@@ -14,15 +14,17 @@ from typing import Any
 
 import filelock
 import pytest
-from conftest import ROOT, Told
-
-from resnet_jax import cli, processes, references
+from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
-from resnet_jax.models import cifar_architecture
-from resnet_jax.studies import committed, markdown, study, workers
-from resnet_jax.studies.cells import collect
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Schedule
-from resnet_jax.training.workdir import Workdir
+from resnet_jax.models import cifar_architecture, components
+from resnet_jax.studies import report, study
+from resnet_jax.studies import results as results_lib
+from resnet_jax.studies import study as study_lib
+from resnet_jax.studies.results import collect
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.run_dir import Workdir
+
+from conftest import ROOT, Told
 
 TINY = f"{ROOT}/tests/tiny_experiment.py"
 TABLE1 = f"{ROOT}/experiments/he2016_shortcuts.py:table1"
@@ -47,7 +49,7 @@ class Watching:
 @pytest.fixture(scope="module")
 def variants() -> list[Experiment]:
     """Two that differ in their names alone, and so share a compiled program."""
-    tiny = references.load(f"{TINY}:tiny")()
+    tiny = components.load(f"{TINY}:tiny")()
     return [dataclasses.replace(tiny.shortened(4), name=name) for name in ("first", "second")]
 
 
@@ -117,14 +119,14 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
     assert stated in " ".join(captured.out.split())
     assert stated in (tmp_path / "t1" / "report.html").read_text()
     assert all((tmp_path / "t1" / f"report.{kind}").is_file() for kind in ("csv", "json"))
-    notes = committed.study(tmp_path / "t1")
+    notes = results_lib.study(tmp_path / "t1")
     assert notes["command"].endswith("table1 --seeds 2 --data digits --steps 4 --depth 8 --only original --workdir t1")
     assert len(notes["cells"]) == 11
     experiment, _ = Workdir(tmp_path / "t1" / "original" / "seed-0").experiment()
     assert (experiment.model.stages, experiment.model.input_shape, experiment.steps) == ((1, 1, 1), (8, 8, 1), 4)
     cli.main(["report", str(tmp_path / "t1"), "--save", str(tmp_path / "saved.json"), "--json"])
     (row,) = json.loads(capsys.readouterr().out)
-    assert [result["value"] for result in committed.read(tmp_path / "saved.json")] == row["test_error"]["values"]
+    assert [result["value"] for result in results_lib.read(tmp_path / "saved.json")] == row["test_error"]["values"]
 
 
 def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], d
 
 def test_report_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Workdir(tmp_path / "begun").claim(references.load(f"{TINY}:tiny")(), 0)
+    Workdir(tmp_path / "begun").claim(components.load(f"{TINY}:tiny")(), 0)
     (tmp_path / "y.json").write_text("{}")
     cases = [
         ([], "report needs run directories"),
@@ -171,17 +173,17 @@ def test_report_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], tm
 
 def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert workers.visible("gpu", 2, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert study_lib.visible("gpu", 2, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     # Slurm shows some of the devices of a machine.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a,7")
-    assert workers.visible("gpu", 3, 2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5a"}]
-    chips = workers.visible("tpu", 4, None)
+    assert study_lib.visible("gpu", 3, 2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5a"}]
+    chips = study_lib.visible("tpu", 4, None)
     assert [each["TPU_VISIBLE_CHIPS"] for each in chips] == ["0", "1", "2", "3"]
     assert {(each["TPU_CHIPS_PER_PROCESS_BOUNDS"], each["TPU_PROCESS_BOUNDS"]) for each in chips} == {("1,1,1", "1,1,1")}
-    assert [workers.visible("cpu", 8, count) for count in (None, 2)] == [[], [{}, {}]]
-    assert workers.visible("gpu", 1, None) == workers.environments(None) == workers.environments(1) == []
+    assert [study_lib.visible("cpu", 8, count) for count in (None, 2)] == [[], [{}, {}]]
+    assert study_lib.visible("gpu", 1, None) == study_lib.environments(None) == study_lib.environments(1) == []
     with pytest.raises(UserError, match="--workers is 4 for 2 devices"):
-        workers.visible("gpu", 2, 4)
+        study_lib.visible("gpu", 2, 4)
 
 
 def test_studies_of_several_processes_have_no_workers(
@@ -189,10 +191,10 @@ def test_studies_of_several_processes_have_no_workers(
 ) -> None:
     """Their runs use the devices of all processes; workers of each process would train the same runs."""
     environments = []
-    monkeypatch.setattr(processes, "several", lambda: True)
-    monkeypatch.setattr(processes, "is_first", lambda: False)
-    monkeypatch.setattr(processes, "leave", sys.exit)
-    monkeypatch.setattr(workers, "environments", lambda _: [{}, {}])
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(distributed, "leave", sys.exit)
+    monkeypatch.setattr(study_lib, "environments", lambda _: [{}, {}])
     monkeypatch.setattr(study, "run", lambda *_, **options: environments.append(options["environments"]))
     command = ["study", f"{TINY}:pair", "--workdir", str(tmp_path)]
     cli.main(command)
@@ -258,6 +260,6 @@ def test_committed_results_of_this_project_have_tables() -> None:
     assert files
     for file in files:
         results = json.loads(file.read_text())
-        rows = results["tables"][0]["rows"] if results["kind"] == "finding" else {row["group"] for row in committed.read(file)}
-        lines = [line for line in markdown.table(file, file.name).splitlines() if line.startswith("|")]
+        rows = results["tables"][0]["rows"] if results["kind"] == "finding" else {row["group"] for row in results_lib.read(file)}
+        lines = [line for line in report.table(file, file.name).splitlines() if line.startswith("|")]
         assert len(lines) == 2 + len(rows), file

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
+from resnet_jax import distributed
 from resnet_jax.errors import UserError
-from resnet_jax.training import agreement
-from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.workdir import Workdir
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.run_dir import Workdir
 
 SCRIPT = Path(__file__).parents[1] / "save_in_processes.py"
 PARTS = (1, 2, 4)
@@ -94,15 +93,15 @@ def test_failed_save_is_an_error_in_every_process(found: Found) -> None:
 
 def test_single_process_returns_its_own_values() -> None:
     """At no cost: nothing is sent."""
-    assert agreement.first()
-    agreement.wait("nobody")
-    assert agreement.anyone(True) is True
-    assert agreement.anyone(False) is False
+    assert distributed.first()
+    distributed.wait("nobody")
+    assert distributed.anyone(True) is True
+    assert distributed.anyone(False) is False
     text = "±" * 100_000
-    assert agreement.by_first(lambda: text) is text
+    assert distributed.by_first(lambda: text) is text
 
     def refuse() -> None:
         raise UserError("no")
 
     with pytest.raises(UserError, match="no"):
-        agreement.by_first(refuse)
+        distributed.by_first(refuse)

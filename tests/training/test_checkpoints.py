@@ -18,15 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-
-from resnet_jax.data.augmentation import Preprocessing
+from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.training import checkpoints as checkpoints_lib
-from resnet_jax.training import mesh
-from resnet_jax.training.checkpoints import Checkpoints, SaveFailed
-from resnet_jax.training.experiment import Checkpointing
-from resnet_jax.training.state import TrainState, digest
-from resnet_jax.training.workdir import MetricsWriter, Workdir
+from resnet_jax.training import checkpoint
+from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training.checkpoint import Checkpoints, SaveFailed
+from resnet_jax.training.config import Checkpointing
+from resnet_jax.training.run_dir import MetricsWriter, Workdir
+from resnet_jax.training.step import TrainState, digest
 
 KILOBYTE = 1024
 Restored = tuple[int, TrainState, Preprocessing] | None
@@ -60,7 +59,7 @@ def constants(seed: int) -> Preprocessing:
 
 
 def shapes(tree: Any) -> Any:
-    everywhere = mesh.replicated(mesh.make(1))
+    everywhere = sharding_lib.replicated(sharding_lib.make(1))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), tree)
 
 
@@ -223,7 +222,7 @@ def test_step_is_committed_with_its_manifest_or_not_at_all(tmp_path: Path, monke
         raise OSError(28, os.strerror(28))
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoints_lib, "_checksums", checksums)
+        patched.setattr(checkpoint, "_checksums", checksums)
         with pytest.raises(SaveFailed, match="step 1 could not be saved: the disk is full; there is no earlier checkpoint"):
             save(tmp_path, 1)
     assert names(tmp_path) == []

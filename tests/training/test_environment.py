@@ -8,8 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from resnet_jax.training import environment
+from resnet_jax.training import run_dir
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -19,28 +18,28 @@ def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.Monk
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
+    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / "environment.py"))
     for name in ("environment.py", "other.py"):
         (tmp_path / name).write_text("")
-    assert environment.commit() is None, "outside a repository"
+    assert run_dir.commit() is None, "outside a repository"
     git("init")
     git("add", ".")
     git("commit", "-m", "one")
     (tmp_path / "untracked.txt").write_text("")
-    assert environment.commit() == git("rev-parse", "HEAD")
+    assert run_dir.commit() == git("rev-parse", "HEAD")
     (tmp_path / "other.py").write_text("changed")
-    assert environment.commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert run_dir.commit() == git("rev-parse", "HEAD") + "-dirty"
     # Installed into somebody else's repository.
     (tmp_path / ".venv").mkdir()
-    monkeypatch.setattr(environment, "__file__", str(tmp_path / ".venv" / "environment.py"))
-    assert environment.commit() is None
+    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / ".venv" / "environment.py"))
+    assert run_dir.commit() is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.commit() is None, "without git"
+    assert run_dir.commit() is None, "without git"
 
 
 def test_description_is_json_with_versions_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "PACKAGES", (*environment.PACKAGES, "nosuchpackage"))
-    found = json.loads(json.dumps(environment.describe()))
+    monkeypatch.setattr(run_dir, "PACKAGES", (*run_dir.PACKAGES, "nosuchpackage"))
+    found = json.loads(json.dumps(run_dir.describe()))
     assert found.keys() == {"commit", "versions", "devices", "platform"}
     assert found["versions"]["python"] == platform.python_version()
     for package in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy"):

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from resnet_jax.configured import Factory, configured
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data.augment_host import RandomResizedCrop
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
+from resnet_jax.models.components import Factory, configured
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
-from resnet_jax.training.experiment import Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training.config import Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 
 EXPERIMENT = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
 INFO = DatasetInfo(

@@ -8,21 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import Told
-
-from resnet_jax.configured import configured
-from resnet_jax.data import augmentation, decoding, sources
-from resnet_jax.data.crops import CentreCrop, RandomResizedCrop, ShorterSideCrop
-from resnet_jax.data.mixing import Mix
-from resnet_jax.data.policies import TrivialAugment
-from resnet_jax.data.sources import DatasetInfo
+from resnet_jax.data import augment_device, datasets
+from resnet_jax.data.augment_device import Mix
+from resnet_jax.data.augment_host import CentreCrop, RandomResizedCrop, ShorterSideCrop, TrivialAugment
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, program
-from resnet_jax.training import trained as trained_lib
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
+from resnet_jax.training import feed, program, run_dir
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
 from resnet_jax.training.train import train
+
+from conftest import Told
 
 SMALL = Experiment(
     name="photographs",
@@ -61,7 +59,7 @@ def test_every_validation_image_is_scored_once(straight: tuple[dict, Path], phot
     assert result["examples"] == count
     assert result["protocol"]["view"] == "single 32x32 of 40"
     assert 0 <= result["value"] <= 100
-    card = trained_lib.weights(folder).card
+    card = run_dir.weights(folder).card
     assert (card.view.resize, card.view.crop, card.view.interpolation) == (40, 32, "bilinear"), "weights say how images are shown"
     assert result["value"] * count / 100 == pytest.approx(round(result["value"] * count / 100))
 
@@ -114,7 +112,7 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
     settled = made.settle(made.init(jax.random.key(3)), fed.settling(0))
     fed.close()
-    normalized = (np.concatenate(arrived) / 255 - augmentation.IMAGENET_MEAN) / augmentation.IMAGENET_DEVIATION
+    normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
     seen = jax.lax.conv_general_dilated(
         normalized.astype(np.float32), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
@@ -128,15 +126,15 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
 def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
     photographs: DatasetInfo, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = decoding.decode
-    whole = {sources.encoded(photographs, "train")[index][0] for index in range(0, 440, 4)}
+    given = datasets.decode
+    whole = {datasets.encoded(photographs, "train")[index][0] for index in range(0, 440, 4)}
 
     def decode(encoded: bytes, channels: int = 3):
         if encoded in whole:
             raise ValueError("made up")
         return given(encoded, channels)
 
-    monkeypatch.setattr(decoding, "decode", decode)
+    monkeypatch.setattr(datasets, "decode", decode)
     with pytest.raises(UserError, match="is damaged"):
         trained(SMALL, tmp_path / "stops", told)
     experiment = replace(SMALL, data=replace(SMALL.data, damaged="replace", normalization="channel"))
@@ -149,20 +147,20 @@ def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
 def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photographs: DatasetInfo) -> None:
     """Against the mean and the deviation of all pixels of the same crops, in one array."""
 
-    def measured(normalization: Any) -> augmentation.Preprocessing:
+    def measured(normalization: Any) -> augment_device.Preprocessing:
         held_out = photographs.examples["train"] - 40
         data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
         return feed.constants(replace(SMALL, data=data), photographs)
 
     found, crop = measured("channel"), CentreCrop(shorter_side=37)
-    source = sources.encoded(photographs, "train")
-    images = np.stack([crop(decoding.decode(source[i][0]), (32, 32), np.random.default_rng(0)) for i in range(40)]) / 255.0
+    source = datasets.encoded(photographs, "train")
+    images = np.stack([crop(datasets.decode(source[i][0]), (32, 32), np.random.default_rng(0)) for i in range(40)]) / 255.0
     np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(found.deviation, images.std(axis=(0, 1, 2)), rtol=1e-5)
     mean_image = measured("pixel_mean")
     np.testing.assert_allclose(mean_image.mean, images.mean(axis=0), rtol=1e-5)
     np.testing.assert_array_equal(mean_image.deviation, np.ones(3))
-    np.testing.assert_allclose(measured("imagenet").mean, augmentation.IMAGENET_MEAN)
+    np.testing.assert_allclose(measured("imagenet").mean, augment_device.IMAGENET_MEAN)
 
 
 def test_contradictory_fields_are_rejected_before_anything_is_written(photographs: DatasetInfo, tmp_path: Path, told: Told) -> None:

@@ -5,9 +5,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-
 from resnet_jax.errors import Interrupted
-from resnet_jax.training.interruption import Interruption
+from resnet_jax.training.train import Interruption
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 

@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-
-from resnet_jax.configured import configured
-from resnet_jax.data import sources
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, mesh, program
-from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.state import TrainState
+from resnet_jax.training import feed, program
+from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.step import TrainState
 
 STEPS = 3
 
@@ -31,7 +31,7 @@ def grouped(tiny: Experiment) -> Experiment:
 
 def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[TrainState, Any]:
     made = program.compiled(experiment, **layout)
-    info = sources.describe("digits", digits_dir)
+    info = datasets.describe("digits", digits_dir)
     batches = feed.training(experiment, info, made, made.constants(feed.constants(experiment, info)), 0, 0)
     state, losses = made.init(jax.random.key(0)), []
     for _ in range(STEPS):
@@ -78,11 +78,11 @@ def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
 
 
 def test_fsdp_splits_the_last_of_the_longest_axes() -> None:
-    over = mesh.make(8, fsdp=4)
+    over = sharding_lib.make(8, fsdp=4)
     shapes = {"kernel": (3, 3, 16, 64), "square": (64, 64), "odd": (3, 5), "units": {"stacked": {"scale": (200, 16)}}}
     arrays = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
     empty = jax.ShapeDtypeStruct((), np.int32)
-    found = mesh.of_state(over, TrainState(empty, arrays, {"mean": arrays["square"]}, (arrays,), empty, {}, {}))  # pyright: ignore
+    found = sharding_lib.of_state(over, TrainState(empty, arrays, {"mean": arrays["square"]}, (arrays,), empty, {}, {}))  # pyright: ignore
     specs = jax.tree.map(lambda sharding: tuple(sharding.spec), found.params)
     assert specs == {
         "kernel": (None, None, None, "fsdp"),
@@ -114,13 +114,13 @@ def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experim
 def test_mesh_has_the_requested_devices() -> None:
     """All devices lie along data; batches split along their first axis."""
     for devices in (1, 2, 8, None):
-        found = mesh.make(devices)
+        found = sharding_lib.make(devices)
         assert dict(found.shape) == {"data": devices or 8, "fsdp": 1}
         assert found.devices.ravel().tolist() == jax.devices()[:devices]
     for options in ({"devices": 9}, {"devices": 0}, {"fsdp": 0}, {"fsdp": 3}, {"fsdp": 16}):
         with pytest.raises(UserError, match=r"must (be 1 to|divide the) 8"):
-            mesh.make(**options)
+            sharding_lib.make(**options)
     values = np.arange(32.0).reshape(16, 2)
-    batch, state = (jax.device_put(values, sharding) for sharding in (mesh.batch(found), mesh.replicated(found)))
+    batch, state = (jax.device_put(values, sharding) for sharding in (sharding_lib.batch(found), sharding_lib.replicated(found)))
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [values[2 * i : 2 * i + 2].tolist() for i in range(8)]
     assert [shard.data.tolist() for shard in state.addressable_shards] == [values.tolist()] * 8

@@ -5,9 +5,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-
 from resnet_jax.training import step
-from resnet_jax.training.experiment import Loss
+from resnet_jax.training.config import Loss
 from resnet_jax.training.step import Batch
 
 RNG = np.random.default_rng(0)

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture
-from resnet_jax.models.branches import Basic
+from resnet_jax.models.blocks import Basic
+from resnet_jax.models.components import configured
 from resnet_jax.models.shortcuts import ShortcutOnlyGating
 from resnet_jax.training import optimizer
-from resnet_jax.training.experiment import Optimizer, Schedule
+from resnet_jax.training.config import Optimizer, Schedule
 from resnet_jax.training.optimizer import ScheduleState
 
 CONSTANT = Schedule(learning_rate=0.3, decay_steps=())

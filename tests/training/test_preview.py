@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-
 from resnet_jax import cli
-from resnet_jax.configured import configured
-from resnet_jax.data import order, sources
-from resnet_jax.data.crops import RandomResizedCrop
-from resnet_jax.data.mixing import Mix
-from resnet_jax.data.sources import DatasetInfo
-from resnet_jax.data.streaming import Rows
+from resnet_jax.cli import data
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Mix
+from resnet_jax.data.augment_host import RandomResizedCrop
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.data.stream import Rows
 from resnet_jax.models import Architecture
-from resnet_jax.training import feed, preview
-from resnet_jax.training.experiment import Data, Evaluation, Experiment
+from resnet_jax.models.components import configured
+from resnet_jax.training import feed, step
+from resnet_jax.training.config import Data, Evaluation, Experiment
 
 PHOTOGRAPHS = Experiment(
     name="photographs",
@@ -31,9 +31,9 @@ PHOTOGRAPHS = Experiment(
 
 def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> None:
     """Back to the very bytes that were cropped, with the names of their classes."""
-    found = preview.shown(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
+    found = data.shown(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
     rows = Rows(feed.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
-    names = sources.class_names(photographs)
+    names = datasets.class_names(photographs)
     for number in range(5):
         assert np.abs(found.images[number] * 255 - rows[number].images).max() < 0.01
         assert found.captions[number] == names[int(rows[number].labels)]
@@ -42,19 +42,19 @@ def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> No
 
 def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: str) -> None:
     """Step 2 without augmentation has the pixels of the examples in the order of training."""
-    info = sources.describe("digits", digits_dir)
+    info = datasets.describe("digits", digits_dir)
     experiment = replace(tiny, data=replace(tiny.data, normalization="channel", pad=0, flip=False))
-    found = preview.shown(experiment, info, seed=1, step=2, count=4)
-    train = sources.read(info, "train")
+    found = data.shown(experiment, info, seed=1, step=2, count=4)
+    train = datasets.read(info, "train")
     key = jax.random.fold_in(jax.random.key(1), 1)
-    chosen = np.asarray(order.batch_indices(key, jnp.int32(2), steps=1, batch_size=experiment.batch_size, examples=1437))[0, :4]
+    chosen = np.asarray(step.batch_indices(key, jnp.int32(2), steps=1, batch_size=experiment.batch_size, examples=1437))[0, :4]
     assert found.captions == [str(label) for label in train.labels[chosen]]
     assert np.abs(found.images * 255 - train.images[chosen]).max() < 0.01
 
 
 def test_captions_of_mixed_images_have_shares(photographs: DatasetInfo) -> None:
     mix = configured(Mix, mixup=1.0, cutmix=0.0, group=8)
-    found = preview.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
+    found = data.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
     shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in found.captions]
     assert shares == pytest.approx([1.0] * 8, abs=0.011)
     assert any(" + " in caption for caption in found.captions)

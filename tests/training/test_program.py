@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_network import drawn, each, predict
-
-from resnet_jax.data import sources
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.training import feed, mesh, program, state
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.training import feed, program, sharding, step
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
-from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
             assert (leaf.shape, leaf.dtype) == (announced.shape, announced.dtype)
             assert leaf.sharding.is_equivalent_to(announced.sharding, leaf.ndim)
             assert len(leaf.sharding.device_set) == devices
-        digests.add(state.digest(initial))
+        digests.add(step.digest(initial))
     assert len(digests) == 1
 
 
@@ -45,14 +44,14 @@ def trained(found: Program) -> TrainState:
     params = drawn(each(lambda leaf: leaf.shape, shapes.params), rng)
     batch_stats = each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
     single = each(jnp.float32, params), each(jnp.float32, batch_stats)
-    params, batch_stats = jax.device_put(single, mesh.replicated(found.mesh))
+    params, batch_stats = jax.device_put(single, sharding.replicated(found.mesh))
     return found.init(jax.random.key(0))._replace(params=params, batch_stats=batch_stats)
 
 
 def test_score_equals_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
     """Errors exactly and loss to rounding on all 360 test images: running statistics, not the batch's; the last batch padded."""
-    info = sources.describe("digits", digits_dir)
-    test = sources.read(info, "test")
+    info = datasets.describe("digits", digits_dir)
+    test = datasets.read(info, "test")
     rng = np.random.default_rng(7)
     mean, deviation = rng.uniform(0, 0.5, (8, 8, 1)), np.array([0.3])
     images = (test.images.astype(np.float64) / 255 - mean) / deviation
@@ -72,7 +71,7 @@ def test_abstract_constants_have_the_shapes_of_the_measured_ones(tiny: Experimen
     for normalization, mean in (("pixel_mean", (8, 8, 1)), ("channel", (1,))):
         experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, normalization=normalization))
         announced = program.abstract_preprocessing(experiment)
-        measured = feed.constants(experiment, sources.describe("digits", digits_dir))
+        measured = feed.constants(experiment, datasets.describe("digits", digits_dir))
         assert announced.mean.shape == measured.mean.shape == mean
         assert announced.deviation.shape == measured.deviation.shape == (1,)
         assert announced.mean.dtype == measured.mean.dtype == np.float32

@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from write_golden import public_experiments
-
-from resnet_jax import references
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, Architecture, Execution, StochasticDepth, cifar_architecture
-from resnet_jax.models.branches import Basic, Bottleneck
+from resnet_jax.models import NETWORKS, Architecture, Execution, StochasticDepth, cifar_architecture, components
+from resnet_jax.models.blocks import Basic, Bottleneck
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, Original
 from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, ZeroPad
 from resnet_jax.models.stems import DeepStem
-from resnet_jax.training import resolved
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
+from resnet_jax.training import config
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
+
+from conftest import ROOT
+from write_golden import public_experiments
 
 BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
 
 
 def identity(experiment: Experiment, seed: int = 0) -> dict[str, Any]:
-    return resolved.identity(experiment, seed)
+    return config.identity(experiment, seed)
 
 
 def with_model(**fields: Any) -> Experiment:
@@ -33,7 +32,7 @@ def with_model(**fields: Any) -> Experiment:
 
 
 def through_json(value: Any) -> Any:
-    return json.loads(json.dumps(resolved.resolve(value)))
+    return json.loads(json.dumps(config.resolve(value)))
 
 
 def test_experiments_and_networks_survive_json() -> None:
@@ -41,12 +40,12 @@ def test_experiments_and_networks_survive_json() -> None:
     for path in sorted((ROOT / "experiments").glob("*.py")):
         for found in public_experiments(path).values():
             for experiment in found if isinstance(found, tuple) else (found,):
-                back = resolved.restore(Experiment, through_json(experiment))
+                back = config.restore(Experiment, through_json(experiment))
                 assert (back, hash(back)) == (experiment, hash(experiment))
     for architecture in NETWORKS.values():
-        assert resolved.restore(Architecture, through_json(architecture)) == architecture
+        assert config.restore(Architecture, through_json(architecture)) == architecture
     rated = dataclasses.replace(BASE, optimizer=Optimizer(rates=(("stages", 0.1), ("stages/2", 0.3))), start=Start(file="a", new_head=True))
-    assert resolved.restore(Experiment, through_json(rated)) == rated
+    assert config.restore(Experiment, through_json(rated)) == rated
 
 
 def test_resolved_form_names_classes_with_arguments_and_lists_tuples() -> None:
@@ -60,13 +59,13 @@ def test_resolved_form_names_classes_with_arguments_and_lists_tuples() -> None:
         norm=configured(BatchNorm, momentum=0.99, group_size=64),
         stochastic_depth=StochasticDepth(survival=0.5, rule="uniform", drops="image", scaled="training"),
     )
-    found = resolved.resolve(model)
+    found = config.resolve(model)
     assert found["stages"] == [2, 2]
-    assert found["branch"] == "resnet_jax.models.branches:Branch(base_width=32, dropout=0.1, expansion=4, groups=2, kernels=(1, 3, 1))"
+    assert found["branch"] == "resnet_jax.models.blocks:Branch(base_width=32, dropout=0.1, expansion=4, groups=2, kernels=(1, 3, 1))"
     assert found["shortcut"] == "resnet_jax.models.shortcuts:ShortcutOnlyGating(bias=-6.0, resize='pool-project')"
     assert found["order"] == "resnet_jax.models.orders:FullPreactivation"
     assert found["stochastic_depth"]["rule"] == "uniform"
-    assert resolved.restore(Architecture, json.loads(json.dumps(found))) == model
+    assert config.restore(Architecture, json.loads(json.dumps(found))) == model
 
 
 SAME_RUN = {
@@ -97,11 +96,11 @@ def test_identity_has_every_field_that_changes_the_result() -> None:
         assert identity(other) == identity(BASE)
     for field, value in ANOTHER_RUN.items():
         other = identity(dataclasses.replace(BASE, **{field: value}))
-        assert resolved.fingerprint(other) != resolved.fingerprint(identity(BASE))
-        (difference,) = resolved.differences(other, identity(BASE))
+        assert config.fingerprint(other) != config.fingerprint(identity(BASE))
+        (difference,) = config.differences(other, identity(BASE))
         assert difference.startswith(field)
-    assert list(resolved.differences(identity(BASE, 0), identity(BASE, 1))) == ["seed: 0 asked for, 1 in the run"]
-    assert resolved.group(identity(BASE, 0)) == resolved.group(identity(BASE, 1))
+    assert list(config.differences(identity(BASE, 0), identity(BASE, 1))) == ["seed: 0 asked for, 1 in the run"]
+    assert config.group(identity(BASE, 0)) == config.group(identity(BASE, 1))
 
 
 def test_identity_has_every_argument_of_a_part() -> None:
@@ -113,7 +112,7 @@ def test_identity_has_every_argument_of_a_part() -> None:
         "output_stride": (0, 8),
         "order": (Original, FullPreactivation),
     }.items():
-        (difference,) = resolved.differences(identity(with_model(**{field: one})), identity(with_model(**{field: other})))
+        (difference,) = config.differences(identity(with_model(**{field: one})), identity(with_model(**{field: other})))
         assert difference.startswith(f"model.{field}")
     ours, theirs = configured(Scaled, shortcut=0.5, branch=1.0), configured(Scaled, branch=1.0, shortcut=0.5)
     assert identity(with_model(shortcut=ours)) == identity(with_model(shortcut=theirs))
@@ -127,7 +126,7 @@ def test_starting_weights_are_identified_by_digest() -> None:
 
     assert begun()["start"] == {"digest": "ab", "new_head": False}
     assert begun(file="/elsewhere/b") == begun()
-    assert len({resolved.fingerprint(each) for each in (begun(), begun(digest="cd"), begun(new_head=True), identity(BASE))}) == 4
+    assert len({config.fingerprint(each) for each in (begun(), begun(digest="cd"), begun(new_head=True), identity(BASE))}) == 4
 
 
 def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> None:
@@ -136,19 +135,19 @@ def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> Non
     for place in ("here/mine.py", "there/mine.py", "there/other.py"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text("class Own:\n    def __init__(self, *args, scale=1.0, path=''):\n        pass\n")
-        experiment = with_model(shortcut=configured(references.load(f"{tmp_path / place}:Own"), scale=0.7, path="a/b"))
-        assert resolved.restore(Experiment, through_json(experiment)) == experiment
+        experiment = with_model(shortcut=configured(components.load(f"{tmp_path / place}:Own"), scale=0.7, path="a/b"))
+        assert config.restore(Experiment, through_json(experiment)) == experiment
         assert through_json(experiment)["model"]["shortcut"] == f"{tmp_path / place}:Own(path='a/b', scale=0.7)"
         identities.append(identity(experiment))
     assert identities[0] == identities[1]
-    assert list(resolved.differences(identities[0], identities[2])) == [
+    assert list(config.differences(identities[0], identities[2])) == [
         "model.shortcut: \"mine.py:Own(path='a/b', scale=0.7)\" asked for, \"other.py:Own(path='a/b', scale=0.7)\" in the run"
     ]
 
 
 def test_fingerprint_ignores_the_order_of_fields() -> None:
-    found = resolved.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
-    assert found == resolved.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    found = config.fingerprint({"a": 1, "b": {"c": 2, "d": 3}})
+    assert found == config.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
     assert len(bytes.fromhex(found)) == 32
 
 
@@ -156,26 +155,26 @@ def test_differences_list_every_field_with_both_values() -> None:
     other = dataclasses.replace(
         BASE, model=cifar_architecture(20, shortcut=NoShortcut), steps=100, schedule=Schedule(learning_rate=0.2, decay_steps=(1,))
     )
-    assert list(resolved.differences(identity(other), identity(BASE))) == [
+    assert list(config.differences(identity(other), identity(BASE))) == [
         "model.shortcut: 'resnet_jax.models.shortcuts:NoShortcut' asked for, 'resnet_jax.models.shortcuts:ZeroPad' in the run",
         "schedule.decay_steps: [1] asked for, [32000, 48000] in the run",
         "schedule.learning_rate: 0.2 asked for, 0.1 in the run",
         "steps: 100 asked for, 64000 in the run",
     ]
-    assert not list(resolved.differences(identity(BASE), json.loads(json.dumps(identity(BASE)))))
-    assert list(resolved.differences({"a": {"b": 1}}, {"a": {}})) == ["a.b: 1 asked for, None in the run"]
+    assert not list(config.differences(identity(BASE), json.loads(json.dumps(identity(BASE)))))
+    assert list(config.differences({"a": {"b": 1}}, {"a": {}})) == ["a.b: 1 asked for, None in the run"]
 
 
 def test_fields_of_another_version_are_rejected() -> None:
     for part in ("", "data", "model"):
-        written = resolved.resolve(BASE)
+        written = config.resolve(BASE)
         (written[part] if part else written)["dropout"] = 0.5
         with pytest.raises(UserError, match=r"dropout.*another version"):
-            resolved.restore(Experiment, written)
-    written = resolved.resolve(BASE)
+            config.restore(Experiment, written)
+    written = config.resolve(BASE)
     del written["data"]["name"]
     with pytest.raises(UserError, match=r"name.*another version"):
-        resolved.restore(Experiment, written)
+        config.restore(Experiment, written)
 
 
 def test_missing_class_names_the_nearest() -> None:
@@ -183,8 +182,8 @@ def test_missing_class_names_the_nearest() -> None:
         ("resnet_jax.models.shortcuts:ZeroPat", r"ZeroPat.*did you mean ZeroPad"),
         ("resnet_jax.models.shortcuts:ZeroPad(resise='pad')", r"no argument 'resise'; did you mean resize"),
     ):
-        text = resolved.resolve(BASE)
+        text = config.resolve(BASE)
         text["model"]["shortcut"] = written
         with pytest.raises(UserError, match=message):
-            resolved.restore(Experiment, text)
-    assert resolved.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad
+            config.restore(Experiment, text)
+    assert config.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad

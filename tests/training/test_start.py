@@ -10,20 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import Told
-
-from resnet_jax.configured import configured, parts
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import Examples
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.models import Architecture, Card, Pretrained, View, load_pretrained, norms
+from resnet_jax.models import Architecture, norms
+from resnet_jax.models.components import configured, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.models.pretrained import saving
-from resnet_jax.training import program, resolved, start, trained
-from resnet_jax.training.experiment import Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training import config, fine_tune, program, run_dir
+from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import train
-from resnet_jax.training.workdir import Workdir
+from resnet_jax.weights import Card, Pretrained, View, load_pretrained, saving
+
+from conftest import Told
 
 GREY = View(mean=(0.3,), deviation=(0.4,))
 
@@ -31,7 +31,7 @@ GREY = View(mean=(0.3,), deviation=(0.4,))
 @pytest.fixture(scope="module")
 def file(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its weights in a file."""
-    return saving.save(trained.weights(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
+    return saving.save(run_dir.weights(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
 
 
 def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
@@ -62,20 +62,20 @@ def still(experiment: Experiment) -> Experiment:
 def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run: Path, file: Path, tmp_path: Path) -> None:
     """A file in torchvision's format also has the normalization constants."""
     folder = tmp_path / "folder"
-    saving.save(trained.weights(short_run), folder)
-    saving.export(trained.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
+    saving.save(run_dir.weights(short_run), folder)
+    saving.export(run_dir.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
     back = saving.save(load_pretrained(tmp_path / "torch.safetensors", "torchvision"), tmp_path / "back.safetensors")
-    begun = [start.start_from(short, each) for each in (short_run, file, folder, back)]
+    begun = [fine_tune.start_from(short, each) for each in (short_run, file, folder, back)]
     assert len({each.start.digest for each in begun}) == 1
     assert len({each.start.file for each in begun}) == 4
-    assert len({resolved.fingerprint(resolved.identity(each, 3)) for each in begun}) == 1
+    assert len({config.fingerprint(config.identity(each, 3)) for each in begun}) == 1
     assert begun[0].data.normalization == "weights"
 
 
 def test_digest_includes_the_normalization_constants(short: Experiment, short_run: Path, file: Path) -> None:
-    found = trained.weights(short_run)
+    found = run_dir.weights(short_run)
     other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
-    assert start.digest(other) != start.digest(found) == start.digest(load_pretrained(file))
+    assert fine_tune.digest(other) != fine_tune.digest(found) == fine_tune.digest(load_pretrained(file))
 
 
 @pytest.mark.slow
@@ -83,8 +83,8 @@ def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digi
     """Parameters after a step at a rate of 0, read back from the run's checkpoint; a new head is the seed's."""
     weights = load_pretrained(file)
     for new_head, seed in ((False, 3), (True, 4)):
-        run(still(start.start_from(short, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
-        found = trained.newest(tmp_path / f"{seed}")
+        run(still(fine_tune.start_from(short, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
+        found = run_dir.newest(tmp_path / f"{seed}")
         same(found.state.params | {"head": {}}, weights.params | {"head": {}})
         for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -99,8 +99,8 @@ def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digi
 def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
     weights = load_pretrained(file)
     averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
-    experiment = start.start_from(averaging, file)
-    state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
+    experiment = fine_tune.start_from(averaging, file)
+    state = fine_tune.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
     for params in (state.params, state.ema):
         same(params, weights.params)
     for statistics in (state.batch_stats, state.statistics):
@@ -114,19 +114,19 @@ def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
 @pytest.mark.slow
 def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
-    weights = trained.weights(short_run)
-    experiment = start.start_from(short, short_run, freeze_trunk=True)
+    weights = run_dir.weights(short_run)
+    experiment = fine_tune.start_from(short, short_run, freeze_trunk=True)
     result = run(experiment, tmp_path / "frozen", digits_dir)
     assert result["protocol"]["normalisation"] == "FrozenBatchNorm"
-    found = trained.newest(tmp_path / "frozen").state
+    found = run_dir.newest(tmp_path / "frozen").state
     params, batch_stats = norms.freeze(weights.params, weights.batch_stats)
     same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
     assert differs(found.params["head"], params["head"])
     # Frozen once more, and thawed.
-    again = start.start_from(short, tmp_path / "frozen", freeze_trunk=True)
+    again = fine_tune.start_from(short, tmp_path / "frozen", freeze_trunk=True)
     assert again.model.norm is FrozenBatchNorm
-    thawed = start.start_from(short, tmp_path / "frozen")
-    state = start.begun(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, trained.weights(tmp_path / "frozen"))
+    thawed = fine_tune.start_from(short, tmp_path / "frozen")
+    state = fine_tune.begun(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, run_dir.weights(tmp_path / "frozen"))
     same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
     same(state.params["head"], found.params["head"])
 
@@ -137,10 +137,10 @@ def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Ex
     for norm in (configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)):
         weights = drawn(replace(short.model, order=FullPreactivation, norm=norm))
         file = saving.save(weights, tmp_path / "weights.safetensors")
-        experiment = start.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
+        experiment = fine_tune.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
         assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
         made = program.compiled(experiment, 1)
-        begun = start.begun(made.init(jax.random.key(3)), experiment, weights)
+        begun = fine_tune.begun(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
         data = made.place(Examples(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10), trained_constants(short))
         after, _ = made.train(begun, data, 1)
@@ -157,7 +157,7 @@ def trained_constants(experiment: Experiment) -> Preprocessing:
 @pytest.mark.slow
 def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, file: Path, digits_dir: str, tmp_path: Path) -> None:
     """Continued with the same weights out of another file."""
-    experiment = start.start_from(short, short_run, new_head=True)
+    experiment = fine_tune.start_from(short, short_run, new_head=True)
     straight = run(experiment, tmp_path / "straight", digits_dir)
 
     class Terminated(Told):
@@ -168,7 +168,7 @@ def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, f
     with pytest.raises(Interrupted):
         run(experiment, tmp_path / "stopped", digits_dir, progress=Terminated())
     told = Told()
-    continued = run(start.start_from(short, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
+    continued = run(fine_tune.start_from(short, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
     assert any(message.startswith("continuing after step ") for message in told.messages)
     assert continued["state_digest"] == straight["state_digest"]
     assert continued["protocol"]["initial_weights"] == experiment.start.digest
@@ -177,9 +177,9 @@ def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, f
     other = drawn(short.model)
     saving.save(other, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"holds another run.*\n.*start\.digest: '[0-9a-f]{64}' asked for, '[0-9a-f]{64}' in the run"):
-        run(start.start_from(short, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
+        run(fine_tune.start_from(short, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
     with pytest.raises(UserError, match=r"start\.new_head: False asked for, True in the run"):
-        run(start.start_from(short, file), tmp_path / "stopped", digits_dir)
+        run(fine_tune.start_from(short, file), tmp_path / "stopped", digits_dir)
     with pytest.raises(UserError, match=r"start: None asked for, \{'digest'"):
         Workdir(tmp_path / "stopped").check(short, 3)
 
@@ -189,7 +189,7 @@ def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
 ) -> None:
     mine = tmp_path / "mine.safetensors"
     shutil.copy(file, mine)
-    experiment = start.start_from(short, mine)
+    experiment = fine_tune.start_from(short, mine)
     mine.unlink()
     saving.save(drawn(short.model, View(mean=(0.2,), deviation=(1.0,))), mine)
     with pytest.raises(UserError, match=r"mine\.safetensors holds other weights than those that the experiment starts from: .*--init-from"):
@@ -204,42 +204,42 @@ def test_another_network_is_rejected_with_the_options_that_fit(short: Experiment
     theirs = replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
     file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
     with pytest.raises(UserError) as caught:
-        start.start_from(short, file)
+        fine_tune.start_from(short, file)
     text = str(caught.value)
     assert "model.stages is 1 1 1, of the weights 1 2 1" in text
     assert "Ask for theirs: --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'" in text
     asked = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
-    assert start.start_from(asked, file).start.file == str(file)
+    assert fine_tune.start_from(asked, file).start.file == str(file)
     # What only matters while training is the experiment's own.
-    assert start.start_from(replace(asked, model=replace(asked.model, norm=configured(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
+    assert fine_tune.start_from(replace(asked, model=replace(asked.model, norm=configured(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
 
 
 def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
     five = replace(short, model=replace(short.model, num_classes=5))
     with pytest.raises(UserError, match="the weights have 10 classes, the experiment 5: use --new-head"):
-        start.start_from(five, file)
-    experiment = start.start_from(five, file, new_head=True)
-    state = start.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
+        fine_tune.start_from(five, file)
+    experiment = fine_tune.start_from(five, file, new_head=True)
+    state = fine_tune.begun(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
 
 
 def test_other_channels_and_mean_image_sizes_are_rejected(short: Experiment, file: Path) -> None:
     colours = replace(short, model=replace(short.model, input_shape=(8, 8, 3)))
     with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
-        start.start_from(colours, file)
+        fine_tune.start_from(colours, file)
     large = replace(short, model=replace(short.model, input_shape=(12, 12, 1)))
     with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\) from images of \(12, 12, 1\): use --data.normalization channel"):
-        start.start_from(large, file)
-    experiment = start.start_from(large, file, normalization="channel")
+        fine_tune.start_from(large, file)
+    experiment = fine_tune.start_from(large, file, normalization="channel")
     assert experiment.data.normalization == "channel"
-    assert start.preprocessing(experiment, load_pretrained(file)) is None
+    assert fine_tune.preprocessing(experiment, load_pretrained(file)) is None
 
 
 def test_foreign_file_is_rejected_with_the_import_command(short_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
-    saving.export(trained.weights(short_run), "torchvision", file)
+    saving.export(run_dir.weights(short_run), "torchvision", file)
     with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
-        start.weights_of(file)
+        fine_tune.weights_of(file)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not a run"):
-        start.weights_of(tmp_path / "empty")
+        fine_tune.weights_of(tmp_path / "empty")

@@ -5,10 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from resnet_jax.training import mesh, optimizer, state
-from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.state import TrainState
+from resnet_jax.training import optimizer, sharding, step
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.step import TrainState
 
 
 def small(seed: int = 0) -> TrainState:
@@ -22,22 +21,22 @@ def small(seed: int = 0) -> TrainState:
 
 def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
     """``small()`` with one of its leaves, the key being its two numbers, exchanged."""
-    leaves, treedef = jax.tree.flatten(state.plain(small()))
+    leaves, treedef = jax.tree.flatten(step.plain(small()))
     leaves[index] = leaf
-    return state.from_plain(jax.tree.unflatten(treedef, leaves))
+    return step.from_plain(jax.tree.unflatten(treedef, leaves))
 
 
 def test_digest_changes_with_any_single_bit() -> None:
     """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
-    digests = {state.digest(small())}
+    digests = {step.digest(small())}
     bits = 0
-    for index, leaf in enumerate(jax.tree.leaves(state.plain(small()))):
+    for index, leaf in enumerate(jax.tree.leaves(step.plain(small()))):
         content = np.asarray(leaf).tobytes()
         dtype = np.asarray(leaf).dtype
         for bit in range(8 * len(content) if dtype != np.bool_ else 1):
             changed = bytearray(content)
             changed[bit // 8] ^= 1 << bit % 8
-            digests.add(state.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
+            digests.add(step.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
             bits += 1
     assert bits > 1100
     assert len(digests) == bits + 1
@@ -45,18 +44,18 @@ def test_digest_changes_with_any_single_bit() -> None:
 
 def test_digest_of_equal_states_is_equal_on_any_devices() -> None:
     """In NumPy, on one device, on eight."""
-    expected = state.digest(small())
+    expected = step.digest(small())
     assert len(expected) == 64
     for devices in (1, 8):
-        placed = jax.device_put(small(), mesh.replicated(mesh.make(devices)))
+        placed = jax.device_put(small(), sharding.replicated(sharding.make(devices)))
         assert len(placed.params["norm"]["scale"].sharding.device_set) == devices
-        assert state.digest(placed) == expected
+        assert step.digest(placed) == expected
 
 
 def test_digest_distinguishes_negative_zero_from_zero() -> None:
     """Equal numbers, another bit."""
     zeros = [with_leaf(1, np.full((2, 3), zero, np.float32)) for zero in (0.0, -0.0)]
-    assert state.digest(zeros[0]) != state.digest(zeros[1])
+    assert step.digest(zeros[0]) != step.digest(zeros[1])
 
 
 def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
@@ -66,17 +65,17 @@ def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
         small()._replace(params=jax.tree.map(lambda p: p.reshape(-1, 3, 1), small().params)),
         small()._replace(step=np.array([7], np.int32)),
     ):
-        bytes_of = [b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(state.plain(each))) for each in (other, small())]
+        bytes_of = [b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(step.plain(each))) for each in (other, small())]
         assert bytes_of[0] == bytes_of[1]
-        assert state.digest(other) != state.digest(small())
+        assert step.digest(other) != step.digest(small())
 
 
 def test_plain_state_is_restored() -> None:
     """The key too."""
-    plain = state.plain(small())
+    plain = step.plain(small())
     assert all(np.asarray(leaf).dtype.kind in "fiub" for leaf in jax.tree.leaves(plain))
-    back = state.from_plain(plain)
-    assert state.digest(back) == state.digest(small())
+    back = step.from_plain(plain)
+    assert step.digest(back) == step.digest(small())
     assert jax.random.bits(back.key) == jax.random.bits(small().key)
 
 
@@ -84,11 +83,11 @@ def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None
     """Momentum is 0, running means are 0, running variances 1. Another key gives other parameters."""
     tx = optimizer.make(tiny.optimizer, tiny.schedule)
     options = {"xla_backend_optimization_level": 0}
-    create = jax.jit(lambda key: state.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)
+    create = jax.jit(lambda key: step.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)
     one, same, other = create(jax.random.key(5)), create(jax.random.key(5)), create(jax.random.key(6))
     assert int(one.step) == 0
     assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(jax.random.key(5)))
-    assert state.digest(one) == state.digest(same)
+    assert step.digest(one) == step.digest(same)
     kernels = [found.params["stem"]["conv"]["kernel"] for found in (one, other)]
     assert not np.array_equal(*kernels)
     stats: Any = one.batch_stats["stem"]["after"]["layers"][0]
@@ -100,7 +99,7 @@ def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one.params))
     for average, first in ((one.ema, one.params), (one.statistics, one.batch_stats)):
         jax.tree.map(np.testing.assert_array_equal, average, first)
-    _, without = jax.eval_shape(lambda: state.create(tiny.model, tx, jax.random.key(5)))
+    _, without = jax.eval_shape(lambda: step.create(tiny.model, tx, jax.random.key(5)))
     assert (without.ema, without.statistics) == ({}, {})
 
 

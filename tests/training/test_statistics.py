@@ -9,24 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Told
 from numpy_network import conv, drawn, each, forward_backward, leaves, predict
-
-from resnet_jax.configured import configured
-from resnet_jax.data import sources
-from resnet_jax.data.augmentation import Preprocessing
-from resnet_jax.data.sources import Examples
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.studies import score as score_lib
-from resnet_jax.training import program, state
-from resnet_jax.training import trained as trained_lib
-from resnet_jax.training.experiment import Experiment
+from resnet_jax.training import program, run_dir
+from resnet_jax.training import step as step_lib
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
-from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Resident
+from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.step import Resident, TrainState
 from resnet_jax.training.train import train
-from resnet_jax.training.workdir import Workdir
+
+from conftest import Told
 
 PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.5], np.float32))
 IMAGES, BATCH = 120, 40
@@ -48,7 +47,7 @@ def variant(
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> Examples:
     """Images for three batches of distinct images."""
-    everything = sources.read(sources.describe("digits", digits_dir), "train")
+    everything = datasets.read(datasets.describe("digits", digits_dir), "train")
     return Examples(everything.images[:IMAGES], everything.labels[:IMAGES])
 
 
@@ -99,12 +98,12 @@ def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples
     """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
     made = program.compiled(variant(tiny), 1)
     before = trained(made)
-    expected = state.digest(before._replace(statistics={}))
+    expected = step_lib.digest(before._replace(statistics={}))
     after = made.settle(before, made.place(digits, PREPROCESSING))
-    assert state.digest(after._replace(statistics={})) == expected
+    assert step_lib.digest(after._replace(statistics={})) == expected
     other = jax.tree.map(lambda s: s + 1, before.batch_stats)
     again = settled(variant(tiny), digits, batch_stats=other, statistics=other)
-    assert state.digest(again._replace(batch_stats={})) == state.digest(after._replace(batch_stats={}))
+    assert step_lib.digest(again._replace(batch_stats={})) == step_lib.digest(after._replace(batch_stats={}))
 
 
 @pytest.mark.slow
@@ -186,7 +185,7 @@ def test_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tm
     (scored,) = score_lib.score(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
     assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
     assert scored["protocol"] == result["protocol"]
-    assert state.digest(trained_lib.newest(tmp_path / "run").state) == result["state_digest"]
+    assert step_lib.digest(run_dir.newest(tmp_path / "run").state) == result["state_digest"]
     plain = run(variant(tiny, batches=0), 0, tmp_path / "plain")
     assert plain["protocol"]["batch_norm_statistics"] == "moving average"
     assert plain["protocol"]["parameters"] == "last step"

@@ -13,16 +13,14 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
-
-from resnet_jax.data import augmentation, sources
+from resnet_jax.data import augment_device, datasets
 from resnet_jax.kernels import batch_norm
 from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training import mesh, optimizer, program, step
-from resnet_jax.training.experiment import Experiment, Optimizer, Schedule
+from resnet_jax.training import optimizer, program, sharding, step
+from resnet_jax.training.config import Experiment, Optimizer, Schedule
 from resnet_jax.training.program import Program
-from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Batch, Batches, Learning, Metrics, Resident
+from resnet_jax.training.step import Batch, Batches, Learning, Metrics, Resident, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
@@ -177,8 +175,8 @@ def narrow(tiny: Experiment) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def digits(digits_dir: str) -> sources.Examples:
-    return sources.read(sources.describe("digits", digits_dir), "train")
+def digits(digits_dir: str) -> datasets.Examples:
+    return datasets.read(datasets.describe("digits", digits_dir), "train")
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +184,9 @@ def one_device(narrow: Experiment) -> Program:
     return program.compiled(narrow, 1)
 
 
-def trained(found: Program, digits: sources.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
+def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
     """The state after dispatches of these numbers of steps, and their metrics."""
-    data = found.place(digits, augmentation.fit(digits.images, "pixel_mean"))
+    data = found.place(digits, augment_device.fit(digits.images, "pixel_mean"))
     state, metrics = found.init(jax.random.key(seed)), []
     for count in counts:
         state, more = found.train(state, data, count)
@@ -196,7 +194,7 @@ def trained(found: Program, digits: sources.Examples, counts: list[int], seed: i
     return state, metrics
 
 
-def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: sources.Examples) -> None:
+def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: datasets.Examples) -> None:
     """Parameters, statistics and momentum after 3 steps within 1e-5; 5 of the 40 images on each device, BatchNorm over all of them."""
     eight_devices = program.compiled(narrow, 8)
     assert one_device.mesh.size == 1
@@ -213,7 +211,7 @@ def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits
     assert moved > 1e-2, "the tolerance means something only where parameters move further than it"
 
 
-def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: sources.Examples) -> None:
+def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: datasets.Examples) -> None:
     """The loop around the step is another program, so to rounding: 1e-5; the metrics are those of the steps, in order."""
     one_by_one, single = trained(one_device, digits, [1] * 5)
     together, (metrics,) = trained(one_device, digits, [5])
@@ -237,39 +235,39 @@ class Spy(Apply):
 
 
 def seen(
-    digits: sources.Examples, devices: int, *, first: list[int], pad: int, flip: bool, preprocessing: augmentation.Preprocessing
+    digits: datasets.Examples, devices: int, *, first: list[int], pad: int, flip: bool, preprocessing: augment_device.Preprocessing
 ) -> list[np.ndarray]:
     """The 40 images of the step after ``first`` steps, for each of ``first``, on a number of devices."""
-    over = mesh.make(devices)
+    over = sharding.make(devices)
     params = {"w": jnp.float32(1)}
-    data = jax.device_put(Resident(digits.images, digits.labels, preprocessing), mesh.replicated(over))
+    data = jax.device_put(Resident(digits.images, digits.labels, preprocessing), sharding.replicated(over))
     spy = Spy(apply_and_shapes()[0].graphdef)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def one(state: TrainState, data: Resident) -> TrainState:
-        batches = Batches(40, augmentation.Augmentation(pad=pad, flip=flip), 10, mesh.batch(over))
+        batches = Batches(40, augment_device.Augmentation(pad=pad, flip=flip), 10, sharding.batch(over))
         return step.train_steps(state, data, 1, batches=batches, learning=Learning(spy, TX))[0]
 
     found = []
     for done in first:
         state = TrainState(jnp.int32(done), params, {"seen": jnp.zeros((40, 8, 8, 1))}, TX.init(params), jax.random.key(5), {}, {})
-        found.append(one(jax.device_put(state, mesh.replicated(over)), data).batch_stats["seen"])
+        found.append(one(jax.device_put(state, sharding.replicated(over)), data).batch_stats["seen"])
     assert len(found[0].sharding.device_set) == devices
     return jax.device_get(found)
 
 
-def test_augmentation_differs_between_images_and_steps(digits: sources.Examples) -> None:
+def test_augmentation_differs_between_images_and_steps(digits: datasets.Examples) -> None:
     """A set of one image: what differs between the images of a step, and between steps, is the augmentation."""
-    single = sources.Examples(digits.images[:1], digits.labels[:1])
-    preprocessing = augmentation.fit(digits.images, "pixel_mean")
+    single = datasets.Examples(digits.images[:1], digits.labels[:1])
+    preprocessing = augment_device.fit(digits.images, "pixel_mean")
     found = seen(single, 1, first=[0, 1], pad=2, flip=True, preprocessing=preprocessing)
     assert found[0].tobytes() != found[1].tobytes()
     assert all(len({image.tobytes() for image in images}) > 20 for images in found)
 
 
-def test_images_of_a_step_are_normalized_examples(digits: sources.Examples) -> None:
+def test_images_of_a_step_are_normalized_examples(digits: datasets.Examples) -> None:
     """Without augmentation: every image shown is one of the set's minus the mean image, and none is shown twice within an epoch."""
-    preprocessing = augmentation.fit(digits.images, "pixel_mean")
+    preprocessing = augment_device.fit(digits.images, "pixel_mean")
     (shown,) = seen(digits, 1, first=[3], pad=0, flip=False, preprocessing=preprocessing)
     mean = digits.images.mean(axis=0, dtype=np.float64) / 255
     pixels = np.rint((shown.astype(np.float64) + mean) * 255).astype(np.uint8)
@@ -279,7 +277,7 @@ def test_images_of_a_step_are_normalized_examples(digits: sources.Examples) -> N
     assert len({int(place[0]) for place in places}) == 40
 
 
-def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: sources.Examples) -> None:
+def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: datasets.Examples) -> None:
     """Three microbatches of 8 images have each of 24 images once, in whole groups of 4."""
     seen = []
 

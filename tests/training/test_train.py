@@ -13,18 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import Told
-
-from resnet_jax.configured import configured
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.models import StochasticDepth
-from resnet_jax.models.branches import Basic
+from resnet_jax.models.blocks import Basic
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.training import program
 from resnet_jax.training import train as train_lib
-from resnet_jax.training.experiment import Checkpointing, Evaluation, Experiment, Optimizer
+from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Optimizer
+from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import train
-from resnet_jax.training.workdir import Workdir
+
+from conftest import Told
 
 Run = Callable[..., dict[str, Any]]
 
@@ -292,7 +292,7 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
-    from resnet_jax.training.profile import Profile
+    from resnet_jax.training.train import Profile
 
     run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Told
 from numpy_network import Tree, backward, each, forward, leaves
-
-from resnet_jax.data import sources
-from resnet_jax.data.mixing import Mix
+from resnet_jax.data import datasets
+from resnet_jax.data.augment_device import Mix
 from resnet_jax.models import Architecture, StochasticDepth, configured
 from resnet_jax.models.shortcuts import DropoutShortcut, ZeroPad
-from resnet_jax.training import trained
-from resnet_jax.training.experiment import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training import run_dir
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.train import train
+
+from conftest import Told
 
 SEED, IMAGES, CLASSES = 7, 4, 10
 PLAIN = Experiment(
@@ -117,7 +117,7 @@ def update(state: State, candidate: Candidate, experiment: Experiment, rate: flo
 @pytest.fixture(scope="module")
 def digits(digits_dir: str) -> tuple[np.ndarray, np.ndarray]:
     """The first four training images, and their labels, one-hot."""
-    examples = sources.read(sources.describe("digits", digits_dir), "train")
+    examples = datasets.read(datasets.describe("digits", digits_dir), "train")
     return np.float64(examples.images[:IMAGES]), np.eye(CLASSES)[examples.labels[:IMAGES]]
 
 
@@ -134,7 +134,7 @@ def follow(
     params, stats = (each(np.float64, jax.device_get(tree)) for tree in (params, stats))
     state, chosen = State(params, stats, each(np.zeros_like, params), params), []
     for step in (1, 2):
-        weights = trained.weights(directory, step)
+        weights = run_dir.weights(directory, step)
         observed = leaves(each(np.float64, jax.device_get(weights.params)))
         before = leaves(state.average if experiment.optimizer.ema else state.params)
         errors = []

@@ -17,20 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, cifar_architecture
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.training import resolved, workdir
-from resnet_jax.training.experiment import Checkpointing, Experiment, Optimizer
-from resnet_jax.training.workdir import MetricsWriter, Workdir
+from resnet_jax.training import config, run_dir
+from resnet_jax.training.config import Checkpointing, Experiment, Optimizer
+from resnet_jax.training.run_dir import MetricsWriter, Workdir
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 HOLDER = """
 import sys
 from pathlib import Path
 from resnet_jax import references
-from resnet_jax.training.workdir import Workdir
+from resnet_jax.training.run_dir import Workdir
 with Workdir(sys.argv[1]).claimed(references.load(sys.argv[2])(), 1, say=print):
     print("held", flush=True)
     sys.stdin.read()
@@ -52,7 +51,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_claim_writes_what_the_run_is(claimed: Workdir, tiny: Experiment, tmp_path: Path) -> None:
     text = json.loads((claimed.path / "experiment.json").read_text())
     assert text["seed"] == 1
-    assert text["fingerprint"] == resolved.fingerprint(text["identity"])
+    assert text["fingerprint"] == config.fingerprint(text["identity"])
     assert Workdir(claimed.path).experiment() == (tiny, 1)
     assert json.loads((claimed.path / "environment.json").read_text())["devices"]["count"] == 8
     (tmp_path / "empty").mkdir()
@@ -239,7 +238,7 @@ def test_tensorboard_has_the_numbers_of_the_resumed_run(claimed: Workdir) -> Non
 
 def test_json_is_written_whole_or_not_at_all(claimed: Workdir) -> None:
     assert claimed.result() is None
-    workdir.write_json(claimed.result_file, {"value": 1.5})
+    run_dir.write_json(claimed.result_file, {"value": 1.5})
     with pytest.raises(TypeError):
-        workdir.write_json(claimed.result_file, {"value": object()})
+        run_dir.write_json(claimed.result_file, {"value": object()})
     assert claimed.result() == {"value": 1.5}

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from drawn import images, tensor
-
-from resnet_jax.models import Pretrained
 from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.weights import Pretrained
+
+from drawn import images, tensor
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "torch"
 COUNTER = "num_batches_tracked"

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from others import written
-
-from resnet_jax import models
+from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models import Card, StochasticDepth, View
-from resnet_jax.models.names import variant
-from resnet_jax.models.pretrained import card as card_lib
+from resnet_jax.models import StochasticDepth
+from resnet_jax.models.parts import variant
+from resnet_jax.weights import Card, View
+from resnet_jax.weights import card as card_lib
 
 CARD = Card(
     architecture=variant("resnet50_v15", num_classes=7),
@@ -84,7 +84,7 @@ def test_hostile_cards_are_rejected_and_their_code_is_not_imported(tmp_path: Pat
     (tmp_path / "evil.py").write_text("open('executed', 'w')\n\n\nclass Stem:\n    pass\n")
     for name, (text, reason) in HOSTILE.items():
         file = written(tmp_path / "x.safetensors", {"params/head/linear/bias": np.ones(10, np.float32)}, {"resnet_jax": text})
-        for read in (lambda text=text: card_lib.read(text), lambda file=file: models.load_pretrained(file)):
+        for read in (lambda text=text: card_lib.read(text), lambda file=file: weights_lib.load_pretrained(file)):
             with pytest.raises(UserError) as caught:
                 read()
             assert reason in str(caught.value), name

@@ -8,11 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from others import COUNTER, Shapes, filled, identical, norm, shapes, stored, written
-
-from resnet_jax import models
+from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models.pretrained import saving
-from resnet_jax.models.pretrained.conventions import CONVENTIONS, convention
+from resnet_jax.weights import saving
+from resnet_jax.weights.names import CONVENTIONS, convention
 
 
 def test_akamaster_names() -> None:
@@ -42,10 +41,10 @@ def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
     assert files.keys() == CONVENTIONS.keys()
     for (names, tensors), (dtype, counted) in itertools.product(files.items(), ((np.float32, False), (ml_dtypes.bfloat16, True))):
         file = {n: a if n.endswith(COUNTER) else a.astype(dtype) for n, a in tensors.items() if counted or not n.endswith(COUNTER)}
-        weights = models.load_pretrained(written(tmp_path / "given.safetensors", file), names)
+        weights = weights_lib.load_pretrained(written(tmp_path / "given.safetensors", file), names)
         saving.export(weights, names, tmp_path / "out.safetensors")
         identical(file, stored(tmp_path / "out.safetensors"))
-        again = models.load_pretrained(saving.save(weights, tmp_path / "own.safetensors"))
+        again = weights_lib.load_pretrained(saving.save(weights, tmp_path / "own.safetensors"))
         assert again.card == weights.card
         saving.export(again, names, tmp_path / "again.safetensors")
         identical(file, stored(tmp_path / "again.safetensors"))

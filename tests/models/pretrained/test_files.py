@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from others import GOLDEN
-from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
-
 from resnet_jax.errors import UserError
-from resnet_jax.models.pretrained.files import printable, read
+from resnet_jax.weights.files import printable, read
+from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
 
 FOUR = np.arange(4, dtype=np.float32)
 PROTOCOL = b"\x80\x02"
@@ -266,7 +265,7 @@ def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) 
 
 
 def test_pickles_have_a_bounded_number_of_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_jax.models.pretrained.files._MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("resnet_jax.weights.files._MAX_INSTRUCTIONS", 1000)
     assert "a pickle with more than 1000 instructions" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
 
 

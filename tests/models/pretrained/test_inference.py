@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 from others import GOLDEN, convention_of, golden, shapes
-
 from resnet_jax import models
-from resnet_jax.configured import configured
 from resnet_jax.errors import UserError
-from resnet_jax.models.branches import Basic, Bottleneck, BottleneckV15
-from resnet_jax.models.names import variant
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.models.pretrained.conventions import CONVENTIONS
-from resnet_jax.models.pretrained.inference import compared, differing, field_text, infer, known_as
+from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.weights.inference import compared, differing, field_text, infer, known_as
+from resnet_jax.weights.names import CONVENTIONS
 
 TORCHVISION = CONVENTIONS["torchvision"]
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {

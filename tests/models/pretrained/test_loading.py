@@ -12,19 +12,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identical, inputs_of, logits, metadata, shapes, stored, written
-
-from resnet_jax import models
-from resnet_jax.configured import configured
+from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models.branches import Bottleneck
-from resnet_jax.models.names import variant
+from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.models.components import configured
 from resnet_jax.models.norms import GroupNorm
-from resnet_jax.models.pretrained import loading, saving
-from resnet_jax.models.pretrained.card import IMAGENET_VIEW
-from resnet_jax.models.pretrained.conventions import CONVENTIONS
-from resnet_jax.models.pretrained.inference import infer
+from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.weights import loading, saving
+from resnet_jax.weights.card import IMAGENET_VIEW
+from resnet_jax.weights.inference import infer
+from resnet_jax.weights.names import CONVENTIONS
 
 QUICK = ("cifar_resnet20", "resnet18")
 NAMES = [pytest.param(p.stem, marks=[] if p.stem in QUICK else pytest.mark.slow) for p in sorted(GOLDEN.glob("*.npz"))]
@@ -35,7 +34,7 @@ def test_logits_are_those_of_torch_and_export_is_the_identity(name: str, tmp_pat
     """float32 in torch is within 1e-5 of float64 (``write_torch_golden.py``)."""
     theirs, described = golden(name)
     tensors, chosen = filled(described), convention_of(name)
-    weights = models.load_pretrained(written(tmp_path / "theirs.safetensors", tensors), chosen)
+    weights = weights_lib.load_pretrained(written(tmp_path / "theirs.safetensors", tensors), chosen)
     assert apart(logits(weights, inputs_of(name)), theirs) < 1e-5
     assert len(weights.rows) == len({row.source for row in weights.rows}) == sum(not n.endswith(COUNTER) for n in tensors)
     saving.export(weights, chosen, tmp_path / "again.safetensors")
@@ -53,12 +52,12 @@ def test_wrong_structure_with_equal_names_changes_the_logits(name: str, mistake:
     theirs, described = golden(name)
     file, chosen = written(tmp_path / "theirs.safetensors", filled(described)), CONVENTIONS[convention_of(name)]
     right = infer({chosen.to_torchvision(key) or key: shape for key, shape in described.items()}, chosen)
-    wrong = models.load_pretrained(file, chosen.name, network=dataclasses.replace(right, **mistake))
+    wrong = weights_lib.load_pretrained(file, chosen.name, network=dataclasses.replace(right, **mistake))
     assert apart(logits(wrong, inputs_of(name)), theirs) > 1e-3
 
 
 def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
-    weights = models.load_pretrained(published_resnet20, "cifar-torch", data="cifar10", claimed_error=8.27)
+    weights = weights_lib.load_pretrained(published_resnet20, "cifar-torch", data="cifar10", claimed_error=8.27)
     # 19 convolutions, 19 normalizations of four tensors, a classifier of two.
     assert len(weights.rows) == 19 + 19 * 4 + 2
     assert sum(leaf.size for leaf in jax.tree.leaves(weights.params)) == 269_722
@@ -79,7 +78,7 @@ def file_of(tmp_path: Path, *without: str, rename: dict[str, str] | None = None,
 
 def rejection(*args: Any, **kwargs: Any) -> str:
     with pytest.raises(UserError) as caught:
-        models.load_pretrained(*args, **kwargs)
+        weights_lib.load_pretrained(*args, **kwargs)
     return str(caught.value)
 
 
@@ -115,7 +114,7 @@ def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
 def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
     """He et al. 2015b: normal with variance 2 / fan-in; biases are zero."""
     for without, classes in (((), 500), (("fc.weight", "fc.bias"), 500), (("fc.bias",), 3)):
-        weights = models.load_pretrained(
+        weights = weights_lib.load_pretrained(
             file_of(tmp_path, *without), "torchvision", num_classes=classes, allow_new_head=True, claimed_error=20.0
         )
         head = {name: np.asarray(array) for name, array in weights.params["head"]["linear"].items()}
@@ -125,7 +124,7 @@ def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
         assert sorted(row.name for row in weights.rows if not row.source) == ["head/linear/bias", "head/linear/kernel"]
         assert weights.card.claimed_error is None, "it was claimed of the old one"
         np.testing.assert_array_equal(np.asarray(weights.params["stem"]["conv"]["kernel"]).transpose(3, 2, 0, 1), TINY["conv1.weight"])
-    kept = models.load_pretrained(file_of(tmp_path), "torchvision", allow_new_head=True)
+    kept = weights_lib.load_pretrained(file_of(tmp_path), "torchvision", allow_new_head=True)
     np.testing.assert_array_equal(kept.params["head"]["linear"]["bias"], TINY["fc.bias"])
 
 
@@ -144,7 +143,7 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         assert reason in message
         assert name in message or "counters" in reason
     for dtype in (np.float16, np.float64, ml_dtypes.bfloat16):
-        weights = models.load_pretrained(file_of(tmp_path, fc__bias=np.array([0.5, -2, 0], dtype)), "torchvision")
+        weights = weights_lib.load_pretrained(file_of(tmp_path, fc__bias=np.array([0.5, -2, 0], dtype)), "torchvision")
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
 
 
@@ -168,15 +167,15 @@ def test_other_conventions_that_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
-    file = saving.save(models.load_pretrained(file_of(tmp_path), "torchvision"), tmp_path / "folder")
-    weights = models.load_pretrained(str(tmp_path / "folder"))
+    file = saving.save(weights_lib.load_pretrained(file_of(tmp_path), "torchvision"), tmp_path / "folder")
+    weights = weights_lib.load_pretrained(str(tmp_path / "folder"))
     np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], TINY["fc.bias"])
     assert "this project wrote it: leave out --as torchvision" in rejection(file, "torchvision")
     same = weights.architecture
-    assert models.load_pretrained(file, network=same).architecture == same
+    assert weights_lib.load_pretrained(file, network=same).architecture == same
     message = rejection(file, network=dataclasses.replace(same, stem=DeepStem))
     assert "it is of another network: stem: " in message
-    assert models.load_pretrained(file, num_classes=7, allow_new_head=True).params["head"]["linear"]["kernel"].shape == (8, 7)
+    assert weights_lib.load_pretrained(file, num_classes=7, allow_new_head=True).params["head"]["linear"]["kernel"].shape == (8, 7)
     tensors = stored(file)
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
     message = rejection(written(tmp_path / "less.safetensors", tensors, metadata(file)))
@@ -185,15 +184,15 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
 
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
     file = file_of(tmp_path)
-    assert models.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
-    card = models.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
+    assert weights_lib.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
+    card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
     assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     for view, reason in (({"mean": (0.5, 0.5)}, "expected mean: 3 numbers"), ({"crop": -1}, "expected resize and crop")):
         assert reason in rejection(file, "torchvision", view=view)
     assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
     gray = written(tmp_path / "gray.safetensors", filled(shapes(kernel=3, channels=1)))
     assert "mean: 1 numbers" in rejection(gray, "torchvision")
-    weights = models.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)})
+    weights = weights_lib.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)})
     assert (weights.architecture.input_shape, weights.architecture.stem) == ((32, 32, 1), SmallImageStem)
 
 
@@ -227,7 +226,7 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     """timm resizes to floor(224 / 0.95) = 235 before it crops."""
     assert "nor a/b/model.safetensors on the Hub (ConnectionError: 404" in rejection("a/b", "timm")
     written(hub / "model.safetensors", filled(shapes()))
-    assert models.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
+    assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     for config, reason in (
         ("no JSON", ""),
         ("[1]", ""),
@@ -238,16 +237,16 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
         if reason:
             assert reason in rejection("a/b", "timm")
         else:
-            assert models.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
+            assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM}))
     for source in ("timm/resnet18.a1_in1k", "hf://timm/resnet18.a1_in1k"):
-        weights = models.load_pretrained(source, "timm")
-        expected = models.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
+        weights = weights_lib.load_pretrained(source, "timm")
+        expected = weights_lib.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
         assert weights.card.view == expected
     assert (hub.parent / "downloads").read_text().endswith("timm/resnet18.a1_in1k model.safetensors\ntimm/resnet18.a1_in1k config.json\n")
-    assert models.load_pretrained(source, "timm", view={"crop": 200}).card.view == dataclasses.replace(expected, crop=200)
-    saving.export(models.load_pretrained("a/b", "timm", view={"crop": 100}), "timm", hub / "model.safetensors")
-    assert models.load_pretrained("a/b", "timm").card.view.crop == 100, "the file itself goes before its repository"
+    assert weights_lib.load_pretrained(source, "timm", view={"crop": 200}).card.view == dataclasses.replace(expected, crop=200)
+    saving.export(weights_lib.load_pretrained("a/b", "timm", view={"crop": 100}), "timm", hub / "model.safetensors")
+    assert weights_lib.load_pretrained("a/b", "timm").card.view.crop == 100, "the file itself goes before its repository"
 
 
 def test_paths_are_not_hub_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +257,7 @@ def test_paths_are_not_hub_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = hub.parent / "timm" / "resnet18"
     folder.mkdir(parents=True)
     written(folder / "model.safetensors", filled(shapes()))
-    assert models.load_pretrained("timm/resnet18", "timm").card.source == "resnet18"
+    assert weights_lib.load_pretrained("timm/resnet18", "timm").card.source == "resnet18"
     assert not (hub.parent / "downloads").exists()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'resnet-jax-lab[hub]'" in rejection("a/b", "timm")

@@ -6,21 +6,20 @@ import jax
 import numpy as np
 import pytest
 from others import COUNTER, convention_of, golden, shapes
-
 from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models.names import variant
-from resnet_jax.models.pretrained import naming
-from resnet_jax.models.pretrained.conventions import CONVENTIONS
-from resnet_jax.models.pretrained.inference import infer
-from resnet_jax.models.pretrained.loading import abstract
+from resnet_jax.models.parts import variant
+from resnet_jax.weights import names as names_lib
+from resnet_jax.weights.inference import infer
+from resnet_jax.weights.loading import abstract
+from resnet_jax.weights.names import CONVENTIONS
 
 # Every part of torch's networks; the logits of all golden networks are compared in test_loading.
 NAMES = ("cifar_resnet20", "cifar_resnet20_b", "resnet18", "timm_seresnet50", "timm_resnet18d")
 
 
-def places(architecture: models.Architecture) -> list[naming.Place]:
-    return naming.torch_places(architecture, *abstract(architecture)[1:])
+def places(architecture: models.Architecture) -> list[names_lib.Place]:
+    return names_lib.torch_places(architecture, *abstract(architecture)[1:])
 
 
 def test_places_are_the_state_dicts_of_torch() -> None:
@@ -39,10 +38,10 @@ def test_every_array_is_filled_once_and_whole() -> None:
         network = dataclasses.replace(network, branch=variant(branch).branch)
         _, params, batch_stats = abstract(network)
         arrays = {
-            (part, path): leaf for part, tree in (("params", params), ("batch_stats", batch_stats)) for path, leaf in naming.leaves(tree)
+            (part, path): leaf for part, tree in (("params", params), ("batch_stats", batch_stats)) for path, leaf in names_lib.leaves(tree)
         }
         counts = dict.fromkeys(arrays, 0)
-        for place in naming.torch_places(network, params, batch_stats):
+        for place in names_lib.torch_places(network, params, batch_stats):
             shape = arrays[place.part, place.path].shape
             target = np.zeros(shape if place.unit is None else shape[1:])
             values = np.arange(np.prod(place.shape)).reshape(place.shape)
@@ -50,7 +49,7 @@ def test_every_array_is_filled_once_and_whole() -> None:
             np.testing.assert_array_equal(place.to_file(target), values)
             counts[place.part, place.path] += 1
         assert counts == {key: leaf.shape[0] if key[1][0] == "stages" else 1 for key, leaf in arrays.items()}
-        assert len(naming.own_places(params, batch_stats)) == len(jax.tree.leaves((params, batch_stats)))
+        assert len(names_lib.own_places(params, batch_stats)) == len(jax.tree.leaves((params, batch_stats)))
 
 
 def test_blocks_keep_their_order_across_stacks() -> None:

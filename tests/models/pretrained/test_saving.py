@@ -8,21 +8,20 @@ import jax
 import numpy as np
 import pytest
 from others import COUNTER, apart, filled, identical, logits, metadata, shapes, stored, written
-
 from resnet_jax import models
+from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models import Card, Pretrained
-from resnet_jax.models.names import variant
 from resnet_jax.models.norms import FrozenBatchNorm, freeze
-from resnet_jax.models.pretrained import saving
-from resnet_jax.models.pretrained.card import IMAGENET_VIEW
-from resnet_jax.models.pretrained.loading import abstract
+from resnet_jax.models.parts import variant
+from resnet_jax.weights import Card, Pretrained, saving
+from resnet_jax.weights.card import IMAGENET_VIEW
+from resnet_jax.weights.loading import abstract
 
 TINY = filled(shapes())
 
 
 def imported(tmp_path: Path, **options: Any) -> Pretrained:
-    return models.load_pretrained(written(tmp_path / "tiny.safetensors", TINY), "torchvision", **options)
+    return weights_lib.load_pretrained(written(tmp_path / "tiny.safetensors", TINY), "torchvision", **options)
 
 
 def trained(name: str, **fields: Any) -> Pretrained:
@@ -43,12 +42,12 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
     weights = imported(tmp_path, data="imagenet2012", claimed_error=30.0)
     for to, file in (("a/b/x.safetensors", "a/b/x.safetensors"), ("folder", "folder/model.safetensors")):
         assert saving.save(weights, tmp_path / to) == tmp_path / file
-        equal(models.load_pretrained(tmp_path / to), weights)
+        equal(weights_lib.load_pretrained(tmp_path / to), weights)
         assert [path.name for path in (tmp_path / file).parent.iterdir()] == [Path(file).name]
     (tmp_path / "other").touch()
     assert (tmp_path / file).stat().st_mode == (tmp_path / "other").stat().st_mode, "readable as any other file"
     dense = trained("cifar_densenet40_12", stages=(1, 2, 1))
-    equal(models.load_pretrained(saving.save(dense, tmp_path / "dense")), dense)
+    equal(weights_lib.load_pretrained(saving.save(dense, tmp_path / "dense")), dense)
 
 
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,24 +84,24 @@ def test_exported_run_has_the_tensors_of_torch(tmp_path: Path) -> None:
 
 
 def test_exported_weights_keep_their_view(tmp_path: Path) -> None:
-    whole = models.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.25, 0.25), resize=235, crop=200, interpolation="bicubic")
+    whole = weights_lib.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.25, 0.25), resize=235, crop=200, interpolation="bicubic")
     image = dataclasses.replace(whole, mean=tuple(tuple((0.1 * x, 0.2 * y, 0.3) for x in range(2)) for y in range(3)))
     for view in (whole, image):
         weights = imported(tmp_path, view=dataclasses.asdict(view), data="cifar10", claimed_error=8.25)
         for names in ("torchvision", "timm"):
             saving.export(weights, names, tmp_path / "x.safetensors")
-            card = models.load_pretrained(tmp_path / "x.safetensors", names).card
+            card = weights_lib.load_pretrained(tmp_path / "x.safetensors", names).card
             assert (card.view, card.data, card.claimed_error) == (view, "cifar10", 8.25)
     tensors = stored(tmp_path / "x.safetensors")
     for text in ("", "3", "{}", '{"view": 3}', "[" * 100_000, weights.card.text().replace('"crop": 200', '"crop": -1')):
         with pytest.raises(UserError, match="its card is"):
-            models.load_pretrained(written(tmp_path / "y.safetensors", tensors, {"resnet_jax_exported": text}), "timm")
+            weights_lib.load_pretrained(written(tmp_path / "y.safetensors", tensors, {"resnet_jax_exported": text}), "timm")
 
 
 def test_prefix_and_dtypes_of_an_imported_file_are_kept(tmp_path: Path) -> None:
     half = {f"module.{name}": array.astype(np.float16) if array.dtype == np.float32 else array for name, array in TINY.items()}
     path, out = written(tmp_path / "imported.safetensors", half), tmp_path / "x.safetensors"
-    weights = models.load_pretrained(path, "torchvision")
+    weights = weights_lib.load_pretrained(path, "torchvision")
     saving.export(weights, "torchvision", out)
     identical(half, stored(out))
     saving.export(weights, "torchvision", out, prefix="")
@@ -113,11 +112,11 @@ def test_prefix_and_dtypes_of_an_imported_file_are_kept(tmp_path: Path) -> None:
     assert {array.dtype.name for array in tensors.values()} == {"float32", "int64"}
     assert int(tensors["backbone.bn1.num_batches_tracked"]) == int(TINY["bn1.num_batches_tracked"])
     # A new classifier is not rounded to the old one's dtype.
-    saving.export(models.load_pretrained(path, "torchvision", num_classes=5, allow_new_head=True), "torchvision", out, prefix="")
+    saving.export(weights_lib.load_pretrained(path, "torchvision", num_classes=5, allow_new_head=True), "torchvision", out, prefix="")
     assert (stored(out)["fc.weight"].dtype, stored(out)["conv1.weight"].dtype) == (np.float32, np.float16)
     # Double precision comes back rounded; a card cannot make integers of weights.
     double = TINY | {"fc.bias": np.float64([0.1, 0.2, 0.3])}
-    weights = models.load_pretrained(written(path, double), "torchvision")
+    weights = weights_lib.load_pretrained(written(path, double), "torchvision")
     saving.export(weights, "torchvision", out)
     np.testing.assert_array_equal(stored(out)["fc.bias"], np.float32([0.1, 0.2, 0.3]).astype(np.float64), strict=True)
     card = dataclasses.replace(weights.card, dtypes={"fc.bias": "int64", "fc.weight": "object", "bn1.weight": "nonsense"})
@@ -132,11 +131,11 @@ def test_frozen_statistics_are_exported_as_batch_norm(tmp_path: Path) -> None:
     frozen = Pretrained(card, params, batch_stats)
     saving.export(frozen, "torchvision", tmp_path / "x.safetensors")
     identical(TINY, stored(tmp_path / "x.safetensors"))
-    again = models.load_pretrained(saving.save(frozen, tmp_path / "own"))
+    again = weights_lib.load_pretrained(saving.save(frozen, tmp_path / "own"))
     equal(again, frozen)
     x = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     assert apart(logits(again, x), logits(weights, x)) < 1e-5
-    loaded = models.load_pretrained(tmp_path / "tiny.safetensors", "torchvision", network=card.architecture)
+    loaded = weights_lib.load_pretrained(tmp_path / "tiny.safetensors", "torchvision", network=card.architecture)
     jax.tree.map(np.testing.assert_array_equal, (loaded.params, loaded.batch_stats), (params, batch_stats))
 
 

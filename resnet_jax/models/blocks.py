@@ -1,0 +1,229 @@
+"""Residual block of any branch, shortcut and order."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import components
+from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.layers import (
+    Activation,
+    Conv,
+    ConvFactory,
+    NormFactory,
+    SqueezeExcitation,
+    keep,
+)
+from resnet_jax.models.norms import BatchNorm, Nothing
+from resnet_jax.models.orders import Norm, Order, Original, Sequence
+from resnet_jax.models.shortcuts import ZeroPad
+
+
+class Branch(nnx.Module):
+    """B(kernels): convolutions with the layers that the order puts around them. Wide ResNet (arXiv 1605.07146), Section 2.
+
+    Args:
+      features: the stage's width; the output has ``features * expansion`` channels.
+      kernels: kernel sizes.
+      stride_at: index of the strided convolution.
+      groups: of the convolutions larger than 1x1 (ResNeXt's cardinality).
+      base_width: the inner width is ``features * base_width / 64 * groups``.
+      dropout: rate in training before the last convolution (Wide ResNet, Section 2.4).
+      reduction: of squeeze-and-excitation at the end; 0: none.
+      dilation: of the convolutions larger than 1x1 up to the strided one, and after it.
+      zero_scale: the last normalization's scale is initially 0 (Goyal et al. 2017, arXiv 1706.02677, Section 5.1).
+      units: blocks of the network, for Fixup's initialization.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        stride: int,
+        *,
+        kernels: tuple[int, ...] = (3, 3),
+        expansion: int = 1,
+        stride_at: int = 0,
+        groups: int = 1,
+        base_width: int = 64,
+        dropout: float = 0.0,
+        reduction: int = 0,
+        dilation: tuple[int, int] = (1, 1),
+        zero_scale: bool = False,
+        order: type[Order] = Original,
+        units: int = 1,
+        conv: ConvFactory = Conv,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
+        if not kernels or not 0 <= stride_at < len(kernels):
+            raise UserError(
+                f"A branch with kernels={kernels} has no convolution {stride_at} for the stride (stride_at)."
+            )
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout must be in [0, 1), got {dropout}.")
+        inner = features * base_width // 64 * groups
+        if inner < 1 or expansion < 1 or reduction < 0:
+            widths = f"features={features}, base_width={base_width}, expansion={expansion}, groups={groups}, reduction={reduction}"
+            raise UserError(
+                f"{widths}: a branch needs at least one channel, and a reduction is not negative."
+            )
+        last = len(kernels) - 1
+        self.out_features = features * expansion
+        self.dropout = dropout
+        convs, afters = [], []
+        for index, (size, scale) in enumerate(
+            zip(kernels, order.initial_scales(len(kernels), units), strict=True)
+        ):
+            width = self.out_features if index == last else inner
+            options = (
+                {"dilation": dilation[index > stride_at], "groups": groups} if size > 1 else {}
+            )
+            convs.append(
+                conv(
+                    in_features,
+                    width,
+                    size,
+                    stride if index == stride_at else 1,
+                    **options,
+                    rngs=rngs,
+                )
+            )
+            if scale != 1:
+                convs[-1].kernel[...] *= scale
+            after = (
+                order.after_last_convolution
+                if index == last
+                else order.after_convolution + order.before_convolution
+            )
+            afters.append(Sequence(after, width, norm=norm, rngs=rngs))
+            in_features = width
+        self.convs, self.after = nnx.List(convs), nnx.List(afters)
+        if zero_scale:
+            norms = [
+                layer
+                for layer, name in zip(
+                    afters[last].layers, order.after_last_convolution, strict=True
+                )
+                if name is Norm
+            ]
+            if not norms or not hasattr(norms[-1], "scale"):
+                lacking = f"at the end of the branch, which {order.__name__} does not have here"
+                raise UserError(
+                    f"zero_scale=True needs a normalization with a scale {lacking}: use Original with BatchNorm."
+                )
+            norms[-1].scale[...] = jnp.zeros_like(norms[-1].scale[...])
+        self.excitation = (
+            SqueezeExcitation(self.out_features, reduction=reduction, rngs=rngs)
+            if reduction
+            else None
+        )
+
+    def __call__(
+        self, x: Activation, *, train: bool = False, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "n ho wo co"]:
+        for index, (conv, after) in enumerate(zip(self.convs, self.after, strict=True)):
+            if self.dropout and train and index == len(self.convs) - 1:
+                x = (
+                    x
+                    * keep(key, self.dropout, x.shape, "dropout inside a branch").astype(x.dtype)
+                    / (1 - self.dropout)
+                )
+            x = after(conv(x), train=train)
+        return x if self.excitation is None else self.excitation(x)
+
+
+# He et al. 2015, Figure 5: left; right, with the stride in the first 1x1 as in the paper; in the 3x3.
+Basic = configured(Branch, kernels=(3, 3))
+Bottleneck = configured(Branch, kernels=(1, 3, 1), expansion=4)
+BottleneckV15 = configured(Bottleneck, stride_at=1)
+# He et al. 2016, Table 3: "1-layer skip".
+SingleLayer = configured(Branch, kernels=(3,))
+
+
+class Unit(nnx.Module):
+    """``after(shortcut(x, branch(before(x))))``. He et al. 2016, eqs. 1 and 2; ``before`` and ``after`` are the order's.
+
+    A block that changes resolution or width, and the first of a network, passes ``before(x)`` to both
+    paths (Appendix).
+
+    Args:
+      features: the stage's width.
+      first: true for the network's first block.
+      units: blocks of the network.
+      dilation: of the branch's convolutions up to the strided one, and after it.
+      Others: see ``branches``, ``shortcuts`` and ``orders``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        stride: int,
+        *,
+        branch: Factory = Basic,
+        shortcut: Factory = ZeroPad,
+        order: type[Order] = Original,
+        first: bool = False,
+        units: int = 1,
+        dilation: tuple[int, int] = (1, 1),
+        conv: ConvFactory = Conv,
+        norm: NormFactory = BatchNorm,
+        rngs: nnx.Rngs,
+    ):
+        if dilation != (1, 1) and not components.names(branch, "dilation"):
+            raise UserError(
+                f"{branch} cannot be dilated for output_stride: let its constructor take 'dilation'."
+            )
+        offered: dict[str, Any] = {
+            "order": order,
+            "units": units,
+            "dilation": dilation,
+            "conv": conv,
+            "norm": norm,
+            "rngs": rngs,
+        }
+        self.branch = components.make(branch, in_features, features, stride, **offered)
+        out_features = self.branch.out_features
+        before, after = (
+            order.before_convolution,
+            order.after_convolution + order.after_last_convolution + order.after_addition,
+        )
+        self.before = Sequence(before, in_features, norm=norm, rngs=rngs)
+        # A projection is normalized as the branch's convolutions are: behind them, or not at all.
+        projection_norm = norm if Norm in after else Nothing
+        self.shortcut = components.make(
+            shortcut, in_features, out_features, stride, conv=conv, norm=projection_norm, rngs=rngs
+        )
+        self.out_features: int = getattr(self.shortcut, "merged_features", out_features)
+        resizes = stride != 1 or in_features != out_features
+        self.shared = (
+            bool(before)
+            and self.out_features == out_features
+            and (resizes or (first and order.shares_first))
+        )
+        self.after = Sequence(order.after_addition, self.out_features, norm=norm, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Activation,
+        *,
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+        multiplier: Float[Array, "*n"] | None = None,
+    ) -> Float[Array, "n ho wo co"]:
+        """Returns the block's activation. ``multiplier`` is a factor on the branch, one for all images or one per image."""
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        ready = self.before(x, train=train)
+        branch = components.call(self.branch, ready, train=train, key=keys[0])
+        if multiplier is not None:
+            branch = branch * multiplier.reshape(-1, 1, 1, 1).astype(branch.dtype)
+        merged = components.call(
+            self.shortcut, ready if self.shared else x, branch, train=train, key=keys[1]
+        )
+        # A user's formula with a float32 parameter would raise the network's dtype.
+        return self.after(merged.astype(branch.dtype), train=train)

@@ -1,1 +1,0 @@
-"""Foreign weights: names, layouts, inference of the network, reading and writing."""

@@ -1,0 +1,169 @@
+"""Terminal output, and the progress of a run: a bar on a terminal, one line per evaluation in a log."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TimeRemainingColumn,
+)
+
+from resnet_jax import distributed
+
+# Results go to stdout and progress to stderr, so that `--json` can be piped.
+out = Console()
+if not out.is_terminal:
+    out.width = max(out.width, 140)  # The default of 80 for a file or a pipe folds tables.
+err = Console(stderr=True)
+
+
+class RunLines:
+    """A ``training.train.Progress`` without a bar."""
+
+    def __init__(self, title: str, console: Console = err):
+        self.title, self.console = title, console
+        self.steps = 0
+        self.numbers = ""
+
+    def start(self, step: int, steps: int) -> None:
+        self.steps = steps
+        self.advance(step)
+
+    def advance(self, step: int) -> None: ...
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        if record["split"] == "train":
+            self.numbers = (
+                f", loss {record['loss']:.4f}, training error {record['error_percent']:.1f} %, learning rate {record['learning_rate']:g}, "
+                f"{record['images_per_second']:,.0f} images/s"
+            )
+            self.advance(record["step"])
+        elif record["split"] == "test" and not self.console.is_terminal:
+            self.say(
+                f"step {record['step']}/{self.steps}, test error {record['error_percent']:.2f} %{self.numbers}"
+            )
+
+    def say(self, message: str) -> None:
+        say(f"{self.title}: {message}", self.console)
+
+
+class RunProgress(RunLines):
+    """The ``training.train.Progress`` of one run, with a bar on a terminal; a context manager."""
+
+    def __init__(self, title: str, console: Console = err):
+        super().__init__(title, console)
+        columns = (
+            "[bold]{task.description}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            "{task.fields[numbers]}",
+            TimeRemainingColumn(),
+        )
+        hidden = not (console.is_terminal and distributed.is_first())
+        self._bar = Progress(
+            SpinnerColumn(), *columns, console=console, disable=hidden, transient=True
+        )
+        self._task = self._bar.add_task(title, total=None, numbers="compiling")
+
+    def __enter__(self) -> "RunProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(
+            self._task,
+            total=self.steps,
+            completed=step,
+            numbers=self.numbers.removeprefix(", ") or "compiling",
+        )
+
+
+def say(text: str, console: Console = err) -> None:
+    """Prints a line, in process 0."""
+    if distributed.is_first():
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+if TYPE_CHECKING:
+    import rich.table
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    """Texts and numbers; None and NaN are shown as empty."""
+    note: str = ""
+
+    def cells(self) -> list[list[str]]:
+        """Returns the rows as text, numbers with four digits."""
+        return [[_text(value) for value in row] for row in self.rows]
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float | np.floating):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+
+
+def terminal(table: Table, **style: Any) -> "rich.table.Table":
+    """Renders a table for ``rich``; texts are not markup."""
+    import rich.table
+    from rich.text import Text
+
+    rendered = rich.table.Table(
+        title=Text(table.title), caption=Text(table.note), caption_justify="left", **style
+    )
+    rows = table.cells()
+    for number, heading in enumerate(table.columns):
+        words = not number or any(len(row[number]) > 24 for row in rows)
+        rendered.add_column(Text(heading), justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        rendered.add_row(*map(Text, row))
+    return rendered
+
+
+def markdown(table: Table) -> list[str]:
+    """Returns the lines of a table in GitHub's Markdown."""
+    rows = [
+        [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in table.cells()
+    ]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in (table.columns, *rows)]
+    return [heading, "|" + "---|" * len(table.columns), *lines]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Renders rows as CSV with all their keys as columns."""
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Returns a value for JSON: arrays as lists, non-finite numbers as None."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

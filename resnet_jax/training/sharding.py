@@ -1,0 +1,93 @@
+"""Device mesh and shardings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.errors import UserError
+from resnet_jax.training.step import TrainState, is_stacked
+
+
+def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None = None) -> Mesh:
+    """Returns a mesh with the axes ``data`` and ``fsdp``; a batch is split over both.
+
+    Args:
+      devices: number of devices; None: all.
+      fsdp: devices that share one copy of the parameters and of the optimizer's state.
+      among: devices to choose from; None: those of all processes.
+    """
+    # Each process reads the rows of its own devices, which must be neighbors.
+    available = sorted(
+        jax.devices() if among is None else among,
+        key=lambda device: (device.process_index, device.id),
+    )
+    if devices is not None and not 1 <= devices <= len(available):
+        raise UserError(
+            f"devices must be 1 to {len(available)}, the number available, got {devices}"
+        )
+    used = available[:devices]
+    if fsdp < 1 or len(used) % fsdp:
+        raise UserError(f"fsdp must divide the {len(used)} devices of the run, got {fsdp}")
+    if among is None and len({device.process_index for device in used}) < jax.process_count():
+        raise UserError(
+            f"{len(used)} devices leave a process without any: use all {len(available)}"
+        )
+    return Mesh(np.array(used).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of constants and device-resident data sets."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Sharding of batches: split along the first axis."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def of_state(mesh: Mesh, state: TrainState) -> TrainState:
+    """Returns the shardings of a state of arrays or shapes.
+
+    Parameters, their average and their optimizer state are split over ``fsdp`` along the largest axis that it divides
+    (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
+    """
+    parts = mesh.shape["fsdp"]
+
+    def split(path: Any, leaf: Any) -> NamedSharding:
+        # The first axis of stacked blocks is the one that a scan runs over.
+        first = int(is_stacked(path))
+        axes = [
+            axis
+            for axis in range(first, len(leaf.shape))
+            if parts > 1 and leaf.shape[axis] % parts == 0
+        ]
+        if not axes:
+            return replicated(mesh)
+        # The last of equal axes: output features.
+        largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    whole = jax.tree.map(lambda _: replicated(mesh), state)
+    return whole._replace(
+        **{
+            name: jax.tree.map_with_path(split, getattr(state, name))
+            for name in ("params", "opt_state", "ema")
+        }
+    )
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Places arrays, which every process holds whole, on the devices."""
+
+    def place(array: Any) -> jax.Array:
+        whole = np.asarray(array)
+        # ``jax.device_put`` would compare the values of all processes. Without the copy, donation on CPU could
+        # overwrite the caller's buffer.
+        return jax.make_array_from_callback(
+            whole.shape, sharding, lambda index: np.array(whole[index])
+        )
+
+    return jax.tree.map(place, tree)

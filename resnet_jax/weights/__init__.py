@@ -1,0 +1,6 @@
+"""Foreign weights: names, layouts, inference of the network, reading and writing."""
+
+from resnet_jax.weights.card import Card, View
+from resnet_jax.weights.loading import Pretrained, load_pretrained
+
+__all__ = ["Card", "Pretrained", "View", "load_pretrained"]

@@ -1,0 +1,66 @@
+"""A residual network of three blocks with nontrivial statistics, its plain twin, and images."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from resnet_jax import models
+from resnet_jax.data.datasets import Examples
+from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
+from resnet_jax.weights.card import Card, View
+from resnet_jax.weights.loading import Pretrained
+
+SMALL = models.Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
+SMALL_PLAIN = replace(SMALL, shortcut=NoShortcut)
+_DRAWN = np.random.default_rng(0)
+EXAMPLES = Examples(_DRAWN.integers(0, 256, (5, 6, 6, 3), np.uint8), np.array([0, 1, 2, 3, 0], np.int32))
+MANY = Examples(_DRAWN.integers(0, 256, (70, 6, 6, 3), np.uint8), _DRAWN.integers(0, 4, 70, np.int32))
+
+
+@functools.cache
+def weights_of(network: models.Architecture, seed: int = 0) -> Pretrained:
+    _, params, stats = network.init(jax.random.key(seed))
+    drawn = np.random.default_rng(1)
+    stats = jax.tree.map(lambda leaf: leaf + np.float32(drawn.uniform(0.1, 0.5, leaf.shape)), stats)
+    view = View(mean=(0.4, 0.5, 0.6), deviation=(0.2, 0.25, 0.3))
+    return Pretrained(Card(architecture=network, view=view, source="synthetic"), params, stats)
+
+
+def normalized(images: np.ndarray) -> Any:
+    """Returns the normalized images."""
+    return jnp.asarray((images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3], jnp.float32)
+
+
+def blocks_of(weights: Pretrained) -> tuple[Any, list[Any]]:
+    """Returns the module and its blocks in order."""
+    model: Any = weights.build()
+    return model, [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+
+
+def walk(weights: Pretrained, images: np.ndarray, call: Callable[[int, Any, Any], Any]) -> Any:
+    """Returns the logits; ``call(number, block, x)`` computes each block."""
+    model, blocks = blocks_of(weights)
+    x = model.stem(normalized(images))
+    for number, block in enumerate(blocks):
+        x = call(number, block, x)
+    return model.head(x)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Yields a list that grows with every compiled program."""
+    compiled: list[str] = []
+
+    def heard(event: str, duration_secs: float, **_: Any) -> None:
+        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)

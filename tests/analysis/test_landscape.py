@@ -1,0 +1,154 @@
+"""Loss slices against networks whose parameters are changed by hand, and the command on a run."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.contour import ContourSet
+from resnet_jax import cli
+from resnet_jax.analysis import landscape
+from resnet_jax.analysis.landscape import Landscape
+from resnet_jax.data.datasets import Examples
+from resnet_jax.errors import UserError
+from resnet_jax.models.blocks import Basic
+from resnet_jax.models.components import configured
+from resnet_jax.models.shortcuts import Projection
+from resnet_jax.studies.figures import style
+from resnet_jax.weights.loading import Pretrained
+from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
+
+# 1x1 convolutions in shortcuts, and linear layers in branches.
+PROJECTED = replace(SMALL, shortcut=Projection, branch=configured(Basic, reduction=1))
+
+
+def filters(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
+    """Returns every filter of a network, flat."""
+    flat = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        keys = tuple(str(part.key) for part in path)
+        if keys[-1] == "kernel":
+            for block, kernel in enumerate(np.asarray(leaf) if "stacked" in keys else np.asarray(leaf)[None]):
+                for output in range(kernel.shape[-1]):
+                    flat[(*keys, str(block), str(output))] = kernel[..., output].ravel()
+    return flat
+
+
+def test_directions_have_the_filter_norms_of_the_network() -> None:
+    """Li et al. 2018, Section 4; `ignore='biasbn'` in the authors' code."""
+    for network, seed in ((SMALL, 0), (SMALL_PLAIN, 5), (PROJECTED, 0)):
+        weights = weights_of(network, seed=seed)
+        direction = landscape.directions(weights.params, 3, 0)
+        expected = filters(weights.params)
+        for key, values in filters(direction).items():
+            np.testing.assert_allclose(np.linalg.norm(values), np.linalg.norm(expected[key]), rtol=1e-5)
+        others = [leaf for path, leaf in jax.tree.leaves_with_path(direction) if path[-1].key != "kernel"]
+        assert len(others) > 8
+        assert not any(leaf.any() for leaf in others)
+
+
+def test_directions_are_gaussian_and_shared_by_twins() -> None:
+    kernel = np.random.default_rng(0).normal(size=(2, 3, 3, 64, 64)).astype(np.float32)
+    direction = landscape.directions({"stages": {0: {0: {"stacked": {"kernel": kernel}}}}}, 0, 0)
+    unit = np.stack([values / math.sqrt(float(values @ values) / values.size) for values in filters(direction).values()])
+    np.testing.assert_allclose([unit.mean(), (unit**4).mean()], [0, 3], atol=0.05)
+    assert len(np.unique(unit)) > 0.9 * unit.size, "blocks must not share numbers"
+    projected = filters(landscape.directions(weights_of(PROJECTED).params, 1, 1))
+    for key, values in filters(landscape.directions(weights_of(SMALL_PLAIN, seed=5).params, 1, 1)).items():
+        other = projected[key]
+        np.testing.assert_allclose(values / np.linalg.norm(values), other / np.linalg.norm(other), rtol=1e-4, atol=1e-6)
+
+
+def by_hand(weights: Pretrained, first: float, second: float, seed: int = 0) -> tuple[float, float]:
+    """Returns loss and error in percent of the blocks called one by one with changed parameters."""
+    one, other = (landscape.directions(weights.params, seed, number) for number in (0, 1))
+    params = jax.tree.map(lambda leaf, d1, d2: leaf + first * d1 + second * d2, weights.params, one, other)
+    logits = np.asarray(walk(replace(weights, params=params), MANY.images, lambda _, block, x: block(x)), np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), MANY.labels]
+    return float(losses.mean()), 100 * float(np.mean(logits.argmax(1) != MANY.labels))
+
+
+def test_losses_equal_those_of_changed_parameters_in_one_program() -> None:
+    weights = weights_of(SMALL)
+    result = landscape.measure(weights, MANY, points=5, reach=0.5, seed=2, batch_size=35)
+    np.testing.assert_allclose(result.offsets, [-0.5, -0.25, 0, 0.25, 0.5])
+    for index in ((0, 4), (4, 1), (2, 3)):
+        expected = by_hand(weights, *result.offsets[list(index)], seed=2)
+        np.testing.assert_allclose((result.loss[index], result.error_percent[index]), expected, rtol=1e-4)
+    np.testing.assert_allclose(result.center, by_hand(weights, 0, 0)[0], rtol=1e-5)
+    assert len(np.unique(result.loss.round(4))) > 20, "a constant loss would show nothing"
+    with compilations() as compiled:
+        landscape.measure(weights, MANY, points=7, reach=2.0, seed=1, batch_size=35)
+    assert compiled == []
+
+
+def cone(*nan: tuple[int, int]) -> Landscape:
+    """A cone on 5 by 5 points."""
+    offsets = np.linspace(-1, 1, 5)
+    loss = np.hypot(offsets[:, None], offsets)
+    for index in nan:
+        loss[index] = np.nan
+    return Landscape(offsets, loss, 10 * loss, 10)
+
+
+def test_summaries_of_a_cone() -> None:
+    """Around 0.5 within 0.25: four points at 0.5 and four at 0.71. Around 1: four at 1, eight at 1.12."""
+    result = cone()
+    np.testing.assert_allclose([result.center, result.highest], [0, math.sqrt(2)])
+    np.testing.assert_allclose([result.at(0.5), result.at(1)], [(0.5 + math.sqrt(0.5)) / 2, math.sqrt(1.25)])
+    np.testing.assert_allclose([result.percent_below(0.6), result.percent_below(1.2)], [100 * 5 / 25, 100 * 21 / 25])
+    nonfinite = cone((0, 0), (2, 0))
+    assert nonfinite.highest == math.inf
+    np.testing.assert_allclose([nonfinite.at(1), nonfinite.percent_below(1.2)], [math.sqrt(1.25), 100 * 20 / 25])
+
+
+def test_figure_shares_contour_levels_and_survives_flat_losses() -> None:
+    steep = cone()._replace(loss=0.03 * 1e6 ** cone().loss)
+    with style():
+        figure = landscape.draw({"flat": cone(), "steep": steep, "nan": cone((0, 0))})
+        figure.draw_without_rendering()
+        levels = {tuple(lines.levels) for lines in figure.findobj(ContourSet) if isinstance(lines, ContourSet)}
+        assert len(levels) == 1
+        assert 2 <= len(levels.pop()) <= 10
+        for loss in (np.ones((5, 5)), np.full((5, 5), np.nan)):
+            landscape.draw({"flat": cone()._replace(loss=loss)}).draw_without_rendering()
+
+
+def test_contour_levels_lie_inside_the_range() -> None:
+    assert landscape.contour_levels(np.array([0.3, 4.0, 0.0, np.nan, np.inf])) == [0.5, 1, 2]
+    for low, high in ((1.1, 1.2), (1e-9, 1e9)):
+        levels = landscape.contour_levels(np.array([low, high]))
+        assert 1 < len(levels) <= 10
+        assert all(low < level < high for level in levels)
+
+
+def test_landscape_rejects_bad_input() -> None:
+    for options, message in (
+        ({"points": 4}, "odd number"),
+        ({"reach": 0.0}, "reach"),
+        ({"reach": math.nan}, "reach"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            landscape.measure(weights_of(SMALL), EXAMPLES, **options)
+    with pytest.raises(UserError, match="no images"):
+        landscape.measure(weights_of(SMALL), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
+
+
+def test_landscape_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--points", "3", "--reach", "0.5", "--images", "40", "--data-dir", digits_dir, "--to", str(tmp_path)]
+    cli.main(["analyze", "landscape", str(short_run), *options])
+    assert "loss around the network" in capsys.readouterr().out
+    result = json.loads((tmp_path / "landscape.json").read_text())
+    with (tmp_path / "landscape.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result["rows"]]
+    center = result["rows"][4]
+    assert result["tables"][0]["rows"][0][1:4] == [40, center["error percent"], center["loss"]]
+    assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
+    assert "direction 2" in (tmp_path / "landscape.svg").read_text()

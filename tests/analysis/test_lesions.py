@@ -1,0 +1,141 @@
+"""Lesions against networks whose blocks are called one by one, and the command on a run."""
+
+import csv
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from resnet_jax import cli
+from resnet_jax.analysis import lesions, subjects
+from resnet_jax.analysis.lesions import Lesion
+from resnet_jax.data.datasets import Examples
+from resnet_jax.errors import UserError
+from resnet_jax.models import components
+from resnet_jax.weights.loading import Pretrained
+from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, blocks_of, compilations, normalized, walk, weights_of
+
+
+def with_balanced_classes(weights: Pretrained) -> Pretrained:
+    """Sets the bias so that every class gets a share of the images, and lesions change predictions."""
+    logits = walk(weights, MANY.images, lambda _, block, x: block(x))
+    linear = weights.params["head"]["linear"] | {"bias": -logits.mean(0)}
+    return replace(weights, params=weights.params | {"head": {"linear": linear}})
+
+
+@functools.cache
+def residual() -> Pretrained:
+    return with_balanced_classes(weights_of(SMALL))
+
+
+@functools.cache
+def plain() -> Pretrained:
+    return with_balanced_classes(weights_of(SMALL_PLAIN, seed=5))
+
+
+LESIONS = [
+    Lesion("none"),
+    *(Lesion("one", (block,)) for block in range(3)),
+    Lesion("several", (0, 2)),
+    Lesion("exchanged", order=(1, 0, 2), pairs=1),
+]
+
+
+def error_by_hand(weights: Any, lesion: Lesion) -> float:
+    """Returns the error in percent of the blocks called one by one, without the deleted branches."""
+    _, blocks = blocks_of(weights)
+
+    def call(number: int, block: Any, x: Any) -> Any:
+        if lesion.order:
+            block = blocks[lesion.order[number]]
+        if number not in lesion.deleted:
+            return block(x)
+        branch = block.branch(x)
+        if weights is residual():
+            return jax.nn.relu(components.call(block.shortcut, x, jnp.zeros_like(branch), train=False))
+        return jax.nn.relu(x if x.shape == branch.shape else jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (0, 1))))
+
+    return 100 * float(np.mean(np.argmax(walk(weights, MANY.images, call), axis=1) != MANY.labels))
+
+
+def test_lesions_equal_blocks_called_one_by_one() -> None:
+    for weights in (residual(), plain()):
+        errors = lesions.measure(weights, MANY, LESIONS, batch_size=35)
+        np.testing.assert_allclose(errors, [error_by_hand(weights, lesion) for lesion in LESIONS])
+        assert len(set(errors)) > 3, "lesions that change nothing would show nothing"
+
+
+def test_intact_network_is_bit_identical() -> None:
+    images, ones, order = normalized(MANY.images), jnp.ones(3), jnp.arange(3)
+    for weights, lesioned in (
+        (residual(), lambda *variables: residual().apply()(*variables, train=False, multipliers=ones, permutation=order)[0]),
+        (plain(), lambda *variables: subjects.network(SMALL_PLAIN, subjects.PassThrough)(*variables, ones, permutation=order)),
+    ):
+        apply = weights.apply()
+        intact = jax.jit(lambda *variables, apply=apply: apply(*variables, train=False)[0])(weights.params, weights.batch_stats, images)
+        np.testing.assert_array_equal(jax.jit(lesioned)(weights.params, weights.batch_stats, images), intact)
+
+
+def test_lesions_share_one_program() -> None:
+    planned = lesions.plan([range(2), range(2, 3)], draws=2)
+    lesions.measure(residual(), MANY, planned[:1], batch_size=35)
+    with compilations() as compiled:
+        lesions.measure(residual(), MANY, planned, batch_size=35)
+    assert len(planned) > 40
+    assert compiled == []
+
+
+def test_plan_covers_every_block_and_number() -> None:
+    groups = [range(4), range(4, 5), range(5, 8)]
+    planned = lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
+    assert planned[0] == Lesion("none")
+    assert [lesion.deleted for lesion in planned if lesion.kind == "one"] == [(block,) for block in range(8)]
+    several = [lesion.deleted for lesion in planned if lesion.kind == "several"]
+    assert [len(set(blocks)) for blocks in several] == [number for number in range(1, 6) for _ in range(4)]
+    for lesion in (lesion for lesion in planned if lesion.kind == "exchanged"):
+        assert all(sorted(lesion.order[group.start : group.stop]) == list(group) for group in groups)
+    one = [lesion for lesion in planned if lesion.pairs == 1]
+    assert len(one) == 4
+    assert all(sum(block != position for position, block in enumerate(lesion.order)) == 2 for lesion in one)
+    assert planned == lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
+    assert planned != lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=2)
+    unequal = lesions.plan([range(1), range(1, 2), range(2, 3)])
+    assert max(len(lesion.deleted) for lesion in unequal) == 2
+    assert not any(lesion.order for lesion in unequal)
+
+
+def test_tau_counts_discordant_pairs() -> None:
+    """Of the 6 pairs of 4 blocks, exchanging neighbors reverses one, exchanging the ends five."""
+    assert Lesion("none").tau == 1
+    np.testing.assert_allclose(Lesion("exchanged", order=(1, 0, 2, 3)).tau, (5 - 1) / 6)
+    np.testing.assert_allclose(Lesion("exchanged", order=(3, 1, 2, 0)).tau, (1 - 5) / 6)
+
+
+def test_lesions_reject_bad_input(short_run: Path, capsys: pytest.CaptureFixture) -> None:
+    for lesion, message in ((Lesion("one", (3,)), r"0 to 2, got \[3\]"), (Lesion("exchanged", order=(0, 2, 1)), "unequal structure")):
+        with pytest.raises(UserError, match=message):
+            lesions.measure(residual(), EXAMPLES, [lesion])
+    with pytest.raises(UserError, match="no images"):
+        lesions.measure(residual(), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]), [Lesion("none")])
+    for options in (("--draws", "0"), ("--deleted", "-1")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["analyze", "lesions", str(short_run), *options])
+        assert ended.value.code == 2
+        assert options[1] in capsys.readouterr().err
+
+
+def test_lesions_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cli.main(["analyze", "lesions", str(short_run), "--images", "60", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
+    assert "2 deleted" in capsys.readouterr().out
+    result = json.loads((tmp_path / "lesions.json").read_text())
+    with (tmp_path / "lesions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["lesion"] for row in rows[:4]] == ["none", "one", "one", "one"]
+    assert [float(row["error percent"]) for row in rows] == [row["error percent"] for row in result["rows"]]
+    assert (tmp_path / "lesions.png").read_bytes().startswith(b"\x89PNG")
+    assert "error (%)" in (tmp_path / "lesions.svg").read_text()

@@ -1,0 +1,199 @@
+"""Gradients of single paths against the chain rule, the number of paths, and the command on a run."""
+
+import csv
+import functools
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from resnet_jax import cli
+from resnet_jax.analysis import paths, subjects
+from resnet_jax.data.datasets import Examples
+from resnet_jax.errors import UserError
+from resnet_jax.models import configured
+from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.shortcuts import Concatenation, Projection, Scaled, ShortcutOnlyGating
+from resnet_jax.weights.loading import Pretrained
+from scipy import stats
+from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, blocks_of, compilations, normalized, weights_of
+
+SETTINGS = np.array(list(itertools.product((0, 1), repeat=3)), np.float32)
+NETWORKS = {
+    "padded": SMALL,
+    "gated": replace(SMALL, shortcut=configured(ShortcutOnlyGating, bias=-1)),
+    "scaled": replace(SMALL, shortcut=configured(Scaled, shortcut=0.7, branch=0.4)),
+    "pre-activated": replace(SMALL, shortcut=Projection, order=FullPreactivation),
+    "dense": replace(SMALL, stages=(3,), features=(3,), shortcut=Concatenation),
+}
+
+
+def losses(logits: Any, labels: np.ndarray = EXAMPLES.labels) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@pytest.mark.parametrize("name", ["padded", *(pytest.param(name, marks=pytest.mark.slow) for name in list(NETWORKS)[1:])])
+def test_path_gradients_sum_to_the_gradient_of_the_network(name: str) -> None:
+    """The Jacobian of a block is a sum, so that of three blocks is the sum of 2^3 products."""
+    network = NETWORKS[name]
+    weights, images = weights_of(network), normalized(EXAMPLES.images)
+    apply, with_switches = weights.apply(), subjects.network(network, subjects.routed(network.shortcut))
+    variables = weights.params, weights.batch_stats
+
+    def gradient(answer: Callable[[Any], Any]) -> Any:
+        def loss(images: Any) -> Any:
+            logits = answer(images)
+            return losses(logits).sum(), logits
+
+        return jax.grad(loss, has_aux=True)(images)
+
+    @functools.partial(jax.jit, compiler_options=quick_to_compile())
+    def all_gradients(settings: Any) -> Any:
+        whole = gradient(lambda images: apply(*variables, images, train=False)[0])
+        return whole, jax.lax.map(lambda switches: gradient(lambda images: with_switches(*variables, images, switches)), settings)
+
+    (whole, expected), (by_path, logits) = jax.device_get(all_gradients(SETTINGS))
+    np.testing.assert_allclose(by_path.sum(0), whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
+    np.testing.assert_allclose(logits, np.broadcast_to(expected, logits.shape), rtol=1e-5, atol=1e-6)
+    assert len({path.round(7).tobytes() for path in by_path}) == 8, "paths must differ"
+
+
+def norms_by_hand(weights: Any) -> Callable[[Any], Any]:
+    """Mean norm over images; blocks are differentiated one by one, through the branch or the shortcut alone."""
+    model, blocks = blocks_of(weights)
+
+    @functools.partial(jax.jit, compiler_options=quick_to_compile())
+    def norm(switches: Any) -> Any:
+        x, stem_vjp = jax.vjp(model.stem, normalized(EXAMPLES.images))
+        passed = []
+        for block in blocks:
+            branch, branch_vjp = jax.vjp(block.branch, x)
+            carried, shortcut_vjp = jax.vjp(functools.partial(block.shortcut.carry, train=False), x)
+            passed.append((carried + branch > 0, branch_vjp, shortcut_vjp))
+            x = jax.nn.relu(carried + branch)
+        gradient = jax.grad(lambda x: losses(model.head(x)).sum())(x)
+        for switch, (positive, branch_vjp, shortcut_vjp) in zip(switches[::-1], passed[::-1], strict=True):
+            below = jnp.where(positive, gradient, 0)
+            gradient = jnp.where(switch == 1, *(vjp(below)[0] for vjp in (branch_vjp, shortcut_vjp)))
+        return jnp.sqrt(jnp.square(stem_vjp(gradient)[0]).sum((1, 2, 3))).mean()
+
+    return norm
+
+
+def test_path_gradient_equals_the_chain_rule() -> None:
+    weights = weights_of(SMALL)
+    norm = norms_by_hand(weights)
+    expected = [[norm(switches) for switches in draw] for draw in paths.draw_paths(3, 2, seed=3)]
+    # Of 5 images the last batch holds one: it is padded.
+    result = paths.measure(weights, EXAMPLES, draws=2, batch_size=2, seed=3)
+    np.testing.assert_allclose(result.gradient, expected, rtol=2e-5)
+    total = np.mean(expected, 0) * [1, 3, 3, 1]
+    np.testing.assert_allclose(result.carried, total / total.sum(), rtol=2e-5)
+    np.testing.assert_array_equal(result.lengths, range(4))
+    np.testing.assert_allclose(result.share, np.array([1, 3, 3, 1]) / 8)
+
+
+def with_scaled_classifier(factor: float) -> Pretrained:
+    weights = weights_of(SMALL)
+    linear = weights.params["head"]["linear"]
+    return replace(weights, params=weights.params | {"head": {"linear": linear | {"kernel": linear["kernel"] * factor}}})
+
+
+def test_norms_do_not_underflow() -> None:
+    tiny, moderate = (paths.measure(with_scaled_classifier(factor), EXAMPLES, draws=1).gradient for factor in (1e-25, 1e-3))
+    assert tiny.max() < 1e-22
+    # The loss is linear in logits this small.
+    np.testing.assert_allclose(tiny, moderate * 1e-22, rtol=0.02)
+
+
+def test_paths_are_drawn_uniformly_for_every_length() -> None:
+    drawn = paths.draw_paths(6, 3000, seed=1)
+    np.testing.assert_array_equal(drawn.sum(2), np.broadcast_to(np.arange(7), (3000, 7)))
+    p = np.arange(7)[:, None] / 6
+    assert (np.abs(drawn.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / 3000)).all()
+    np.testing.assert_array_equal(drawn, paths.draw_paths(6, 3000, seed=1))
+    assert (drawn != paths.draw_paths(6, 3000, seed=2)).any()
+
+
+def test_path_and_gradient_shares_are_binomial() -> None:
+    """Of 54 blocks, 95 % of the paths pass 19 to 35, and 0.45 % pass 5 to 17 (papers.md A7).
+
+    If each branch multiplies the gradient by f, C(n, k) f^k / (1 + f)^n is binomial with p = f / (1 + f).
+    """
+    shares = paths.path_shares(54)
+    assert shares[19:36].sum() > 0.95
+    assert round(100 * shares[5:18].sum(), 2) == 0.45
+    for blocks in (4, 54, 600):
+        lengths = np.arange(blocks + 1)
+        np.testing.assert_allclose(paths.path_shares(blocks), stats.binom.pmf(lengths, blocks, 0.5), rtol=1e-9)
+        for factor in (0.3, 2.0):
+            # NumPy's powers underflow below 1e-308.
+            gradient = np.where(factor**lengths > 1e-300, factor**lengths, 0)
+            expected = stats.binom.pmf(lengths, blocks, factor / (1 + factor))
+            np.testing.assert_allclose(paths.gradient_shares(gradient), expected, rtol=1e-8, atol=1e-15)
+
+
+def test_effective_paths_are_the_shortest_range_with_enough_gradient() -> None:
+    for parts, least, expected in (
+        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.95, range(2, 5)),
+        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.9, range(2, 4)),
+        ([0.05, 0.9, 0.05, 0.0], 0.95, range(2)),
+        ([0.1, 0.2, 0.3, 0.4], 0.95, range(4)),
+        ([0.3, 0.35, 0.35], 0.6, range(1, 3)),
+        ([0.0, 1.0], 0.95, range(1, 2)),
+    ):
+        assert paths.shortest_range(np.array(parts), least) == expected
+
+
+def test_draws_share_one_program() -> None:
+    weights = weights_of(SMALL)
+    paths.measure(weights, MANY, draws=1, batch_size=35)
+    with compilations() as compiled:
+        paths.measure(weights, MANY, draws=5, batch_size=35, seed=1)
+    assert compiled == []
+
+
+def test_paths_reject_networks_without_paths_or_gradient() -> None:
+    for weights, options, message in (
+        (weights_of(SMALL), {"examples": Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0])}, "must be at least 1, got 0"),
+        (weights_of(SMALL), {"draws": 0}, "must be at least 1, got 5, 200 and 0"),
+        (weights_of(SMALL_PLAIN), {}, "plain network, which has a single path"),
+        (with_scaled_classifier(0.0), {}, "no path through synthetic carries any gradient from 5 images"),
+        (with_scaled_classifier(np.nan), {}, "paths of length 0 through synthetic carry a non-finite gradient"),
+    ):
+        with pytest.raises(UserError, match=message):
+            paths.measure(weights, **{"examples": EXAMPLES, "draws": 1} | options)
+
+
+@pytest.mark.slow
+def test_paths_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cli.main(["analyze", "paths", str(short_run), "--images", "20", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "effective paths" in printed
+    result = json.loads((tmp_path / "paths.json").read_text())
+    assert "20 images" in result["caption"]
+    with (tmp_path / "paths.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["length"]), int(row["draw"])) for row in rows] == list(itertools.product(range(4), range(2)))
+    assert [float(row["gradient of one path"]) for row in rows] == [row["gradient of one path"] for row in result["rows"]]
+    by_length = {row["length"]: row["share of the gradient"] for row in result["rows"]}
+    assert sum(by_length.values()) == pytest.approx(1)
+    shortest, longest = map(int, result["tables"][0]["rows"][0][3].split(" to "))
+    assert sum(by_length[length] for length in range(shortest, longest + 1)) >= 0.95
+    assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
+    assert "share of the gradient (%)" in (tmp_path / "paths.svg").read_text()
+
+
+def test_paths_command_rejects_zero_draws(short_run: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["analyze", "paths", str(short_run), "--draws", "0"])
+    assert ended.value.code == 2
+    assert "--draws must be at least 1, got 0" in capsys.readouterr().err

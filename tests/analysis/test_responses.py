@@ -1,0 +1,124 @@
+"""Responses against a network whose blocks are called one by one, and the command on a run."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from resnet_jax import cli, models
+from resnet_jax.analysis import responses
+from resnet_jax.data.datasets import Examples
+from resnet_jax.errors import UserError
+from resnet_jax.models import components
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.weights.loading import Pretrained
+from small_network import EXAMPLES, SMALL, SMALL_PLAIN, blocks_of, normalized, weights_of
+
+
+def layers_and_blocks(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, ...]]]:
+    """Returns the response of every layer, and (input, branch, shortcut) of every block."""
+    model, blocks = blocks_of(weights)
+    x = model.stem.after.layers[0](model.stem.conv(normalized(EXAMPLES.images)), train=False)
+    layers, parts = [x], []
+    x = jax.nn.relu(x)
+    for block in blocks:
+        first = block.branch.after[0].layers[0](block.branch.convs[0](x), train=False)
+        second = block.branch.after[1].layers[0](block.branch.convs[1](jax.nn.relu(first)), train=False)
+        merged = components.call(block.shortcut, x, second, train=False)
+        layers += [first, second]
+        parts.append((x, second, merged - second))
+        x = jax.nn.relu(merged)
+    return [np.float64(layer) for layer in layers], [tuple(np.float64(value) for value in block) for block in parts]
+
+
+def test_responses_equal_blocks_called_one_by_one() -> None:
+    weights = weights_of(SMALL)
+    result = responses.measure(weights, EXAMPLES, batch_size=2)
+    layers, blocks = layers_and_blocks(weights)
+    assert len(result.layers) == len(layers) == 7
+    np.testing.assert_allclose(result.deviation, [layer.std() for layer in layers], rtol=1e-4)
+    for number, block in enumerate(blocks):
+        x, branch, shortcut = (value.reshape(5, -1) for value in block)
+        ratio = np.linalg.norm(branch, axis=1) / np.linalg.norm(x, axis=1)
+        cosine = (branch * shortcut).sum(1) / np.linalg.norm(branch, axis=1) / np.linalg.norm(shortcut, axis=1)
+        np.testing.assert_allclose([result.ratio[number], result.cosine[number]], [ratio.mean(), cosine.mean()], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_responses_gradient_is_that_of_each_block() -> None:
+    weights = weights_of(SMALL)
+    model: Any = weights.build()
+    images = normalized(EXAMPLES.images)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: Any) -> Any:
+        scores = jax.nn.log_softmax(nnx.merge(graphdef, params, rest, copy=True)(images, True))  # pyright: ignore[reportCallIssue]
+        return -scores[jnp.arange(5), EXAMPLES.labels].mean()
+
+    gradient = nnx.to_pure_dict(jax.grad(loss)(params))["stages"]
+    stacked = [np.sqrt(sum(float(jnp.sum(leaf[i] ** 2)) for leaf in jax.tree.leaves(gradient[0][0]))) for i in (0, 1)]
+    last = np.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(gradient[1])))
+    np.testing.assert_allclose(responses.measure(weights, EXAMPLES).gradient, [*stacked, last], rtol=1e-3)
+    plain = responses.measure(weights_of(SMALL_PLAIN), EXAMPLES)
+    assert np.isnan(plain.cosine).all()
+    assert (plain.ratio > 0).all()
+
+
+@pytest.mark.slow
+def test_responses_are_taken_after_the_normalization_of_3x3_layers() -> None:
+    """ResNet-50 has 16, one per bottleneck. Full pre-activation has no norm after a branch's last convolution."""
+    assert len(responses.layers(weights_of(models.architecture("cifar_resnet20")))) == 19
+    preactivated = models.Architecture(stages=(1,), features=(3,), order=FullPreactivation, input_shape=(6, 6, 3), num_classes=4)
+    assert responses.layers(weights_of(preactivated)) == ("stem/conv", "unit0/branch/after/0/layers/0", "unit0/branch/convs/1")
+    bottlenecks = models.Architecture(stages=(2,), features=(4,), branch=models.architecture("resnet50").branch, num_classes=4)
+    assert [name for name in responses.layers(weights_of(bottlenecks)) if name.startswith("unit")] == [
+        f"unit{number}/branch/after/1/layers/0" for number in (0, 1)
+    ]
+
+
+def test_responses_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cli.main(["analyze", "responses", str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path)])
+    assert "standard deviation" in capsys.readouterr().out
+    result = json.loads((tmp_path / "responses.json").read_text())
+    assert result["tables"][0]["rows"][0][1:3] == [50, 7]
+    with (tmp_path / "responses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["standard deviation"]) for row in rows] == [row["standard deviation"] for row in result["rows"]]
+    assert len(rows) == 7
+    assert (tmp_path / "responses.png").read_bytes().startswith(b"\x89PNG")
+    assert "standard deviation of the response" in (tmp_path / "responses.svg").read_text()
+
+
+def test_responses_reject_bad_input(short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(UserError, match="no images"):
+        responses.measure(weights_of(SMALL), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
+    for options, message in (
+        (("--images", "0"), "must be at least 1, got 0"),
+        (("--split", "nowhere"), "no split 'nowhere'"),
+        (("--data", "nothing"), "nothing"),
+        (("--steps", "-1"), "got [-1]"),
+        (("--steps", "3"), "0, 2, 4"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["analyze", "responses", str(short_run), "--data-dir", digits_dir, *options])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_responses_command_compares_steps(short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+    cli.main(
+        ["analyze", "responses", str(short_run), "--steps", "0", "4", "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path)]
+    )
+    deviations: dict[str, list[float]] = {}
+    for row in json.loads((tmp_path / "responses.json").read_text())["rows"]:
+        deviations.setdefault(row["network"], []).append(row["standard deviation"])
+    assert list(deviations) == ["run, step 0", "run, step 4"]
+    # At initialization every BN has scale 1 and the statistics of these images.
+    np.testing.assert_allclose(deviations["run, step 0"], 1, atol=2e-3)
+    assert not np.allclose(deviations["run, step 4"], deviations["run, step 0"], atol=2e-3)
