@@ -11,7 +11,7 @@ Hardware:  paper: up to 256 P100.
 from dataclasses import replace
 
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import architecture, configured
+from resnet_jax.models import architecture, component
 from resnet_jax.models.blocks import BottleneckV15
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
@@ -26,11 +26,11 @@ from resnet_jax.training.config import (
 
 def _experiment(batch_size: int) -> Experiment:
     epoch = -(-1_281_167 // batch_size)
-    branch = configured(BottleneckV15, zero_scale=True)
+    branch = component(BottleneckV15, zero_scale=True)
     return Experiment(
         name=f"batch-{batch_size}",
         model=replace(
-            architecture("resnet50_v15"), branch=branch, norm=configured(BatchNorm, group_size=32)
+            architecture("resnet50_v15"), branch=branch, norm=component(BatchNorm, group_size=32)
         ),
         data=Data(
             name="imagenet2012",

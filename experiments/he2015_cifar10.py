@@ -10,12 +10,12 @@ Expect:    test error of the last step, see the functions; plain networks get wo
 Hardware:  one GPU or TPU. 205 images/s for resnet20 on 2 CPU cores.
 """
 
-from resnet_jax.models import Architecture, cifar_architecture, configured
+from resnet_jax.models import Architecture, cifar_architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
-NORM = configured(BatchNorm, group_size=64)
+NORM = component(BatchNorm, group_size=64)
 
 
 def _experiment(name: str, model: Architecture, depth: int) -> Experiment:

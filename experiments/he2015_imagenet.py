@@ -14,12 +14,12 @@ Hardware:  paper: 8 GPUs.
 
 from resnet_jax.data.augment_device import PcaLighting
 from resnet_jax.data.augment_host import ShorterSideCrop
-from resnet_jax.models import Architecture, configured, imagenet_architecture
+from resnet_jax.models import Architecture, component, imagenet_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut, Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
-NORM = configured(BatchNorm, group_size=32)
+NORM = component(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
 
@@ -32,7 +32,7 @@ def _experiment(name: str, model: Architecture) -> Experiment:
             test_split="validation",
             pad=0,
             crop=ShorterSideCrop,
-            colour=PcaLighting,
+            color=PcaLighting,
         ),
         schedule=Schedule(
             learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)

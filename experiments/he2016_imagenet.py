@@ -11,13 +11,13 @@ Hardware:  paper: 8 GPUs.
 
 from resnet_jax.data.augment_device import PcaLighting
 from resnet_jax.data.augment_host import RandomResizedCrop, ShorterSideCrop
-from resnet_jax.models import configured, imagenet_architecture
+from resnet_jax.models import component, imagenet_architecture
 from resnet_jax.models.components import Factory
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition, Order, Original
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
-NORM = configured(BatchNorm, group_size=32)
+NORM = component(BatchNorm, group_size=32)
 STEPS_PER_EPOCH = -(-1_281_167 // 256)
 
 
@@ -37,7 +37,7 @@ def _experiment(
             normalization="channel",
             pad=0,
             crop=crop,
-            colour=PcaLighting,
+            color=PcaLighting,
         ),
         schedule=Schedule(
             learning_rate=0.1, decay_steps=(30 * STEPS_PER_EPOCH, 60 * STEPS_PER_EPOCH)

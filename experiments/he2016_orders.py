@@ -12,7 +12,7 @@ Hardware:  one GPU or TPU; paper: ResNet-1001 took 27 hours on two GPUs.
 
 from dataclasses import replace
 
-from resnet_jax.models import Architecture, cifar_architecture, configured
+from resnet_jax.models import Architecture, cifar_architecture, component
 from resnet_jax.models.blocks import Bottleneck, SingleLayer
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import (
@@ -26,7 +26,7 @@ from resnet_jax.models.orders import (
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
-NORM = configured(BatchNorm, group_size=64)
+NORM = component(BatchNorm, group_size=64)
 
 ORDERS: dict[str, type[Order]] = {
     "original": Original,
@@ -88,7 +88,7 @@ def _with_batch_64(variant: Experiment) -> Experiment:
     return replace(
         variant,
         name=f"{variant.name}-batch-64",
-        model=replace(variant.model, norm=configured(BatchNorm, group_size=32)),
+        model=replace(variant.model, norm=component(BatchNorm, group_size=32)),
         schedule=replace(
             variant.schedule, decay_steps=tuple(2 * step for step in variant.schedule.decay_steps)
         ),

@@ -9,7 +9,7 @@ Expect:    median test error of 5 seeds, see the functions; "fail" is an error a
 Hardware:  one GPU or TPU.
 """
 
-from resnet_jax.models import cifar_architecture, configured
+from resnet_jax.models import cifar_architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import (
     DropoutShortcut,
@@ -21,20 +21,20 @@ from resnet_jax.models.shortcuts import (
 )
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 
-NORM = configured(BatchNorm, group_size=64)
+NORM = component(BatchNorm, group_size=64)
 
 ROWS = {
     "original": ZeroPad,
-    "scaled-0-1": configured(Scaled, shortcut=0.0, branch=1.0),
-    "scaled-0.5-1": configured(Scaled, shortcut=0.5, branch=1.0),
-    "scaled-0.5-0.5": configured(Scaled, shortcut=0.5, branch=0.5),
-    "exclusive-gating-bias-0": configured(ExclusiveGating, bias=0.0),
-    "exclusive-gating-bias-minus-6": configured(ExclusiveGating, bias=-6.0),
-    "exclusive-gating-bias-minus-7": configured(ExclusiveGating, bias=-7.0),
-    "shortcut-only-gating-bias-0": configured(ShortcutOnlyGating, bias=0.0),
-    "shortcut-only-gating-bias-minus-6": configured(ShortcutOnlyGating, bias=-6.0),
+    "scaled-0-1": component(Scaled, shortcut=0.0, branch=1.0),
+    "scaled-0.5-1": component(Scaled, shortcut=0.5, branch=1.0),
+    "scaled-0.5-0.5": component(Scaled, shortcut=0.5, branch=0.5),
+    "exclusive-gating-bias-0": component(ExclusiveGating, bias=0.0),
+    "exclusive-gating-bias-minus-6": component(ExclusiveGating, bias=-6.0),
+    "exclusive-gating-bias-minus-7": component(ExclusiveGating, bias=-7.0),
+    "shortcut-only-gating-bias-0": component(ShortcutOnlyGating, bias=0.0),
+    "shortcut-only-gating-bias-minus-6": component(ShortcutOnlyGating, bias=-6.0),
     "1x1-convolution": ProjectionEverywhere,
-    "dropout-0.5": configured(DropoutShortcut, rate=0.5),
+    "dropout-0.5": component(DropoutShortcut, rate=0.5),
 }
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from resnet_jax.data.augment_device import ColorJitter, Mix
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import Architecture, architecture, configured
+from resnet_jax.models import Architecture, architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.stems import DeepStem
 from resnet_jax.training.config import (
@@ -31,17 +31,17 @@ STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 
 
 def _experiment(name: str, model: Architecture) -> Experiment:
-    branch = configured(model.branch, zero_scale=True)
+    branch = component(model.branch, zero_scale=True)
     return Experiment(
         name=name,
-        model=replace(model, branch=branch, norm=configured(BatchNorm, group_size=128)),
+        model=replace(model, branch=branch, norm=component(BatchNorm, group_size=128)),
         data=Data(
             name="imagenet2012",
             test_split="validation",
             normalization="imagenet",
             pad=0,
             crop=RandomResizedCrop,
-            colour=configured(ColorJitter, lighting=0.1),
+            color=component(ColorJitter, lighting=0.1),
         ),
         optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4, decay="kernels"),
         schedule=Schedule(
@@ -81,7 +81,7 @@ def refinements() -> tuple[Experiment, ...]:
     mixed = replace(
         smoothed,
         name="mixup",
-        data=replace(smoothed.data, mix=configured(Mix, mixup=0.2, cutmix=0.0, group=128)),
+        data=replace(smoothed.data, mix=component(Mix, mixup=0.2, cutmix=0.0, group=128)),
         schedule=replace(smoothed.schedule, cosine_steps=200 * STEPS_PER_EPOCH),
         steps=200 * STEPS_PER_EPOCH,
     )

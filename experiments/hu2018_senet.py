@@ -10,7 +10,7 @@ Hardware:  paper: 8 GPUs.
 from dataclasses import replace
 
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import architecture, configured
+from resnet_jax.models import architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
     Checkpointing,
@@ -27,7 +27,7 @@ STEPS_PER_EPOCH = -(-1_281_167 // 1024)
 def _experiment(name: str) -> Experiment:
     return Experiment(
         name=name.replace("_", "-"),
-        model=replace(architecture(name), norm=configured(BatchNorm, group_size=128)),
+        model=replace(architecture(name), norm=component(BatchNorm, group_size=128)),
         data=Data(
             name="imagenet2012",
             test_split="validation",

@@ -13,7 +13,7 @@ Hardware:  one GPU or TPU.
 from dataclasses import replace
 
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import configured, densenet_architecture
+from resnet_jax.models import component, densenet_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
     Checkpointing,
@@ -62,7 +62,7 @@ def _on_cifar100(variant: Experiment) -> Experiment:
 
 
 def _on_plain_images(variant: Experiment) -> Experiment:
-    model = replace(variant.model, branch=configured(variant.model.branch, dropout=0.2))
+    model = replace(variant.model, branch=component(variant.model.branch, dropout=0.2))
     return replace(
         variant,
         name=f"{variant.name}-plain-images",
@@ -97,7 +97,7 @@ def imagenet() -> tuple[Experiment, ...]:
         Experiment(
             name=f"densenet{depth}",
             model=densenet_architecture(
-                depth, imagenet=True, norm=configured(BatchNorm, group_size=32)
+                depth, imagenet=True, norm=component(BatchNorm, group_size=32)
             ),
             data=Data(
                 name="imagenet2012",

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from resnet_jax.data.augment_device import Mix, RandomErasing
 from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
-from resnet_jax.models import architecture, configured
+from resnet_jax.models import architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
     Checkpointing,
@@ -28,7 +28,7 @@ from resnet_jax.training.config import (
 )
 
 IMAGES = 1_281_167
-CROP = configured(RandomResizedCrop, filter="bilinear")
+CROP = component(RandomResizedCrop, filter="bilinear")
 # --model-ema-decay 0.99998 --model-ema-steps 32: the share that is new every 32 steps.
 _NEW = (1 - 0.99998) * 1024 * 32 / 600
 
@@ -37,7 +37,7 @@ def _v1(name: str, network: str) -> Experiment:
     epoch = -(-IMAGES // 256)
     return Experiment(
         name=name,
-        model=replace(architecture(network), norm=configured(BatchNorm, group_size=32)),
+        model=replace(architecture(network), norm=component(BatchNorm, group_size=32)),
         data=Data(
             name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=CROP
         ),
@@ -75,7 +75,7 @@ def v2() -> Experiment:
         name="resnet50-v2",
         model=replace(
             architecture("resnet50_v15"),
-            norm=configured(BatchNorm, group_size=128),
+            norm=component(BatchNorm, group_size=128),
             input_shape=(176, 176, 3),
         ),
         data=Data(
@@ -85,8 +85,8 @@ def v2() -> Experiment:
             pad=0,
             crop=CROP,
             policy=TrivialAugment,
-            erasing=configured(RandomErasing, probability=0.1),
-            mix=configured(Mix, mixup=0.2, cutmix=1.0, group=128),
+            erasing=component(RandomErasing, probability=0.1),
+            mix=component(Mix, mixup=0.2, cutmix=1.0, group=128),
             repeats=4,
         ),
         optimizer=Optimizer(

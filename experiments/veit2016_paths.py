@@ -11,7 +11,7 @@ Hardware:  one GPU or TPU. Dropped branches are multiplied by 0: no time is save
 
 from dataclasses import replace
 
-from resnet_jax.models import StochasticDepth, cifar_architecture, configured
+from resnet_jax.models import StochasticDepth, cifar_architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
@@ -22,7 +22,7 @@ def full() -> Experiment:
     return Experiment(
         name="full-110",
         model=cifar_architecture(
-            110, order=FullPreactivation, norm=configured(BatchNorm, group_size=64)
+            110, order=FullPreactivation, norm=component(BatchNorm, group_size=64)
         ),
         data=Data(name="cifar10"),
         schedule=Schedule(

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from resnet_jax.data.augment_device import Mix
 from resnet_jax.data.augment_host import RandomResizedCrop, TimmRandAugment
-from resnet_jax.models import architecture, configured
+from resnet_jax.models import architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.stochastic_depth import StochasticDepth
 from resnet_jax.training.config import (
@@ -51,7 +51,7 @@ def a1() -> Experiment:
         name="a1",
         model=replace(
             architecture("resnet50_v15"),
-            norm=configured(BatchNorm, group_size=512),
+            norm=component(BatchNorm, group_size=512),
             stochastic_depth=DROP_PATH,
         ),
         data=Data(
@@ -59,9 +59,9 @@ def a1() -> Experiment:
             test_split="validation",
             normalization="imagenet",
             pad=0,
-            crop=configured(RandomResizedCrop, filter="bicubic"),
-            policy=configured(TimmRandAugment, magnitude=7, deviation=0.5),
-            mix=configured(Mix, mixup=0.2, cutmix=1.0, group=512),
+            crop=component(RandomResizedCrop, filter="bicubic"),
+            policy=component(TimmRandAugment, magnitude=7, deviation=0.5),
+            mix=component(Mix, mixup=0.2, cutmix=1.0, group=512),
             repeats=3,
         ),
         optimizer=Optimizer(rule="lamb", weight_decay=0.01, decay="kernels", clip=1.0),
@@ -80,7 +80,7 @@ def a2() -> Experiment:
     return replace(
         base,
         name="a2",
-        data=replace(base.data, mix=configured(Mix, mixup=0.1, cutmix=1.0, group=512)),
+        data=replace(base.data, mix=component(Mix, mixup=0.1, cutmix=1.0, group=512)),
         optimizer=replace(base.optimizer, weight_decay=0.02),
         schedule=_schedule(300, 5e-3),
         loss=Loss(kind="binary", threshold=0.2),
@@ -96,7 +96,7 @@ def a3() -> Experiment:
         name="a3",
         model=replace(base.model, input_shape=(160, 160, 3), stochastic_depth=StochasticDepth()),
         data=replace(
-            base.data, policy=configured(TimmRandAugment, magnitude=6, deviation=0.5), repeats=1
+            base.data, policy=component(TimmRandAugment, magnitude=6, deviation=0.5), repeats=1
         ),
         schedule=_schedule(100, 8e-3),
         steps=100 * STEPS_PER_EPOCH,

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from resnet_jax.data.augment_device import ColorJitter
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import architecture, configured, imagenet_architecture
+from resnet_jax.models import architecture, component, imagenet_architecture
 from resnet_jax.models.blocks import BottleneckV15
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
@@ -37,9 +37,7 @@ CARDINALITIES = ("2x40d", "4x24d", "8x14d", "32x4d")
 def _cifar(width: str) -> Experiment:
     return Experiment(
         name=f"resnext29-{width}",
-        model=replace(
-            architecture(f"resnext29_{width}"), norm=configured(BatchNorm, group_size=16)
-        ),
+        model=replace(architecture(f"resnext29_{width}"), norm=component(BatchNorm, group_size=16)),
         data=Data(name="cifar10", normalization="channel"),
         optimizer=Optimizer(momentum=0.9, weight_decay=5e-4),
         schedule=Schedule(
@@ -65,7 +63,7 @@ def _imagenet(name: str, network: str = "") -> Experiment:
         name=name,
         model=replace(
             architecture(network or name.replace("-", "_")),
-            norm=configured(BatchNorm, group_size=32),
+            norm=component(BatchNorm, group_size=32),
         ),
         data=Data(
             name="imagenet2012",
@@ -73,7 +71,7 @@ def _imagenet(name: str, network: str = "") -> Experiment:
             normalization="imagenet",
             pad=0,
             crop=RandomResizedCrop,
-            colour=configured(ColorJitter, lighting=0.1),
+            color=component(ColorJitter, lighting=0.1),
         ),
         optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
         schedule=Schedule(
@@ -94,7 +92,7 @@ def _resnet(depth: int) -> Experiment:
 def _resnet101_wider() -> Experiment:
     variant = _resnet(101)
     wider = imagenet_architecture(
-        101, branch=configured(BottleneckV15, base_width=100), norm=variant.model.norm
+        101, branch=component(BottleneckV15, base_width=100), norm=variant.model.norm
     )
     return replace(variant, name="resnet101-1x100d", model=wider)
 

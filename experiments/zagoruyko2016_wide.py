@@ -14,7 +14,7 @@ Hardware:  one GPU or TPU.
 from dataclasses import replace
 
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models import Architecture, architecture, configured, wide_architecture
+from resnet_jax.models import Architecture, architecture, component, wide_architecture
 from resnet_jax.models.blocks import Basic, Branch
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
@@ -68,7 +68,7 @@ def _experiment(name: str, model: Architecture) -> Experiment:
 
 
 def _wide(depth: int, widen: int, dropout: bool) -> Experiment:
-    branch = configured(Basic, dropout=0.3) if dropout else Basic
+    branch = component(Basic, dropout=0.3) if dropout else Basic
     return _experiment(
         f"wrn{depth}-{widen}" + "-dropout" * dropout, wide_architecture(depth, widen, branch=branch)
     )
@@ -106,7 +106,7 @@ def deepening() -> tuple[Experiment, ...]:
                 40,
                 2,
                 stages=(12 // convolutions,) * 3,
-                branch=configured(Branch, kernels=(3,) * convolutions),
+                branch=component(Branch, kernels=(3,) * convolutions),
             ),
         )
         for convolutions in (1, 2, 3, 4)
@@ -117,7 +117,7 @@ def imagenet() -> tuple[Experiment, ...]:
     """WRN-50-2: 21.9 % top-1, 5.79 % top-5 error (authors' README)."""
     variant = Experiment(
         name="wrn50-2",
-        model=replace(architecture("wide_resnet50_2"), norm=configured(BatchNorm, group_size=32)),
+        model=replace(architecture("wide_resnet50_2"), norm=component(BatchNorm, group_size=32)),
         data=Data(
             name="imagenet2012",
             test_split="validation",

@@ -13,10 +13,10 @@ from jax.experimental import topologies
 
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models.components import configured, constructor_parameters, parts
+from resnet_jax.models.components import component, constructor_parameters, parts
 from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Arrived, Resident
+from resnet_jax.training.step import ResidentData, StreamedBatch
 
 Kind = Literal["data", "global", "fsdp"]
 
@@ -123,7 +123,7 @@ def adapt(
     model, settings = experiment.model, experiment.execution
     if variant.group_size is not None:
         model = dataclasses.replace(
-            model, norm=configured(model.norm, group_size=variant.group_size)
+            model, norm=component(model.norm, group_size=variant.group_size)
         )
     blocks = "scan" if settings.scans(sum(model.stages), platform) else "loop"
     resolved: dict[str, Any] = {
@@ -156,7 +156,7 @@ def lower_step(
     constants = jax.tree.map(
         lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants
     )
-    data = (Arrived if streams else Resident)(
+    data = (StreamedBatch if streams else ResidentData)(
         images, struct((count,), jnp.int32, sharding=at), constants
     )
     return compiled.train.lower(compiled.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]

@@ -329,9 +329,9 @@ def network(
     ``spread``: stride and dilation of every block's branch.
     """
     after_stem, before_classifier = ENDS[order]
-    units, ends = units_of(values), [0, *itertools.accumulate(stages)]
-    places = range(len(units)) if permutation is None else permutation
-    shape = spread or [(2 if index in ends[1:] else 1, 1) for index in range(len(units))]
+    num_blocks, ends = units_of(values), [0, *itertools.accumulate(stages)]
+    places = range(len(num_blocks)) if permutation is None else permutation
+    shape = spread or [(2 if index in ends[1:] else 1, 1) for index in range(len(num_blocks))]
     stem, head, seen = [], [], {}
     x = row(after_stem, convolved(np.float64(x), values["stem"]["conv"]["kernel"]), values["stem"].get("after", {}), stem, train=train)
     maps = [x]
@@ -339,12 +339,12 @@ def network(
         stride, dilation = shape[place]
         factor = 1.0 if multipliers is None else multipliers[place]
         extra = dict(first=place == 0, train=train, dilation=dilation, multiplier=factor) | options
-        x, seen[index] = composed(units[index], x, order, strides(stride), **extra)
+        x, seen[index] = composed(num_blocks[index], x, order, strides(stride), **extra)
         if place + 1 in ends:
             maps.append(x)
     y = row(before_classifier, x, values["head"].get("before", {}), head, train=train).mean((1, 2))
     logits = y @ values["head"]["linear"]["kernel"] + values["head"]["linear"]["bias"]
-    return maps, logits, [stem, *(seen[index] for index in range(len(units))), head]
+    return maps, logits, [stem, *(seen[index] for index in range(len(num_blocks))), head]
 
 
 def all_statistics(values: Values) -> list[Any]:

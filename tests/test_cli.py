@@ -14,7 +14,7 @@ from resnet_jax import cli
 from resnet_jax.models import Architecture, count
 from resnet_jax.models import parts as parts_lib
 from resnet_jax.models.blocks import Bottleneck
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import Projection
@@ -137,12 +137,12 @@ def test_summary_takes_every_part_with_arguments(capsys: pytest.CaptureFixture[s
     model = Architecture(
         stages=(1, 1),
         features=(32, 32),
-        branch=configured(Bottleneck, groups=2, base_width=32),
+        branch=component(Bottleneck, groups=2, base_width=32),
         order=FullPreactivation,
         shortcut=Projection,
         stem=DeepStem,
-        norm=configured(GroupNorm, num_groups=8),
-        transition=configured(parts_lib.known()["DenseTransition"], compression=0.5),
+        norm=component(GroupNorm, num_groups=8),
+        transition=component(parts_lib.known()["DenseTransition"], compression=0.5),
     )
     assert found == json.loads(json.dumps(dataclasses.asdict(count(model))))
 

@@ -12,7 +12,7 @@ import pytest
 from resnet_jax import models
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models import components
-from resnet_jax.models.components import configured, parts
+from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Original
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
@@ -229,7 +229,7 @@ def test_large_batch_recipes() -> None:
         full = 0.1 * cell.batch_size / 256
         expected = [0.1, (0.1 + full) / 2, full, full / 10, full / 100, full / 1000]
         assert rates(cell, 0, 2.5, 5, 30, 60, 80) == pytest.approx(expected, rel=2e-3)
-        assert cell.model.norm == configured(BatchNorm, group_size=32)
+        assert cell.model.norm == component(BatchNorm, group_size=32)
         assert parts(cell.model.branch)[1]["zero_scale"] is True
     tricks = {cell.name: cell for cell in load("he2018_bag_of_tricks.py:refinements")()}
     assert rates(tricks["cosine"], 0, 5, 62.5, 120) == pytest.approx([0.0, 0.4, 0.2, 0.0], abs=1e-6)

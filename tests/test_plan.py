@@ -14,7 +14,7 @@ import jax
 import pytest
 from resnet_jax import cli, plan
 from resnet_jax.models import Architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.plan import Variant
 from resnet_jax.training.config import Data, Experiment
@@ -125,10 +125,10 @@ def test_variants_keep_groups_on_their_devices() -> None:
         return plan.variants(experiment, chips, batch, ("data", "global", "fsdp"), **options)
 
     assert made(BatchNorm, 16) == [(1, 16), (1, 0), (4, 16)]
-    assert made(configured(BatchNorm, group_size=8), 16) == [(1, 8), (1, 0), (4, 8)]
-    assert made(configured(BatchNorm, group_size=32), 16) == [(1, 16), (1, 0), (4, 16)]
+    assert made(component(BatchNorm, group_size=8), 16) == [(1, 8), (1, 0), (4, 8)]
+    assert made(component(BatchNorm, group_size=32), 16) == [(1, 16), (1, 0), (4, 16)]
     assert made(BatchNorm, 16, chips=1) == [(1, 0)]
-    assert made(configured(GroupNorm, num_groups=2), 16) == [(1, None), (4, None)]
+    assert made(component(GroupNorm, num_groups=2), 16) == [(1, None), (4, None)]
     assert made(BatchNorm, 16, chips=48, fsdp=3)[-1] == (3, 16)
     assert made(BatchNorm, 16, chips=48)[-1] == (16, 16)
 

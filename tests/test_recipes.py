@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.models.components import configured, parts
+from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import Checkpointing, Experiment, Loading
 from resnet_jax.training.train import train
@@ -36,9 +36,9 @@ def small(experiment: Experiment, side: int) -> Experiment:
         model=replace(
             experiment.model,
             input_shape=(side, side, 3),
-            norm=configured(experiment.model.norm, group_size=GROUP) if grouped else experiment.model.norm,
+            norm=component(experiment.model.norm, group_size=GROUP) if grouped else experiment.model.norm,
         ),
-        data=data if data.mix is None else replace(data, mix=configured(data.mix, group=GROUP)),
+        data=data if data.mix is None else replace(data, mix=component(data.mix, group=GROUP)),
         batch_size=16,
         evaluation=replace(
             evaluation,

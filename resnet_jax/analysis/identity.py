@@ -110,7 +110,7 @@ def _sums(
     images = constants(images)
     noise = jax.random.normal(key, images.shape)
     noise *= (change * norm(images) / norm(noise)).reshape(-1, 1, 1, 1)
-    patterns = tuple(f"unit*{part}" for part in ("/branch", "/shortcut", activations.INPUT))
+    patterns = tuple(f"block*{part}" for part in ("/branch", "/shortcut", activations.INPUT))
 
     def activations_of(images: Array) -> dict[str, Array]:
         _, taps = activations.of(apply, *variables, images, patterns)

@@ -127,7 +127,7 @@ def layers(weights: Pretrained) -> tuple[str, ...]:
             )
             if conv.kernel_size == (3, 3):
                 place = f"after/{index}/layers/0" if after[:1] == (Norm,) else f"convs/{index}"
-                names.append(f"unit{number}/branch/{place}")
+                names.append(f"block{number}/branch/{place}")
     return tuple(names)
 
 
@@ -141,7 +141,7 @@ def _sums(
     names: tuple[str, ...],
     blocks: int,
 ) -> Any:
-    patterns = (*names, *(f"unit*{part}" for part in ("/branch", "/shortcut", activations.INPUT)))
+    patterns = (*names, *(f"block*{part}" for part in ("/branch", "/shortcut", activations.INPUT)))
     _, taps = activations.of(apply, *variables, constants(images), patterns)
     wide = {name: value.astype(jnp.float32) for name, value in taps.items()}
     values, squares = (
@@ -150,7 +150,7 @@ def _sums(
     ratios, cosines = [], []
     for block in range(blocks):
         branch, merged, x = (
-            wide[f"unit{block}{part}"] for part in ("/branch", "/shortcut", activations.INPUT)
+            wide[f"block{block}{part}"] for part in ("/branch", "/shortcut", activations.INPUT)
         )
         ratios.append((norm(branch) / norm(x)).sum())
         shortcut = merged - branch if merged.shape == branch.shape else jnp.zeros_like(branch)

@@ -24,7 +24,7 @@ from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, StochasticDepth, norms
 from resnet_jax.models.architecture import Variables
-from resnet_jax.models.components import Factory, configured, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.studies.findings import Finding
 from resnet_jax.training import fine_tune, run_dir
@@ -275,7 +275,7 @@ def routed(shortcut: Factory) -> Factory:
     The Jacobian of a block is a sum, so the gradients of all settings, the paths, add up to that of the network.
     """
     cls, arguments = parts(shortcut)
-    return configured(_routed(cls), **arguments) if arguments else _routed(cls)
+    return component(_routed(cls), **arguments) if arguments else _routed(cls)
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def summary(arguments: Sequence[str]) -> None:
     rows = [
         (
             s.name,
-            s.units or None,
+            s.num_blocks or None,
             shape(s.output_shape),
             s.parameters,
             s.multiply_adds,
@@ -76,7 +76,7 @@ def summary(arguments: Sequence[str]) -> None:
     rows.append(
         (
             "all",
-            sum(stage.units for stage in stages),
+            sum(stage.num_blocks for stage in stages),
             "",
             counts.parameters,
             counts.multiply_adds,
@@ -88,7 +88,7 @@ def summary(arguments: Sequence[str]) -> None:
         terminal(
             Table(
                 title,
-                ("", "units", "output", "parameters", "multiply-adds", "projections"),
+                ("", "blocks", "output", "parameters", "multiply-adds", "projections"),
                 tuple(rows),
             )
         )

@@ -18,7 +18,7 @@ from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Resident, augmentation_key
+from resnet_jax.training.step import ResidentData, augmentation_key
 
 if TYPE_CHECKING:
     pass
@@ -109,7 +109,7 @@ def shown(
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        resident = Resident(examples.images, examples.labels, preprocessing)
+        resident = ResidentData(examples.images, examples.labels, preprocessing)
         chosen = resident.order(key, jnp.int32(step), 1, experiment.batch_size)[0]
         images, labels = examples.images[chosen], examples.labels[chosen]
     else:

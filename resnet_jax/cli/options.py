@@ -14,7 +14,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import components
-from resnet_jax.models.components import Configured, Factory
+from resnet_jax.models.components import Component, Factory
 
 if TYPE_CHECKING:
     from resnet_jax.training.config import Experiment
@@ -46,7 +46,7 @@ def registry() -> ConstructorRegistry:
     def part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         arguments = typing.get_args(info.type)
         base = arguments[0] if typing.get_origin(info.type) is type else None
-        if Configured not in arguments and base is None:
+        if Component not in arguments and base is None:
             return None
         from resnet_jax.data import augment_device, augment_host
         from resnet_jax.models import parts
@@ -73,7 +73,7 @@ def registry() -> ConstructorRegistry:
             metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
             instance_from_str=read,
             is_instance=lambda value: (
-                isinstance(value, type | Configured) or (optional and value is None)
+                isinstance(value, type | Component) or (optional and value is None)
             ),
             str_from_instance=lambda value: [
                 "none" if value is None else parts.name_of(value, others)

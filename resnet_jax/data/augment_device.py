@@ -112,7 +112,7 @@ def crop_and_flip(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a batch on the device, in the order of the fields; ``colour`` precedes the normalization."""
+    """Augmentation of a batch on the device, in the order of the fields; ``color`` precedes the normalization."""
 
     pad: int = 0
     """Padding of random crops, in pixels. 0: no crops."""
@@ -121,7 +121,7 @@ class Augmentation:
     """See ``resnet_jax.data.augment_device``."""
     mix: Factory | None = None
     """See ``resnet_jax.data.augment_device``."""
-    colour: Factory | None = None
+    color: Factory | None = None
     """See ``resnet_jax.data.augment_device``."""
 
     def __call__(
@@ -134,8 +134,8 @@ class Augmentation:
     ) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"] | None]:
         """Returns normalized images, and the mixed targets if there is ``mix``."""
         scaled = images.astype(jnp.float32) / 255
-        if self.colour is not None:
-            scaled = self.colour()(jax.random.fold_in(key, 1), scaled)
+        if self.color is not None:
+            scaled = self.color()(jax.random.fold_in(key, 1), scaled)
         augmented = crop_and_flip(
             key, preprocessing.normalised(scaled), pad=self.pad, flip=self.flip
         )
@@ -167,7 +167,7 @@ class PcaLighting:
     @property
     def described(self) -> str:
         """Text for result records; AlexNet's deviation is not stated."""
-        return "colour" + f" of deviation {self.deviation:g}" * (self.deviation != 0.1)
+        return "color" + f" of deviation {self.deviation:g}" * (self.deviation != 0.1)
 
     def __post_init__(self) -> None:
         check(self, "deviation")
@@ -178,10 +178,10 @@ class PcaLighting:
         _check_rgb(images)
         drawn = self.deviation * jax.random.normal(key, (images.shape[0], 3))
         # A sum, since some devices round matrix products more coarsely.
-        colours = (
-            jnp.asarray(_EIGENVECTORS) * (drawn * jnp.asarray(_EIGENVALUES))[:, None, :]
-        ).sum(axis=-1)
-        return images + colours[:, None, None, :]
+        colors = (jnp.asarray(_EIGENVECTORS) * (drawn * jnp.asarray(_EIGENVALUES))[:, None, :]).sum(
+            axis=-1
+        )
+        return images + colors[:, None, None, :]
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def adjusted(images: Images, which: Int32[Array, "n"], factor: Float[Array, "n"]
 def _check_rgb(images: Array) -> None:
     if images.shape[-1] != 3:
         raise UserError(
-            f"color changes need RGB images, got {images.shape[-1]} channels. Give no colour."
+            f"color changes need RGB images, got {images.shape[-1]} channels. Give no color."
         )
 
 

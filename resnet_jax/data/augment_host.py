@@ -118,7 +118,7 @@ class ShorterSideCrop:
 
 
 @dataclass(frozen=True)
-class CentreCrop:
+class CenterCrop:
     """Resizes the shorter side and crops the center: training without augmentation. Resizes like ``ShorterSideCrop``."""
 
     shorter_side: int = 256

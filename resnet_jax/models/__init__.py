@@ -1,7 +1,7 @@
 """Residual networks as Flax NNX modules: build one by name, from an ``Architecture``, or from its parts."""
 
 from resnet_jax.models.architecture import Apply, Architecture
-from resnet_jax.models.blocks import Unit
+from resnet_jax.models.blocks import ResidualBlock
 from resnet_jax.models.catalog import (
     NETWORKS,
     architecture,
@@ -19,7 +19,7 @@ from resnet_jax.models.catalog import (
     resnet200,
     wide_architecture,
 )
-from resnet_jax.models.components import Configured, configured
+from resnet_jax.models.components import Component, component
 from resnet_jax.models.counts import Counts, count
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.resnet import ResNet
@@ -29,17 +29,17 @@ __all__ = [
     "NETWORKS",
     "Apply",
     "Architecture",
-    "Configured",
+    "Component",
     "Counts",
     "Execution",
     "ResNet",
+    "ResidualBlock",
     "StochasticDepth",
-    "Unit",
     "architecture",
     "build",
     "cifar_architecture",
     "cifar_resnet",
-    "configured",
+    "component",
     "count",
     "densenet_architecture",
     "imagenet_architecture",

@@ -1,7 +1,7 @@
 """Named activations of a network: inputs and outputs of its blocks and of their parts.
 
-``unit3`` is the output of the fourth block, ``unit3/input`` its input, ``unit3/branch`` its branch,
-``unit3/branch/after/0/layers/0`` the first layer behind the branch's first convolution; ``stem/conv``, ``head``.
+``block3`` is the output of the fourth block, ``block3/input`` its input, ``block3/branch`` its branch,
+``block3/branch/after/0/layers/0`` the first layer behind the branch's first convolution; ``stem/conv``, ``head``.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def of(
     """Returns logits and named activations. To be traced, inside ``jax.jit``.
 
     Args:
-      names: ``fnmatch`` patterns: ``unit*/branch``, ``stem``; a star matches slashes too.
+      names: ``fnmatch`` patterns: ``block*/branch``, ``stem``; a star matches slashes too.
       options: key, multipliers, permutation.
       Others: as of ``Apply``.
     """
@@ -76,7 +76,7 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
             del part._recorded_as
     for pattern in names:
         if not fnmatch.filter(recorder.seen, pattern):
-            # Numbers in order: unit2 before unit10.
+            # Numbers in order: block2 before block10.
             known = sorted(
                 recorder.seen, key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)]
             )
@@ -84,8 +84,8 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
 
 
 class _Recorder:
-    def __init__(self, names: tuple[str, ...], units: int):
-        self.names, self.units, self.unit = names, units, -1
+    def __init__(self, names: tuple[str, ...], num_blocks: int):
+        self.names, self.num_blocks, self.block = names, num_blocks, -1
         self.activations: dict[str, Array] = {}
         self.seen: set[str] = set()
 
@@ -95,8 +95,8 @@ class _Recorder:
             return "/".join(map(str, path))
         # ("stages", stage, stack, "stacked", *part of a block); blocks are called in order.
         if len(path) == 4:
-            self.unit = (self.unit + 1) % self.units
-        return "/".join((f"unit{self.unit}", *map(str, path[4:])))
+            self.block = (self.block + 1) % self.num_blocks
+        return "/".join((f"block{self.block}", *map(str, path[4:])))
 
     def keep(self, name: str, value: Any) -> None:
         self.seen.add(name)

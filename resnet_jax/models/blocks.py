@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
-from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.components import Factory, component
 from resnet_jax.models.layers import (
     Activation,
     Conv,
@@ -36,7 +36,7 @@ class Branch(nnx.Module):
       reduction: of squeeze-and-excitation at the end; 0: none.
       dilation: of the convolutions larger than 1x1 up to the strided one, and after it.
       zero_scale: the last normalization's scale is initially 0 (Goyal et al. 2017, arXiv 1706.02677, Section 5.1).
-      units: blocks of the network, for Fixup's initialization.
+      num_blocks: blocks of the network, for Fixup's initialization.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Branch(nnx.Module):
         dilation: tuple[int, int] = (1, 1),
         zero_scale: bool = False,
         order: type[Order] = Original,
-        units: int = 1,
+        num_blocks: int = 1,
         conv: ConvFactory = Conv,
         norm: NormFactory = BatchNorm,
         rngs: nnx.Rngs,
@@ -77,7 +77,7 @@ class Branch(nnx.Module):
         self.dropout = dropout
         convs, afters = [], []
         for index, (size, scale) in enumerate(
-            zip(kernels, order.initial_scales(len(kernels), units), strict=True)
+            zip(kernels, order.initial_scales(len(kernels), num_blocks), strict=True)
         ):
             width = self.out_features if index == last else inner
             options = (
@@ -138,14 +138,14 @@ class Branch(nnx.Module):
 
 
 # He et al. 2015, Figure 5: left; right, with the stride in the first 1x1 as in the paper; in the 3x3.
-Basic = configured(Branch, kernels=(3, 3))
-Bottleneck = configured(Branch, kernels=(1, 3, 1), expansion=4)
-BottleneckV15 = configured(Bottleneck, stride_at=1)
+Basic = component(Branch, kernels=(3, 3))
+Bottleneck = component(Branch, kernels=(1, 3, 1), expansion=4)
+BottleneckV15 = component(Bottleneck, stride_at=1)
 # He et al. 2016, Table 3: "1-layer skip".
-SingleLayer = configured(Branch, kernels=(3,))
+SingleLayer = component(Branch, kernels=(3,))
 
 
-class Unit(nnx.Module):
+class ResidualBlock(nnx.Module):
     """``after(shortcut(x, branch(before(x))))``. He et al. 2016, eqs. 1 and 2; ``before`` and ``after`` are the order's.
 
     A block that changes resolution or width, and the first of a network, passes ``before(x)`` to both
@@ -154,7 +154,7 @@ class Unit(nnx.Module):
     Args:
       features: the stage's width.
       first: true for the network's first block.
-      units: blocks of the network.
+      num_blocks: blocks of the network.
       dilation: of the branch's convolutions up to the strided one, and after it.
       Others: see ``branches``, ``shortcuts`` and ``orders``.
     """
@@ -169,7 +169,7 @@ class Unit(nnx.Module):
         shortcut: Factory = ZeroPad,
         order: type[Order] = Original,
         first: bool = False,
-        units: int = 1,
+        num_blocks: int = 1,
         dilation: tuple[int, int] = (1, 1),
         conv: ConvFactory = Conv,
         norm: NormFactory = BatchNorm,
@@ -181,7 +181,7 @@ class Unit(nnx.Module):
             )
         offered: dict[str, Any] = {
             "order": order,
-            "units": units,
+            "num_blocks": num_blocks,
             "dilation": dilation,
             "conv": conv,
             "norm": norm,

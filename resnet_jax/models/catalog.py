@@ -9,7 +9,7 @@ from flax import nnx
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import Factory, configured, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.orders import Fixup, FullPreactivation
 from resnet_jax.models.resnet import ResNet
@@ -141,12 +141,12 @@ def densenet_architecture(
         "features": (growth,) * len(stages),
         "stem_features": 2 * growth if bottleneck else 16,
         # 256 / 64 times the growth: the bottleneck's 4k.
-        "branch": configured(Branch, kernels=(1, 3), base_width=256)
+        "branch": component(Branch, kernels=(1, 3), base_width=256)
         if bottleneck
-        else configured(Branch, kernels=(3,)),
+        else component(Branch, kernels=(3,)),
         "order": FullPreactivation,
         "shortcut": Concatenation,
-        "transition": configured(DenseTransition, compression=0.5 if bottleneck else 1.0),
+        "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
     }
     return Architecture(**(defaults | fields))
 
@@ -178,12 +178,12 @@ _preactivated = functools.partial(cifar_architecture, order=FullPreactivation, s
 
 def _resnext(depth: int, groups: int, width: int, **options: Any) -> Architecture:
     return imagenet_architecture(
-        depth, branch=configured(BottleneckV15, groups=groups, base_width=width, **options)
+        depth, branch=component(BottleneckV15, groups=groups, base_width=width, **options)
     )
 
 
 def _resnext29(groups: int, width: int) -> Architecture:
-    branch = configured(BottleneckV15, groups=groups, base_width=width)
+    branch = component(BottleneckV15, groups=groups, base_width=width)
     return cifar_architecture(29, branch=branch, shortcut=Projection, features=(64, 128, 256))
 
 
@@ -205,7 +205,7 @@ NETWORKS: dict[str, Architecture] = {
     # Hu et al. 2018 (1709.01507), Table 1.
     **{
         f"seresnet{d}": imagenet_architecture(
-            d, branch=configured(IMAGENET_STAGES[d][0], reduction=16)
+            d, branch=component(IMAGENET_STAGES[d][0], reduction=16)
         )
         for d in (18, 34, 50, 101, 152)
     },
@@ -215,7 +215,7 @@ NETWORKS: dict[str, Architecture] = {
     # Zagoruyko and Komodakis 2016, Section 3 (ImageNet): the bottleneck's inside twice as wide.
     **{
         f"wide_resnet{d}_2": imagenet_architecture(
-            d, branch=configured(BottleneckV15, base_width=128)
+            d, branch=component(BottleneckV15, base_width=128)
         )
         for d in (50, 101)
     },
@@ -246,13 +246,13 @@ NETWORKS: dict[str, Architecture] = {
     },
     **{f"wrn{d}_{k}": wide_architecture(d, k) for d, k in _WIDE},
     **{
-        f"wrn{d}_{k}_dropout": wide_architecture(d, k, branch=configured(Basic, dropout=0.3))
+        f"wrn{d}_{k}_dropout": wide_architecture(d, k, branch=component(Basic, dropout=0.3))
         for d, k in ((16, 8), (28, 10), (40, 10))
     },
     **{f"resnext29_{c}x{w}d": _resnext29(c, w) for c, w in ((32, 4), (8, 64), (16, 64))},
-    "cifar_seresnet110": cifar_architecture(110, branch=configured(Basic, reduction=16)),
+    "cifar_seresnet110": cifar_architecture(110, branch=component(Basic, reduction=16)),
     "cifar_seresnet164": cifar_architecture(
-        164, branch=configured(Bottleneck, reduction=16), shortcut=Projection
+        164, branch=component(Bottleneck, reduction=16), shortcut=Projection
     ),
     "cifar_fixup110": cifar_architecture(110, order=Fixup),
     # Huang et al. 2017, Table 2.

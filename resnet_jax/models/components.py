@@ -91,8 +91,8 @@ def load_module(name: str) -> ModuleType:
 
 
 @dataclass(frozen=True)
-class Configured:
-    """A comparable ``functools.partial`` of a class, see ``configured``."""
+class Component:
+    """A comparable ``functools.partial`` of a class, see ``component``."""
 
     made: type[Any]
     arguments: tuple[tuple[str, Any], ...]
@@ -104,11 +104,11 @@ class Configured:
         return text(self)
 
 
-Factory = type[Any] | Configured
+Factory = type[Any] | Component
 
 
-def configured(factory: Factory, **arguments: Any) -> Configured:
-    """Returns ``factory`` with literal arguments: ``configured(ShortcutOnlyGating, bias=-6.0)``."""
+def component(factory: Factory, **arguments: Any) -> Component:
+    """Returns ``factory`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
     cls, earlier = parts(factory)
     parameters, open_ended = constructor_parameters(cls)
     literals = {}
@@ -125,15 +125,13 @@ def configured(factory: Factory, **arguments: Any) -> Configured:
             if type(value) is int and parameters.get(name) in (float, "float")
             else value
         )
-    return Configured(cls, tuple(sorted((earlier | literals).items())))
+    return Component(cls, tuple(sorted((earlier | literals).items())))
 
 
 def parts(factory: Factory) -> tuple[type[Any], dict[str, Any]]:
     """Returns the class of a factory, and its arguments."""
     return (
-        (factory.made, dict(factory.arguments))
-        if isinstance(factory, Configured)
-        else (factory, {})
+        (factory.made, dict(factory.arguments)) if isinstance(factory, Component) else (factory, {})
     )
 
 
@@ -141,14 +139,14 @@ def text(factory: Factory, name: Callable[[type[Any]], str] = describe) -> str:
     """Writes a factory as ``NAME`` or ``NAME(argument=value, ...)``; ``parse`` reads it."""
     cls, arguments = parts(factory)
     written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return name(cls) + (f"({written})" if isinstance(factory, Configured) else "")
+    return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
 def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value, ...)``."""
     name, bracket, rest = written.partition("(")
     factory = find(name.strip())
-    if not isinstance(factory, type | Configured):
+    if not isinstance(factory, type | Component):
         raise UserError(f"{name} is not a class")
     if not bracket:
         return factory
@@ -167,7 +165,7 @@ def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
         raise UserError(
             f"{written!r} cannot be read: write {name}(argument=value, ...), values being numbers, strings or tuples"
         ) from None
-    return configured(factory, **arguments)
+    return component(factory, **arguments)
 
 
 def constructor_parameters(cls: type[Any]) -> tuple[dict[str, Any], bool]:
@@ -211,10 +209,10 @@ def make(factory: Factory, *args: Any, **offered: Any) -> Any:
     return bound(factory, **offered)(*args)
 
 
-def bound(factory: Factory, **offered: Any) -> Configured:
+def bound(factory: Factory, **offered: Any) -> Component:
     """Returns a factory with those of ``offered`` that its constructor names and that it lacks. Equal arguments make equal factories."""
     cls, arguments = parts(factory)
-    return Configured(cls, tuple(sorted((_named(cls, "__init__", offered) | arguments).items())))
+    return Component(cls, tuple(sorted((_named(cls, "__init__", offered) | arguments).items())))
 
 
 def call(module: nnx.Module, *args: Any, **offered: Any) -> Any:

@@ -19,7 +19,7 @@ class StageCounts:
     """Counts of the stem, a stage or the head."""
 
     name: str
-    units: int
+    num_blocks: int
     """Residual blocks."""
     output_shape: tuple[int, ...]
     """Height, width, features; of the head, classes."""
@@ -73,7 +73,7 @@ def count(architecture: Architecture) -> Counts:
         rows.append(
             StageCounts(
                 name=name,
-                units=sum(stack.count for stack in stacks),
+                num_blocks=sum(stack.count for stack in stacks),
                 output_shape=shapes[name],
                 parameters=sum(
                     math.prod(leaf.shape)

@@ -46,10 +46,10 @@ class Execution:
             1 if (backend or jax.default_backend()) == "cpu" else 100
         )
 
-    def scans(self, units: int, backend: str | None = None) -> bool:
+    def scans(self, num_blocks: int, backend: str | None = None) -> bool:
         """Returns whether a network of this many blocks runs as scans, by default on the backend in use."""
         if self.blocks == "auto":
-            return (backend or jax.default_backend()) == "cpu" or units > 100
+            return (backend or jax.default_backend()) == "cpu" or num_blocks > 100
         return self.blocks == "scan"
 
 
@@ -101,7 +101,7 @@ class Stack(nnx.Module):
         self.count, self.scan, self.remat = count, scan, remat
         self.out_features: int = self.stacked.out_features
 
-    def unit(self, index: int) -> nnx.Module:
+    def block(self, index: int) -> nnx.Module:
         """Returns a copy of one block."""
         graphdef, state = nnx.split(self.stacked)
         return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
@@ -112,8 +112,8 @@ class Stack(nnx.Module):
         *,
         train: bool,
         key: Key[Array, ""] | None = None,
-        multipliers: Float[Array, "units _"] | None = None,
-        permutation: Int[Array, "units"] | None = None,
+        multipliers: Float[Array, "blocks _"] | None = None,
+        permutation: Int[Array, "blocks"] | None = None,
     ) -> Float[Array, "n ho wo co"]:
         """Runs the blocks in order, or in that of ``permutation``; multipliers and keys belong to positions, not to blocks."""
         graphdef, state = nnx.split(self.stacked)
@@ -124,9 +124,9 @@ class Stack(nnx.Module):
 
         def run(x: Array, inputs: Any) -> tuple[Array, Any]:
             variables, key, multiplier = inputs
-            unit = nnx.merge(graphdef, variables, copy=True)
-            x = unit(x, train=train, key=key, multiplier=multiplier)
-            return x, nnx.to_pure_dict(nnx.state(unit, nnx.Not(nnx.Param)))
+            block = nnx.merge(graphdef, variables, copy=True)
+            x = block(x, train=train, key=key, multiplier=multiplier)
+            return x, nnx.to_pure_dict(nnx.state(block, nnx.Not(nnx.Param)))
 
         inputs = (variables, keys, multipliers)
         scan = self.scan and self.count > 1

@@ -109,7 +109,7 @@ class Multiplier(nnx.Module):
 class SqueezeExcitation(nnx.Module):
     """Squeeze-and-excitation with biases (Hu et al. 2018, arXiv 1709.01507, eqs. 2 to 4).
 
-    The hidden layer has ``features // reduction`` units.
+    The hidden layer has ``features // reduction`` channels.
     """
 
     def __init__(self, features: int, *, reduction: int = 16, rngs: nnx.Rngs):

@@ -40,9 +40,9 @@ class Order:
     """The classifier's weights are initially zero."""
 
     @classmethod
-    def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:
-        """Returns factors on the He-initialized weights of a branch in a network of ``units`` blocks."""
-        del units
+    def initial_scales(cls, convolutions: int, num_blocks: int) -> tuple[float, ...]:
+        """Returns factors on the He-initialized weights of a branch in a network of ``num_blocks`` blocks."""
+        del num_blocks
         return (1.0,) * convolutions
 
 
@@ -109,12 +109,12 @@ class Fixup(Order):
     zero_classifier = True
 
     @classmethod
-    def initial_scales(cls, convolutions: int, units: int) -> tuple[float, ...]:
+    def initial_scales(cls, convolutions: int, num_blocks: int) -> tuple[float, ...]:
         if convolutions < 2:
             raise UserError(
                 "Fixup's initialization L^(-1/(2m-2)) is undefined for branches of m = 1 convolution: use two or more."
             )
-        return (*[units ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)
+        return (*[num_blocks ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)
 
 
 class Sequence(nnx.Module):

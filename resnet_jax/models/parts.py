@@ -9,7 +9,7 @@ from typing import Any, Literal
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import blocks, catalog, components, norms, orders, shortcuts, stems
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.models.components import Configured, Factory
+from resnet_jax.models.components import Component, Factory
 
 # Bounds on an untrusted description: stages, sizes, and the text of a part.
 _STAGES, _SIZE, _TEXT = 100, 2**31, 300
@@ -17,13 +17,13 @@ _NONE: Mapping[str, Factory] = MappingProxyType({})
 
 
 def parts_of(*modules: ModuleType) -> dict[str, Factory]:
-    """Returns the public classes that modules define, and the configured classes in them, by name."""
+    """Returns the public classes that modules define, and the component classes in them, by name."""
     return {
         name: value
         for module in modules
         for name, value in vars(module).items()
         if (
-            isinstance(value, Configured)
+            isinstance(value, Component)
             or (isinstance(value, type) and value.__module__ == module.__name__)
         )
         and not name.startswith("_")
@@ -67,7 +67,7 @@ def write(architecture: Architecture) -> dict[str, Any]:
     named = {
         name: name_of(value)
         for name, value in fields.items()
-        if isinstance(value, Configured | type)
+        if isinstance(value, Component | type)
     }
     return fields | named | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
 
@@ -96,7 +96,7 @@ def _is_valid(value: Any, hint: Any) -> bool:
     """Returns whether a value is of the annotated type, within bounds."""
     arguments = typing.get_args(hint)
     if _is_part(hint):
-        return isinstance(value, type | Configured)
+        return isinstance(value, type | Component)
     if typing.get_origin(hint) is Literal:
         return value in arguments
     if typing.get_origin(hint) is tuple:
@@ -111,7 +111,7 @@ def _is_valid(value: Any, hint: Any) -> bool:
 
 
 def _is_part(hint: Any) -> bool:
-    return typing.get_origin(hint) is type or Configured in typing.get_args(hint)
+    return typing.get_origin(hint) is type or Component in typing.get_args(hint)
 
 
 def _fields(fields: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
-from resnet_jax.models.blocks import Basic, Unit
-from resnet_jax.models.components import Configured, Factory, configured, parts
+from resnet_jax.models.blocks import Basic, ResidualBlock
+from resnet_jax.models.components import Component, Factory, component, parts
 from resnet_jax.models.execution import Execution, Stack
 from resnet_jax.models.layers import Conv, NormFactory, he_normal
 from resnet_jax.models.norms import BatchNorm
@@ -83,12 +83,12 @@ class ResNet(nnx.Module):
             raise UserError(f"{widths}: every width is at least 1.")
         stochastic_depth.check(sum(stages))
         self.dtype, self.stochastic_depth = dtype, stochastic_depth
-        self.units = units = sum(stages)
+        self.num_blocks = num_blocks = sum(stages)
         kernels = execution.kernels
-        stack = functools.partial(Stack, scan=execution.scans(units), remat=execution.remat)
+        stack = functools.partial(Stack, scan=execution.scans(num_blocks), remat=execution.remat)
         shared: dict[str, Any] = {
             "order": order,
-            "conv": configured(Conv, kernels=kernels),
+            "conv": component(Conv, kernels=kernels),
             "norm": components.bound(norm, kernels=kernels),
         }
         width = stem_features or features[0]
@@ -100,12 +100,12 @@ class ResNet(nnx.Module):
             transitions.append(
                 components.make(transition if index else NoTransition, width, **shared, rngs=rngs)
             )
-            unit = components.bound(
-                Unit,
+            block = components.bound(
+                ResidualBlock,
                 features=features[index],
                 branch=branch,
                 shortcut=shortcut,
-                units=units,
+                num_blocks=num_blocks,
                 **shared,
             )
             first = {
@@ -114,7 +114,7 @@ class ResNet(nnx.Module):
                 "dilation": tuple(dilation),
                 "first": index == 0 and order.shares_first,
             }
-            stacks = _stacks(unit, first, stages[index], stack, rngs)
+            stacks = _stacks(block, first, stages[index], stack, rngs)
             built.append(nnx.List(stacks))
             width = widths[f"stage{index + 1}"] = stacks[-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
@@ -134,8 +134,8 @@ class ResNet(nnx.Module):
         train: bool = False,
         *,
         key: Key[Array, ""] | None = None,
-        multipliers: Float[ArrayLike, "units *n"] | None = None,
-        permutation: Int[ArrayLike, "units"] | None = None,
+        multipliers: Float[ArrayLike, "blocks *n"] | None = None,
+        permutation: Int[ArrayLike, "blocks"] | None = None,
     ) -> dict[str, Float[Array, "n _ _ _"]]:
         """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ... in the network's dtype, NHWC.
 
@@ -177,8 +177,8 @@ class ResNet(nnx.Module):
         train: bool = False,
         *,
         key: Key[Array, ""] | None = None,
-        multipliers: Float[ArrayLike, "units *n"] | None = None,
-        permutation: Int[ArrayLike, "units"] | None = None,
+        multipliers: Float[ArrayLike, "blocks *n"] | None = None,
+        permutation: Int[ArrayLike, "blocks"] | None = None,
     ) -> Float[Array, "n classes"]:
         """Returns float32 logits. Arguments as of ``features``."""
         *_, last = self.features(
@@ -197,23 +197,25 @@ class ResNet(nnx.Module):
 
     def _factors(
         self, images: int, train: bool, key: Any, multipliers: Any
-    ) -> Float[Array, "units _"] | None:
-        depth_key = None if key is None else jax.random.fold_in(key, self.units)
-        drawn = self.stochastic_depth.multipliers(self.units, images, train=train, key=depth_key)
+    ) -> Float[Array, "blocks _"] | None:
+        depth_key = None if key is None else jax.random.fold_in(key, self.num_blocks)
+        drawn = self.stochastic_depth.multipliers(
+            self.num_blocks, images, train=train, key=depth_key
+        )
         if multipliers is None:
             return drawn
         factors = jnp.asarray(multipliers, jnp.float32)
-        if factors.shape not in ((self.units,), (self.units, images)):
+        if factors.shape not in ((self.num_blocks,), (self.num_blocks, images)):
             raise UserError(
-                f"multipliers have shape {factors.shape}: give ({self.units},), one per block, or ({self.units}, {images})."
+                f"multipliers have shape {factors.shape}: give ({self.num_blocks},), one per block, or ({self.num_blocks}, {images})."
             )
-        factors = factors.reshape(self.units, -1)
+        factors = factors.reshape(self.num_blocks, -1)
         return factors if drawn is None else factors * drawn
 
-    def _checked(self, permutation: Any) -> Int[Array, "units"]:
-        if np.shape(permutation) != (self.units,):
+    def _checked(self, permutation: Any) -> Int[Array, "blocks"]:
+        if np.shape(permutation) != (self.num_blocks,):
             raise UserError(
-                f"permutation has shape {np.shape(permutation)}: give ({self.units},), the block at each position."
+                f"permutation has shape {np.shape(permutation)}: give ({self.num_blocks},), the block at each position."
             )
         if not isinstance(permutation, Tracer):
             order = np.asarray(permutation)
@@ -262,13 +264,13 @@ def _strides(
 
 
 def _stacks(
-    unit: Configured, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs
+    block: Component, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs
 ) -> list[Stack]:
     """Builds a stage; consecutive blocks of equal arguments are one stack."""
     stacks, arguments = [], first
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
-        make = components.bound(unit, **arguments)
+        make = components.bound(block, **arguments)
         alike = (
             count > 1
             and arguments == arguments | following
@@ -283,7 +285,7 @@ def _stacks(
 
 
 @functools.lru_cache(maxsize=1024)
-def _out_features(make: Configured) -> int:
+def _out_features(make: Component) -> int:
     """Returns the width of a block. Cached: tracing one block takes as long as tracing a stack of them."""
     widths: list[int] = []
     jax.eval_shape(lambda: widths.append(make(rngs=nnx.Rngs(0)).out_features))

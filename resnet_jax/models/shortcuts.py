@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import components
-from resnet_jax.models.components import Configured, configured
+from resnet_jax.models.components import Component, component
 from resnet_jax.models.layers import Activation, Conv, ConvFactory, NormFactory, keep
 from resnet_jax.models.norms import BatchNorm
 
@@ -311,12 +311,12 @@ class Concatenation(nnx.Module):
 
 
 # Short names: the options of He et al. 2015, and names of later papers.
-OPTIONS: dict[str, type[nnx.Module] | Configured] = {
+OPTIONS: dict[str, type[nnx.Module] | Component] = {
     "none": NoShortcut,
     "A": ZeroPad,
     "B": Projection,
     "C": ProjectionEverywhere,
     "D": PooledProjection,
     "ReZero": LearnedScalar,
-    "SkipInit": configured(LearnedScalar, resize="project"),
+    "SkipInit": component(LearnedScalar, resize="project"),
 }

@@ -43,7 +43,7 @@ _PROTOCOL = (
         "steps",
         "epochs",
         "batch_size",
-        "normalisation",
+        "normalization",
     ),
     *(
         "batch_norm_group",

@@ -16,7 +16,7 @@ from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
-from resnet_jax.models.components import Configured, Factory, constructor_parameters, parts
+from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Data:
     size."""
     policy: Factory | None = None
     """Operations on cropped streamed images: TrivialAugment, RandAugment, none."""
-    colour: Factory | None = None
+    color: Factory | None = None
     """Augmentation of images in [0, 1]: PcaLighting (AlexNet's), ColorJitter, none."""
     erasing: Factory | None = None
     """Augmentation of normalized images: RandomErasing, none."""
@@ -287,7 +287,7 @@ class Experiment:
             changes |= {"normalization": "channel"} if self.data.normalization == "imagenet" else {}
         # A mirrored digit is another digit, and a crop would remove up to half of its 8 pixels.
         changes |= {"pad": 0, "flip": False} if info.name == "digits" else {}
-        changes |= {"colour": None} if channels != 3 else {}
+        changes |= {"color": None} if channels != 3 else {}
         return replace(
             self,
             model=replace(
@@ -429,7 +429,7 @@ NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
 
 def resolve(value: Any) -> Any:
     """Converts dataclasses, tuples and classes to JSON values; a class becomes ``module:Class`` or ``module:Class(arg=value)``."""
-    if isinstance(value, type | Configured):
+    if isinstance(value, type | Component):
         return components.text(value)
     if dataclasses.is_dataclass(value):
         return {
@@ -485,7 +485,7 @@ def restore(annotation: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if value is None:
         return None
-    if origin is type or Configured in arguments:
+    if origin is type or Component in arguments:
         return components.parse(value)
     if origin in (typing.Union, types.UnionType):
         return restore(next(a for a in arguments if a is not type(None)), value)

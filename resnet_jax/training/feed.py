@@ -12,7 +12,7 @@ import numpy as np
 from resnet_jax.data import augment_device, datasets
 from resnet_jax.data import stream as stream_lib
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.data.augment_host import CentreCrop
+from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
 from resnet_jax.errors import UserError
@@ -21,7 +21,7 @@ from resnet_jax.training import program as program_lib
 from resnet_jax.training import sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import Arrived, Resident
+from resnet_jax.training.step import ResidentData, StreamedBatch
 
 # Images that the constants of a streamed set are measured on: the mean is within 1/100 of a deviation.
 _MEASURED = 10_000
@@ -99,7 +99,7 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
             training_set(experiment, info).images, experiment.data.normalization
         )
     height, width, _ = experiment.model.input_shape
-    crop = CentreCrop(shorter_side=round(max(height, width) * 8 / 7))
+    crop = CenterCrop(shorter_side=round(max(height, width) * 8 / 7))
     source, count = datasets.encoded(info, "train"), training_images(experiment, info)
 
     def one(index: int) -> np.ndarray | None:
@@ -149,15 +149,15 @@ class Feed:
     replaced = 0
     """Damaged images that were replaced."""
 
-    def __init__(self, data: Resident | None):
+    def __init__(self, data: ResidentData | None):
         self._data = data
 
     def next(self) -> Any:
         """Returns the input of ``Program.train`` for the next steps."""
         return self._data
 
-    def settling(self, step: int) -> Any:
-        """Returns the input of ``Program.settle`` after ``step`` steps."""
+    def statistics_batches(self, step: int) -> Any:
+        """Returns the input of ``Program.recompute_statistics`` after ``step`` steps."""
         del step
         return self._data
 
@@ -191,10 +191,10 @@ class StreamFeed(Feed):
         )
         self._reading = self._read(stream(experiment, info, seed), step, experiment.steps)
 
-    def next(self) -> Arrived:
+    def next(self) -> StreamedBatch:
         return self._arrived(next(self._reading))
 
-    def settling(self, step: int) -> Iterator[Arrived]:
+    def statistics_batches(self, step: int) -> Iterator[StreamedBatch]:
         with closing(
             self._read(self._other, step * self._count, (step + 1) * self._count)
         ) as reading:
@@ -208,13 +208,13 @@ class StreamFeed(Feed):
             Rows(images, first_step=first_step, last_step=last_step, **_here()), **self._loading
         )
 
-    def _arrived(self, batch: stream_lib.Streamed) -> Arrived:
+    def _arrived(self, batch: stream_lib.Streamed) -> StreamedBatch:
         self.replaced += int(batch.replaced.sum())
         images, labels = (
             jax.make_array_from_process_local_data(self._sharding, array)
             for array in (batch.images, batch.labels)
         )
-        return Arrived(images, labels, self._preprocessing)
+        return StreamedBatch(images, labels, self._preprocessing)
 
 
 def training(

@@ -13,7 +13,7 @@ import numpy as np
 from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import norms
-from resnet_jax.models.components import configured, parts
+from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.training import run_dir, sharding
 from resnet_jax.training.config import Experiment, Start
@@ -64,7 +64,7 @@ def start_from(
         norm, options = parts(experiment.model.norm)
         if norm is BatchNorm:
             frozen = (
-                configured(FrozenBatchNorm, epsilon=options["epsilon"])
+                component(FrozenBatchNorm, epsilon=options["epsilon"])
                 if "epsilon" in options
                 else FrozenBatchNorm
             )

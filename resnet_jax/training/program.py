@@ -22,19 +22,26 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.architecture import Variables
-from resnet_jax.models.components import configured, parts
+from resnet_jax.models.components import component, parts
 from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import sharding as sharding_lib
 from resnet_jax.training import step
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Arrived, Batches, Learning, Metrics, Resident, TrainState
+from resnet_jax.training.step import (
+    Batches,
+    Learning,
+    Metrics,
+    ResidentData,
+    StreamedBatch,
+    TrainState,
+)
 
 
 def add_batch(
     state: TrainState,
     totals: Variables,
-    data: Resident | Arrived,
+    data: ResidentData | StreamedBatch,
     number: Int[Array, ""],
     *,
     batches: Batches,
@@ -49,7 +56,7 @@ def add_batch(
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
     batch_key = jax.random.fold_in(key, number + 1)
     images, labels = data.images, data.labels
-    if isinstance(data, Resident):
+    if isinstance(data, ResidentData):
         indices = data.order(jax.random.fold_in(key, 0), number, 1, batches.size)[0]
         images, labels = images[indices], labels[indices]
     batch = batches(batch_key, data.preprocessing, images, labels)
@@ -90,12 +97,12 @@ class Program:
     """From the root key."""
     train: Callable[[TrainState, Any, int], tuple[TrainState, Metrics]]
     """``step.train_steps``; the state is donated."""
-    settle: Callable[[TrainState, Any], TrainState]
-    """Sets precise statistics, if the experiment has them, from ``Resident`` data or ``Arrived`` batches."""
+    recompute_statistics: Callable[[TrainState, Any], TrainState]
+    """Sets precise statistics, if the experiment has them, from ``ResidentData`` data or ``StreamedBatch`` batches."""
 
-    def place(self, data: Examples, preprocessing: Preprocessing) -> Resident:
+    def place(self, data: Examples, preprocessing: Preprocessing) -> ResidentData:
         """Puts a training set on every device."""
-        return self.constants(Resident(data.images, data.labels, preprocessing))  # pyright: ignore[reportArgumentType]
+        return self.constants(ResidentData(data.images, data.labels, preprocessing))  # pyright: ignore[reportArgumentType]
 
     def constants(self, arrays: Any) -> Any:
         """Puts arrays, such as normalization constants, on every device."""
@@ -166,10 +173,10 @@ def compiled(
         whole=whole if fsdp > 1 else None,
     )
 
-    def settle(state: TrainState, data: Any) -> TrainState:
+    def recompute_statistics(state: TrainState, data: Any) -> TrainState:
         if not count:
             return state
-        measured = dataclasses.replace(model, norm=configured(model.norm, momentum=0.0))
+        measured = dataclasses.replace(model, norm=component(model.norm, momentum=0.0))
         options = {
             "batches": batches,
             "group_size": group_size or experiment.batch_size,
@@ -180,7 +187,7 @@ def compiled(
             jax.tree.map(jnp.zeros_like, state.batch_stats),
         )
         for number, batch in enumerate(
-            itertools.repeat(data, count) if isinstance(data, Resident) else data
+            itertools.repeat(data, count) if isinstance(data, ResidentData) else data
         ):
             totals = add(state, totals, batch, jnp.int32(number))
         return _jit(finish, mesh, layout, count=count)(state, totals)
@@ -193,7 +200,7 @@ def compiled(
         ),
         init=_jit(_initial, mesh, layout, once=True, model=model, **fields),
         train=_jit(step.train_steps, mesh, layout, steps=True, batches=batches, learning=learning),
-        settle=settle,
+        recompute_statistics=recompute_statistics,
     )
 
 
@@ -241,7 +248,7 @@ def batches_of(
     """Returns the preprocessing of the experiment."""
     data = experiment.data
     augmentation = Augmentation(
-        pad=data.pad, flip=data.flip, erasing=data.erasing, mix=data.mix, colour=data.colour
+        pad=data.pad, flip=data.flip, erasing=data.erasing, mix=data.mix, color=data.color
     )
     return Batches(experiment.batch_size, augmentation, classes, sharding)
 

@@ -398,7 +398,7 @@ def _augmentation(data: Data) -> str:
         text(data.crop),
         text(data.policy),
         flip,
-        text(data.colour),
+        text(data.color),
         text(data.erasing),
         text(data.mix),
         repeats,
@@ -410,14 +410,14 @@ def _normalization(experiment: Experiment) -> dict[str, Any]:
     norm, options = parts(experiment.model.norm)
     if norm is not BatchNorm:
         return {
-            "normalisation": norm.__name__,
+            "normalization": norm.__name__,
             "batch_norm_group": None,
             "batch_norm_statistics": None,
         }
     batches = experiment.evaluation.statistics_batches
     averaged = f"over {batches} batches of {experiment.batch_size} after training"
     return {
-        "normalisation": norm.__name__,
+        "normalization": norm.__name__,
         "batch_norm_group": options.get("group_size", 0)
         or experiment.batch_size // experiment.optimizer.accumulation,
         "batch_norm_statistics": "true average" if batches else "moving average",

@@ -130,7 +130,7 @@ class Metrics(NamedTuple):
     """Learning rate of the step; not a sum."""
 
 
-class Resident(NamedTuple):
+class ResidentData(NamedTuple):
     """Training set on the device."""
 
     images: UInt8[Array, "examples h w c"]
@@ -147,7 +147,7 @@ class Resident(NamedTuple):
         )
 
 
-class Arrived(NamedTuple):
+class StreamedBatch(NamedTuple):
     """One streamed batch on the devices."""
 
     images: UInt8[Array, "n h w c"]
@@ -194,10 +194,15 @@ class Learning:
 
 
 def train_steps(
-    state: TrainState, data: Resident | Arrived, steps: int, *, batches: Batches, learning: Learning
+    state: TrainState,
+    data: ResidentData | StreamedBatch,
+    steps: int,
+    *,
+    batches: Batches,
+    learning: Learning,
 ) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` training steps (1 on a streamed batch), functions of state and data alone; metrics have shape (steps,)."""
-    assert steps == 1 or isinstance(data, Resident)
+    assert steps == 1 or isinstance(data, ResidentData)
 
     def one(state: TrainState, indices: Any) -> tuple[TrainState, Metrics]:
         images, labels = (
@@ -213,7 +218,7 @@ def train_steps(
 
     indices = (
         data.order(state.key, state.step, steps, batches.size)
-        if isinstance(data, Resident)
+        if isinstance(data, ResidentData)
         else None
     )
     if steps > 1:

@@ -236,7 +236,7 @@ def train(
                 log.add(*pending, checkpoints)
                 log.write_training(step)
                 pending = None
-                state = program.settle(state, batches.settling(step))
+                state = program.recompute_statistics(state, batches.statistics_batches(step))
                 if not finite(state):
                     raise _diverged(step, checkpoints, "the update")
             if due and signal is None:

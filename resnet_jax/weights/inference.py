@@ -10,7 +10,7 @@ from resnet_jax.models import parts as parts_lib
 from resnet_jax.models.architecture import Architecture
 from resnet_jax.models.blocks import Basic, Bottleneck
 from resnet_jax.models.catalog import NETWORKS
-from resnet_jax.models.components import Configured, Factory, configured, parts
+from resnet_jax.models.components import Component, Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.shortcuts import PooledProjection, Projection, ProjectionEverywhere
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
@@ -85,7 +85,7 @@ def field_text(architecture: Architecture, field: str) -> str:
     value: Any = getattr(architecture, field)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return parts_lib.name_of(value) if isinstance(value, type | Configured) else str(value)
+    return parts_lib.name_of(value) if isinstance(value, type | Component) else str(value)
 
 
 def known_as(architecture: Architecture) -> str:
@@ -106,7 +106,7 @@ def _scored(architecture: Architecture, field: str) -> Any:
         return architecture.stem_features or architecture.features[0]
     value = getattr(architecture, field)
     if field not in ("norm", "branch"):
-        return parts(value) if isinstance(value, type | Configured) else value
+        return parts(value) if isinstance(value, type | Component) else value
     cls, arguments = parts(value)
     if cls in (BatchNorm, FrozenBatchNorm):
         cls, arguments = BatchNorm, {"epsilon": 1e-5} | arguments
@@ -155,12 +155,12 @@ def _branch(
         _require(convention, "squeeze-and-excitation")
         options["reduction"] = max(1, out // max(1, (first["se.fc1.weight"] or (0,))[0]))
     if len(kernels) == 2:
-        return (configured(Basic, **options) if options else Basic), 1
+        return (component(Basic, **options) if options else Basic), 1
     groups = max(1, inner // kernels[1][1])
     base_width = inner // groups * 64 // max(1, out // 4)
     if groups != 1 or base_width != 64:
         options |= {"groups": groups, "base_width": base_width}
-    return configured(Bottleneck, stride_at=1, **options), 4
+    return component(Bottleneck, stride_at=1, **options), 4
 
 
 def _shortcut(

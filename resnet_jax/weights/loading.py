@@ -361,7 +361,7 @@ def _filled(card: Card, tensors: _Tensors, *, own: bool, allow_new_head: bool) -
     for place in kept:
         source, array = tensors[place.name]
         numbers = _numbers(printable(source), array, is_variance=place.path[-1] == "var")
-        targets[place.part, place.path][... if place.unit is None else place.unit] = (
+        targets[place.part, place.path][... if place.block is None else place.block] = (
             place.from_file(numbers)
         )
     rows = [Row(place.ours, place.shape, tensors[place.name].source) for place in kept]

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.architecture import Architecture, Variables
-from resnet_jax.models.components import Factory, configured, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.shortcuts import PooledProjection, ZeroPad
 from resnet_jax.weights.card import IMAGENET_VIEW, View
 
@@ -55,7 +55,7 @@ class Place:
     part: Part
     path: Path
     """Keys into the nested dictionaries of that part."""
-    unit: int | None = None
+    block: int | None = None
     """Index along the first axis if blocks are stacked. None: the whole array."""
     axes: int | None = None
     """Axes of our array if the file has torch's layout. None: the file has ours."""
@@ -63,7 +63,7 @@ class Place:
     @property
     def ours(self) -> str:
         """Our name, such as ``stages/0/0/stacked/branch/convs/0/kernel[2]``."""
-        return "/".join(map(str, self.path)) + ("" if self.unit is None else f"[{self.unit}]")
+        return "/".join(map(str, self.path)) + ("" if self.block is None else f"[{self.block}]")
 
     @property
     def is_head(self) -> bool:
@@ -209,7 +209,7 @@ _ALL = (
         description="akamaster/pytorch_resnet_cifar10: option A, half of the missing channels on each side, or option B",
         to_torchvision=_from_cifar_torch,
         from_torchvision=_to_cifar_torch,
-        padded=configured(ZeroPad, resize="pad-both"),
+        padded=component(ZeroPad, resize="pad-both"),
         view=View(mean=IMAGENET_VIEW.mean, deviation=IMAGENET_VIEW.deviation),
         data=((10, "cifar10"), (100, "cifar100")),
     ),

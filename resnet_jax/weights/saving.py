@@ -97,7 +97,7 @@ def _leaf(weights: Pretrained, place: Place) -> np.ndarray:
     array: Any = weights.params if place.part == "params" else weights.batch_stats
     for key in place.path:
         array = array[key]
-    return np.asarray(array if place.unit is None else array[place.unit])
+    return np.asarray(array if place.block is None else array[place.block])
 
 
 def _write(file: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:

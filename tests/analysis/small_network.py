@@ -39,7 +39,7 @@ def normalized(images: np.ndarray) -> Any:
 def blocks_of(weights: Pretrained) -> tuple[Any, list[Any]]:
     """Returns the module and its blocks in order."""
     model: Any = weights.build()
-    return model, [stack.unit(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+    return model, [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
 
 
 def walk(weights: Pretrained, images: np.ndarray, call: Callable[[int, Any, Any], Any]) -> Any:

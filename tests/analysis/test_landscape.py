@@ -17,14 +17,14 @@ from resnet_jax.analysis.landscape import Landscape
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Basic
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.studies.figures import style
 from resnet_jax.weights.loading import Pretrained
 from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
 
 # 1x1 convolutions in shortcuts, and linear layers in branches.
-PROJECTED = replace(SMALL, shortcut=Projection, branch=configured(Basic, reduction=1))
+PROJECTED = replace(SMALL, shortcut=Projection, branch=component(Basic, reduction=1))
 
 
 def filters(tree: Any) -> dict[tuple[str, ...], np.ndarray]:
@@ -55,9 +55,9 @@ def test_directions_have_the_filter_norms_of_the_network() -> None:
 def test_directions_are_gaussian_and_shared_by_twins() -> None:
     kernel = np.random.default_rng(0).normal(size=(2, 3, 3, 64, 64)).astype(np.float32)
     direction = landscape.directions({"stages": {0: {0: {"stacked": {"kernel": kernel}}}}}, 0, 0)
-    unit = np.stack([values / math.sqrt(float(values @ values) / values.size) for values in filters(direction).values()])
-    np.testing.assert_allclose([unit.mean(), (unit**4).mean()], [0, 3], atol=0.05)
-    assert len(np.unique(unit)) > 0.9 * unit.size, "blocks must not share numbers"
+    block = np.stack([values / math.sqrt(float(values @ values) / values.size) for values in filters(direction).values()])
+    np.testing.assert_allclose([block.mean(), (block**4).mean()], [0, 3], atol=0.05)
+    assert len(np.unique(block)) > 0.9 * block.size, "blocks must not share numbers"
     projected = filters(landscape.directions(weights_of(PROJECTED).params, 1, 1))
     for key, values in filters(landscape.directions(weights_of(SMALL_PLAIN, seed=5).params, 1, 1)).items():
         other = projected[key]

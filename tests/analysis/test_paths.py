@@ -18,7 +18,7 @@ from resnet_jax import cli
 from resnet_jax.analysis import paths, subjects
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.models import configured
+from resnet_jax.models import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import Concatenation, Projection, Scaled, ShortcutOnlyGating
@@ -29,8 +29,8 @@ from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, blocks_of, compila
 SETTINGS = np.array(list(itertools.product((0, 1), repeat=3)), np.float32)
 NETWORKS = {
     "padded": SMALL,
-    "gated": replace(SMALL, shortcut=configured(ShortcutOnlyGating, bias=-1)),
-    "scaled": replace(SMALL, shortcut=configured(Scaled, shortcut=0.7, branch=0.4)),
+    "gated": replace(SMALL, shortcut=component(ShortcutOnlyGating, bias=-1)),
+    "scaled": replace(SMALL, shortcut=component(Scaled, shortcut=0.7, branch=0.4)),
     "pre-activated": replace(SMALL, shortcut=Projection, order=FullPreactivation),
     "dense": replace(SMALL, stages=(3,), features=(3,), shortcut=Concatenation),
 }

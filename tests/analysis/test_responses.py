@@ -74,10 +74,10 @@ def test_responses_are_taken_after_the_normalization_of_3x3_layers() -> None:
     """ResNet-50 has 16, one per bottleneck. Full pre-activation has no norm after a branch's last convolution."""
     assert len(responses.layers(weights_of(models.architecture("cifar_resnet20")))) == 19
     preactivated = models.Architecture(stages=(1,), features=(3,), order=FullPreactivation, input_shape=(6, 6, 3), num_classes=4)
-    assert responses.layers(weights_of(preactivated)) == ("stem/conv", "unit0/branch/after/0/layers/0", "unit0/branch/convs/1")
+    assert responses.layers(weights_of(preactivated)) == ("stem/conv", "block0/branch/after/0/layers/0", "block0/branch/convs/1")
     bottlenecks = models.Architecture(stages=(2,), features=(4,), branch=models.architecture("resnet50").branch, num_classes=4)
-    assert [name for name in responses.layers(weights_of(bottlenecks)) if name.startswith("unit")] == [
-        f"unit{number}/branch/after/1/layers/0" for number in (0, 1)
+    assert [name for name in responses.layers(weights_of(bottlenecks)) if name.startswith("block")] == [
+        f"block{number}/branch/after/1/layers/0" for number in (0, 1)
     ]
 
 

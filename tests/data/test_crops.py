@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from resnet_jax.data import datasets
-from resnet_jax.data.augment_host import CentreCrop, RandomResizedCrop, ShorterSideCrop, resample
+from resnet_jax.data.augment_host import CenterCrop, RandomResizedCrop, ShorterSideCrop, resample
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 
@@ -170,18 +170,18 @@ def test_shorter_sides_are_uniform_integers_with_both_ends() -> None:
 def test_centre_crop_is_the_center_without_randomness() -> None:
     for height, width in ((500, 375), (375, 501), (224, 224)):
         image = smooth(height, width)
-        shown = CentreCrop()(image, (224, 224), np.random.default_rng(0))
+        shown = CenterCrop()(image, (224, 224), np.random.default_rng(0))
         rows, columns = 256 * height // min(height, width), 256 * width // min(height, width)
         expected = directly(image, 256, round((rows - 224) / 2), round((columns - 224) / 2), (224, 224))
         assert np.abs(shown.astype(float) - expected).mean() < 3
-        np.testing.assert_array_equal(shown, CentreCrop()(image, (224, 224), np.random.default_rng(1)))
+        np.testing.assert_array_equal(shown, CenterCrop()(image, (224, 224), np.random.default_rng(1)))
     image = smooth(256, 300)
-    np.testing.assert_array_equal(CentreCrop()(image, (224, 224), np.random.default_rng(0)), image[16:240, 38:262])
+    np.testing.assert_array_equal(CenterCrop()(image, (224, 224), np.random.default_rng(0)), image[16:240, 38:262])
 
 
 def test_tiny_and_gray_images_are_cropped_too() -> None:
     for image in (np.zeros((1, 1, 3), np.uint8), np.zeros((2, 900, 1), np.uint8)):
-        for crop in (RandomResizedCrop(), ShorterSideCrop(), CentreCrop()):
+        for crop in (RandomResizedCrop(), ShorterSideCrop(), CenterCrop()):
             assert crop(image, (224, 224), np.random.default_rng(0)).shape == (224, 224, image.shape[2])
 
 
@@ -192,9 +192,9 @@ def test_invalid_crops_are_rejected() -> None:
         (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a pair"),
         (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
-        (lambda: CentreCrop(shorter_side=0), "shorter_side must be at least 1, got 0"),
+        (lambda: CenterCrop(shorter_side=0), "shorter_side must be at least 1, got 0"),
         (lambda: ShorterSideCrop((99, 99))(smooth(300, 400), (224, 224), rng), "to 99x132, .* at least 224"),
-        (lambda: CentreCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, .* at least 224"),
+        (lambda: CenterCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, .* at least 224"),
     ):
         with pytest.raises(UserError, match=message):
             build()

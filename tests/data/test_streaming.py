@@ -15,7 +15,7 @@ from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows, Stream, Streamed
 from resnet_jax.errors import UserError
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 
 BATCH = 24
 
@@ -98,7 +98,7 @@ def test_seeds_change_order_and_crops(photographs: DatasetInfo) -> None:
 
 
 def test_labels_are_those_of_the_images(photographs: DatasetInfo) -> None:
-    images = stream(photographs, crop=configured(RandomResizedCrop, area=(1.0, 1.0), ratio=(0.2, 5.0)), size=(8, 8))
+    images = stream(photographs, crop=component(RandomResizedCrop, area=(1.0, 1.0), ratio=(0.2, 5.0)), size=(8, 8))
     (batch,) = read(images, 3, 1)
     source = datasets.encoded(photographs, "train")
     indices = [images.index(3 * BATCH + row) for row in range(BATCH)]

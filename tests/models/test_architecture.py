@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
@@ -53,7 +53,7 @@ def test_init_depends_on_the_key_alone(initialize: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, again)
     pairs = zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other), strict=True)
     kernels = [(a, b) for (path, a), b in pairs if path[-1].key == "kernel"]
-    assert len(kernels) == 9  # stem, six in three stacks of one unit, one projection, head
+    assert len(kernels) == 9  # stem, six in three stacks of one block, one projection, head
     assert all(np.all(np.asarray(a) != b) for a, b in kernels)
 
 
@@ -102,14 +102,14 @@ DENSE = dict(shortcut=Concatenation, transition=DenseTransition)
 CHANGES: list[dict[str, Any]] = [
     {"shortcut": ZeroPad},
     {"shortcut": Scaled},
-    {"shortcut": configured(Scaled, shortcut=0.25)},
+    {"shortcut": component(Scaled, shortcut=0.25)},
     {"stem_features": 5},
-    {"branch": configured(Basic, dropout=0.1)},
+    {"branch": component(Basic, dropout=0.1)},
     {"order": NormAfterAddition},
-    {"norm": configured(BatchNorm, group_size=1)},
-    {"norm": configured(BatchNorm, momentum=0.99)},
+    {"norm": component(BatchNorm, group_size=1)},
+    {"norm": component(BatchNorm, momentum=0.99)},
     DENSE,
-    DENSE | {"transition": configured(DenseTransition, compression=0.5)},
+    DENSE | {"transition": component(DenseTransition, compression=0.5)},
     {"stochastic_depth": StochasticDepth(survival=0.5)},
     {"stochastic_depth": StochasticDepth(survival=0.5, drops="image")},
     {"output_stride": 1},
@@ -123,7 +123,7 @@ def test_apply_differs_where_the_structure_does() -> None:
     assert len(set(architectures)) == len(architectures)
     applies = [initialized(architecture)[0] for architecture in architectures]
     assert len(set(applies)) == len(applies)
-    assert configured(Branch, kernels=(3,), dropout=0.1) == configured(configured(Branch, dropout=0.1), kernels=(3,))
+    assert component(Branch, kernels=(3,), dropout=0.1) == component(component(Branch, dropout=0.1), kernels=(3,))
 
 
 def test_apply_does_not_depend_on_image_size() -> None:
@@ -166,7 +166,7 @@ def test_every_field_reaches_the_network() -> None:
         order=FullPreactivation,
         shortcut=NoShortcut,
         stem=ImageNetStem,
-        norm=configured(GroupNorm, num_groups=1),
+        norm=component(GroupNorm, num_groups=1),
         stochastic_depth=StochasticDepth(survival=0.7),
         output_stride=4,
         input_shape=(8, 6, 2),
@@ -188,13 +188,13 @@ def test_every_field_reaches_the_network() -> None:
     stack = model.stages[1][1]
     assert (model.dtype, stack.scan, stack.remat, model.stochastic_depth.survival) == ("bfloat16", False, True, 0.7)
     assert stack.stacked.branch.convs[1].kernel_dilation == (2, 2)
-    dense = dict(shortcut=Concatenation, transition=configured(DenseTransition, compression=0.5))
+    dense = dict(shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
     assert initialized(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
 
 
 def test_keys_multipliers_and_permutations_reach_the_network() -> None:
     """By the function as by the module; the values are those of test_execution.py."""
-    architecture = dataclasses.replace(SMALL, stages=(1, 3), branch=configured(Basic, dropout=0.5))
+    architecture = dataclasses.replace(SMALL, stages=(1, 3), branch=component(Basic, dropout=0.5))
     apply, params, stats = initialized(architecture)
     rng = np.random.default_rng(0)
     params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
@@ -212,7 +212,7 @@ def test_keys_multipliers_and_permutations_reach_the_network() -> None:
         assert not np.allclose(both(params, stats, options | {name: other})[1], ours), name
 
 
-@pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)
+@pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)
 def test_apply_updates_statistics_as_the_module_does(norm: Any) -> None:
     """Twice, so that the previous ones count; the function updates them after the network, the module within it."""
     model = dataclasses.replace(SMALL, norm=norm).build(rngs=nnx.Rngs(0), execution=Execution(blocks="scan"))

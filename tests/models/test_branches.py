@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
@@ -24,12 +24,12 @@ PAPERS: list[tuple[Any, int, list[tuple[int, int, int]]]] = [
     (Bottleneck, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
     (BottleneckV15, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
     (SingleLayer, 4, [(3, 5, 4)]),
-    (configured(Branch, kernels=(3, 1, 3)), 4, [(3, 5, 4), (1, 4, 4), (3, 4, 4)]),
+    (component(Branch, kernels=(3, 1, 3)), 4, [(3, 5, 4), (1, 4, 4), (3, 4, 4)]),
     # Xie et al. 2017 (arXiv 1611.05431), Table 1, conv2: 1x1, 128; 3x3, 128, C=32; 1x1, 256.
-    (configured(BottleneckV15, groups=32, base_width=4), 64, [(1, 5, 128), (3, 4, 128), (1, 128, 256)]),
+    (component(BottleneckV15, groups=32, base_width=4), 64, [(1, 5, 128), (3, 4, 128), (1, 128, 256)]),
     # Wide ResNet-50-2; DenseNet-BC (Huang et al. 2017, Section 3): a 1x1 convolution to 4k channels.
-    (configured(BottleneckV15, base_width=128), 64, [(1, 5, 128), (3, 128, 128), (1, 128, 256)]),
-    (configured(Branch, kernels=(1, 3), base_width=256), 12, [(1, 5, 48), (3, 48, 12)]),
+    (component(BottleneckV15, base_width=128), 64, [(1, 5, 128), (3, 128, 128), (1, 128, 256)]),
+    (component(Branch, kernels=(1, 3), base_width=256), 12, [(1, 5, 48), (3, 48, 12)]),
 ]
 
 
@@ -43,10 +43,10 @@ def test_kernels_and_widths_are_the_papers() -> None:
 
 def test_one_convolution_has_the_stride() -> None:
     """The two bottlenecks differ in nothing else."""
-    for branch, at in ((Basic, 0), (Bottleneck, 0), (BottleneckV15, 1), (configured(Basic, stride_at=1), 1)):
+    for branch, at in ((Basic, 0), (Bottleneck, 0), (BottleneckV15, 1), (component(Basic, stride_at=1), 1)):
         module = filled(lambda rngs, b=branch: b(3, 4, 2, rngs=rngs))
         assert [conv.strides for conv in module.convs] == [(2, 2) if index == at else (1, 1) for index in range(len(module.convs))]
-    assert configured(Bottleneck, stride_at=1) == BottleneckV15
+    assert component(Bottleneck, stride_at=1) == BottleneckV15
 
 
 def test_dilation_is_of_the_larger_kernels_and_grows_behind_the_stride() -> None:
@@ -131,8 +131,8 @@ def initialized(branch: Any, order: Any, norm: Any, **arguments: Any) -> Any:
     ("branch", "norm", "order"),
     [
         (Basic, BatchNorm, Original),
-        (BottleneckV15, configured(GroupNorm, num_groups=2), ReluOnlyPreactivation),
-        (configured(Basic, reduction=2), BatchNorm, ReluBeforeAddition),
+        (BottleneckV15, component(GroupNorm, num_groups=2), ReluOnlyPreactivation),
+        (component(Basic, reduction=2), BatchNorm, ReluBeforeAddition),
     ],
 )
 def test_zero_scale_zeroes_the_last_normalization_and_the_branch(branch: Any, norm: Any, order: type[Order]) -> None:

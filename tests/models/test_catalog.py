@@ -13,7 +13,7 @@ from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, StochasticDepth, architecture, cifar_architecture, imagenet_architecture
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, SingleLayer
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.orders import Fixup, FullPreactivation
 from resnet_jax.models.shortcuts import NoShortcut, PooledProjection, PooledZeroPad, Projection, ZeroPad
@@ -73,11 +73,11 @@ NAMED = {
     **{f"resnet{d}_v15": imagenet_architecture(d, branch=BottleneckV15) for d in (50, 101, 152, 200)},
     "resnet34_d": imagenet_architecture(34, shortcut=PooledProjection, stem=DeepStem),
     "resnet50_d": imagenet_architecture(50, branch=BottleneckV15, shortcut=PooledProjection, stem=DeepStem),
-    "seresnet18": imagenet_architecture(18, branch=configured(Basic, reduction=16)),
-    "seresnet50": imagenet_architecture(50, branch=configured(Bottleneck, reduction=16)),
-    "seresnext50_32x4d": imagenet_architecture(50, branch=configured(BottleneckV15, groups=32, base_width=4, reduction=16)),
-    "resnext101_64x4d": imagenet_architecture(101, branch=configured(BottleneckV15, groups=64, base_width=4)),
-    "wide_resnet101_2": imagenet_architecture(101, branch=configured(BottleneckV15, base_width=128)),
+    "seresnet18": imagenet_architecture(18, branch=component(Basic, reduction=16)),
+    "seresnet50": imagenet_architecture(50, branch=component(Bottleneck, reduction=16)),
+    "seresnext50_32x4d": imagenet_architecture(50, branch=component(BottleneckV15, groups=32, base_width=4, reduction=16)),
+    "resnext101_64x4d": imagenet_architecture(101, branch=component(BottleneckV15, groups=64, base_width=4)),
+    "wide_resnet101_2": imagenet_architecture(101, branch=component(BottleneckV15, base_width=128)),
     "cifar_resnet110": cifar_architecture(110),
     "cifar_plain56": cifar_architecture(56, shortcut=NoShortcut),
     "cifar_resnet164": cifar_architecture(164, branch=Bottleneck, shortcut=Projection),
@@ -89,11 +89,11 @@ NAMED = {
     "cifar_stochastic110": cifar_architecture(
         110, shortcut=PooledZeroPad, stochastic_depth=StochasticDepth(survival=0.5, rule="linear", drops="batch", scaled="test")
     ),
-    "wrn28_10_dropout": models.wide_architecture(28, 10, branch=configured(Basic, dropout=0.3)),
+    "wrn28_10_dropout": models.wide_architecture(28, 10, branch=component(Basic, dropout=0.3)),
     "resnext29_8x64d": cifar_architecture(
-        29, branch=configured(BottleneckV15, groups=8, base_width=64), shortcut=Projection, features=(64, 128, 256)
+        29, branch=component(BottleneckV15, groups=8, base_width=64), shortcut=Projection, features=(64, 128, 256)
     ),
-    "cifar_seresnet164": cifar_architecture(164, branch=configured(Bottleneck, reduction=16), shortcut=Projection),
+    "cifar_seresnet164": cifar_architecture(164, branch=component(Bottleneck, reduction=16), shortcut=Projection),
     "cifar_fixup110": cifar_architecture(110, order=Fixup),
     "cifar_densenet_bc100_12": models.densenet_architecture(100, 12),
     "densenet201": models.densenet_architecture(201, imagenet=True),

@@ -19,7 +19,7 @@ from resnet_jax.models import (
     wide_architecture,
 )
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
-from resnet_jax.models.components import Factory, configured, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.orders import (
     Fixup,
     FullPreactivation,
@@ -72,7 +72,7 @@ class Row:
     """As ``counts.StageCounts``; ``side`` and ``width`` are those of the map that flows through."""
 
     name: str
-    units: int
+    num_blocks: int
     side: int
     width: int
     parameters: int = 0
@@ -129,14 +129,14 @@ def arithmetic(architecture: Architecture) -> list[Row]:
     option = {shortcut: name for name, shortcut in OPTIONS.items()}.get(architecture.shortcut, "A")
     places = PLACES[architecture.order]
     rows = [stem_of(architecture, places)]
-    for stage, (units, wide) in enumerate(zip(architecture.stages, architecture.features, strict=True)):
-        row = Row(f"stage{stage + 1}", units, rows[-1].side, rows[-1].width)
+    for stage, (num_blocks, wide) in enumerate(zip(architecture.stages, architecture.features, strict=True)):
+        row = Row(f"stage{stage + 1}", num_blocks, rows[-1].side, rows[-1].width)
         if dense and stage:  # Huang et al. 2017, Section 3: norm, 1x1 convolution, 2x2 pooling
             row.has("n")
             row.convolve(1, int(row.width * parts(architecture.transition)[1]["compression"]), 1)
             row.side //= 2
-        for unit in range(units):
-            stride = 2 if stage > 0 and unit == 0 and not dense else 1
+        for block in range(num_blocks):
+            stride = 2 if stage > 0 and block == 0 and not dense else 1
             beside = dataclasses.replace(row)
             for index, (kernel, width, step, groups) in enumerate(branch := list(convolutions(architecture.branch, wide, stride))):
                 row.has(places.before)
@@ -176,7 +176,7 @@ def exactly(architecture: Architecture) -> counts.Counts:
     ours, expected = counted(architecture), arithmetic(architecture)
     for ours_row, row in zip(ours.stages, expected, strict=True):
         shape = (row.width,) if row.name == "head" else (row.side, row.side, row.width)
-        wanted = (row.name, row.units, shape, row.parameters, row.multiply_adds, row.projections)
+        wanted = (row.name, row.num_blocks, shape, row.parameters, row.multiply_adds, row.projections)
         assert dataclasses.astuple(ours_row) == wanted
     assert (ours.parameters, ours.multiply_adds, ours.projections) == totals(expected)
     return ours
@@ -272,7 +272,7 @@ VARIANTS: list[tuple[Architecture, int, str]] = [
     # A1, Table 6, option B; below it, CIFAR-100.
     *((cifar_architecture(d, shortcut=Projection), n, "") for d, n in ((20, 272_474), (110, 1_730_714))),
     (cifar_architecture(20, num_classes=100), 275_572, ""),
-    # A2: "or 1,727,962 (A)"; He et al. 2016, Table 1, "1x1 conv on all units".
+    # A2: "or 1,727,962 (A)"; He et al. 2016, Table 1, "1x1 conv on all blocks".
     (cifar_architecture(110, order=FullPreactivation), 1_727_962, ""),
     (cifar_architecture(110, shortcut=OPTIONS["C"]), 1_826_202, ""),
     # A3.
@@ -350,11 +350,11 @@ def test_orders_and_stems_are_counted(order: type[Order]) -> None:
 def test_branches_of_any_kernels_are_counted() -> None:
     """Wide ResNet (arXiv 1605.07146), Section 2: B(3, 1, 3) and the like; groups, widths, squeeze-and-excitation."""
     for branch in (
-        configured(Branch, kernels=(3, 1, 3)),
-        configured(Branch, kernels=(1, 3, 1), expansion=2, stride_at=2),
-        configured(Branch, kernels=(5, 3), groups=2, base_width=64),
-        configured(Bottleneck, groups=4, base_width=32),
-        configured(Basic, reduction=2, dropout=0.5),
+        component(Branch, kernels=(3, 1, 3)),
+        component(Branch, kernels=(1, 3, 1), expansion=2, stride_at=2),
+        component(Branch, kernels=(5, 3), groups=2, base_width=64),
+        component(Bottleneck, groups=4, base_width=32),
+        component(Basic, reduction=2, dropout=0.5),
     ):
         exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
 
@@ -364,7 +364,7 @@ def test_free_options_change_no_count() -> None:
     plain = Architecture(**TINY, shortcut=OPTIONS["A"])
     for fields in (
         {"stochastic_depth": StochasticDepth(survival=0.5)},
-        {"shortcut": configured(Scaled, shortcut=0.5, branch=0.5)},
+        {"shortcut": component(Scaled, shortcut=0.5, branch=0.5)},
         {"dtype": "bfloat16"},
     ):
         assert count(dataclasses.replace(plain, **fields)) == count(plain)

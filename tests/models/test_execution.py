@@ -13,7 +13,7 @@ from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture, execution
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import Stack, quick_to_compile, quick_to_run
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import (
@@ -32,7 +32,7 @@ LOOP, SCAN = Execution(blocks="loop"), Execution(blocks="scan")
 LOOP_AGAIN, SCAN_AGAIN = (dataclasses.replace(how, remat=True) for how in (LOOP, SCAN))
 HOW = {"loop": LOOP, "scan": SCAN}
 
-# One unit that changes the width, then two alike.
+# One block that changes the width, then two alike.
 SHORT = Architecture(stages=(3,), features=(4,), stem_features=3, shortcut=ZeroPad, input_shape=(5, 4, 3), num_classes=4)
 
 
@@ -79,12 +79,12 @@ def same(ours: Any, theirs: Any, tolerance: float = 2e-5) -> None:
 COMBINATIONS = {
     "two-stages": dict(stages=(2, 3), features=(3, 5), stem_features=0),
     "D-full-preactivation-bottleneck": dict(shortcut=PooledProjection, order=FullPreactivation, branch=Bottleneck),
-    "gates-excitation-groups": dict(shortcut=ShortcutOnlyGating, branch=configured(SingleLayer, reduction=2, groups=2), stem_features=2),
+    "gates-excitation-groups": dict(shortcut=ShortcutOnlyGating, branch=component(SingleLayer, reduction=2, groups=2), stem_features=2),
     "dense": dict(
         shortcut=Concatenation, order=FullPreactivation, branch=SingleLayer, stages=(1, 2), features=(2, 2), transition=DenseTransition
     ),
     "random": dict(
-        shortcut=DropoutShortcut, branch=configured(Basic, dropout=0.3), stochastic_depth=StochasticDepth(survival=0.5, drops="image")
+        shortcut=DropoutShortcut, branch=component(Basic, dropout=0.3), stochastic_depth=StochasticDepth(survival=0.5, drops="image")
     ),
 }
 
@@ -108,7 +108,7 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("blocks", HOW)
 def test_dropout_differs_between_units(blocks: str) -> None:
-    """Three units of one structure that draw from equal inputs."""
+    """Three blocks of one structure that draw from equal inputs."""
 
     class Coins(nnx.Module):
         def __init__(self) -> None:
@@ -176,8 +176,8 @@ def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesio
 def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
     """Veit et al. 2016 (arXiv 1605.06431), Section 4.1: "deleting individual layers". In training too, with the statistics it leaves."""
     lesioned = []
-    for unit in range(UNITS):
-        multipliers = np.where(unit == IDENTITY, 0, 1)
+    for block in range(UNITS):
+        multipliers = np.where(block == IDENTITY, 0, 1)
         logits, _ = lesions(multipliers, IDENTITY)
         close(logits, lesions.expected(multipliers=multipliers)[1])
         lesioned.append(np.asarray(logits))
@@ -221,9 +221,9 @@ def test_gradients_of_multipliers_are_those_of_the_formula() -> None:
         return lesions.apply(lesions.params, lesions.stats, jnp.asarray(IMAGES), train=True, multipliers=multipliers)[0].sum()
 
     actual, step = jax.jit(jax.grad(total), compiler_options=quick_to_compile())(jnp.ones(UNITS)), 1e-6
-    for unit in range(UNITS):
-        ends = [lesions.expected(multipliers=ONES + sign * step * (unit == IDENTITY), train=True)[1].sum() for sign in (1, -1)]
-        assert float(actual[unit]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-4 * float(np.abs(actual).max()))
+    for block in range(UNITS):
+        ends = [lesions.expected(multipliers=ONES + sign * step * (block == IDENTITY), train=True)[1].sum() for sign in (1, -1)]
+        assert float(actual[block]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-4 * float(np.abs(actual).max()))
 
 
 def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> None:
@@ -324,7 +324,7 @@ def scans(jaxpr: Any) -> list[Any]:
 @pytest.mark.parametrize("kernels", ["plain", "cpu"])
 def test_scan_saves_block_inputs_and_convolution_results(kernels: Any) -> None:
     """And random bits; no normalized, rectified or masked copy, and no mask."""
-    for fields, saved in (({"order": FullPreactivation}, 2), ({"branch": configured(Basic, dropout=0.3)}, 4)):
+    for fields, saved in (({"order": FullPreactivation}, 2), ({"branch": component(Basic, dropout=0.3)}, 4)):
         apply, params, stats = state_of(dataclasses.replace(SHORT, **fields), dataclasses.replace(SCAN, kernels=kernels))
 
         def loss(params: Any, apply: Any = apply, stats: Any = stats) -> Any:
@@ -436,7 +436,7 @@ def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, 
 def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def shifts(key: jax.Array) -> list[jax.Array]:
-        """Returns the shifts of two stacks, of four units and two, from one stream."""
+        """Returns the shifts of two stacks, of four blocks and two, from one stream."""
         rngs = nnx.Rngs(key)
         return [Stack(Step, count, scan=False, remat=False, rngs=rngs).stacked.shift[...] for count in (4, 2)]
 
@@ -449,13 +449,13 @@ def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
 
 def test_unit_returns_a_copy_of_one_block() -> None:
     stack = filled(lambda rngs: Stack(Step, 3, scan=True, remat=False, rngs=rngs))
-    units = [stack.unit(i) for i in range(3)]
-    assert all(isinstance(unit, Step) for unit in units)
-    assert [float(unit.shift[...]) for unit in units] == stack.stacked.shift[...].tolist()
-    units[0].shift[...] = jnp.float32(7)
+    num_blocks = [stack.block(i) for i in range(3)]
+    assert all(isinstance(block, Step) for block in num_blocks)
+    assert [float(block.shift[...]) for block in num_blocks] == stack.stacked.shift[...].tolist()
+    num_blocks[0].shift[...] = jnp.float32(7)
     assert 7 not in stack.stacked.shift[...].tolist()
     x = jnp.ones((1, 1, 1, 1))
-    by_hand = functools.reduce(lambda x, unit: unit(x, train=False, key=None, multiplier=None), [stack.unit(i) for i in range(3)], x)
+    by_hand = functools.reduce(lambda x, block: block(x, train=False, key=None, multiplier=None), [stack.block(i) for i in range(3)], x)
     np.testing.assert_allclose(stack(x, train=False), by_hand, rtol=1e-6)
 
 
@@ -464,7 +464,7 @@ def test_auto_scans_on_cpu_and_elsewhere_above_100_units(monkeypatch: pytest.Mon
     assert auto.scans(1)  # the tests run on CPU
     for backend in ("gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        assert [auto.scans(units) for units in (9, 100, 101, 600)] == [False, False, True, True]
+        assert [auto.scans(num_blocks) for num_blocks in (9, 100, 101, 600)] == [False, False, True, True]
         assert (SCAN.scans(1), LOOP.scans(600)) == (True, False)
 
 

@@ -14,7 +14,7 @@ from resnet_jax.models import (
     wide_architecture,
 )
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.components import Factory, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, Original
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ProjectionEverywhere, ZeroPad
@@ -44,10 +44,10 @@ SMALL_IMAGES: dict[str, Any] = PLAIN | dict(stem=SmallImageStem, input_shape=(32
 
 def test_branches_are_figure_5s() -> None:
     """He et al. 2015: two 3x3; 1x1, 3x3 and 1x1 to four times the width, the stride in the first 1x1, of v1.5 in the 3x3."""
-    assert configured(Branch, kernels=(3, 3)) == Basic
-    assert configured(Branch, kernels=(1, 3, 1), expansion=4) == Bottleneck
-    assert configured(Branch, kernels=(1, 3, 1), expansion=4, stride_at=1) == BottleneckV15
-    assert configured(Branch, kernels=(3,)) == SingleLayer
+    assert component(Branch, kernels=(3, 3)) == Basic
+    assert component(Branch, kernels=(1, 3, 1), expansion=4) == Bottleneck
+    assert component(Branch, kernels=(1, 3, 1), expansion=4, stride_at=1) == BottleneckV15
+    assert component(Branch, kernels=(3,)) == SingleLayer
 
 
 def test_cifar_networks_are_those_of_section_4_2() -> None:
@@ -111,11 +111,11 @@ def test_dense_networks_are_those_of_1608_06993() -> None:
             | {
                 "stem_features": 2 * growth if bottleneck else 16,
                 "order": FullPreactivation,
-                "transition": configured(DenseTransition, compression=0.5 if bottleneck else 1.0),
+                "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
             },
             stages=(n, n, n),
             features=(growth, growth, growth),
-            branch=configured(Branch, kernels=(1, 3), base_width=4 * 64) if bottleneck else configured(Branch, kernels=(3,)),
+            branch=component(Branch, kernels=(1, 3), base_width=4 * 64) if bottleneck else component(Branch, kernels=(3,)),
             shortcut=Concatenation,
         )
 
@@ -130,7 +130,7 @@ def test_imagenet_dense_networks_are_those_of_table_1() -> None:
         network = densenet_architecture(depth, imagenet=True)
         assert (network.stages, network.features, network.stem_features) == (stages, (growth,) * 4, 2 * growth)
         assert (network.stem, network.input_shape, network.num_classes) == (ImageNetStem, (224, 224, 3), 1000)
-        assert network.transition == configured(DenseTransition, compression=0.5)
+        assert network.transition == component(DenseTransition, compression=0.5)
         # Layers: the stem, two per block, three transitions, the classifier.
         assert 1 + 2 * sum(stages) + 3 + 1 == depth
     assert densenet_architecture(121, 16, imagenet=True).features == (16,) * 4
@@ -142,10 +142,10 @@ def test_further_fields_replace_the_papers() -> None:
     assert (ours.features, ours.input_shape) == ((4, 8, 8), (8, 8, 1))
     theirs = imagenet_architecture(18, shortcut=NoShortcut, num_classes=7)
     assert (theirs.shortcut, theirs.num_classes, theirs.stages) == (NoShortcut, 7, (2, 2, 2, 2))
-    wide = wide_architecture(16, 2, branch=configured(Basic, dropout=0.3), shortcut=ZeroPad, features=(4, 8, 8))
-    assert (wide.branch, wide.shortcut, wide.features) == (configured(Branch, kernels=(3, 3), dropout=0.3), ZeroPad, (4, 8, 8))
-    dense = densenet_architecture(40, 12, bottleneck=False, transition=configured(DenseTransition, compression=0.25))
-    assert dense.transition == configured(DenseTransition, compression=0.25)
+    wide = wide_architecture(16, 2, branch=component(Basic, dropout=0.3), shortcut=ZeroPad, features=(4, 8, 8))
+    assert (wide.branch, wide.shortcut, wide.features) == (component(Branch, kernels=(3, 3), dropout=0.3), ZeroPad, (4, 8, 8))
+    dense = densenet_architecture(40, 12, bottleneck=False, transition=component(DenseTransition, compression=0.25))
+    assert dense.transition == component(DenseTransition, compression=0.25)
     with pytest.raises(TypeError, match="classes"):
         cifar_architecture(8, classes=3)
 

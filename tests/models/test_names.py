@@ -10,7 +10,7 @@ from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture, components, shortcuts
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
-from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.components import Factory, component
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.parts import known, load_part, name_of, read, variant, write
@@ -36,22 +36,22 @@ PARTS: dict[str, Factory] = {
     "C": ProjectionEverywhere,
     "D": PooledProjection,
     "ReZero": LearnedScalar,
-    "SkipInit": configured(LearnedScalar, resize="project"),
+    "SkipInit": component(LearnedScalar, resize="project"),
     "ZeroPad": ZeroPad,
     "Bottleneck": Bottleneck,
     "FullPreactivation": FullPreactivation,
     "NoNorm": NoNorm,
     "DeepStem": DeepStem,
-    "BatchNorm(group_size=64)": configured(BatchNorm, group_size=64),
-    "GroupNorm(num_groups=8)": configured(GroupNorm, num_groups=8),
-    "Branch(kernels=(3, 1, 3))": configured(Branch, kernels=(3, 1, 3)),
-    "Basic(dropout=0.3)": configured(Basic, dropout=0.3),
-    "BottleneckV15(base_width=100)": configured(BottleneckV15, base_width=100),
-    "DropoutShortcut( rate = 0.25 )": configured(DropoutShortcut, rate=0.25),
-    "ShortcutOnlyGating(bias=-6)": configured(ShortcutOnlyGating, bias=-6.0),
-    "Scaled(shortcut=0.5, branch=0.5)": configured(Scaled, shortcut=0.5, branch=0.5),
-    "SkipInit(initial=0.5)": configured(LearnedScalar, resize="project", initial=0.5),
-    "A(resize='project')": configured(ZeroPad, resize="project"),
+    "BatchNorm(group_size=64)": component(BatchNorm, group_size=64),
+    "GroupNorm(num_groups=8)": component(GroupNorm, num_groups=8),
+    "Branch(kernels=(3, 1, 3))": component(Branch, kernels=(3, 1, 3)),
+    "Basic(dropout=0.3)": component(Basic, dropout=0.3),
+    "BottleneckV15(base_width=100)": component(BottleneckV15, base_width=100),
+    "DropoutShortcut( rate = 0.25 )": component(DropoutShortcut, rate=0.25),
+    "ShortcutOnlyGating(bias=-6)": component(ShortcutOnlyGating, bias=-6.0),
+    "Scaled(shortcut=0.5, branch=0.5)": component(Scaled, shortcut=0.5, branch=0.5),
+    "SkipInit(initial=0.5)": component(LearnedScalar, resize="project", initial=0.5),
+    "A(resize='project')": component(ZeroPad, resize="project"),
 }
 
 
@@ -71,9 +71,9 @@ def test_class_of_a_file_is_written_as_its_reference(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("class Mine:\n    def __init__(self, *args, scale=1.0):\n        pass\n")
     mine = components.load(f"{tmp_path}/mine.py:Mine")
     assert name_of(mine) == f"{tmp_path}/mine.py:Mine"
-    assert name_of(configured(mine, scale=2)) == f"{tmp_path}/mine.py:Mine(scale=2)"
+    assert name_of(component(mine, scale=2)) == f"{tmp_path}/mine.py:Mine(scale=2)"
     assert variant("cifar_resnet20", shortcut=f"{tmp_path}/mine.py:Mine").shortcut is mine
-    assert name_of(configured(Bottleneck, groups=2)) == "Branch(expansion=4, groups=2, kernels=(1, 3, 1))"
+    assert name_of(component(Bottleneck, groups=2)) == "Branch(expansion=4, groups=2, kernels=(1, 3, 1))"
 
 
 def test_unknown_short_name_names_the_nearest() -> None:

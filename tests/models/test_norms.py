@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from resnet_jax.errors import UserError
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm, Nothing, freeze, thaw
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
@@ -131,7 +131,7 @@ def test_other_normalizations_are_their_formulas_and_keep_the_dtype() -> None:
 
     formulas: dict[Any, Any] = {
         FrozenBatchNorm: lambda v, x: normalize(x, v, train=False)[0],
-        configured(GroupNorm, num_groups=2): group_norm,
+        component(GroupNorm, num_groups=2): group_norm,
         NoNorm: lambda v, x: x + v["bias"],
         Nothing: lambda v, x: x,
     }
@@ -152,7 +152,7 @@ def test_group_norm_has_32_groups_and_rejects_groups_that_do_not_divide() -> Non
 ARCHITECTURES = [
     Architecture(stages=(2, 1), features=(4, 4), shortcut=Projection, order=FullPreactivation),
     Architecture(
-        stages=(1, 2), features=(4, 6), shortcut=configured(ShortcutOnlyGating, resize="project"), order=NormAfterAddition, stem=DeepStem
+        stages=(1, 2), features=(4, 6), shortcut=component(ShortcutOnlyGating, resize="project"), order=NormAfterAddition, stem=DeepStem
     ),
 ]
 

@@ -50,9 +50,9 @@ def test_stem_classifier_blocks_and_transition_have_the_layers_of_the_order(orde
     assert words(abstract(order=order, stem=ImageNetStem, stages=(1,), features=(4,)).stem.after) == pooled
     assert [words(after) for after in abstract(order=order, stem=DeepStem, stages=(1,), features=(4,)).stem.after] == [pooled] * 3
     for branch, layers in ((Basic, 2), (Bottleneck, 3)):
-        unit = abstract(order=order, branch=branch).stages[1][1].stacked
-        between = " conv ".join(words(after) for after in unit.branch.after)
-        assert f"{words(unit.before)} conv {between} + {words(unit.after)}".split() == FIGURE_4[order](layers).split()
+        block = abstract(order=order, branch=branch).stages[1][1].stacked
+        between = " conv ".join(words(after) for after in block.branch.after)
+        assert f"{words(block.before)} conv {between} + {words(block.after)}".split() == FIGURE_4[order](layers).split()
     # The first block is of another structure where it shares its activation.
     shared = [stack.stacked.shared for stage in model.stages for stack in stage]
     resizes = FIGURE_4[order](2).split()[0] != "conv"
@@ -69,16 +69,16 @@ def test_stem_classifier_blocks_and_transition_have_the_layers_of_the_order(orde
 def test_fixup_scales_he_initialization_by_the_depth_and_ends_at_zero(branch: Any, m: int) -> None:
     """Zhang et al. 2019, Section 3.2: "scale the weight layers inside residual branches by L^(-1/(2m-2))", last ones and classifier 0."""
     values = initialized(stages=(4, 4), features=(32, 48), branch=branch, order=Fixup)
-    units = units_of(values)
-    assert len(units) == 8
-    for unit in units:
-        *kernels, last = (conv["kernel"] for conv in numbered(unit["branch"]["convs"]))
+    num_blocks = units_of(values)
+    assert len(num_blocks) == 8
+    for block in num_blocks:
+        *kernels, last = (conv["kernel"] for conv in numbered(block["branch"]["convs"]))
         np.testing.assert_array_equal(last, np.zeros_like(last))
         assert len(kernels) == m - 1
         for kernel in kernels:
             expected = np.sqrt(2 / np.prod(kernel.shape[:3])) * 8 ** (-1 / (2 * m - 2))
             assert kernel.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * kernel.size))
-        for scalar in scalars_and_norms(unit):
+        for scalar in scalars_and_norms(block):
             ((name, value),) = scalar.items()
             assert (value.shape, float(value)) == ((), 1 if name == "scale" else 0)
     np.testing.assert_array_equal(values["head"]["linear"]["kernel"], np.zeros((48 if m == 2 else 192, 3)))
@@ -88,7 +88,7 @@ def test_fixup_scales_he_initialization_by_the_depth_and_ends_at_zero(branch: An
 
 def test_other_orders_initialize_by_he_and_end_nowhere_at_zero() -> None:
     values = initialized(stages=(2, 2), features=(32, 32), order=Original)
-    for kernel in (conv["kernel"] for unit in units_of(values) for conv in numbered(unit["branch"]["convs"])):
+    for kernel in (conv["kernel"] for block in units_of(values) for conv in numbered(block["branch"]["convs"])):
         assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(kernel.shape[:3])), rel=5 / np.sqrt(2 * kernel.size))
     assert np.all(values["head"]["linear"]["kernel"] != 0)
 

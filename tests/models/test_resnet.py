@@ -11,7 +11,7 @@ from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, ResNet
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
@@ -86,7 +86,7 @@ def test_maps_have_their_names_and_the_papers_sizes() -> None:
 
 def test_dense_network_grows_per_block_and_is_compressed_between_stages() -> None:
     """Huang et al. 2017, Section 3: k0 + k (l - 1) channels, floor(theta m) after a transition. 7 + 2*3 = 13; 6 + 3*3 = 15."""
-    dense = dict(order=FullPreactivation, shortcut=Concatenation, transition=configured(DenseTransition, compression=0.5))
+    dense = dict(order=FullPreactivation, shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
     maps, _, state, _ = abstract(images(2, 9, 8, 3), stages=(2, 3), features=(3, 3), stem_features=7, branch=SingleLayer, **dense)
     assert {name: x.shape for name, x in maps.items()} == {"stem": (2, 9, 8, 7), "stage1": (2, 9, 8, 13), "stage2": (2, 4, 4, 15)}
     assert state["head"]["linear"]["kernel"].shape == (15, 5)
@@ -168,10 +168,10 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
         ),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
         (dict(shortcut=ZeroPad, features=(6, 4)), "6 features to 4.*projection"),
-        (dict(branch=configured(Basic, groups=3)), "groups=3 does not divide"),
-        (dict(branch=configured(Branch, kernels=(3, 4))), "4x4.*odd"),
-        (dict(norm=configured(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
-        (dict(norm=configured(BatchNorm, group_size=-2)), "group_size=-2"),
+        (dict(branch=component(Basic, groups=3)), "groups=3 does not divide"),
+        (dict(branch=component(Branch, kernels=(3, 4))), "4x4.*odd"),
+        (dict(norm=component(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
+        (dict(norm=component(BatchNorm, group_size=-2)), "group_size=-2"),
         (dict(stochastic_depth=StochasticDepth(survival=0.0)), "survival is 0"),
         (dict(features=(0, 4)), "features"),
         (dict(stem_features=-1), "stem_features"),
@@ -253,8 +253,8 @@ def test_stages_beyond_the_output_stride_are_dilated() -> None:
         assert [maps[f"stage{i}"].shape[1] for i in range(1, 5)] == list(sides)
         spreads = []
         for stage in nnx.merge(graphdef, state).stages:
-            units = [stack.stacked for stack in stage for _ in range(stack.count)]
-            convs = [unit.branch.convs[1] for unit in units]
+            num_blocks = [stack.stacked for stack in stage for _ in range(stack.count)]
+            convs = [block.branch.convs[1] for block in num_blocks]
             spreads.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
         assert spreads == shapes
         sizes[output_stride] = sum(leaf.size for leaf in jax.tree.leaves(state))

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, ResNet, components, shortcuts
-from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.components import Factory, component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm, NoNorm
@@ -77,18 +77,18 @@ Merge = Callable[[Values, np.ndarray, np.ndarray, Any], np.ndarray]
 # Factory, its resize, and the formula of variables, resized x, branch and gate.
 MERGES: dict[str, tuple[Factory, str, Merge]] = {
     "ZeroPad": (ZeroPad, "pad", lambda v, x, y, g: x + y),
-    "pad-both": (configured(ZeroPad, resize="pad-both"), "pad-both", lambda v, x, y, g: x + y),
+    "pad-both": (component(ZeroPad, resize="pad-both"), "pad-both", lambda v, x, y, g: x + y),
     "Projection": (Projection, "project", lambda v, x, y, g: x + y),
     "ProjectionEverywhere": (ProjectionEverywhere, "project-always", lambda v, x, y, g: x + y),
     "PooledProjection": (PooledProjection, "pool-project", lambda v, x, y, g: x + y),
     "PooledZeroPad": (PooledZeroPad, "pool-pad", lambda v, x, y, g: x + y),
     "Scaled": (Scaled, "pad", lambda v, x, y, g: 0.5 * x + 0.5 * y),
-    "Scaled(0.25, 3)": (configured(Scaled, shortcut=0.25, branch=3.0, resize="project"), "project", lambda v, x, y, g: 0.25 * x + 3 * y),
+    "Scaled(0.25, 3)": (component(Scaled, shortcut=0.25, branch=3.0, resize="project"), "project", lambda v, x, y, g: 0.25 * x + 3 * y),
     "ExclusiveGating": (ExclusiveGating, "pad", lambda v, x, y, g: (1 - g) * x + g * y),
-    "ShortcutOnlyGating": (configured(ShortcutOnlyGating, resize="pool-project"), "pool-project", lambda v, x, y, g: (1 - g) * x + y),
+    "ShortcutOnlyGating": (component(ShortcutOnlyGating, resize="pool-project"), "pool-project", lambda v, x, y, g: (1 - g) * x + y),
     "LearnedScalar": (LearnedScalar, "pad", lambda v, x, y, g: x + v["alpha"] * y),
     "SkipInit": (shortcuts.OPTIONS["SkipInit"], "project", lambda v, x, y, g: x + v["alpha"] * y),
-    "DropoutShortcut in evaluation": (configured(DropoutShortcut, rate=0.3), "pad", lambda v, x, y, g: 0.7 * x + y),
+    "DropoutShortcut in evaluation": (component(DropoutShortcut, rate=0.3), "pad", lambda v, x, y, g: 0.7 * x + y),
 }
 
 
@@ -142,8 +142,8 @@ def test_invalid_shortcuts_are_rejected() -> None:
             (factory, (8, 4, 1), "cannot shrink 8 features to 4: use a projection")
             for factory in (ZeroPad, PooledZeroPad, ShortcutOnlyGating)
         ),
-        *((configured(DropoutShortcut, rate=rate), UNCHANGED, f"rate={rate}") for rate in (-0.1, 1.0)),
-        (configured(ZeroPad, resize="projet"), UNCHANGED, "resize='projet' is unknown; did you mean .*project"),
+        *((component(DropoutShortcut, rate=rate), UNCHANGED, f"rate={rate}") for rate in (-0.1, 1.0)),
+        (component(ZeroPad, resize="projet"), UNCHANGED, "resize='projet' is unknown; did you mean .*project"),
     ]
     for factory, shape, message in cases:
         with pytest.raises(UserError, match=message):
@@ -195,12 +195,12 @@ def test_shortcut_limits_are_simpler_shortcuts() -> None:
     """He et al. 2016, Section 3.1: lambda = 1 is the identity shortcut, 0 the plain network; 1 - g likewise."""
     x, y = map(jnp.asarray, pair(*CHANGED))
     for factory, same in (
-        (configured(Scaled, shortcut=1.0, branch=1.0), ZeroPad),
-        (configured(Scaled, shortcut=0.0, branch=1.0), NoShortcut),
-        (configured(ShortcutOnlyGating, bias=-30.0), ZeroPad),
-        (configured(ExclusiveGating, bias=30.0), NoShortcut),
-        (configured(LearnedScalar, initial=1.0), ZeroPad),
-        (configured(DropoutShortcut, rate=0.0), ZeroPad),
+        (component(Scaled, shortcut=1.0, branch=1.0), ZeroPad),
+        (component(Scaled, shortcut=0.0, branch=1.0), NoShortcut),
+        (component(ShortcutOnlyGating, bias=-30.0), ZeroPad),
+        (component(ExclusiveGating, bias=30.0), NoShortcut),
+        (component(LearnedScalar, initial=1.0), ZeroPad),
+        (component(DropoutShortcut, rate=0.0), ZeroPad),
     ):
         shortcut, simpler = factory(*CHANGED, nnx.Rngs(0)), same(*CHANGED, nnx.Rngs(0))
         if hasattr(shortcut, "gate"):
@@ -216,7 +216,7 @@ def test_initial_values_are_the_papers() -> None:
     assert variables(rezero) == {"alpha": 0}
     np.testing.assert_array_equal(rezero(x, y, train=True), np.float32(pad(np.asarray(x)[:, ::2, ::2], 6)))
     for gating in (ExclusiveGating, ShortcutOnlyGating):
-        for factory, bias in ((gating, -6), (configured(gating, bias=-3), -3)):
+        for factory, bias in ((gating, -6), (component(gating, bias=-3), -3)):
             values = variables(factory(3, 5, 2, nnx.Rngs(0)))
             np.testing.assert_array_equal(values["gate_bias"], np.full(5, bias))
             assert values["gate"]["kernel"].shape == (1, 1, 3, 5)
@@ -225,7 +225,7 @@ def test_initial_values_are_the_papers() -> None:
 
 def test_saturated_gate_keeps_its_digits() -> None:
     """1 - sigmoid(20) in float32 is 0; sigmoid(-20) is 2.061e-9."""
-    shortcut = configured(ExclusiveGating, bias=20.0)(1, 1, 1, nnx.Rngs(0))
+    shortcut = component(ExclusiveGating, bias=20.0)(1, 1, 1, nnx.Rngs(0))
     shortcut.gate.kernel[...] = jnp.zeros((1, 1, 1, 1))
     one = jnp.ones((1, 1, 1, 1))
     np.testing.assert_allclose(shortcut(one, 0 * one, train=True), np.exp(-20) / (1 + np.exp(-20)), rtol=1e-5)
@@ -347,7 +347,7 @@ def test_optional_arguments_reach_the_classes_that_declare_them() -> None:
 
     offered: Any = {"conv": "the network's", "norm": "the network's", "rngs": nnx.Rngs(0)}
     assert components.make(Named, 3, 5, 2, **offered).arguments == ("the network's", "untouched")
-    assert components.make(configured(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
+    assert components.make(component(Named, norm="mine"), 3, 5, 2, **offered).arguments == ("mine", "untouched")
     assert [components.names(factory, "norm") for factory in (Minimal, NamesFactories, TakesAnything, Scaled)] == [False, True, True, True]
     assert not components.names(Scaled, "dilation")  # its **layers are those of its base class
 

@@ -41,18 +41,18 @@ def test_expected_blocks_of_110_layers_match_the_paper() -> None:
     [("linear", "batch", "test"), ("linear", "image", "training"), ("uniform", "batch", "training"), ("uniform", "image", "test")],
 )
 def test_branches_are_kept_independently_with_their_probability(rule: Any, drops: Any, scaled: Any) -> None:
-    depth, units, images, draws = StochasticDepth(survival=0.4, rule=rule, drops=drops, scaled=scaled), 3, 5, 2000
-    draw = jax.jit(jax.vmap(lambda key: depth.multipliers(units, images, train=True, key=key)))
+    depth, num_blocks, images, draws = StochasticDepth(survival=0.4, rule=rule, drops=drops, scaled=scaled), 3, 5, 2000
+    draw = jax.jit(jax.vmap(lambda key: depth.multipliers(num_blocks, images, train=True, key=key)))
     drawn = np.asarray(draw(jax.random.split(jax.random.key(0), draws)))
     p = np.array([0.8, 0.6, 0.4]) if rule == "linear" else np.full(3, 0.4)
     if scaled == "training":
         np.testing.assert_allclose(drawn.mean((0, 2)), np.ones(3), atol=5 * np.sqrt(1 / 0.4 / draws))
         drawn = np.round(drawn * p[:, None], 5)
-    assert drawn.shape == (draws, units, images if drops == "image" else 1)
+    assert drawn.shape == (draws, num_blocks, images if drops == "image" else 1)
     assert set(np.unique(drawn)) == {0, 1}
     columns = drawn.transpose(1, 2, 0).reshape(-1, draws)
     np.testing.assert_array_less(np.abs(columns.mean(1) - np.repeat(p, drawn.shape[2])), 5 * np.sqrt(p * (1 - p) / draws).max())
-    # No unit and no image follows another one.
+    # No block and no image follows another one.
     correlated = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlated).max() < 5 / np.sqrt(draws)
 
@@ -119,7 +119,7 @@ def test_drop_path_draws_for_every_image() -> None:
 
 @pytest.mark.parametrize("scaled", ["test", "training"])
 def test_kept_draws_a_fixed_number_of_units_uniformly(scaled: Any) -> None:
-    """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 units 2: each with probability 0.4, and of any two
+    """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 blocks 2: each with probability 0.4, and of any two
     both with 2/5 x 1/4 = 0.1.
     """
     depth, draws = StochasticDepth(kept=2, scaled=scaled), 4000

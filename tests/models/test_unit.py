@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
-from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer, Unit
-from resnet_jax.models.components import configured
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, ResidualBlock, SingleLayer
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm, NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition
 from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Projection, ProjectionEverywhere, ZeroPad
@@ -39,20 +39,20 @@ BRANCHES: dict[str, tuple[Any, Callable[[int], tuple[int, ...]], int]] = {
     "Bottleneck": (Bottleneck, lambda s: (s, 1, 1), 1),
     "BottleneckV15": (BottleneckV15, lambda s: (1, s, 1), 1),
     "SingleLayer": (SingleLayer, lambda s: (s,), 1),
-    "B(3,1,3)": (configured(Branch, kernels=(3, 1, 3)), lambda s: (s, 1, 1), 1),
-    "groups": (configured(BottleneckV15, groups=2, base_width=32), lambda s: (1, s, 1), 2),
-    "reduction": (configured(Basic, reduction=2), lambda s: (s, 1), 1),
-    "base_width": (configured(BottleneckV15, base_width=96), lambda s: (1, s, 1), 1),
+    "B(3,1,3)": (component(Branch, kernels=(3, 1, 3)), lambda s: (s, 1, 1), 1),
+    "groups": (component(BottleneckV15, groups=2, base_width=32), lambda s: (1, s, 1), 2),
+    "reduction": (component(Basic, reduction=2), lambda s: (s, 1), 1),
+    "base_width": (component(BottleneckV15, base_width=96), lambda s: (1, s, 1), 1),
 }
 
 
 def is_its_composition(order: type[Order], branch: str, modes: tuple[bool, ...]) -> None:
     factory, strides, groups = BRANCHES[branch]
     shortcut = ZeroPad if order is Fixup else Projection
-    unit = filled(lambda rngs: Unit(3, 4, 2, branch=factory, shortcut=shortcut, order=order, rngs=rngs))
-    x, values = random(2, 5, 4, 3), variables(unit)
-    weights = random(2, 3, 2, unit.out_features, seed=1)
-    for train, (gradients, (y, after)) in slopes(unit, x, weights, modes).items():
+    block = filled(lambda rngs: ResidualBlock(3, 4, 2, branch=factory, shortcut=shortcut, order=order, rngs=rngs))
+    x, values = random(2, 5, 4, 3), variables(block)
+    weights = random(2, 3, 2, block.out_features, seed=1)
+    for train, (gradients, (y, after)) in slopes(block, x, weights, modes).items():
         run = functools.partial(composed, order=order, strides=strides(2), groups=groups, train=train)
         expected, statistics = run(values, x)
         close(y, expected)
@@ -77,32 +77,32 @@ def test_identity_block_adds_its_input_or_the_shared_preactivation(order: type[O
     """He et al. 2016, Appendix: "we adopt the first activation right after conv1 and before splitting into two paths"."""
     x = random(2, 5, 4, 4)
     for first in (False, True):
-        unit = filled(lambda rngs, first=first: Unit(4, 4, 1, order=order, first=first, rngs=rngs))
-        expected, other = (composed(variables(unit), x, order, (1, 1), first=flag)[0] for flag in (first, not first))
-        close(unit(jnp.asarray(x)), expected)
+        block = filled(lambda rngs, first=first: ResidualBlock(4, 4, 1, order=order, first=first, rngs=rngs))
+        expected, other = (composed(variables(block), x, order, (1, 1), first=flag)[0] for flag in (first, not first))
+        close(block(jnp.asarray(x)), expected)
         assert np.allclose(expected, other) is (order not in PREACTIVATED)
 
 
 def test_plain_block_is_its_branch() -> None:
     x = random(2, 5, 4, 3)
     for order in (Original, NormAfterAddition, FullPreactivation):
-        unit = filled(lambda rngs, order=order: Unit(3, 4, 2, shortcut=NoShortcut, order=order, rngs=rngs))
-        close(unit(jnp.asarray(x)), composed(variables(unit), x, order, (2, 1), plain=True)[0])
+        block = filled(lambda rngs, order=order: ResidualBlock(3, 4, 2, shortcut=NoShortcut, order=order, rngs=rngs))
+        close(block(jnp.asarray(x)), composed(variables(block), x, order, (2, 1), plain=True)[0])
 
 
 def test_resizing_block_shares_its_preactivation() -> None:
     """He et al. 2016, Section 4.1: "these projection shortcuts are also with preactivation"."""
     for order in PREACTIVATED:
         for in_features, stride in ((3, 1), (4, 2)):
-            unit = filled(lambda rngs, o=order, a=(in_features, stride): Unit(a[0], 4, a[1], order=o, rngs=rngs))
+            block = filled(lambda rngs, o=order, a=(in_features, stride): ResidualBlock(a[0], 4, a[1], order=o, rngs=rngs))
             x = random(2, 5, 4, in_features)
-            close(unit(jnp.asarray(x)), composed(variables(unit), x, order, (stride, 1))[0])
+            close(block(jnp.asarray(x)), composed(variables(block), x, order, (stride, 1))[0])
 
 
 def test_projection_is_normalized_unless_its_input_is() -> None:
     for order in FIGURE_4.keys() - {Fixup}:
         for shortcut in (Projection, ProjectionEverywhere):
-            values = variables(filled(lambda rngs, o=order, s=shortcut: Unit(3, 4, 2, shortcut=s, order=o, rngs=rngs)))
+            values = variables(filled(lambda rngs, o=order, s=shortcut: ResidualBlock(3, 4, 2, shortcut=s, order=o, rngs=rngs)))
             carry = values["shortcut"]["carry"]
             assert ("norm" in carry.get("projection", carry)) is (order is not FullPreactivation)
 
@@ -111,10 +111,10 @@ def test_concatenation_keeps_the_input() -> None:
     """Huang et al. 2017 (arXiv 1608.06993), eq. 2, in the network's first block too."""
     x = random(2, 5, 4, 3)
     for order in (FullPreactivation, ReluBeforeAddition):
-        unit = filled(lambda rngs, o=order: Unit(3, 4, 1, shortcut=Concatenation, order=o, first=True, rngs=rngs))
-        close(unit(jnp.asarray(x)), np.concatenate([x, composed(variables(unit), x, order, (1, 1), plain=True)[0]], axis=3))
-        assert unit.out_features == 7
-    values = variables(filled(lambda rngs: Unit(3, 4, 1, shortcut=Concatenation, order=NormAfterAddition, rngs=rngs)))
+        block = filled(lambda rngs, o=order: ResidualBlock(3, 4, 1, shortcut=Concatenation, order=o, first=True, rngs=rngs))
+        close(block(jnp.asarray(x)), np.concatenate([x, composed(variables(block), x, order, (1, 1), plain=True)[0]], axis=3))
+        assert block.out_features == 7
+    values = variables(filled(lambda rngs: ResidualBlock(3, 4, 1, shortcut=Concatenation, order=NormAfterAddition, rngs=rngs)))
     assert values["after"]["layers"][0]["scale"].shape == (7,)
 
 
@@ -122,12 +122,12 @@ def test_concatenation_keeps_the_input() -> None:
 def test_multiplier_scales_the_branch_per_batch_or_image(order: type[Order]) -> None:
     """It stands before the addition: neither the shortcut nor what follows is multiplied."""
     for train, multiplier in ((True, [0.0]), (False, [1.0]), (True, [-0.7]), (False, [0.0, 2.5])):
-        unit = filled(lambda rngs: Unit(3, 4, 2, shortcut=Projection, order=order, rngs=rngs))
-        x, values = random(2, 5, 4, 3), variables(unit)
-        actual = unit(jnp.asarray(x), train=train, multiplier=jnp.asarray(multiplier))
+        block = filled(lambda rngs: ResidualBlock(3, 4, 2, shortcut=Projection, order=order, rngs=rngs))
+        x, values = random(2, 5, 4, 3), variables(block)
+        actual = block(jnp.asarray(x), train=train, multiplier=jnp.asarray(multiplier))
         expected, statistics = composed(values, x, order, (2, 1), train=train, multiplier=multiplier)
         close(actual, expected)
-        same_statistics(statistics_of(variables(unit)), statistics)
+        same_statistics(statistics_of(variables(block)), statistics)
 
 
 def test_branch_and_shortcut_receive_different_keys() -> None:
@@ -149,31 +149,33 @@ def test_branch_and_shortcut_receive_different_keys() -> None:
             seen["shortcut"] = key
             return x + branch
 
-    unit = Unit(2, 2, 1, branch=Random, shortcut=Beside, rngs=nnx.Rngs(0))
-    unit(jnp.ones((1, 2, 2, 2)))
+    block = ResidualBlock(2, 2, 1, branch=Random, shortcut=Beside, rngs=nnx.Rngs(0))
+    block(jnp.ones((1, 2, 2, 2)))
     assert seen == {"branch": None, "shortcut": None}
-    unit(jnp.ones((1, 2, 2, 2)), key=jax.random.key(3))
+    block(jnp.ones((1, 2, 2, 2)), key=jax.random.key(3))
     drawn = [jax.random.key_data(key).tolist() for key in (*seen.values(), jax.random.key(3))]
     assert len({tuple(key) for key in drawn}) == 3
 
 
 def test_dropout_is_random_in_training_only_and_needs_a_key() -> None:
-    unit = filled(lambda rngs: Unit(4, 4, 1, branch=configured(Basic, dropout=0.5), shortcut=DropoutShortcut, rngs=rngs))
+    block = filled(lambda rngs: ResidualBlock(4, 4, 1, branch=component(Basic, dropout=0.5), shortcut=DropoutShortcut, rngs=rngs))
     x = jnp.asarray(random(2, 5, 4, 4))
-    one, again, other = (copy.deepcopy(unit)(x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
+    one, again, other = (copy.deepcopy(block)(x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(unit(x), unit(x, key=jax.random.key(0)))
+    np.testing.assert_array_equal(block(x), block(x, key=jax.random.key(0)))
     with pytest.raises(UserError, match="key=jax.random.key"):
-        unit(x, train=True)
+        block(x, train=True)
 
 
 def test_dilated_block_dilates_its_3x3_convolutions() -> None:
     x = random(2, 7, 6, 3)
     for branch in ("Basic", "groups"):
         factory, strides, groups = BRANCHES[branch]
-        unit = filled(lambda rngs, factory=factory: Unit(3, 4, 1, branch=factory, shortcut=Projection, dilation=(2, 2), rngs=rngs))
-        close(unit(jnp.asarray(x)), composed(variables(unit), x, Original, strides(1), groups=groups, dilation=2)[0])
+        block = filled(
+            lambda rngs, factory=factory: ResidualBlock(3, 4, 1, branch=factory, shortcut=Projection, dilation=(2, 2), rngs=rngs)
+        )
+        close(block(jnp.asarray(x)), composed(variables(block), x, Original, strides(1), groups=groups, dilation=2)[0])
 
 
 class Twice(nnx.Module):
@@ -197,7 +199,7 @@ class Negated(nnx.Module):
 
 
 def test_user_branch_runs_in_a_user_order() -> None:
-    """By hand: -(x + 2 (-x)) = x, and where the unit is the first and shares, -(-x + 2 (-x)) = 3x."""
+    """By hand: -(x + 2 (-x)) = x, and where the block is the first and shares, -(-x + 2 (-x)) = 3x."""
 
     class Upside(Order):
         before_convolution = (Negated,)
@@ -206,13 +208,13 @@ def test_user_branch_runs_in_a_user_order() -> None:
 
     x = jnp.asarray(random(1, 2, 2, 3))
     for first, factor in ((False, 1), (True, 3)):
-        unit = Unit(3, 3, 1, branch=Twice, order=Upside, first=first, rngs=nnx.Rngs(0))
-        np.testing.assert_allclose(unit(x), factor * x, rtol=1e-6)
+        block = ResidualBlock(3, 3, 1, branch=Twice, order=Upside, first=first, rngs=nnx.Rngs(0))
+        np.testing.assert_allclose(block(x), factor * x, rtol=1e-6)
 
 
 def test_branch_without_dilation_argument_rejects_dilation() -> None:
     with pytest.raises(UserError, match="Twice.*cannot be dilated") as error:
-        Unit(3, 3, 1, branch=Twice, dilation=(2, 2), rngs=nnx.Rngs(0))
+        ResidualBlock(3, 3, 1, branch=Twice, dilation=(2, 2), rngs=nnx.Rngs(0))
     assert "\n" not in str(error.value)
 
 
@@ -223,18 +225,19 @@ def test_block_uses_conv_and_norm_factories() -> None:
         def __init__(self, *shape: int, dilation: int = 1, groups: int = 1, rngs: nnx.Rngs):
             shapes.append(shape)
 
-    Unit(3, 4, 2, branch=Bottleneck, shortcut=Projection, conv=Layer, norm=Layer, rngs=nnx.Rngs(0))
+    ResidualBlock(3, 4, 2, branch=Bottleneck, shortcut=Projection, conv=Layer, norm=Layer, rngs=nnx.Rngs(0))
     convolutions, norms = [(3, 4, 1, 2), (4, 4, 3, 1), (4, 16, 1, 1), (3, 16, 1, 2)], [(4,), (4,), (16,), (16,)]
     assert sorted(shapes) == sorted(convolutions + norms)
 
 
 def test_other_normalizations_replace_batch_norm() -> None:
     """As many, as wide; the same result in training and not."""
-    for order, norm in ((Original, configured(GroupNorm, num_groups=1)), (NormAfterAddition, NoNorm), (FullPreactivation, NoNorm)):
+    for order, norm in ((Original, component(GroupNorm, num_groups=1)), (NormAfterAddition, NoNorm), (FullPreactivation, NoNorm)):
         plain, other = (
-            filled(lambda rngs, o=order, n=n: Unit(3, 4, 2, shortcut=Projection, order=o, rngs=rngs, **n)) for n in ({}, {"norm": norm})
+            filled(lambda rngs, o=order, n=n: ResidualBlock(3, 4, 2, shortcut=Projection, order=o, rngs=rngs, **n))
+            for n in ({}, {"norm": norm})
         )
-        widths = [[layer["bias"].shape for layer in scalars_and_norms(variables(unit))] for unit in (plain, other)]
+        widths = [[layer["bias"].shape for layer in scalars_and_norms(variables(block))] for block in (plain, other)]
         assert widths[0] == widths[1]
         x = jnp.asarray(random(2, 5, 4, 3))
         np.testing.assert_array_equal(other(x, train=True), other(x, train=False))
@@ -243,8 +246,8 @@ def test_other_normalizations_replace_batch_norm() -> None:
 def test_block_computes_in_the_dtype_of_its_input() -> None:
     x = jnp.asarray(random(2, 5, 4, 3))
     for order in FIGURE_4:
-        unit = filled(lambda rngs, o=order: Unit(3, 4, 2, order=o, shortcut=Projection, rngs=rngs))
-        assert jax.eval_shape(unit, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+        block = filled(lambda rngs, o=order: ResidualBlock(3, 4, 2, order=o, shortcut=Projection, rngs=rngs))
+        assert jax.eval_shape(block, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
@@ -255,4 +258,7 @@ def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
         def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
             return x + self.alpha[...] * branch
 
-    assert Unit(2, 2, 1, branch=Twice, shortcut=Weighted, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert (
+        ResidualBlock(2, 2, 1, branch=Twice, shortcut=Weighted, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2, 2), jnp.bfloat16)).dtype
+        == jnp.bfloat16
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models import cifar_architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.training import config, run_dir
@@ -30,7 +30,7 @@ PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018, 110: 1_727_962
 def experiment(name: str, depth: int, *, plain: bool = False, steps: int = 64_000, **fields: Any) -> Experiment:
     """Returns an experiment with a network of He et al. 2015, Section 4.2."""
     shortcut = {"shortcut": NoShortcut} if plain else {}
-    model = cifar_architecture(depth, norm=configured(BatchNorm, group_size=64), **shortcut)
+    model = cifar_architecture(depth, norm=component(BatchNorm, group_size=64), **shortcut)
     return Experiment(name=name, model=model, data=Data(name="cifar10"), steps=steps, **fields)
 
 

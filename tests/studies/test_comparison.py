@@ -10,7 +10,7 @@ import pytest
 from resnet_jax import cli
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, Counts, StochasticDepth, cifar_architecture, wide_architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import NoShortcut, PooledZeroPad, Projection, Scaled
@@ -32,7 +32,7 @@ TABLE6 = {
     "test_images": 10_000,
     "steps": 64_000,
     "batch_size": 128,
-    "normalisation": "BatchNorm",
+    "normalization": "BatchNorm",
     "batch_norm_group": 64,
     "preprocessing": "pixel_mean",
     "augmentation": "pad 4, random crop, random flip",
@@ -98,7 +98,7 @@ def test_every_stated_field_that_differs_rejects_and_is_named() -> None:
         "test_images": 9984,
         "steps": 32_000,
         "batch_size": 256,
-        "normalisation": "GroupNorm",
+        "normalization": "GroupNorm",
         "batch_norm_group": 128,
         "preprocessing": "channel",
         "augmentation": "random flip",
@@ -186,12 +186,12 @@ def test_other_networks_are_neither_joined_nor_rejected() -> None:
     others = [
         cifar_architecture(20, shortcut=Projection),
         cifar_architecture(20, shortcut=NoShortcut),
-        cifar_architecture(20, shortcut=configured(Scaled, shortcut=0.5)),
+        cifar_architecture(20, shortcut=component(Scaled, shortcut=0.5)),
         cifar_architecture(20, order=NormAfterAddition),
         cifar_architecture(20, order=FullPreactivation),
         cifar_architecture(20, features=(32, 64, 128)),
         cifar_architecture(20, stochastic_depth=StochasticDepth(survival=0.5)),
-        cifar_architecture(20, norm=configured(GroupNorm, num_groups=8)),
+        cifar_architecture(20, norm=component(GroupNorm, num_groups=8)),
         cifar_architecture(32),
     ]
     for model in others:
@@ -199,12 +199,12 @@ def test_other_networks_are_neither_joined_nor_rejected() -> None:
         compared = compare(RESNET20, [ours])
         assert (compared.ours, compared.refused) == ((), ()), model
     base = cifar_architecture(20)
-    same: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"num_classes": 100}, {"norm": configured(BatchNorm, momentum=0.99)}]
+    same: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"num_classes": 100}, {"norm": component(BatchNorm, momentum=0.99)}]
     for fields in same:
         other = dataclasses.replace(base, **fields)
         assert comparison.structure(config.resolve(other)) == comparison.structure(config.resolve(base))
     # He et al. 2016, Table 1: 0.5 and 1 fails, 0.5 and 0.5 has 12.35.
-    scaled = cifar_architecture(110, shortcut=configured(Scaled, shortcut=0.5, branch=0.5), norm=configured(BatchNorm, group_size=64))
+    scaled = cifar_architecture(110, shortcut=component(Scaled, shortcut=0.5, branch=0.5), norm=component(BatchNorm, group_size=64))
     assert compare(entry("he2016", "Table 1", "constant scaling 0.5, 0.5"), [cell(of(scaled), 12.5)]).ours
     assert not compare(entry("he2016", "Table 1", "constant scaling 0.5, 1"), [cell(of(scaled), 12.5)]).ours
 
@@ -256,7 +256,7 @@ def test_beside_compares_verified_errors_alone() -> None:
 def scaled_half() -> Experiment:
     """Constant scaling of both by 0.5: 12.35 in He et al. 2016, Table 1."""
     recipe = experiment("scaled", 110)
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, shortcut=configured(Scaled, shortcut=0.5, branch=0.5)))
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, shortcut=component(Scaled, shortcut=0.5, branch=0.5)))
 
 
 @pytest.fixture

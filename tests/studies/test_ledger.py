@@ -118,7 +118,7 @@ def test_protocols_are_those_of_the_papers() -> None:
         "test_images": 10_000,
         "steps": 64_000,
         "batch_size": 128,
-        "normalisation": "BatchNorm",
+        "normalization": "BatchNorm",
         "batch_norm_group": 64,
         "preprocessing": "pixel_mean",
         "augmentation": "pad 4, random crop, random flip",
@@ -141,7 +141,7 @@ def test_networks_are_built_with_the_classes_of_their_data_set() -> None:
     he2016 = {(e.table, e.row): e.architecture() for e in ledger.load("he2016").entries}
     base = NETWORKS["cifar_resnet110"]
     assert he2016["Table 1", "original"] == base
-    scaled = dataclasses.replace(base, shortcut=models.configured(Scaled, shortcut=0.5, branch=0.5))
+    scaled = dataclasses.replace(base, shortcut=models.component(Scaled, shortcut=0.5, branch=0.5))
     assert he2016["Table 1", "constant scaling 0.5, 0.5"] == scaled
     for entry in (each for each in entries() if each.network):
         architecture = entry.architecture()

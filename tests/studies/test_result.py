@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from resnet_jax.models import cifar_architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.training import run_dir
 from resnet_jax.training.config import Data, Evaluation, Experiment, Optimizer, Start
@@ -20,16 +20,16 @@ def test_protocol_names_the_images_that_batch_norm_receives() -> None:
     """Trap 4: 32 or 64 images per replica, not the global batch; moving or true average."""
     cases = [
         (BatchNorm, ("BatchNorm", 128, "moving average")),
-        (configured(BatchNorm, group_size=64), ("BatchNorm", 64, "moving average")),
-        (configured(BatchNorm, group_size=0, momentum=0.99), ("BatchNorm", 128, "moving average")),
-        (configured(GroupNorm, num_groups=8), ("GroupNorm", None, None)),
+        (component(BatchNorm, group_size=64), ("BatchNorm", 64, "moving average")),
+        (component(BatchNorm, group_size=0, momentum=0.99), ("BatchNorm", 128, "moving average")),
+        (component(GroupNorm, num_groups=8), ("GroupNorm", None, None)),
         (FrozenBatchNorm, ("FrozenBatchNorm", None, None)),
         (NoNorm, ("NoNorm", None, None)),
     ]
     for norm, expected in cases:
         ours = protocol(norm)
-        assert (ours["normalisation"], ours["batch_norm_group"], ours["batch_norm_statistics"]) == expected
-    ours = protocol(configured(BatchNorm, group_size=32), batch_size=256, evaluation=Evaluation(statistics_batches=50))
+        assert (ours["normalization"], ours["batch_norm_group"], ours["batch_norm_statistics"]) == expected
+    ours = protocol(component(BatchNorm, group_size=32), batch_size=256, evaluation=Evaluation(statistics_batches=50))
     assert (ours["batch_norm_group"], ours["batch_norm_statistics"]) == (32, "true average")
 
 

@@ -9,7 +9,7 @@ from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
-from resnet_jax.models.components import Factory, configured
+from resnet_jax.models.components import Factory, component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.training.config import Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 
@@ -123,11 +123,11 @@ def test_batches_that_devices_cannot_share_are_rejected() -> None:
             changed({field: value}).check(INFO, devices)
 
 
-GROUPS = configured(GroupNorm, num_groups=8)
+GROUPS = component(GroupNorm, num_groups=8)
 
 
 def in_groups(size: int) -> Factory:
-    return configured(BatchNorm, group_size=size)
+    return component(BatchNorm, group_size=size)
 
 
 def test_statistics_and_microbatches_fit_the_norm() -> None:

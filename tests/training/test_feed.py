@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from resnet_jax.data import augment_device, datasets
 from resnet_jax.data.augment_device import Mix
-from resnet_jax.data.augment_host import CentreCrop, RandomResizedCrop, ShorterSideCrop, TrivialAugment
+from resnet_jax.data.augment_host import CenterCrop, RandomResizedCrop, ShorterSideCrop, TrivialAugment
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import feed, program, run_dir
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
@@ -28,7 +28,7 @@ SMALL = Experiment(
         stages=(1, 1),
         features=(4, 8),
         stem=stems.ImageNetStem,
-        norm=configured(BatchNorm, group_size=8),
+        norm=component(BatchNorm, group_size=8),
         input_shape=(32, 32, 3),
         num_classes=1000,
     ),
@@ -107,10 +107,10 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     )
     made = program.compiled(experiment, 1)
     fed = feed.training(experiment, photographs, made, made.constants(feed.constants(experiment, photographs)), 3, 0)
-    arrived = [np.asarray(batch.images) for batch in fed.settling(0)]
+    arrived = [np.asarray(batch.images) for batch in fed.statistics_batches(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
     assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
-    settled = made.settle(made.init(jax.random.key(3)), fed.settling(0))
+    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.statistics_batches(0))
     fed.close()
     normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
@@ -152,7 +152,7 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
         data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
         return feed.constants(replace(SMALL, data=data), photographs)
 
-    found, crop = measured("channel"), CentreCrop(shorter_side=37)
+    found, crop = measured("channel"), CenterCrop(shorter_side=37)
     source = datasets.encoded(photographs, "train")
     images = np.stack([crop(datasets.decode(source[i][0]), (32, 32), np.random.default_rng(0)) for i in range(40)]) / 255.0
     np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-5)
@@ -170,8 +170,8 @@ def test_contradictory_fields_are_rejected_before_anything_is_written(photograph
         ({"data": {"repeats": 0}}, "data.repeats is 0"),
         ({"data": {"normalization": "pixel_mean"}, "evaluation": {"protocol": "48/40"}}, "pixel_mean.*32x32.*48/40"),
         ({"evaluation": {"protocol": ""}}, "evaluation.protocol is empty.*256/224"),
-        ({"data": {"mix": configured(Mix, group=5)}}, "a batch of 16 images does not consist of groups of 5"),
-        ({"data": {"crop": configured(ShorterSideCrop, shorter_side=(8, 8))}}, "smaller than the 32x32 of the model"),
+        ({"data": {"mix": component(Mix, group=5)}}, "a batch of 16 images does not consist of groups of 5"),
+        ({"data": {"crop": component(ShorterSideCrop, shorter_side=(8, 8))}}, "smaller than the 32x32 of the model"),
         ({"loading": {"memory_mb": 16}}, "loading.memory_mb is 16"),
         ({"evaluation": {"protocol": "multi-scale"}}, "multi-scale"),
         ({"model": {"input_shape": (32, 32, 1)}}, "3 channels, the model takes 1"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import feed, program
 from resnet_jax.training import sharding as sharding_lib
@@ -23,7 +23,7 @@ def grouped(tiny: Experiment) -> Experiment:
     """BatchNorm over groups of 8, momentum, an average of the parameters with statistics of its own."""
     return dataclasses.replace(
         tiny,
-        model=dataclasses.replace(tiny.model, norm=configured(BatchNorm, group_size=8)),
+        model=dataclasses.replace(tiny.model, norm=component(BatchNorm, group_size=8)),
         optimizer=dataclasses.replace(tiny.optimizer, ema=0.9),
         evaluation=dataclasses.replace(tiny.evaluation, statistics_batches=1),
     )
@@ -37,7 +37,7 @@ def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[Tra
     for _ in range(STEPS):
         state, metrics = made.train(state, batches.next(), 1)
         losses.append(float(np.asarray(metrics.loss)[0]))
-    return made.settle(state, batches.settling(STEPS)), losses
+    return made.recompute_statistics(state, batches.statistics_batches(STEPS)), losses
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture
 from resnet_jax.models.blocks import Basic
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.shortcuts import ShortcutOnlyGating
 from resnet_jax.training import optimizer
 from resnet_jax.training.config import Optimizer, Schedule
@@ -90,7 +90,7 @@ def test_five_steps_equal_numpy() -> None:
 def network() -> Any:
     """Ones in the structure of a network with stacked blocks, projections, gates and squeeze-and-excitation."""
     model = Architecture(
-        stages=(2, 2), features=(4, 8), branch=configured(Basic, reduction=2), shortcut=configured(ShortcutOnlyGating, resize="project")
+        stages=(2, 2), features=(4, 8), branch=component(Basic, reduction=2), shortcut=component(ShortcutOnlyGating, resize="project")
     )
     _, params, _ = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)

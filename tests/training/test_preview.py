@@ -16,7 +16,7 @@ from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
 from resnet_jax.models import Architecture
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.training import feed, step
 from resnet_jax.training.config import Data, Evaluation, Experiment
 
@@ -53,7 +53,7 @@ def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: s
 
 
 def test_captions_of_mixed_images_have_shares(photographs: DatasetInfo) -> None:
-    mix = configured(Mix, mixup=1.0, cutmix=0.0, group=8)
+    mix = component(Mix, mixup=1.0, cutmix=0.0, group=8)
     found = data.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
     shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in found.captions]
     assert shares == pytest.approx([1.0] * 8, abs=0.011)

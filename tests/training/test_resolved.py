@@ -9,7 +9,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, Architecture, Execution, StochasticDepth, cifar_architecture, components
 from resnet_jax.models.blocks import Basic, Bottleneck
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation, Original
 from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, ZeroPad
@@ -52,11 +52,11 @@ def test_resolved_form_names_classes_with_arguments_and_lists_tuples() -> None:
     model = Architecture(
         stages=(2, 2),
         features=(8, 8),
-        branch=configured(Bottleneck, groups=2, base_width=32, dropout=0.1),
+        branch=component(Bottleneck, groups=2, base_width=32, dropout=0.1),
         order=FullPreactivation,
-        shortcut=configured(ShortcutOnlyGating, bias=-6, resize="pool-project"),
+        shortcut=component(ShortcutOnlyGating, bias=-6, resize="pool-project"),
         stem=DeepStem,
-        norm=configured(BatchNorm, momentum=0.99, group_size=64),
+        norm=component(BatchNorm, momentum=0.99, group_size=64),
         stochastic_depth=StochasticDepth(survival=0.5, rule="uniform", drops="image", scaled="training"),
     )
     found = config.resolve(model)
@@ -105,16 +105,16 @@ def test_identity_has_every_field_that_changes_the_result() -> None:
 
 def test_identity_has_every_argument_of_a_part() -> None:
     for field, (one, other) in {
-        "shortcut": (configured(ShortcutOnlyGating, bias=-6.0), configured(ShortcutOnlyGating, bias=-7.0)),
-        "branch": (configured(Basic, dropout=0.3), configured(Basic, dropout=0.4)),
-        "norm": (BatchNorm, configured(BatchNorm, group_size=64)),
+        "shortcut": (component(ShortcutOnlyGating, bias=-6.0), component(ShortcutOnlyGating, bias=-7.0)),
+        "branch": (component(Basic, dropout=0.3), component(Basic, dropout=0.4)),
+        "norm": (BatchNorm, component(BatchNorm, group_size=64)),
         "stochastic_depth": (StochasticDepth(), StochasticDepth(survival=0.5)),
         "output_stride": (0, 8),
         "order": (Original, FullPreactivation),
     }.items():
         (difference,) = config.differences(identity(with_model(**{field: one})), identity(with_model(**{field: other})))
         assert difference.startswith(f"model.{field}")
-    ours, theirs = configured(Scaled, shortcut=0.5, branch=1.0), configured(Scaled, branch=1.0, shortcut=0.5)
+    ours, theirs = component(Scaled, shortcut=0.5, branch=1.0), component(Scaled, branch=1.0, shortcut=0.5)
     assert identity(with_model(shortcut=ours)) == identity(with_model(shortcut=theirs))
 
 
@@ -135,7 +135,7 @@ def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> Non
     for place in ("here/mine.py", "there/mine.py", "there/other.py"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).write_text("class Own:\n    def __init__(self, *args, scale=1.0, path=''):\n        pass\n")
-        experiment = with_model(shortcut=configured(components.load(f"{tmp_path / place}:Own"), scale=0.7, path="a/b"))
+        experiment = with_model(shortcut=component(components.load(f"{tmp_path / place}:Own"), scale=0.7, path="a/b"))
         assert config.restore(Experiment, through_json(experiment)) == experiment
         assert through_json(experiment)["model"]["shortcut"] == f"{tmp_path / place}:Own(path='a/b', scale=0.7)"
         identities.append(identity(experiment))

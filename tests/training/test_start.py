@@ -14,7 +14,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.models import Architecture, norms
-from resnet_jax.models.components import configured, parts
+from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.training import config, fine_tune, program, run_dir
@@ -117,7 +117,7 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
     weights = run_dir.weights(short_run)
     experiment = fine_tune.start_from(short, short_run, freeze_trunk=True)
     result = run(experiment, tmp_path / "frozen", digits_dir)
-    assert result["protocol"]["normalisation"] == "FrozenBatchNorm"
+    assert result["protocol"]["normalization"] == "FrozenBatchNorm"
     found = run_dir.newest(tmp_path / "frozen").state
     params, batch_stats = norms.freeze(weights.params, weights.batch_stats)
     same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
@@ -134,11 +134,11 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
 @pytest.mark.slow
 def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Experiment, tmp_path: Path) -> None:
     """With BatchNorm frozen, and with GroupNorm whose parameters are."""
-    for norm in (configured(BatchNorm, epsilon=1e-3, momentum=0.8), configured(GroupNorm, num_groups=2)):
+    for norm in (component(BatchNorm, epsilon=1e-3, momentum=0.8), component(GroupNorm, num_groups=2)):
         weights = drawn(replace(short.model, order=FullPreactivation, norm=norm))
         file = saving.save(weights, tmp_path / "weights.safetensors")
         experiment = fine_tune.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
-        assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else configured(FrozenBatchNorm, epsilon=1e-3))
+        assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else component(FrozenBatchNorm, epsilon=1e-3))
         made = program.compiled(experiment, 1)
         begun = fine_tune.begun(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
@@ -201,17 +201,17 @@ def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
 
 
 def test_another_network_is_rejected_with_the_options_that_fit(short: Experiment, tmp_path: Path) -> None:
-    theirs = replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3))
+    theirs = replace(short.model, stages=(1, 2, 1), norm=component(BatchNorm, epsilon=1e-3))
     file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
     with pytest.raises(UserError) as caught:
         fine_tune.start_from(short, file)
     text = str(caught.value)
     assert "model.stages is 1 1 1, of the weights 1 2 1" in text
     assert "Ask for theirs: --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'" in text
-    asked = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=configured(BatchNorm, epsilon=1e-3)))
+    asked = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=component(BatchNorm, epsilon=1e-3)))
     assert fine_tune.start_from(asked, file).start.file == str(file)
     # What only matters while training is the experiment's own.
-    assert fine_tune.start_from(replace(asked, model=replace(asked.model, norm=configured(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
+    assert fine_tune.start_from(replace(asked, model=replace(asked.model, norm=component(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
 
 
 def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
@@ -224,9 +224,9 @@ def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
 
 
 def test_other_channels_and_mean_image_sizes_are_rejected(short: Experiment, file: Path) -> None:
-    colours = replace(short, model=replace(short.model, input_shape=(8, 8, 3)))
+    colors = replace(short, model=replace(short.model, input_shape=(8, 8, 3)))
     with pytest.raises(UserError, match="the weights take images of 1 channels, the experiment has 3"):
-        fine_tune.start_from(colours, file)
+        fine_tune.start_from(colors, file)
     large = replace(short, model=replace(short.model, input_shape=(12, 12, 1)))
     with pytest.raises(UserError, match=r"a mean image of \(8, 8, 1\) from images of \(12, 12, 1\): use --data.normalization channel"):
         fine_tune.start_from(large, file)

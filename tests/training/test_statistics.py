@@ -14,7 +14,7 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.studies import score as score_lib
 from resnet_jax.training import program, run_dir
@@ -22,7 +22,7 @@ from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.step import Resident, TrainState
+from resnet_jax.training.step import ResidentData, TrainState
 from resnet_jax.training.train import train
 
 from conftest import Told
@@ -67,10 +67,10 @@ def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
     made = program.compiled(experiment, devices)
-    return made.settle(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
+    return made.recompute_statistics(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
 
 
-@pytest.mark.parametrize("norm", [configured(BatchNorm, momentum=0.5), configured(BatchNorm, group_size=8)], ids=str)
+@pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.5), component(BatchNorm, group_size=8)], ids=str)
 def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """The variance of 120 images, not the mean of three batches' (or of fifteen groups'); whatever the momentum."""
     found = settled(variant(tiny, norm=norm), digits)
@@ -99,7 +99,7 @@ def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples
     made = program.compiled(variant(tiny), 1)
     before = trained(made)
     expected = step_lib.digest(before._replace(statistics={}))
-    after = made.settle(before, made.place(digits, PREPROCESSING))
+    after = made.recompute_statistics(before, made.place(digits, PREPROCESSING))
     assert step_lib.digest(after._replace(statistics={})) == expected
     other = jax.tree.map(lambda s: s + 1, before.batch_stats)
     again = settled(variant(tiny), digits, batch_stats=other, statistics=other)
@@ -134,14 +134,14 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
 def test_settling_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
     made = program.compiled(variant(tiny, batches=0), 1)
     before = trained(made)
-    assert made.settle(before, made.place(digits, PREPROCESSING)) is before
+    assert made.recompute_statistics(before, made.place(digits, PREPROCESSING)) is before
     assert before.statistics == {}
 
 
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
     """Trained parameters or moving averages would give another loss. Errors are exact."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
-    found = made.settle(trained(made), made.place(digits, PREPROCESSING))
+    found = made.recompute_statistics(trained(made), made.place(digits, PREPROCESSING))
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
     for name, trees in {
@@ -160,7 +160,7 @@ def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Ex
 def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
-    data: Resident = made.place(digits, PREPROCESSING)
+    data: ResidentData = made.place(digits, PREPROCESSING)
     current = made.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
     for _ in range(4):
@@ -198,8 +198,8 @@ def test_impossible_averages_are_rejected_before_anything_is_written(tiny: Exper
         {"ema": 0.9, "batches": 0},
         {"ema": 1.0},
         {"batches": -1},
-        {"norm": configured(GroupNorm, num_groups=2)},
-        {"norm": configured(BatchNorm, group_size=16)},
+        {"norm": component(GroupNorm, num_groups=2)},
+        {"norm": component(BatchNorm, group_size=16)},
     ):
         with pytest.raises(UserError):
             train(variant(tiny, **fields), 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)

@@ -20,7 +20,7 @@ from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, program, sharding, step
 from resnet_jax.training.config import Experiment, Optimizer, Schedule
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import Batch, Batches, Learning, Metrics, Resident, TrainState
+from resnet_jax.training.step import Batch, Batches, Learning, Metrics, ResidentData, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
@@ -240,11 +240,11 @@ def seen(
     """The 40 images of the step after ``first`` steps, for each of ``first``, on a number of devices."""
     over = sharding.make(devices)
     params = {"w": jnp.float32(1)}
-    data = jax.device_put(Resident(digits.images, digits.labels, preprocessing), sharding.replicated(over))
+    data = jax.device_put(ResidentData(digits.images, digits.labels, preprocessing), sharding.replicated(over))
     spy = Spy(apply_and_shapes()[0].graphdef)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def one(state: TrainState, data: Resident) -> TrainState:
+    def one(state: TrainState, data: ResidentData) -> TrainState:
         batches = Batches(40, augment_device.Augmentation(pad=pad, flip=flip), 10, sharding.batch(over))
         return step.train_steps(state, data, 1, batches=batches, learning=Learning(spy, TX))[0]
 

@@ -16,7 +16,7 @@ import pytest
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.models import StochasticDepth
 from resnet_jax.models.blocks import Basic
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.training import program
 from resnet_jax.training import train as train_lib
@@ -42,7 +42,7 @@ def everything_random(tiny: Experiment) -> Experiment:
     """Dropout, stochastic depth, crops and flips, an average with precise statistics; validation and training images are scored too."""
     return dataclasses.replace(
         tiny,
-        model=dataclasses.replace(tiny.model, branch=configured(Basic, dropout=0.2), stochastic_depth=StochasticDepth(survival=0.7)),
+        model=dataclasses.replace(tiny.model, branch=component(Basic, dropout=0.2), stochastic_depth=StochasticDepth(survival=0.7)),
         data=dataclasses.replace(tiny.data, flip=True, validation_examples=437),
         optimizer=dataclasses.replace(tiny.optimizer, ema=0.9),
         evaluation=dataclasses.replace(tiny.evaluation, statistics_batches=2, training_images=True),
@@ -248,8 +248,8 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
         model(stages=(1, 1)),
         model(output_stride=16),
         model(stochastic_depth=StochasticDepth(survival=0.0)),
-        model(branch=configured(Basic, dropout=1.5)),
-        model(norm=configured(GroupNorm, num_groups=3)),
+        model(branch=component(Basic, dropout=1.5)),
+        model(norm=component(GroupNorm, num_groups=3)),
         dataclasses.replace(tiny, optimizer=Optimizer(frozen=("stages/0", "stm"))),
         dataclasses.replace(tiny, optimizer=Optimizer(rates=(("stages", 0.1), ("stagess/1", 0.3)))),
     ):
@@ -283,12 +283,12 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
     def with_shortcut(shortcut: Any) -> program.Program:
         return program.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
 
-    six, seven = (with_shortcut(configured(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
+    six, seven = (with_shortcut(component(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
     assert six.train is seven.train
     biases = [leaf for path, leaf in jax.tree.leaves_with_path(seven.init(jax.random.key(0)).params) if "gate_bias" in str(path)]
     assert biases
     assert all(np.unique(leaf).tolist() == [-7.0] for leaf in biases)
-    assert with_shortcut(configured(Scaled, shortcut=0.5)).train is not with_shortcut(configured(Scaled, shortcut=0.25)).train
+    assert with_shortcut(component(Scaled, shortcut=0.5)).train is not with_shortcut(component(Scaled, shortcut=0.25)).train
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:

@@ -20,7 +20,7 @@ import pytest
 from numpy_network import Tree, backward, each, forward, leaves
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Mix
-from resnet_jax.models import Architecture, StochasticDepth, configured
+from resnet_jax.models import Architecture, StochasticDepth, component
 from resnet_jax.models.shortcuts import DropoutShortcut, ZeroPad
 from resnet_jax.training import run_dir
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
@@ -200,7 +200,7 @@ def test_training_learns_mixed_targets_and_averages_parameters(
         return (Part((1 - inside) * images + inside * images[::-1], share * labels + (1 - share) * labels[::-1]),)
 
     mixtures = [mixed(row, column) for row in range(8) for column in range(8)]
-    mix = configured(Mix, mixup=0, cutmix=1e6, group=0)
+    mix = component(Mix, mixup=0, cutmix=1e6, group=0)
     experiment = replace(
         PLAIN,
         data=replace(PLAIN.data, mix=mix, validation_examples=1437 - 2),
@@ -235,7 +235,7 @@ def test_training_drops_other_values_of_the_shortcut_in_every_step(
 ) -> None:
     images, labels = normalized(digits[0]), digits[1]
     RECORDED.clear()
-    experiment = replace(PLAIN, model=replace(PLAIN.model, shortcut=configured(RecordedDropout, rate=0.5)))
+    experiment = replace(PLAIN, model=replace(PLAIN.model, shortcut=component(RecordedDropout, rate=0.5)))
     orders = [list(order) for order in itertools.permutations(range(IMAGES))]
 
     def candidates(step: int) -> list[Candidate]:

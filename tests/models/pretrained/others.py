@@ -50,18 +50,18 @@ def shapes(
     channels: int = 3,
     projected: bool = True,
 ) -> Shapes:
-    """torchvision's ResNet: one unit after another, a projection where size or width changes."""
+    """torchvision's ResNet: one block after another, a projection where size or width changes."""
     state: Shapes = {"conv1.weight": (widths[0], channels, kernel, kernel), **norm("bn1", widths[0])}
     comes = widths[0]
-    for stage, (units, width) in enumerate(zip(stages, widths, strict=True)):
+    for stage, (num_blocks, width) in enumerate(zip(stages, widths, strict=True)):
         goes = 4 * width if bottleneck else width
         convs = [(comes, width, 1), (width, width, 3), (width, goes, 1)] if bottleneck else [(comes, width, 3), (width, goes, 3)]
-        for unit in range(units):
-            name = f"layer{stage + 1}.{unit}"
+        for block in range(num_blocks):
+            name = f"layer{stage + 1}.{block}"
             for index, (inputs, outputs, side) in enumerate(convs, 1):
                 inputs = comes if index == 1 else inputs
                 state |= {f"{name}.conv{index}.weight": (outputs, inputs, side, side), **norm(f"{name}.bn{index}", outputs)}
-            if projected and unit == 0 and (stage or comes != goes):
+            if projected and block == 0 and (stage or comes != goes):
                 state |= {f"{name}.downsample.0.weight": (goes, comes, 1, 1), **norm(f"{name}.downsample.1", goes)}
             comes = goes
     return state | {"fc.weight": (classes, comes), "fc.bias": (classes,)}

@@ -8,7 +8,7 @@ from others import GOLDEN, convention_of, golden, shapes
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
@@ -22,9 +22,9 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (f"{name}_v15", {}) for name in ("resnet50", "resnet101", "resnet152")},
     "timm_resnet18d": ("resnet18_d", {}),
     "timm_resnet50d": ("resnet50_d", {}),
-    "timm_seresnet50": ("resnet50_v15", {"branch": configured(BottleneckV15, reduction=16)}),
+    "timm_seresnet50": ("resnet50_v15", {"branch": component(BottleneckV15, reduction=16)}),
     "timm_resnext50_32x4d": ("resnext50_32x4d", {}),
-    "cifar_resnet20": ("cifar_resnet20", {"shortcut": configured(ZeroPad, resize="pad-both")}),
+    "cifar_resnet20": ("cifar_resnet20", {"shortcut": component(ZeroPad, resize="pad-both")}),
     "cifar_resnet20_b": ("cifar_resnet20", {"shortcut": Projection}),
 }
 
@@ -93,19 +93,19 @@ def test_tensors_of_no_network_are_rejected() -> None:
     # Longer numbers than any network has, and a scalar, do no harm.
     digits = {f"layer{'1' * 5000}.0.conv1.weight": (4, 4, 3, 3), f"layer1.{'0' * 5000}.x": ()}
     assert infer(shapes() | digits, TORCHVISION) == infer(shapes(), TORCHVISION)
-    assert infer(shapes() | {"layer1.0.se.fc1.weight": ()}, CONVENTIONS["timm"]).branch == configured(Basic, reduction=4)
+    assert infer(shapes() | {"layer1.0.se.fc1.weight": ()}, CONVENTIONS["timm"]).branch == component(Basic, reduction=4)
 
 
 def test_networks_differ_in_what_scores_them() -> None:
     base = variant("resnet50_v15")
     for fields, expected in (
         ({"input_shape": (64, 64, 3), "dtype": "bfloat16", "stochastic_depth": models.StochasticDepth(survival=0.5)}, []),
-        ({"norm": FrozenBatchNorm, "stem_features": 64, "shortcut": configured(base.shortcut)}, []),
-        ({"norm": configured(BatchNorm, momentum=0.99, group_size=4, epsilon=1e-5)}, []),
-        ({"branch": configured(BottleneckV15, dropout=0.1, reduction=0, base_width=64, zero_scale=True)}, []),
+        ({"norm": FrozenBatchNorm, "stem_features": 64, "shortcut": component(base.shortcut)}, []),
+        ({"norm": component(BatchNorm, momentum=0.99, group_size=4, epsilon=1e-5)}, []),
+        ({"branch": component(BottleneckV15, dropout=0.1, reduction=0, base_width=64, zero_scale=True)}, []),
         ({"stem_features": 32}, ["stem_features"]),
-        ({"norm": configured(FrozenBatchNorm, epsilon=1e-3)}, ["norm"]),
-        ({"norm": configured(GroupNorm, num_groups=8)}, ["norm"]),
+        ({"norm": component(FrozenBatchNorm, epsilon=1e-3)}, ["norm"]),
+        ({"norm": component(GroupNorm, num_groups=8)}, ["norm"]),
         ({"branch": Bottleneck}, ["branch"]),
         ({"output_stride": 8, "stem": DeepStem}, ["stem", "output_stride"]),
         ({"num_classes": 3}, ["num_classes"]),

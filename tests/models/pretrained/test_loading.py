@@ -15,7 +15,7 @@ from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identi
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Bottleneck
-from resnet_jax.models.components import configured
+from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import ZeroPad
@@ -61,7 +61,7 @@ def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
     # 19 convolutions, 19 normalizations of four tensors, a classifier of two.
     assert len(weights.rows) == 19 + 19 * 4 + 2
     assert sum(leaf.size for leaf in jax.tree.leaves(weights.params)) == 269_722
-    assert weights.architecture == dataclasses.replace(variant("cifar_resnet20"), shortcut=configured(ZeroPad, resize="pad-both"))
+    assert weights.architecture == dataclasses.replace(variant("cifar_resnet20"), shortcut=component(ZeroPad, resize="pad-both"))
     card = weights.card
     assert (card.prefix, card.data, card.claimed_error, card.source) == ("module.", "cifar10", 8.27, published_resnet20.name)
     assert card.sha256.startswith("12fca82f"), "torch's model zoo names files by their hash"

@@ -43,7 +43,7 @@ def test_every_array_is_filled_once_and_whole() -> None:
         counts = dict.fromkeys(arrays, 0)
         for place in names_lib.torch_places(network, params, batch_stats):
             shape = arrays[place.part, place.path].shape
-            target = np.zeros(shape if place.unit is None else shape[1:])
+            target = np.zeros(shape if place.block is None else shape[1:])
             values = np.arange(np.prod(place.shape)).reshape(place.shape)
             target[...] = place.from_file(values)
             np.testing.assert_array_equal(place.to_file(target), values)

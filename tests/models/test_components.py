@@ -9,7 +9,7 @@ from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
-from resnet_jax.models.components import Factory, configured, parse, parts, text
+from resnet_jax.models.components import Factory, component, parse, parts, text
 from resnet_jax.models.shortcuts import LearnedScalar, Scaled, ShortcutOnlyGating, ZeroPad
 
 FILE = """
@@ -50,19 +50,19 @@ class Made:
 
 
 def test_call_makes_an_instance_with_the_arguments() -> None:
-    assert configured(Made, third=5)(1).all == (1, 2, 5)
-    assert configured(Made, third=5)(1, third=None).all == (1, 2, None), "arguments of the call win"
-    again = configured(configured(Branch, kernels=(1, 3, 1), expansion=4), stride_at=1, expansion=2)
+    assert component(Made, third=5)(1).all == (1, 2, 5)
+    assert component(Made, third=5)(1, third=None).all == (1, 2, None), "arguments of the call win"
+    again = component(component(Branch, kernels=(1, 3, 1), expansion=4), stride_at=1, expansion=2)
     assert parts(again) == (Branch, {"kernels": (1, 3, 1), "expansion": 2, "stride_at": 1})
     assert parts(Bottleneck) == (Branch, {"kernels": (1, 3, 1), "expansion": 4}), "the first is unchanged"
     assert parts(ZeroPad) == (ZeroPad, {})
 
 
 def test_equality_is_by_class_and_arguments() -> None:
-    ours = configured(Made, second=1, third="a")
-    for same in (configured(Made, third="a", second=1), configured(configured(Made, third="a"), second=1)):
+    ours = component(Made, second=1, third="a")
+    for same in (component(Made, third="a", second=1), component(component(Made, third="a"), second=1)):
         assert (ours, hash(ours)) == (same, hash(same))
-    for other in (configured(Made, second=1), configured(Made, second=1, third="b"), configured(Made), Made):
+    for other in (component(Made, second=1), component(Made, second=1, third="b"), component(Made), Made):
         assert ours != other
 
 
@@ -76,20 +76,20 @@ def test_unknown_argument_names_the_nearest() -> None:
     ]
     for factory, arguments, message in cases:
         with pytest.raises(UserError, match=message):
-            configured(factory, **arguments)
+            component(factory, **arguments)
 
 
 def test_argument_that_is_no_literal_is_rejected() -> None:
     for value in ([1], {"a": 1}, b"x", object(), Made, 1j, (1, [2]), float("nan"), (-float("inf"),), np.float64(0.5)):
         with pytest.raises(UserError, match=r"Made\(third=.*a finite number, a string, True, False, None or a tuple"):
-            configured(Made, third=value)
+            component(Made, third=value)
 
 
 def test_any_value_is_read_as_written(file: Path) -> None:
     """The type is equal too, which == does not compare."""
     for value in (0, -6, 0.5, -1e-5, 1e30, True, None, "pad", "a, b=(c)", "quo\"te's", "", (), (1,), ((1, 2), ("x", (None, 0.5)))):
         for made, key in ((ZeroPad, "resize"), (components.load(f"{file}:Anything"), "x")):
-            ours = configured(made, **{key: value})
+            ours = component(made, **{key: value})
             back = parse(text(ours))
             assert (back, hash(back)) == (ours, hash(ours))
             assert type(parts(back)[1][key]) is type(value)
@@ -98,11 +98,11 @@ def test_any_value_is_read_as_written(file: Path) -> None:
 def test_written_form() -> None:
     """That of JSON, fingerprints and messages: arguments in order of their names; an integer for a float is written as a float."""
     assert text(ZeroPad) == "resnet_jax.models.shortcuts:ZeroPad"
-    assert text(configured(ZeroPad)) == "resnet_jax.models.shortcuts:ZeroPad()"
-    assert text(configured(Scaled, shortcut=0.5, branch=1)) == "resnet_jax.models.shortcuts:Scaled(branch=1.0, shortcut=0.5)"
-    assert str(configured(Basic, groups=2)) == "resnet_jax.models.blocks:Branch(groups=2, kernels=(3, 3))"
-    assert text(configured(Scaled, resize="pad"), lambda made: made.__name__.upper()) == "SCALED(resize='pad')"
-    for factory in (ZeroPad, Basic, configured(ZeroPad), configured(Branch, kernels=(3, (1,)), dropout=0.3)):
+    assert text(component(ZeroPad)) == "resnet_jax.models.shortcuts:ZeroPad()"
+    assert text(component(Scaled, shortcut=0.5, branch=1)) == "resnet_jax.models.shortcuts:Scaled(branch=1.0, shortcut=0.5)"
+    assert str(component(Basic, groups=2)) == "resnet_jax.models.blocks:Branch(groups=2, kernels=(3, 3))"
+    assert text(component(Scaled, resize="pad"), lambda made: made.__name__.upper()) == "SCALED(resize='pad')"
+    for factory in (ZeroPad, Basic, component(ZeroPad), component(Branch, kernels=(3, (1,)), dropout=0.3)):
         assert parse(text(factory)) == factory
 
 
