@@ -169,7 +169,7 @@ def test_contradictory_fields_are_rejected_before_anything_is_written(photograph
         ({"data": {"pad": 4}}, "data.pad is 4"),
         ({"data": {"repeats": 0}}, "data.repeats is 0"),
         ({"data": {"normalization": "pixel_mean"}, "evaluation": {"protocol": "48/40"}}, "pixel_mean.*32x32.*48/40"),
-        ({"evaluation": {"protocol": ""}}, "evaluation.protocol is empty.*256/224"),
+        ({"evaluation": {"protocol": ""}}, "evaluation.protocol must be one crop, as 256/224"),
         ({"data": {"mix": component(Mix, group=5)}}, "a batch of 16 images does not consist of groups of 5"),
         ({"data": {"crop": component(ShorterSideCrop, shorter_side=(8, 8))}}, "smaller than the 32x32 of the model"),
         ({"loading": {"memory_mb": 16}}, "loading.memory_mb is 16"),
