@@ -72,9 +72,7 @@ class Loss:
         if self.threshold is not None:
             at_least(self, 0, "threshold", below=1)
             if self.kind != "binary":
-                raise UserError(
-                    "loss.threshold has no effect on loss.kind 'softmax'. Use 'binary'."
-                )
+                raise UserError("loss.threshold must be none for loss.kind 'softmax'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,8 +307,8 @@ class Experiment:
         data, shape, count = self.data, self.model.input_shape, self.steps * self.batch_size
         if shape != info.image_shape:
             raise UserError(
-                f"model.input_shape must be {info.image_shape} for {info.name}, got {shape}. "
-                "Images of different sizes need data.crop and evaluation.protocol."
+                f"the images of {info.name} are {info.image_shape}, of the model {shape}: set "
+                "model.input_shape, or a data.crop such as RandomResizedCrop"
             )
         # The order of a device-resident set counts images in 31 bits.
         if count >= 2**31:

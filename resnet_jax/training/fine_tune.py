@@ -13,7 +13,7 @@ from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import norms
 from resnet_jax.models.architecture import Variables
-from resnet_jax.models.components import component, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.training import run_dir, sharding
 from resnet_jax.training.config import Experiment, Start
@@ -54,16 +54,14 @@ def start_from(
 
     The weights may differ from the model in image size, dtype, ``FrozenBatchNorm`` and, with
     ``new_head``, classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm statistics.
-
-    Raises:
-      UserError: for weights of another network.
     """
     weights = weights_of(source)
     if freeze_trunk:
         norm, options = parts(experiment.model.norm)
         if norm is BatchNorm:
-            epsilon = {name: value for name, value in options.items() if name == "epsilon"}
-            frozen = component(FrozenBatchNorm, **epsilon) if epsilon else FrozenBatchNorm
+            frozen: Factory = FrozenBatchNorm
+            if "epsilon" in options:
+                frozen = component(frozen, epsilon=options["epsilon"])
             experiment = replace(experiment, model=replace(experiment.model, norm=frozen))
         _, params, _ = abstract(experiment.model)
         # In the head, a last normalization belongs to the trunk.
@@ -88,10 +86,7 @@ def load(experiment: Experiment) -> Pretrained | None:
         return None
     weights = weights_of(Path(start.file))
     if digest(weights) != start.digest:
-        raise UserError(
-            f"{start.file} holds other weights than those that the experiment starts from: "
-            "name it again with --init-from"
-        )
+        raise UserError(f"{start.file} holds other weights than the experiment: use --init-from")
     _check(experiment, weights)
     return weights
 
@@ -136,9 +131,9 @@ def digest(weights: Pretrained) -> str:
 
 def _check(experiment: Experiment, weights: Pretrained) -> None:
     ours, theirs = experiment.model, weights.architecture
-    channels, expected = ours.input_shape[2], theirs.input_shape[2]
-    if channels != expected:
-        raise UserError(f"the weights take images of {expected} channels, got {channels}.")
+    shape, channels, classes = ours.input_shape, theirs.input_shape[2], theirs.num_classes
+    if shape[2] != channels:
+        raise UserError(f"the weights take images of {channels} channels, got {shape[2]}")
     if fields := [f for f in inference.differing(ours, theirs) if f != "num_classes"]:
         texts = {f.replace("_", "-"): inference.field_text(theirs, f) for f in fields}
         options = " ".join(
@@ -146,14 +141,10 @@ def _check(experiment: Experiment, weights: Pretrained) -> None:
             for name, text in texts.items()
         )
         raise UserError(f"the weights are of another network. Use {options}")
-    if ours.num_classes != theirs.num_classes and not experiment.start.new_head:
+    if ours.num_classes != classes and not experiment.start.new_head:
         raise UserError(
-            f"the weights have {theirs.num_classes} classes, the experiment {ours.num_classes}: "
-            "use --new-head"
+            f"the weights have {classes} classes, not {ours.num_classes}: use --new-head"
         )
     size = np.shape(weights.card.view.mean)
-    if len(size) == 3 and size != ours.input_shape and experiment.data.normalization == "weights":
-        raise UserError(
-            f"the weights subtract a mean image of {size} from images of {ours.input_shape}: "
-            "use --data.normalization channel"
-        )
+    if experiment.data.normalization == "weights" and size not in (shape, shape[2:]):
+        raise UserError(f"the mean image has the shape {size}: use --data.normalization channel")

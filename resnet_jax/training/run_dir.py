@@ -27,15 +27,12 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact, protocols
-from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import components
-from resnet_jax.models.components import Factory, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import config
 from resnet_jax.training import program as program_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Data, Experiment
-from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights.card import Card, View
 from resnet_jax.weights.loading import Pretrained
@@ -66,17 +63,7 @@ class Workdir:
         def lock_and_claim() -> None:
             self.check(experiment, seed)
             with _report_errors(self.path):
-                try:
-                    lock.acquire()
-                except filelock.Timeout:
-                    holder = self._holder()
-                    raise UserError(
-                        f"{self.path} is in use by {holder}: use another --workdir"
-                    ) from None
-                except OSError as error:
-                    if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                        raise
-                    say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
+                self._acquire(lock, say)
             self.claim(experiment, seed)
 
         try:
@@ -86,19 +73,24 @@ class Workdir:
             while not (shared := self.experiment_file.exists()) and time.monotonic() < end:
                 time.sleep(1)
             if distributed.anyone(not shared):
-                raise UserError(
-                    f"not all processes find {self.path}: use a --workdir that they share"
-                )
+                raise UserError(f"{self.path} must be shared by all processes")
             yield
         finally:
             lock.release()
 
-    def _holder(self) -> str:
+    def _acquire(self, lock: filelock.BaseFileLock, say: Callable[[str], None]) -> None:
         try:
-            process = json.loads(self.environment_file.read_text())["process"]
-            return "another run, process {pid} on {host} since {since}".format(**process)
-        except (OSError, ValueError, LookupError, TypeError):
-            return "another run"
+            lock.acquire()
+        except filelock.Timeout:
+            holder = "another run"
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                process = json.loads(self.environment_file.read_text())["process"]
+                holder += ", process {pid} on {host} since {since}".format(**process)
+            raise UserError(f"{self.path} is in use by {holder}: use another --workdir") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
 
     def claim(self, experiment: Experiment, seed: int) -> None:
         """Makes the directory this run's; raises UserError as ``check``."""
@@ -117,10 +109,8 @@ class Workdir:
     def check(self, experiment: Experiment, seed: int) -> None:
         """Raises UserError if the directory holds another experiment or seed, or something else."""
         if self.experiment_file.exists():
-            ours, theirs = (
-                config.identity(experiment, seed),
-                self.read_experiment_file()["identity"],
-            )
+            ours = config.identity(experiment, seed)
+            theirs = self.read_experiment_file()["identity"]
             if fields := "".join(f"\n  {line}" for line in config.differences(ours, theirs)):
                 remedy = "use another --workdir. Fields that differ:"
                 raise UserError(f"{self.path} holds another run: {remedy}{fields}")
@@ -225,7 +215,7 @@ def contents(
     seed: int,
     info: DatasetInfo,
     records: Sequence[Record],
-    scores: Mapping[str, Score] | None = None,
+    scores: Mapping[str, exact.Score] | None = None,
     training_error_percent: float = 100.0,
     **values: Any,
 ) -> dict[str, Any]:
@@ -240,7 +230,7 @@ def contents(
     split, classes = experiment.data.test_split, info.num_classes
     # A diverged network has an error of 100 %.
     count = info.examples[split]
-    test = scores["test"] if scores else Score(count, math.nan, count, count)
+    test = scores["test"] if scores else exact.Score(count, math.nan, count, count)
     training = scores.get("train") if scores else None
     measured = "all training images, last step" if training else "the last augmented batches"
     test_errors, validation_errors = (
@@ -325,7 +315,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
 
 
 def _augmentation(data: Data) -> str:
-    def text(part: Factory | None) -> str:
+    def text(part: components.Factory | None) -> str:
         if part is None:
             return ""
         return getattr(part(), "described", "") or components.text(part, lambda cls: cls.__name__)
@@ -342,7 +332,7 @@ def _augmentation(data: Data) -> str:
 
 
 def _normalization(experiment: Experiment) -> dict[str, Any]:
-    norm, options = parts(experiment.model.norm)
+    norm, options = components.parts(experiment.model.norm)
     fields = {"normalization": norm.__name__}
     if norm is not BatchNorm:
         return fields | dict.fromkeys(("batch_norm_group", "batch_norm_statistics"))
@@ -428,7 +418,7 @@ class Trained:
     """A run at a step."""
 
     experiment: Experiment
-    program: Program
+    program: program_lib.Program
     step: int
     state: TrainState
     preprocessing: Preprocessing
