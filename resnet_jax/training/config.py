@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
@@ -334,13 +334,13 @@ class Experiment:
 NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
 
 
-def resolve(value: Any) -> Any:
+def resolve(value: Any, name: Callable[[type[Any]], str] = components.text) -> Any:
     """Converts dataclasses and tuples to JSON; classes become ``module:Class(argument=value)``."""
     if isinstance(value, type | Component):
-        return components.text(value)
+        return components.text(value, name)
     if dataclasses.is_dataclass(value):
-        return {f.name: resolve(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return [resolve(item) for item in value] if isinstance(value, tuple) else value
+        return {f.name: resolve(getattr(value, f.name), name) for f in dataclasses.fields(value)}
+    return [resolve(item, name) for item in value] if isinstance(value, tuple) else value
 
 
 def restore(annotation: Any, value: Any) -> Any:
@@ -363,18 +363,14 @@ def restore(annotation: Any, value: Any) -> Any:
 
 
 def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
-    """Returns the fields that decide every bit of a result, and the seed, without folder names."""
+    """Returns the fields that decide every bit of a result, and the seed."""
     start = experiment.start
-    fields = {k: v for k, v in resolve(experiment).items() if k not in NOT_IDENTITY}
+    # A class of a file is named without its folder, so that a project can be moved.
+    fields = resolve(experiment, lambda cls: Path(components.text(cls)).name)
+    identity = {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
     if start.file:
-        fields["start"] = {"digest": start.digest, "new_head": start.new_head}
-    return _without_folders(fields) | {"seed": seed}
-
-
-def _without_folders(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    return re.sub(r"^.*/(?=[^/]+\.py:\w)", "", value) if isinstance(value, str) else value
+        identity["start"] = {"digest": start.digest, "new_head": start.new_head}
+    return identity | {"seed": seed}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

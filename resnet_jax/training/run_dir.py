@@ -83,7 +83,7 @@ class Workdir:
             lock.acquire()
         except filelock.Timeout:
             holder = "another run"
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            with contextlib.suppress(OSError):
                 process = json.loads(self.environment_file.read_text())["process"]
                 holder += ", process {pid} on {host} since {since}".format(**process)
             raise UserError(f"{self.path} is in use by {holder}: use another --workdir") from None
@@ -122,9 +122,8 @@ class Workdir:
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json")
         try:
-            text = json.loads(self.experiment_file.read_text())
-            return {name: text[name] for name in ("fingerprint", "identity", "experiment", "seed")}
-        except (ValueError, KeyError, TypeError) as error:
+            return json.loads(self.experiment_file.read_text())
+        except ValueError as error:
             raise UserError(f"{self.experiment_file} is corrupt: {error!r}") from error
 
     def experiment(self) -> tuple[Experiment, int]:
