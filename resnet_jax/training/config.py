@@ -69,10 +69,8 @@ class Loss:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "smoothing", below=1)
-        if self.threshold is not None:
-            at_least(self, 0, "threshold", below=1)
-            if self.kind != "binary":
-                raise UserError("loss.threshold must be none for loss.kind 'softmax'.")
+        if self.threshold is not None and (self.kind != "binary" or not 0 <= self.threshold < 1):
+            raise UserError("loss.threshold must be in [0, 1), with loss.kind 'binary', or none.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +132,10 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.linear_warmup and self.warmup_until_error < 1:
             raise UserError("schedule.warmup_until_error must be 1 with schedule.linear_warmup.")
-        if not self.cosine_steps:
-            return
-        if self.decay_steps:
-            raise UserError("schedule.decay_steps must be () with schedule.cosine_steps.")
-        if self.cosine_steps <= self.warmup_steps:
-            raise UserError("schedule.cosine_steps must be 0, or above schedule.warmup_steps.")
+        if self.cosine_steps and (self.decay_steps or self.cosine_steps <= self.warmup_steps):
+            raise UserError(
+                "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,9 +251,9 @@ class Experiment:
         if not {"train", "test"} <= info.examples.keys() or None in shape:
             raise UserError(f"{info.name} must have splits train and test, and images of one size.")
         changes: dict[str, Any] = {"name": info.name, "test_split": "test"}
-        if data.crop is not None:
-            changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
-            changes |= {"normalization": "channel"} if data.normalization == "imagenet" else {}
+        changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
+        if data.crop is not None and data.normalization == "imagenet":
+            changes["normalization"] = "channel"
         if info.name == "digits":
             # A mirrored digit is another digit, and a crop would remove up to half of its 8 pixels.
             changes |= {"pad": 0, "flip": False}

@@ -115,8 +115,7 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
         low, high if schedule.linear_warmup else low, schedule.warmup_steps
     )
 
-    def init(params: Any) -> ScheduleState:
-        del params
+    def init(params: Any) -> ScheduleState:  # noqa: ARG001
         return ScheduleState(jnp.int32(0), jnp.float32(0), jnp.float32(1), jnp.bool(True))
 
     def update(

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,8 @@ def contents(
     experiment: Experiment,
     seed: int,
     info: DatasetInfo,
-    records: Sequence[Record],
-    scores: Mapping[str, exact.Score] | None = None,
+    records: list[Record],
+    scores: dict[str, exact.Score] | None = None,
     training_error_percent: float = 100.0,
     **values: Any,
 ) -> dict[str, Any]:
@@ -367,10 +367,8 @@ def commit() -> str | None:
     file = Path(__file__)
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(file.parent), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        options: Any = {"cwd": file.parent, "text": True, "stderr": subprocess.DEVNULL}
+        return subprocess.check_output(["git", *words], timeout=10, **options).strip()
 
     try:
         # An installed package inside another repository is not part of it.

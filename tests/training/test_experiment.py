@@ -66,13 +66,13 @@ def test_fields_out_of_range_are_rejected_at_construction() -> None:
 
 def test_contradictory_losses_optimizers_and_schedules_are_rejected() -> None:
     cases: list[tuple[type, dict[str, Any], str]] = [
-        (Loss, {"threshold": 0.2}, r"^loss\.threshold .*'softmax'"),
-        (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\), got 1\.0"),
+        (Loss, {"threshold": 0.2}, r"^loss\.threshold must be in \[0, 1\), with loss\.kind 'binary'"),
+        (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in"),
         (Optimizer, {"rule": "lamb", "nesterov": True}, r"^optimizer\.nesterov must be False.*'lamb'"),
         (Schedule, {"linear_warmup": True, "warmup_until_error": 0.8}, r"^schedule\.warmup_until_error must be 1"),
         (Schedule, {"decay_steps": (), "cosine_steps": -1}, r"^schedule\.cosine_steps must be 0, or above"),
-        (Schedule, {"decay_steps": (), "cosine_steps": 5, "warmup_steps": 5}, r"above schedule\.warmup_steps"),
-        (Schedule, {"cosine_steps": 100}, r"^schedule\.decay_steps must be \(\)"),
+        (Schedule, {"decay_steps": (), "cosine_steps": 5, "warmup_steps": 5}, "above warmup_steps"),
+        (Schedule, {"cosine_steps": 100}, "with empty decay_steps"),
     ]
     for kind, fields, message in cases:
         with pytest.raises(UserError, match=message):
