@@ -121,10 +121,9 @@ class Workdir:
         """Returns fingerprint, identity, experiment and seed."""
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json")
-        try:
-            return json.loads(self.experiment_file.read_text())
-        except ValueError as error:
-            raise UserError(f"{self.experiment_file} is corrupt: {error!r}") from error
+        text = self.experiment_file.read_text()
+        with _report_errors(self.experiment_file):
+            return json.loads(text)
 
     def experiment(self) -> tuple[Experiment, int]:
         """Returns the experiment and its seed."""
@@ -136,18 +135,15 @@ class Workdir:
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text().splitlines()
-        try:
+        with _report_errors(self.metrics_file):
             return [json.loads(line) for line in lines if line.endswith("}")]
-        except ValueError as error:
-            raise UserError(f"{self.metrics_file} is corrupt: {error}") from None
 
     def result(self) -> Record | None:
         """Returns the result, or that of a run that diverged; None before the run has ended."""
         for file in filter(Path.exists, (self.result_file, self.diverged_file)):
-            try:
-                return json.loads(file.read_text())
-            except ValueError:
-                raise UserError(f"{file} is corrupt. Delete it, and repeat the command.") from None
+            text = file.read_text()
+            with _report_errors(file):
+                return json.loads(text)
         return None
 
 
@@ -195,6 +191,8 @@ def _report_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space, or use another --workdir"
         raise UserError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is corrupt ({error}): restore or delete it") from error
 
 
 def write_text(path: Path, text: str) -> None:
