@@ -101,6 +101,8 @@ class Optimizer:
         at_least(self, 0, "clip")
         at_least(self, 0, "ema", below=1)
         at_least(self, 1, "accumulation")
+        if any(factor < 0 for _, factor in self.rates):
+            raise UserError("optimizer.rates must be at least 0.")
         if self.nesterov and self.rule == "lamb":
             raise UserError("optimizer.nesterov must be False for optimizer.rule 'lamb'.")
 
@@ -135,6 +137,10 @@ class Schedule:
         if self.cosine_steps and (self.decay_steps or self.cosine_steps <= self.warmup_steps):
             raise UserError(
                 "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
+            )
+        if self.cosine_steps and not 0 <= self.final_learning_rate <= self.learning_rate > 0:
+            raise UserError(
+                "schedule.final_learning_rate must be in [0, learning_rate], learning_rate positive."
             )
 
 
