@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from resnet_jax.studies import figures
 
 WIDTH = 7.2  # inches
-Result = TypeVar("Result")
+Style = dict[str, Any]
+Name, Result = TypeVar("Name"), TypeVar("Result")
 
 
 def panels(*xlabels: str, **subplots: Any) -> tuple[Figure, list[Axes]]:
@@ -24,18 +25,15 @@ def panels(*xlabels: str, **subplots: Any) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def styled(results: Mapping[Any, Result]) -> Iterator[tuple[Any, Result, Any]]:
+def styled(results: Mapping[Name, Result]) -> Iterator[tuple[Name, Result, Style]]:
     """Yields name, result and a line style that differs in color, stroke and marker."""
     colors, strokes, markers = figures.COLORS, ("-", "--", ":", "-."), "os^Dvx"
     for i, (name, result) in enumerate(results.items()):
-        style = {
-            "color": colors[i % len(colors)],
-            "linestyle": strokes[i % 4],
-            "marker": markers[i % 6],
-        }
-        yield name, result, style | {"markersize": 2.5, "linewidth": 1}
+        color, stroke, marker = colors[i % len(colors)], strokes[i % 4], markers[i % 6]
+        style = {"color": color, "linestyle": stroke, "linewidth": 1}
+        yield name, result, style | {"marker": marker, "markersize": 2.5}
 
 
-def fill(panel: Axes, x: Any, low: Any, high: Any, style: Any) -> None:
+def fill(panel: Axes, x: Any, low: Any, high: Any, style: Style) -> None:
     """Shades a range around a line."""
     panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)

@@ -14,7 +14,6 @@ from matplotlib.contour import ContourSet
 from resnet_jax import cli
 from resnet_jax.analysis import landscape
 from resnet_jax.analysis.landscape import Landscape
-from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
@@ -128,16 +127,9 @@ def test_contour_levels_lie_inside_the_range() -> None:
 
 
 def test_landscape_rejects_bad_input() -> None:
-    for options, message in (
-        ({"points": 4}, "odd number"),
-        ({"reach": 0.0}, "reach"),
-        ({"reach": math.nan}, "reach"),
-        ({"seed": -1}, "seed"),
-    ):
-        with pytest.raises(UserError, match=message):
+    for options in ({"points": 4}, {"reach": 0.0}, {"reach": math.nan}):
+        with pytest.raises(UserError, match="points must be odd and at least 3, reach finite and above 0"):
             landscape.measure(weights_of(SMALL), EXAMPLES, **options)
-    with pytest.raises(UserError, match="no images"):
-        landscape.measure(weights_of(SMALL), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
 
 
 def test_landscape_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
