@@ -151,7 +151,7 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
 
 def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
-    figure, (panel,) = plots.panels("layers with weights")
+    figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
     for _, family, style in plots.styled(dict(enumerate(lines))):
         depths = [depth.layers for depth in family.depths]
         for name, linestyle, width in (("training", "-", 1.8), ("test", "--", 0.7)):
@@ -164,7 +164,6 @@ def draw(lines: Sequence[Family], threshold: float) -> Figure:
             panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
     panel.set_xticks(sorted({depth.layers for family in lines for depth in family.depths}))
-    panel.set_ylabel("error (%)")
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
     panel.legend(frameon=False)

@@ -17,11 +17,9 @@ from matplotlib.figure import Figure
 
 from resnet_jax.analysis import plots, subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
-from resnet_jax.analysis.subjects import Network
+from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.studies import figures
-from resnet_jax.studies.findings import Finding
 from resnet_jax.weights.loading import Pretrained
 
 
@@ -36,11 +34,20 @@ class Options(subjects.Options):
 
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze identity``."""
-    measure_network = functools.partial(
-        measure, change=options.change / 100, batch_size=options.batch_size, seed=options.seed
+    return subjects.analyze(
+        options,
+        functools.partial(
+            measure, change=options.change / 100, batch_size=options.batch_size, seed=options.seed
+        ),
+        draw,
+        name="identity",
+        title="Distance from the identity",
+        heading="medians over blocks",
+        caption="Per block: distance of the output from the shortcut; norm of the output over that "
+        "of the branch; change of the branch over that of the output for "
+        f"{options.change:g} % of noise on the image",
+        after="He et al. 2015, Section 3.1",
     )
-    describe_network = functools.partial(describe, change=options.change)
-    return subjects.analyze(options, measure_network, describe_network, draw)
 
 
 class Identity(NamedTuple):
@@ -49,19 +56,32 @@ class Identity(NamedTuple):
     The output is the branch merged with the shortcut, before what the order places after it.
     """
 
+    change: float
+    """Norm of the noise over that of the image."""
     distance: Float[np.ndarray, "blocks"]
     """Distance of the output from the shortcut over the norm of the shortcut; NaN without one."""
     leverage: Float[np.ndarray, "blocks"]
     """Norm of the output over that of the branch: % of the branch per % of the output."""
     branch_change: Float[np.ndarray, "blocks"]
-    """Relative change of the branch under noise on the image."""
+    """Relative change of the branch under the noise."""
     output_change: Float[np.ndarray, "blocks"]
-    """Relative change of the output under the same noise."""
+    """Relative change of the output under the noise."""
 
-    @property
-    def relative_change(self) -> Float[np.ndarray, "blocks"]:
-        """Change of the branch over that of the output."""
-        return self.branch_change / self.output_change
+    def columns(self) -> dict[str, Float[np.ndarray, "blocks"]]:
+        change = 100 * self.change
+        return {
+            "distance from the identity": self.distance,
+            f"branch change for {change:g} % of the output, %": change * self.leverage,
+            "branch changed, %": 100 * self.branch_change,
+            "output changed, %": 100 * self.output_change,
+            "branch over output": self.branch_change / self.output_change,
+        }
+
+    def summary(self) -> Row:
+        return {name: np.nanmedian(values) for name, values in self.columns().items()}
+
+    def rows(self) -> list[Row]:
+        return subjects.rows({"block": range(len(self.distance)), **self.columns()})
 
 
 def measure(
@@ -80,14 +100,14 @@ def measure(
         _ratios(network, images, jax.random.fold_in(key, number * batch_size), change)
         for number, (images, _) in enumerate(subjects.batches(examples, batch_size))
     )
-    return Identity(*ratios)
+    return Identity(change, *ratios)
 
 
 @jax.jit
 def _ratios(
     network: Network, images: Array, key: Key[Array, ""], change: float
 ) -> Float[Array, "4 blocks n"]:
-    """Returns the fields of ``Identity`` for every image."""
+    """Returns the ratios of ``Identity`` for every image."""
     images = network.constants(images)
     noise = jax.random.normal(key, images.shape)
     noise *= (change * norm(images) / norm(noise)).reshape(-1, 1, 1, 1)
@@ -109,54 +129,16 @@ def _ratios(
     return jnp.swapaxes(jnp.asarray(ratios), 0, 1)
 
 
-def describe(
-    results: Mapping[str, Identity], images: int, _seconds: Mapping[str, float], *, change: float
-) -> Finding:
-    """Returns table and numbers."""
-    columns = {
-        name: {
-            "distance from the identity": result.distance,
-            f"branch change for {change:g} % of the output, %": change * result.leverage,
-            "branch changed, %": 100 * result.branch_change,
-            "output changed, %": 100 * result.output_change,
-            "branch over output": result.relative_change,
-        }
-        for name, result in results.items()
-    }
-    medians = [
-        {"network": name, "images": images}
-        | {heading: np.nanmedian(values) for heading, values in blocks.items()}
-        for name, blocks in columns.items()
-    ]
-    return Finding(
-        name="identity",
-        title="Distance from the identity",
-        caption="Per block: distance of the output from the shortcut; norm of the output over that "
-        "of the branch; change of the branch over that of the output for "
-        f"{change:g} % of noise on the image. {images:,} images. "
-        "After He et al. 2015, Section 3.1.",
-        tables=(subjects.table("medians over blocks", medians),),
-        rows=[
-            row
-            for name, blocks in columns.items()
-            for row in subjects.rows(
-                {"network": name, "block": range(len(results[name].distance)), **blocks}
-            )
-        ],
-    )
-
-
 def draw(results: Mapping[str, Identity]) -> Figure:
     """Draws one panel per ratio."""
-    figure, panels = plots.panels("block", "block", "block")
+    ylabels = "distance from the identity", "output over branch", "branch change over output change"
+    figure, panels = plots.panels(["block"] * 3, ylabels)
     for name, result, style in plots.styled(results):
-        ratios = result.distance, result.leverage, result.relative_change
+        changes = result.branch_change / result.output_change
+        ratios = result.distance, result.leverage, changes
         for panel, values in zip(panels, ratios, strict=True):
             panel.plot(values, label=name, **style)
-    titles = "distance from the identity", "output over branch", "branch change over output change"
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, fontsize=figures.FONT_SIZE)
+    for panel in panels:
         panel.set_ylim(bottom=0)
-    panels[0].set_ylabel("ratio of norms")
     panels[0].legend(frameon=False)
     return figure

@@ -12,15 +12,14 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis.subjects import Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models.architecture import Variables
 from resnet_jax.studies import figures
-from resnet_jax.studies.findings import Finding
 from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained
 
@@ -42,8 +41,18 @@ class Options(subjects.Options):
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze landscape``."""
     names = "points", "reach", "seed", "batch_size"
-    measure_network = functools.partial(measure, **{name: getattr(options, name) for name in names})
-    return subjects.analyze(options, measure_network, describe, draw)
+    return subjects.analyze(
+        options,
+        functools.partial(measure, **{name: getattr(options, name) for name in names}),
+        draw,
+        name="landscape",
+        title="Loss landscape",
+        heading="loss around the network (nats); better than guessing: below log(classes)",
+        caption="Mean cross-entropy (nats, logarithmic levels) on "
+        f"{options.points} by {options.points} points around each network (the cross), along two "
+        "filter-normalized random directions; running statistics. Dots: non-finite",
+        after="Li et al. 2018, Section 4",
+    )
 
 
 class Landscape(NamedTuple):
@@ -52,32 +61,37 @@ class Landscape(NamedTuple):
     offsets: Float[np.ndarray, "points"]
     """In norms of each filter."""
     loss: Float[np.ndarray, "points points"]
-    """Mean cross-entropy in nats; may be non-finite. NaN counts as infinite in the properties."""
+    """Mean cross-entropy in nats; infinite where it is NaN."""
     error_percent: Float[np.ndarray, "points points"]
     num_classes: int
-
-    @property
-    def center(self) -> float:
-        """Loss of the network itself."""
-        return float(self.loss[self.loss.shape[0] // 2, self.loss.shape[0] // 2])
-
-    @property
-    def highest(self) -> float:
-        """Highest loss."""
-        return float(np.max(self._losses()))
 
     def at(self, distance: float) -> float:
         """Returns the median loss at a distance from the center, within half a grid step."""
         distances = np.hypot(self.offsets[:, None], self.offsets)
         ring = np.abs(distances - distance) <= (self.offsets[1] - self.offsets[0]) / 2
-        return float(np.median(self._losses()[ring]))
+        return float(np.median(self.loss[ring]))
 
-    def percent_below(self, loss: float) -> float:
-        """Returns the percentage of points with a lower loss."""
-        return 100 * float(np.mean(self._losses() < loss))
+    def summary(self) -> Row:
+        reach, center = self.offsets[-1], (len(self.offsets) // 2,) * 2
+        guessing = math.log(self.num_classes)
+        return {
+            "error %, center": self.error_percent[center],
+            "loss, center": self.loss[center],
+            f"median at distance {reach / 2:g}": self.at(reach / 2),
+            f"at {reach:g}": self.at(reach),
+            "highest": self.loss.max(),
+            "% of the slice better than guessing": 100 * np.mean(self.loss < guessing),
+        }
 
-    def _losses(self) -> Float[np.ndarray, "points points"]:
-        return np.where(np.isnan(self.loss), np.inf, self.loss)
+    def rows(self) -> list[Row]:
+        return subjects.rows(
+            {
+                "direction 1": self.offsets[:, None],
+                "direction 2": self.offsets,
+                "loss": self.loss,
+                "error percent": self.error_percent,
+            }
+        )
 
 
 def directions(params: Variables, seed: int, number: int) -> Variables:
@@ -121,62 +135,20 @@ def measure(
     half = points // 2
     offsets = reach * np.arange(-half, half + 1) / half
     both = jax.device_put([directions(weights.params, seed, number) for number in (0, 1)])
-    network = subjects.network(weights)
-    numbers = {"batch_size": batch_size, "expected_examples": len(examples)}
+    network, count = subjects.network(weights), len(examples)
     loss, error = np.zeros((2, points, points))
     for index in subjects.track(list(np.ndindex(points, points)), weights.card.source):
         params = _move(network.params, both, offsets[list(index)].astype(np.float32))
-        score = exact.evaluate(*network._replace(params=params), examples, **numbers)
+        moved = network._replace(params=params)
+        score = exact.evaluate(*moved, examples, batch_size=batch_size, expected_examples=count)
         loss[index], error[index] = score.mean_loss, score.error_percent
+    loss[np.isnan(loss)] = np.inf
     return Landscape(offsets, loss, error, weights.architecture.num_classes)
 
 
 @jax.jit
 def _move(params: Variables, both: list[Variables], offset: Float[np.ndarray, "2"]) -> Variables:
     return jax.tree.map(lambda x, d1, d2: x + offset[0] * d1 + offset[1] * d2, params, *both)
-
-
-def describe(
-    results: Mapping[str, Landscape], images: int, seconds: Mapping[str, float]
-) -> Finding:
-    """Returns table and numbers."""
-    offsets = next(iter(results.values())).offsets
-    points, reach = len(offsets), offsets[-1]
-    summary = [
-        {
-            "network": name,
-            "images": images,
-            "error %, center": result.error_percent[points // 2, points // 2],
-            "loss, center": result.center,
-            f"median at distance {reach / 2:g}": result.at(reach / 2),
-            f"at {reach:g}": result.at(reach),
-            "highest": result.highest,
-            "% of the slice better than guessing": result.percent_below(
-                math.log(result.num_classes)
-            ),
-            "seconds": seconds[name],
-        }
-        for name, result in results.items()
-    ]
-    title = "loss around the network (nats); better than guessing: below log(classes)"
-    rows = []
-    for name, result in results.items():
-        columns = {
-            "direction 1": offsets[:, None],
-            "direction 2": offsets,
-            "loss": result.loss,
-            "error percent": result.error_percent,
-        }
-        rows += subjects.rows({"network": name, **columns})
-    return Finding(
-        name="landscape",
-        title="Loss landscape",
-        caption=f"Mean cross-entropy (nats, logarithmic levels) on {points} by {points} points "
-        "around each network (the cross), along two filter-normalized random directions; running "
-        f"statistics, {images:,} images. Dots: non-finite. After Li et al. 2018, Section 4.",
-        tables=(subjects.table(title, summary),),
-        rows=rows,
-    )
 
 
 def draw(results: Mapping[str, Landscape]) -> Figure:
@@ -205,23 +177,19 @@ def _draw_contours(panel: Axes, result: Landscape, levels: list[float]) -> None:
     # matplotlib's first axis is vertical. Interpolation is in logarithms.
     loss = np.maximum(np.ma.masked_invalid(result.loss.T), levels[0] / 10)
     contours = result.offsets, result.offsets, np.log10(loss), np.log10(levels)
-    # Translucent grays: the page may be dark.
-    shades = [(0.5, 0.5, 0.5, alpha) for alpha in np.linspace(0, 0.55, len(levels) + 1)]
-    panel.contourf(*contours, colors=shades, extend="both")
     lines = panel.contour(*contours, colors=figures.INK, linewidths=0.6, linestyles="-")
     size = 0.75 * figures.FONT_SIZE
     panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=size)
 
 
 def contour_levels(losses: Float[np.ndarray, "losses"]) -> list[float]:
-    """Returns two to ten levels inside the range of the positive finite losses, or none."""
+    """Returns at most ten levels inside the range of the positive finite losses."""
     positive = losses[np.isfinite(losses) & (losses > 0)]
-    if not positive.size or positive.min() == positive.max():
+    if not positive.size or np.ptp(positive) == 0:
         return []
-    low, high = float(positive.min()), float(positive.max())
-    for subs in ((1, 2, 5), (1,)):
-        ticks = LogLocator(subs=subs, numticks=10).tick_values(low, high)
-        levels = [float(tick) for tick in ticks if low < tick < high]
-        if 1 < len(levels) <= 10:
-            return levels
-    return np.geomspace(low, high, 5)[1:-1].tolist()
+    low, high = positive.min(), positive.max()
+    ticks = np.outer(10.0 ** np.arange(-30, 30), (1, 2, 5)).ravel()
+    levels = ticks[(low < ticks) & (ticks < high)]
+    if len(levels) < 2:
+        levels = np.geomspace(low, high, 5)[1:-1]
+    return levels[:: -(-len(levels) // 10)].tolist()

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from resnet_jax.analysis import plots, subjects
-from resnet_jax.analysis.subjects import Network
+from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.studies.findings import Finding
+from resnet_jax.terminal import Table
 from resnet_jax.weights.loading import Pretrained
 
 Kind = Literal["none", "one", "several", "exchanged"]
@@ -63,8 +63,47 @@ class Lesion(NamedTuple):
         return float(correlation.statistic)
 
 
-Errors = Sequence[tuple[Lesion, float]]
-"""Lesions of a network with the error after each in percent; the first is ``none``."""
+class Errors(NamedTuple):
+    """Errors of a network in percent."""
+
+    lesions: Sequence[Lesion]
+    """The first is ``none``."""
+    errors: Float[np.ndarray, "lesions"]
+
+    def of(self, kind: Kind) -> list[tuple[Lesion, float]]:
+        """Returns the lesions of a kind and their errors."""
+        pairs = zip(self.lesions, self.errors.tolist(), strict=True)
+        return [(lesion, error) for lesion, error in pairs if lesion.kind == kind]
+
+    def by_number(self, kind: Kind) -> dict[int, list[float]]:
+        """Returns the errors after lesions of a kind by number of blocks or pairs."""
+        groups: dict[int, list[float]] = {}
+        for lesion, error in self.of(kind):
+            groups.setdefault(lesion.number, []).append(error)
+        return groups
+
+    def summary(self) -> Row:
+        one = [error for _, error in self.of("one")]
+        return {
+            "blocks": len(one),
+            "intact, error %": self.errors[0],
+            "one deleted, median": np.median(one),
+            "maximum": max(one),
+            "of block": np.argmax(one),
+            "lesions": len(self.lesions),
+        }
+
+    def rows(self) -> list[Row]:
+        return [
+            {
+                "lesion": lesion.kind,
+                "blocks": " ".join(map(str, lesion.deleted or lesion.order)),
+                "number": lesion.number,
+                "tau": lesion.tau,
+                "error percent": error,
+            }
+            for lesion, error in zip(self.lesions, self.errors.tolist(), strict=True)
+        ]
 
 
 def run(options: Options) -> subjects.Outcome:
@@ -73,10 +112,20 @@ def run(options: Options) -> subjects.Outcome:
     def measure_network(weights: Pretrained, examples: Examples) -> Errors:
         numbers = options.deleted, options.exchanged, options.draws, options.seed
         lesions = plan(weights.build().exchangeable(), *numbers)
-        errors = measure(weights, examples, lesions, batch_size=options.batch_size)
-        return list(zip(lesions, errors.tolist(), strict=True))
+        return Errors(lesions, measure(weights, examples, lesions, batch_size=options.batch_size))
 
-    return subjects.analyze(options, measure_network, describe, draw)
+    return subjects.analyze(
+        options,
+        measure_network,
+        draw,
+        by_number,
+        name="lesions",
+        title="Lesions",
+        heading="error after lesions",
+        caption="Error after each block is deleted alone (thin: none), after several are deleted "
+        "at once (median, range), and after pairs are exchanged",
+        after="Veit et al. 2016, Section 4",
+    )
 
 
 def plan(
@@ -109,28 +158,13 @@ def plan(
     return lesions
 
 
-class PassThrough(ZeroPad):
-    """A plain block: its branch where the switch is 1, its input, resized as by option A, at 0.
-
-    Veit et al. 2016 (Section 4.1) delete layers of plain networks so: a branch times 0 would leave
-    nothing.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.switch = subjects.Switch(jnp.ones(()))
-
-    def __call__(self, x: Array, branch: Array, *, train: bool) -> Array:
-        return jnp.where(self.switch[...] > 0, branch, self.carry(x, train=train))
-
-
 def measure(
     weights: Pretrained, examples: Examples, lesions: Sequence[Lesion], *, batch_size: int = 200
 ) -> Float[np.ndarray, "lesions"]:
     """Returns the error after each lesion in percent; all lesions share one compiled program.
 
-    A block is deleted by a factor of 0 on its branch, a block of a plain network by
-    ``PassThrough``.
+    A block is deleted by a factor of 0 on its branch. A block of a plain network, of which nothing
+    would be left, passes its input, resized as by option A (Section 4.1).
     """
     groups = weights.build().exchangeable()
     intact = list(range(groups[-1].stop))
@@ -144,8 +178,9 @@ def measure(
                 f"{lesion} does not fit: there are blocks 0 to {intact[-1]}; those of equal "
                 f"structure, which may be exchanged, are {groups}."
             )
-    plain, network = subjects.is_plain(weights), subjects.network(weights)
-    switched = subjects.switched(weights, PassThrough) if plain else None
+    network, switched = subjects.network(weights), None
+    if subjects.is_plain(weights):
+        switched = subjects.switched(weights, ZeroPad, keep_branch, keep_input)
     errors = []
     for lesion in subjects.track(lesions, weights.card.source):
         kept = np.array([block not in lesion.deleted for block in intact], np.float32)
@@ -162,87 +197,48 @@ def measure(
 
 @jax.jit
 def _score(network: Network, options: dict[str, Array], images: Array, labels: Array) -> exact.Sums:
-    apply, *inputs = network
-    lesioned = functools.partial(apply, **options)
-    return exact.score_batch(*inputs, images, labels, apply=lesioned)
+    lesioned = functools.partial(network.apply, **options)
+    return exact.score_batch(*network[1:], images, labels, apply=lesioned)
 
 
-def by_number(errors: Errors, kind: Kind) -> dict[int, list[float]]:
-    """Returns the errors after lesions of a kind by number of blocks or pairs."""
-    groups: dict[int, list[float]] = {}
-    for lesion, error in errors:
-        if lesion.kind == kind:
-            groups.setdefault(lesion.number, []).append(error)
-    return groups
+def keep_branch(_shortcut: Any, _x: Array, branch: Array) -> Array:
+    return branch
 
 
-def describe(results: Mapping[str, Errors], images: int, seconds: Mapping[str, float]) -> Finding:
-    """Returns tables and numbers."""
-    summary, by_numbers = [], []
-    for name, errors in results.items():
-        one = [error for lesion, error in errors if lesion.kind == "one"]
-        summary.append(
-            {
-                "network": name,
-                "images": images,
-                "blocks": len(one),
-                "intact, error %": errors[0][1],
-                "one deleted, median": np.median(one),
-                "maximum": max(one),
-                "of block": np.argmax(one),
-                "lesions": len(errors),
-                "seconds": seconds[name],
-            }
-        )
-        rows = [
-            {
-                "lesion": f"{number} {verb}",
-                "error %, median": np.median(values),
-                "minimum": min(values),
-                "maximum": max(values),
-            }
-            for kind, verb in (("several", "deleted"), ("exchanged", "exchanged"))
-            for number, values in by_number(errors, kind).items()
-        ]
-        by_numbers.append(subjects.table(f"{name}, by number of blocks or pairs", rows))
-    return Finding(
-        name="lesions",
-        title="Lesions",
-        caption="Error after each block is deleted alone (thin: none), after several are deleted "
-        "at once (median, range), and after pairs are exchanged; "
-        f"{images:,} images. After Veit et al. 2016, Section 4.",
-        tables=(subjects.table("error after lesions", summary), *by_numbers),
-        rows=[
-            {
-                "network": name,
-                "lesion": lesion.kind,
-                "blocks": " ".join(map(str, lesion.deleted or lesion.order)),
-                "number": lesion.number,
-                "tau": lesion.tau,
-                "error percent": error,
-            }
-            for name, errors in results.items()
-            for lesion, error in errors
-        ],
-    )
+def keep_input(shortcut: Any, x: Array, branch: Array) -> Array:
+    return shortcut(x, jnp.zeros_like(branch))
+
+
+def by_number(name: str, errors: Errors) -> Table:
+    """Returns the table of errors by number of blocks or pairs."""
+    verbs: dict[Kind, str] = {"several": "deleted", "exchanged": "exchanged"}
+    rows = [
+        {
+            "lesion": f"{number} {verb}",
+            "error %, median": np.median(values),
+            "minimum": min(values),
+            "maximum": max(values),
+        }
+        for kind, verb in verbs.items()
+        for number, values in errors.by_number(kind).items()
+    ]
+    return subjects.table(f"{name}, by number of blocks or pairs", rows)
 
 
 def draw(results: Mapping[str, Errors]) -> Figure:
     """Draws errors after one deletion, several (Figure 5a), and exchanges (Figure 5b)."""
     labels = "block deleted", "blocks deleted at once", "Kendall's tau of the block order"
-    figure, panels = plots.panels(*labels, sharey=True)
+    figure, panels = plots.panels(labels, ["error (%)"], sharey=True)
     for name, errors, style in plots.styled(results):
-        one = [error for lesion, error in errors if lesion.kind == "one"]
-        panels[0].plot(one, label=name, **style)
-        panels[0].axhline(errors[0][1], color=style["color"], linewidth=0.6)
-        several = by_number(errors, "several")
+        panels[0].plot([error for _, error in errors.of("one")], label=name, **style)
+        panels[0].axhline(errors.errors[0], color=style["color"], linewidth=0.6)
+        several = errors.by_number("several")
         numbers, values = list(several), list(several.values())
         panels[1].plot(numbers, list(map(np.median, values)), **style)
         plots.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
-        exchanged = [(lesion.tau, error) for lesion, error in errors if lesion.kind == "exchanged"]
+        exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
             panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
-    panels[0].set_ylabel("error (%)")
     panels[0].set_ylim(bottom=0)
     panels[0].legend(frameon=False)
     panels[2].invert_xaxis()

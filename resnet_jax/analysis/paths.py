@@ -12,19 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from scipy import stats
 
 from resnet_jax.analysis import plots, subjects
-from resnet_jax.analysis.subjects import Network
+from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.models.components import Component, Factory, component, parts
 from resnet_jax.studies import figures
-from resnet_jax.studies.findings import Finding
 from resnet_jax.weights.loading import Pretrained
 
 # Share of the gradient that effective paths carry; the paper says "almost all".
@@ -44,10 +41,21 @@ class Options(subjects.Options):
 
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze paths``."""
-    measure_network = functools.partial(
-        measure, draws=options.draws, batch_size=options.batch_size, seed=options.seed
+    return subjects.analyze(
+        options,
+        functools.partial(
+            measure, draws=options.draws, batch_size=options.batch_size, seed=options.seed
+        ),
+        draw,
+        name="paths",
+        title="Paths",
+        heading="effective paths",
+        caption="Share of all paths by length, the number of branches they pass; norm of the "
+        "gradient that one path carries to an image (mean, range over draws); share of the "
+        "gradient that all paths of a length carry (shaded: the effective paths, the shortest "
+        f"range of lengths with {100 * EFFECTIVE_SHARE:g} %)",
+        after="Veit et al. 2016, Figure 6",
     )
-    return subjects.analyze(options, measure_network, describe, draw)
 
 
 class Paths(NamedTuple):
@@ -76,6 +84,28 @@ class Paths(NamedTuple):
         """Lengths of the effective paths."""
         return shortest_range(self.carried, EFFECTIVE_SHARE)
 
+    def summary(self) -> Row:
+        effective = self.effective
+        return {
+            "blocks": self.blocks,
+            "effective paths, length": f"{effective.start} to {effective.stop - 1}",
+            "of all paths, %": 100 * self.share[effective].sum(),
+            "of the gradient, %": 100 * self.carried[effective].sum(),
+            "mean length": self.blocks / 2,
+        }
+
+    def rows(self) -> list[Row]:
+        draws, lengths = self.gradient.shape
+        return subjects.rows(
+            {
+                "length": np.arange(lengths)[:, None],
+                "draw": np.arange(draws),
+                "share of paths": self.share[:, None],
+                "gradient of one path": self.gradient.T,
+                "share of the gradient": self.carried[:, None],
+            }
+        )
+
 
 def shortest_range(shares: Float[np.ndarray, "lengths"], least: float) -> slice:
     """Returns the shortest range with a sum of at least ``least``; of several, the largest sum."""
@@ -102,14 +132,16 @@ def measure(
     As in the paper, the forward pass is that of the whole network. In the backward pass k random
     blocks propagate through their branch alone, all others through their shortcut alone. The
     gradient is that of an image's cross-entropy by the normalized image, in inference mode; all
-    images share the draws.
+    images share the draws. The Jacobian of a block is a sum, so the gradients of all 2^n paths add
+    up to that of the network.
     """
     source, blocks = weights.card.source, sum(weights.architecture.stages)
     if subjects.is_plain(weights):
         raise UserError(
             f"{source} is a plain network, which has a single path. Name a residual network."
         )
-    switched = subjects.switched(weights, routed(weights.architecture.shortcut))
+    shortcut = weights.architecture.shortcut
+    switched = subjects.switched(weights, shortcut, by_branch, by_shortcut)
     paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
     means = [
         subjects.mean(
@@ -133,29 +165,14 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
     return (ranks < np.arange(blocks + 1)[:, None]).astype(np.float32)
 
 
-def routed(shortcut: Factory) -> Component:
-    """Returns the shortcut with equal outputs and a switched gradient.
-
-    It flows through the branch alone at 1, through the shortcut alone at 0. The Jacobian of a
-    block is a sum, so the gradients of all settings, the paths, add up to that of the network.
-    """
-    cls, arguments = parts(shortcut)
-    return component(_routed(cls), **arguments)
+def by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
+    """Merges as the shortcut; the gradient flows through the branch alone."""
+    return shortcut(lax.stop_gradient(x), branch)
 
 
-@functools.cache
-def _routed(shortcut: type[Any]) -> type[nnx.Module]:
-    class Routed(shortcut):
-        def __init__(self, *args: Any, **kwargs: Any):
-            super().__init__(*args, **kwargs)
-            self.switch = subjects.Switch(jnp.ones(()))
-
-        def __call__(self, x: Array, branch: Array, **kwargs: Any) -> Array:
-            by_branch = super().__call__(lax.stop_gradient(x), branch, **kwargs)
-            by_shortcut = super().__call__(x, lax.stop_gradient(branch), **kwargs)
-            return jnp.where(self.switch[...] > 0, by_branch, by_shortcut)
-
-    return Routed
+def by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
+    """Merges as the shortcut; the gradient flows through the shortcut alone."""
+    return shortcut(x, lax.stop_gradient(branch))
 
 
 @jax.jit
@@ -174,48 +191,14 @@ def _norms(network: Network, images: Array, labels: Array) -> Float[Array, "n"]:
     return largest * jnp.linalg.norm(scaled, axis=1)
 
 
-def describe(results: Mapping[str, Paths], images: int, seconds: Mapping[str, float]) -> Finding:
-    """Returns table and numbers."""
-    summary, rows = [], []
-    for name, result in results.items():
-        effective = result.effective
-        summary.append(
-            {
-                "network": name,
-                "images": images,
-                "blocks": result.blocks,
-                "effective paths, length": f"{effective.start} to {effective.stop - 1}",
-                "of all paths, %": 100 * result.share[effective].sum(),
-                "of the gradient, %": 100 * result.carried[effective].sum(),
-                "mean length": result.blocks / 2,
-                "seconds": seconds[name],
-            }
-        )
-        draws, lengths = result.gradient.shape
-        columns = {
-            "length": np.arange(lengths)[:, None],
-            "draw": np.arange(draws),
-            "share of paths": result.share[:, None],
-            "gradient of one path": result.gradient.T,
-            "share of the gradient": result.carried[:, None],
-        }
-        rows += subjects.rows({"network": name, **columns})
-    return Finding(
-        name="paths",
-        title="Paths",
-        caption="Share of all paths by length, the number of branches they pass; norm of the "
-        "gradient that one path carries to an image (mean, range over draws); share of the "
-        "gradient that all paths of a length carry (shaded: the effective paths, the shortest "
-        f"range of lengths with {100 * EFFECTIVE_SHARE:g} %); {images:,} images. "
-        "After Veit et al. 2016, Figure 6.",
-        tables=(subjects.table("effective paths", summary),),
-        rows=rows,
-    )
-
-
 def draw(results: Mapping[str, Paths]) -> Figure:
     """Draws Figure 6 of Veit et al. 2016."""
-    figure, panels = plots.panels(*["length (branches passed)"] * 3)
+    ylabels = (
+        "share of all paths (%)",
+        "norm of the gradient of one path",
+        "share of the gradient (%)",
+    )
+    figure, panels = plots.panels(["length (branches passed)"] * 3, ylabels)
     for name, result, style in plots.styled(results):
         lengths = np.arange(result.blocks + 1)
         panels[0].plot(lengths, 100 * result.share, label=figures.shortened(name), **style)
@@ -227,15 +210,8 @@ def draw(results: Mapping[str, Paths]) -> Figure:
         panels[2].plot(lengths, 100 * result.carried, **style)
         effective = result.effective
         plots.fill(panels[2], lengths[effective], 0, 100 * result.carried[effective], style)
-    titles = (
-        "share of all paths (%)",
-        "norm of the gradient of one path",
-        "share of the gradient (%)",
-    )
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_ylabel(title)
-    for panel in (panels[0], panels[2]):
-        panel.set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)
+    panels[2].set_ylim(bottom=0)
     panels[1].set_yscale("log")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

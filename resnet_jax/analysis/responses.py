@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import plots, subjects
-from resnet_jax.analysis.subjects import Network
+from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, StochasticDepth, activations, norms
 from resnet_jax.models.architecture import Variables
 from resnet_jax.models.orders import Norm
-from resnet_jax.studies.findings import Finding
+from resnet_jax.terminal import Table
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
@@ -47,7 +47,19 @@ def run(options: Options) -> subjects.Outcome:
             weights = with_batch_statistics(weights, examples)
         return measure(weights, examples, batch_size=options.batch_size)
 
-    return subjects.analyze(options, measure_network, describe, draw, steps=options.steps)
+    return subjects.analyze(
+        options,
+        measure_network,
+        draw,
+        by_block,
+        name="responses",
+        title="Responses of layers",
+        heading="standard deviation of the responses of 3x3 layers",
+        caption="Standard deviation of the responses of 3x3 layers, after BN and before the "
+        "nonlinearity, in the order of the layers and sorted by magnitude",
+        after="He et al. 2015, Figure 7",
+        steps=options.steps,
+    )
 
 
 class Responses(NamedTuple):
@@ -63,6 +75,19 @@ class Responses(NamedTuple):
     """Cosine between branch and shortcut, mean over images; NaN without one or an addition."""
     gradient: Float[np.ndarray, "blocks"]
     """Norm of the gradient by a block's parameters, of the first batch's mean training loss."""
+
+    def summary(self) -> Row:
+        deviation = self.deviation
+        return {
+            "layers": len(deviation),
+            "mean": deviation.mean(),
+            "median": np.median(deviation),
+            "minimum": deviation.min(),
+            "maximum": deviation.max(),
+        }
+
+    def rows(self) -> list[Row]:
+        return subjects.rows({"layer": self.layers, "standard deviation": self.deviation})
 
 
 def with_batch_statistics(weights: Pretrained, examples: Examples) -> Pretrained:
@@ -170,60 +195,29 @@ def _gradient(network: Network, images: Array, labels: Array) -> Float[Array, "b
     stages = jax.grad(loss)(params)["stages"]
     # The first axis of every leaf of a stack is its blocks.
     stacks = [jax.tree.leaves(stack) for stage in stages.values() for stack in stage.values()]
-    return jnp.sqrt(
-        jnp.concatenate(
-            [sum(jnp.square(x).reshape(len(x), -1).sum(1) for x in stack) for stack in stacks]
-        )
-    )
+    flat = (jnp.concatenate([x.reshape(len(x), -1) for x in stack], axis=1) for stack in stacks)
+    return jnp.concatenate([jnp.linalg.norm(stack, axis=1) for stack in flat])
 
 
-def describe(
-    results: Mapping[str, Responses], images: int, _seconds: Mapping[str, float]
-) -> Finding:
-    """Returns tables and numbers."""
-    summary = [
-        {
-            "network": name,
-            "images": images,
-            "layers": len(result.layers),
-            "mean": result.deviation.mean(),
-            "median": np.median(result.deviation),
-            "minimum": result.deviation.min(),
-            "maximum": result.deviation.max(),
-        }
-        for name, result in results.items()
-    ]
-    tables = [subjects.table("standard deviation of the responses of 3x3 layers", summary)]
-    rows = []
-    for name, result in results.items():
-        columns = {
-            "block": [str(block) for block in range(len(result.ratio))],
-            "branch over input": result.ratio,
-            "cosine with the shortcut": result.cosine,
-            "gradient": result.gradient,
-        }
-        tables.append(subjects.table(f"{name}, per block", subjects.rows(columns)))
-        columns = {"layer": result.layers, "standard deviation": result.deviation}
-        rows += subjects.rows({"network": name, **columns})
-    return Finding(
-        name="responses",
-        title="Responses of layers",
-        caption="Standard deviation of the responses of 3x3 layers, after BN and before the "
-        "nonlinearity, in the order of the layers and sorted by magnitude; "
-        f"{images:,} images. After He et al. 2015, Figure 7.",
-        tables=tuple(tables),
-        rows=rows,
-    )
+def by_block(name: str, result: Responses) -> Table:
+    """Returns the table of the measurements per block."""
+    columns = {
+        "block": [str(block) for block in range(len(result.ratio))],
+        "branch over input": result.ratio,
+        "cosine with the shortcut": result.cosine,
+        "gradient": result.gradient,
+    }
+    return subjects.table(f"{name}, per block", subjects.rows(columns))
 
 
 def draw(results: Mapping[str, Responses]) -> Figure:
     """Draws Figure 7 of He et al. 2015."""
-    figure, panels = plots.panels("layer", "layer, sorted by magnitude", sharey=True)
+    labels = ["layer", "layer, sorted by magnitude"], ["standard deviation of the response"]
+    figure, panels = plots.panels(*labels, sharey=True)
     for name, result, style in plots.styled(results):
         layers = np.arange(1, len(result.deviation) + 1)
         panels[0].plot(layers, result.deviation, **style)
         panels[1].plot(layers, np.sort(result.deviation)[::-1], label=name, **style)
     panels[0].set_ylim(bottom=0)
-    panels[0].set_ylabel("standard deviation of the response")
     panels[1].legend(frameon=False)
     return figure

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.progress
 from flax import nnx
@@ -26,7 +26,7 @@ from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Execution
 from resnet_jax.models.architecture import Variables
-from resnet_jax.models.components import Factory, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
@@ -34,9 +34,22 @@ from resnet_jax.training import fine_tune, run_dir
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
-T = TypeVar("T")
+Row = dict[str, Any]
+Merge = Callable[[Callable[[Array, Array], Array], Array, Array], Array]
 Outcome = tuple[Finding, Callable[[], Figure]]
 """A finding, and the function that draws its figure."""
+
+
+class Result(Protocol):
+    """The measurements of one network: its row of the first table, and all numbers."""
+
+    def summary(self) -> Row: ...
+
+    def rows(self) -> list[Row]: ...
+
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,27 +89,49 @@ class Options(Output):
 
 def analyze(
     options: Options,
-    measure: Callable[[Pretrained, Examples], T],
-    describe: Callable[[dict[str, T], int, dict[str, float]], Finding],
-    draw: Callable[[dict[str, T]], Figure],
+    measure: Callable[[Pretrained, Examples], R],
+    draw: Callable[[dict[str, R]], Figure],
+    details: Callable[[str, R], Table] | None = None,
     *,
+    name: str,
+    title: str,
+    heading: str,
+    caption: str,
+    after: str,
     steps: Sequence[int] = (),
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
 
-    ``describe`` receives the results by name, the number of images, and seconds by name.
+    Args:
+      details: returns a further table of a network, by its name and result.
+      heading: title of the first table.
+      after: the publication of which the figure is one.
     """
     networks = {
-        name if step is None else f"{name}, step {step}": load(source, options, step)
-        for name, source in zip(short_names(options.sources), options.sources, strict=True)
+        network if step is None else f"{network}, step {step}": load(source, options, step)
+        for network, source in zip(short_names(options.sources), options.sources, strict=True)
         for step in steps or (None,)
     }
-    results, images, seconds = {}, 0, {}
-    for name, (weights, examples) in networks.items():
+    results, summaries, images = {}, [], 0
+    for network, (weights, examples) in networks.items():
         start, images = time.perf_counter(), len(examples)
-        results[name] = measure(weights, examples)
-        seconds[name] = round(time.perf_counter() - start, 1)
-    return describe(results, images, seconds), lambda: draw(results)
+        results[network] = result = measure(weights, examples)
+        seconds = round(time.perf_counter() - start, 1)
+        head = {"network": network, "images": images}
+        summaries.append(head | result.summary() | {"seconds": seconds})
+    others = [details(*item) for item in results.items()] if details else []
+    finding = Finding(
+        name=name,
+        title=title,
+        caption=f"{caption}; {images:,} images. After {after}.",
+        tables=(table(heading, summaries), *others),
+        rows=[
+            {"network": network} | row
+            for network, result in results.items()
+            for row in result.rows()
+        ],
+    )
+    return finding, lambda: draw(results)
 
 
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
@@ -168,13 +203,13 @@ def track(items: Sequence[T], description: str) -> Iterable[T]:
     )
 
 
-def rows(columns: Mapping[str, ArrayLike]) -> list[dict[str, Any]]:
+def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
     """Returns one row per element of columns that broadcast against each other."""
     values = (array.ravel().tolist() for array in np.broadcast_arrays(*columns.values()))
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def table(title: str, rows: Sequence[Row]) -> Table:
     """Returns the table of rows with the same columns."""
     return Table(title, tuple(rows[0] if rows else ()), tuple(tuple(row.values()) for row in rows))
 
@@ -184,31 +219,41 @@ def is_plain(weights: Pretrained) -> bool:
     return parts(weights.architecture.shortcut)[0] is NoShortcut
 
 
-class Switch(nnx.Variable):
-    """The attribute ``switch`` of a shortcut: 0 or 1."""
-
-
 def switched(
-    weights: Pretrained, shortcut: Factory
+    weights: Pretrained, shortcut: Factory, on: Merge, off: Merge
 ) -> Callable[[Float[ArrayLike, "blocks"]], Network]:
-    """Returns the network as a function of the switches of its blocks.
+    """Returns the network as a function of switches, with one compiled program for all.
 
-    The shortcut has a ``Switch`` and the variables of the network's own.
+    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0, with
+    ``call(x, branch)`` of the shortcut, which has the variables of the network's own.
     """
-    architecture = dataclasses.replace(weights.architecture, shortcut=shortcut)
+    original, (cls, arguments) = network(weights), parts(shortcut)
+    switch = component(_switchable(cls, on, off), **arguments)
+    architecture = dataclasses.replace(weights.architecture, shortcut=switch)
     apply, _, shapes = loading.abstract(architecture)
-    original = network(weights)
+    stats = nnx.traversals.flatten_mapping(original.batch_stats)
+    places = [path for path in nnx.traversals.flatten_mapping(shapes) if path[-1] == "switch"]
+    stacks = weights.build().exchangeable()
 
-    def switch(switches: Any) -> Network:
-        def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> Array:
-            nonlocal switches
-            if path[-1].key == "switch":
-                stack, switches = switches[: shape.shape[0]], switches[shape.shape[0] :]
-                return stack
-            keys = (step.key for step in path)
-            return functools.reduce(operator.getitem, keys, original.batch_stats)
-
-        batch_stats = jax.tree.map_with_path(leaf, shapes)
+    def switch_blocks(switches: Any) -> Network:
+        by_stack = (switches[stack.start : stack.stop] for stack in stacks)
+        both = stats | dict(zip(places, by_stack, strict=True))
+        batch_stats = nnx.traversals.unflatten_mapping(both)
         return original._replace(apply=apply, batch_stats=batch_stats)
 
-    return switch
+    return switch_blocks
+
+
+# Cached, so that equal networks share a compiled program.
+@functools.cache
+def _switchable(shortcut: type[Any], on: Merge, off: Merge) -> type[nnx.Module]:
+    class Switchable(shortcut):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.switch = nnx.Variable(jnp.ones(()))
+
+        def __call__(self, x: Array, branch: Array, **kwargs: Any) -> Array:
+            call = functools.partial(super().__call__, **kwargs)
+            return jnp.where(self.switch[...] > 0, on(call, x, branch), off(call, x, branch))
+
+    return Switchable

@@ -16,6 +16,7 @@ from resnet_jax.analysis import lesions, subjects
 from resnet_jax.analysis.lesions import Lesion
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
+from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.weights.loading import Pretrained
 from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, blocks_of, compilations, normalized, walk, weights_of
 
@@ -78,7 +79,7 @@ def test_intact_network_is_bit_identical() -> None:
 
     for weights, network, options in (
         (residual(), subjects.network(residual()), {"multipliers": ones}),
-        (plain(), subjects.switched(plain(), lesions.PassThrough)(ones), {}),
+        (plain(), subjects.switched(plain(), ZeroPad, lesions.keep_branch, lesions.keep_input)(ones), {}),
     ):
         intact = logits(subjects.network(weights))
         np.testing.assert_array_equal(logits(network, permutation=order, **options), intact)
