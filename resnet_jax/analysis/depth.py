@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -20,15 +20,16 @@ from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.results import Cell, Spread
 from resnet_jax.training import config
 
+Family = list[Cell]
+"""Networks that differ in depth alone and share a training recipe, sorted by depth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Output):
-    """Training and test error against depth, and the depth from which networks stop learning
-    (He et al. 2015, Figure 1)."""
+    """Error against depth, and the depth at which learning stops (He et al. 2015, Figure 1)."""
 
     sources: Positional[tuple[Path, ...]]
-    """Runs, directories of runs, or committed results. Networks that differ in depth alone form a
-    line."""
+    """Runs, their parents, or committed results. Networks that differ in depth alone are a line."""
     threshold: float = 10.0
     """Training error in percent above which a network has not learned."""
 
@@ -40,54 +41,41 @@ def run(options: Options) -> subjects.Outcome:
     return describe(lines, threshold), lambda: draw(lines, threshold)
 
 
-class Depth(NamedTuple):
-    cell: Cell
-    layers: int
-
-    @property
-    def training(self) -> Spread:
-        """Training error of the last step in percent."""
-        return self.cell.spread("training_error_percent")
-
-    @property
-    def test(self) -> Spread:
-        """Test error of the last step in percent."""
-        return self.cell.error
-
-
-class Family(NamedTuple):
-    """Networks that differ in depth alone and share a training recipe, sorted by depth."""
-
-    title: str
-    depths: list[Depth]
-
-
 def families(collected: Sequence[Cell]) -> list[Family]:
     """Groups finished variants that differ in ``stages`` alone, one per depth."""
-    groups: dict[tuple[str, int], list[Depth]] = {}
+    finished = [cell for cell in collected if cell.results]
+    if not finished:
+        raise UserError("no run is finished. Continue the runs, or name others.")
+    groups: dict[tuple[str, int], Family] = {}
     seen: collections.Counter[tuple[str, int]] = collections.Counter()
-    for cell in (cell for cell in collected if cell.results):
+    for cell in sorted(finished, key=depth):
         model, protocol = cell.results[0]["model"], cell.results[0]["protocol"]
         key = config.fingerprint({"protocol": protocol, **model, "stages": None})
-        depth = Depth(cell, layers(model))
         # Variants of equal depth that differ otherwise start another line.
-        groups.setdefault((key, seen[key, depth.layers]), []).append(depth)
-        seen[key, depth.layers] += 1
-    if not groups:
-        raise UserError("no run is finished. Continue the runs, or name others.")
-    ordered = [sorted(depths, key=lambda depth: depth.layers) for depths in groups.values()]
-    return [
-        Family(figures.common([depth.cell.name for depth in depths])[0], depths)
-        for depths in ordered
-    ]
+        groups.setdefault((key, seen[key, depth(cell)]), []).append(cell)
+        seen[key, depth(cell)] += 1
+    return list(groups.values())
+
+
+def title(family: Family) -> str:
+    """Returns the common part of the names."""
+    return figures.common([cell.name for cell in family])[0]
+
+
+def training(cell: Cell) -> Spread:
+    """Returns the training error of the last step in percent."""
+    return cell.spread("training_error_percent")
 
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
     """Returns the least depth from which on the median training error exceeds ``threshold``."""
-    failing = itertools.takewhile(
-        lambda depth: depth.training.median > threshold, reversed(family.depths)
-    )
-    return min((depth.layers for depth in failing), default=None)
+    failing = itertools.takewhile(lambda cell: training(cell).median > threshold, reversed(family))
+    return min(map(depth, failing), default=None)
+
+
+def depth(cell: Cell) -> int:
+    """Returns the number of layers with weights."""
+    return layers(cell.results[0]["model"])
 
 
 def layers(model: dict[str, Any]) -> int:
@@ -102,24 +90,24 @@ def layers(model: dict[str, Any]) -> int:
 
 def describe(lines: Sequence[Family], threshold: float) -> Finding:
     """Returns tables and numbers."""
-    pairs = [(family, depth) for family in lines for depth in family.depths]
-    kinds = sorted({run["training_error_of"] for _, depth in pairs for run in depth.cell.results})
+    cells = [cell for family in lines for cell in family]
+    kinds = sorted({run["training_error_of"] for cell in cells for run in cell.results})
     errors = [
         {
-            "network": depth.cell.name,
-            "layers": depth.layers,
-            "seeds": len(depth.cell.results),
-            "training error %, mean": depth.training.mean,
-            "median": depth.training.median,
-            "test error %, mean": depth.test.mean,
+            "network": cell.name,
+            "layers": depth(cell),
+            "seeds": len(cell.results),
+            "training error %, mean": training(cell).mean,
+            "median": training(cell).median,
+            "test error %, mean": cell.error.mean,
         }
-        for _, depth in pairs
+        for cell in cells
     ]
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
     limits = [
         {
-            "networks": family.title,
-            "depths": " ".join(str(depth.layers) for depth in family.depths),
+            "networks": title(family),
+            "depths": " ".join(str(depth(cell)) for cell in family),
             heading: stops_learning(family, threshold) or "none",
         }
         for family in lines
@@ -136,15 +124,16 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
         ),
         rows=[
             {
-                "networks": family.title,
-                "network": depth.cell.name,
-                "layers": depth.layers,
+                "networks": title(family),
+                "network": cell.name,
+                "layers": depth(cell),
                 "seed": run["seed"],
                 "training error percent": run["training_error_percent"],
                 "test error percent": run["value"],
             }
-            for family, depth in pairs
-            for run in depth.cell.results
+            for family in lines
+            for cell in family
+            for run in cell.results
         ],
     )
 
@@ -153,17 +142,18 @@ def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
     figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
     for _, family, style in plots.styled(dict(enumerate(lines))):
-        depths = [depth.layers for depth in family.depths]
-        for name, linestyle, width in (("training", "-", 1.8), ("test", "--", 0.7)):
-            spreads: list[Spread] = [getattr(depth, name) for depth in family.depths]
+        depths = list(map(depth, family))
+        errors = [training(cell) for cell in family], [cell.error for cell in family]
+        looks = ("training", "-", 1.8), ("test", "--", 0.7)
+        for spreads, (name, linestyle, width) in zip(errors, looks, strict=True):
             mean = np.array([spread.mean for spread in spreads])
             low = mean - [min(spread.values) for spread in spreads]
             high = [max(spread.values) for spread in spreads] - mean
             line = style | {"linestyle": linestyle, "linewidth": width, "capsize": 2}
-            label = f"{figures.shortened(family.title)}, {name}"
+            label = f"{figures.shortened(title(family))}, {name}"
             panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
-    panel.set_xticks(sorted({depth.layers for family in lines for depth in family.depths}))
+    panel.set_xticks(sorted({depth(cell) for family in lines for cell in family}))
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
     panel.legend(frameon=False)

@@ -1,7 +1,7 @@
 """Distance of residual blocks from the identity (He et al. 2015, Section 3.1).
 
-And the change left to the branch: a block that maps 5 to 5.1 has the branch F(5) = 0.1. To reach
-5.2, the output changes by 2 %, the branch by 100 %.
+A block that maps 5 to 5.1 has the branch F(5) = 0.1. To reach 5.2, the output changes by 2 %, the
+branch by 100 %.
 """
 
 import functools

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import plots, subjects
@@ -26,8 +25,7 @@ from resnet_jax.weights.loading import Pretrained
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Options):
-    """Loss on a grid around networks, along two filter-normalized random directions (Li et al.
-    2018)."""
+    """Loss on a grid along two filter-normalized random directions (Li et al. 2018)."""
 
     points: int = 21
     """Points per direction; odd."""
@@ -48,9 +46,9 @@ def run(options: Options) -> subjects.Outcome:
         name="landscape",
         title="Loss landscape",
         heading="loss around the network (nats); better than guessing: below log(classes)",
-        caption="Mean cross-entropy (nats, logarithmic levels) on "
+        caption="Mean cross-entropy (nats, logarithmic levels; dots: non-finite) on "
         f"{options.points} by {options.points} points around each network (the cross), along two "
-        "filter-normalized random directions; running statistics. Dots: non-finite",
+        "filter-normalized random directions; running statistics",
         after="Li et al. 2018, Section 4",
     )
 
@@ -153,33 +151,24 @@ def _move(params: Variables, both: list[Variables], offset: Float[np.ndarray, "2
 
 def draw(results: Mapping[str, Landscape]) -> Figure:
     """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
-    columns = min(len(results), 3)
-    rows, side = -(-len(results) // columns), min(plots.WIDTH / columns, 3.3)
-    figure = Figure(figsize=(side * columns, (side + 0.25) * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    xlabels = ["direction 1, in norms of each filter"] * len(results)
+    figure, panels = plots.panels(xlabels, ["direction 2"], sharey=True)
     levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
-    for panel, (name, result) in zip(panels, results.items(), strict=False):
+    size = 0.75 * figures.FONT_SIZE
+    for panel, (name, result) in zip(panels, results.items(), strict=True):
         if levels:
-            _draw_contours(panel, result, levels)
+            # matplotlib's first axis is vertical. Interpolation is in logarithms.
+            loss = np.maximum(np.ma.masked_invalid(result.loss.T), levels[0] / 10)
+            contours = result.offsets, result.offsets, np.log10(loss), np.log10(levels)
+            lines = panel.contour(*contours, colors=figures.INK, linewidths=0.6, linestyles="-")
+            panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=size)
         non_finite = np.stack(np.nonzero(~np.isfinite(result.loss)))
         panel.plot(*result.offsets[non_finite], ".", color=figures.INK, markersize=3)
         panel.plot(0, 0, "+", color=figures.COLORS[1], markersize=8, markeredgewidth=1.6)
         panel.set_title(figures.shortened(name), fontsize=figures.FONT_SIZE)
         panel.set_aspect("equal")
-    for panel in panels[len(results) :]:
-        panel.set_axis_off()
-    figure.supxlabel("direction 1, in norms of each filter", fontsize=figures.FONT_SIZE)
-    figure.supylabel("direction 2", fontsize=figures.FONT_SIZE)
+        panel.grid(visible=False)
     return figure
-
-
-def _draw_contours(panel: Axes, result: Landscape, levels: list[float]) -> None:
-    # matplotlib's first axis is vertical. Interpolation is in logarithms.
-    loss = np.maximum(np.ma.masked_invalid(result.loss.T), levels[0] / 10)
-    contours = result.offsets, result.offsets, np.log10(loss), np.log10(levels)
-    lines = panel.contour(*contours, colors=figures.INK, linewidths=0.6, linestyles="-")
-    size = 0.75 * figures.FONT_SIZE
-    panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=size)
 
 
 def contour_levels(losses: Float[np.ndarray, "losses"]) -> list[float]:

@@ -26,8 +26,7 @@ Kind = Literal["none", "one", "several", "exchanged"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Options):
-    """Error after blocks are deleted, alone and together, and pairs exchanged (Veit et al. 2016,
-    Section 4). A deleted block of a plain network passes its input through."""
+    """Error after blocks are deleted and pairs exchanged (Veit et al. 2016, Section 4)."""
 
     deleted: int = 20
     """Maximum number of blocks deleted at once."""
@@ -118,7 +117,7 @@ def run(options: Options) -> subjects.Outcome:
         options,
         measure_network,
         draw,
-        by_number,
+        tabulate_numbers,
         name="lesions",
         title="Lesions",
         heading="error after lesions",
@@ -145,8 +144,8 @@ def plan(
     lesions = [Lesion("none"), *(Lesion("one", (block,)) for block in range(blocks))]
     for count in range(1, min(most_deleted, blocks - 1) + 1):
         for _ in range(draws):
-            deleted = rng.choice(blocks, count, replace=False)
-            lesions.append(Lesion("several", tuple(sorted(deleted.tolist()))))
+            deleted = sorted(rng.choice(blocks, count, replace=False).tolist())
+            lesions.append(Lesion("several", tuple(deleted)))
     pairs = [(i, j) for group in exchangeable for i in group for j in group if i < j]
     for count in range(1, most_exchanged + 1 if pairs else 1):
         for _ in range(draws):
@@ -163,21 +162,17 @@ def measure(
 ) -> Float[np.ndarray, "lesions"]:
     """Returns the error after each lesion in percent; all lesions share one compiled program.
 
-    A block is deleted by a factor of 0 on its branch. A block of a plain network, of which nothing
-    would be left, passes its input, resized as by option A (Section 4.1).
+    A block is deleted by a factor of 0 on its branch. A deleted block of a plain network returns
+    its input, resized as by option A (Section 4.1).
     """
     groups = weights.build().exchangeable()
     intact = list(range(groups[-1].stop))
     for lesion in lesions:
         order = lesion.order or intact
+        parts = (sorted(order[group.start : group.stop]) for group in groups)
         # The compiled program checks neither.
-        if not set(lesion.deleted) <= set(intact) or any(
-            sorted(order[group.start : group.stop]) != list(group) for group in groups
-        ):
-            raise UserError(
-                f"{lesion} does not fit: there are blocks 0 to {intact[-1]}; those of equal "
-                f"structure, which may be exchanged, are {groups}."
-            )
+        if not set(lesion.deleted) <= set(intact) or list(map(list, groups)) != list(parts):
+            raise UserError(f"{lesion} does not fit: blocks may be exchanged within {groups}.")
     network, switched = subjects.network(weights), None
     if subjects.is_plain(weights):
         switched = subjects.switched(weights, ZeroPad, keep_branch, keep_input)
@@ -209,7 +204,7 @@ def keep_input(shortcut: Any, x: Array, branch: Array) -> Array:
     return shortcut(x, jnp.zeros_like(branch))
 
 
-def by_number(name: str, errors: Errors) -> Table:
+def tabulate_numbers(name: str, errors: Errors) -> Table:
     """Returns the table of errors by number of blocks or pairs."""
     verbs: dict[Kind, str] = {"several": "deleted", "exchanged": "exchanged"}
     rows = [

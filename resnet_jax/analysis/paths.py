@@ -1,7 +1,4 @@
-"""Lengths of paths through residual networks, and the gradient that they carry.
-
-Veit et al. 2016 (arXiv 1605.06431), Section 4.3.
-"""
+"""Paths through residual networks: Veit et al. 2016 (arXiv 1605.06431), Section 4.3."""
 
 import functools
 from collections.abc import Mapping
@@ -15,6 +12,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from scipy import stats
 
 from resnet_jax.analysis import plots, subjects
@@ -30,8 +28,7 @@ EFFECTIVE_SHARE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Options):
-    """Lengths of paths through a residual network, and the gradient they carry (Veit et al. 2016,
-    Figure 6)."""
+    """Lengths of paths, and the gradient that they carry (Veit et al. 2016, Figure 6)."""
 
     images: int = 100
     draws: int = 10
@@ -130,10 +127,9 @@ def measure(
     """Samples the gradients of paths of every length.
 
     As in the paper, the forward pass is that of the whole network. In the backward pass k random
-    blocks propagate through their branch alone, all others through their shortcut alone. The
-    gradient is that of an image's cross-entropy by the normalized image, in inference mode; all
-    images share the draws. The Jacobian of a block is a sum, so the gradients of all 2^n paths add
-    up to that of the network.
+    blocks propagate through their branch alone, all others through their shortcut alone: the
+    Jacobian of a block is a sum, so the gradients of all paths add up to that of the network. The
+    gradient is that of an image's cross-entropy by the normalized image, in inference mode.
     """
     source, blocks = weights.card.source, sum(weights.architecture.stages)
     if subjects.is_plain(weights):
@@ -141,7 +137,7 @@ def measure(
             f"{source} is a plain network, which has a single path. Name a residual network."
         )
     shortcut = weights.architecture.shortcut
-    switched = subjects.switched(weights, shortcut, by_branch, by_shortcut)
+    switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
     paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
     means = [
         subjects.mean(
@@ -165,12 +161,12 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
     return (ranks < np.arange(blocks + 1)[:, None]).astype(np.float32)
 
 
-def by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
     """Merges as the shortcut; the gradient flows through the branch alone."""
     return shortcut(lax.stop_gradient(x), branch)
 
 
-def by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
     """Merges as the shortcut; the gradient flows through the shortcut alone."""
     return shortcut(x, lax.stop_gradient(branch))
 
@@ -213,5 +209,8 @@ def draw(results: Mapping[str, Paths]) -> Figure:
     panels[0].set_ylim(bottom=0)
     panels[2].set_ylim(bottom=0)
     panels[1].set_yscale("log")
+    # The default writes formulas, which the style does not render.
+    panels[1].yaxis.set_major_formatter(LogFormatter())
+    panels[1].yaxis.set_minor_formatter(LogFormatter())
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -10,7 +10,6 @@ from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.studies import figures
 
-WIDTH = 7.2  # inches
 Name = TypeVar("Name")
 Result = TypeVar("Result")
 
@@ -19,7 +18,7 @@ def panels(
     xlabels: Sequence[str], ylabels: Sequence[str], **subplots: Any
 ) -> tuple[Figure, list[Axes]]:
     """Returns a row of panels, one per label of the horizontal axis."""
-    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     axes = list(figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0])
     for panel, label, ylabel in itertools.zip_longest(axes, xlabels, ylabels):
         panel.set_xlabel(label)

@@ -30,13 +30,10 @@ EXECUTION = Execution(blocks="loop", kernels="plain")
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Options):
-    """Standard deviation of the responses of 3x3 layers (He et al. 2015, Figure 7);
-    strength and gradient of blocks."""
+    """Responses of 3x3 layers (He et al. 2015, Figure 7); strength and gradient of blocks."""
 
     steps: tuple[int, ...] = ()
-    """Checkpoints to compare, with the statistics of the analyzed images: 0 (initialization) and
-    steps that the run kept (--checkpointing.keep-every K). Default: the newest step, running
-    statistics."""
+    """Kept checkpoints to compare, 0: initialization; with statistics of the analyzed images."""
 
 
 def run(options: Options) -> subjects.Outcome:
@@ -51,7 +48,7 @@ def run(options: Options) -> subjects.Outcome:
         options,
         measure_network,
         draw,
-        by_block,
+        tabulate_blocks,
         name="responses",
         title="Responses of layers",
         heading="standard deviation of the responses of 3x3 layers",
@@ -149,10 +146,7 @@ def layers(weights: Pretrained) -> tuple[str, ...]:
 def forward(
     network: Network, images: Float[Array, "n h w c"], names: Sequence[str] = ()
 ) -> tuple[list[Array], list[list[Array]]]:
-    """Returns named activations; branch, branch merged with the shortcut, and input of each block.
-
-    In float32. To be traced; images are normalized.
-    """
+    """Returns named activations, and (branch, merged branch, input) of each block, in float32."""
     parts = "/branch", "/shortcut", activations.INPUT
     patterns = (*names, *(f"block*{part}" for part in parts))
     _, taps = activations.of(*network[:3], images, patterns)
@@ -199,7 +193,7 @@ def _gradient(network: Network, images: Array, labels: Array) -> Float[Array, "b
     return jnp.concatenate([jnp.linalg.norm(stack, axis=1) for stack in flat])
 
 
-def by_block(name: str, result: Responses) -> Table:
+def tabulate_blocks(name: str, result: Responses) -> Table:
     """Returns the table of the measurements per block."""
     columns = {
         "block": [str(block) for block in range(len(result.ratio))],

@@ -57,8 +57,7 @@ class Output:
     """Options of every analysis."""
 
     to: Path | None = None
-    """Output directory for JSON, CSV, SVG and PNG. Default: lab/ in the first run directory,
-    which 'resnet-jax report' includes; none for imported weights."""
+    """Output directory. Default: lab/ in the first run directory, for 'resnet-jax report'."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -155,14 +154,10 @@ def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretr
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Returns the shortest ends of the paths that tell them apart; equal paths are numbered."""
+    """Returns the shortest ends of the paths that tell them apart."""
     split = [path.resolve().parts for path in paths]
     ends = (["/".join(path[-length:]) for path in split] for length in itertools.count(1))
-    names = next(names for names in ends if len(set(names)) == len(set(split)))
-    return [
-        f"{name} ({number})" if name in names[:number] else name
-        for number, name in enumerate(names)
-    ]
+    return next(names for names in ends if len(set(names)) == len(set(split)))
 
 
 class Network(NamedTuple):
@@ -176,8 +171,9 @@ class Network(NamedTuple):
 
 def network(weights: Pretrained, execution: Execution = Execution()) -> Network:
     """Puts a network on the device."""
-    variables = jax.device_put((weights.params, weights.batch_stats))
-    return Network(weights.apply(execution), *variables, Preprocessing(*weights.card.constants()))
+    params, batch_stats = jax.device_put((weights.params, weights.batch_stats))
+    constants = Preprocessing(*weights.card.constants())
+    return Network(weights.apply(execution), params, batch_stats, constants)
 
 
 def batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

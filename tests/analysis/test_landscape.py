@@ -125,7 +125,8 @@ def test_contour_levels_lie_inside_the_range() -> None:
 
 
 def test_landscape_rejects_bad_input() -> None:
-    for options in ({"points": 4}, {"reach": 0.0}, {"reach": math.nan}):
+    cases: list[dict[str, Any]] = [{"points": 4}, {"reach": 0.0}, {"reach": math.nan}]
+    for options in cases:
         with pytest.raises(UserError, match="points must be odd and at least 3, reach finite and above 0"):
             landscape.measure(weights_of(SMALL), EXAMPLES, **options)
 

@@ -122,7 +122,7 @@ def test_tau_counts_discordant_pairs() -> None:
 
 def test_lesions_reject_blocks_that_do_not_exist_or_differ() -> None:
     for lesion in (Lesion("one", (3,)), Lesion("exchanged", order=(0, 2, 1))):
-        with pytest.raises(UserError, match="there are blocks 0 to 2"):
+        with pytest.raises(UserError, match="does not fit"):
             lesions.measure(residual(), EXAMPLES, [lesion])
 
 

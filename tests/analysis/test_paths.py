@@ -46,7 +46,7 @@ def test_path_gradients_sum_to_the_gradient_of_the_network(name: str) -> None:
     """The Jacobian of a block is a sum, so that of three blocks is the sum of 2^3 products."""
     network = NETWORKS[name]
     weights, images = weights_of(network), normalized(EXAMPLES.images)
-    switched = subjects.switched(weights, network.shortcut, paths.by_branch, paths.by_shortcut)
+    switched = subjects.switched(weights, network.shortcut, paths.route_by_branch, paths.route_by_shortcut)
 
     def gradient(network: subjects.Network) -> Any:
         def loss(images: Any) -> Any:
