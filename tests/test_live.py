@@ -6,7 +6,7 @@ import time
 
 import pytest
 from resnet_jax.models import components
-from resnet_jax.studies.progress import StudyTable
+from resnet_jax.studies.study import StudyTable
 from resnet_jax.terminal import RunProgress
 from resnet_jax.training.config import Experiment
 from rich.console import Console

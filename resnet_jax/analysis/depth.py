@@ -17,7 +17,7 @@ from resnet_jax.models.stems import NoTransition
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding, Table
-from resnet_jax.studies.results import Cell, Spread
+from resnet_jax.studies.results import Spread, VariantRuns
 from resnet_jax.training import config
 
 
@@ -39,7 +39,7 @@ def run(options: Options, arguments: Sequence[str]) -> None:
         raise UserError(f"--threshold must be in [0, 100) percent, got {options.threshold:g}.")
     collected = results_lib.collect(options.sources)
     results = families(collected)
-    directories = [member.source for cell in collected for member in cell.runs]
+    directories = [member.source for variant in collected for member in variant.runs]
     subjects.show(
         describe(results, options.threshold),
         lambda: draw(results, options.threshold),
@@ -50,18 +50,18 @@ def run(options: Options, arguments: Sequence[str]) -> None:
 
 
 class Depth(NamedTuple):
-    cell: Cell
+    variant: VariantRuns
     layers: int
 
     @property
     def training(self) -> Spread:
         """Training error of the last step in percent."""
-        return self.cell.spread("training_error_percent")
+        return self.variant.spread("training_error_percent")
 
     @property
     def test(self) -> Spread:
         """Test error of the last step in percent."""
-        return self.cell.error
+        return self.variant.error
 
 
 class Family(NamedTuple):
@@ -71,12 +71,12 @@ class Family(NamedTuple):
     depths: tuple[Depth, ...]
 
 
-def families(collected: Sequence[Cell]) -> list[Family]:
+def families(collected: Sequence[VariantRuns]) -> list[Family]:
     """Groups variants that differ in ``stages`` alone, one per depth. Raises UserError if no run is finished."""
     groups: dict[tuple[str, int], dict[int, Depth]] = {}
-    for cell in (cell for cell in collected if cell.results):
-        model, protocol = cell.results[0]["model"], cell.results[0]["protocol"]
-        depth = Depth(cell, layers(model))
+    for variant in (variant for variant in collected if variant.results):
+        model, protocol = variant.results[0]["model"], variant.results[0]["protocol"]
+        depth = Depth(variant, layers(model))
         key = config.fingerprint(
             {"protocol": protocol}
             | {name: value for name, value in model.items() if name != "stages"}
@@ -92,7 +92,7 @@ def families(collected: Sequence[Cell]) -> list[Family]:
         raise UserError("no run is finished. Continue the runs, or name others.")
     ordered = [tuple(depths[number] for number in sorted(depths)) for depths in groups.values()]
     return [
-        Family(figures.common([depth.cell.name for depth in depths])[0], depths)
+        Family(figures.common_name([depth.variant.name for depth in depths]), depths)
         for depths in ordered
     ]
 
@@ -118,7 +118,7 @@ def describe(results: Sequence[Family], threshold: float) -> Finding:
     """Returns tables and numbers."""
     pairs = [(family, depth) for family in results for depth in family.depths]
     kinds = sorted(
-        {result["training_error_of"] for _, depth in pairs for result in depth.cell.results}
+        {result["training_error_of"] for _, depth in pairs for result in depth.variant.results}
     )
     columns = (
         "network",
@@ -130,9 +130,9 @@ def describe(results: Sequence[Family], threshold: float) -> Finding:
     )
     errors = tuple(
         (
-            depth.cell.name,
+            depth.variant.name,
             depth.layers,
-            len(depth.cell.results),
+            len(depth.variant.results),
             depth.training.mean,
             depth.training.median,
             depth.test.mean,
@@ -160,7 +160,7 @@ def describe(results: Sequence[Family], threshold: float) -> Finding:
         rows=[
             {
                 "networks": family.title,
-                "network": depth.cell.name,
+                "network": depth.variant.name,
                 "layers": depth.layers,
                 "seed": result["seed"],
             }
@@ -169,7 +169,7 @@ def describe(results: Sequence[Family], threshold: float) -> Finding:
                 "test error percent": result["value"],
             }
             for family, depth in pairs
-            for result in depth.cell.results
+            for result in depth.variant.results
         ],
     )
 

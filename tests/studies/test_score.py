@@ -79,7 +79,7 @@ def test_score_accepts_images_of_any_size_that_are_resized_or_cropped(digits_dir
     assert result["protocol"]["view"] == "single 16x16 of 20, bicubic"
 
 
-def test_score_rejects_bad_input(short_run: Path, digits_dir: str, short: Any, tmp_path: Path) -> None:
+def test_score_rejects_bad_input(digits_dir: str, short: Any, tmp_path: Path) -> None:
     file = saving.save(drawn(short.model), tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="there is neither a run nor a file of weights at /nowhere"):
         scored(Path("/nowhere"), digits_dir)
@@ -87,9 +87,6 @@ def test_score_rejects_bad_input(short_run: Path, digits_dir: str, short: Any, t
         scored(file, digits_dir)
     with pytest.raises(UserError, match="digits has no split 'validation'; it has test, train"):
         scored(file, digits_dir, data="digits", split="validation")
-    for source in (file, short_run):
-        with pytest.raises(UserError, match="--batch-size is 0; give 1 image or more"):
-            scored(source, digits_dir, data="digits", batch_size=0)
     five = saving.save(drawn(replace(short.model, num_classes=5)), tmp_path / "five.safetensors")
     with pytest.raises(UserError, match=r"in 10 classes; the network takes \(8, 8, 1\) in 5"):
         scored(five, digits_dir, data="digits")
