@@ -6,22 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import models
+from resnet_jax import models, terminal
 from resnet_jax.studies import ledger
 from resnet_jax.studies.ledger import METRICS, Entry
 from resnet_jax.studies.results import Run, Spread, VariantRuns
-from resnet_jax.terminal import Table
 from resnet_jax.training import config
 
 MEASURED = {"top1_error": "value", "training_error": "training_error_percent"}
 """Metrics that runs measure, and the field of ``result.json`` for the last step."""
-# Metrics that need no run, to the field of ``models.Counts``.
-_COUNTED = {
-    "parameters": "parameters",
-    "multiply_adds": "multiply_adds",
-    "flops": "multiply_adds",
-    "projections": "projections",
-}
+# Metrics that need no run.
+_COUNTED = ("parameters", "multiply_adds", "flops", "projections")
 # Selection of the reported step to the field of ``result.json``.
 _SELECTED = {
     "last step": "value",
@@ -94,7 +88,8 @@ def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
     if architecture is None:
         return Comparison(entry)
     if entry.metric in _COUNTED:
-        return Comparison(entry, counted=getattr(_counts(architecture), _COUNTED[entry.metric]))
+        name = "multiply_adds" if entry.metric == "flops" else entry.metric
+        return Comparison(entry, counted=getattr(_counts(architecture), name))
     if entry.metric not in MEASURED:
         return Comparison(entry)
     network = structure(config.resolve(architecture))
@@ -169,7 +164,9 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in names} | {
         "published": entry.value,
         "counted": comparison.counted,
-        "ours": [{"variant": v.name} | error.plain() for v, error in comparison.ours],
+        "ours": [
+            {"variant": v.name} | terminal.plain(error._asdict()) for v, error in comparison.ours
+        ],
         "mismatches": [
             {"variant": mismatch.variant.name, "differing": mismatch.differing}
             for mismatch in comparison.mismatches
@@ -178,7 +175,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def tables(comparisons: Sequence[Comparison]) -> list[Table]:
+def tables(comparisons: Sequence[Comparison]) -> list[terminal.Table]:
     """Returns one table per table of a paper."""
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
@@ -190,7 +187,7 @@ def tables(comparisons: Sequence[Comparison]) -> list[Table]:
     for title, group in groups.items():
         commands = dict.fromkeys(c.command for c in group if c.missing and c.command)
         note = "\n".join(f"to run: {command}" for command in commands)
-        rendered.append(Table(title, columns, tuple(map(_row, group)), note))
+        rendered.append(terminal.Table(title, columns, tuple(map(_row, group)), note))
     return rendered
 
 

@@ -5,6 +5,7 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ class Member(NamedTuple):
     """A variant in its family."""
 
     name: str
-    stages: tuple[int, ...]
+    blocks: int
     train: Curve | None
     test: Curve | None
 
@@ -145,40 +146,30 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
 
 def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
     """Groups variants with curves that differ in ``stages`` alone, one of each depth."""
-    groups: list[tuple[str, list[Member]]] = []
+    groups: dict[tuple[str, int], list[Member]] = {}
+    # Networks of one depth that were trained differently would be two lines of one color.
+    counts: Counter[tuple[str, int]] = Counter()
     for variant in variants:
-        records = [run.records() for run in variant.runs]
+        workdirs = [Workdir(run.source) for run in variant.runs if run.source.is_dir()]
+        records = [workdir.records() for workdir in workdirs]
         train, test = curve(records, "train"), curve(records, "test")
         if train is None and test is None:
             continue
-        if variant.results:
-            model = variant.results[0]["model"]
-        else:
-            workdir = Workdir(variant.runs[0].source)
-            model = workdir.read_experiment_file()["experiment"]["model"]
-        member = Member(variant.name, tuple(model["stages"]), train, test)
-        rest = config.fingerprint({k: value for k, value in model.items() if k != "stages"})
-        # Networks of one depth that were trained differently would be two lines of one color.
-        for key, group in groups:
-            if key == rest and all(member.stages != other.stages for other in group):
-                group.append(member)
-                break
-        else:
-            groups.append((rest, [member]))
-    return [sorted(members, key=_depth) for _, members in groups]
-
-
-def _depth(member: Member) -> tuple[int, tuple[int, ...]]:
-    return sum(member.stages), member.stages
+        model = workdirs[0].read_experiment_file()["experiment"]["model"]
+        kind = config.fingerprint({k: value for k, value in model.items() if k != "stages"})
+        member = Member(variant.name, sum(model["stages"]), train, test)
+        groups.setdefault((kind, counts[kind, member.blocks]), []).append(member)
+        counts[kind, member.blocks] += 1
+    return [sorted(members, key=lambda member: member.blocks) for members in groups.values()]
 
 
 def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
     """Draws one panel per family with curves, on the same axes; returns titles and ``<svg>``."""
     grouped = families(variants)
-    members = sorted((member for family in grouped for member in family), key=_depth)
+    members = [member for family in grouped for member in family]
     if not members:
         return []
-    depths = list(dict.fromkeys(member.stages for member in members))
+    depths = sorted({member.blocks for member in members})
     steps = max(curve.steps[-1] for member in members for curve in member.curves)
     limit = error_limit(members, steps)
     drawn = []
@@ -193,7 +184,7 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
             for member in family:
-                _draw_member(panel, member, depths.index(member.stages))
+                _draw_member(panel, member, depths.index(member.blocks))
             figure.legend(loc="outside upper left", ncols=columns, frameon=False)
             label = f"Training and test error against steps: {', '.join(names)}"
             drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
@@ -253,20 +244,16 @@ def draw_errors(
 
 
 def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[float]) -> None:
-    error, blue, orange = variant.error, *COLORS[:2]
-    if len(error.values) > 1:
-        band = (error.mean - error.deviation, error.mean + error.deviation)
-        panel.hlines(row, *band, color=blue, alpha=0.28, linewidth=9)
-    panel.vlines(error.mean, row - 0.22, row + 0.22, color=INK, linewidth=1.4)
+    error, (blue, orange, *_) = variant.error, COLORS
+    band = {"xerr": error.deviation, "ecolor": f"{blue}48", "elinewidth": 9}
+    panel.errorbar(error.mean, row, fmt="|", color=INK, markersize=12, **band)
+    values = np.array([result["value"] for result in variant.results])
+    diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
     # Seeds with the same error remain separate dots.
-    count = len(variant.results)
-    heights = row + np.linspace(-0.12, 0.12, count) * (count > 1)
-    for result, height in zip(variant.results, heights, strict=True):
-        if result["diverged_at_step"] is None:
-            look = {"marker": "o", "markersize": 4.2, "color": blue, "markeredgewidth": 0}
-        else:
-            look = {"marker": "x", "markersize": 5.5, "color": INK, "markeredgewidth": 1.4}
-        panel.plot(result["value"], height, clip_on=False, **look)
+    heights = row + np.linspace(-0.12, 0.12, values.size) * (values.size > 1)
+    dots = {"markersize": 4.5, "clip_on": False}
+    panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
+    panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
     diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}
     panel.plot(published, [row] * len(published), "D", markersize=7, **diamond)
     text = {"transform": panel.get_yaxis_transform(), "va": "center"}

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -39,15 +39,6 @@ class Finding:
         return plain(head | run_dir.describe() | {"tables": tables, "rows": self.rows})
 
 
-class Section(NamedTuple):
-    """A finding that was read back."""
-
-    title: str
-    caption: str
-    tables: tuple[Table, ...]
-    svg: str
-
-
 def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
     """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
     files = [folder / f"{finding.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
@@ -66,17 +57,18 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
     return files
 
 
-def read(folders: Iterable[Path]) -> list[Section]:
-    """Reads the findings in run directories."""
-    return [_section(file) for run in folders for file in sorted((run / FOLDER).glob("*.json"))]
+def read(folders: Iterable[Path]) -> list[tuple[Finding, str]]:
+    """Reads the findings in run directories, with their figures as SVG."""
+    return [_read(file) for run in folders for file in sorted((run / FOLDER).glob("*.json"))]
 
 
-def _section(file: Path) -> Section:
+def _read(file: Path) -> tuple[Finding, str]:
     try:
         text = json.loads(file.read_text())
         tables = tuple(map(table, text["tables"]))
         svg = file.with_suffix(".svg").read_text()
-        return Section(text["title"], text["caption"], tables, svg)
+        names = ("name", "title", "caption", "rows")
+        return Finding(tables=tables, **{name: text[name] for name in names}), svg
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} is corrupt, or its figure is missing ({error!r}): "

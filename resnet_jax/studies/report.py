@@ -44,7 +44,6 @@ def write(
                 "source": Path(source).as_posix() + ("/" if run.source.is_dir() else ""),
             }
             runs.append((variant, run, place))
-    laboratory = findings.read(run.source for _, run, _ in runs)
     text = _template().render(
         title=_title(variants, study),
         study=study,
@@ -58,8 +57,8 @@ def write(
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
         laboratory=[
-            (section, figures.inline(section.svg, section.title, f"lab{number}"))
-            for number, section in enumerate(laboratory)
+            (finding, figures.inline(svg, finding.title, f"lab{number}"))
+            for number, (finding, svg) in enumerate(findings.read(run.source for _, run, _ in runs))
         ],
         runs=[
             (variant, run, place["source"], quote(place["source"])) for variant, run, place in runs
@@ -72,17 +71,7 @@ def write(
             )
             for variant in variants
         ],
-        environment=_distinct(
-            {
-                "commit": run.result["commit"] or "not run from a checkout",
-                "device": "{count} × {kind} ({backend}), {cores} host cores".format(
-                    **run.result["device"]
-                ),
-                **run.result["versions"],
-            }
-            for _, run, _ in runs
-            if run.result
-        ),
+        environment=_environment(run.result for _, run, _ in runs if run.result),
     )
     data = {
         "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
@@ -125,9 +114,8 @@ def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
 
 def _absent(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> list[str]:
     """Returns variants of the study without a run."""
-    names = [variant.name for variant in variants]
     # Without a part of their fingerprint.
-    present = {*names, *(re.sub(r" \([\da-f]{6}\)$", "", name) for name in names)}
+    present = {re.sub(r" \([\da-f]{6}\)$", "", variant.name) for variant in variants}
     return [name for name in study.get("variants", ()) if name not in present]
 
 
@@ -208,19 +196,24 @@ def table(path: Path, link: str) -> str:
         environments = [text | {"device": text["devices"]}]
     else:
         raise UserError(f"{path} holds results of kind {kind!r}; give a study or a finding")
-    command, environment = f"`{text['command']}`", _environment(environments)
-    note = f"{command}; {environment}; {text['date']}; [data]({link}). {text.get('reduced', '')}"
+    environment = _environment(environments)
+    commits = [
+        re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in environment["commit"]
+    ]
+    texts = (environment["device"], [f"jax {version}" for version in environment["jax"]], commits)
+    where = "; ".join(" and ".join(dict.fromkeys(text)) for text in texts)
+    note = (
+        f"`{text['command']}`; {where}; {text['date']}; [data]({link}). {text.get('reduced', '')}"
+    )
     return "\n".join([*terminal.markdown(rendered), "", note.rstrip()]) + "\n"
 
 
-def _environment(results: Sequence[Mapping[str, Any]]) -> str:
-    """Returns devices, jax versions and commits, all of them where they differ."""
-    texts = [
-        (
-            "{count} x {kind}, {cores} cores".format(**result["device"]),
-            f"jax {result['versions']['jax']}",
-            re.sub(r"^(\w{7})\w*", r"commit \1", result["commit"] or "") or "no checkout",
-        )
+def _environment(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    return _distinct(
+        {
+            "commit": result["commit"] or "no checkout",
+            "device": "{count} x {kind}, {cores} cores".format(**result["device"]),
+            **result["versions"],
+        }
         for result in results
-    ]
-    return "; ".join(" and ".join(dict.fromkeys(column)) for column in zip(*texts, strict=True))
+    )

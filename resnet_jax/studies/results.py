@@ -5,9 +5,9 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy import special
 
@@ -15,11 +15,10 @@ from resnet_jax.errors import UserError
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
-from resnet_jax.training.run_dir import Record, Workdir, write_json, write_text
+from resnet_jax.training.run_dir import Workdir, write_json, write_text
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One seed of a variant."""
 
     seed: int
@@ -28,44 +27,32 @@ class Run:
     source: Path
     """Run directory, or file of committed results."""
 
-    def records(self) -> list[Record]:
-        """Returns the metrics; empty for a committed result."""
-        return Workdir(self.source).records() if self.source.is_dir() else []
 
-
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """A number over the seeds of a variant; NaN without values."""
 
+    mean: float
+    deviation: float
+    """Sample standard deviation; NaN for fewer than two values."""
+    median: float
+    best: float
     values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; NaN for fewer than two values."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values) if self.values else math.nan
-
-    @property
-    def best(self) -> float:
-        return min(self.values, default=math.nan)
-
-    def plain(self) -> dict[str, Any]:
-        """Returns all statistics and the values."""
-        names = ("mean", "deviation", "median", "best", "values")
-        return plain({name: getattr(self, name) for name in names})
 
     def __str__(self) -> str:
         if not self.values:
             return "–"
-        deviation = f" ± {self.deviation:.2f}" if len(self.values) > 1 else ""
-        return f"{self.mean:.2f}{deviation}"
+        return f"{self.mean:.2f}" + f" ± {self.deviation:.2f}" * (len(self.values) > 1)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Computes the statistics of a number over seeds."""
+    values = tuple(values)
+    if not values:
+        return Spread(math.nan, math.nan, math.nan, math.nan, ())
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(
+        statistics.fmean(values), deviation, statistics.median(values), min(values), values
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class VariantRuns:
     """A variant: runs that differ in their seed alone."""
 
     name: str
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run]
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -84,7 +71,7 @@ class VariantRuns:
     def spread(self, name: str) -> Spread:
         """Returns a field of the results over the seeds that have a number there."""
         values = (result[name] for result in self.results if result[name] is not None)
-        return Spread(tuple(float(value) for value in values if not math.isnan(value)))
+        return spread(float(value) for value in values if not math.isnan(value))
 
     @property
     def error(self) -> Spread:
@@ -102,8 +89,7 @@ class VariantRuns:
         return self.error.median > FAIL_PERCENT
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Error of a variant minus that of a baseline, paired over their common seeds."""
 
     baseline: str
@@ -131,17 +117,14 @@ class Difference:
 
 def difference(variant: VariantRuns, baseline: VariantRuns) -> Difference:
     """Compares errors of the last step; the interval covers the seeds, not the test images."""
-    ours, theirs = (
-        {result["seed"]: result["value"] for result in runs.results} for runs in (variant, baseline)
-    )
-    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    mean = statistics.fmean(pairs) if pairs else math.nan
-    half = math.nan
+    theirs = {result["seed"]: result["value"] for result in baseline.results}
+    ours = {result["seed"]: result["value"] for result in variant.results}
+    paired = spread(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+    seeds, half = len(paired.values), math.nan
     # Errors are quotients of counts: differences beyond the 9th digit are rounding.
-    if len({round(pair, 9) for pair in pairs}) > 1:
-        standard_error = statistics.stdev(pairs) / math.sqrt(len(pairs))
-        half = float(special.stdtrit(len(pairs) - 1, 0.975)) * standard_error
-    return Difference(baseline.name, len(pairs), mean, mean - half, mean + half)
+    if len({round(value, 9) for value in paired.values}) > 1:
+        half = float(special.stdtrit(seeds - 1, 0.975)) * paired.deviation / math.sqrt(seeds)
+    return Difference(baseline.name, seeds, paired.mean, paired.mean - half, paired.mean + half)
 
 
 def find(path: Path) -> list[Path]:
@@ -197,26 +180,29 @@ def _runs(path: Path) -> list[tuple[str, str, Run]]:
 def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
     """Returns one JSON object per variant with results; the first is the baseline."""
     finished = [variant for variant in variants if variant.results]
-    rows = []
-    for variant in finished:
-        paired = difference(variant, finished[0])
-        compared = asdict(paired) | {"distinguishable": paired.distinguishable}
-        row = {
-            "name": variant.name,
-            "seeds": len(variant.results),
-            "unfinished": len(variant.runs) - len(variant.results),
-            "diverged": variant.diverged,
-            "failed": variant.failed,
-            "test_error": variant.error.plain(),
-            "training_error": variant.spread("training_error_percent").plain(),
-            "best_over_training": variant.spread("best_over_training").plain(),
-            "selected_on_validation": variant.spread("selected_on_validation").plain(),
-            "difference": None if variant is finished[0] else compared,
-            "parameters": variant.results[0]["parameters"],
-            "seconds": variant.spread("seconds").mean,
-        }
-        rows.append(plain(row))
-    return rows
+    return [plain(_row(variant, finished[0])) for variant in finished]
+
+
+def _row(variant: VariantRuns, baseline: VariantRuns) -> dict[str, Any]:
+    errors = {
+        "test_error": "value",
+        "training_error": "training_error_percent",
+        "best_over_training": "best_over_training",
+        "selected_on_validation": "selected_on_validation",
+    }
+    paired = difference(variant, baseline)
+    compared = paired._asdict() | {"distinguishable": paired.distinguishable}
+    return {
+        "name": variant.name,
+        "seeds": len(variant.results),
+        "unfinished": len(variant.runs) - len(variant.results),
+        "diverged": variant.diverged,
+        "failed": variant.failed,
+        **{name: variant.spread(field)._asdict() for name, field in errors.items()},
+        "difference": None if variant is baseline else compared,
+        "parameters": variant.results[0]["parameters"],
+        "seconds": variant.spread("seconds").mean,
+    }
 
 
 def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[Table]:
@@ -228,37 +214,24 @@ def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[
     """
     finished = [variant for variant in variants if variant.results]
     baseline = finished[0] if finished else None
-    headline = (
-        "variant",
-        "seeds",
-        "test error %",
-        "median",
-        "best seed",
-        "training error %",
-        f"difference to {baseline.name if baseline else 'the first'}, paired (95 %)",
-    )
+    title = "error of the last step: mean ± standard deviation over seeds"
+    columns = ["variant", "seeds", "test error %", "median", "best seed", "training error %"]
+    columns.append(f"difference to {baseline.name if baseline else 'the first'}, paired (95 %)")
     rows = [_headline(variant, baseline) for variant in variants]
     rows += [(name, "0", "not run", *[""] * 4) for name in absent]
     failed = any(variant.failed for variant in variants)
     note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" if failed else ""
+    headline = Table(title, tuple(columns), tuple(rows), note)
     selected = {"best_over_training": "best over training (selected on test) %"}
     if any(variant.spread("selected_on_validation").values for variant in finished):
         selected["selected_on_validation"] = "selected on validation %"
-    costs = tuple(
-        (
-            variant.name,
-            *(str(variant.spread(name)) for name in selected),
-            variant.results[0]["parameters"],
-            variant.spread("seconds").mean,
-        )
-        for variant in finished
-    )
-    columns = ("variant", *selected.values(), "parameters", "seconds per run")
-    title = "error of the last step: mean ± standard deviation over seeds"
-    return [
-        Table(title, headline, tuple(rows), note),
-        Table("selected errors (not comparable) and costs", columns, costs),
-    ]
+    costs = []
+    for variant in finished:
+        errors = (str(variant.spread(name)) for name in selected)
+        parameters, seconds = variant.results[0]["parameters"], variant.spread("seconds").mean
+        costs.append((variant.name, *errors, parameters, seconds))
+    names = ("variant", *selected.values(), "parameters", "seconds per run")
+    return [headline, Table("selected errors (not comparable) and costs", names, tuple(costs))]
 
 
 def _headline(variant: VariantRuns, baseline: VariantRuns | None) -> tuple[str, ...]:
@@ -268,7 +241,7 @@ def _headline(variant: VariantRuns, baseline: VariantRuns | None) -> tuple[str, 
         return (variant.name, seeds, "not finished", *[""] * 4)
     return (
         variant.name,
-        seeds + (f", {variant.diverged} diverged" if variant.diverged else ""),
+        seeds + f", {variant.diverged} diverged" * bool(variant.diverged),
         f"{error}{' fail' if variant.failed else ''}",
         f"{error.median:.2f}",
         f"{error.best:.2f}",
@@ -281,20 +254,12 @@ def write(
     path: Path, results: Sequence[dict[str, Any]], *, command: str, reduced: str = ""
 ) -> None:
     """Writes the fields that all results share once, then one line per result."""
-    shared = [
-        name
-        for name, value in results[0].items()
-        if all(result[name] == value for result in results)
-    ]
-    head = {
-        "kind": "study",
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-        "reduced": reduced,
-        "common": {name: results[0][name] for name in shared},
-    }
+    first, *others = results
+    shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
+    head = {"kind": "study", "date": datetime.date.today().isoformat()}
+    head |= {"command": command, "reduced": reduced, "common": shared}
     rows = ",\n  ".join(
-        json.dumps({name: value for name, value in result.items() if name not in shared})
+        json.dumps({k: value for k, value in result.items() if k not in shared})
         for result in results
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,20 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console, Group
 from rich.live import Live
-from rich.text import Text
 
 from resnet_jax import distributed, models
 from resnet_jax.data import datasets
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.models import components
 from resnet_jax.studies.ledger import FAIL_PERCENT
-from resnet_jax.studies.results import Spread
+from resnet_jax.studies.results import spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, program, sharding
 from resnet_jax.training.config import Experiment
@@ -312,24 +312,18 @@ def _work() -> None:
 
 
 class StudyTable:
-    """Progress of a study: a table on a terminal, one line per event in a log.
-
-    A context manager.
-    """
+    """Progress of a study: a table on a terminal, one line per event in a log; enter it."""
 
     def __init__(self, variants: Sequence[Experiment], seeds: int, console: Console = err):
         self._seeds, self._console = seeds, console
         # The time of a run is about proportional to its multiply-adds.
         self._costs = {
-            variant.name: models.count(variant.model).multiply_adds
-            * variant.steps
-            * variant.batch_size
-            for variant in variants
+            v.name: models.count(v.model).multiply_adds * v.steps * v.batch_size for v in variants
         }
         self._errors: dict[str, list[float]] = {name: [] for name in self._costs}
         self._current: list[_Running] = []
-        self._began = time.monotonic()
-        self._done_before: float | None = None  # Work done when the first run began.
+        self._began: float | None = None  # Of the first run of this session.
+        self._done_before = 0.0
         self._live = Live(
             get_renderable=self.render, console=console, refresh_per_second=2, transient=True
         )
@@ -345,7 +339,7 @@ class StudyTable:
     @contextlib.contextmanager
     def running(self, variant: Experiment, seed: int) -> Iterator[Progress]:
         """Yields the callbacks of a run."""
-        if self._done_before is None:
+        if self._began is None:
             self._began, self._done_before = time.monotonic(), self._done()
         run = _Running(variant.name, seed, self._console)
         self._current.append(run)
@@ -358,36 +352,36 @@ class StudyTable:
         """Receives the result of a finished run, including those of earlier sessions."""
         self._errors[variant.name].append(result["value"])
         # Earlier runs appear in the table only.
-        if self._done_before is not None and not self._console.is_terminal:
-            error = f"test error {result['value']:.2f} %"
-            text = f"{variant.name}, seed {result['seed']}: {error}; {self._summary()}"
-            say(text, self._console)
+        if self._began is not None and not self._console.is_terminal:
+            error = f"seed {result['seed']}: test error {result['value']:.2f} %"
+            say(f"{variant.name}, {error}; {self._summary()}", self._console)
 
     def _done(self) -> float:
-        finished = sum(self._costs[name] * len(errors) for name, errors in self._errors.items())
-        return finished + sum(self._costs[run.variant] * run.done for run in self._current)
+        done = sum(self._costs[name] * len(errors) for name, errors in self._errors.items())
+        return done + sum(self._costs[run.variant] * run.done for run in self._current)
 
     def _summary(self) -> str:
-        finished = sum(map(len, self._errors.values()))
-        elapsed, done = time.monotonic() - self._began, self._done()
-        text = f"{finished} of {self._seeds * len(self._errors)} runs, {_duration(elapsed)}"
-        left = self._seeds * sum(self._costs.values()) - done
-        since = 0 if self._done_before is None else done - self._done_before
-        if since and left > 0:
-            text += f", about {_duration(elapsed / since * left)} left"
+        runs, total = sum(map(len, self._errors.values())), self._seeds * len(self._errors)
+        text = f"{runs} of {total} runs"
+        if self._began is None:
+            return text
+        elapsed, since = time.monotonic() - self._began, self._done() - self._done_before
+        text += f" in {timedelta(seconds=round(elapsed))}"
+        left = self._seeds * sum(self._costs.values()) - self._done()
+        if since and left:
+            text += f", about {timedelta(seconds=round(elapsed * left / since))} left"
         return text
 
     def render(self) -> Group:
         """The table, and a line with the number of runs and the remaining time."""
         rows = []
         for name, errors in self._errors.items():
-            error = Spread(tuple(errors))
+            error = spread(errors)
             failed = " fail" if error.median > FAIL_PERCENT else ""
             now = "\n".join(run.now for run in self._current if run.variant == name)
             rows.append((name, f"{len(errors)}/{self._seeds}", f"{error}{failed}", now))
         table = Table("", ("variant", "seeds", "test error %", "now"), tuple(rows))
-        summary = Text(self._summary(), style="dim")
-        return Group(terminal(table, box=None, header_style="bold"), summary)
+        return Group(terminal(table, box=None, header_style="bold"), self._summary())
 
 
 class _Running(RunLines):
@@ -399,13 +393,6 @@ class _Running(RunLines):
     def advance(self, step: int) -> None:
         self.done = step / self.steps
         self.now = f"seed {self.seed}: step {step}/{self.steps}{self.numbers}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 if __name__ == "__main__":

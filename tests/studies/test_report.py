@@ -215,7 +215,7 @@ def test_every_run_is_traceable(variants: list[VariantRuns], runs: Path, tmp_pat
     assert any("a network that diverged at step 37" in row for row in listed)
     assert page.words.count('"warmup_until_error"') == 3, "one experiment per variant"
     assert "pad 4, random crop, random flip" in page.words
-    assert "1 × NVIDIA H100 80GB HBM3 (gpu), 16 host cores" in page.words
+    assert "1 x NVIDIA H100 80GB HBM3, 16 cores" in page.words
 
 
 def test_csv_and_json_equal_the_results(variants: list[VariantRuns], runs: Path, tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
 def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
     def member(train: list[float], test: list[float]) -> Member:
         both = [Curve(np.linspace(1, 100, len(errors)), *(np.array(errors),) * 3) for errors in (train, test)]
-        return Member("a", (3,), *both)
+        return Member("a", 3, *both)
 
     early = [90.0] * 10 + [8.0] * 90
     assert figures.error_limit([member(early, early)], 100) == pytest.approx(1.1 * 8)
@@ -424,8 +424,8 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert (written["kind"], written["command"]) == ("finding", "resnet-jax analyze synthetic")
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
-    (section,) = findings.read([tmp_path / "run"])
-    assert [table.cells() for table in section.tables] == [[["a", "12.35"], ["b", ""]], [["0", "12,345"]]]
+    ((finding, _),) = findings.read([tmp_path / "run"])
+    assert [table.cells() for table in finding.tables] == [[["a", "12.35"], ["b", ""]], [["0", "12,345"]]]
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     assert ["a", "12.35"] in page.rows
     assert "A <title>" in page.words
