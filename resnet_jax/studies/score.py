@@ -22,7 +22,7 @@ AVERAGED = "pixel_mean, averaged over pixels"
 
 
 def score(
-    source: Path,
+    source: Path | Pretrained,
     *,
     data: str | None,
     split: str | None,
@@ -30,74 +30,64 @@ def score(
     data_dir: str | None,
     requested: Sequence[Protocol | None] = (None,),
 ) -> list[dict[str, Any]]:
-    """Scores the newest valid checkpoint of a run, or a file of weights, once per protocol.
+    """Scores the newest valid checkpoint of a run, or weights, once per protocol.
 
     Args:
-      source: run directory, or file of weights.
+      source: run directory, file of weights, or weights.
       data: None: the training set's.
       split: None: the test split.
       batch_size: views of the network's input size per call.
       data_dir: prepared data sets.
-      requested: protocols; None: that of the run, or of the weights' card.
+      requested: protocols; None: that of the run, or of the weights' card. A mean image of another
+        size than a requested crop is averaged over its pixels.
 
     Returns:
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
       for weights.
     """
-    weights = fine_tune.weights_of(source)
-    experiment, own = None, None
-    if fine_tune.is_run(source):
-        experiment, _ = Workdir(source).experiment()
-        name = experiment.evaluation.protocol
-        own = protocols.parse(name) if name else Protocol()
-        split = split or experiment.data.test_split
+    experiment = None
+    if isinstance(source, Pretrained):
+        weights = source
+    else:
+        weights = fine_tune.weights_of(source)
+        if fine_tune.is_run(source):
+            experiment, _ = Workdir(source).experiment()
+            split = split or experiment.data.test_split
+    name = data or weights.card.data
+    if not name:
+        raise UserError(
+            f"{weights.card.source} does not name its data set: give one, as --data cifar10"
+        )
+    info = datasets.describe(name, data_dir)
+    split = split or ("test" if "test" in info.examples else "validation")
+    if split not in info.examples:
+        names = ", ".join(sorted(info.examples))
+        raise UserError(f"{info.name} has no split {split!r}; it has {names}")
+    own = None
+    if experiment is not None:
+        text = experiment.evaluation.protocol
+        own = protocols.parse(text) if text else Protocol()
     results = []
     for protocol in requested:
-        result = score_weights(
-            weights,
-            data=data,
-            split=split,
-            batch_size=batch_size,
-            data_dir=data_dir,
-            requested=protocol or own,
-        )
+        result = _score(weights, info, split, protocol or own, batch_size)
         if experiment is not None:
-            info = datasets.describe(data or weights.card.data, data_dir)
-            description = run_dir.protocol(experiment, info) | {"test_images": result["examples"]}
+            theirs, ours = result["protocol"], run_dir.protocol(experiment, info)
+            changed = {"test_images": theirs["test_images"]}
             if protocol:
-                description["view"] = protocol.view()
-            if result["protocol"]["preprocessing"] == AVERAGED:
-                description["preprocessing"] = AVERAGED
-            result |= {"step": int(weights.card.counters[""]), "protocol": description}
+                changed["view"] = protocol.view()
+            if theirs["preprocessing"] == AVERAGED:
+                changed["preprocessing"] = AVERAGED
+            step = int(weights.card.counters[""])
+            result |= {"step": step, "protocol": ours | changed}
         results.append(result)
     return results
 
 
-def score_weights(
-    weights: Pretrained,
-    *,
-    data: str | None,
-    split: str | None,
-    batch_size: int,
-    data_dir: str | None,
-    requested: Protocol | None = None,
+def _score(
+    weights: Pretrained, info: DatasetInfo, split: str, requested: Protocol | None, batch_size: int
 ) -> dict[str, Any]:
-    """Scores loaded weights; see ``score``.
-
-    A mean image of another size than the requested protocol's crop is averaged over its pixels.
-    """
     card, model = weights.card, weights.architecture
-    if not (name := data or card.data):
-        raise UserError(
-            f"{card.source} does not name its data set: give one, for example --data cifar10"
-        )
-    info = datasets.describe(name, data_dir)
-    split = split or ("test" if "test" in info.examples else "validation")
     protocol = requested or protocols.of(card.view)
-    if split not in info.examples:
-        raise UserError(
-            f"{info.name} has no split {split!r}; it has {', '.join(sorted(info.examples))}"
-        )
     # Crops fit every network, and the input size of foreign files is a guess.
     sized = not (protocol.crop or protocol.scales or card.convention)
     same = info.image_shape[2] == model.input_shape[2] and info.num_classes == model.num_classes
@@ -117,27 +107,23 @@ def score_weights(
         mean = mean.mean((0, 1))
     began = time.perf_counter()
     mesh = sharding.make()
-    params, batch_stats = jax.device_put(
-        (weights.params, weights.batch_stats), sharding.replicated(mesh)
-    )
+    replicated, of_batch = sharding.replicated(mesh), sharding.batch(mesh)
+    params, batch_stats = jax.device_put((weights.params, weights.batch_stats), replicated)
     network = weights.apply(), params, batch_stats, Preprocessing(mean, deviation)
-    of_batch, examples = sharding.batch(mesh), info.examples[split]
     if protocol.scales:
         pixels = batch_size * model.input_shape[0] * model.input_shape[1]
         scored = dense.evaluate(*network, info, split, protocol, pixels=pixels, sharding=of_batch)
     else:
-        images = views.load(info, split, protocol, batch_size)
         scored = exact.evaluate(
             *network,
-            images,
+            views.load(info, split, protocol, batch_size),
             batch_size=batch_size,
-            expected_examples=examples,
+            expected_examples=info.examples[split],
             sharding=of_batch,
         )
-    top5 = scored.top5_error_percent if info.num_classes > exact.TOP else None
     return {
         "error_percent": scored.error_percent,
-        "top5_error_percent": top5,
+        "top5_error_percent": scored.top5_error_percent if info.num_classes > exact.TOP else None,
         "mean_loss": scored.mean_loss,
         "examples": scored.examples,
         "split": split,
@@ -148,11 +134,10 @@ def score_weights(
 
 
 def weights_protocol(
-    weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol | None = None
+    weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol
 ) -> dict[str, Any]:
     """Returns the protocol of a score of weights, without their training."""
     card, model = weights.card, weights.architecture
-    protocol = protocol or protocols.of(card.view)
     height, width, _ = model.input_shape if None in info.image_shape else info.image_shape
     mean, deviation = card.constants()
     if mean.ndim == 1:
