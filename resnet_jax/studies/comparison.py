@@ -12,8 +12,8 @@ from resnet_jax.studies.ledger import METRICS, Entry
 from resnet_jax.studies.results import Run, Spread, VariantRuns
 from resnet_jax.training import config
 
-MEASURED = {"top1_error": "value", "training_error": "training_error_percent"}
-"""Metrics that runs measure, and the field of ``result.json`` for the last step."""
+MEASURED = ("top1_error", "training_error")
+"""Metrics that runs measure."""
 # Metrics that need no run.
 _COUNTED = ("parameters", "multiply_adds", "flops", "projections")
 # Selection of the reported step to the field of ``result.json``.
@@ -93,8 +93,8 @@ def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
     if entry.metric not in MEASURED:
         return Comparison(entry)
     network = structure(config.resolve(architecture))
-    error = entry.metric == "top1_error"
-    name = _SELECTED[selection(entry)] if error else MEASURED[entry.metric]
+    training = entry.metric == "training_error"
+    name = "training_error_percent" if training else _SELECTED[selection(entry)]
     ours, mismatches = [], []
     for variant in variants:
         if not variant.results or structure(variant.results[0]["model"]) != network:

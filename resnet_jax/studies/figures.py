@@ -120,10 +120,6 @@ class Member(NamedTuple):
     train: Curve | None
     test: Curve | None
 
-    @property
-    def curves(self) -> list[Curve]:
-        return [curve for curve in (self.train, self.test) if curve is not None]
-
 
 def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
     """Returns the curve over runs, averaged within ``POINTS`` windows; None without records."""
@@ -170,8 +166,7 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
     if not members:
         return []
     depths = sorted({member.blocks for member in members})
-    steps = max(curve.steps[-1] for member in members for curve in member.curves)
-    limit = error_limit(members, steps)
+    limits = axis_limits(members)
     drawn = []
     for number, family in enumerate(grouped):
         names = [member.name for member in family]
@@ -180,7 +175,7 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
         with style():
             figure = Figure(figsize=(_WIDTH, height), layout="constrained")
             panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
-            panel.set(xlim=(0, steps), ylim=(0, limit))
+            panel.set(xlim=(0, limits[0]), ylim=(0, limits[1]))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
             panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
             for member in family:
@@ -191,14 +186,15 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
     return drawn
 
 
-def error_limit(members: Sequence[Member], steps: float) -> float:
-    """Returns the end of the axis: above 95 % of late errors and every best test error."""
-    curves = [curve for member in members for curve in member.curves]
+def axis_limits(members: Sequence[Member]) -> tuple[float, float]:
+    """Returns the last step, and an error above 95 % of late errors and every best test error."""
+    curves = [curve for member in members for curve in (member.train, member.test) if curve]
+    steps = np.concatenate([curve.steps for curve in curves])
     errors = np.concatenate([curve.mean for curve in curves])
-    late = errors[np.concatenate([curve.steps for curve in curves]) > steps / 4]
+    late = errors[steps > steps.max() / 4]
     best = [member.test.mean.min() for member in members if member.test]
-    highest = max(np.percentile(late if late.size else errors, 95), *best, 0.5)
-    return min(100.0, 1.1 * float(highest))
+    highest = max(np.percentile(late, 95), *best, 0.5)
+    return float(steps.max()), min(100.0, 1.1 * float(highest))
 
 
 def _draw_member(panel: Axes, member: Member, depth: int) -> None:

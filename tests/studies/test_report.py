@@ -391,11 +391,11 @@ def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
         return Member("a", 3, *both)
 
     early = [90.0] * 10 + [8.0] * 90
-    assert figures.error_limit([member(early, early)], 100) == pytest.approx(1.1 * 8)
+    assert figures.axis_limits([member(early, early)]) == pytest.approx((100, 1.1 * 8))
     ordinary = member([5.0] * 100, [5.0] * 100)
-    assert figures.error_limit([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)], 100) >= 66
-    assert figures.error_limit([member([100.0] * 9, [100.0] * 9)], 100) == 100
-    assert figures.error_limit([member([0.0] * 9, [0.0] * 9)], 100) > 0
+    assert figures.axis_limits([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)])[1] >= 66
+    assert figures.axis_limits([member([100.0] * 9, [100.0] * 9)])[1] == 100
+    assert figures.axis_limits([member([0.0] * 9, [0.0] * 9)])[1] > 0
 
 
 # Findings.
