@@ -247,7 +247,7 @@ def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[f
     diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
     # Seeds with the same error remain separate dots.
     heights = row + np.linspace(-0.12, 0.12, values.size) * (values.size > 1)
-    dots = {"markersize": 4.5, "clip_on": False}
+    dots = {"markersize": 4.5, "clip_on": False, "in_layout": False}
     panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
     panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
     diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}

@@ -19,6 +19,14 @@ from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
 from resnet_jax.training.run_dir import Workdir, write_text
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
 
 def write(
     variants: Sequence[VariantRuns],
@@ -30,7 +38,7 @@ def write(
     """Writes ``page`` (HTML), ``.csv`` (one row per run) and ``.json`` (everything).
 
     Args:
-      study: notes of ``results.study``.
+      study: notes of ``results.notes``.
       comparisons: unverified published numbers are counted, not shown.
     """
     verified = [comparison for comparison in comparisons if comparison.entry.verified]
@@ -44,7 +52,7 @@ def write(
                 "source": Path(source).as_posix() + ("/" if run.source.is_dir() else ""),
             }
             runs.append((variant, run, place))
-    text = _template().render(
+    text = _TEMPLATES.get_template("report.html.j2").render(
         title=_title(variants, study),
         study=study,
         variants=variants,
@@ -91,17 +99,6 @@ def write(
     write_text(page.with_suffix(".csv"), terminal.csv_text(rows))
     text = json.dumps(terminal.plain(data), indent=1, allow_nan=False)
     write_text(page.with_suffix(".json"), text + "\n")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:

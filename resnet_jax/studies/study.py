@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from rich.console import Console, Group
@@ -256,28 +256,18 @@ def _start(
     run: Run, variables: dict[str, str], log: Path, data_dir: str | None
 ) -> "subprocess.Popen[str]":
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    request = json.dumps([config.resolve(run.variant), run.seed, str(run.folder), data_dir])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "resnet_jax.studies.study"],
-            stdin=subprocess.PIPE,
+        return subprocess.Popen(
+            [sys.executable, "-m", "resnet_jax.studies.study", request],
+            stdin=subprocess.PIPE,  # Its end stops the worker if this process dies.
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             env=os.environ | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}) | variables,
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops every worker.
         )
-    request = {
-        "experiment": config.resolve(run.variant),
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "data_dir": data_dir,
-    }
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # The worker has ended; see its exit code.
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-    return process
 
 
 class _CallsToStdout:
@@ -289,20 +279,18 @@ class _CallsToStdout:
         )
 
 
-def _work() -> None:
-    """Trains the run that the first line of stdin describes."""
-    request = json.loads(sys.stdin.readline())
+def _work(request: str) -> None:
+    """Trains the run that ``_start`` describes."""
 
     def stop_with_parent() -> None:
-        os.read(0, 1)  # Returns at the end of stdin; nothing follows the first line.
+        os.read(0, 1)  # Returns at the end of stdin.
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    experiment = config.restore(Experiment, request["experiment"])
-    progress: Any = _CallsToStdout()
-    options = {"progress": progress, "data_dir": request["data_dir"], "devices": 1}
+    experiment, seed, folder, data_dir = json.loads(request)
+    variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
     try:
-        train(experiment, request["seed"], request["folder"], **options)
+        train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
     except NonFiniteLoss:
         pass  # its result
     except Interrupted as error:
@@ -312,7 +300,7 @@ def _work() -> None:
 
 
 class StudyTable:
-    """Progress of a study: a table on a terminal, one line per event in a log; enter it."""
+    """Context manager that shows a table on a terminal, or one line per event in a log."""
 
     def __init__(self, variants: Sequence[Experiment], seeds: int, console: Console = err):
         self._seeds, self._console = seeds, console
@@ -396,4 +384,4 @@ class _Running(RunLines):
 
 
 if __name__ == "__main__":
-    _work()
+    _work(sys.argv[1])
