@@ -7,7 +7,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -88,19 +87,14 @@ def shortened(name: str) -> str:
 
 
 def common_name(names: Sequence[str]) -> str:
-    """Returns the common part of names, without cut numbers: "plain" for plain-20, plain-56."""
+    """Returns the common part of names that differ in numbers: "plain" for plain-20, plain-56."""
     if len(names) == 1:
         return names[0]
-    before = _common_prefix(names)
-    after = _common_prefix([name[len(before) :][::-1] for name in names])[::-1]
-    before, after = before.rstrip("0123456789("), re.sub(r"^(\w*\)|\d+)", "", after)
-    title = f"{before}…{after}" if before and after else before + after
-    return title.strip(" -_") or ", ".join(map(shortened, names))
-
-
-def _common_prefix(names: Sequence[str]) -> str:
-    columns = zip(*names, strict=False)
-    return "".join(column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns))
+    # Without parts of fingerprints.
+    words = [re.findall(r"\d+|\D+", re.sub(r" \(\w{6}\)$", "", name)) for name in names]
+    columns = zip(*words, strict=False)
+    title = "".join(column[0] if len(set(column)) == 1 else "…" for column in columns)
+    return title.strip(" -_…") or ", ".join(map(shortened, names))
 
 
 class Curve(NamedTuple):

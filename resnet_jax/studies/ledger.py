@@ -35,7 +35,7 @@ METRICS = {
 }
 """Metric to its heading."""
 FAIL_PERCENT = 20.0
-"""He et al. 2016 (1603.05027), Table 1: "we report 'fail' when the test error is higher than 20%"."""
+"""He et al. 2016, Table 1: "we report 'fail' when the test error is higher than 20%"."""
 
 # Fields of the files; a misspelled one would be ignored.
 _TABLE = "name caption protocol statistic mark study rows"
@@ -121,7 +121,7 @@ def papers() -> list[str]:
 
 @functools.cache
 def load(key: str) -> Paper:
-    """Reads one source. Raises UserError for unknown sources, unknown fields and invalid numbers."""
+    """Reads one source. Raises UserError for unknown names and invalid numbers."""
     if key not in papers():
         raise UserError(f"the ledger has no paper {key!r}{nearest(key, papers())}")
     text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())
