@@ -63,10 +63,8 @@ def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
         )
     names = [variant.name for variant in variants]
     for name in names:
-        if not re.fullmatch(r"[^./\0][^/\0]*", name):
-            raise UserError(f"{reference}: {name!r} is no name of a directory; rename the variant")
-        if names.count(name) > 1:
-            raise UserError(f"{reference} has several variants called {name}; rename one")
+        if names.count(name) > 1 or not re.fullmatch(r"[^./\0][^/\0]*", name):
+            raise UserError(f"{reference}: {name!r} must be the name of one directory")
     return tuple(variants)
 
 

@@ -350,8 +350,8 @@ def test_studies_are_checked_when_called(tmp_path: Path) -> None:
     assert [sum(each.model.stages) for each in study_lib.load_variants(f"{study}:good", depth=56)] == [27, 9]
     cases = {
         **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
-        "doubled": "has several variants called one",
-        **dict.fromkeys(("slashed", "hidden"), "is no name of a directory"),
+        "doubled": "'one' must be the name of one directory",
+        **dict.fromkeys(("slashed", "hidden"), "must be the name of one directory"),
         "value": "cannot be called with no arguments",
         "goood": "has no 'goood'; did you mean good",
     }
