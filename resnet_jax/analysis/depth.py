@@ -17,10 +17,10 @@ from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
-from resnet_jax.studies.results import Cell, Spread
+from resnet_jax.studies.results import Spread, VariantRuns
 from resnet_jax.training import config
 
-Family = list[Cell]
+Family = list[VariantRuns]
 """Networks that differ in depth alone and share a training recipe, sorted by depth."""
 
 
@@ -41,41 +41,43 @@ def run(options: Options) -> subjects.Outcome:
     return describe(lines, threshold), lambda: draw(lines, threshold)
 
 
-def families(collected: Sequence[Cell]) -> list[Family]:
+def families(collected: Sequence[VariantRuns]) -> list[Family]:
     """Groups finished variants that differ in ``stages`` alone, one per depth."""
-    finished = [cell for cell in collected if cell.results]
+    finished = [variant for variant in collected if variant.results]
     if not finished:
         raise UserError("no run is finished. Continue the runs, or name others.")
     groups: dict[tuple[str, int], Family] = {}
     seen: collections.Counter[tuple[str, int]] = collections.Counter()
-    for cell in sorted(finished, key=depth):
-        model, protocol = cell.results[0]["model"], cell.results[0]["protocol"]
+    for variant in sorted(finished, key=depth):
+        model, protocol = variant.results[0]["model"], variant.results[0]["protocol"]
         key = config.fingerprint({"protocol": protocol, **model, "stages": None})
         # Variants of equal depth that differ otherwise start another line.
-        groups.setdefault((key, seen[key, depth(cell)]), []).append(cell)
-        seen[key, depth(cell)] += 1
+        groups.setdefault((key, seen[key, depth(variant)]), []).append(variant)
+        seen[key, depth(variant)] += 1
     return list(groups.values())
 
 
 def title(family: Family) -> str:
     """Returns the common part of the names."""
-    return figures.common([cell.name for cell in family])[0]
+    return figures.common_name([variant.name for variant in family])
 
 
-def training(cell: Cell) -> Spread:
+def training(variant: VariantRuns) -> Spread:
     """Returns the training error of the last step in percent."""
-    return cell.spread("training_error_percent")
+    return variant.spread("training_error_percent")
 
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
     """Returns the least depth from which on the median training error exceeds ``threshold``."""
-    failing = itertools.takewhile(lambda cell: training(cell).median > threshold, reversed(family))
+    failing = itertools.takewhile(
+        lambda variant: training(variant).median > threshold, reversed(family)
+    )
     return min(map(depth, failing), default=None)
 
 
-def depth(cell: Cell) -> int:
+def depth(variant: VariantRuns) -> int:
     """Returns the number of layers with weights."""
-    return layers(cell.results[0]["model"])
+    return layers(variant.results[0]["model"])
 
 
 def layers(model: dict[str, Any]) -> int:
@@ -90,24 +92,24 @@ def layers(model: dict[str, Any]) -> int:
 
 def describe(lines: Sequence[Family], threshold: float) -> Finding:
     """Returns tables and numbers."""
-    cells = [cell for family in lines for cell in family]
-    kinds = sorted({run["training_error_of"] for cell in cells for run in cell.results})
+    variants = [variant for family in lines for variant in family]
+    kinds = sorted({run["training_error_of"] for variant in variants for run in variant.results})
     errors = [
         {
-            "network": cell.name,
-            "layers": depth(cell),
-            "seeds": len(cell.results),
-            "training error %, mean": training(cell).mean,
-            "median": training(cell).median,
-            "test error %, mean": cell.error.mean,
+            "network": variant.name,
+            "layers": depth(variant),
+            "seeds": len(variant.results),
+            "training error %, mean": training(variant).mean,
+            "median": training(variant).median,
+            "test error %, mean": variant.error.mean,
         }
-        for cell in cells
+        for variant in variants
     ]
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
     limits = [
         {
             "networks": title(family),
-            "depths": " ".join(str(depth(cell)) for cell in family),
+            "depths": " ".join(str(depth(variant)) for variant in family),
             heading: stops_learning(family, threshold) or "none",
         }
         for family in lines
@@ -125,15 +127,15 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
         rows=[
             {
                 "networks": title(family),
-                "network": cell.name,
-                "layers": depth(cell),
+                "network": variant.name,
+                "layers": depth(variant),
                 "seed": run["seed"],
                 "training error percent": run["training_error_percent"],
                 "test error percent": run["value"],
             }
             for family in lines
-            for cell in family
-            for run in cell.results
+            for variant in family
+            for run in variant.results
         ],
     )
 
@@ -143,7 +145,7 @@ def draw(lines: Sequence[Family], threshold: float) -> Figure:
     figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
     for _, family, style in plots.styled(dict(enumerate(lines))):
         depths = list(map(depth, family))
-        errors = [training(cell) for cell in family], [cell.error for cell in family]
+        errors = [training(variant) for variant in family], [variant.error for variant in family]
         looks = ("training", "-", 1.8), ("test", "--", 0.7)
         for spreads, (name, linestyle, width) in zip(errors, looks, strict=True):
             mean = np.array([spread.mean for spread in spreads])
@@ -153,7 +155,7 @@ def draw(lines: Sequence[Family], threshold: float) -> Figure:
             label = f"{figures.shortened(title(family))}, {name}"
             panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
-    panel.set_xticks(sorted({depth(cell) for family in lines for cell in family}))
+    panel.set_xticks(sorted({depth(variant) for family in lines for variant in family}))
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
     panel.legend(frameon=False)
