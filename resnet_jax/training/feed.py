@@ -116,7 +116,7 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
     images = (
         image for _, group in views.ahead(one, groups) for image in group if image is not None
     )
-    return augment_device.fit_each(images, experiment.data.normalization)
+    return augment_device.fit(images, experiment.data.normalization)
 
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:

@@ -110,7 +110,7 @@ def test_gray_images_of_one_size_are_scored_at_several(digits_dir: str, tiny_net
 def test_evaluate_rejects_missing_scores(digits_dir: str, tiny_network: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batches = dense._batches
     monkeypatch.setattr(dense, "_batches", lambda *given: (group for group in list(batches(*given))[1:]))
-    with pytest.raises(RuntimeError, match="not every image was scored 2 times"):
+    with pytest.raises(RuntimeError, match="not every image was scored at 1 scales"):
         score_digits(digits_dir, tiny_network, "multi-scale-8")
 
 
