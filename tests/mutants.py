@@ -97,7 +97,7 @@ MUTANTS = (
     Mutant("the bias of a gate has the wrong sign", "models/shortcuts.py", "float(bias)))", "-float(bias)))", "models/test_shortcuts.py"),
     Mutant(
         "the center crop is off by one",
-        "evaluation/views.py",
+        "evaluation/protocols.py",
         "round((extent - crop) / 2)",
         "round((extent - crop) / 2 + 1)",
         "data/test_views.py",

@@ -31,11 +31,7 @@ class Preprocessing(NamedTuple):
     """(c,), in [0, 1]."""
 
     def __call__(self, images: UInt8[Array, "n h w c"]) -> Images:
-        return self.normalize(images.astype(jnp.float32) / 255)
-
-    def normalize(self, images: Images) -> Images:
-        """Normalizes images in [0, 1]."""
-        return (images - self.mean) / self.deviation
+        return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
 
 
 def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Preprocessing:
@@ -101,16 +97,16 @@ class Augmentation:
         classes: int,
     ) -> tuple[Images, Float[Array, "n classes"] | None]:
         """Returns normalized images, and the mixed targets if there is ``mix``."""
-        scaled = images.astype(jnp.float32) / 255
+        x = images.astype(jnp.float32) / 255
         if self.color is not None:
-            scaled = self.color()(jax.random.fold_in(key, 1), scaled)
-        normalized = preprocessing.normalize(scaled)
-        augmented = crop_and_flip(key, normalized, pad=self.pad, flip=self.flip)
+            x = self.color()(jax.random.fold_in(key, 1), x)
+        x = (x - preprocessing.mean) / preprocessing.deviation
+        x = crop_and_flip(key, x, pad=self.pad, flip=self.flip)
         if self.erasing is not None:
-            augmented = self.erasing()(jax.random.fold_in(key, 2), augmented)
+            x = self.erasing()(jax.random.fold_in(key, 2), x)
         if self.mix is None:
-            return augmented, None
-        return self.mix()(jax.random.fold_in(key, 3), augmented, jax.nn.one_hot(labels, classes))
+            return x, None
+        return self.mix()(jax.random.fold_in(key, 3), x, jax.nn.one_hot(labels, classes))
 
 
 # Principal components of ImageNet's RGB values in [0, 1], one per column, as in fb.resnet.torch.
@@ -218,8 +214,8 @@ class RandomErasing:
 
     def __post_init__(self) -> None:
         check(self, "probability", high=1)
-        check_pair("area", self.area, 1)
-        check_pair("ratio", self.ratio)
+        check_pairs(self, "area", high=1)
+        check_pairs(self, "ratio")
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
         count, height, width, _ = images.shape
@@ -330,11 +326,14 @@ class Mix:
         )
 
 
-def check_pair(name: str, value: tuple[float, float], high: float = math.inf) -> None:
-    """Raises UserError unless ``value`` is a pair ``0 < a <= b <= high``."""
-    if not isinstance(value, tuple) or len(value) != 2 or not 0 < value[0] <= value[1] <= high:
-        bound = "" if high == math.inf else f" <= {high:g}"
-        raise UserError(f"{name} must be a pair (a, b) with 0 < a <= b{bound}, got {value!r}.")
+def check_pairs(config: object, *names: str, high: float = math.inf) -> None:
+    """Raises UserError unless these fields are pairs ``0 < a <= b <= high``."""
+    for name in names:
+        first, last = value = getattr(config, name)
+        if not 0 < first <= last <= high:
+            raise UserError(
+                f"{name} must be a pair (a, b) with 0 < a <= b <= {high:g}, got {value!r}."
+            )
 
 
 def check(config: object, *names: str, low: float = 0, high: float = math.inf) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 
-from resnet_jax.data.augment_device import check, check_pair
+from resnet_jax.data.augment_device import check, check_pairs
 from resnet_jax.errors import UserError
 
 Filter = Literal["bilinear", "bicubic"]
@@ -47,8 +47,8 @@ class RandomResizedCrop:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        check_pair("area", self.area, 1)
-        check_pair("ratio", self.ratio)
+        check_pairs(self, "area", high=1)
+        check_pairs(self, "ratio")
 
     @property
     def described(self) -> str:
@@ -88,7 +88,7 @@ class ShorterSideCrop:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        check_pair("shorter_side", self.shorter_side)
+        check_pairs(self, "shorter_side")
 
     @property
     def described(self) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from resnet_jax.data import augment_host, datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo, Encoded
-from resnet_jax.evaluation import exact, views
+from resnet_jax.evaluation import exact, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
@@ -75,7 +75,7 @@ def evaluate(
         return image, record["label"]
 
     read_size = functools.partial(_size, source, info, split)
-    groups = views.ahead(read_size, _groups(list(range(count)), _CHUNK))
+    groups = protocols.ahead(read_size, _groups(list(range(count)), _CHUNK))
     sizes = [size for _, group in groups for size in group]
     shards = 1 if sharding is None else sharding.num_devices
     # Every process adds up all scores.
@@ -84,7 +84,7 @@ def evaluate(
         replicated = NamedSharding(sharding.mesh, PartitionSpec())
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     total: np.ndarray | None = None
-    for group, loaded in views.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
+    for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
         indices = [place.number for place in group]
         images = np.stack([image for image, _ in loaded])
         batch = exact.place(images, group[0].capacity, sharding)
@@ -153,8 +153,8 @@ def _batches(
             by_shape[shape(*size, scale)].append(index)
         for (height, width), indices in sorted(by_shape.items()):
             # Shapes of few images are not padded to the full batch.
-            full = views.rows(pixels, 2 * height * width, shards)
-            capacity = min(full, views.rows(len(indices), 1, shards))
+            full = protocols.rows(pixels, 2 * height * width, shards)
+            capacity = min(full, protocols.rows(len(indices), 1, shards))
             for group in _groups(indices, capacity):
                 yield [_Place(index, height, width, capacity) for index in group]
 

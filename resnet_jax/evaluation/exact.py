@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.evaluation import views
+from resnet_jax.evaluation import protocols
 from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 
@@ -147,8 +147,8 @@ def tally(
     shards = 1 if sharding is None else sharding.num_devices
     sums: list[Sums] = []
     for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
-        whole = views.rows(batch_size, math.prod(batch.images.shape[1:-3]), shards) // processes
-        rows = max(whole, views.rows(len(batch), 1, shards // processes))
+        whole = protocols.rows(batch_size, math.prod(batch.images.shape[1:-3]), shards) // processes
+        rows = max(whole, protocols.rows(len(batch), 1, shards // processes))
         images = place(batch.images, rows, sharding, processes)
         labels = place(batch.labels, rows, sharding, processes, padding=-1)
         sums.append(score(images, labels))

@@ -1,10 +1,24 @@
-"""Evaluation protocols: one crop, ten crops, or whole images at several sizes."""
+"""Evaluation protocols, and their images: one crop, ten crops, or several sizes (``dense``)."""
 
+import dataclasses
 import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+from jaxtyping import UInt8
+
+from resnet_jax.data import augment_host, datasets
+from resnet_jax.data.augment_host import Crop, Pixels
+from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.errors import UserError
 from resnet_jax.weights.card import Interpolation, View
+
+Member = TypeVar("Member")
+Result = TypeVar("Result")
 
 # He et al. 2015, Section 3.4.
 SCALES = (224, 256, 384, 480, 640)
@@ -14,6 +28,8 @@ _ABBREVIATIONS = {
 }
 _EXAMPLES = "256/224, 236/224-bicubic, ten-crop-256/224 or multi-scale-224,256,384"
 _MAX_PIXELS = 2**16
+# Groups of images that wait for their use, beside the one in use.
+_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +102,115 @@ def of(view: View) -> Protocol:
     return Protocol(
         resize=view.resize or None, crop=view.crop or None, interpolation=view.interpolation
     )
+
+
+def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
+    """Resizes (antialiased) and crops an image like torchvision's ``Resize`` and ``CenterCrop``."""
+    if protocol.resize:
+        # The longer side is rounded down.
+        short = min(image.shape[:2])
+        height, width = (protocol.resize * extent // short for extent in image.shape[:2])
+        image = augment_host.resample(image, None, (height, width), protocol.interpolation)
+    if crop := protocol.crop:
+        # A smaller image is padded with zeros.
+        missing = [max(0, crop - extent) for extent in image.shape[:2]]
+        image = np.pad(image, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
+        top, left = (_center(extent, crop) for extent in image.shape[:2])
+        image = image[top : top + crop, left : left + crop]
+    return image
+
+
+def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo c"]:
+    """Corners and center of the resized image, and their mirror images.
+
+    Krizhevsky et al. 2012, Section 4.1.
+    """
+    size = protocol.crop
+    assert size
+    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=None))
+    height, width, _ = whole.shape
+    bottom, right = height - size, width - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    corners.append((_center(height, size), _center(width, size)))
+    five = np.stack([whole[top : top + size, left : left + size] for top, left in corners])
+    return np.concatenate([five, five[:, :, ::-1]])
+
+
+def _center(extent: int, crop: int) -> int:
+    # As in torchvision: halves are rounded to even.
+    return round((extent - crop) / 2)
+
+
+def batches(
+    info: DatasetInfo,
+    split: str,
+    protocol: Protocol,
+    batch_size: int,
+    *,
+    first: int = 0,
+    count: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Examples]:
+    """Yields the images of a split in order; black images of label -1 pad the last batch.
+
+    Args:
+      batch_size: views per batch over all processes; ten crops count as ten.
+      first: index of the first image.
+      count: number of images; None: all from ``first`` on.
+      process: index of this process. Each decodes an equal, contiguous part of every batch.
+      processes: their number; the images of a batch are rounded up to a multiple of it.
+    """
+    if None in info.image_shape and not (protocol.resize and protocol.crop):
+        raise UserError(
+            f"the images of {info.name} differ in size. "
+            "Resize and crop them, for example with --protocol 256/224."
+        )
+    source = datasets.encoded(info, split)
+    end = info.examples[split] if count is None else min(first + count, info.examples[split])
+    share = rows(batch_size, protocol.crops, processes) // processes
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        record = datasets.example(source, info, split, index)
+        crop = ten_crops if protocol.crops > 1 else resize_and_crop
+        return crop(record["image"], protocol), record["label"]
+
+    # The part of a process in the last batch can be padding only.
+    blank = np.zeros_like(load(first)[0])
+    starts = range(first + process * share, end + process * share, share * processes)
+    parts = (list(range(start, min(start + share, end))) for start in starts)
+    for part, loaded in ahead(load, parts):
+        images, labels = zip(*loaded, *[(blank, -1)] * (share - len(part)), strict=True)
+        yield Examples(np.stack(images), np.asarray(labels, np.int32))
+
+
+def load(
+    info: DatasetInfo, split: str, protocol: Protocol, batch_size: int
+) -> Examples | Iterator[Examples]:
+    """Images of a split: whole if they have one size and stay as they are, else ``batches``."""
+    if None in info.image_shape or protocol.resize or protocol.crop:
+        return batches(info, split, protocol, batch_size)
+    return datasets.read(info, split)
+
+
+def rows(batch_size: int, views: int, shards: int) -> int:
+    """Images per batch, at least one, rounded up to a multiple of ``shards``."""
+    return -(-max(1, batch_size // views) // shards) * shards
+
+
+def ahead(
+    function: Callable[[Member], Result], groups: Iterable[list[Member]]
+) -> Iterator[tuple[list[Member], list[Result]]]:
+    """Yields each group with its results, computed by threads at most two groups ahead."""
+    waiting: deque[tuple[list[Member], Iterator[Result]]] = deque()
+    pool = ThreadPoolExecutor()
+    try:
+        for group in groups:
+            waiting.append((group, pool.map(function, group)))
+            if len(waiting) > _AHEAD:
+                members, results = waiting.popleft()
+                yield members, list(results)
+        for members, results in waiting:
+            yield members, list(results)
+    finally:
+        pool.shutdown(cancel_futures=True)

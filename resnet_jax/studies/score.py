@@ -12,7 +12,7 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import dense, exact, protocols, views
+from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.training import fine_tune, run_dir
@@ -212,7 +212,7 @@ class _Network(NamedTuple):
                 sharding=self.sharding,
             )
         else:
-            images = views.load(info, split, protocol, batch_size)
+            images = protocols.load(info, split, protocol, batch_size)
             count = info.examples[split]
             scored = exact.evaluate(
                 *network,
