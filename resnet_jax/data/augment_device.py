@@ -124,7 +124,7 @@ class PcaLighting:
     """
 
     deviation: float = 0.1
-    """Of the normal distribution per component, in units of its eigenvalue."""
+    """Per component, in units of its eigenvalue."""
 
     def __post_init__(self) -> None:
         check(self, "deviation")
@@ -213,9 +213,8 @@ class RandomErasing:
     """Of erased pixels; 0 in normalized images is the mean."""
 
     def __post_init__(self) -> None:
-        check(self, "probability", high=1)
-        check_pairs(self, "area", high=1)
-        check_pairs(self, "ratio")
+        check(self, "probability", "area", high=1)
+        check(self, "ratio")
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
         count, height, width, _ = images.shape
@@ -291,10 +290,7 @@ class Mix:
         count, height, width, _ = images.shape
         group = self.group or count
         if count % group:
-            raise UserError(
-                f"a batch of {count} images does not consist of groups of {group}. "
-                "Give Mix a group that divides it, or 0."
-            )
+            raise UserError(f"a batch of {count} images does not consist of groups of {group}.")
         draws = self._draw(key, count // group, height, width)
         radius = 0.5 * jnp.sqrt(1 - draws.share)
         down, across = ((radius * extent).astype(jnp.int32) for extent in (height, width))
@@ -326,19 +322,12 @@ class Mix:
         )
 
 
-def check_pairs(config: object, *names: str, high: float = math.inf) -> None:
-    """Raises UserError unless these fields are pairs ``0 < a <= b <= high``."""
+def check(config: object, *names: str, high: float = math.inf) -> None:
+    """Raises UserError unless these fields, numbers or ascending pairs, are in ``[0, high]``."""
     for name in names:
-        first, last = value = getattr(config, name)
-        if not 0 < first <= last <= high:
-            raise UserError(
-                f"{name} must be a pair (a, b) with 0 < a <= b <= {high:g}, got {value!r}."
-            )
-
-
-def check(config: object, *names: str, low: float = 0, high: float = math.inf) -> None:
-    """Raises UserError unless these fields are in ``[low, high]``."""
-    for name in names:
-        if not low <= getattr(config, name) <= high:
-            bound = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-            raise UserError(f"{name} must be {bound}, got {getattr(config, name)!r}.")
+        value = getattr(config, name)
+        first, last = value if isinstance(value, tuple) else (value, value)
+        if not 0 <= first <= last <= high:
+            pair = "a pair a <= b, " * isinstance(value, tuple)
+            bound = "at least 0" if high == math.inf else f"in [0, {high:g}]"
+            raise UserError(f"{name} must be {pair}{bound}, got {value}.")

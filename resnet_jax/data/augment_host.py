@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 
-from resnet_jax.data.augment_device import check, check_pairs
+from resnet_jax.data.augment_device import check
 from resnet_jax.errors import UserError
 
 Filter = Literal["bilinear", "bicubic"]
@@ -21,7 +21,7 @@ _TRIES = 10
 
 
 def resample(image: Pixels, box: Box | None, size: tuple[int, int], filter: Filter) -> Crop:
-    """Resizes ``box`` (None: the whole image) to (height, width) with Pillow's antialiased filter."""
+    """Resizes ``box`` (None: the whole image) to ``size`` with Pillow's antialiased filters."""
     channels = image.shape[2]
     if box is not None:
         left, top, right, bottom = box
@@ -47,8 +47,8 @@ class RandomResizedCrop:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        check_pairs(self, "area", high=1)
-        check_pairs(self, "ratio")
+        check(self, "area", high=1)
+        check(self, "ratio")
 
     @property
     def described(self) -> str:
@@ -88,7 +88,7 @@ class ShorterSideCrop:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        check_pairs(self, "shorter_side")
+        check(self, "shorter_side")
 
     @property
     def described(self) -> str:
@@ -108,7 +108,7 @@ class CenterCrop:
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
-        check(self, "shorter_side", low=1)
+        check(self, "shorter_side")
 
     def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Crop:
         return _resized_crop(image, self.shorter_side, size, self.filter, lambda n: round(n / 2))
@@ -130,9 +130,8 @@ def _resized_crop(
     resized = tuple(side * extent // min(height, width) for extent in (height, width))
     if resized[0] < size[0] or resized[1] < size[1]:
         raise UserError(
-            f"shorter_side {side} resizes an image of {height}x{width} to "
-            f"{resized[0]}x{resized[1]}, smaller than the {size[0]}x{size[1]} of the model. "
-            f"Give a shorter_side of at least {max(size)}."
+            f"shorter_side {side} resizes an image to {resized[0]}x{resized[1]}, "
+            f"smaller than the {size[0]}x{size[1]} of the model."
         )
     windows = []
     for source, whole, extent in zip((height, width), resized, size, strict=True):

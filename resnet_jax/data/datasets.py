@@ -98,22 +98,18 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
     if folder is None:
         searched = ", ".join(map(str, data_dirs(data_dir)))
         raise UserError(
-            f"data set {name!r} is not prepared in {searched}. "
-            f"Prepare it with: resnet-jax prepare {name}"
+            f"data set {name!r} is not prepared in {searched}. Run: resnet-jax prepare {name}"
         )
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         if info.get("fileFormat") != "array_record":
             raise UserError(
-                f"{folder} holds {info.get('fileFormat')} files, but random access needs "
-                f"array_record. Prepare it again: resnet-jax prepare {name} --data-dir DIR"
+                f"{folder} holds {info.get('fileFormat')} files, not array_record. "
+                f"Run: resnet-jax prepare {name} --data-dir DIR"
             )
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         if not {"image", "label"} <= features.keys():
-            raise UserError(
-                f"{name} has the features {sorted(features)}, but image classification needs "
-                "'image' and 'label'."
-            )
+            raise UserError(f"{name} has {sorted(features)}, but 'image' and 'label' are needed.")
         shape = [int(size) for size in features["image"]["image"]["shape"]["dimensions"]]
         splits = {split["name"]: split["shardLengths"] for split in info["splits"]}
         return DatasetInfo(
@@ -128,8 +124,7 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"the metadata in {folder} is corrupt ({error!r}). "
-            f"Delete it and run: resnet-jax prepare {name}"
+            f"{folder} is corrupt ({error!r}). Delete it and run: resnet-jax prepare {name}"
         ) from error
 
 
@@ -148,8 +143,8 @@ class _Records(Sequence[tuple[bytes, int]]):
     def __init__(self, info: DatasetInfo, split: str):
         import tensorflow_datasets as tfds  # takes 0.8 s
 
+        builder: Any = tfds.builder_from_directory(info.directory)
         decoders = {"image": tfds.decode.SkipDecoding()}
-        builder = tfds.builder_from_directory(info.directory)
         self._records: Sequence[Any] = builder.as_data_source(split, decoders=decoders)
 
     def __len__(self) -> int:
@@ -190,16 +185,11 @@ def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[
 def read(info: DatasetInfo, split: str) -> Examples:
     """Decodes a split of images of one size into read-only arrays, shared within the process."""
     if None in info.image_shape:
-        raise UserError(
-            f"the images of {info.name} differ in size, so it cannot be one array on the device. "
-            "Give a crop to stream it."
-        )
-    source, count = encoded(info, split), info.examples[split]
-    images = np.empty((count, *info.image_shape), np.uint8)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    labels = np.empty(count, np.int32)
-    for index in range(count):
-        record = example(source, info, split, index)
-        images[index], labels[index] = record["image"], record["label"]
+        raise UserError(f"the images of {info.name} differ in size. Give a crop to stream them.")
+    source = encoded(info, split)
+    records = [example(source, info, split, index) for index in range(info.examples[split])]
+    images = np.stack([record["image"] for record in records])
+    labels = np.array([record["label"] for record in records], np.int32)
     images.flags.writeable = labels.flags.writeable = False
     return Examples(images, labels)
 
@@ -207,10 +197,8 @@ def read(info: DatasetInfo, split: str) -> Examples:
 def decode(encoded: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
     """Decodes an image as RGB (``channels=3``) or gray (1). An EXIF orientation is ignored.
 
-    Pillow decodes the 22 training images of ImageNet that are CMYK and the one that is a PNG.
-
-    Raises:
-      ValueError: if the bytes are no image, or a corrupt one.
+    Raises ValueError for invalid bytes. Pillow decodes the 22 training images of ImageNet that are
+    CMYK and the one that is a PNG.
     """
     try:
         jpeg = channels == 3 and encoded[:2] == b"\xff\xd8"
@@ -259,9 +247,7 @@ def _scan(root: Path) -> _Folder:
         if not any(folders.values()) and not folders.keys() & _SPLITS.keys():
             folders = {"train": _classes(root)}
     except OSError as error:
-        raise UserError(
-            f"{root} cannot be read ({error}). Give the path of a folder SPLIT/CLASS/IMAGE."
-        ) from error
+        raise UserError(f"{root} cannot be read ({error}).") from error
     tree: dict[str, dict[str, list[tuple[str, int]]]] = {}
     for name, by_class in folders.items():
         split = _SPLITS.get(name, name)
@@ -271,23 +257,16 @@ def _scan(root: Path) -> _Folder:
     digest, splits = hashlib.sha256(), {}
     for split, by_class in sorted(tree.items()):
         if missing := sorted(set(classes) - by_class.keys()):
-            raise UserError(
-                f"split {split!r} of {root} lacks the class {missing[0]!r}. "
-                "All splits need the same class folders, even if empty."
-            )
-        paths, labels = [], []
-        for label, name in enumerate(classes):
-            for path, size in by_class[name]:
-                line = f"{split}/{name}/{os.path.basename(path)} {size}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-                paths.append(path)
-                labels.append(label)
-        splits[split] = _Files(paths, labels)
-    if not splits or not all(map(len, splits.values())):
-        empty = next((split for split, files in splits.items() if not files), "SPLIT")
-        raise UserError(
-            f"{root} has no images in folders {empty}/CLASS, for example train/dog/1.jpg."
-        )
+            raise UserError(f"split {split!r} of {root} lacks the class folder {missing[0]!r}.")
+        files = [
+            (label, path, f"{split}/{name}/{os.path.basename(path)} {size}\n")
+            for label, name in enumerate(classes)
+            for path, size in by_class[name]
+        ]
+        digest.update("".join(line for _, _, line in files).encode(errors="surrogateescape"))
+        splits[split] = _Files([path for _, path, _ in files], [label for label, _, _ in files])
+    if not all(map(len, splits.values())) or not splits:
+        raise UserError(f"{root} has no images in folders SPLIT/CLASS, such as train/dog.")
     info = DatasetInfo(
         name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
         version=digest.hexdigest()[:16],
@@ -360,12 +339,9 @@ def check(info: DatasetInfo, split: str) -> None:
 
     files = shards(info, split)
     remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare {info.name}"
-    present = {path.name for path in info.directory.iterdir()}
-    if missing := [file for file, _ in files if file.name not in present]:
-        raise UserError(
-            f"{missing[0]} is missing ({len(missing)} of the {len(files)} files of split "
-            f"{split!r}). {remedy}"
-        )
+    if missing := [file for file, _ in files if not file.exists()]:
+        number = f"{len(missing)} of the {len(files)} files of split {split!r}"
+        raise UserError(f"{missing[0]} is missing ({number}). {remedy}")
     for number in np.unique(np.linspace(0, len(files) - 1, _OPENED, dtype=int)):
         file, length = files[number]
         try:
@@ -375,7 +351,6 @@ def check(info: DatasetInfo, split: str) -> None:
                 if length and not all(reader.read([0, length - 1])):
                     raise ValueError("a record is empty")
         except Exception as error:  # ValueError, RuntimeError or IndexError
-            message = str(error).splitlines()[0][:200]
             raise UserError(
-                f"{file}, of split {split!r}, is damaged ({message}). {remedy}"
+                f"{file}, of split {split!r}, is damaged ({error!s:.200}). {remedy}"
             ) from error

@@ -88,20 +88,19 @@ def prepare(
     Args:
       name: ``digits``, ``cifar10``, or any set of TFDS, which needs TensorFlow.
       data_dir: see ``datasets.data_dirs``.
-      archives: folder of files that TFDS cannot download (its ``manual_dir``), for ``imagenet2012``.
+      archives: folder of files that TFDS cannot download (``manual_dir``), as of ``imagenet2012``.
     """
     directory = datasets.data_dirs(data_dir)[0]
     if datasets.is_folder(name):
         raise UserError(f"{name} is a folder, which is read in place and needs no preparation.")
     if name not in datasets.prepared_in(directory):
         builder = _builder(name, data_dir=directory, file_format="array_record")
-        config = tfds.download.DownloadConfig(manual_dir=archives) if archives else None
+        config = tfds.download.DownloadConfig(manual_dir=archives)
         try:
             builder.download_and_prepare(download_config=config)
         except Exception as error:  # of the HTTP client, the disk or TensorFlow
-            raise UserError(
-                f"{name} could not be prepared in {directory}: {type(error).__name__}: {error}"
-            ) from error
+            message = f"{type(error).__name__}: {error}"
+            raise UserError(f"{name} could not be prepared in {directory}: {message}") from error
     return datasets.describe(name, str(directory))
 
 

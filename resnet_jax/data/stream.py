@@ -16,7 +16,7 @@ from resnet_jax.data.datasets import DatasetInfo, Encoded
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import Factory
 
-# Per thread, beside the image that it decodes (the largest of ImageNet have ten million pixels).
+# Per thread: the largest images of ImageNet have ten million pixels.
 _DECODING_MB = 32
 
 
@@ -36,7 +36,7 @@ class Stream:
     info: DatasetInfo
     split: str
     examples: int
-    """Only this many examples of the split, from its start."""
+    """The first ones of the split."""
     seed: int
     batch_size: int
     """Images per step, over all processes."""
@@ -124,7 +124,14 @@ class Rows:
 def reading_ahead(
     rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048
 ) -> grain.ReadOptions:
-    """Threads and prefetched elements within a memory bound. Arguments as of ``batches``."""
+    """Returns the threads and the prefetched elements of ``batches``.
+
+    Args:
+      rows: images of this process.
+      threads: decoding threads; 0: one per core. With ``workers``: per worker, and 0 is one.
+      workers: decoding processes; 0: this process.
+      memory_mb: bound on prefetched decoded images.
+    """
     image_mb = math.prod(rows.stream.size) * 3 / 2**20
     batch_mb = rows.share * image_mb
     # One batch is assembled, one waits, one is transferred.
@@ -138,10 +145,8 @@ def reading_ahead(
         least = threads * _DECODING_MB + min(threads, rows.share) * image_mb
     if least > room:
         readers = f"{workers} workers" if workers else f"{threads} threads"
-        raise UserError(
-            f"loading.memory_mb is {memory_mb}, but {readers} with batches of {rows.share} images "
-            f"need at least {math.ceil(least + 3 * batch_mb)}."
-        )
+        least = math.ceil(least + 3 * batch_mb)
+        raise UserError(f"loading.memory_mb is {memory_mb}, but {readers} need at least {least}.")
     return grain.ReadOptions(threads, ahead)
 
 
@@ -150,18 +155,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def batches(
-    rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048
-) -> grain.DatasetIterator[Streamed]:
-    """Yields prefetched rows as batches, in order. Close the iterator.
-
-    Args:
-      rows: images of this process.
-      threads: decoding threads; 0: one per core. With ``workers``: per worker, and 0 is one.
-      workers: decoding processes; 0: this process.
-      memory_mb: bound on prefetched decoded images.
-    """
-    options = reading_ahead(rows, threads=threads, workers=workers, memory_mb=memory_mb)
+def batches(rows: Rows, *, workers: int = 0, **loading: int) -> grain.DatasetIterator[Streamed]:
+    """Yields prefetched batches in order; options as of ``reading_ahead``. Close the iterator."""
+    options = reading_ahead(rows, workers=workers, **loading)
     source = grain.MapDataset.source(rows)
     if not workers:
         read = source.to_iter_dataset(options).batch(rows.share)

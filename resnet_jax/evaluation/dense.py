@@ -79,9 +79,8 @@ def evaluate(
     sizes = [size for _, group in groups for size in group]
     shards = 1 if sharding is None else sharding.num_devices
     # Every process adds up all scores.
-    replicated = None
-    if isinstance(sharding, NamedSharding):
-        replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    named = isinstance(sharding, NamedSharding)
+    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     total: np.ndarray | None = None
     for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
@@ -97,9 +96,7 @@ def evaluate(
         contributions[indices] += 1
     scales = len(protocol.scales)
     if total is None or (contributions != scales).any():
-        raise RuntimeError(
-            f"not every image was scored at {scales} scales. This is a defect, please report it."
-        )
+        raise RuntimeError(f"not every image was scored at {scales} scales. Report this.")
     return _score(total / np.float32(2 * scales), labels)
 
 

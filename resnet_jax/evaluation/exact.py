@@ -162,8 +162,7 @@ def tally(
     )
     if examples != expected_examples:
         raise RuntimeError(
-            f"{int(examples)} examples were scored, the set has {expected_examples}. "
-            "This is a defect, please report it."
+            f"{int(examples)} examples were scored, the set has {expected_examples}. Report this."
         )
     return Score(int(errors), float(loss), int(examples), int(top5_errors))
 

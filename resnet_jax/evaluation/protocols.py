@@ -26,7 +26,6 @@ _ABBREVIATIONS = {
     "ten-crop": "ten-crop-256/224",
     "multi-scale": f"multi-scale-{','.join(map(str, SCALES))}",
 }
-_EXAMPLES = "256/224, 236/224-bicubic, ten-crop-256/224 or multi-scale-224,256,384"
 _MAX_PIXELS = 2**16
 # Groups of images that wait for their use, beside the one in use.
 _AHEAD = 2
@@ -94,7 +93,10 @@ def parse(text: str) -> Protocol:
         scales = tuple(map(int, match[1].split(",")))
         if all(0 < scale < _MAX_PIXELS for scale in scales) and len(set(scales)) == len(scales):
             return Protocol(scales=scales, interpolation=interpolation)
-    raise UserError(f"{text!r} is no protocol. Give a shorter side and a crop, as {_EXAMPLES}.")
+    raise UserError(
+        f"{text!r} is no protocol. Give SHORTER_SIDE/CROP, as 256/224 or ten-crop-256/224-bicubic, "
+        "or shorter sides, as multi-scale-224,256,384."
+    )
 
 
 def of(view: View) -> Protocol:
@@ -162,10 +164,7 @@ def batches(
       processes: their number; the images of a batch are rounded up to a multiple of it.
     """
     if None in info.image_shape and not (protocol.resize and protocol.crop):
-        raise UserError(
-            f"the images of {info.name} differ in size. "
-            "Resize and crop them, for example with --protocol 256/224."
-        )
+        raise UserError(f"the images of {info.name} differ in size. Give --protocol 256/224.")
     source = datasets.encoded(info, split)
     end = info.examples[split] if count is None else min(first + count, info.examples[split])
     share = rows(batch_size, protocol.crops, processes) // processes

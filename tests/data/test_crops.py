@@ -188,13 +188,11 @@ def test_tiny_and_gray_images_are_cropped_too() -> None:
 def test_invalid_crops_are_rejected() -> None:
     rng = np.random.default_rng(0)
     for build, message in (
-        (lambda: RandomResizedCrop(area=(0.0, 1.0)), "area must be a pair"),
         (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a pair"),
         (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
-        (lambda: CenterCrop(shorter_side=0), "shorter_side must be at least 1, got 0"),
-        (lambda: ShorterSideCrop((99, 99))(smooth(300, 400), (224, 224), rng), "to 99x132, .* at least 224"),
-        (lambda: CenterCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, .* at least 224"),
+        (lambda: ShorterSideCrop((99, 99))(smooth(300, 400), (224, 224), rng), "to 99x132, smaller than the 224x224"),
+        (lambda: CenterCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, smaller than the 224x200"),
     ):
         with pytest.raises(UserError, match=message):
             build()
