@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
@@ -70,26 +72,22 @@ def evaluate(
 
     def load(place: _Place) -> tuple[np.ndarray, int]:
         record = datasets.example(source, info, split, place.number)
-        size = (place.height, place.width)
-        image = augment_host.resample(record["image"], None, size, protocol.interpolation)
+        image = augment_host.resample(record["image"], None, place.size, protocol.interpolation)
         return image, record["label"]
 
     read_size = functools.partial(_size, source, info, split)
     groups = protocols.ahead(read_size, _groups(list(range(count)), _CHUNK))
     sizes = [size for _, group in groups for size in group]
     shards = 1 if sharding is None else sharding.num_devices
-    # Every process adds up all scores.
-    named = isinstance(sharding, NamedSharding)
-    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if named else None
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     total: np.ndarray | None = None
     for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
         indices = [place.number for place in group]
         images = np.stack([image for image, _ in loaded])
         batch = exact.place(images, group[0].capacity, sharding)
-        scores = np.asarray(
-            _scores(params, batch_stats, preprocessing, batch, apply=apply, gathered=replicated)
-        )
+        scores = _scores(params, batch_stats, preprocessing, batch, apply=apply)
+        # Every process adds up all scores.
+        scores = multihost_utils.process_allgather(scores, tiled=True)
         total = np.zeros((count, scores.shape[1]), np.float32) if total is None else total
         total[indices] += scores[: len(group)]
         labels[indices] = [label for _, label in loaded]
@@ -100,7 +98,7 @@ def evaluate(
     return _score(total / np.float32(2 * scales), labels)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "gathered"))
+@functools.partial(jax.jit, static_argnames="apply")
 def _scores(
     params: Variables,
     batch_stats: Variables,
@@ -108,14 +106,12 @@ def _scores(
     images: UInt8[Array, "n h w c"],
     *,
     apply: Apply,
-    gathered: NamedSharding | None,
 ) -> Float[Array, "n classes"]:
     """Sums of the softmax scores of images and their mirror images."""
     # Interleaved, so that a device keeps its images.
     both = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
     logits, _ = apply(params, batch_stats, preprocessing(both), train=False)
-    scores = jax.nn.softmax(logits).reshape(len(images), 2, -1).sum(1)
-    return scores if gathered is None else jax.lax.with_sharding_constraint(scores, gathered)
+    return jax.nn.softmax(logits).reshape(len(images), 2, -1).sum(1)
 
 
 def _score(scores: np.ndarray, labels: np.ndarray) -> Score:
@@ -134,8 +130,7 @@ class _Place(NamedTuple):
     """An image at one scale."""
 
     number: int
-    height: int
-    width: int
+    size: tuple[int, int]
     capacity: int
     """Images per batch of this shape, padding included."""
 
@@ -148,12 +143,12 @@ def _batches(
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, size in enumerate(sizes):
             by_shape[shape(*size, scale)].append(index)
-        for (height, width), indices in sorted(by_shape.items()):
+        for size, indices in sorted(by_shape.items()):
             # Shapes of few images are not padded to the full batch.
-            full = protocols.rows(pixels, 2 * height * width, shards)
+            full = protocols.rows(pixels, 2 * math.prod(size), shards)
             capacity = min(full, protocols.rows(len(indices), 1, shards))
             for group in _groups(indices, capacity):
-                yield [_Place(index, height, width, capacity) for index in group]
+                yield [_Place(index, size, capacity) for index in group]
 
 
 def _groups(indices: list[int], size: int) -> Iterator[list[int]]:

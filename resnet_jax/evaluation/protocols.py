@@ -35,27 +35,15 @@ _AHEAD = 2
 class Protocol:
     """An evaluation protocol. Softmax scores are averaged over the views of an image."""
 
-    resize: int | None = None
-    """Length of the shorter side before the crop. None: no resizing."""
-    crop: int | None = None
-    """Side of the square. None: the whole image."""
+    resize: int = 0
+    """Length of the shorter side before the crop. 0: no resizing."""
+    crop: int = 0
+    """Side of the square. 0: the whole image."""
     interpolation: Interpolation = "bilinear"
     crops: int = 1
     """1: the central crop. 10: the four corners, the center, and their mirror images."""
     scales: tuple[int, ...] = ()
     """Shorter sides of whole images and mirror images (``dense``), in place of the other fields."""
-
-    def __str__(self) -> str:
-        if self.scales:
-            text = f"multi-scale-{','.join(map(str, self.scales))}"
-        elif self.crop:
-            text = "ten-crop-" * (self.crops > 1) + f"{self.resize}/{self.crop}"
-        elif self.resize:
-            text = f"whole images, shorter side {self.resize}"
-        else:
-            text = "images as they are"
-        short = {long: name for name, long in _ABBREVIATIONS.items()}.get(text, text)
-        return short + "-bicubic" * (self.interpolation == "bicubic")
 
     def view(self, height: int | None = None, width: int | None = None) -> str:
         """Text for result records, e.g. "single 224x224 of 256".
@@ -101,9 +89,7 @@ def parse(text: str) -> Protocol:
 
 def of(view: View) -> Protocol:
     """The protocol of a weights card."""
-    return Protocol(
-        resize=view.resize or None, crop=view.crop or None, interpolation=view.interpolation
-    )
+    return Protocol(resize=view.resize, crop=view.crop, interpolation=view.interpolation)
 
 
 def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
@@ -128,8 +114,7 @@ def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo 
     Krizhevsky et al. 2012, Section 4.1.
     """
     size = protocol.crop
-    assert size
-    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=None))
+    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=0))
     height, width, _ = whole.shape
     bottom, right = height - size, width - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
