@@ -35,10 +35,10 @@ _AHEAD = 2
 class Protocol:
     """An evaluation protocol. Softmax scores are averaged over the views of an image."""
 
-    resize: int = 0
-    """Length of the shorter side before the crop. 0: no resizing."""
-    crop: int = 0
-    """Side of the square. 0: the whole image."""
+    resize: int | None = None
+    """Length of the shorter side before the crop. None: no resizing."""
+    crop: int | None = None
+    """Side of the square. None: the whole image."""
     interpolation: Interpolation = "bilinear"
     crops: int = 1
     """1: the central crop. 10: the four corners, the center, and their mirror images."""
@@ -89,7 +89,8 @@ def parse(text: str) -> Protocol:
 
 def of(view: View) -> Protocol:
     """The protocol of a weights card."""
-    return Protocol(resize=view.resize, crop=view.crop, interpolation=view.interpolation)
+    resize, crop = view.resize or None, view.crop or None
+    return Protocol(resize=resize, crop=crop, interpolation=view.interpolation)
 
 
 def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
@@ -114,7 +115,8 @@ def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo 
     Krizhevsky et al. 2012, Section 4.1.
     """
     size = protocol.crop
-    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=0))
+    assert size
+    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=None))
     height, width, _ = whole.shape
     bottom, right = height - size, width - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
