@@ -20,12 +20,9 @@ Crop = UInt8[np.ndarray, "ho wo c"]
 _TRIES = 10
 
 
-def resample(image: Pixels, box: Box | None, size: tuple[int, int], filter: Filter) -> Crop:
-    """Resizes ``box`` (None: the whole image) to ``size`` with Pillow's antialiased filters."""
+def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> Crop:
+    """Resizes an image to (height, width) with Pillow's antialiased filter."""
     channels = image.shape[2]
-    if box is not None:
-        left, top, right, bottom = box
-        image = image[top:bottom, left:right]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
     resized = picture.resize((size[1], size[0]), Resampling[filter.upper()])
     return np.asarray(resized).reshape(*size, channels)
@@ -57,8 +54,8 @@ class RandomResizedCrop:
         return "scale and aspect ratio" + ("" if usual else f" in {self.area} and {self.ratio}")
 
     def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
-        height, width, _ = image.shape
-        return resample(image, self.box(height, width, rng), size, self.filter)
+        left, top, right, bottom = self.box(image.shape[0], image.shape[1], rng)
+        return resample(image[top:bottom, left:right], size, self.filter)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
         """Samples the box for an image of the given size."""
@@ -139,9 +136,8 @@ def _resized_crop(
         # Rounding the extent instead of both ends keeps it the same at every position.
         length = max(1, round(extent * source / whole))
         first = min(round(offset * source / whole), source - length)
-        windows.append((first, first + length))
-    (top, bottom), (left, right) = windows
-    return resample(image, (left, top, right, bottom), size, filter)
+        windows.append(slice(first, first + length))
+    return resample(image[tuple(windows)], size, filter)
 
 
 class Sampling(NamedTuple):

@@ -72,7 +72,7 @@ class Stream:
             image, label, replaced = self._decode(source, int(index))
             image = crop(image, self.size, rng)
             image = policy(image, rng) if policy else image
-            return Streamed(image, np.int32(label), np.int32(replaced))  # pyright: ignore[reportArgumentType]
+            return Streamed(image, np.asarray(label, np.int32), np.asarray(replaced, np.int32))
 
         return self.order.random_map(load)
 

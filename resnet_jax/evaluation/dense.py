@@ -72,7 +72,7 @@ def evaluate(
 
     def load(place: _Place) -> tuple[np.ndarray, int]:
         record = datasets.example(source, info, split, place.number)
-        image = augment_host.resample(record["image"], None, place.size, protocol.interpolation)
+        image = augment_host.resample(record["image"], place.size, protocol.interpolation)
         return image, record["label"]
 
     read_size = functools.partial(_size, source, info, split)

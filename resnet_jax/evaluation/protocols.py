@@ -99,7 +99,7 @@ def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
         # The longer side is rounded down.
         short = min(image.shape[:2])
         height, width = (protocol.resize * extent // short for extent in image.shape[:2])
-        image = augment_host.resample(image, None, (height, width), protocol.interpolation)
+        image = augment_host.resample(image, (height, width), protocol.interpolation)
     if crop := protocol.crop:
         # A smaller image is padded with zeros.
         missing = [max(0, crop - extent) for extent in image.shape[:2]]
