@@ -147,8 +147,8 @@ def tally(
     shards = 1 if sharding is None else sharding.num_devices
     sums: list[Sums] = []
     for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
-        whole = protocols.rows(batch_size, math.prod(batch.images.shape[1:-3]), shards) // processes
-        rows = max(whole, protocols.rows(len(batch), 1, shards // processes))
+        several = math.prod(batch.images.shape[1:-3])
+        rows = protocols.rows(batch_size, several, shards) // processes
         images = place(batch.images, rows, sharding, processes)
         labels = place(batch.labels, rows, sharding, processes, padding=-1)
         sums.append(score(images, labels))
