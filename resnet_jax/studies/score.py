@@ -12,7 +12,7 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import dense, exact, protocols, views
+from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.training import fine_tune, run_dir, sharding
 from resnet_jax.training.run_dir import Workdir
@@ -116,7 +116,7 @@ def _score(
     else:
         scored = exact.evaluate(
             *network,
-            views.load(info, split, protocol, batch_size),
+            protocols.load(info, split, protocol, batch_size),
             batch_size=batch_size,
             expected_examples=info.examples[split],
             sharding=of_batch,

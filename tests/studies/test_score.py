@@ -178,7 +178,7 @@ def test_evaluate_command_prints_one_score_or_a_table_of_several(
     assert "360" in row
     with pytest.raises(SystemExit):
         cli.main([*command, "--protocol", "12/8", "eleven-crop"])
-    assert "there is no protocol 'eleven-crop': give 256/224" in capsys.readouterr().err
+    assert "'eleven-crop' is no protocol" in capsys.readouterr().err
 
 
 @pytest.mark.slow
