@@ -52,12 +52,11 @@ class Joining:
             "JAX_NUM_PROCESSES": self.processes,
             "JAX_PROCESS_ID": self.process,
         }
-        values = [
+        coordinator, processes, process = values = [
             os.environ.get(name, "") if flag is None else str(flag) for name, flag in flags.items()
         ]
         if not any(values):
             return None
-        coordinator, processes, process = values
         numbers = processes.isdigit() and process.isdigit() and int(process) < int(processes)
         if not (numbers and re.fullmatch(r".+:\d+", coordinator)):
             raise UserError(
@@ -79,10 +78,8 @@ def detected(joining: Joining = Joining()) -> str | None:
     hosts = variables.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:
         return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {hosts}"
-    without_tpu = (
-        "tpu" not in variables.get("JAX_PLATFORMS", "tpu") or "TPU_SKIP_MDS_QUERY" in variables
-    )
-    if without_tpu or find_spec("libtpu") is None:
+    uses_tpu = "tpu" in variables.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
+    if not uses_tpu or "TPU_SKIP_MDS_QUERY" in variables:
         return None
     return _TPU_VM if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*") else None
 
@@ -192,11 +189,9 @@ def by_first(act: Callable[[], T]) -> T:
             if not isinstance(error, UserError):
                 message = f"the first process failed: {type(error).__name__}: {error}"
             message = message[: _BYTES // 30]  # JSON takes up to 12 bytes for a character.
-    text = json.dumps([value, message]).encode()
-    buffer = np.zeros(_BYTES, np.uint8)
-    buffer[: len(text)] = np.frombuffer(text, np.uint8)
-    buffer = np.asarray(multihost_utils.broadcast_one_to_all(buffer))
-    value, message = json.loads(buffer.tobytes().rstrip(b"\0"))
+    text = json.dumps([value, message]).encode().ljust(_BYTES)
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    value, message = json.loads(np.asarray(sent).tobytes())
     if message is not None:
         raise failure or UserError(message)
     return value

@@ -229,7 +229,7 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
         **variant._asdict(),
     }
     # Autotuning needs a device.
-    options = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
+    options: Any = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
     try:
         compiled = lower_step(changed, target.devices, variant.fsdp, EXAMPLES).compile(options)
     except jax.errors.JaxRuntimeError as error:

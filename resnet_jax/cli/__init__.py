@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from tyro.extras import SubcommandApp
@@ -16,8 +16,7 @@ from tyro.extras import SubcommandApp
 from resnet_jax.errors import CommandError
 
 # MODULE:FUNCTION, and the line in the list of commands.
-Entry = tuple[str, str]
-COMMANDS: dict[str, Entry | dict[str, Entry]] = {
+COMMANDS = {
     "train": ("cli.train:train", "Train an experiment, or continue it."),
     "evaluate": ("cli.train:evaluate", "Score a run, or imported weights."),
     "study": ("cli.study:study", "Compare experiments over seeds."),
@@ -26,20 +25,16 @@ COMMANDS: dict[str, Entry | dict[str, Entry]] = {
     "summary": ("cli.info:summary", "Count a network without building it."),
     "doctor": ("cli.info:doctor", "List versions, devices, data sets, and problems with remedies."),
     "prepare": ("cli.data:prepare", "Write a data set into the data directory."),
-    "data": {"preview": ("cli.data:preview", "Draw the images of a training step.")},
-    "weights": {
-        "import": ("cli.weights:import_", "Convert weights of torchvision, timm or akamaster."),
-        "export": ("cli.weights:export", "Write weights in the names of another code base."),
-        "show": ("cli.weights:show_", "Print the card of weights and the origin of every tensor."),
-    },
-    "analyze": {
-        "responses": ("analysis.responses:run", "Strength of layers (He et al. 2015, Figure 7)."),
-        "lesions": ("analysis.lesions:run", "Error after blocks are deleted (Veit et al. 2016)."),
-        "paths": ("analysis.paths:run", "Lengths and gradients of paths (Veit et al. 2016)."),
-        "identity": ("analysis.identity:run", "Distance of blocks from the identity."),
-        "landscape": ("analysis.landscape:run", "Loss landscape (Li et al. 2018)."),
-        "depth": ("analysis.depth:run", "Error against depth (He et al. 2015, Figure 1)."),
-    },
+    "data preview": ("cli.data:preview", "Draw the images of a training step."),
+    "weights import": ("cli.weights:import_", "Convert weights of torchvision, timm or akamaster."),
+    "weights export": ("cli.weights:export", "Write weights in the names of another code base."),
+    "weights show": ("cli.weights:show_", "Print the card of weights and the origin of tensors."),
+    "analyze responses": ("analysis.responses:run", "Strength of layers (He et al. 2015)."),
+    "analyze lesions": ("analysis.lesions:run", "Deleted blocks (Veit et al. 2016)."),
+    "analyze paths": ("analysis.paths:run", "Lengths and gradients of paths (Veit et al. 2016)."),
+    "analyze identity": ("analysis.identity:run", "Distance of blocks from the identity."),
+    "analyze landscape": ("analysis.landscape:run", "Loss landscape (Li et al. 2018)."),
+    "analyze depth": ("analysis.depth:run", "Error against depth (He et al. 2015)."),
     "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
 }
 _GROUPS = {
@@ -76,48 +71,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         if not distributed.lost(error):
             _leave(1)
-        print(
-            "resnet-jax: another process was lost; the same command, in all processes, continues",
-            file=sys.stderr,
-        )
+        print("resnet-jax: another process was lost; run all of them again", file=sys.stderr)
         _leave(distributed.PEER_LOST)
 
 
 def _run(words: list[str]) -> None:
-    entry = COMMANDS.get(words[0]) if words else None
-    count = 2 if isinstance(entry, dict) else 1
-    if isinstance(entry, dict):
-        entry = entry.get(words[1]) if len(words) > 1 else None
+    called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
     command, registry = None, None
-    if entry is not None:
+    if called:
         from resnet_jax.cli import options
 
-        command, registry = options.bind(f"resnet_jax.{entry[0]}", words[count:])
-    _app(COMMANDS, words[:count], command).cli(
+        rest = words[len(called.split()) :]
+        command, registry = options.bind(f"resnet_jax.{COMMANDS[called][0]}", rest)
+    apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
+    for name, (_, text) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if name == called and command:
+            apps[group].command(name=last)(command)
+        else:
+            apps[group].command(name=last, help=text)(_placeholder)
+    for group, text in _GROUPS.items():
+        apps[""].command(apps[group], name=group, help=text)
+    apps[""].cli(
         prog="resnet-jax",
         description="Residual networks in JAX. COMMAND --help lists the options of a command.",
         args=["--help" if word == "--help-all" else word for word in words],
         registry=registry,
     )
-
-
-def _app(
-    commands: Mapping[str, Entry | dict[str, Entry]],
-    path: Sequence[str],
-    command: Callable[..., None] | None,
-) -> SubcommandApp:
-    """Returns the commands with ``command``, if any, at ``path``, and placeholders elsewhere."""
-    app = SubcommandApp()
-    for name, entry in commands.items():
-        chosen = path[:1] == [name]
-        if isinstance(entry, dict):
-            group = _app(entry, path[1:] if chosen else [], command)
-            app.command(group, name=name, help=_GROUPS[name])
-        elif chosen and command:
-            app.command(command, name=name)
-        else:
-            app.command(_placeholder, name=name, help=entry[1])
-    return app
 
 
 def _placeholder() -> None: ...

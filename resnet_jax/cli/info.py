@@ -6,7 +6,7 @@ import glob
 import json
 import re
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import tyro
@@ -48,12 +48,11 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
       pattern: Part of a name, such as resnet50 or he2015_*:plain*. Up to ten networks are counted.
     """
     names = [name for name in models.NETWORKS if fnmatchcase(name, f"*{pattern}*")]
+    counted = len(names) <= _MAX_COUNTED
     networks = [
         {
             "name": name,
-            "parameters": models.count(models.NETWORKS[name]).parameters
-            if len(names) <= _MAX_COUNTED
-            else None,
+            "parameters": models.count(models.NETWORKS[name]).parameters if counted else None,
             "paper": next(paper for start, paper in _PAPERS.items() if re.match(start, name)),
         }
         for name in names
@@ -117,31 +116,7 @@ def summary(
 
 
 def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """List versions, devices, processes and data sets, and problems with their remedies.
-
-    Exits with 1 if there are problems.
-    """
-    report = _examine(data_dir)
-    device, problems = report["devices"], report["problems"]
-    lines = {
-        "versions": ", ".join(f"{name} {text}" for name, text in report["versions"].items()),
-        "commit": report["commit"] or "not run from a checkout",
-        "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
-        "processes": report["processes"],
-        "compiled": report["compiled_programs"] or "not kept",
-        "data in": ", ".join(report["data_dirs"]),
-        **{f"  {name}": text for name, text in report["data_sets"].items()},
-    }
-    texts = [f"{name + ':':11} {text}" for name, text in lines.items()]
-    texts += [f"problem:    {problem}. Do: {remedy}" for problem, remedy in problems]
-    texts += [] if problems else ["no problem found"]
-    print(json.dumps(report) if as_json else "\n".join(texts))
-    if problems:
-        raise SystemExit(1)
-
-
-def _examine(data_dir: str | None) -> dict[str, Any]:
-    """Returns the facts of this machine, and ``problems``: pairs of a problem and its remedy."""
+    """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
     versions, device = run_dir.versions(), run_dir.devices()
     problems = [
         (f"{name} is missing", f"pip install {name}")
@@ -155,11 +130,10 @@ def _examine(data_dir: str | None) -> dict[str, Any]:
         processes = "incomplete"
         problem = f"the processes of a run would not find each other: {error}"
         problems.append((problem, "set all variables, or none"))
-    problems += [
-        (f"{name} is attached, and jax uses the CPU", f"pip install -U '{extra}'")
-        for name, (files, extra) in _DEVICE_FILES.items()
-        if device["backend"] == "cpu" and glob.glob(files)
-    ]
+    for name, (files, extra) in _DEVICE_FILES.items():
+        if device["backend"] == "cpu" and glob.glob(files):
+            problem = f"{name} is attached, and jax uses the CPU"
+            problems.append((problem, f"pip install -U '{extra}'"))
     data_sets: dict[str, str] = {}
     for name, folder in datasets.prepared(data_dir).items():
         try:
@@ -171,13 +145,25 @@ def _examine(data_dir: str | None) -> dict[str, Any]:
     if not data_sets:
         remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
         problems.append(("no data set is prepared", remedy))
-    return {
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    report = {
         "versions": versions,
         "commit": run_dir.commit(),
         "devices": device,
         "processes": processes,
-        "compiled_programs": jax.config.jax_compilation_cache_dir,  # pyright: ignore[reportAttributeAccessIssue]
+        "compiled_programs": cache,
         "data_dirs": [str(directory) for directory in datasets.data_dirs(data_dir)],
         "data_sets": data_sets,
         "problems": problems,
     }
+    lines = report | {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
+        "data_dirs": ", ".join(report["data_dirs"]),
+        "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),
+        "problems": "".join(f"\n  {text}. Do: {remedy}" for text, remedy in problems) or "none",
+    }
+    text = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in lines.items())
+    print(json.dumps(report) if as_json else text)
+    if problems:
+        raise SystemExit(1)

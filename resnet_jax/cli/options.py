@@ -150,16 +150,16 @@ def _call(reference: str, *types: type[Any]) -> Any:
 
 def _frequent_fields() -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
     """Returns a rule that leaves the fields of ``_FREQUENT``."""
-    within: list[type[Any]] = []
+    is_active = True
 
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal is_active
         fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
-        if fields is None or within:
+        if fields is None or not is_active:
             return None
-        within.append(info.type)  # From here on the rules of tyro apply.
-        spec = ConstructorRegistry.get_struct_spec(info)
-        within.clear()
-        assert isinstance(spec, StructConstructorSpec)
+        is_active = False  # For the rules of tyro.
+        spec: Any = ConstructorRegistry.get_struct_spec(info)
+        is_active = True
         kept = tuple(field for field in spec.fields if field.name in fields)
         return dataclasses.replace(spec, fields=kept)
 
@@ -180,18 +180,16 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         if optional and words[0] == "none":
             return None
         part = parts.load_part(words[0], others)
-        if base is not None and not (isinstance(part, type) and issubclass(part, base)):
-            known = parts.known().items()
-            fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
-            raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
-        return part
+        if base is None or (isinstance(part, type) and issubclass(part, base)):
+            return part
+        known = parts.known().items()
+        fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
+        raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
 
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
         instance_from_str=read,
-        is_instance=lambda value: (
-            isinstance(value, type | Component) or (optional and value is None)
-        ),
+        is_instance=lambda value: isinstance(value, type | Component | NoneType),
         str_from_instance=lambda value: ["none" if value is None else parts.name_of(value, others)],
     )

@@ -87,16 +87,10 @@ def study(
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
     scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
     command = ["resnet-jax", "study", reference]
-    command += [f"{word}" for pair in scale.items() if pair[1] is not None for word in pair]
-    command += ["--only", *only] if only else []
-    command += ["--workdir", workdir.name]  # Without absolute paths.
-
-    def remember() -> None:
-        names = [variant.name for variant in every]
-        results_lib.remember_study(
-            workdir, command=shlex.join(command), cells=names, reduced=reduced
-        )
-
+    for name, value in scale.items():
+        command += [] if value is None else [name, str(value)]
+    command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
+    note = {"command": shlex.join(command), "cells": [variant.name for variant in every]}
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
             variants,
@@ -106,7 +100,7 @@ def study(
             data_dir=data_dir,
             devices=devices,
             environments=environments,
-            on_start=remember,
+            on_start=lambda: results_lib.remember_study(workdir, reduced=reduced, **note),
         )
     if not distributed.is_first():
         return
@@ -129,18 +123,15 @@ def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experim
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    ours, theirs = (
+    theirs, ours = (
         (one.data.name, f"{one.steps:,} steps", f"{sum(one.model.stages)} blocks")
-        for one in (variant, full)
+        for one in (full, variant)
     )
-    changes = [
-        f"{our} in place of {their.split()[0]}"
-        for our, their in zip(ours, theirs, strict=True)
-        if our != their
-    ]
-    if not changes:
+    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
+    if not pairs:
         return ""
-    return f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
+    changes = ", ".join(f"{our} in place of {their.split()[0]}" for our, their in pairs)
+    return f"At reduced scale: {changes}. Not comparable with the paper's numbers."
 
 
 def report(

@@ -66,12 +66,14 @@ def train(
     elif new_head or freeze_trunk:
         raise UserError("--new-head and --freeze-trunk belong to --init-from FILE")
     from resnet_jax.studies import comparison
-    from resnet_jax.terminal import RunProgress, out
-    from resnet_jax.training import train as train_lib
+    from resnet_jax.terminal import RunProgress, show
+    from resnet_jax.training.train import Profile
+    from resnet_jax.training.train import train as train_run
 
     title = f"{experiment.name}, seed {seed}"
     with RunProgress(title) as progress:
-        result = train_lib.train(
+        trace = Profile(workdir / "profile", profile, progress.say) if profile else None
+        result = train_run(
             experiment,
             seed,
             workdir,
@@ -79,9 +81,7 @@ def train(
             data_dir=data_dir,
             devices=devices,
             fsdp=fsdp,
-            profile=train_lib.Profile(workdir / "profile", profile, progress.say)
-            if profile
-            else None,
+            profile=trace,
         )
     if not distributed.is_first():
         return
@@ -92,12 +92,11 @@ def train(
         f" (published: {entry}, {entry.paper}, {entry.table})"
         for entry in comparison.published_beside(result)
     )
-    line = (
+    show(
         f"{title}: test error {result['value']:.2f} %{published} on {result['examples']} images, "
         f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), "
         f"{result['seconds']:.0f} s; {workdir / 'result.json'}"
     )
-    out.print(line, highlight=False, soft_wrap=True)
 
 
 def _rescaled(base: Experiment, changed: Experiment) -> Experiment:
@@ -148,20 +147,19 @@ def evaluate(
     title = f"{run}" if first["step"] is None else f"{run}, step {first['step']}"
     if as_json:
         print(json.dumps(first if len(results) == 1 else results))
-        return
-    if len(results) == 1:
+    elif len(results) == 1:
         error, examples = first["error_percent"], first["examples"]
         print(f"{title}: error {error:.2f} % on {examples} images of {first['split']}")
-        return
-    rows = tuple(
-        (
-            result["protocol"]["view"],
-            f"{result['error_percent']:.2f}",
-            "" if (top5 := result["top5_error_percent"]) is None else f"{top5:.2f}",
-            result["examples"],
-            f"{result['seconds']:.1f}",
-        )
-        for result in results
-    )
-    header = ("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds")
-    terminal.show(terminal.Table(f"{title}, {first['split']}", header, rows))
+    else:
+        rows = [
+            (
+                one["protocol"]["view"],
+                f"{one['error_percent']:.2f}",
+                (top5 := one["top5_error_percent"]) and f"{top5:.2f}",
+                one["examples"],
+                one["seconds"],
+            )
+            for one in results
+        ]
+        header = ("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds")
+        terminal.show(terminal.Table(f"{title}, {first['split']}", header, tuple(rows)))
