@@ -1,28 +1,23 @@
-"""``resnet-jax plan``: ahead-of-time compilation of a training step, for hardware not attached.
+"""Ahead-of-time compilation of a training step, for target hardware that is not attached.
 
 The compilers are in the extras ``plan-tpu`` and ``plan-gpu``.
 """
 
 import dataclasses
 import functools
-import json
 import math
-import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import tyro
 from jax.experimental import topologies
 
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
-from resnet_jax.terminal import Table, show
-from resnet_jax.training import program, run_dir, sharding
+from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import ResidentData, StreamedBatch
 
@@ -68,8 +63,8 @@ class Target(NamedTuple):
     devices: tuple[Any, ...]
 
 
-def find_target(name: str) -> Target:
-    """Returns the target of a name such as ``tpu:v5e:4x4``, ``gpu:h100`` or ``gpu:h100:8``."""
+def target(name: str) -> Target:
+    """Returns the target of a name such as ``tpu:v5e:4x4`` or ``gpu:h100:8``."""
     platform, _, rest = name.partition(":")
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
@@ -78,16 +73,18 @@ def find_target(name: str) -> Target:
             f"--target is {name!r}{nearest(kind, USABLE)}. "
             "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
         )
-    options: dict[str, Any] = {"platform": "tpu", "topology_name": rest}
+    options: dict[str, Any] = {"topology_name": rest}
     if platform == "gpu":
         description, memory, bandwidth = _GPUS[kind]
-        config = _HOPPER.format(name=description, memory=memory, bandwidth=bandwidth)
         # Slices, hosts and the GPUs of one host.
-        shape = f"1x1x{shape or 1}"
-        options = {"platform": "cuda", "topology_name": shape, "topology": shape}
-        options["target_config"] = config
+        options["topology_name"] = options["topology"] = f"1x1x{shape or 1}"
+        options["target_config"] = _HOPPER.format(
+            name=description, memory=memory, bandwidth=bandwidth
+        )
     try:
-        topology = topologies.get_topology_desc(**options)
+        topology = topologies.get_topology_desc(
+            platform={"gpu": "cuda"}.get(platform, platform), **options
+        )
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -103,7 +100,7 @@ class Variant(NamedTuple):
     group_size: int | None
 
 
-def find_variants(
+def variants(
     experiment: Experiment, chips: int, batch: int, kinds: Sequence[Kind], fsdp: int | None = None
 ) -> list[Variant]:
     """Returns the distinct variants for ``batch`` images per device."""
@@ -171,12 +168,10 @@ def lower_step(
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_COLLECTIVE = re.compile(
-    rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({_KINDS})(?:-done)?\((?:.*channel_id=(\d+))?",
-    re.MULTILINE,
-)
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)", re.MULTILINE)
+_RESULT = r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) "
+_KINDS = "(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+_COLLECTIVE = re.compile(rf"{_RESULT}{_KINDS}(?:-done)?\((?:.*channel_id=(\d+))?", re.MULTILINE)
+_INSTRUCTION = re.compile(rf"{_RESULT}([a-z][\w-]*)\((.*?)\)", re.MULTILINE)
 
 
 def _shape_bytes(shapes: str) -> int:
@@ -274,78 +269,3 @@ def largest_batch(memory: Callable[[int], int | None], usable: int, batch: int) 
     while fits(2 * batch):
         batch *= 2
     return batch
-
-
-def plan(
-    reference: Annotated[str, tyro.conf.Positional],  # noqa: ARG001
-    *,
-    target: tuple[str, ...],
-    experiment: Annotated[Experiment, tyro.conf.arg(name="")],
-    batch_per_device: int | None = None,
-    variants: tuple[Kind, ...] = ("data", "global", "fsdp"),
-    fsdp: int | None = None,
-    search: bool = True,
-    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
-    words: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
-) -> None:
-    """Compile a training step for target hardware: memory, FLOPs, bytes accessed, collectives.
-
-    Every field of the experiment is an option; --help-all lists all of them.
-
-    Args:
-      target: tpu:v5e:16x16, tpu:v6e:4x4, tpu:v5p:8x16x16, gpu:h100, gpu:h200:8, ...
-      batch_per_device: Default: batch_size, shared by the devices.
-      variants: data: replicated parameters, BatchNorm over its groups, else over the images of a
-        device. global: BatchNorm over the batch. fsdp: split parameters, BatchNorm over groups.
-      fsdp: Devices that share one copy of the parameters. Default: the largest divisor up to 16.
-      search: Search the largest batch that fits with the first variant.
-    """
-    # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
-    )
-    jax.config.update("jax_platforms", "cpu")
-    targets = [find_target(name) for name in target]
-    jax.config.update("jax_enable_compilation_cache", False)
-    rows = []
-    for one in targets:
-        chips = len(one.devices)
-        share, rest = divmod(experiment.batch_size, chips)
-        batch = (0 if rest else share) if batch_per_device is None else batch_per_device
-        if batch < 1:
-            raise UserError(
-                f"batch_size must be a multiple of the {chips} devices of {one.name}. "
-                "Give --batch-per-device N."
-            )
-
-        def row(images: int, number: int = 0, one: Target = one) -> dict[str, Any]:
-            found = find_variants(experiment, len(one.devices), images, variants, fsdp)
-            return measure(experiment, one, found[number], images)
-
-        count = len(find_variants(experiment, chips, batch, variants, fsdp))
-        measured = [row(batch, number) for number in range(count)]
-        if search:
-            largest = largest_batch(lambda n: row(n).get("memory_bytes"), one.usable, batch)
-            measured[0] = measured[0] | {"largest_batch_per_device": largest}
-        rows += measured
-    if as_json:
-        command = shlex.join(["resnet-jax", "plan", *words])
-        result = {"kind": "plan", "command": command, "experiment": experiment.name}
-        print(json.dumps(result | run_dir.describe() | {"rows": rows}))
-        return
-    columns = "target, fsdp, BatchNorm images, images per device, fits, GB, of, GFLOP per image, "
-    columns += "MB per image, collectives (of a scan once), largest batch"
-    show(Table("", tuple(columns.split(", ")), tuple(map(_cells, rows))))
-
-
-def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    collectives = row.get("collectives", {}).items()
-    return (
-        *(row[name] for name in ("target", "fsdp", "group_size", "batch_per_device")),
-        "yes" if row["fits"] else row.get("refusal", "no"),
-        *(row.get(name, math.nan) / 1e9 for name in ("memory_bytes", "usable_bytes")),
-        row.get("flops_per_image", math.nan) / 1e9,
-        row.get("bytes_per_image", math.nan) / 1e6,
-        "\n".join(f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives),
-        row.get("largest_batch_per_device"),
-    )

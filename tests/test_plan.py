@@ -60,7 +60,7 @@ def check(rows: list[dict[str, Any]]) -> None:
 def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replaces target hardware by four virtual devices with 8 MB each."""
     cached = jax.config.jax_enable_compilation_cache
-    monkeypatch.setattr(plan, "find_target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
+    monkeypatch.setattr(plan, "target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
     yield
     jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -107,7 +107,7 @@ def test_plan_rejects_bad_input_before_compiling(cpu_target: None, capsys: pytes
 def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {"tpu:v9:4x4": "did you mean", "tpu:v5e": "tpu:v5e:4x4", "h100": "gpu:h100:8"}.items():
         with pytest.raises(plan.UserError, match=message):
-            plan.find_target(name)
+            plan.target(name)
 
     def absent(**words: Any) -> None:
         raise NotImplementedError("no plugin")
@@ -115,14 +115,14 @@ def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
     for name, extra in {"tpu:v5e:4x4": "plan-tpu", "gpu:h200": "plan-gpu"}.items():
         with pytest.raises(plan.UserError, match=rf"no plugin.*{extra}"):
-            plan.find_target(name)
+            plan.target(name)
         assert f"\n{extra} = [" in (HERE.parent / "pyproject.toml").read_text()
 
 
 def test_variants_keep_groups_on_their_devices() -> None:
     def made(norm: Any, batch: int, chips: int = 4, **options: Any) -> list[Variant]:
         experiment = dataclasses.replace(small(), model=dataclasses.replace(small().model, norm=norm))
-        return plan.find_variants(experiment, chips, batch, ("data", "global", "fsdp"), **options)
+        return plan.variants(experiment, chips, batch, ("data", "global", "fsdp"), **options)
 
     assert made(BatchNorm, 16) == [(1, 16), (1, 0), (4, 16)]
     assert made(component(BatchNorm, group_size=8), 16) == [(1, 8), (1, 0), (4, 8)]

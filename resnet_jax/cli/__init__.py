@@ -35,7 +35,7 @@ COMMANDS = {
     "analyze identity": ("analysis.identity:run", "Distance of blocks from the identity."),
     "analyze landscape": ("analysis.landscape:run", "Loss landscape (Li et al. 2018)."),
     "analyze depth": ("analysis.depth:run", "Error against depth (He et al. 2015)."),
-    "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
+    "plan": ("cli.plan:plan", "Compile a step for target hardware that is not attached."),
 }
 _GROUPS = {
     "data": "Look at data sets.",

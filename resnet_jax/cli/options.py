@@ -28,13 +28,11 @@ from resnet_jax.models import components, parts
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
 
-_REFERENCE = (
-    "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20 or he2015_cifar10:resnet20"
-)
+_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20"
 Reference = Annotated[
     str,
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}; see resnet-jax list."),
+    tyro.conf.arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}."),
 ]
 Fields = Annotated[Experiment, tyro.conf.arg(name="")]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]

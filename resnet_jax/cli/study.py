@@ -6,15 +6,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 from tyro.conf import Positional
 
 from resnet_jax import distributed
 from resnet_jax.cli import options
-from resnet_jax.cli.options import AsJson, DataDir, Processes, Words
+from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, nearest
@@ -31,7 +30,7 @@ COMMITTED = Path("experiments/results")
 
 
 def study(
-    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.py:FUNCTION")],
+    reference: Reference,
     *,
     workdir: Path,
     seeds: int = 2,
@@ -46,10 +45,9 @@ def study(
     joining: Processes = Joining(),
     words: Words = (),
 ) -> None:
-    """Train every variant of a study with every seed and write the report. It resumes.
+    """Train every variant of a study, such as he2016_shortcuts:table1, with every seed. It resumes.
 
     Args:
-      reference: Function that returns experiments, as he2016_shortcuts:table1; see resnet-jax list.
       workdir: Folder of the runs and the report.
       seeds: Runs of each variant, with the seeds 0, 1, ...
       data: Other prepared data set: digits, cifar10. The networks take its image size and classes.
