@@ -147,24 +147,16 @@ def lower_step(
     experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
-    streams, replicated = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
+    streams, everywhere = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
     count = experiment.batch_size if streams else examples
-    where = sharding.batch(compiled.mesh) if streams else replicated
-
-    def struct(shape: tuple[int, ...], dtype: Any, at: Any = where) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=at)
-
-    constants = jax.tree.map(
-        lambda leaf: struct(leaf.shape, leaf.dtype, replicated),
-        program.abstract_preprocessing(experiment),
-    )
-    data = (StreamedBatch if streams else ResidentData)(
-        struct((count, *experiment.model.input_shape), jnp.uint8),
-        struct((count,), jnp.int32),
-        constants,
-    )
+    at = sharding.batch(compiled.mesh) if streams else everywhere
+    images = jax.ShapeDtypeStruct((count, *experiment.model.input_shape), jnp.uint8, sharding=at)
+    labels = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=at)
+    constants = program.abstract_preprocessing(experiment)
+    constants = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), constants)
+    kind: Any = StreamedBatch if streams else ResidentData
     train: Any = compiled.train
-    return train.lower(compiled.abstract_state, data, steps=1)
+    return train.lower(compiled.abstract_state, kind(images, labels, constants), steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

@@ -123,17 +123,16 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
         for name, version in versions.items()
         if version.startswith("not")
     ]
-    processes = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
+    alone = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
     try:
-        processes = distributed.detected() or processes
+        processes = distributed.detected() or alone
     except UserError as error:
         processes = "incomplete"
-        problem = f"the processes of a run would not find each other: {error}"
-        problems.append((problem, "set all variables, or none"))
+        problems.append((f"processes would not meet: {error}", "set all variables, or none"))
     for name, (files, extra) in _DEVICE_FILES.items():
         if device["backend"] == "cpu" and glob.glob(files):
-            problem = f"{name} is attached, and jax uses the CPU"
-            problems.append((problem, f"pip install -U '{extra}'"))
+            remedy = f"pip install -U '{extra}'"
+            problems.append((f"{name} is attached, and jax uses the CPU", remedy))
     data_sets: dict[str, str] = {}
     for name, folder in datasets.prepared(data_dir).items():
         try:
