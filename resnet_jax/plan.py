@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
 from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, StreamedBatch
+from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
 
@@ -156,10 +156,8 @@ def lower_step(
     constants = jax.tree.map(
         lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants
     )
-    data = (StreamedBatch if streams else ResidentData)(
-        images, struct((count,), jnp.int32, sharding=at), constants
-    )
-    return compiled.train.lower(compiled.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
+    data = Batch(images, struct((count,), jnp.int32, sharding=at))
+    return compiled.train.lower(compiled.abstract_state, data, constants, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

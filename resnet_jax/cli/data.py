@@ -18,7 +18,7 @@ from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, augmentation_key
+from resnet_jax.training.step import augmentation_key, batch_indices
 
 if TYPE_CHECKING:
     pass
@@ -109,8 +109,13 @@ def shown(
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        resident = ResidentData(examples.images, examples.labels, preprocessing)
-        chosen = resident.order(key, jnp.int32(step), 1, experiment.batch_size)[0]
+        (chosen,) = batch_indices(
+            jax.random.fold_in(key, 1),
+            jnp.int32(step),
+            steps=1,
+            batch_size=experiment.batch_size,
+            examples=len(examples),
+        )
         images, labels = examples.images[chosen], examples.labels[chosen]
     else:
         # The randomness of an image depends on the whole batch.
@@ -119,17 +124,17 @@ def shown(
             np.stack(values)
             for values in zip(*(stream[i] for i in range(len(stream))), strict=True)
         )
-    batches = program.batches_of(experiment, info.num_classes)
-    batch = jax.jit(batches)(
-        augmentation_key(key, step), preprocessing, jnp.asarray(images), jnp.asarray(labels)
+    augment = jax.jit(program.augmentation(experiment), static_argnums=4)
+    augmented, mixed = augment(
+        augmentation_key(key, step), preprocessing, images, labels, info.num_classes
     )
     pixels = np.clip(
-        np.asarray(batch.images[:count]) * preprocessing.deviation + preprocessing.mean, 0, 1
+        np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean, 0, 1
     )
     names = datasets.class_names(info)
-    if batch.targets is None:
-        return Shown(pixels, [names[label] for label in np.asarray(batch.labels[:count])])
-    targets = np.asarray(batch.targets[:count])
+    if mixed is None:
+        return Shown(pixels, [names[label] for label in labels[:count]])
+    targets = np.asarray(mixed[:count])
     largest = np.argsort(-targets)[:, :2]
     shares = [
         [f"{row[label]:.2f} {names[label]}" for label in two if row[label] > 0]

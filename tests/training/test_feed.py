@@ -72,15 +72,15 @@ def test_stopped_run_ends_in_the_same_bits_for_any_loading(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
-    given, reads = feed.StreamFeed.next, [0]
+    given, reads = feed.Feed.next, [0]
 
-    def stops(self: feed.StreamFeed) -> Any:
+    def stops(self: feed.Feed) -> Any:
         reads[0] += 1
         if reads[0] == 5:
             raise KeyboardInterrupt
         return given(self)
 
-    monkeypatch.setattr(feed.StreamFeed, "next", stops)
+    monkeypatch.setattr(feed.Feed, "next", stops)
     experiment = replace(SMALL, loading=loading)
     with pytest.raises(KeyboardInterrupt):
         trained(experiment, tmp_path / "run", told)
@@ -106,11 +106,12 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
         SMALL, data=replace(SMALL.data, flip=False), evaluation=replace(SMALL.evaluation, statistics_batches=2), loading=Loading(threads=1)
     )
     made = program.compiled(experiment, 1)
-    fed = feed.training(experiment, photographs, made, made.constants(feed.constants(experiment, photographs)), 3, 0)
+    constants = made.put(feed.constants(experiment, photographs))
+    fed = feed.Feed(experiment, photographs, made.mesh, 3, 0)
     arrived = [np.asarray(batch.images) for batch in fed.statistics_batches(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
     assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
-    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.statistics_batches(0))
+    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.statistics_batches(0), constants)
     fed.close()
     normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]

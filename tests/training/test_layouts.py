@@ -32,12 +32,13 @@ def grouped(tiny: Experiment) -> Experiment:
 def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[TrainState, Any]:
     made = program.compiled(experiment, **layout)
     info = datasets.describe("digits", digits_dir)
-    batches = feed.training(experiment, info, made, made.constants(feed.constants(experiment, info)), 0, 0)
+    constants = made.put(feed.constants(experiment, info))
+    batches = feed.Feed(experiment, info, made.mesh, 0, 0)
     state, losses = made.init(jax.random.key(0)), []
     for _ in range(STEPS):
-        state, metrics = made.train(state, batches.next(), 1)
+        state, metrics = made.train(state, batches.next(), constants, 1)
         losses.append(float(np.asarray(metrics.loss)[0]))
-    return made.recompute_statistics(state, batches.statistics_batches(STEPS)), losses
+    return made.recompute_statistics(state, batches.statistics_batches(STEPS), constants), losses
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experim
     few = dataclasses.replace(tiny.execution, images_per_device=4)
     ungrouped = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=BatchNorm), execution=few)
     for experiment, images in ((ungrouped, 64), (dataclasses.replace(grouped, execution=few), 8)):
-        with pytest.raises(UserError, match=f"1 devices hold the {images} images that BatchNorm normalizes together: .* with N up to 4"):
+        with pytest.raises(UserError, match=f"1 devices hold the {images} images that BatchNorm normalizes together\\. .* with N up to 4"):
             program.compiled(experiment, 1)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.step import ResidentData, TrainState
+from resnet_jax.training.step import Batch, TrainState
 from resnet_jax.training.train import train
 
 from conftest import Told
@@ -67,7 +68,12 @@ def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
     made = program.compiled(experiment, devices)
-    return made.recompute_statistics(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
+    return recomputed(made, trained(made)._replace(**replaced), digits, experiment.evaluation.statistics_batches)
+
+
+def recomputed(made: Program, state: TrainState, digits: Examples, count: int = 3) -> TrainState:
+    data = made.put(Batch(digits.images, digits.labels))
+    return made.recompute_statistics(state, itertools.repeat(data, count), PREPROCESSING)
 
 
 @pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.5), component(BatchNorm, group_size=8)], ids=str)
@@ -99,7 +105,7 @@ def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples
     made = program.compiled(variant(tiny), 1)
     before = trained(made)
     expected = step_lib.digest(before._replace(statistics={}))
-    after = made.recompute_statistics(before, made.place(digits, PREPROCESSING))
+    after = recomputed(made, before, digits)
     assert step_lib.digest(after._replace(statistics={})) == expected
     other = jax.tree.map(lambda s: s + 1, before.batch_stats)
     again = settled(variant(tiny), digits, batch_stats=other, statistics=other)
@@ -134,14 +140,14 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
 def test_settling_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
     made = program.compiled(variant(tiny, batches=0), 1)
     before = trained(made)
-    assert made.recompute_statistics(before, made.place(digits, PREPROCESSING)) is before
+    assert recomputed(made, before, digits, 0) is before
     assert before.statistics == {}
 
 
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
     """Trained parameters or moving averages would give another loss. Errors are exact."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
-    found = made.recompute_statistics(trained(made), made.place(digits, PREPROCESSING))
+    found = recomputed(made, trained(made), digits)
     score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
     for name, trees in {
@@ -160,16 +166,16 @@ def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Ex
 def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
     made = program.compiled(variant(tiny, ema=0.9), 1)
-    data: ResidentData = made.place(digits, PREPROCESSING)
+    data = made.put((Batch(digits.images, digits.labels), PREPROCESSING))
     current = made.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
     for _ in range(4):
-        current, _ = made.train(current, data, 1)
+        current, _ = made.train(current, *data, 1)
         expected = each(lambda e, p: 0.9 * e + 0.1 * np.asarray(p, np.float64), expected, current.params)
     for path, leaf in leaves(expected).items():
         np.testing.assert_allclose(leaves(current.ema)[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
         assert np.abs(leaf - np.asarray(leaves(current.params)[path])).max() > 0
-    together, _ = made.train(made.init(jax.random.key(1)), data, 4)
+    together, _ = made.train(made.init(jax.random.key(1)), *data, 4)
     for path, leaf in leaves(together.ema).items():
         np.testing.assert_allclose(leaf, leaves(current.ema)[path], rtol=0, atol=1e-5, err_msg=path)
 
