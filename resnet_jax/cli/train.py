@@ -65,7 +65,7 @@ def train(arguments: Sequence[str]) -> None:
         )
     from resnet_jax.studies import comparison
     from resnet_jax.terminal import RunProgress, out
-    from resnet_jax.training.train import Profile, train
+    from resnet_jax.training.train import train
 
     title = f"{experiment.name}, seed {options.seed}"
     with RunProgress(title) as progress:
@@ -77,9 +77,7 @@ def train(arguments: Sequence[str]) -> None:
             data_dir=options.data_dir,
             devices=options.devices,
             fsdp=options.fsdp,
-            profile=Profile(options.workdir / "profile", options.profile, progress.say)
-            if options.profile
-            else None,
+            profile_steps=options.profile,
         )
     if not distributed.is_first():
         return

@@ -42,7 +42,6 @@ class SaveFailed(UserError):
             f"the checkpoint of step {step} could not be saved: {reason}; {kept}. "
             "To continue, fix the cause and repeat the command."
         )
-        self.__cause__ = error
 
 
 class Checkpoints:
@@ -87,12 +86,17 @@ class Checkpoints:
     ) -> None:
         """Starts to save a step that is newer than all others; returns when arrays are copied.
 
-        ``error_percent``, the test error, ranks the best steps; None or non-finite: never best.
+        Args:
+          error_percent: test error, which ranks the best steps; None or non-finite: never best.
 
         Raises:
           SaveFailed: this save or the one before it failed.
         """
-        failure = self._finish()
+        failure = None
+        try:
+            self.wait()
+        except SaveFailed as error:
+            failure = error
         if distributed.anyone(failure is not None):
             elsewhere = OSError("another process could not write its part")
             raise failure or SaveFailed(self._step, self.newest(), elsewhere)
@@ -118,8 +122,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the background save is committed. Raises SaveFailed if it has failed."""
-        if failure := self._finish():
-            raise failure
+        if not self._saving or not self._manager:
+            return
+        self._saving = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Waits as ``wait`` does, then stops Orbax's threads."""
@@ -213,14 +222,14 @@ class Checkpoints:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest.pop("sha256") != _digest(manifest):
-                return f"is corrupt: {MANIFEST} changed since it was written"
+                return f"is corrupt: {MANIFEST} has changed"
             # A file more is not read.
             changed = manifest["files"].items() - _checksums(folder).items()
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
         if changed:
             name = min(changed)[0]
-            return f"is corrupt: {len(changed)} files changed since they were written ({name})"
+            return f"is corrupt: {len(changed)} files have changed ({name})"
         theirs, ours = manifest["fingerprint"], self._fingerprint
         if ours and theirs != ours:
             return f"belongs to another run: its fingerprint is {theirs[:12]}, not {ours[:12]}"
@@ -241,16 +250,6 @@ class Checkpoints:
             return isinstance(metrics["error_percent"], float)
         except (OSError, ValueError, LookupError, TypeError):
             return False
-
-    def _finish(self) -> SaveFailed | None:
-        """Waits for the background save, and returns its failure."""
-        if self._manager and self._saving:
-            self._saving = False
-            try:
-                self._manager.wait_until_finished()
-            except Exception as error:
-                return self._failed(error)
-        return None
 
     def _failed(self, error: Exception) -> SaveFailed:
         if jax.process_count() == 1:

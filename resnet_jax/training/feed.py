@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -37,68 +37,53 @@ def check(experiment: Experiment, info: DatasetInfo) -> None:
         rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_here())
         stream_lib.reading_ahead(rows, **vars(experiment.loading))
         rows[0]
-    augment = functools.partial(program.augmentation(experiment), classes=info.num_classes)
     images = jax.ShapeDtypeStruct((experiment.batch_size, *experiment.model.input_shape), np.uint8)
     labels = jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)
     constants = program.abstract_preprocessing(experiment)
-    jax.eval_shape(lambda *arrays: augment(jax.random.key(0), *arrays), constants, images, labels)
+    augment = functools.partial(program.augmentation(experiment), classes=info.num_classes)
+    jax.eval_shape(augment, jax.random.key(0), constants, images, labels)
 
 
-def training_images(experiment: Experiment, info: DatasetInfo) -> int:
-    """Returns the number of training images without the validation images."""
-    return info.examples["train"] - experiment.data.validation_examples
+Part = tuple[str, int, int]
 
 
-def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
+def parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
+    """Returns split, first example and count of ``test``, ``validation`` (if any) and ``train``."""
+    test, held_out = experiment.data.test_split, experiment.data.validation_examples
+    count = info.examples["train"] - held_out
+    validation = {"validation": ("train", count, held_out)} if held_out else {}
+    return {"test": (test, 0, info.examples[test]), **validation, "train": ("train", 0, count)}
+
+
+def examples(
+    experiment: Experiment, info: DatasetInfo, part: Part
+) -> Examples | Iterable[Examples]:
+    """Returns the images of a part, of a streamed set in batches as they are evaluated."""
+    split, first, count = part
+    if experiment.data.crop is None:
+        whole = datasets.read(info, split)
+        if count == info.examples[split]:
+            return whole  # The same array for every run of a process.
+        last = first + count
+        return Examples(whole.images[first:last], whole.labels[first:last])
+    protocol = protocols.parse(experiment.evaluation.protocol)
+    batch_size = experiment.evaluation.batch_size
+    return views.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
+
+
+def training_set(experiment: Experiment, info: DatasetInfo) -> Any:
     """Returns the training images of a device-resident set."""
-    return _part(info, "train", 0, training_images(experiment, info))
-
-
-def _part(info: DatasetInfo, split: str, first: int, count: int) -> Examples:
-    whole = datasets.read(info, split)
-    if count == info.examples[split]:
-        return whole  # The same array for every run of a process.
-    last = first + count
-    return Examples(whole.images[first:last], whole.labels[first:last])
-
-
-def scored(
-    experiment: Experiment, info: DatasetInfo
-) -> dict[str, tuple[Callable[[], Examples | Iterable[Examples]], int]]:
-    """Returns a function to the images, and their number, of each evaluated set.
-
-    The sets are ``test``, ``validation`` and ``train``, as far as the experiment has them.
-    """
-    data, evaluation = experiment.data, experiment.evaluation
-    count = training_images(experiment, info)
-    parts = {"test": (data.test_split, 0, info.examples[data.test_split])}
-    if data.validation_examples:
-        parts["validation"] = ("train", count, data.validation_examples)
-    if evaluation.training_images:
-        parts["train"] = ("train", 0, count)
-
-    def images(split: str, first: int, count: int) -> Examples | Iterable[Examples]:
-        if data.crop is None:
-            return _part(info, split, first, count)
-        protocol = protocols.parse(evaluation.protocol)
-        return views.batches(
-            info, split, protocol, evaluation.batch_size, first=first, count=count, **_here()
-        )
-
-    return {name: (functools.partial(images, *part), part[2]) for name, part in parts.items()}
+    return examples(experiment, info, parts(experiment, info)["train"])
 
 
 def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
-    """Measures the normalization constants.
-
-    Of a streamed set: on central crops of 10,000 evenly spaced images.
-    """
+    """Measures the normalization constants, of a streamed set on central crops of some images."""
     normalization = experiment.data.normalization
     if experiment.data.crop is None:
         return augment_device.fit(training_set(experiment, info).images, normalization)
     size = experiment.model.input_shape[:2]
     crop = CenterCrop(shorter_side=round(max(size) * 8 / 7))
-    source, count = datasets.encoded(info, "train"), training_images(experiment, info)
+    source, (_, _, count) = datasets.encoded(info, "train"), parts(experiment, info)["train"]
 
     def load(index: int) -> np.ndarray | None:
         try:
@@ -122,7 +107,7 @@ def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
     return Stream(
         info=info,
         split="train",
-        examples=training_images(experiment, info),
+        examples=parts(experiment, info)["train"][2],
         seed=seed,
         batch_size=experiment.batch_size,
         size=experiment.model.input_shape[:2],
@@ -149,9 +134,9 @@ class Feed:
         self._stream = functools.cache(functools.partial(stream, experiment, info))
         self._resident = None
         if experiment.data.crop is None:
-            examples: Any = training_set(experiment, info)
-            resident = Batch(examples.images, examples.labels)
-            self._resident = sharding.put(resident, sharding.replicated(mesh))
+            whole = training_set(experiment, info)
+            whole = Batch(whole.images, whole.labels)
+            self._resident = sharding.put(whole, sharding.replicated(mesh))
         self._batches = self._read(seed, step, experiment.steps)
 
     def next(self) -> Batch:

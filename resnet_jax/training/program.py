@@ -36,7 +36,7 @@ class Program:
     train: Callable[[TrainState, Batch, Preprocessing, int], tuple[TrainState, Metrics]]
     """``step.train_steps``; the state is donated."""
     recompute_statistics: Callable[[TrainState, Iterable[Batch], Preprocessing], TrainState]
-    """Sets precise BatchNorm statistics from batches, or from the whole set once per batch.
+    """Sets precise BatchNorm statistics, those of all images of some training batches.
 
     As in He et al.'s released models (KaimingHe/deep-residual-networks, README). Averaged
     parameters (EMA) need them: moving averages belong to the trained parameters.
@@ -97,7 +97,7 @@ def compiled(
         experiment.loss,
         experiment.optimizer.ema,
         accumulation=_microbatches(experiment, group_size, mesh.size),
-        group_size=group_size or 1,
+        group_size=group_size,
         augmentation=augmentation(experiment),
         classes=model.num_classes,
         batch_size=experiment.batch_size,
@@ -112,21 +112,18 @@ def compiled(
         if not batches:
             return state
         measured, _ = _traced(replace(model, norm=component(model.norm, momentum=0.0)), **options)
-        measuring = replace(
-            learning, apply=measured, group_size=group_size or experiment.batch_size
-        )
+        measuring = replace(learning, apply=measured)
         add = _jit(step.add_batch_moments, mesh, _layout(whole), learning=measuring)
         totals = jax.tree.map(jnp.zeros_like, state.batch_stats)
         for number, batch in enumerate(data):
             totals = add(state, totals, batch, preprocessing, jnp.int32(number))
         return _jit(step.set_statistics, mesh, layout, count=batches)(state, totals)
 
+    struct = jax.ShapeDtypeStruct
     return Program(
         mesh,
         apply,
-        jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings
-        ),
+        jax.tree.map(lambda a, s: struct(a.shape, a.dtype, sharding=s), shapes, shardings),
         init=_jit(_initial, mesh, layout, model=model, **options),
         train=_jit(step.train_steps, mesh, _layout((shardings, whole)), learning=learning),
         recompute_statistics=recompute_statistics,
@@ -141,23 +138,15 @@ def _layout(shardings: Any) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _jit(function: Callable[..., Any], mesh: Mesh, layout: Any, **static: Any) -> Any:
-    """Returns ``jax.jit`` of a function of this package with static arguments.
-
-    Equal arguments return the same object: experiments that compute the same compile once.
-    """
+    """Returns a function with static arguments, compiled; experiments share equal ones."""
     leaves, structure = layout
-    options: dict[str, Any] = {}
-    if function is step.train_steps:
-        options = {"donate_argnames": "state", "static_argnames": "steps"}
-    return jax.jit(
-        functools.partial(function, **static),
-        out_shardings=jax.tree.unflatten(structure, leaves),
-        # The initialization runs once.
-        compiler_options=quick_to_compile()
-        if function is _initial
-        else quick_to_run(mesh.devices.flat[0].platform),
-        **options,
-    )
+    options: dict[str, Any] = {"compiler_options": quick_to_run(mesh.devices.flat[0].platform)}
+    if function is _initial:
+        options = {"compiler_options": quick_to_compile()}
+    elif function is step.train_steps:
+        options |= {"donate_argnames": "state", "static_argnames": "steps"}
+    shardings = jax.tree.unflatten(structure, leaves)
+    return jax.jit(functools.partial(function, **static), out_shardings=shardings, **options)
 
 
 def _initial(key: Key[Array, ""], *, model: Architecture, **options: Any) -> TrainState:
@@ -173,9 +162,8 @@ def _traced(model: Architecture, **options: Any) -> tuple[Apply, TrainState]:
 
 def augmentation(experiment: Experiment) -> Augmentation:
     """Returns the augmentation on the device."""
-    return Augmentation(
-        **{field.name: getattr(experiment.data, field.name) for field in fields(Augmentation)}
-    )
+    names = (field.name for field in fields(Augmentation))
+    return Augmentation(**{name: getattr(experiment.data, name) for name in names})
 
 
 def abstract_preprocessing(experiment: Experiment) -> Preprocessing:

@@ -143,8 +143,8 @@ class Learning:
     """Decay of the moving average of the parameters; 0: none."""
     accumulation: int = 1
     """Number of microbatches."""
-    group_size: int = 1
-    """Images that BatchNorm normalizes together; a microbatch consists of whole groups."""
+    group_size: int = 0
+    """Images that BatchNorm normalizes together; 0: a whole (micro)batch."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     classes: int = 0
     batch_size: int = 0
@@ -256,7 +256,7 @@ def _accumulated(
     of_part: Callable[..., Any], batch: Batch, key: Key[Array, ""], learning: Learning
 ) -> Any:
     """Accumulates microbatches; running statistics are averaged over them."""
-    parts, group = learning.accumulation, learning.group_size
+    parts, group = learning.accumulation, learning.group_size or 1
 
     def divided(array: Array) -> Array:
         # Every parts-th group: a microbatch lies on all devices of the batch.
@@ -304,16 +304,17 @@ def add_batch_moments(
     number: Int[Array, ""],
     learning: Learning,
 ) -> Variables:
-    """Adds means and mean squares of batch ``number``, by groups of ``group_size`` images.
+    """Adds the means and mean squares of batch ``number``, averaged over BatchNorm's groups.
 
-    ``learning.apply`` has a BatchNorm momentum of 0: its statistics are those of its batch.
+    ``learning.apply`` has a BatchNorm momentum of 0: its statistics are those of its input.
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
     batch_key = jax.random.fold_in(key, number + 1)
     indices = _indices(jax.random.fold_in(key, 0), number, 1, data, learning)
     indices = None if indices is None else indices[0]
     images, *_ = augment(batch_key, data, indices, preprocessing, learning)
-    groups = images.reshape(-1, learning.group_size, *images.shape[1:])
+    group_size = learning.group_size or learning.batch_size
+    groups = images.reshape(-1, group_size, *images.shape[1:])
 
     def moments(images: Array, key: Array) -> Variables:
         params, _ = state.scored()

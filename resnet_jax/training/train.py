@@ -5,10 +5,10 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +56,7 @@ class Interruption:
 
 
 class StopRequest:
-    """The first signal of any process, pending in all processes at the same step.
-
-    Each call contributes to a maximum over all devices, which is read one call later, so that the
-    host never waits.
-    """
+    """Signal that any process received, pending in all processes at the same step."""
 
     def __init__(self, interruption: Interruption, mesh: Mesh):
         self._interruption, self._single = interruption, jax.process_count() == 1
@@ -70,15 +66,16 @@ class StopRequest:
             self._sent = self._send()
 
     def pending(self, step: int) -> Interrupted | None:
-        """Returns the error of a signal received before the previous call, if any. Collective."""
+        """Returns the error of a signal, if any. Collective."""
         number = self._interruption.requested or 0
         if not self._single:
+            # The maximum of the previous call, so that the host never waits.
             received, self._sent = self._sent, self._send()
             number = int(received)
         return Interrupted(number, step) if number else None
 
     def raise_if_pending(self, step: int) -> None:
-        """Raises the error, if any. Collective."""
+        """Raises the error of a signal, if any. Collective."""
         if error := self.pending(step):
             raise error
 
@@ -95,18 +92,19 @@ class Profile:
 
     def after_dispatch(self, metrics: Metrics, steps: int) -> None:
         """Starts or stops the trace after a dispatch."""
+        if self._left <= 0:
+            return
+        jax.block_until_ready(metrics)
         if self._running:
             self._left -= steps
             if self._left <= 0:
-                jax.block_until_ready(metrics)
                 self.close()
-        elif self._left > 0:
-            jax.block_until_ready(metrics)
+        else:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def close(self) -> None:
-        """Ends a trace of fewer steps than requested."""
+        """Ends the trace."""
         if self._running:
             jax.profiler.stop_trace()
             self._left, self._running = 0, False
@@ -115,7 +113,6 @@ class Profile:
             self._say("no step was profiled: the run has one dispatch, which compiles")
 
 
-@runtime_checkable
 class Progress(Protocol):
     """Callbacks of a run."""
 
@@ -141,7 +138,7 @@ def train(
     data_dir: str | None = None,
     devices: int | None = None,
     fsdp: int = 1,
-    profile: Profile | None = None,
+    profile_steps: int = 0,
 ) -> dict[str, Any]:
     """Trains an experiment, or continues it, and returns the contents of ``result.json``.
 
@@ -150,6 +147,7 @@ def train(
       workdir: run directory; one of another experiment or seed is rejected.
       data_dir: directory that is searched first for prepared data sets.
       devices, fsdp: see ``sharding.make``.
+      profile_steps: steps to trace into ``profile/``; 0: none.
 
     Raises:
       UserError: for invalid input, before anything is compiled or written; for a failed save.
@@ -161,7 +159,7 @@ def train(
     feed.check(experiment, info)
     weights = fine_tune.load(experiment)
     program = program_lib.compiled(experiment, devices, fsdp)
-    run_dir, evaluation, last_step = Workdir(workdir), experiment.evaluation, experiment.steps
+    run_dir, evaluation = Workdir(workdir), experiment.evaluation
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
         fingerprint = run_dir.read_experiment_file()["fingerprint"]
@@ -185,53 +183,50 @@ def train(
             progress.say(f"continuing after step {step}")
         else:
             step, state = 0, program.init(jax.random.key(seed))
+            state = fine_tune.begun(state, experiment, weights) if weights else state
             constants = fine_tune.preprocessing(experiment, weights)
             constants = constants or feed.constants(experiment, info)
-            if weights is not None:
-                state = fine_tune.begun(state, experiment, weights)
         constants = program.put(constants)
         batches = stack.enter_context(_closing(Feed(experiment, info, program.mesh, seed, step)))
-        splits = feed.scored(experiment, info)
-        if profile is not None:
-            stack.callback(profile.close)
+        parts = feed.parts(experiment, info)
+        profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
+        stack.callback(profile.close)
+        log = _Log(experiment, seed, info, run_dir, step, batches, checkpoints, progress)
+        stack.enter_context(_closing(log))
 
         # The loop. A dispatch ends where a record, a score or a checkpoint is due.
-        log = _Log(experiment, seed, info, run_dir, step, batches, progress)
-        stack.enter_context(_closing(log))
-        ends = log.every, evaluation.every, experiment.checkpointing.every
+        _, score_every, save_every = ends = (
+            log.every,
+            evaluation.every,
+            experiment.checkpointing.every,
+        )
         most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
-        scores: dict[str, Score] = {}
-        saved, pending = step, None
-        progress.start(step, last_step)
+        scores, saved = dict[str, Score](), step
+        progress.start(step, experiment.steps)
         while True:
             # All processes receive the request at the same step.
-            interrupted, last = stop.pending(step), step == last_step
-            saving = step > saved and (
-                bool(interrupted) or last or step % experiment.checkpointing.every == 0
-            )
-            # Also a score that an earlier session did not complete.
-            scoring = last or (
-                step > 0
-                and step % evaluation.every == 0
-                and not log.has_scores(step, splits.keys() - {"train"})
-            )
-            if pending and (saving or scoring):
+            interrupted, last = stop.pending(step), step == experiment.steps
+            saving = step > saved and (interrupted or last or step % save_every == 0)
+            # Also scores that an earlier session did not complete.
+            due = step > 0 and step % score_every == 0
+            scoring = last or (due and not log.scores(step) >= parts.keys() - {"train"})
+            if log.pending and (saving or scoring):
                 # No metrics window crosses a checkpoint, and nothing non-finite is scored or saved.
-                log.add(*pending, checkpoints)
+                log.fetch()
                 log.write_training(step)
-                pending = None
-                recomputed = batches.statistics_batches(step)
-                state = program.recompute_statistics(state, recomputed, constants)
+                data = batches.statistics_batches(step)
+                state = program.recompute_statistics(state, data, constants)
                 if not finite(state):
-                    raise log.diverged(step, checkpoints, "the update")
+                    raise log.diverged(step, "the update")
             test_error = None
             if scoring and not interrupted:
                 between = functools.partial(stop.raise_if_pending, step)
                 try:
-                    for name, (images, count) in splits.items():
-                        if name != "train" or last:
-                            data = images(), count, evaluation.batch_size
-                            scores[name] = program.score(state, constants, *data, between)
+                    for name, part in parts.items():
+                        if name != "train" or (last and evaluation.training_images):
+                            data = feed.examples(experiment, info, part)
+                            options = part[2], evaluation.batch_size, between
+                            scores[name] = program.score(state, constants, data, *options)
                             log.write_score(step, name, scores[name])
                     test_error = scores["test"].error_percent
                 except Interrupted as error:
@@ -245,28 +240,19 @@ def train(
                 checkpoints.wait()
                 raise interrupted
             if last:
-                break
-            count = min(most, last_step - step, *(every - step % every for every in ends))
-            data = batches.next()
-            dispatched = time.perf_counter()
-            with jax.transfer_guard("disallow"):
-                state, metrics = program.train(state, data, constants, count)
-            if log.compile_seconds is None:
-                log.restart_rate(dispatched)
-            if pending:
-                # One dispatch late, so that the devices never wait for the host.
-                log.add(*pending, checkpoints)
+                # After the last checkpoint and all records are on disk.
+                log.close()
+                checkpoints.wait()
+                return log.write_result(scores, step_lib.digest(state))
+            count = min(most, experiment.steps - step, *(every - step % every for every in ends))
+            batch = batches.next()
+            with log.timing_compilation(), jax.transfer_guard("disallow"):
+                state, metrics = program.train(state, batch, constants, count)
             step += count
-            pending = step, metrics
+            log.push(step, metrics)
             progress.advance(step)
-            if profile is not None:
-                profile.after_dispatch(metrics, count)
+            profile.after_dispatch(metrics, count)
             checkpoints.check()
-
-        # After the last checkpoint and all records are on disk.
-        log.close()
-        checkpoints.wait()
-        return log.write_result(scores, step_lib.digest(state))
 
 
 _T = TypeVar("_T", bound=Any)
@@ -295,53 +281,66 @@ class _Log:
         run_dir: Workdir,
         step: int,
         batches: Feed,
+        checkpoints: Checkpoints,
         progress: Progress,
     ):
         self._contents = functools.partial(run_dir_lib.contents, experiment, seed, info)
-        self._run_dir, self._batches, self._progress = run_dir, batches, progress
+        self._run_dir, self._batches, self._checkpoints = run_dir, batches, checkpoints
+        self._progress = progress
         self._writer = MetricsWriter(run_dir, step=step)
         self._records: list[Record] = list(self._writer.kept)
+        self.every = max(1, experiment.evaluation.every // 10)
+        """Steps between training records."""
+        self.pending: tuple[int, Metrics] | None = None
+        """End and metrics of the last dispatch."""
+        self._window: list[Metrics] = []
         training = [record for record in self._records if record["split"] == "train"]
         last = training[-1] if training else {"error_percent": math.nan, "seconds": 0.0}
         self._training_error_percent: float = last["error_percent"]
-        self.every = max(1, experiment.evaluation.every // 10)
-        """Steps between training records."""
-        self.compile_seconds: float | None = None
-        self._window: list[Metrics] = []
-        self._rate_started, self._rate_examples = time.perf_counter(), 0.0
-        # As if all sessions were one.
+        self._compile_seconds: float | None = None
+        self.restart_rate()
+        # As if the sessions of the run were one.
         self._started = self._rate_started - last["seconds"]
 
-    def restart_rate(self, dispatched: float | None = None) -> None:
-        """Starts a new image rate: after an evaluation, or the first dispatch, which compiles."""
+    def restart_rate(self) -> None:
+        """Starts a new image rate: after an evaluation, or after compilation."""
         self._rate_started, self._rate_examples = time.perf_counter(), 0.0
-        if dispatched is not None:
-            self.compile_seconds = round(self._rate_started - dispatched, 2)
 
-    def add(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
-        """Adds the metrics of a dispatch that ended at ``step``, and writes a record that is due.
+    @contextlib.contextmanager
+    def timing_compilation(self) -> Iterator[None]:
+        # The first dispatch compiles.
+        started = time.perf_counter()
+        yield
+        if self._compile_seconds is None:
+            self.restart_rate()
+            self._compile_seconds = round(self._rate_started - started, 2)
 
-        Raises:
-          NonFiniteLoss: for a non-finite loss.
-        """
+    def push(self, step: int, metrics: Metrics) -> None:
+        # One dispatch late, so that the devices never wait for the host.
+        self.fetch()
+        self.pending = step, metrics
+
+    def fetch(self) -> None:
+        """Adds pending metrics, and writes a record that is due. Raises NonFiniteLoss."""
+        if not self.pending:
+            return
+        step, metrics = self.pending
+        self.pending = None
         fetched: Metrics = jax.device_get(metrics)
         bad = np.flatnonzero(~np.isfinite(fetched.loss))
         if bad.size:
-            first = step - len(fetched.loss) + int(bad[0]) + 1
-            raise self.diverged(first, checkpoints, "the loss")
+            raise self.diverged(step - len(fetched.loss) + int(bad[0]) + 1, "the loss")
         self._window.append(fetched)
         if step % self.every == 0:
             self.write_training(step)
 
     def write_training(self, step: int) -> None:
-        """Writes the mean metrics since the last training record."""
         if not self._window:
             return
-        sums = (
+        loss, errors, examples = (
             sum(float(np.sum(values, dtype=np.float64)) for values in column)
             for column in zip(*(metrics[:3] for metrics in self._window), strict=True)
         )
-        loss, errors, examples = sums
         # Over all records since the last evaluation: dispatches can end late or at once.
         self._rate_examples += examples
         self._training_error_percent = 100 * errors / examples
@@ -361,37 +360,35 @@ class _Log:
         self._write(record)
 
     def write_score(self, step: int, split: str, score: Score) -> None:
-        """Writes a score, unless an earlier session did."""
-        if not self.has_scores(step, [split]):
+        # Unless an earlier session did.
+        if split not in self.scores(step):
             record = {"step": step, "split": "train_scored" if split == "train" else split}
             record |= {"loss": score.mean_loss, "error_percent": score.error_percent}
             self._write(record | {"examples": score.examples})
 
-    def has_scores(self, step: int, splits: Iterable[str]) -> bool:
-        """Returns whether the scores of a step are written."""
-        written = {
+    def scores(self, step: int) -> set[str]:
+        """Returns the splits whose scores of a step are written."""
+        return {
             record["split"].removesuffix("_scored")
             for record in self._records
             if record["step"] == step and "examples" in record
         }
-        return written >= set(splits)
 
     def write_result(self, scores: Mapping[str, Score], state_digest: str) -> dict[str, Any]:
-        """Writes ``result.json``. Collective."""
         return self._write_result(
             self._run_dir.result_file,
             scores=scores,
             training_error_percent=self._training_error_percent,
             state_digest=state_digest,
-            compile_seconds=self.compile_seconds,
+            compile_seconds=self._compile_seconds,
             seconds=round(time.perf_counter() - self._started, 2),
         )
 
-    def diverged(self, step: int, checkpoints: Checkpoints, what: str) -> NonFiniteLoss:
+    def diverged(self, step: int, what: str) -> NonFiniteLoss:
         """Writes ``diverged.json``, and returns the error. Collective."""
-        checkpoints.wait()  # The newest may still be in the background.
+        self._checkpoints.wait()  # The newest may still be in the background.
         self._write_result(self._run_dir.diverged_file, diverged_at_step=step)
-        return NonFiniteLoss(step, checkpoints.newest(), what)
+        return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
     def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
         result = self._contents(self._records, **values)
@@ -400,11 +397,10 @@ class _Log:
         distributed.wait("the result is written")
         return result
 
-    def close(self) -> None:
-        """Flushes the files."""
-        self._writer.close()
-
     def _write(self, record: Record) -> None:
         self._records.append(record)
         self._writer.write(record)
         self._progress.update(record)
+
+    def close(self) -> None:
+        self._writer.close()

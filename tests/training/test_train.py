@@ -292,11 +292,9 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
-    from resnet_jax.training.train import Profile
-
-    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert f"profile of the run in {tmp_path / 'profile'}" in told.messages
+    run(tiny, tmp_path / "run", told, profile_steps=2)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert f"profile of the run in {tmp_path / 'run' / 'profile'}" in told.messages
     (tmp_path / "run" / "result.json").unlink()
-    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "none", 2, told.say))
+    run(tiny, tmp_path / "run", told, profile_steps=2)
     assert "no step was profiled" in told.messages[-1]
