@@ -143,7 +143,7 @@ class Feed:
         """Returns the data of ``Program.train``."""
         return next(self._batches)
 
-    def statistics_batches(self, step: int) -> Iterator[Batch]:
+    def for_statistics(self, step: int) -> Iterator[Batch]:
         """Returns the data of ``Program.recompute_statistics`` after ``step`` steps."""
         count = self._experiment.evaluation.statistics_batches
         # Other batches than those of the steps.

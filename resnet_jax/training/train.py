@@ -195,11 +195,8 @@ def train(
         stack.enter_context(_closing(log))
 
         # The loop. A dispatch ends where a record, a score or a checkpoint is due.
-        _, score_every, save_every = ends = (
-            log.every,
-            evaluation.every,
-            experiment.checkpointing.every,
-        )
+        save_every = experiment.checkpointing.every
+        ends = log.every, evaluation.every, save_every
         most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
         scores, saved = dict[str, Score](), step
         progress.start(step, experiment.steps)
@@ -208,14 +205,13 @@ def train(
             interrupted, last = stop.pending(step), step == experiment.steps
             saving = step > saved and (interrupted or last or step % save_every == 0)
             # Also scores that an earlier session did not complete.
-            due = step > 0 and step % score_every == 0
+            due = step > 0 and step % evaluation.every == 0
             scoring = last or (due and not log.scores(step) >= parts.keys() - {"train"})
             if log.pending and (saving or scoring):
                 # No metrics window crosses a checkpoint, and nothing non-finite is scored or saved.
                 log.fetch()
                 log.write_training(step)
-                data = batches.statistics_batches(step)
-                state = program.recompute_statistics(state, data, constants)
+                state = program.recompute_statistics(state, batches.for_statistics(step), constants)
                 if not finite(state):
                     raise log.diverged(step, "the update")
             test_error = None

@@ -108,10 +108,10 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     made = program.compiled(experiment, 1)
     constants = made.put(feed.constants(experiment, photographs))
     fed = feed.Feed(experiment, photographs, made.mesh, 3, 0)
-    arrived = [np.asarray(batch.images) for batch in fed.statistics_batches(0)]
+    arrived = [np.asarray(batch.images) for batch in fed.for_statistics(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
     assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
-    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.statistics_batches(0), constants)
+    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.for_statistics(0), constants)
     fed.close()
     normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]

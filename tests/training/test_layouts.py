@@ -38,7 +38,7 @@ def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[Tra
     for _ in range(STEPS):
         state, metrics = made.train(state, batches.next(), constants, 1)
         losses.append(float(np.asarray(metrics.loss)[0]))
-    return made.recompute_statistics(state, batches.statistics_batches(STEPS), constants), losses
+    return made.recompute_statistics(state, batches.for_statistics(STEPS), constants), losses
 
 
 @pytest.fixture(scope="module")
