@@ -5,7 +5,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -183,7 +183,7 @@ def train(
             progress.say(f"continuing after step {step}")
         else:
             step, state = 0, program.init(jax.random.key(seed))
-            state = fine_tune.begun(state, experiment, weights) if weights else state
+            state = fine_tune.initial_state(state, experiment, weights) if weights else state
             constants = fine_tune.preprocessing(experiment, weights)
             constants = constants or feed.constants(experiment, info)
         constants = program.put(constants)
@@ -370,7 +370,7 @@ class _Log:
             if record["step"] == step and "examples" in record
         }
 
-    def write_result(self, scores: Mapping[str, Score], state_digest: str) -> dict[str, Any]:
+    def write_result(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
         return self._write_result(
             self._run_dir.result_file,
             scores=scores,
