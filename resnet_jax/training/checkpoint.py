@@ -186,7 +186,7 @@ class Checkpoints:
 
     def _open(self) -> ocp.CheckpointManager:
         distributed.by_first(self._remove_partial)
-        # Orbax does not open if the metrics of any step are corrupt.
+        # Orbax does not open a directory in which the metrics of any step are corrupt.
         unranked = distributed.by_first(lambda: [s for s in self.steps() if not self._is_ranked(s)])
         for step in unranked:
             self._quarantine(step, "is corrupt: its metrics cannot be read")
@@ -217,7 +217,7 @@ class Checkpoints:
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
 
     def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
-        """Returns why a step cannot be used, if so, as the end of a sentence."""
+        """Returns why a step cannot be used, if so."""
         folder = self._directory / str(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -228,19 +228,17 @@ class Checkpoints:
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
         if changed:
-            name = min(changed)[0]
-            return f"is corrupt: {len(changed)} files have changed ({name})"
+            return f"is corrupt: {len(changed)} files have changed ({min(changed)[0]})"
         theirs, ours = manifest["fingerprint"], self._fingerprint
         if ours and theirs != ours:
             return f"belongs to another run: its fingerprint is {theirs[:12]}, not {ours[:12]}"
         # Orbax casts to another dtype silently.
         saved = manifest["arrays"]
         if different := sorted({name for name, _ in saved.items() ^ arrays.items()}):
-            name = different[0]
+            theirs, ours = (tree.get(different[0], "absent") for tree in (saved, arrays))
             raise UserError(
                 f"the checkpoint of step {step} is of another network: {len(different)} arrays "
-                f"differ, as {name}, {saved.get(name, 'absent')} in the checkpoint and "
-                f"{arrays.get(name, 'absent')} in the experiment"
+                f"differ, as {different[0]}, {theirs} in the checkpoint and {ours} in the experiment"
             )
         return None
 
@@ -253,7 +251,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveFailed:
         if jax.process_count() == 1:
-            # Orbax does not wait for the other writes of a failed save, which may recreate files.
+            # Other writes of a failed save, for which Orbax does not wait, may recreate files.
             absent, end = 0, time.monotonic() + 10
             while absent < 6 and time.monotonic() < end:
                 absent = 0 if self._remove_partial() else absent + 1

@@ -328,17 +328,16 @@ def add_batch_moments(
 def set_statistics(state: TrainState, totals: Variables, count: int) -> TrainState:
     """Returns the state with the mean and variance over all images of ``count`` batches."""
     moments = jax.tree.map(lambda total: total / count, totals)
-    return state._replace(
-        statistics=_map_variance(moments, lambda mean, square: jnp.maximum(square - mean * mean, 0))
-    )
+    statistics = _map_variance(moments, lambda mean, var: jnp.maximum(var - mean * mean, 0))
+    return state._replace(statistics=statistics)
 
 
-def _map_variance(tree: Any, function: Callable[[Array, Array], Array]) -> Any:
+def _map_variance(tree: Any, function: Callable[..., Array]) -> Any:
     """Replaces ``var`` by a function of ``mean`` and ``var`` in every layer."""
     if not isinstance(tree, dict):
         return tree
     if tree.keys() == {"mean", "var"}:
-        return {"mean": tree["mean"], "var": function(tree["mean"], tree["var"])}
+        return tree | {"var": function(**tree)}
     return {name: _map_variance(inner, function) for name, inner in tree.items()}
 
 
