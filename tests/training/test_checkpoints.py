@@ -123,20 +123,20 @@ def expected(step: int, make: Callable[[int], TrainState]) -> tuple[str, Any]:
     return digest(make(step)), jax.tree.structure(make(step))
 
 
-def assert_is(found: Restored, step: int, make: Callable[[int], TrainState] = state) -> None:
-    assert found is not None
-    assert found[0] == step
-    assert (digest(found[1]), jax.tree.structure(found[1])) == expected(step, make)
-    for ours, theirs in zip(found[2], constants(step), strict=True):
+def assert_is(outcome: Restored, step: int, make: Callable[[int], TrainState] = state) -> None:
+    assert outcome is not None
+    assert outcome[0] == step
+    assert (digest(outcome[1]), jax.tree.structure(outcome[1])) == expected(step, make)
+    for ours, theirs in zip(outcome[2], constants(step), strict=True):
         assert np.asarray(ours).tobytes() == theirs.tobytes()
 
 
 def test_newest_step_is_restored_bit_for_bit(run: Path, tmp_path: Path) -> None:
     messages: list[str] = []
-    found = restored(run, messages)
-    assert_is(found, 3)
-    assert found is not None
-    assert np.array_equal(jax.random.normal(found[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
+    outcome = restored(run, messages)
+    assert_is(outcome, 3)
+    assert outcome is not None
+    assert np.array_equal(jax.random.normal(outcome[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
     assert messages == []
     assert restored(tmp_path / "empty") is None
     # 900 is before 1000, though not as text; empty dictionaries stay empty.
@@ -146,9 +146,9 @@ def test_newest_step_is_restored_bit_for_bit(run: Path, tmp_path: Path) -> None:
 
 def test_one_step_is_restored(run: Path) -> None:
     with contextlib.closing(opened(run)) as checkpoints:
-        found = checkpoints.restore(2, shapes(state(0)), shapes(constants(0)))
-        assert found is not None
-        assert_is((2, *found), 2)
+        outcome = checkpoints.restore(2, shapes(state(0)), shapes(constants(0)))
+        assert outcome is not None
+        assert_is((2, *outcome), 2)
         assert (checkpoints.steps(), checkpoints.newest()) == ([1, 2, 3], 3)
 
 
@@ -164,9 +164,9 @@ def test_corruption_of_any_file_quarantines_the_step(run: Path) -> None:
             file.unlink() if changed is None else file.write_bytes(changed)
             messages: list[str] = []
             with contextlib.closing(opened(run, messages)) as checkpoints:
-                found = checkpoints.restore(3, *like)
+                outcome = checkpoints.restore(3, *like)
             quarantined = run / "quarantine" / "3"
-            if found is None:
+            if outcome is None:
                 (message,) = messages
                 assert message.startswith("checkpoint of step 3 is corrupt: ")
                 assert file.name in message
@@ -174,7 +174,7 @@ def test_corruption_of_any_file_quarantines_the_step(run: Path) -> None:
                 assert names(run) == ["1", "2"]
                 quarantined.rename(run / "checkpoints" / "3")
             else:
-                assert_is((3, *found), 3)
+                assert_is((3, *outcome), 3)
                 unread.add(file.name)
             file.write_bytes(data)
             cases += 1
@@ -322,10 +322,10 @@ def test_any_layout_is_restored_onto_any_other(tmp_path: Path) -> None:
         save(tmp_path / f"{devices}-{parts}", 4, make=lambda _, placed=placed: placed)
     for run in tmp_path.iterdir():
         for like in likes:
-            found = restored(run, like=like)
-            assert found is not None
-            assert digest(found[1]) == digest(whole)
-            for leaf, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(like), strict=True):
+            outcome = restored(run, like=like)
+            assert outcome is not None
+            assert digest(outcome[1]) == digest(whole)
+            for leaf, wanted in zip(jax.tree.leaves(outcome[1]), jax.tree.leaves(like), strict=True):
                 assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 
