@@ -134,9 +134,6 @@ def is_first() -> bool:
     return not several() or jax.process_index() == 0
 
 
-first = is_first
-
-
 def lost(error: BaseException) -> bool:
     """Returns whether an error means that another process is gone."""
     cause: BaseException | None = error

@@ -19,7 +19,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
 from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, StreamedBatch
+from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
 
@@ -150,13 +150,14 @@ def lower_step(
     streams, everywhere = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
     count = experiment.batch_size if streams else examples
     at = sharding.batch(compiled.mesh) if streams else everywhere
-    images = jax.ShapeDtypeStruct((count, *experiment.model.input_shape), jnp.uint8, sharding=at)
-    labels = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=at)
+    images: Any = jax.ShapeDtypeStruct(
+        (count, *experiment.model.input_shape), jnp.uint8, sharding=at
+    )
+    labels: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=at)
     constants = program.abstract_preprocessing(experiment)
     constants = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), constants)
-    kind: Any = StreamedBatch if streams else ResidentData
     train: Any = compiled.train
-    return train.lower(compiled.abstract_state, kind(images, labels, constants), steps=1)
+    return train.lower(compiled.abstract_state, Batch(images, labels), constants, steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

@@ -19,7 +19,7 @@ from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, augmentation_key
+from resnet_jax.training.step import augmentation_key, batch_indices
 
 
 def prepare(
@@ -95,25 +95,30 @@ def shown(
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        resident = ResidentData(examples.images, examples.labels, preprocessing)
-        order = resident.order(key, jnp.int32(step), 1, experiment.batch_size)[0]
+        (order,) = batch_indices(
+            jax.random.fold_in(key, 1),
+            jnp.int32(step),
+            steps=1,
+            batch_size=experiment.batch_size,
+            examples=len(examples),
+        )
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
         stream = Rows(feed.stream(experiment, info, seed), first_step=step, last_step=step + 1)
         rows = [stream[i] for i in range(len(stream))]
         images, labels, _ = map(np.stack, zip(*rows, strict=True))
-    augment = jax.jit(program.batches_of(experiment, info.num_classes))
-    batch = augment(
-        augmentation_key(key, step), preprocessing, jnp.asarray(images), jnp.asarray(labels)
+    augment = jax.jit(program.augmentation(experiment), static_argnums=4)
+    augmented, targets = augment(
+        augmentation_key(key, step), preprocessing, images, labels, info.num_classes
     )
-    pixels = np.asarray(batch.images[:count]) * preprocessing.deviation + preprocessing.mean
+    pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
     pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
-    if batch.targets is None:
-        return Shown(pixels, [names[label] for label in np.asarray(batch.labels[:count])])
+    if targets is None:
+        return Shown(pixels, [names[label] for label in labels[:count]])
     captions = [
         " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
-        for row in np.asarray(batch.targets[:count])
+        for row in np.asarray(targets[:count])
     ]
     return Shown(pixels, captions)
 

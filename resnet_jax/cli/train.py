@@ -67,12 +67,10 @@ def train(
         raise UserError("--new-head and --freeze-trunk belong to --init-from FILE")
     from resnet_jax.studies import comparison
     from resnet_jax.terminal import RunProgress, show
-    from resnet_jax.training.train import Profile
     from resnet_jax.training.train import train as train_run
 
     title = f"{experiment.name}, seed {seed}"
     with RunProgress(title) as progress:
-        trace = Profile(workdir / "profile", profile, progress.say) if profile else None
         result = train_run(
             experiment,
             seed,
@@ -81,7 +79,7 @@ def train(
             data_dir=data_dir,
             devices=devices,
             fsdp=fsdp,
-            profile=trace,
+            profile_steps=profile,
         )
     if not distributed.is_first():
         return

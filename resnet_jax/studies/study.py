@@ -114,7 +114,7 @@ def run(
             # Traces the network: an invalid one fails before the first run.
             program.compiled(variant, devices)
     distributed.wait("results are read")
-    if distributed.first():
+    if distributed.is_first():
         on_start()
     for variant, seed, folder in runs:
         with watcher.running(variant, seed) as progress:

@@ -160,7 +160,7 @@ class MetricsWriter:
         self.kept = [record for record in workdir.records() if record["step"] <= step]
         distributed.wait("records are read")
         self._file, self._summary = workdir.metrics_file, None
-        if distributed.first():
+        if distributed.is_first():
             folder = str(workdir.path / "tensorboard")
             with _report_errors(self._file):
                 write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.kept))
