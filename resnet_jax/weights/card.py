@@ -56,15 +56,15 @@ class Card:
     sha256: str = ""
     """Checksum of that file."""
     convention: str = ""
-    """Names of its tensors, one of ``names.CONVENTIONS``; empty: this project's."""
+    """Convention of its names; empty: this project's."""
     data: str = ""
     """TFDS name of the training set, if known."""
     claimed_error: float | None = None
     """Published top-1 error on its test images, percent."""
     prefix: str = ""
-    """Prefix of every name in the file, such as ``module.``."""
+    """Of every name in the file, such as ``module.``."""
     dtypes: dict[str, str] = field(default_factory=dict)
-    """Tensors of the file that are not float32, by their names there."""
+    """Of the file's tensors that are not float32."""
     counters: dict[str, float] = field(default_factory=dict)
     """torch's ``num_batches_tracked`` by torchvision's names; "": of all."""
 
@@ -78,7 +78,7 @@ class Card:
         return np.asarray(self.view.mean, np.float32), np.asarray(self.view.deviation, np.float32)
 
     def check(self) -> None:
-        """Raises UserError, TypeError or ValueError for invalid fields."""
+        """Raises an error for invalid fields."""
         view, error, channels = self.view, self.claimed_error, self.architecture.input_shape[2]
         mean, deviation = self.constants()
         has_channels = mean.ndim in (1, 3) and mean.shape[-1] == channels

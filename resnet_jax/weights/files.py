@@ -36,7 +36,7 @@ class _View(NamedTuple):
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Returns the arrays of a file, and the metadata of safetensors; the content decides.
+    """Returns the arrays of a file, and the metadata of safetensors. The content decides.
 
     Raises:
       UserError: if the file is missing, corrupt, of another format, or holds more than weights.
@@ -75,21 +75,21 @@ def _require(holds: bool, reason: str) -> None:
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Arrays:
-    members, names, size = archive.infolist(), archive.namelist(), path.stat().st_size
-    parts = [member.orig_filename.replace("\\", "/").split("/") for member in members]
+    sizes = {member.orig_filename: member.file_size for member in archive.infolist()}
+    parts = [name.replace("\\", "/").split("/") for name in sizes]
     outside = any(".." in part or not part[0] or ":" in part[0] for part in parts)
     _require(not outside, "has a member outside of the archive (path traversal)")
-    _require(len(set(names)) == len(names), "has two members of the same name")
-    claimed = sum(member.file_size for member in members)
+    _require(len(sizes) == len(archive.infolist()), "has two members of the same name")
+    claimed, size = sum(sizes.values()), path.stat().st_size
     _require(claimed <= max(_MAX_COMPRESSION * size, 10**6), f"claims {claimed} bytes (a zip bomb)")
-    if names and all(name.endswith(".npy") for name in names):
+    if sizes and all(name.endswith(".npy") for name in sizes):
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    pickles = [m for m in members if m.filename.partition("/")[2] == "data.pkl"]
+    pickles = [name for name in sizes if name.partition("/")[2] == "data.pkl"]
     _require(len(pickles) == 1, "is a zip file, but neither of npz arrays nor of torch.save")
-    _require(pickles[0].file_size <= _MAX_PICKLE, f"has a pickle of over {_MAX_PICKLE} bytes")
-    folder = pickles[0].filename.removesuffix("data.pkl")
-    order = archive.read(folder + "byteorder") if folder + "byteorder" in names else b"little"
+    _require(sizes[pickles[0]] <= _MAX_PICKLE, f"has a pickle of over {_MAX_PICKLE} bytes")
+    folder = pickles[0].removesuffix("data.pkl")
+    order = archive.read(folder + "byteorder") if folder + "byteorder" in sizes else b"little"
     _require(order == b"little", "was written on a big-endian machine")
     saved = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
     return _arrays(saved, size, lambda key: archive.read(f"{folder}data/{key}"))

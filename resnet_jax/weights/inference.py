@@ -31,32 +31,26 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
             raise UserError(f"there is no convolution {name}")
         return shape
 
-    def require(variant: str) -> None:
-        if not convention.has_variants:
-            raise UserError(f"{convention.name} has no {variant}; timm has (--as timm)")
-
-    stages = _stages(shapes)
+    matches = (re.match(r"(layer\d+)\.\d+", name) for name in shapes)
+    counts = Counter(stage for _, stage in {(m[0], m[1]) for m in matches if m})
+    stages = tuple(counts[f"layer{n}"] for n in range(1, len(counts) + 1))
     is_deep = "conv1.0.weight" in shapes
-    if is_deep:
-        require("deep stem")
     stem = kernel("conv1.0.weight" if is_deep else "conv1.weight")
     stem_features = kernel("conv1.6.weight" if is_deep else "conv1.weight")[0]
+    is_small = not is_deep and stem[2] == 3
 
-    count = 3 if "layer1.0.conv3.weight" in shapes else 2
-    first, second, last = (kernel(f"layer1.0.conv{n}.weight") for n in (1, 2, count))
-    options: dict[str, Any] = {}
+    depth = 3 if "layer1.0.conv3.weight" in shapes else 2
+    first, second, last = (kernel(f"layer1.0.conv{n}.weight") for n in (1, 2, depth))
+    expansion, branch = (1, Basic) if depth == 2 else (4, component(Bottleneck, stride_at=1))
+    options = {}
     if "layer1.0.se.fc1.weight" in shapes:
-        require("squeeze-and-excitation")
         options["reduction"] = max(1, last[0] // kernel("layer1.0.se.fc1.weight")[0])
-    expansion, branch = 1, Basic
-    if count == 3:
-        expansion, branch = 4, component(Bottleneck, stride_at=1)
-        groups = max(1, first[0] // second[1])
-        base_width = first[0] // groups * 64 // max(1, last[0] // expansion)
-        if (groups, base_width) != (1, 64):
-            options |= {"groups": groups, "base_width": base_width}
-    widths = [kernel(f"layer{n + 1}.0.conv{count}.weight")[0] for n in range(len(stages))]
-    features = tuple(width // expansion for width in widths)
+    groups = max(1, first[0] // second[1])
+    base_width = first[0] // groups * 64 // max(1, last[0] // expansion)
+    if depth == 3 and (groups, base_width) != (1, 64):
+        options |= {"groups": groups, "base_width": base_width}
+    last_kernels = [kernel(f"layer{n + 1}.0.conv{depth}.weight") for n in range(len(stages))]
+    features = tuple(shape[0] // expansion for shape in last_kernels)
 
     projected = {name.rpartition(".downsample.")[0] for name in shapes if ".downsample." in name}
     # Where the first block changes neither size nor width, its projection means that all have one.
@@ -65,12 +59,10 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
     if not projected and convention.padded is not None:
         shortcut = convention.padded
     elif any(name.endswith(".downsample.2.weight") for name in shapes):
-        require("pooled projection")
         shortcut = PooledProjection
     elif len(projected) == sum(stages) and not (changes and sum(stages) == len(stages)):
         shortcut = ProjectionEverywhere
 
-    is_small = not is_deep and stem[2] == 3
     head = shapes.get("fc.weight", ())
     return Architecture(
         stages=stages,
@@ -82,16 +74,6 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
         input_shape=(32, 32, stem[1]) if is_small else (224, 224, stem[1]),
         num_classes=head[0] if len(head) == 2 else 1000,
     )
-
-
-def _stages(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
-    matches = (re.match(r"layer(\d{1,4})\.(\d{1,6})\.", name) for name in shapes)
-    blocks = sorted({(int(match[1]), int(match[2])) for match in matches if match})
-    counts = tuple(Counter(stage for stage, _ in blocks).values())
-    expected = [(stage, block) for stage, n in enumerate(counts, 1) for block in range(n)]
-    if blocks != expected or not blocks:
-        raise UserError("its residual blocks are not layer1.0, layer1.1, ..., layer2.0, ...")
-    return counts
 
 
 def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
@@ -132,12 +114,11 @@ def field_text(architecture: Architecture, field: str) -> str:
 
 def known_as(architecture: Architecture) -> str:
     """Returns the nearest name in the catalog with the field that differs, or blocks and widths."""
-    differences = {
-        name: [field for field in differing(known, architecture) if field != "num_classes"]
+    differences = [
+        (differing(known, architecture).keys() - {"num_classes"}, name)
         for name, known in NETWORKS.items()
-    }
-    name = min(differences, key=lambda name: len(differences[name]))
-    fields = differences[name]
-    if len(fields) > 1 or fields in (["stages"], ["features"]):
+    ]
+    fields, name = min(differences, key=lambda pair: len(pair[0]))
+    if len(fields) > 1 or fields & {"stages", "features"}:
         return f"a network of {architecture.stages} blocks, {architecture.features} wide"
     return name + "".join(f", {field} {field_text(architecture, field)}" for field in fields)

@@ -28,7 +28,7 @@ from resnet_jax.weights import files, inference
 from resnet_jax.weights import names as names_lib
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.files import Arrays, printable
-from resnet_jax.weights.names import CONVENTIONS, COUNTER, Convention, Place, convention
+from resnet_jax.weights.names import COUNTER, Convention, convention
 
 FILE_NAME = "model.safetensors"  # in a folder, here and on the Hugging Face Hub
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".ckpt", ".tar", ".bin")
@@ -37,7 +37,7 @@ _OWN = Convention(name="", description="this project's")
 
 
 class Row(NamedTuple):
-    """Origin of a tensor: our name, and shape and name in the file (empty if it was drawn)."""
+    """Origin of a tensor: our name, shape and name in the file; no name if it was drawn."""
 
     name: str
     shape: tuple[int, ...]
@@ -83,45 +83,60 @@ def load_pretrained(
     """Loads weights of this project, torchvision, timm or akamaster's CIFAR networks.
 
     Args:
-      source: ``.safetensors``, ``.npz`` or torch file, a folder that this project wrote, or
-        ``OWNER/NAME`` on the Hugging Face Hub.
+      source: safetensors, npz or torch file, folder of this project, or ``OWNER/NAME`` on the Hub.
       names: convention of the names: torchvision, timm or cifar-torch. Empty: this project's.
-      network: the network, or its name in the catalog; by default inferred from names and shapes.
+      network: the network, or its name in the catalog. None: inferred from names and shapes.
       num_classes: with ``allow_new_head``, another number than the file's.
       allow_new_head: draw the classifier if it is missing or does not fit.
       view: fields of ``View`` that differ from the convention's: ``{"mean": (0.5, 0.5, 0.5)}``.
-      data: TFDS name of the training set; by default guessed from the number of classes.
+      data: TFDS name of the training set. Empty: guessed from the number of classes.
       claimed_error: published top-1 error, percent.
 
     Raises:
-      UserError: listing missing, unexpected and mis-shaped tensors, and for non-finite values.
+      UserError: for tensors that are missing, unexpected, mis-shaped or non-finite.
     """
     path, hub_view = _fetch(str(source)) if is_hub_name(source) else (Path(source), {})
-    # Path.is_dir raises for a name that is too long.
-    path = path / FILE_NAME if os.path.isdir(path) else path
+    if os.path.isdir(path):  # Path.is_dir raises for long names
+        path /= FILE_NAME
     arrays, metadata = files.read(path)
     is_own = card_lib.KEY in metadata
     try:
         network = catalog.architecture(network) if isinstance(network, str) else network
         if is_own and names:
             raise UserError(f"this project wrote it: leave out --as {names}")
+        chosen = _OWN if is_own else convention(names)
+        prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
+        tensors = {chosen.rename(name.removeprefix(prefix)): a for name, a in arrays.items()}
+        counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
+        counts = {name: float(tensors.pop(name).item()) for name in counters}
         if is_own:
             card = _own_card(metadata[card_lib.KEY], network)
         else:
-            card = _foreign_card(path, arrays, names, network)
-            card = replace(card, source=Path(source).name, view=replace(card.view, **hub_view))
+            shapes = {name: array.shape for name, array in tensors.items()}
+            network = network or inference.infer(shapes, chosen)
+            card = Card(
+                architecture=network,
+                view=replace(chosen.view, **hub_view),
+                source=Path(source).name,
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                convention=names,
+                prefix=prefix,
+                dtypes={name: a.dtype.name for name, a in arrays.items() if a.dtype != np.float32},
+                counters=counts,
+                data=chosen.data.get(network.num_classes, ""),
+            )
         if card_lib.EXPORTED_KEY in metadata:
             was = card_lib.read(metadata[card_lib.EXPORTED_KEY], card.architecture)
             card = replace(card, view=was.view, data=was.data, claimed_error=was.claimed_error)
-        claimed_error = card.claimed_error if claimed_error is None else claimed_error
-        card = replace(card, data=data or card.data, claimed_error=claimed_error)
-        card = replace(card, view=replace(card.view, **view or {}))
+        card = replace(card, view=replace(card.view, **view or {}), data=data or card.data)
+        if claimed_error is not None:
+            card = replace(card, claimed_error=claimed_error)
         card.check()
         if num_classes not in (None, card.architecture.num_classes):
             # Other classes are of another data set.
             architecture = replace(card.architecture, num_classes=num_classes)
             card = replace(card, architecture=architecture, data=data)
-        return _filled(card, arrays, is_own=is_own, allow_new_head=allow_new_head)
+        return _fill(card, chosen, prefix, tensors, allow_new_head)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -136,8 +151,11 @@ def abstract(
     except UserError:
         raise
     except Exception as error:  # whatever a file says reaches every constructor
-        reason = f"{type(error).__name__}: {error!s:.200}"
-        raise UserError(f"its network cannot be built ({reason})") from error
+        raise UserError(f"its network cannot be built: {_shorten(error)}") from error
+
+
+def _shorten(error: Exception) -> str:
+    return f"{type(error).__name__}: {error!s:.200}"
 
 
 def is_hub_name(source: Path | str) -> bool:
@@ -156,11 +174,10 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
 
         path = Path(hf_hub_download(name, FILE_NAME))
     except ImportError:
-        hint = "For the Hugging Face Hub: pip install 'resnet-jax-lab[hub]'"
-        raise UserError(f"there is no file or folder {source}. {hint}") from None
+        hint = "for the Hugging Face Hub, pip install 'resnet-jax-lab[hub]'"
+        raise UserError(f"there is no file or folder {source}; {hint}") from None
     except Exception as error:  # dozens of types, of the client and of its network libraries
-        reason = f"{type(error).__name__}: {error!s:.200}"
-        raise UserError(f"there is no {source}, here or on the Hub ({reason})") from error
+        raise UserError(f"there is no {source}, here or on the Hub: {_shorten(error)}") from error
     try:
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text())
         config = config["pretrained_cfg"]
@@ -178,70 +195,38 @@ def _own_card(text: str, network: Architecture | None) -> Card:
         differing = inference.differing(card.architecture, card_lib.read(text).architecture)
     except UserError:  # it has the user's own parts, and `network` in their place
         return card
-    texts = [text for field, text in differing.items() if field != "num_classes"]
-    if texts:
+    if texts := [text for field, text in differing.items() if field != "num_classes"]:
         raise UserError(f"it is of another network: {'; '.join(texts)}")
     return card
 
 
-def _foreign_card(path: Path, arrays: Arrays, names: str, network: Architecture | None) -> Card:
-    if not names:
-        raise UserError(f"give the convention of its names, --as {', '.join(CONVENTIONS)}")
-    chosen = convention(names)
-    prefix, tensors = _canonical(arrays, chosen)
-    shapes = {name: array.shape for name, array in tensors.items()}
-    architecture = network or inference.infer(shapes, chosen)
-    counters = {name: array for name, array in tensors.items() if name.endswith(COUNTER)}
-    if wrong := [printable(name) for name, array in counters.items() if array.size != 1]:
-        raise UserError(f"{wrong[0]} is not one number")
-    return Card(
-        architecture=architecture,
-        view=chosen.view,
-        source=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        convention=chosen.name,
-        data=chosen.data.get(architecture.num_classes, ""),
-        prefix=prefix,
-        dtypes={name: a.dtype.name for name, a in arrays.items() if a.dtype != np.float32},
-        counters={name: float(array.item()) for name, array in counters.items()},
-    )
-
-
-def _canonical(arrays: Arrays, chosen: Convention) -> tuple[str, Arrays]:
-    """Returns the prefix of all names in a file, and the tensors by torchvision's names."""
-    prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
-    return prefix, {chosen.rename(name.removeprefix(prefix)): a for name, a in arrays.items()}
-
-
-def _filled(card: Card, arrays: Arrays, *, is_own: bool, allow_new_head: bool) -> Pretrained:
-    _, params, batch_stats = abstract(card.architecture)
-    if is_own:
-        chosen, places = _OWN, names_lib.own_places(params, batch_stats)
+def _fill(
+    card: Card, chosen: Convention, prefix: str, tensors: Arrays, allow_new_head: bool
+) -> Pretrained:
+    """Returns the network with these tensors. Raises UserError unless each has its place."""
+    variables = names_lib.leaves(*abstract(card.architecture)[1:])
+    if chosen is _OWN:
+        places = names_lib.own_places(variables)
     else:
-        chosen = convention(card.convention)
-        places = names_lib.torch_places(card.architecture, params, batch_stats)
-    prefix, tensors = _canonical(arrays, chosen)
-    shapes = {name: a.shape for name, a in tensors.items() if not name.endswith(COUNTER)}
+        places = names_lib.torch_places(card.architecture, variables)
+    shapes = {name: array.shape for name, array in tensors.items()}
     expected = {place.name: place.shape for place in places}
-    sources = {name: prefix + chosen.rename(name) for name in shapes | expected}
+    sources = {name: prefix + chosen.rename(name) for name in expected | shapes}
     head = {place.name for place in places if place.is_head}
-    wrong = [n for n in (*expected, *sorted(shapes)) if shapes.get(n) != expected.get(n)]
-    drawn = head if allow_new_head and not head.isdisjoint(wrong) else set()
-    if lines := [
-        f"{printable(sources[n])}: {shapes.get(n, 'missing')}, expected {expected.get(n, 'none')}"
-        for n in dict.fromkeys(wrong)
-        if n not in drawn
-    ]:
-        if len(lines) > _MAX_LISTED:
-            lines[_MAX_LISTED:] = [f"and {len(lines) - _MAX_LISTED} more"]
-        if head.issuperset(wrong):
-            lines.append("Only the classifier does not fit: --allow-new-head draws a new one")
-        raise UserError("nothing was loaded, because tensors do not fit:\n" + "\n".join(lines))
-    variables = names_lib.leaves(params, batch_stats)
+    wrong = {name for name in sources if shapes.get(name) != expected.get(name)}
+    drawn = head if allow_new_head and head & wrong else set()
+    if faults := [name for name in sources if name in wrong - drawn]:
+        text = f"nothing was loaded, because {len(faults)} tensors do not fit:"
+        for name in faults[:_MAX_LISTED]:
+            shape = shapes.get(name, "missing")
+            text += f"\n{printable(sources[name])}: {shape}, expected {expected.get(name, 'none')}"
+        if wrong <= head:
+            text += "\nOnly the classifier does not fit: --allow-new-head draws a new one"
+        raise UserError(text)
     targets = {path: np.zeros(leaf.shape, np.float32) for path, leaf in variables.items()}
     for place in places:
         if place.name not in drawn:
-            array = _checked(sources[place.name], tensors[place.name], place)
+            array = _check(sources[place.name], tensors[place.name], place.path[-1] == "var")
             targets[place.path][place.index] = place.from_file(array)
     if drawn:
         kernel = targets["params", "head", "linear", "kernel"]
@@ -255,14 +240,14 @@ def _filled(card: Card, arrays: Arrays, *, is_own: bool, allow_new_head: bool) -
     return Pretrained(card, trees["params"], trees.get("batch_stats", {}), tuple(rows))
 
 
-def _checked(name: str, array: np.ndarray, place: Place) -> np.ndarray:
-    """Returns a tensor as float32. Raises UserError for integers, NaN, and negative variances."""
+def _check(name: str, array: np.ndarray, is_variance: bool) -> np.ndarray:
+    """Returns a tensor as float32. Raises UserError for integers, NaN and negative variances."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(f"{name} is {array.dtype.name}, not floating point: quantized or corrupt")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if wrong := np.count_nonzero(~np.isfinite(array)):
         raise UserError(f"{name} has {wrong} non-finite values of {array.size}")
-    if place.path[-1] == "var" and (array < 0).any():
+    if is_variance and (array < 0).any():
         raise UserError(f"{name} is a variance and has negative values, down to {array.min():.3g}")
     return array

@@ -14,7 +14,8 @@ from resnet_jax.models.shortcuts import PooledProjection, ZeroPad
 from resnet_jax.weights.card import IMAGENET_VIEW, View
 
 Shape = tuple[int, ...]
-Keys = tuple[Any, ...]
+Keys = tuple[Any, ...]  # of the variables' dictionaries, after "params" or "batch_stats"
+Leaves = dict[Keys, Any]
 
 COUNTER = ".num_batches_tracked"
 
@@ -52,9 +53,8 @@ class Place:
     shape: Shape
     """In the file."""
     path: Keys
-    """Keys of the array, the first is ``params`` or ``batch_stats``."""
     index: Any = ...
-    """Of the block, along the first axis, if blocks are stacked."""
+    """Of the block along the first axis, if blocks are stacked."""
     axes: int | None = None
     """Axes of our array if the file has torch's layout. None: the file has ours."""
 
@@ -81,34 +81,27 @@ class Place:
         return array.transpose(3, 2, 0, 1) if self.axes == 4 else array.T.reshape(self.shape)
 
 
-def leaves(params: Variables, batch_stats: Variables) -> dict[Keys, Any]:
-    """Returns every variable by its keys, the first of which is ``params`` or ``batch_stats``."""
+def leaves(params: Variables, batch_stats: Variables) -> Leaves:
+    """Returns every variable by its keys."""
     return flatten_dict({"params": params, "batch_stats": batch_stats})
 
 
-def own_places(params: Variables, batch_stats: Variables) -> list[Place]:
+def own_places(variables: Leaves) -> list[Place]:
     """Returns the places of this project's files."""
-    return [
-        Place("/".join(map(str, path)), tuple(leaf.shape), path)
-        for path, leaf in leaves(params, batch_stats).items()
-    ]
+    return [Place("/".join(map(str, path)), a.shape, path) for path, a in variables.items()]
 
 
-def torch_places(
-    architecture: Architecture, params: Variables, batch_stats: Variables
-) -> list[Place]:
+def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
     """Returns the places of torchvision's state dict; variables may be shapes."""
-    variables = leaves(params, batch_stats)
     # ResNet-D averages before it projects, so torch's sequence begins with the pooling.
     first = int(issubclass(parts(architecture.shortcut)[0], PooledProjection))
-    modules = _MODULES | {
-        f"shortcut/carry/{projection}{module}": f"downsample.{first + index}"
-        for projection in ("", "projection/")
-        for index, module in enumerate(("conv", "norm"))
-    }
-    counts = {path[2:4]: leaf.shape[0] for path, leaf in variables.items() if path[1] == "stages"}
+    modules = dict(_MODULES)
+    for index, layer in enumerate(("conv", "norm"), first):
+        modules[f"shortcut/carry/{layer}"] = f"downsample.{index}"
+        modules[f"shortcut/carry/projection/{layer}"] = f"downsample.{index}"
+    stacks = {path[2:4]: leaf.shape[0] for path, leaf in variables.items() if path[1] == "stages"}
     places = []
-    for path, leaf in variables.items():
+    for path, array in variables.items():
         is_stacked = path[1] == "stages"  # ("params", "stages", stage, stack, "stacked", ...)
         module = modules.get("/".join(map(str, path[5 if is_stacked else 1 : -1])))
         if module is None or path[-1] not in _LEAVES:
@@ -117,16 +110,15 @@ def torch_places(
         blocks: list[tuple[str, Any]] = [("", ...)]
         if is_stacked:
             stage, stack = path[2:4]
-            before = sum(n for (s, k), n in counts.items() if s == stage and k < stack)
-            blocks = [(f"layer{stage + 1}.{before + i}.", i) for i in range(leaf.shape[0])]
-        shape = leaf.shape[is_stacked:]
+            first = sum(n for (s, k), n in stacks.items() if s == stage and k < stack)
+            blocks = [(f"layer{stage + 1}.{first + i}.", i) for i in range(array.shape[0])]
+        shape = array.shape[is_stacked:]
         torch_shape = (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
         if module.startswith("se.") and len(shape) == 2:  # 1x1 convolutions in timm
             torch_shape = (*torch_shape, 1, 1)
-        places += [
-            Place(f"{block}{module}.{_LEAVES[path[-1]]}", torch_shape, path, index, len(shape))
-            for block, index in blocks
-        ]
+        for block, index in blocks:
+            name = f"{block}{module}.{_LEAVES[path[-1]]}"
+            places.append(Place(name, torch_shape, path, index, len(shape)))
     # Numbers by their value.
     return sorted(places, key=lambda place: [word.zfill(9) for word in place.name.split(".")])
 
@@ -176,7 +168,6 @@ CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention
 def convention(name: str) -> Convention:
     """Returns a convention by its name. Raises UserError for an unknown one."""
     if name not in CONVENTIONS:
-        raise UserError(
-            f"{name!r} is not a known convention of tensor names{nearest(name, CONVENTIONS)}"
-        )
+        known = nearest(name, CONVENTIONS)
+        raise UserError(f"give the convention of its names, not {name!r}{known}")
     return CONVENTIONS[name]

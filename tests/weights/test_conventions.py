@@ -66,5 +66,5 @@ def deep(stages: Sequence[int]) -> Shapes:
 
 
 def test_unknown_convention_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="'torchvison' is not a known convention of tensor names; did you mean torchvision"):
+    with pytest.raises(UserError, match="not 'torchvison'; did you mean torchvision"):
         convention("torchvison")

@@ -98,7 +98,8 @@ def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     assert "--allow-new-head" not in message
     many = {f"more{n}": np.ones(1, np.float32) for n in range(100)}
     message = rejection(file_of(tmp_path, **many), "torchvision")
-    assert "more26: (1,), expected none\nand 80 more" in message
+    assert "because 100 tensors do not fit" in message
+    assert message.count("\n") == 20
 
 
 def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         ("layer2.0.bn1.running_var", np.float32([1, 1, 1, -0.25, 1, 1, 1, 1]), "is a variance and has negative values, down to -0.25"),
         ("conv1.weight", np.ones((4, 3, 7, 7), np.int8), "is int8, not floating point: quantized"),
         ("bn1.weight", np.ones(4, np.bool_), "is bool, not floating point"),
-        ("bn1.num_batches_tracked", np.ones(3), "is not one number"),
+        ("bn1.num_batches_tracked", np.ones(3), "(3,), expected none"),
         ("bn1.num_batches_tracked", np.asarray(np.nan), "counters: numbers"),
     ):
         message = rejection(file_of(tmp_path, **{name.replace(".", "__"): array}), "torchvision")
@@ -155,13 +156,13 @@ def test_names_of_another_convention_are_rejected(tmp_path: Path) -> None:
     for theirs, names, reason in (
         (akamaster, "timm", "linear.bias: (3,), expected none"),
         (shapes(), "cifar-torch", "fc.bias: (3,), expected none"),
-        (shapes(), "", "give the convention of its names, --as torchvision, timm, cifar-torch"),
-        ({"a.b": (3,)}, "timm", "its residual blocks are not"),
+        (shapes(), "", "give the convention of its names, not ''; there is cifar-torch"),
+        ({"a.b": (3,)}, "timm", "there is no convolution conv1.weight"),
         (shapes(), "torchvison", "did you mean torchvision"),
     ):
         tensors = {name: np.ones(shape, np.float32) for name, shape in theirs.items()}
         assert reason in rejection(written(tmp_path / "x.safetensors", tensors), names)
-    assert "layer3.0.bn1.bias: missing" in rejection(file_of(tmp_path), "torchvision", network="resnet18")
+    assert "layer1.1.bn1.weight: missing" in rejection(file_of(tmp_path), "torchvision", network="resnet18")
     assert "no network is called 'resnet35x'" in rejection(file_of(tmp_path), "torchvision", network="resnet35x")
 
 
@@ -223,7 +224,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     """timm resizes to floor(224 / 0.95) = 235 before it crops."""
-    assert "there is no a/b, here or on the Hub (ConnectionError: 404" in rejection("a/b", "timm")
+    assert "there is no a/b, here or on the Hub: ConnectionError: 404" in rejection("a/b", "timm")
     written(hub / "model.safetensors", filled(shapes()))
     assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     for config, reason in (

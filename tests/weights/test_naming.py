@@ -19,7 +19,7 @@ NAMES = ("cifar_resnet20", "cifar_resnet20_b", "resnet18", "timm_seresnet50", "t
 
 
 def places(architecture: models.Architecture) -> list[names_lib.Place]:
-    return names_lib.torch_places(architecture, *abstract(architecture)[1:])
+    return names_lib.torch_places(architecture, names_lib.leaves(*abstract(architecture)[1:]))
 
 
 def test_places_are_the_state_dicts_of_torch() -> None:
@@ -39,14 +39,14 @@ def test_every_array_is_filled_once_and_whole() -> None:
         _, params, batch_stats = abstract(network)
         arrays = names_lib.leaves(params, batch_stats)
         counts = dict.fromkeys(arrays, 0)
-        for place in names_lib.torch_places(network, params, batch_stats):
+        for place in names_lib.torch_places(network, arrays):
             target = np.zeros(arrays[place.path].shape)[place.index]
             values = np.arange(np.prod(place.shape)).reshape(place.shape)
             target[...] = place.from_file(values)
             np.testing.assert_array_equal(place.to_file(target), values)
             counts[place.path] += 1
         assert counts == {path: leaf.shape[0] if path[1] == "stages" else 1 for path, leaf in arrays.items()}
-        assert len(names_lib.own_places(params, batch_stats)) == len(jax.tree.leaves((params, batch_stats)))
+        assert len(names_lib.own_places(arrays)) == len(jax.tree.leaves((params, batch_stats)))
 
 
 def test_blocks_keep_their_order_across_stacks() -> None:
