@@ -83,7 +83,7 @@ class Card:
         mean, deviation = self.constants()
         has_channels = mean.ndim in (1, 3) and mean.shape[-1] == channels
         sizes = view.resize, view.crop
-        texts = self.source, self.sha256, self.convention, self.data, self.prefix
+        texts = self.source, self.convention, self.data, self.prefix, *self.dtypes.values()
         is_valid = {
             f"mean: {channels} numbers": has_channels and np.isfinite(mean).all(),
             f"deviation: {channels} numbers above 0": deviation.shape == (channels,)
@@ -91,7 +91,7 @@ class Card:
             "resize and crop: pixels": all(type(n) is int and 0 <= n < 2**16 for n in sizes),
             "interpolation": view.interpolation in typing.get_args(Interpolation),
             "claimed_error: 0 to 100 percent": error is None or 0 <= error <= 100,
-            "texts": all(isinstance(text, str) for text in (*texts, *self.dtypes.values())),
+            "texts": all(isinstance(text, str) for text in texts),
             "counters: numbers": all(0 <= count < 2**63 for count in self.counters.values()),
         }
         if invalid := [expected for expected, holds in is_valid.items() if not holds]:

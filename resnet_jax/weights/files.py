@@ -96,7 +96,8 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Arrays:
 
 
 def _read_legacy(content: bytes) -> Arrays:
-    unpickler, buffers = _Unpickler(stream := io.BytesIO(content[:_MAX_PICKLE])), {}
+    stream = io.BytesIO(content[:_MAX_PICKLE])
+    unpickler, buffers = _Unpickler(stream), {}
     _, version, system, saved, keys = (unpickler.load() for _ in range(5))
     is_known = version == 1001 and system["little_endian"] is True
     _require(is_known, "is of another version of torch's format, or big-endian")
@@ -144,9 +145,8 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return _View(storage, offset, shape, strides)
 
 
-_FLOATS = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": bfloat16}
-_INTEGERS = {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"}
-_DTYPES = _FLOATS | _INTEGERS | {"Bool": "bool"}
+_DTYPES = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": bfloat16, "Bool": "?"}
+_DTYPES |= {"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1"}
 _GLOBALS: dict[str, Any] = {
     **{f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()},
     "torch._utils._rebuild_tensor": _rebuild_tensor,

@@ -24,16 +24,22 @@ from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights import card as card_lib
-from resnet_jax.weights import files, inference
-from resnet_jax.weights import names as names_lib
+from resnet_jax.weights import files
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.files import Arrays, printable
-from resnet_jax.weights.names import COUNTER, Convention, convention
+from resnet_jax.weights.inference import infer
+from resnet_jax.weights.names import (
+    COUNTER,
+    Convention,
+    convention,
+    leaves,
+    own_places,
+    torch_places,
+)
 
 FILE_NAME = "model.safetensors"  # in a folder, here and on the Hugging Face Hub
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".ckpt", ".tar", ".bin")
-_MAX_LISTED = 20
-_OWN = Convention(name="", description="this project's")
+_OWN = Convention(name="")
 
 
 class Row(NamedTuple):
@@ -52,7 +58,6 @@ class Pretrained:
     params: Variables
     batch_stats: Variables
     rows: tuple[Row, ...] = ()
-    """Origin of every tensor."""
 
     @property
     def architecture(self) -> Architecture:
@@ -110,10 +115,10 @@ def load_pretrained(
         counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
         counts = {name: float(tensors.pop(name).item()) for name in counters}
         if is_own:
-            card = _own_card(metadata[card_lib.KEY], network)
+            card = card_lib.read(metadata[card_lib.KEY], network)
         else:
             shapes = {name: array.shape for name, array in tensors.items()}
-            network = network or inference.infer(shapes, chosen)
+            network = network or infer(shapes, chosen)
             card = Card(
                 architecture=network,
                 view=replace(chosen.view, **hub_view),
@@ -151,19 +156,15 @@ def abstract(
     except UserError:
         raise
     except Exception as error:  # whatever a file says reaches every constructor
-        raise UserError(f"its network cannot be built: {_shorten(error)}") from error
-
-
-def _shorten(error: Exception) -> str:
-    return f"{type(error).__name__}: {error!s:.200}"
+        raise UserError(f"its network cannot be built: {error!r:.200}") from error
 
 
 def is_hub_name(source: Path | str) -> bool:
     """Returns whether a source is the text ``OWNER/NAME`` or ``hf://OWNER/NAME``, not a path."""
-    if isinstance(source, Path) or source.startswith("hf://"):
-        return not isinstance(source, Path)
-    is_name = re.fullmatch(r"[\w-]+/[\w.-]+", source) and not source.endswith(_SUFFIXES)
-    return bool(is_name) and not Path(source).exists()
+    if isinstance(source, Path) or source.endswith(_SUFFIXES):
+        return False
+    is_name = re.fullmatch(r"[\w-]+/[\w.-]+", source) and not Path(source).exists()
+    return bool(is_name) or source.startswith("hf://")
 
 
 def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
@@ -173,11 +174,9 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
         from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
 
         path = Path(hf_hub_download(name, FILE_NAME))
-    except ImportError:
-        hint = "for the Hugging Face Hub, pip install 'resnet-jax-lab[hub]'"
-        raise UserError(f"there is no file or folder {source}; {hint}") from None
     except Exception as error:  # dozens of types, of the client and of its network libraries
-        raise UserError(f"there is no {source}, here or on the Hub: {_shorten(error)}") from error
+        hub = "the Hub (pip install 'resnet-jax-lab[hub]')"
+        raise UserError(f"there is no {source}, here or on {hub}: {error!r:.200}") from error
     try:
         config = json.loads(Path(hf_hub_download(name, "config.json")).read_text())
         config = config["pretrained_cfg"]
@@ -189,35 +188,21 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
         return path, {}
 
 
-def _own_card(text: str, network: Architecture | None) -> Card:
-    card = card_lib.read(text, network)
-    try:
-        differing = inference.differing(card.architecture, card_lib.read(text).architecture)
-    except UserError:  # it has the user's own parts, and `network` in their place
-        return card
-    if texts := [text for field, text in differing.items() if field != "num_classes"]:
-        raise UserError(f"it is of another network: {'; '.join(texts)}")
-    return card
-
-
 def _fill(
     card: Card, chosen: Convention, prefix: str, tensors: Arrays, allow_new_head: bool
 ) -> Pretrained:
     """Returns the network with these tensors. Raises UserError unless each has its place."""
-    variables = names_lib.leaves(*abstract(card.architecture)[1:])
-    if chosen is _OWN:
-        places = names_lib.own_places(variables)
-    else:
-        places = names_lib.torch_places(card.architecture, variables)
+    variables = leaves(*abstract(card.architecture)[1:])
+    places = torch_places(card.architecture, variables) if chosen.name else own_places(variables)
     shapes = {name: array.shape for name, array in tensors.items()}
     expected = {place.name: place.shape for place in places}
     sources = {name: prefix + chosen.rename(name) for name in expected | shapes}
-    head = {place.name for place in places if place.is_head}
+    head = {place.name for place in places if place.path[1:3] == ("head", "linear")}
     wrong = {name for name in sources if shapes.get(name) != expected.get(name)}
     drawn = head if allow_new_head and head & wrong else set()
     if faults := [name for name in sources if name in wrong - drawn]:
         text = f"nothing was loaded, because {len(faults)} tensors do not fit:"
-        for name in faults[:_MAX_LISTED]:
+        for name in faults[:20]:
             shape = shapes.get(name, "missing")
             text += f"\n{printable(sources[name])}: {shape}, expected {expected.get(name, 'none')}"
         if wrong <= head:
@@ -231,10 +216,7 @@ def _fill(
     if drawn:
         kernel = targets["params", "head", "linear", "kernel"]
         kernel[...] = he_normal(jax.random.key(0), kernel.shape)
-        # Claim and dtype were those of the old classifier.
-        old = {sources[name] for name in drawn}
-        dtypes = {name: dtype for name, dtype in card.dtypes.items() if name not in old}
-        card = replace(card, claimed_error=None, dtypes=dtypes)
+        card = replace(card, claimed_error=None)
     rows = [Row(p.ours, p.shape, "" if p.name in drawn else sources[p.name]) for p in places]
     trees = unflatten_dict({path: jnp.asarray(array) for path, array in targets.items()})
     return Pretrained(card, trees["params"], trees.get("batch_stats", {}), tuple(rows))
@@ -243,11 +225,11 @@ def _fill(
 def _check(name: str, array: np.ndarray, is_variance: bool) -> np.ndarray:
     """Returns a tensor as float32. Raises UserError for integers, NaN and negative variances."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"{name} is {array.dtype.name}, not floating point: quantized or corrupt")
+        raise UserError(f"{name} is {array.dtype.name}, not floating point")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
     if wrong := np.count_nonzero(~np.isfinite(array)):
         raise UserError(f"{name} has {wrong} non-finite values of {array.size}")
     if is_variance and (array < 0).any():
-        raise UserError(f"{name} is a variance and has negative values, down to {array.min():.3g}")
+        raise UserError(f"{name} is a variance and has negative values")
     return array

@@ -19,7 +19,7 @@ Leaves = dict[Keys, Any]
 
 COUNTER = ".num_batches_tracked"
 
-# Our modules to torchvision's, in the network or in a block.
+# Our modules to torchvision's.
 _MODULES = {
     "head/linear": "fc",
     "stem/conv": "conv1",
@@ -62,11 +62,6 @@ class Place:
     def ours(self) -> str:
         """Our name, such as ``stages/0/0/stacked/branch/convs/0/kernel[2]``."""
         return "/".join(map(str, self.path[1:])) + ("" if self.index is ... else f"[{self.index}]")
-
-    @property
-    def is_head(self) -> bool:
-        """True for tensors of the classifier."""
-        return self.path[1:3] == ("head", "linear")
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
         """Converts OIHW to HWIO, and (out, in) or (out, in, 1, 1) to (in, out)."""
@@ -119,7 +114,7 @@ def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
         for block, index in blocks:
             name = f"{block}{module}.{_LEAVES[path[-1]]}"
             places.append(Place(name, torch_shape, path, index, len(shape)))
-    # Numbers by their value.
+    # Numbers in order: block 2 before 10.
     return sorted(places, key=lambda place: [word.zfill(9) for word in place.name.split(".")])
 
 
@@ -128,10 +123,9 @@ class Convention:
     """Names of one code base."""
 
     name: str
-    description: str
-    """For help texts."""
+    description: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Words of its names to torchvision's."""
+    """Words of its names to torchvision's, and back."""
     padded: Factory | None = None
     """Shortcut if no projection is stored."""
     has_variants: bool = False
@@ -142,8 +136,7 @@ class Convention:
 
     def rename(self, name: str) -> str:
         """Returns torchvision's name for the code base's; undoes itself."""
-        swaps = {**self.words, **{theirs: ours for ours, theirs in self.words.items()}}
-        return ".".join(swaps.get(word, word) for word in name.split("."))
+        return ".".join(self.words.get(word, word) for word in name.split("."))
 
 
 _ALL = (
@@ -156,7 +149,7 @@ _ALL = (
     Convention(
         name="cifar-torch",
         description="akamaster/pytorch_resnet_cifar10, options A and B",
-        words={"linear": "fc", "shortcut": "downsample"},
+        words={"linear": "fc", "fc": "linear", "shortcut": "downsample", "downsample": "shortcut"},
         padded=component(ZeroPad, resize="pad-both"),
         view=View(mean=IMAGENET_VIEW.mean, deviation=IMAGENET_VIEW.deviation),
         data={10: "cifar10", 100: "cifar100"},

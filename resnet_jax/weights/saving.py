@@ -9,12 +9,20 @@ import safetensors.numpy
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.architecture import Architecture
-from resnet_jax.weights import card as card_lib
-from resnet_jax.weights import inference
-from resnet_jax.weights import names as names_lib
+from resnet_jax.weights.card import EXPORTED_KEY, KEY
 from resnet_jax.weights.files import Arrays
+from resnet_jax.weights.inference import differing, infer
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, Row
-from resnet_jax.weights.names import COUNTER, Convention, Leaves, Place, convention
+from resnet_jax.weights.names import (
+    COUNTER,
+    Convention,
+    Leaves,
+    Place,
+    convention,
+    leaves,
+    own_places,
+    torch_places,
+)
 
 _FLOATS = ("float16", "bfloat16", "float64")
 
@@ -22,9 +30,9 @@ _FLOATS = ("float16", "bfloat16", "float64")
 def save(weights: Pretrained, to: Path) -> Path:
     """Writes weights and card to a ``.safetensors`` file or a folder, and returns the file."""
     file = to if to.suffix == ".safetensors" else to / FILE_NAME
-    variables = names_lib.leaves(weights.params, weights.batch_stats)
-    arrays = _arrays(variables, names_lib.own_places(variables))
-    _write(file, arrays, {card_lib.KEY: weights.card.text()})
+    variables = leaves(weights.params, weights.batch_stats)
+    arrays = _arrays(variables, own_places(variables))
+    _write(file, arrays, {KEY: weights.card.text()})
     return file
 
 
@@ -37,10 +45,11 @@ def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = No
     chosen, card = convention(names), weights.card
     if to.suffix != ".safetensors":
         raise UserError(f"{to} does not end in .safetensors")
-    variables = names_lib.leaves(weights.params, weights.batch_stats)
+    variables = leaves(weights.params, weights.batch_stats)
     places = _exported_places(weights.architecture, variables, chosen)
     is_same = card.convention == chosen.name
-    prefix = card.prefix * is_same if prefix is None else prefix
+    if prefix is None:
+        prefix = card.prefix if is_same else ""
     arrays = {}
     for name, array in _arrays(variables, places).items():
         dtype = card.dtypes.get(card.prefix + chosen.rename(name)) if is_same else None
@@ -53,7 +62,7 @@ def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = No
     arrays |= {name: np.asarray(count, np.int64) for name, count in counters.items()}
     arrays = {prefix + chosen.rename(name): array for name, array in arrays.items()}
     # safetensors' loader for torch requires the format.
-    _write(to, arrays, {"format": "pt", card_lib.EXPORTED_KEY: card.text()})
+    _write(to, arrays, {"format": "pt", EXPORTED_KEY: card.text()})
     return [Row(p.ours, p.shape, prefix + chosen.rename(p.name)) for p in places]
 
 
@@ -63,19 +72,15 @@ def _arrays(variables: Leaves, places: list[Place]) -> Arrays:
 
 def _exported_places(ours: Architecture, variables: Leaves, chosen: Convention) -> list[Place]:
     """Raises UserError if the convention's tensors would make another network."""
-    name = chosen.name
-    try:
-        places = names_lib.torch_places(ours, variables)
-        theirs = inference.infer({place.name: place.shape for place in places}, chosen)
-    except UserError as error:
-        raise UserError(f"this network cannot be exported as {name}: {error}") from error
-    if texts := "; ".join(inference.differing(ours, theirs).values()):
+    name, places = chosen.name, torch_places(ours, variables)
+    theirs = infer({place.name: place.shape for place in places}, chosen)
+    if texts := "; ".join(differing(ours, theirs).values()):
         raise UserError(f"{name} would make another network of these weights: {texts}")
-    variants = re.compile(r"conv1\.\d|.*(\.se\.|\.downsample\.2\.)")
-    if not chosen.has_variants and (lacking := [p for p in places if variants.match(p.name)]):
-        raise UserError(f"{name} has no {lacking[0].name}; timm has")
-    if any(place.name.endswith(".se.fc1.weight") and place.shape[0] % 8 for place in places):
-        raise UserError(f"{name} squeezes to multiples of 8 channels (branch: reduction)")
+    for place in places:
+        if not chosen.has_variants and re.search(r"^conv1\.\d|\.se\.|\.downsample\.2", place.name):
+            raise UserError(f"{name} has no {place.name}; timm has")
+        if place.name.endswith(".se.fc1.weight") and place.shape[0] % 8:
+            raise UserError(f"{name} squeezes to multiples of 8 channels (branch: reduction)")
     depth = ours.stochastic_depth
     if (depth.survival != 1 or depth.kept) and depth.scaled == "test":
         hint = 'train with stochastic_depth.scaled="training"'

@@ -68,7 +68,6 @@ def test_layouts_are_converted() -> None:
     assert kernel.shape == (4, 3, 7, 7)
     assert kernel.from_file(values)[5, 6, 2, 3] == values[3, 2, 5, 6]
     assert dense.from_file(np.arange(24).reshape(3, 8))[7, 2] == 23
-    assert (dense.is_head, kernel.is_head) == (True, False)
     frozen = places(dataclasses.replace(network, norm=variant("resnet18", norm="FrozenBatchNorm").norm))
     assert {p.name: p.shape for p in frozen} == {p.name: p.shape for p in by_name.values()}
     assert {p.path[0] for p in frozen if p.name.startswith("bn1.")} == {"batch_stats"}

@@ -111,9 +111,6 @@ def test_prefix_and_dtypes_of_an_imported_file_are_kept(tmp_path: Path) -> None:
     assert all(name.startswith("backbone.") for name in tensors)
     assert {array.dtype.name for array in tensors.values()} == {"float32", "int64"}
     assert int(tensors["backbone.bn1.num_batches_tracked"]) == int(TINY["bn1.num_batches_tracked"])
-    # A new classifier is not rounded to the old one's dtype.
-    saving.export(weights_lib.load_pretrained(path, "torchvision", num_classes=5, allow_new_head=True), "torchvision", out, prefix="")
-    assert (stored(out)["fc.weight"].dtype, stored(out)["conv1.weight"].dtype) == (np.float32, np.float16)
     # Double precision comes back rounded; a card cannot make integers of weights.
     double = TINY | {"fc.bias": np.float64([0.1, 0.2, 0.3])}
     weights = weights_lib.load_pretrained(written(path, double), "torchvision")
