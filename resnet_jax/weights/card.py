@@ -23,7 +23,7 @@ def _tuples(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Preprocessing: resize, crop, ``(image / 255 - mean) / deviation``. Channels are RGB."""
+    """Resize, crop, ``(image / 255 - mean) / deviation``. Channels are RGB."""
 
     mean: tuple[Any, ...]
     """One number per channel, or an (h, w, c) image of them; scale 0 to 1."""

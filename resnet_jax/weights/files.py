@@ -36,7 +36,7 @@ class _View(NamedTuple):
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Returns the arrays of a file, and the metadata of safetensors. The content decides.
+    """Returns the arrays of a file, by its content, and the metadata of safetensors.
 
     Raises:
       UserError: if the file is missing, corrupt, of another format, or holds more than weights.
@@ -59,8 +59,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own types for corrupt files
-        reason = printable(str(error).partition("\n")[0])
-        raise UserError(f"{path} is corrupt ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{path} is corrupt: {printable(repr(error))}") from error
 
 
 def printable(text: str) -> str:
@@ -75,13 +74,15 @@ def _require(holds: bool, reason: str) -> None:
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Arrays:
-    sizes = {member.orig_filename: member.file_size for member in archive.infolist()}
+    members, size = archive.infolist(), path.stat().st_size
+    sizes = {member.orig_filename: member.file_size for member in members}
     parts = [name.replace("\\", "/").split("/") for name in sizes]
     outside = any(".." in part or not part[0] or ":" in part[0] for part in parts)
     _require(not outside, "has a member outside of the archive (path traversal)")
-    _require(len(sizes) == len(archive.infolist()), "has two members of the same name")
-    claimed, size = sum(sizes.values()), path.stat().st_size
-    _require(claimed <= max(_MAX_COMPRESSION * size, 10**6), f"claims {claimed} bytes (a zip bomb)")
+    _require(len(sizes) == len(members), "has two members of the same name")
+    _require(sum(sizes.values()) <= max(_MAX_COMPRESSION * size, 10**6), "is a zip bomb")
+    # For others, zipfile exceeds the claimed sizes.
+    _require({m.compress_type for m in members} <= {0, 8}, "is neither stored nor deflated")
     if sizes and all(name.endswith(".npy") for name in sizes):
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
@@ -100,7 +101,7 @@ def _read_legacy(content: bytes) -> Arrays:
     unpickler, buffers = _Unpickler(stream), {}
     _, version, system, saved, keys = (unpickler.load() for _ in range(5))
     is_known = version == 1001 and system["little_endian"] is True
-    _require(is_known, "is of another version of torch's format, or big-endian")
+    _require(is_known, "is of another version, or big-endian")
     storages, end = unpickler.storages, stream.tell()
     for key in keys:
         _require(type(key) is str and key in storages, "is corrupt: no tensor uses a storage")
@@ -123,13 +124,12 @@ def _arrays(saved: Any, size: int, read: Callable[[str], Any]) -> Arrays:
     views = {name: value for name, value in dicts[0].items() if type(value) is _View}
     claimed = sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in views.values())
     _require(claimed <= _MAX_SHARING * size, f"has tensors of {claimed} bytes in a file of {size}")
-    storages = {view.storage for view in views.values()}
-    # NumPy raises for a storage with fewer bytes than claimed.
-    data = {s: np.frombuffer(read(s.key), s.dtype, s.numel) for s in storages}
+    buffers = {key: read(key) for key in {view.storage.key for view in views.values()}}
     arrays = {}
-    for name, (storage, offset, shape, strides) in views.items():
-        steps = [s * storage.dtype.itemsize * (n > 1) for n, s in zip(shape, strides, strict=True)]
-        elements = data[storage][offset:]
+    for name, ((key, dtype, numel), offset, shape, strides) in views.items():
+        # NumPy raises for a storage with fewer bytes than claimed.
+        elements = np.frombuffer(buffers[key], dtype, numel)[offset:]
+        steps = [s * dtype.itemsize * (n > 1) for n, s in zip(shape, strides, strict=True)]
         arrays[name] = np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
     return arrays
 
