@@ -77,7 +77,7 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
 
 
 def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
-    """Returns the fields that make networks different functions of their weights, described."""
+    """Returns the fields that make networks different functions, with a description."""
     fields = (f.name for f in dataclasses.fields(Architecture) if f.name not in _NOT_SCORED)
     return {
         name: f"{name}: {field_text(ours, name)} here, {field_text(theirs, name)} there"
@@ -87,7 +87,7 @@ def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
 
 
 def _scored(architecture: Architecture, field: str) -> Any:
-    """Returns one field without what only matters for training, and without stated defaults."""
+    """Returns a field without defaults, and without what only matters in training."""
     value: Any = getattr(architecture, field)
     if field == "stem_features":
         return value or architecture.features[0]
@@ -113,7 +113,7 @@ def field_text(architecture: Architecture, field: str) -> str:
 
 
 def known_as(architecture: Architecture) -> str:
-    """Returns the nearest name in the catalog with the field that differs, or blocks and widths."""
+    """Returns the nearest name in the catalog and what differs, or blocks and widths."""
     differences = [
         (differing(known, architecture).keys() - {"num_classes"}, name)
         for name, known in NETWORKS.items()

@@ -43,7 +43,7 @@ _OWN = Convention(name="")
 
 
 class Row(NamedTuple):
-    """Origin of a tensor: our name, shape and name in the file; no name if it was drawn."""
+    """Origin of a tensor: our name, shape, and name in the file (empty if drawn)."""
 
     name: str
     shape: tuple[int, ...]
@@ -89,7 +89,7 @@ def load_pretrained(
 
     Args:
       source: safetensors, npz or torch file, folder of this project, or ``OWNER/NAME`` on the Hub.
-      names: convention of the names: torchvision, timm or cifar-torch. Empty: this project's.
+      names: convention of names: torchvision, timm or cifar-torch. Empty: this project's.
       network: the network, or its name in the catalog. None: inferred from names and shapes.
       num_classes: with ``allow_new_head``, another number than the file's.
       allow_new_head: draw the classifier if it is missing or does not fit.
@@ -174,7 +174,7 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
         from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
 
         path = Path(hf_hub_download(name, FILE_NAME))
-    except Exception as error:  # dozens of types, of the client and of its network libraries
+    except Exception as error:  # dozens of types, of the client and its network libraries
         hub = "the Hub (pip install 'resnet-jax-lab[hub]')"
         raise UserError(f"there is no {source}, here or on {hub}: {error!r:.200}") from error
     try:

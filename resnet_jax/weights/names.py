@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class Place:
     shape: Shape
     """In the file."""
     path: Keys
-    index: Any = ...
+    index: int | EllipsisType = ...
     """Of the block along the first axis, if blocks are stacked."""
     axes: int | None = None
     """Axes of our array if the file has torch's layout. None: the file has ours."""
@@ -102,7 +103,7 @@ def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
         if module is None or path[-1] not in _LEAVES:
             name = "/".join(map(str, path[1:]))
             raise UserError(f"{name} has no counterpart in torch's residual networks")
-        blocks: list[tuple[str, Any]] = [("", ...)]
+        blocks: list[tuple[str, int | EllipsisType]] = [("", ...)]
         if is_stacked:
             stage, stack = path[2:4]
             first = sum(n for (s, k), n in stacks.items() if s == stage and k < stack)
@@ -114,7 +115,7 @@ def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
         for block, index in blocks:
             name = f"{block}{module}.{_LEAVES[path[-1]]}"
             places.append(Place(name, torch_shape, path, index, len(shape)))
-    # Numbers in order: block 2 before 10.
+    # Block 2 before block 10.
     return sorted(places, key=lambda place: [word.zfill(9) for word in place.name.split(".")])
 
 
