@@ -462,7 +462,7 @@ def weights(run: Path, step: int | None = None) -> Pretrained:
     restored = at(run, step)
     experiment = restored.experiment
     mean, deviation = (
-        _tuples(np.asarray(constants, np.float64).tolist()) for constants in restored.preprocessing
+        np.asarray(constants, np.float64).tolist() for constants in restored.preprocessing
     )
     name = experiment.evaluation.protocol
     protocol = protocols.parse(name) if name else protocols.Protocol()
@@ -480,7 +480,3 @@ def weights(run: Path, step: int | None = None) -> Pretrained:
         counters={"": float(restored.step)},
     )
     return Pretrained(card, *jax.device_get(restored.state.scored()))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -24,10 +24,9 @@ from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights import card as card_lib
-from resnet_jax.weights import files
+from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import Card
 from resnet_jax.weights.files import Arrays, printable
-from resnet_jax.weights.inference import infer
 from resnet_jax.weights.names import (
     COUNTER,
     Convention,
@@ -116,9 +115,10 @@ def load_pretrained(
         counts = {name: float(tensors.pop(name).item()) for name in counters}
         if is_own:
             card = card_lib.read(metadata[card_lib.KEY], network)
+            _check_network(card.architecture, metadata[card_lib.KEY])
         else:
             shapes = {name: array.shape for name, array in tensors.items()}
-            network = network or infer(shapes, chosen)
+            network = network or inference.infer(shapes, chosen)
             card = Card(
                 architecture=network,
                 view=replace(chosen.view, **hub_view),
@@ -186,6 +186,18 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
         return path, view | {"interpolation": config["interpolation"]}
     except Exception:  # most repositories have none
         return path, {}
+
+
+def _check_network(network: Architecture, card: str) -> None:
+    """Raises UserError if the network in a card differs in more than its classes."""
+    try:
+        written = card_lib.read(card).architecture
+    except UserError:  # It has classes of the user's files.
+        return
+    fields = inference.differing(network, replace(written, num_classes=network.num_classes))
+    if fields:
+        text = "; ".join(f"{name}: {difference}" for name, difference in fields.items())
+        raise UserError(f"it holds another network: {text}")
 
 
 def _fill(
