@@ -20,7 +20,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.evaluation.exact import Sums
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
 from resnet_jax.studies.findings import Finding, Table
 from resnet_jax.training.step import is_stacked

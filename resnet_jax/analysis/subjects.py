@@ -23,8 +23,8 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, StochasticDepth, norms
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.resnet import Variables
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.studies.findings import Finding
 from resnet_jax.training import fine_tune, run_dir

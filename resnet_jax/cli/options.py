@@ -49,20 +49,20 @@ def registry() -> ConstructorRegistry:
         if Component not in arguments and base is None:
             return None
         from resnet_jax.data import augment_device, augment_host
-        from resnet_jax.models import parts
+        from resnet_jax.models import catalog
 
-        others = parts.parts_of(augment_host, augment_device)
+        others = catalog.parts_of(augment_host, augment_device)
         # `none` is also the name of a shortcut, which is not optional.
         optional = NoneType in arguments
 
         def read(words: list[str]) -> Factory | None:
             if optional and words[0] == "none":
                 return None
-            part = parts.load_part(words[0], others)
+            part = catalog.load_part(words[0], others)
             if base is not None and not (isinstance(part, type) and issubclass(part, base)):
                 fitting = [
                     name
-                    for name, value in parts.known().items()
+                    for name, value in catalog.known().items()
                     if isinstance(value, type) and issubclass(value, base)
                 ]
                 raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
@@ -76,7 +76,7 @@ def registry() -> ConstructorRegistry:
                 isinstance(value, type | Component) or (optional and value is None)
             ),
             str_from_instance=lambda value: [
-                "none" if value is None else parts.name_of(value, others)
+                "none" if value is None else catalog.name_of(value, others)
             ],
         )
 

@@ -20,7 +20,7 @@ from resnet_jax.evaluation import exact, views
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 
 # Longer sides are multiples of the total stride of ImageNet networks, which bounds the number of compiled shapes.
 MULTIPLE = 32

@@ -21,9 +21,9 @@ from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply, Architecture
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.execution import quick_to_compile, quick_to_run
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import sharding as sharding_lib
 from resnet_jax.training import step

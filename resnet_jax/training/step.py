@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int32, Key, UInt8
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.models import Apply, Architecture, Execution
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training.config import Loss
 
 

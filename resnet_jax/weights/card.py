@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import parts
-from resnet_jax.models.architecture import Architecture
+from resnet_jax.models import catalog
+from resnet_jax.models.resnet import Architecture
 
 # Metadata keys of the card, in this project's files and in exported ones.
 KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
@@ -72,7 +72,7 @@ class Card:
             fields
             | {
                 "view": dataclasses.asdict(self.view),
-                "architecture": parts.write(self.architecture),
+                "architecture": catalog.write(self.architecture),
             }
         )
 
@@ -118,7 +118,7 @@ def read(text: str, architecture: Architecture | None = None) -> Card:
     try:
         fields = json.loads(text)
         description, view = fields.pop("architecture"), _view(fields.pop("view"))
-        card = Card(architecture=architecture or parts.read(description), view=view, **fields)
+        card = Card(architecture=architecture or catalog.read(description), view=view, **fields)
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:

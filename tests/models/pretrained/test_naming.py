@@ -8,7 +8,7 @@ import pytest
 from others import COUNTER, convention_of, golden, shapes
 from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models.parts import variant
+from resnet_jax.models.catalog import variant
 from resnet_jax.weights import names as names_lib
 from resnet_jax.weights.inference import infer
 from resnet_jax.weights.loading import abstract
