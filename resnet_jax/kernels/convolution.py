@@ -33,41 +33,35 @@ def convolve(
     *,
     rhs_dilation: Sequence[int] = (1, 1),
     feature_group_count: int = 1,
-    precision: Any = None,
     **_: Any,
 ) -> Float[Array, "n ho wo o"]:
-    """Convolves as ``lax.conv_general_dilated``; other arguments have to be at their defaults."""
+    """Convolves as ``lax.conv_general_dilated`` does with other arguments at their defaults."""
     (down, across), (vertical, horizontal) = strides, padding
     pairs = ((vertical[0], vertical[1]), (horizontal[0], horizontal[1]))
     if weights.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)) and feature_group_count == 1:
-        return _multiply(inputs[:, ::down, ::across], weights[0, 0], precision)
+        return _multiply(inputs[:, ::down, ::across], weights[0, 0])
     dilation = (rhs_dilation[0], rhs_dilation[1])
-    window = _Window((down, across), pairs, dilation, feature_group_count, precision)
-    return _convolve(inputs, weights, window)
+    return _convolve(inputs, weights, _Window((down, across), pairs, dilation, feature_group_count))
 
 
-def _product(pixels: Array, matrix: Array, precision: Any) -> Array:
-    return lax.dot_general(pixels, matrix, (((3,), (0,)), ((), ())), precision=precision)
+def _product(pixels: Array, matrix: Array) -> Array:
+    return lax.dot_general(pixels, matrix, (((3,), (0,)), ((), ())))
 
 
 # Forward passes do not call the custom_vjp function: a checkpoint policy does not see inside of it.
-def _multiply_forward(pixels: Array, matrix: Array, precision: Any) -> Any:
-    return _product(pixels, matrix, precision), (pixels, matrix)
+def _multiply_forward(pixels: Array, matrix: Array) -> Any:
+    return _product(pixels, matrix), (pixels, matrix)
 
 
-def _multiply_backward(precision: Any, saved: Any, cotangent: Array) -> tuple[Array, Array]:
+def _multiply_backward(saved: Any, cotangent: Array) -> tuple[Array, Array]:
     pixels, matrix = saved
-
-    def product(pair: tuple[Array, Array], axes: Any) -> Array:
-        return lax.dot_general(*pair, (axes, ((), ())), precision=precision)
-
     # Pixels times cotangents, not autodiff's cotangents times pixels: XLA:CPU transposes the first
     # operand in memory, which recomputes cotangents that come from a fusion.
-    weight_gradient = product((pixels, cotangent), ((0, 1, 2), (0, 1, 2)))
-    return product((cotangent, matrix), ((3,), (1,))), weight_gradient
+    weight_gradient = lax.dot_general(pixels, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
+    return lax.dot_general(cotangent, matrix, (((3,), (1,)), ((), ()))), weight_gradient
 
 
-_multiply = jax.custom_vjp(_product, nondiff_argnums=(2,))
+_multiply = jax.custom_vjp(_product)
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
@@ -78,7 +72,6 @@ class _Window(NamedTuple):
     padding: Padding
     dilation: tuple[int, int]
     groups: int
-    precision: Any
 
 
 def _forward_pass(inputs: Array, weights: Array, window: _Window) -> Array:
@@ -91,20 +84,17 @@ def _forward(inputs: Array, weights: Array, window: _Window) -> Any:
 
 def _backward(window: _Window, saved: Any, cotangent: Array) -> tuple[Array, Array]:
     inputs, weights = saved
-    strides, padding, dilation, groups, precision = window
+    strides, padding, dilation, groups = window
     # Per axis: size, low padding, distance of the last tap from the first, and size of the
     # cotangent dilated by the stride.
     axes = [
-        (size, low, (taps - 1) * step, (length - 1) * stride + 1)
-        for size, (low, _), taps, step, length, stride in zip(
-            inputs.shape[1:3],
-            padding,
-            weights.shape[:2],
-            dilation,
-            cotangent.shape[1:3],
-            strides,
-            strict=True,
+        (
+            inputs.shape[axis + 1],
+            padding[axis][0],
+            (weights.shape[axis] - 1) * dilation[axis],
+            (cotangent.shape[axis + 1] - 1) * strides[axis] + 1,
         )
+        for axis in (0, 1)
     ]
     # The dilated cotangent with the weights flipped and their channels exchanged in each group.
     vertical, horizontal = ((r - low, size - w + low) for size, low, r, w in axes)
@@ -119,7 +109,6 @@ def _backward(window: _Window, saved: Any, cotangent: Array) -> tuple[Array, Arr
         rhs_dilation=strides,
         dimension_numbers=_NHWC,
         feature_group_count=groups,
-        precision=precision,
     )
     return input_gradient, weight_gradient.transpose(1, 2, 0, 3)
 
@@ -149,7 +138,6 @@ def _run(
         rhs_dilation=window.dilation,
         dimension_numbers=_NHWC,
         feature_group_count=window.groups,
-        precision=window.precision,
     )
 
 

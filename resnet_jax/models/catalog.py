@@ -147,11 +147,13 @@ def densenet_architecture(
     return Architecture(**(_IMAGENET if imagenet else {}) | defaults | fields)
 
 
+_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
+
 # Families that take any depth.
 FAMILIES: dict[str, Callable[..., Architecture]] = {
     "cifar_resnet": cifar_architecture,
     "cifar_plain": partial(cifar_architecture, shortcut=NoShortcut),
-    "cifar_preresnet": partial(cifar_architecture, order=FullPreactivation, shortcut=Projection),
+    "cifar_preresnet": _preactivated,
     "imagenet_resnet": imagenet_architecture,
     "imagenet_plain": partial(imagenet_architecture, shortcut=NoShortcut),
     "imagenet_preresnet": partial(imagenet_architecture, order=FullPreactivation),
@@ -185,10 +187,15 @@ _RESNEXT101 = ((101, 2, 40), (101, 4, 24), (101, 8, 14), (101, 32, 4))
 _RESNEXT101_LARGE = ((101, 32, 8), (101, 2, 64), (101, 64, 4))
 _WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12))
 _WIDE_40 = ((40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
+_DENSE = ((40, 12), (100, 12), (100, 24))
+_DENSE_BC = ((100, 12), (190, 40), (250, 24))
 _V15 = {"stride_in_1x1": False}
+_D = {"shortcut": PooledProjection, "stem": DeepStem, "stride_in_1x1": False}
 _BOTTLENECK = {"branch": Bottleneck, "shortcut": Projection}
 _STOCHASTIC = {"shortcut": PooledZeroPad, "stochastic_depth": StochasticDepth(survival=0.5)}
 _DROPOUT = {"branch": component(Basic, dropout=0.3)}
+_SE = {"branch": component(Basic, reduction=16)}
+_SE_BOTTLENECK = {"branch": component(Bottleneck, reduction=16), "shortcut": Projection}
 _TWICE_AS_WIDE = {"branch": component(BottleneckV15, base_width=128)}
 
 NETWORKS: dict[str, Architecture] = (
@@ -198,14 +205,7 @@ NETWORKS: dict[str, Architecture] = (
     # fb.resnet.torch, torchvision: the stride in the 3x3.
     | _networks("resnet{}_v15", imagenet_architecture, (50, 101, 152, 200), **_V15)
     # He et al. 2018 (1812.01187), Figure 2: deep stem, average pooling in the shortcut.
-    | _networks(
-        "resnet{}_d",
-        imagenet_architecture,
-        _DEPTHS,
-        shortcut=PooledProjection,
-        stem=DeepStem,
-        **_V15,
-    )
+    | _networks("resnet{}_d", imagenet_architecture, _DEPTHS, **_D)
     # Hu et al. 2018 (1709.01507), Table 1.
     | _networks("seresnet{}", _seresnet, (18, 34, 50, 101, 152))
     | _networks("seresnext{}_{}x{}d", _resnext, ((50, 32, 4), (101, 32, 4)), reduction=16)
@@ -221,48 +221,40 @@ NETWORKS: dict[str, Architecture] = (
     | _networks("cifar_plain{}", cifar_architecture, _CIFAR_DEPTHS, shortcut=NoShortcut)
     # He et al. 2016, Tables 2 to 4.
     | _networks("cifar_resnet{}", cifar_architecture, (164, 1001), **_BOTTLENECK)
-    | _networks("cifar_preresnet{}", FAMILIES["cifar_preresnet"], (110,))
-    | _networks("cifar_preresnet{}", FAMILIES["cifar_preresnet"], (164, 1001), branch=Bottleneck)
+    | _networks("cifar_preresnet{}", _preactivated, (110,))
+    | _networks("cifar_preresnet{}", _preactivated, (164, 1001), branch=Bottleneck)
     | _networks("cifar_resnet{}_single", cifar_architecture, (110,), branch=SingleLayer)
-    | _networks("cifar_preresnet{}_single", FAMILIES["cifar_preresnet"], (110,), branch=SingleLayer)
+    | _networks("cifar_preresnet{}_single", _preactivated, (110,), branch=SingleLayer)
     # Huang et al. 2016, Section 4.
     | _networks("cifar_stochastic{}", cifar_architecture, (110, 1202), **_STOCHASTIC)
     | _networks("wrn{}_{}", wide_architecture, _WIDE + _WIDE_40)
     | _networks("wrn{}_{}_dropout", wide_architecture, ((16, 8), (28, 10), (40, 10)), **_DROPOUT)
     | _networks("resnext{}_{}x{}d", _resnext, ((29, 32, 4), (29, 8, 64), (29, 16, 64)))
-    | {
-        "cifar_seresnet110": cifar_architecture(110, branch=component(Basic, reduction=16)),
-        "cifar_seresnet164": cifar_architecture(
-            164, branch=component(Bottleneck, reduction=16), shortcut=Projection
-        ),
-        "cifar_fixup110": cifar_architecture(110, order=Fixup),
-    }
+    | _networks("cifar_seresnet{}", cifar_architecture, (110,), **_SE)
+    | _networks("cifar_seresnet{}", cifar_architecture, (164,), **_SE_BOTTLENECK)
+    | _networks("cifar_fixup{}", cifar_architecture, (110,), order=Fixup)
     # Huang et al. 2017, Table 2.
-    | _networks(
-        "cifar_densenet{}_{}",
-        densenet_architecture,
-        ((40, 12), (100, 12), (100, 24)),
-        bottleneck=False,
-    )
-    | _networks("cifar_densenet_bc{}_{}", densenet_architecture, ((100, 12), (190, 40), (250, 24)))
+    | _networks("cifar_densenet{}_{}", densenet_architecture, _DENSE, bottleneck=False)
+    | _networks("cifar_densenet_bc{}_{}", densenet_architecture, _DENSE_BC)
 )
 
 
 def architecture(name: str, depth: int | None = None) -> Architecture:
     """Returns a network of ``NETWORKS``, or of ``FAMILIES`` by depth: ``cifar_resnet26``."""
-    if depth is None and name in NETWORKS:
-        return NETWORKS[name]
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
+    if depth is not None and (name in NETWORKS or name[-1:].isdigit()):
+        raise UserError(f"{name!r}: give the depth once, leave out --depth {depth}")
+    full = name if depth is None else f"{name}{depth}"
+    if full in NETWORKS:
+        return NETWORKS[full]
+    stem = full.rstrip("0123456789")
     family = FAMILIES.get(stem) or FAMILIES.get(f"imagenet_{stem}")
-    if family is None and name not in NETWORKS:
+    if not family:
         raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
-    if family is None or (depth is None) == (not digits):
+    if full == stem:
         raise UserError(
             f"{name!r}: give the depth once, as 'cifar_resnet --depth 110' or 'resnet50'"
         )
-    wanted = int(digits) if depth is None else depth
-    return NETWORKS.get(f"{stem}{wanted}") or family(wanted)
+    return family(int(full.removeprefix(stem)))
 
 
 def build(

@@ -1,5 +1,6 @@
 """Normalization layers: over the batch or groups of its images, frozen, over channels, and none."""
 
+from collections.abc import Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -128,30 +129,28 @@ def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
 
 def moved(momenta: dict[tuple[Any, ...], float], before: Variables, batch: Variables) -> Variables:
     """Returns running statistics from those before a batch and those of the batch alone."""
-    running = flatten_mapping(before)
-    after = {
-        path: _moved(running[path], average, momenta.get(path[:-1], 0.0))
-        for path, average in flatten_mapping(batch).items()
-    }
-    return unflatten_mapping(after)
+    running, averages = flatten_mapping(before), flatten_mapping(batch)
+    return unflatten_mapping(
+        {p: _moved(running[p], a, momenta.get(p[:-1], 0.0)) for p, a in averages.items()}
+    )
 
 
 def freeze(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
     """Converts variables for ``norm=FrozenBatchNorm``: scales and biases become statistics."""
     variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
-    frozen = {path: value for path, value in variables.items() if (*path[:-1], "mean") in stats}
-    trained = {path: value for path, value in variables.items() if path not in frozen}
-    return unflatten_mapping(trained), unflatten_mapping(stats | frozen)
+    frozen = {path for path in variables if (*path[:-1], "mean") in stats}
+    return _split(variables | stats, frozen | stats.keys())
 
 
 def thaw(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
     """Undoes ``freeze``."""
     variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
     norms = {path[:-1] for path in stats if path[-1] == "mean"}
-    affine = {
-        path: value
-        for path, value in stats.items()
-        if path[-1] in ("scale", "bias") and path[:-1] in norms
-    }
-    kept = {path: value for path, value in stats.items() if path not in affine}
-    return unflatten_mapping(variables | affine), unflatten_mapping(kept)
+    affine = {p for p in stats if p[-1] in ("scale", "bias") and p[:-1] in norms}
+    return _split(variables | stats, stats.keys() - affine)
+
+
+def _split(variables: Variables, stats: Set[Any]) -> tuple[Variables, Variables]:
+    trained = {path: value for path, value in variables.items() if path not in stats}
+    kept = {path: value for path, value in variables.items() if path in stats}
+    return unflatten_mapping(trained), unflatten_mapping(kept)
