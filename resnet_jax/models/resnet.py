@@ -138,28 +138,28 @@ class ResNet(nnx.Module):
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
         width = architecture.stem_features or features[0]
         self.stem = components.make(architecture.stem, channels, width, **shared)
+        block = functools.partial(
+            ResidualBlock,
+            branch=architecture.branch,
+            shortcut=architecture.shortcut,
+            num_blocks=self.num_blocks,
+            order=order,
+            norm=norm,
+        )
+        stack = functools.partial(
+            Stack, scan=execution.scans(self.num_blocks), remat=execution.remat, rngs=rngs
+        )
         transitions, built = [], []
-        for index, (stride, *dilation) in enumerate(_strides(architecture, self.stem)):
+        for index, (stride, dilation) in enumerate(_strides(architecture, self.stem)):
             transition = architecture.transition if index else NoTransition
             transitions.append(components.make(transition, width, **shared))
-            block = functools.partial(
-                ResidualBlock,
-                features=features[index],
-                branch=architecture.branch,
-                shortcut=architecture.shortcut,
-                num_blocks=self.num_blocks,
-                order=order,
-                norm=norm,
-            )
             first = {
+                "features": features[index],
                 "in_features": transitions[-1].out_features,
                 "stride": stride,
-                "dilation": tuple(dilation),
+                "dilation": dilation,
                 "first": index == 0 and order.shares_first,
             }
-            stack = functools.partial(
-                Stack, scan=execution.scans(self.num_blocks), remat=execution.remat, rngs=rngs
-            )
             built.append(nnx.List(_stacks(block, first, stages[index], stack)))
             width = built[-1][-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
@@ -259,8 +259,8 @@ class ResNet(nnx.Module):
         return jnp.asarray(permutation)
 
 
-def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, int, int]]:
-    """Returns each stage's stride, and its dilation up to the strided convolution and after it.
+def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int, int]]]:
+    """Returns each stage's stride, and its dilations up to the strided convolution and after it.
 
     Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's
     outputs are among the dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
@@ -268,7 +268,7 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, int, int]
     later, wanted = len(architecture.stages) - 1, architecture.output_stride
     transition = components.parts(architecture.transition)[0]
     if not wanted:
-        return [(1, 1, 1)] + [(2 // transition.stride, 1, 1)] * later
+        return [(1, (1, 1))] + [(2 // transition.stride, (1, 1))] * later
     # Stems without a stride and transitions with one cannot be dilated.
     reached: int = getattr(stem, "stride", None) or 0
     possible = [reached * 2**i for i in range(later + 1) if reached and transition.stride == 1]
@@ -277,15 +277,9 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, int, int]
             f"output_stride={wanted} is not possible with {later + 1} stages, this stem and "
             f"{transition.__name__}: give one of {possible}."
         )
-    strides, dilation = [(1, 1, 1)], 1
-    for _ in range(later):
-        if reached < wanted:
-            reached *= 2
-            strides.append((2, 1, 1))
-        else:
-            strides.append((1, dilation, 2 * dilation))
-            dilation *= 2
-    return strides
+    strided = (wanted // reached).bit_length() - 1
+    dilated = [(1, (2**i, 2 ** (i + 1))) for i in range(later - strided)]
+    return [(1, (1, 1))] + [(2, (1, 1))] * strided + dilated
 
 
 def _stacks(
@@ -306,7 +300,7 @@ def _stacks(
         )
         stacks.append(stack(make, count if alike else 1))
         count -= stacks[-1].count
-        arguments = following | {"in_features": stacks[-1].out_features}
+        arguments = arguments | following | {"in_features": stacks[-1].out_features}
     return stacks
 
 
