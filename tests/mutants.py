@@ -96,7 +96,11 @@ MUTANTS = (
     ),
     Mutant("the bias of a gate has the wrong sign", "models/shortcuts.py", "float(bias)))", "-float(bias)))", "models/test_shortcuts.py"),
     Mutant(
-        "the center crop is off by one", "data/views.py", "round((size - crop) / 2)", "round((size - crop) / 2 + 1)", "data/test_views.py"
+        "the center crop is off by one",
+        "evaluation/protocols.py",
+        "round((extent - crop) / 2)",
+        "round((extent - crop) / 2 + 1)",
+        "data/test_views.py",
     ),
     Mutant(
         "the last evaluation batch is dropped",
@@ -117,7 +121,7 @@ MUTANTS = (
     ),
     Mutant(
         "every epoch has the same order",
-        "data/order.py",
+        "training/step.py",
         "jax.random.fold_in(key, epoch)",
         "jax.random.fold_in(key, 0)",
         "data/test_order.py",

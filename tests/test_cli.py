@@ -245,9 +245,8 @@ def test_weights_that_cannot_be_loaded_are_rejected_and_nothing_is_written(
         (["--new-head"], "--new-head and --freeze-trunk belong to --init-from FILE"),
         (["--freeze-trunk"], "--new-head and --freeze-trunk belong to --init-from FILE"),
         (["--init-from", "/nowhere"], "there is neither a run nor a file of weights at /nowhere"),
-        (["--data.normalization", "weights"], "data.normalization is 'weights', and the run starts from none"),
+        (["--data.normalization", "weights"], "data.normalization 'weights' needs initial weights"),
         (["--optimizer.rates", "stags", "0.1"], "optimizer.rates: no parameter lies below 'stags'; did you mean stages"),
-        (["--optimizer.rates", "stages", "-1"], "optimizer.rates: the factor of 'stages' is -1.0; it must be 0 or more"),
         (["--optimizer.rates", "stages"], "--optimizer.rates"),
     ):
         assert message in fails(capsys, *command, *options), options

@@ -16,7 +16,7 @@ from resnet_jax.cli import options as options_lib
 from resnet_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from resnet_jax.studies.results import Cell
+    from resnet_jax.studies.results import VariantRuns
     from resnet_jax.training.config import Experiment
 
 COMMITTED = Path("experiments/results")
@@ -59,9 +59,9 @@ def study(arguments: Sequence[str]) -> None:
         raise UserError(
             f"--workers is {options.workers} in a study of several processes; start one process, or leave out --workers"
         )
-    from resnet_jax.studies import comparison
+    from resnet_jax.studies import study as study_lib
 
-    every = comparison.study_cells(
+    every = study_lib.load_variants(
         options.study, **({} if options.depth is None else {"depth": options.depth})
     )
     variants = _chosen(every, options.only)
@@ -72,19 +72,17 @@ def study(arguments: Sequence[str]) -> None:
         variants = [variant.on(info) for variant in variants]
     if options.steps is not None:
         variants = [variant.shortened(options.steps) for variant in variants]
-    reduced = _reduced(_chosen(comparison.study_cells(options.study), options.only), variants)
+    reduced = _reduced(_chosen(study_lib.load_variants(options.study), options.only), variants)
     import jax
 
     from resnet_jax.studies import results as results_lib
-    from resnet_jax.studies import study as study_lib
-    from resnet_jax.studies.progress import StudyTable
 
     in_this_process = distributed.several() or options.devices is not None
     environments = [] if in_this_process else study_lib.environments(options.workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # this process holds no accelerator memory
     names = [variant.name for variant in every]
-    with StudyTable(variants, options.seeds) as watcher:
+    with study_lib.StudyTable(variants, options.seeds) as watcher:
         failed = study_lib.run(
             variants,
             range(options.seeds),
@@ -94,7 +92,7 @@ def study(arguments: Sequence[str]) -> None:
             devices=options.devices,
             environments=environments,
             on_start=lambda: results_lib.remember_study(
-                options.workdir, command=_command(options), cells=names, reduced=reduced
+                options.workdir, command=_command(options), variants=names, reduced=reduced
             ),
         )
     if not distributed.is_first():
@@ -102,7 +100,7 @@ def study(arguments: Sequence[str]) -> None:
     # Also variants of earlier commands.
     variants_so_far, notes = (
         results_lib.collect([options.workdir]),
-        results_lib.study(options.workdir),
+        results_lib.notes([options.workdir]),
     )
     _show(variants_so_far, options.workdir / "report.html", study=notes, as_json=options.json)
     for folder, reason in failed.items():
@@ -228,7 +226,9 @@ def _written(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
 
 
-def _show(variants: Sequence["Cell"], page: Path, *, study: dict[str, Any], as_json: bool) -> None:
+def _show(
+    variants: Sequence["VariantRuns"], page: Path, *, study: dict[str, Any], as_json: bool
+) -> None:
     from resnet_jax.studies import comparison
     from resnet_jax.studies import report as report_lib
     from resnet_jax.studies import results as results_lib
@@ -255,7 +255,7 @@ def _print(*parts: Any) -> None:
         )
 
 
-def _paper(key: str, variants: Sequence["Cell"], options: ReportOptions) -> None:
+def _paper(key: str, variants: Sequence["VariantRuns"], options: ReportOptions) -> None:
     from resnet_jax.studies import comparison, ledger
     from resnet_jax.studies import report as report_lib
 

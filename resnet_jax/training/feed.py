@@ -16,7 +16,7 @@ from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import protocols, views
+from resnet_jax.evaluation import protocols
 from resnet_jax.training import program as program_lib
 from resnet_jax.training import sharding
 from resnet_jax.training.config import Experiment
@@ -87,7 +87,9 @@ def scored(
             protocols.parse(experiment.evaluation.protocol),
             experiment.evaluation.batch_size,
         )
-        return views.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
+        return protocols.batches(
+            info, split, protocol, batch_size, first=first, count=count, **_here()
+        )
 
     return {name: (functools.partial(images, *place), place[2]) for name, place in places.items()}
 
@@ -114,9 +116,9 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
     chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
     groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
     images = (
-        image for _, group in views.ahead(one, groups) for image in group if image is not None
+        image for _, group in protocols.ahead(one, groups) for image in group if image is not None
     )
-    return augment_device.fit_each(images, experiment.data.normalization)
+    return augment_device.fit(images, experiment.data.normalization)
 
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:

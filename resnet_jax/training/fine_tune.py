@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import norms
-from resnet_jax.models.components import component, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training import run_dir, sharding
 from resnet_jax.training.config import Experiment, Start
 from resnet_jax.training.step import TrainState, tree_digest
@@ -33,9 +33,8 @@ def weights_of(source: Path) -> Pretrained:
     except UserError as error:
         if source.is_dir() or card.KEY in files.read(source)[1]:
             raise
-        raise UserError(
-            f"{error}. Foreign weights: resnet-jax weights import {source} --as NAMES --to FILE.safetensors"
-        ) from error
+        command = f"resnet-jax weights import {source} --as NAMES --to FILE.safetensors"
+        raise UserError(f"{error}. Foreign weights: {command}") from error
 
 
 def is_run(source: Path) -> bool:
@@ -53,21 +52,16 @@ def start_from(
 ) -> Experiment:
     """Returns the experiment, starting from the weights of a file or a run.
 
-    Only the image size, the dtype, ``FrozenBatchNorm`` and, with ``new_head``, the classes may differ from theirs. ``freeze_trunk``
-    trains only the classifier and keeps BatchNorm statistics.
-
-    Raises:
-      UserError: for weights of another network.
+    The weights may differ from the model in image size, dtype, ``FrozenBatchNorm`` and, with
+    ``new_head``, classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm statistics.
     """
     weights = weights_of(source)
     if freeze_trunk:
         norm, options = parts(experiment.model.norm)
         if norm is BatchNorm:
-            frozen = (
-                component(FrozenBatchNorm, epsilon=options["epsilon"])
-                if "epsilon" in options
-                else FrozenBatchNorm
-            )
+            frozen: Factory = FrozenBatchNorm
+            if "epsilon" in options:
+                frozen = component(frozen, epsilon=options["epsilon"])
             experiment = replace(experiment, model=replace(experiment.model, norm=frozen))
         _, params, _ = abstract(experiment.model)
         # In the head, a last normalization belongs to the trunk.
@@ -76,97 +70,81 @@ def start_from(
             *(f"head/{key}" for key in params["head"] if key != "linear"),
         )
         experiment = replace(experiment, optimizer=replace(experiment.optimizer, frozen=trunk))
-    start = Start(file=str(source), digest=digest(weights), new_head=new_head)
     experiment = replace(
-        experiment, start=start, data=replace(experiment.data, normalization=normalization)
+        experiment,
+        start=Start(file=str(source), digest=digest(weights), new_head=new_head),
+        data=replace(experiment.data, normalization=normalization),
     )
     _check(experiment, weights)
     return experiment
 
 
 def load(experiment: Experiment) -> Pretrained | None:
-    """Returns the weights that an experiment starts from, if any. Raises UserError if they are missing, changed, or do not fit."""
+    """Returns the initial weights, if any; raises UserError if they are missing or changed."""
     start = experiment.start
     if not start.file:
         return None
     weights = weights_of(Path(start.file))
     if digest(weights) != start.digest:
-        raise UserError(
-            f"{start.file} holds other weights than those that the experiment starts from: name it again with --init-from"
-        )
+        raise UserError(f"{start.file} holds other weights than the experiment: use --init-from")
     _check(experiment, weights)
     return weights
 
 
 def preprocessing(experiment: Experiment, weights: Pretrained | None) -> Preprocessing | None:
-    """Returns the normalization constants of the weights, per pixel, if the experiment uses them."""
+    """Returns the normalization constants of the weights, if the experiment uses them."""
     if weights is None or experiment.data.normalization != "weights":
         return None
     mean, deviation = weights.card.constants()
     return Preprocessing(np.array(np.broadcast_to(mean, experiment.model.input_shape)), deviation)
 
 
-def begun(state: TrainState, experiment: Experiment, weights: Pretrained) -> TrainState:
+def initial_state(state: TrainState, experiment: Experiment, weights: Pretrained) -> TrainState:
     """Replaces parameters and statistics of a state at step 0 by the weights."""
     params, batch_stats = weights.params, weights.batch_stats
-    change = {(BatchNorm, FrozenBatchNorm): norms.freeze, (FrozenBatchNorm, BatchNorm): norms.thaw}
-    both = parts(weights.architecture.norm)[0], parts(experiment.model.norm)[0]
-    if both in change:
-        params, batch_stats = change[both](params, batch_stats)
+    norm, own_norm = parts(weights.architecture.norm)[0], parts(experiment.model.norm)[0]
+    if (norm, own_norm) == (BatchNorm, FrozenBatchNorm):
+        params, batch_stats = norms.freeze(params, batch_stats)
+    elif (norm, own_norm) == (FrozenBatchNorm, BatchNorm):
+        params, batch_stats = norms.thaw(params, batch_stats)
     if experiment.start.new_head:
         params = params | {"head": params["head"] | {"linear": state.params["head"]["linear"]}}
-    # Copied: the state is donated to the first step.
-    params, batch_stats = (
-        jax.tree.map(
-            lambda old, new: sharding.put(np.asarray(new, old.dtype), old.sharding), old, new
-        )
-        for old, new in ((state.params, params), (state.batch_stats, batch_stats))
-    )
+
+    def place(old: Variables, new: Variables) -> Variables:
+        return jax.tree.map(lambda o, n: sharding.put(np.asarray(n, o.dtype), o.sharding), old, new)
+
+    # Copies, because the first step donates the state.
     return state._replace(
-        params=params,
-        batch_stats=batch_stats,
-        ema=jax.tree.map(jnp.copy, params) if state.ema else state.ema,
-        statistics=jax.tree.map(jnp.copy, batch_stats) if state.statistics else state.statistics,
+        params=place(state.params, params),
+        batch_stats=place(state.batch_stats, batch_stats),
+        ema=place(state.ema, params) if state.ema else {},
+        statistics=place(state.statistics, batch_stats) if state.statistics else {},
     )
 
 
 def digest(weights: Pretrained) -> str:
     """Returns the sha256 of parameters, statistics and normalization constants."""
     view = repr(dataclasses.astuple(weights.card.view))
-    return hashlib.sha256(
-        f"{view} {tree_digest((weights.params, weights.batch_stats))}".encode()
-    ).hexdigest()
+    arrays = tree_digest((weights.params, weights.batch_stats))
+    return hashlib.sha256(f"{view} {arrays}".encode()).hexdigest()
 
 
 def _check(experiment: Experiment, weights: Pretrained) -> None:
     ours, theirs = experiment.model, weights.architecture
-    if ours.input_shape[2] != theirs.input_shape[2]:
-        raise UserError(
-            f"the weights take images of {theirs.input_shape[2]} channels, the experiment has {ours.input_shape[2]}"
-        )
-    texts = {
-        field: inference.field_text(theirs, field)
-        for field in inference.differing(ours, theirs)
-        if field != "num_classes"
-    }
-    if texts:
-        differing = "; ".join(
-            f"model.{field} is {inference.field_text(ours, field)}, of the weights {text}"
-            for field, text in texts.items()
-        )
+    shape, channels, classes = ours.input_shape, theirs.input_shape[2], theirs.num_classes
+    if shape[2] != channels:
+        raise UserError(f"the weights take images of {channels} channels, got {shape[2]}")
+    if fields := [f for f in inference.differing(ours, theirs) if f != "num_classes"]:
+        texts = {f.replace("_", "-"): inference.field_text(theirs, f) for f in fields}
         options = " ".join(
-            f"--model.{f.replace('_', '-')} {shlex.quote(text) if '(' in text else text}"
-            for f, text in texts.items()
+            f"--model.{name} {shlex.quote(text) if '(' in text else text}"
+            for name, text in texts.items()
         )
+        raise UserError(f"the weights are of another network. Use {options}")
+    if ours.num_classes != classes and not experiment.start.new_head:
         raise UserError(
-            f"the weights are of another network than the experiment: {differing}. Ask for theirs: {options}"
+            f"the weights have {classes} classes, not {ours.num_classes}: use --new-head"
         )
-    if ours.num_classes != theirs.num_classes and not experiment.start.new_head:
-        raise UserError(
-            f"the weights have {theirs.num_classes} classes, the experiment {ours.num_classes}: use --new-head"
-        )
-    size = np.asarray(weights.card.view.mean).shape
-    if len(size) == 3 and size != ours.input_shape and experiment.data.normalization == "weights":
-        raise UserError(
-            f"the weights subtract a mean image of {size} from images of {ours.input_shape}: use --data.normalization channel"
-        )
+    size = np.shape(weights.card.view.mean)
+    if experiment.data.normalization == "weights" and size not in (shape, shape[2:]):
+        raise UserError(f"the mean image has the shape {size}: use --data.normalization channel")

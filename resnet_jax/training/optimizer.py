@@ -1,7 +1,7 @@
 """Update rules and learning-rate schedules, composed of optax transformations."""
 
 import functools
-import operator
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,14 +31,16 @@ class ScheduleState(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-    """Returns gradient clipping followed by the update rule; equal arguments return the same, hashable object.
+    """Returns gradient clipping and the update rule; equal arguments return the same object.
 
-    - ``sgd``: weight decay, momentum, learning rate, in that order: ``v = 0.9 v + g + wd w``, ``w = w - lr v`` (fb.resnet.torch).
-    - ``lars`` (You et al. 2017, arXiv 1708.03888): weight decay, trust ratio, learning rate, momentum, as ``optax.lars``.
-    - ``lamb`` (You et al. 2019, arXiv 1904.00962): Adam with beta_2 0.999, weight decay, trust ratio, learning rate, as ``optax.lamb``.
+    - ``sgd``: weight decay, momentum, learning rate: ``v = 0.9 v + g + wd w``, ``w = w - lr v``
+      (fb.resnet.torch).
+    - ``lars``: weight decay, trust ratio, learning rate, momentum, as ``optax.lars``.
+    - ``lamb``: Adam with beta_2 0.999, weight decay, trust ratio, learning rate, as ``optax.lamb``.
 
-    Parameters without weight decay have no trust ratio, as in timm. ``update`` takes the batch's training error, a fraction, as
-    ``error``. Frozen parameters have no update, no momentum and no part in the clipped norm.
+    Parameters without weight decay have no trust ratio, as in timm. Frozen parameters have no
+    update, no momentum and no part in the clipped norm. ``update`` takes the training error of the
+    batch, a fraction, as ``error``.
     """
     mask = _kernels if optimizer.decay == "kernels" else None
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask=mask)
@@ -52,56 +54,37 @@ def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformati
     }[optimizer.rule]
     chain = optax.chain(*[optax.clip_by_global_norm(optimizer.clip)] * (optimizer.clip > 0), *rule)
     if optimizer.frozen:
-        prefixes = dict.fromkeys(optimizer.frozen, True)
-
-        def frozen(params: Any) -> Any:
-            return _by_prefix(params, prefixes, False, "optimizer.frozen")
-
-        # The first mask passes the gradients of frozen parameters through; the second sets them to 0.
-        learned = optax.masked(chain, lambda params: jax.tree.map(operator.not_, frozen(params)))
-        chain = optax.chain(learned, optax.masked(optax.set_to_zero(), frozen))
-    return optax.chain(chain, _scale_by_path(dict(optimizer.rates))) if optimizer.rates else chain
-
-
-def _scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies updates by factors (Howard and Ruder 2018, arXiv 1801.06146, Section 3.2)."""
-
-    def scaled(tree: Any) -> Any:
-        return jax.tree.map(jnp.multiply, tree, _by_prefix(tree, factors, 1.0, "optimizer.rates"))
-
-    def init(params: Any) -> optax.EmptyState:
-        jax.eval_shape(scaled, params)  # checks the prefixes
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:  # noqa: ARG001
-        return scaled(updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _by_prefix(tree: Any, values: Mapping[str, Any], default: Any, option: str) -> Any:
-    """Returns the value of the longest matching prefix, of whole names, for each leaf. Raises UserError for a prefix without leaves."""
-    paths = jax.tree.map_with_path(
-        lambda path, _: f"{jax.tree_util.keystr(path, simple=True, separator='/')}/", tree
-    )
-    chosen = jax.tree.map(lambda _: default, paths)
-    for prefix in sorted(values, key=len):
-        matching = jax.tree.map(
-            lambda path, prefix=prefix: path.startswith(f"{prefix.rstrip('/')}/"), paths
+        labels = dict.fromkeys(optimizer.frozen, "frozen")
+        chain = optax.partition(
+            {"trained": chain, "frozen": optax.set_to_zero()},
+            lambda params: _by_prefix(params, labels, "trained", "frozen"),
         )
-        if not any(jax.tree.leaves(matching)):
-            known = {
-                "/".join(path.split("/")[:depth])
-                for path in jax.tree.leaves(paths)
-                for depth in (1, 2)
-            }
-            raise UserError(f"{option}: no parameter lies below {prefix!r}{nearest(prefix, known)}")
-        chosen = jax.tree.map(
-            lambda matches, value, prefix=prefix: values[prefix] if matches else value,
-            matching,
-            chosen,
+    if optimizer.rates:
+        # Howard and Ruder 2018 (arXiv 1801.06146), Section 3.2.
+        factors = {prefix: str(factor) for prefix, factor in optimizer.rates}
+        scale = optax.partition(
+            {name: optax.scale(float(name)) for name in {"1", *factors.values()}},
+            lambda params: _by_prefix(params, factors, "1", "rates"),
         )
-    return chosen
+        chain = optax.chain(chain, scale)
+    return chain
+
+
+def _by_prefix(tree: Any, values: Mapping[str, str], default: str, field: str) -> Any:
+    """Returns the value of the longest path prefix, of whole names, for each leaf."""
+    leaves, structure = jax.tree.flatten_with_path(tree)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    prefixes = [
+        [prefix for prefix in values if f"{path}/".startswith(f"{prefix.rstrip('/')}/")]
+        for path in paths
+    ]
+    for unused in values.keys() - set(itertools.chain(*prefixes)):
+        known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
+        raise UserError(
+            f"optimizer.{field}: no parameter lies below {unused!r}{nearest(unused, known)}"
+        )
+    chosen = [values[max(names, key=len)] if names else default for names in prefixes]
+    return jax.tree.unflatten(structure, chosen)
 
 
 def _kernels(params: Any) -> Any:
@@ -110,33 +93,29 @@ def _kernels(params: Any) -> Any:
 
 def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
     """optax's trust ratio, one per block of stacked arrays, where the mask is set."""
-    plain = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+    ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
 
-    def one(update: Any, param: Any) -> Any:
-        return plain.update(update, optax.EmptyState(), param)[0]
+    def scale(path: Any, update: Array, param: Array) -> Array:
+        def scale_block(update: Array, param: Array) -> Any:
+            return ratio.update(update, optax.EmptyState(), param)[0]
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        def scaled(path: Any, *arrays: Array) -> Array:
-            return (jax.vmap(one) if is_stacked(path) else one)(*arrays)
+        return (jax.vmap(scale_block) if is_stacked(path) else scale_block)(update, param)
 
-        return jax.tree.map_with_path(scaled, updates, params), state
-
-    layerwise = optax.GradientTransformation(plain.init, update)
-    return layerwise if mask is None else optax.masked(layerwise, mask)
+    blockwise = optax.stateless(
+        lambda updates, params: jax.tree.map_with_path(scale, updates, params)
+    )
+    return blockwise if mask is None else optax.masked(blockwise, mask)
 
 
 def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scales by the negative learning rate. A warm-up that has ended does not begin again; steps count from 0."""
-    low = schedule.warmup_learning_rate
+    """Scales by the negative learning rate; steps count from 0. A warm-up does not restart."""
+    low, high = schedule.warmup_learning_rate, schedule.learning_rate
     full = _after_warmup(schedule)
-    warmup = (
-        optax.linear_schedule(low, schedule.learning_rate, schedule.warmup_steps)
-        if schedule.linear_warmup
-        else lambda _: low
+    warmup = optax.linear_schedule(
+        low, high if schedule.linear_warmup else low, schedule.warmup_steps
     )
 
-    def init(params: Any) -> ScheduleState:
-        del params
+    def init(params: Any) -> ScheduleState:  # noqa: ARG001
         return ScheduleState(jnp.int32(0), jnp.float32(0), jnp.float32(1), jnp.bool(True))
 
     def update(
@@ -149,24 +128,19 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
         too_high = (average >= schedule.warmup_until_error) & (schedule.warmup_until_error < 1)
         warming = state.warming & (too_early | too_high)
         rate = jnp.where(warming, warmup(state.step), full(state.step)).astype(jnp.float32)
-        return jax.tree.map(lambda u: -rate * u, updates), ScheduleState(
-            state.step + 1, rate, average, warming
-        )
+        state = ScheduleState(state.step + 1, rate, average, warming)
+        return jax.tree.map(lambda update: -rate * update, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _after_warmup(schedule: Schedule) -> optax.Schedule:
+    rate, steps = schedule.learning_rate, schedule.decay_steps
     if not schedule.cosine_steps:
         # A shortened schedule can have two decays at one step.
-        decays = {
-            step: schedule.decay_factor ** schedule.decay_steps.count(step)
-            for step in schedule.decay_steps
-        }
-        return optax.piecewise_constant_schedule(schedule.learning_rate, decays)
+        decays = {step: schedule.decay_factor ** steps.count(step) for step in steps}
+        return optax.piecewise_constant_schedule(rate, decays)
     start = schedule.warmup_steps if schedule.cosine_from == "warmup" else 0
-    floor = schedule.final_learning_rate / schedule.learning_rate
-    cosine = optax.cosine_decay_schedule(
-        schedule.learning_rate, schedule.cosine_steps - start, floor
-    )
+    length, floor = schedule.cosine_steps - start, schedule.final_learning_rate / rate
+    cosine = optax.cosine_decay_schedule(rate, length, floor)
     return lambda step: cosine(step - start)

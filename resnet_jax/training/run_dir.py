@@ -1,4 +1,4 @@
-"""Run directory: the experiment, its metrics and its result."""
+"""Run directory: the experiment, its metrics, its result and its restored states."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,19 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar
+from tensorboardX import SummaryWriter
 
 from resnet_jax import distributed, models
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact, protocols
-from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import components
-from resnet_jax.models.components import Factory, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import config
 from resnet_jax.training import program as program_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Data, Experiment
-from resnet_jax.training.program import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights.card import Card, View
 from resnet_jax.weights.loading import Pretrained
@@ -46,10 +41,7 @@ Record = dict[str, Any]
 
 
 class Workdir:
-    """Directory with ``experiment.json``, ``environment.json``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and ``result.json``.
-
-    A run that diverged has ``diverged.json`` with the same fields in place of ``result.json``.
-    """
+    """The files of a run, among them ``result.json``, or ``diverged.json`` with the same fields."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -65,141 +57,101 @@ class Workdir:
     def claimed(
         self, experiment: Experiment, seed: int, *, say: Callable[[str], None]
     ) -> Iterator[None]:
-        """Claim the directory and lock it while entered, until process 0 ends; readers need no lock. Collective.
-
-        Raises:
-          UserError: as ``claim``; another run holds the lock; the processes do not share the path.
-        """
-        with contextlib.ExitStack() as stack:
-
-            def lock_and_claim() -> None:
-                self.check(experiment, seed)
-                stack.callback(self._lock(say).release)
-                self.claim(experiment, seed)
-
-            distributed.by_first(lock_and_claim)
-            if distributed.anyone(not self._is_shared()):
-                raise UserError(
-                    f"not all processes find {self.path}: use a --workdir that they share"
-                )
-            yield
-
-    def _lock(self, say: Callable[[str], None]) -> filelock.BaseFileLock:
+        """Claims the directory, and locks it until process 0 exits or ends. Collective."""
         lock = filelock.FileLock(self._lock_file, timeout=0)
+
+        def lock_and_claim() -> None:
+            self.check(experiment, seed)
+            with _report_errors(self.path):
+                self._acquire(lock, say)
+            self.claim(experiment, seed)
+
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            distributed.by_first(lock_and_claim)
+            # NFS may delay the files of process 0 by seconds.
+            end = time.monotonic() + 30
+            while not (shared := self.experiment_file.exists()) and time.monotonic() < end:
+                time.sleep(1)
+            if distributed.anyone(not shared):
+                raise UserError(f"{self.path} must be shared by all processes")
+            yield
+        finally:
+            lock.release()
+
+    def _acquire(self, lock: filelock.BaseFileLock, say: Callable[[str], None]) -> None:
+        try:
             lock.acquire()
         except filelock.Timeout:
-            raise UserError(
-                f"{self.path} is in use by {self._holder()}: wait for it, stop it, or use another --workdir"
-            ) from None
+            holder = "another run"
+            with contextlib.suppress(OSError):
+                process = json.loads(self.environment_file.read_text())["process"]
+                holder += ", process {pid} on {host} since {since}".format(**process)
+            raise UserError(f"{self.path} is in use by {holder}: use another --workdir") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise self._unwritable(error) from error
-            say(
-                f"{self.path} cannot be locked ({error.strerror}): make sure that no other run uses it"
-            )
-        return lock
-
-    def _holder(self) -> str:
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            holder = json.loads(self.environment_file.read_text())["process"]
-            return (
-                f"another run, process {holder['pid']} on {holder['host']} since {holder['since']}"
-            )
-        return "another run"
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"{self.path} cannot be written ({error.strerror}): use another --workdir")
-
-    def _is_shared(self) -> bool:
-        """Return whether this process finds the files of process 0, which NFS may delay by seconds."""
-        until = time.monotonic() + 30
-        while not self.experiment_file.exists():
-            if time.monotonic() > until:
-                return False
-            time.sleep(1)
-        return True
+                raise
+            say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
 
     def claim(self, experiment: Experiment, seed: int) -> None:
-        """Make the directory this run's, or verify that it is. Raises UserError as ``check``, or if that fails."""
+        """Makes the directory this run's; raises UserError as ``check``."""
         self.check(experiment, seed)
         identity = config.identity(experiment, seed)
         text = {"fingerprint": config.fingerprint(identity), "identity": identity}
         text |= {"experiment": config.resolve(experiment), "seed": seed}
-        process = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        try:
+        process = {"host": socket.gethostname(), "pid": os.getpid()}
+        process["since"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        with _report_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.experiment_file.exists():
                 write_json(self.experiment_file, text)
             write_json(self.environment_file, describe() | {"process": process})
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def check(self, experiment: Experiment, seed: int) -> None:
-        """Raise UserError if the directory holds another experiment or seed, or something else."""
+        """Raises UserError if the directory holds another experiment or seed, or something else."""
         if self.experiment_file.exists():
+            ours = config.identity(experiment, seed)
             theirs = self.read_experiment_file()["identity"]
-            if fields := "\n  ".join(config.differences(config.identity(experiment, seed), theirs)):
-                raise UserError(
-                    f"{self.path} holds another run; use another --workdir, or delete it. Fields that differ:\n  {fields}"
-                )
+            if fields := "".join(f"\n  {line}" for line in config.differences(ours, theirs)):
+                remedy = "use another --workdir. Fields that differ:"
+                raise UserError(f"{self.path} holds another run: {remedy}{fields}")
         elif self.path.is_dir() and any(path != self._lock_file for path in self.path.iterdir()):
-            raise UserError(
-                f"{self.path} is not empty and holds no run (no experiment.json): use another --workdir"
-            )
+            raise UserError(f"{self.path} is not empty and holds no run: use another --workdir")
 
     def read_experiment_file(self) -> dict[str, Any]:
-        """Read ``experiment.json``. Raises UserError if it is missing or corrupt."""
+        """Returns fingerprint, identity, experiment and seed."""
         if not self.experiment_file.is_file():
-            raise UserError(
-                f"{self.path} is not a run: it has no experiment.json. 'resnet-jax train' writes runs"
-            )
-        try:
-            text = json.loads(self.experiment_file.read_text())
-            return {name: text[name] for name in ("fingerprint", "identity", "experiment", "seed")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.experiment_file} is corrupt: {error!r}") from error
+            raise UserError(f"{self.path} is not a run: it has no experiment.json")
+        text = self.experiment_file.read_text()
+        with _report_errors(self.experiment_file):
+            return json.loads(text)
 
     def experiment(self) -> tuple[Experiment, int]:
-        """Return the experiment and its seed."""
+        """Returns the experiment and its seed."""
         text = self.read_experiment_file()
         return config.restore(Experiment, text["experiment"]), text["seed"]
 
     def records(self) -> list[Record]:
-        """Return the records of ``metrics.jsonl``, without a last line that a kill cut short."""
+        """Returns the records of ``metrics.jsonl``, without a last line that a kill cut short."""
         if not self.metrics_file.exists():
             return []
-        try:
-            return [
-                json.loads(line)
-                for line in self.metrics_file.read_text().splitlines()
-                if line.endswith("}")
-            ]
-        except ValueError as error:
-            raise UserError(f"{self.metrics_file} is corrupt: {error}") from None
+        lines = self.metrics_file.read_text().splitlines()
+        with _report_errors(self.metrics_file):
+            return [json.loads(line) for line in lines if line.endswith("}")]
 
     def result(self) -> Record | None:
-        """Return the contents of ``result.json`` or ``diverged.json``; None before the run has ended."""
+        """Returns the result, or that of a run that diverged; None before the run has ended."""
         for file in filter(Path.exists, (self.result_file, self.diverged_file)):
-            try:
-                return {**json.loads(file.read_text())}
-            except (ValueError, TypeError):
-                raise UserError(
-                    f"{file} is corrupt: delete it, and the same command scores the last checkpoint again"
-                ) from None
+            text = file.read_text()
+            with _report_errors(file):
+                return json.loads(text)
         return None
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` and to TensorBoard event files, on process 0.
+    """Appends records to ``metrics.jsonl`` and TensorBoard event files, on process 0.
 
-    A record has ``step``, ``split`` (train, test, ...) and numbers. The run continues after ``step``: earlier
-    records are ``kept``, later ones are dropped. All methods raise UserError if a file cannot be written.
+    A record has ``step``, ``split`` (train, test, ...) and numbers. Records until ``step``, after
+    which the run continues, are ``kept``.
     """
 
     def __init__(self, workdir: Workdir, *, step: int):
@@ -207,64 +159,51 @@ class MetricsWriter:
         distributed.wait("records are written")
         self.kept = [record for record in workdir.records() if record["step"] <= step]
         distributed.wait("records are read")
-        self._file, self._directory, self._events = (
-            workdir.metrics_file,
-            workdir.path / "tensorboard",
-            None,
-        )
+        self._file, self._summary = workdir.metrics_file, None
         if distributed.first():
-            with self._reported(self._file):
+            folder = str(workdir.path / "tensorboard")
+            with _report_errors(self._file):
                 write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.kept))
-            with self._reported(self._directory):
-                self._directory.mkdir(exist_ok=True)
-                # SummaryWriter blocks forever on a full disk.
-                self._events = EventsWriter(str(self._directory / "events"))
-                # TensorBoard hides events of earlier files from this step on.
-                self._events.write_event(Event(step=step + 1, file_version="brain.Event:2"))
-                self._events.write_event(
-                    Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
-                )
+                # A bounded queue would block forever on a full disk.
+                self._summary = SummaryWriter(folder, purge_step=step + 1, max_queue=0)
 
     def write(self, record: Record) -> None:
-        """Append a record."""
-        if self._events is None:
+        """Appends a record."""
+        if self._summary is None:
             return
-        with self._reported(self._file), self._file.open("a") as file:
+        with _report_errors(self._file), self._file.open("a") as file:
             file.write(json.dumps(record) + "\n")
-        with self._reported(self._directory):
-            for name, value in record.items():
-                if name not in ("step", "split"):
-                    summary = scalar(f"{record['split']}/{name}", value)
-                    self._events.write_event(
-                        Event(step=record["step"], wall_time=time.time(), summary=summary)
-                    )
+        for name, value in record.items():
+            if name not in ("step", "split"):
+                self._summary.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def close(self) -> None:
-        """Flush and close the event file."""
-        events, self._events = self._events, None
-        if events is not None:
-            with self._reported(self._directory):
-                events.close()
+        """Flushes and closes the event file."""
+        if self._summary is not None:
+            with _report_errors(self._file.parent):
+                self._summary.close()
 
-    @contextlib.contextmanager
-    def _reported(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written ({error.strerror}): free some space or fix the cause, and repeat the command to continue"
-            ) from error
+
+@contextlib.contextmanager
+def _report_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space, or use another --workdir"
+        raise UserError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is corrupt ({error}): restore or delete it") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text)
     os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
+    """Writes JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -272,34 +211,32 @@ def contents(
     experiment: Experiment,
     seed: int,
     info: DatasetInfo,
-    records: Sequence[Record],
-    scores: Mapping[str, Score] | None = None,
+    records: list[Record],
+    scores: dict[str, exact.Score] | None = None,
     training_error_percent: float = 100.0,
     **values: Any,
 ) -> dict[str, Any]:
-    """Returns the contents of ``result.json``, or of ``diverged.json`` without scores. Errors in percent, times in seconds.
+    """Returns the contents of ``result.json``, or of ``diverged.json`` without scores.
 
     Args:
       records: contents of ``metrics.jsonl``.
-      scores: of the last step by split; ``train`` where the experiment asks for it.
-      training_error_percent: of the last record of augmented batches.
+      scores: of the last step by split.
+      training_error_percent: of the last augmented batches.
       **values: further fields.
     """
-    count, top5 = info.examples[experiment.data.test_split], info.num_classes > exact.TOP
+    split, classes = experiment.data.test_split, info.num_classes
     # A diverged network has an error of 100 %.
-    test = Score(count, math.nan, count, count) if scores is None else scores["test"]
+    count = info.examples[split]
+    test = scores["test"] if scores else exact.Score(count, math.nan, count, count)
     training = scores.get("train") if scores else None
-    test_errors, validation = (
-        {record["step"]: record["error_percent"] for record in records if record["split"] == split}
-        for split in ("test", "validation")
+    measured = "all training images, last step" if training else "the last augmented batches"
+    test_errors, validation_errors = (
+        {record["step"]: record["error_percent"] for record in records if record["split"] == name}
+        for name in ("test", "validation")
     )
     # The earliest of equal errors, as early stopping would choose.
-    selected = min(
-        (step for step in validation if step in test_errors),
-        key=lambda step: (validation[step], step),
-        default=None,
-    )
-    measured = "all training images, last step" if training else "the last augmented batches"
+    steps = sorted(validation_errors.keys() & test_errors)
+    selected = min(steps, key=validation_errors.__getitem__, default=None)
     identity = config.identity(experiment, seed)
     return {
         "experiment": experiment.name,
@@ -307,15 +244,15 @@ def contents(
         "value": test.error_percent,
         "metric": "top-1 error, percent",
         "statistic": "single",
-        "split": experiment.data.test_split,
+        "split": split,
         "examples": test.examples,
-        "top5_error_percent": test.top5_error_percent if top5 else None,
+        "top5_error_percent": test.top5_error_percent if classes > exact.TOP else None,
         # Selected on the images that it is an error of.
         "best_over_training": min(test_errors.values(), default=100.0),
         # At the step of the lowest validation error.
         "selected_on_validation": None if selected is None else test_errors[selected],
         "training_error_percent": training.error_percent if training else training_error_percent,
-        "training_error_of": "a network that diverged" if scores is None else measured,
+        "training_error_of": measured if scores else "a network that diverged",
         "diverged_at_step": None,
         "protocol": protocol(experiment, info),
         "model": config.resolve(experiment.model),
@@ -335,18 +272,10 @@ def contents(
 
 def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
     """Returns the circumstances of a score as named fields."""
-    data, optimizer, schedule, loss = (
-        experiment.data,
-        experiment.optimizer,
-        experiment.schedule,
-        experiment.loss,
-    )
+    data, optimizer, schedule = experiment.data, experiment.optimizer, experiment.schedule
     height, width, _ = experiment.model.input_shape
-    view = (
-        protocols.parse(experiment.evaluation.protocol)
-        if experiment.evaluation.protocol
-        else protocols.Protocol()
-    )
+    name, loss = experiment.evaluation.protocol, experiment.loss
+    view = protocols.parse(name) if name else protocols.Protocol()
     training_images = info.examples["train"] - data.validation_examples
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
@@ -383,50 +312,41 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
 
 
 def _augmentation(data: Data) -> str:
-    def text(part: Factory | None) -> str:
-        return (
-            ""
-            if part is None
-            else getattr(part(), "described", "") or components.text(part, lambda cls: cls.__name__)
-        )
+    def text(part: components.Factory | None) -> str:
+        if part is None:
+            return ""
+        return getattr(part(), "described", "") or components.text(part, lambda cls: cls.__name__)
 
-    pad = f"pad {data.pad}, random crop" if data.pad else ""
-    flip = "random flip" if data.flip else ""
-    repeats = f"{data.repeats} of each image" if data.repeats > 1 else ""
     operations = (
-        pad,
+        f"pad {data.pad}, random crop" if data.pad else "",
         text(data.crop),
         text(data.policy),
-        flip,
-        text(data.color),
-        text(data.erasing),
-        text(data.mix),
-        repeats,
+        "random flip" if data.flip else "",
+        *map(text, (data.color, data.erasing, data.mix)),
+        f"{data.repeats} of each image" if data.repeats > 1 else "",
     )
     return ", ".join(filter(None, operations)) or "none"
 
 
 def _normalization(experiment: Experiment) -> dict[str, Any]:
-    norm, options = parts(experiment.model.norm)
+    norm, options = components.parts(experiment.model.norm)
+    fields = {"normalization": norm.__name__}
     if norm is not BatchNorm:
-        return {
-            "normalization": norm.__name__,
-            "batch_norm_group": None,
-            "batch_norm_statistics": None,
-        }
-    batches = experiment.evaluation.statistics_batches
-    averaged = f"over {batches} batches of {experiment.batch_size} after training"
-    return {
-        "normalization": norm.__name__,
-        "batch_norm_group": options.get("group_size", 0)
-        or experiment.batch_size // experiment.optimizer.accumulation,
+        return fields | dict.fromkeys(("batch_norm_group", "batch_norm_statistics"))
+    size, batches = experiment.batch_size, experiment.evaluation.statistics_batches
+    averaged = f"momentum {options.get('momentum', 0.9)}"
+    if batches:
+        averaged = f"over {batches} batches of {size} after training"
+    return fields | {
+        "batch_norm_group": options.get("group_size") or size // experiment.optimizer.accumulation,
         "batch_norm_statistics": "true average" if batches else "moving average",
-        "batch_norm_averaged": averaged if batches else f"momentum {options.get('momentum', 0.9)}",
+        "batch_norm_averaged": averaged,
     }
 
 
-# Decoders and resampling filters differ by rounding between versions.
+# Those that change numbers: decoders and resampling filters differ by rounding between versions.
 PACKAGES = (
+    "resnet-jax-lab",
     "jax",
     "jaxlib",
     "flax",
@@ -441,29 +361,25 @@ PACKAGES = (
 
 
 def commit() -> str | None:
-    """Returns the commit of the checkout that this code runs from, with ``-dirty`` where files differ from it; None outside one."""
-    here = Path(__file__).parent
+    """Returns the commit of this checkout, with ``-dirty`` if files differ; None outside one."""
+    file = Path(__file__)
 
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+    def git(*words: str) -> str:
+        options: Any = {"cwd": file.parent, "text": True, "stderr": subprocess.DEVNULL}
+        return subprocess.check_output(["git", *words], timeout=10, **options).strip()
 
     try:
         # An installed package inside another repository is not part of it.
-        if not git("ls-files", "--error-unmatch", Path(__file__).name):
-            return None
-        return git("rev-parse", "HEAD") + (
-            "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        git("ls-files", "--error-unmatch", file.name)
+        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python, this package and those that affect numbers and speed."""
+    """Returns the versions of Python, this package and those that affect its numbers."""
     numbers = {"python": platform.python_version()}
-    for name in ("resnet-jax-lab", *PACKAGES):
+    for name in PACKAGES:
         try:
             numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -497,7 +413,7 @@ class Trained:
     """A run at a step."""
 
     experiment: Experiment
-    program: Program
+    program: program_lib.Program
     step: int
     state: TrainState
     preprocessing: Preprocessing
@@ -509,42 +425,34 @@ def newest(run: Path) -> Trained:
 
 
 def at(run: Path, step: int | None) -> Trained:
-    """Restores a run, which may be in progress, at a step that it kept; None: the newest; 0: initialized from its seed."""
+    """Restores a run, possibly in progress, at a kept step; None: the newest; 0: initialized."""
     workdir = Workdir(run)
     experiment, seed = workdir.experiment()
     if not workdir.checkpoints.is_dir():
         raise UserError(f"{run} has no checkpoint yet")
+    if step == 0 and experiment.start.file:
+        raise UserError(f"{run} starts from {experiment.start.file}: give that in place of step 0")
     program = program_lib.compiled(experiment)
-    # Results go to stdout, possibly as JSON.
-    say = functools.partial(print, file=sys.stderr)
-    fingerprint = workdir.read_experiment_file()["fingerprint"]
     checkpoints = Checkpoints(
         workdir.checkpoints,
         experiment.checkpointing,
-        say=say,
-        fingerprint=fingerprint,
+        # Results go to stdout, possibly as JSON.
+        say=functools.partial(print, file=sys.stderr),
+        fingerprint=workdir.read_experiment_file()["fingerprint"],
         read_only=True,
     )
     like = (program.abstract_state, program_lib.abstract_preprocessing(experiment))
-    kept = checkpoints.steps()
-    restored = None
-    if not step:
+    steps = checkpoints.steps()
+    if step and step not in steps:
+        raise UserError(f"{run} has no step {step}, but {', '.join(map(str, (0, *steps)))}")
+    if step:
+        arrays = checkpoints.restore(step, *like)
+        restored = arrays and (step, *arrays)
+    else:
         restored = checkpoints.restore_newest(*like)
-    elif step in kept and (state := checkpoints.restore(step, *like)):
-        restored = (step, *state)
     if restored is None:
-        steps = ", ".join(map(str, (0, *kept)))
-        others = (
-            f" of step {step}; there is {steps}. --checkpointing.keep-every K keeps every K-th"
-            if step
-            else ""
-        )
-        raise UserError(f"{run} has no whole checkpoint{others}")
+        raise UserError(f"{run} has no intact checkpoint")
     if step == 0:
-        if experiment.start.file:
-            raise UserError(
-                f"{run} began with the weights in {experiment.start.file}: name that file in place of step 0"
-            )
         restored = (0, program.init(jax.random.key(seed)), restored[2])
     return Trained(experiment, program, *restored)
 
@@ -552,28 +460,27 @@ def at(run: Path, step: int | None) -> Trained:
 def weights(run: Path, step: int | None = None) -> Pretrained:
     """Returns the weights that a run is evaluated with; see ``at``."""
     restored = at(run, step)
-    params, batch_stats = jax.device_get(restored.state.scored())
+    experiment = restored.experiment
     mean, deviation = (
         _tuples(np.asarray(constants, np.float64).tolist()) for constants in restored.preprocessing
     )
-    name = restored.experiment.evaluation.protocol
+    name = experiment.evaluation.protocol
     protocol = protocols.parse(name) if name else protocols.Protocol()
-    resize, crop = protocol.resize, protocol.crop
     card = Card(
-        architecture=restored.experiment.model,
+        architecture=experiment.model,
         view=View(
             mean=mean,
             deviation=deviation,
-            resize=resize or 0,
-            crop=crop or 0,
+            resize=protocol.resize or 0,
+            crop=protocol.crop or 0,
             interpolation=protocol.interpolation,
         ),
         source=f"{run.resolve().name}, step {restored.step}",
-        data=restored.experiment.data.name,
+        data=experiment.data.name,
         counters={"": float(restored.step)},
     )
-    return Pretrained(card, params, batch_stats)
+    return Pretrained(card, *jax.device_get(restored.state.scored()))
 
 
-def _tuples(value: list[Any]) -> Any:
-    return tuple(_tuples(item) if isinstance(item, list) else item for item in value)
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,5 +1,6 @@
 """Device mesh and shardings."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,21 +21,14 @@ def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None 
       among: devices to choose from; None: those of all processes.
     """
     # Each process reads the rows of its own devices, which must be neighbors.
-    available = sorted(
-        jax.devices() if among is None else among,
-        key=lambda device: (device.process_index, device.id),
-    )
-    if devices is not None and not 1 <= devices <= len(available):
-        raise UserError(
-            f"devices must be 1 to {len(available)}, the number available, got {devices}"
-        )
+    available = sorted(among or jax.devices(), key=operator.attrgetter("process_index", "id"))
     used = available[:devices]
+    if devices is not None and not 1 <= devices <= len(available):
+        raise UserError(f"devices must be 1 to {len(available)}, got {devices}.")
     if fsdp < 1 or len(used) % fsdp:
-        raise UserError(f"fsdp must divide the {len(used)} devices of the run, got {fsdp}")
+        raise UserError(f"fsdp must divide the {len(used)} devices of the run, got {fsdp}.")
     if among is None and len({device.process_index for device in used}) < jax.process_count():
-        raise UserError(
-            f"{len(used)} devices leave a process without any: use all {len(available)}"
-        )
+        raise UserError(f"devices must be {len(available)}, so that every process has one.")
     return Mesh(np.array(used).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -51,32 +45,26 @@ def batch(mesh: Mesh) -> NamedSharding:
 def of_state(mesh: Mesh, state: TrainState) -> TrainState:
     """Returns the shardings of a state of arrays or shapes.
 
-    Parameters, their average and their optimizer state are split over ``fsdp`` along the largest axis that it divides
-    (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
+    Parameters, their average and their optimizer state are split over ``fsdp`` along the largest
+    axis that it divides (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
     """
     parts = mesh.shape["fsdp"]
 
     def split(path: Any, leaf: Any) -> NamedSharding:
-        # The first axis of stacked blocks is the one that a scan runs over.
-        first = int(is_stacked(path))
-        axes = [
-            axis
-            for axis in range(first, len(leaf.shape))
-            if parts > 1 and leaf.shape[axis] % parts == 0
-        ]
-        if not axes:
+        # A scan runs over the first axis of stacked blocks.
+        first, shape = int(is_stacked(path)), leaf.shape
+        axes = [axis for axis in range(first, len(shape)) if shape[axis] % parts == 0]
+        if parts == 1 or not axes:
             return replicated(mesh)
         # The last of equal axes: output features.
-        largest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+        largest = max(axes, key=lambda axis: (shape[axis], axis))
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
 
-    whole = jax.tree.map(lambda _: replicated(mesh), state)
-    return whole._replace(
-        **{
-            name: jax.tree.map_with_path(split, getattr(state, name))
-            for name in ("params", "opt_state", "ema")
-        }
-    )
+    fields = {
+        name: jax.tree.map_with_path(split, getattr(state, name))
+        for name in ("params", "opt_state", "ema")
+    }
+    return jax.tree.map(lambda _: replicated(mesh), state)._replace(**fields)
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
@@ -84,8 +72,8 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
     def place(array: Any) -> jax.Array:
         whole = np.asarray(array)
-        # ``jax.device_put`` would compare the values of all processes. Without the copy, donation on CPU could
-        # overwrite the caller's buffer.
+        # ``jax.device_put`` would compare the values of all processes. Without the copy, donation
+        # on CPU could overwrite the caller's buffer.
         return jax.make_array_from_callback(
             whole.shape, sharding, lambda index: np.array(whole[index])
         )

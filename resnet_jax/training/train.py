@@ -197,7 +197,11 @@ def train(
             progress.say(f"continuing after step {step}")
         else:
             step, state = 0, program.init(jax.random.key(seed))
-            state = fine_tune.begun(state, experiment, weights) if weights is not None else state
+            state = (
+                fine_tune.initial_state(state, experiment, weights)
+                if weights is not None
+                else state
+            )
             constants = fine_tune.preprocessing(experiment, weights) or feed.constants(
                 experiment, info
             )

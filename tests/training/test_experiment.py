@@ -48,7 +48,7 @@ def test_fields_out_of_range_are_rejected_at_construction() -> None:
             ("steps", "batch_size", "evaluation.every", "evaluation.batch_size", "checkpointing.every", "checkpointing.keep"), 1
         ),
         **dict.fromkeys(("checkpointing.best", "checkpointing.keep_every", "data.pad", "data.validation_examples", "optimizer.clip"), 0),
-        "optimizer.accumulation": 1,
+        **dict.fromkeys(("optimizer.accumulation", "data.repeats"), 1),
         "evaluation.statistics_batches": 0,
     }.items():
         changed({field: least})
@@ -66,16 +66,13 @@ def test_fields_out_of_range_are_rejected_at_construction() -> None:
 
 def test_contradictory_losses_optimizers_and_schedules_are_rejected() -> None:
     cases: list[tuple[type, dict[str, Any], str]] = [
-        (Loss, {"threshold": 0.2}, r"^loss\.threshold is 0\.2 and loss\.kind 'softmax'"),
-        (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\), got 1\.0"),
-        (Optimizer, {"rates": (("stages", float("nan")),)}, "the factor of 'stages' is nan; it must be 0 or more"),
-        (Optimizer, {"rule": "lamb", "nesterov": True}, r"^optimizer\.nesterov is True.*'lamb'"),
-        (Schedule, {"linear_warmup": True, "warmup_until_error": 0.8}, r"^schedule\.linear_warmup is True and warmup_until_error 0\.8"),
-        (Schedule, {"decay_steps": (), "cosine_steps": -1}, r"^schedule\.cosine_steps is -1"),
-        (Schedule, {"decay_steps": (), "cosine_steps": 5, "warmup_steps": 5}, r"give 0, or more than the 5 steps of the warm-up"),
-        (Schedule, {"cosine_steps": 100}, r"^schedule\.cosine_steps is 100 and decay_steps \(32000, 48000\)"),
-        (Schedule, {"decay_steps": (), "cosine_steps": 9, "final_learning_rate": 0.2}, r"^schedule\.final_learning_rate is 0\.2"),
-        (Schedule, {"decay_steps": (), "cosine_steps": 9, "learning_rate": 0.0}, r"learning_rate 0\.0"),
+        (Loss, {"threshold": 0.2}, r"^loss\.threshold must be in \[0, 1\), with loss\.kind 'binary'"),
+        (Loss, {"kind": "binary", "threshold": 1.0}, r"^loss\.threshold must be in"),
+        (Optimizer, {"rule": "lamb", "nesterov": True}, r"^optimizer\.nesterov must be False.*'lamb'"),
+        (Schedule, {"linear_warmup": True, "warmup_until_error": 0.8}, r"^schedule\.warmup_until_error must be 1"),
+        (Schedule, {"decay_steps": (), "cosine_steps": -1}, r"^schedule\.cosine_steps must be 0, or above"),
+        (Schedule, {"decay_steps": (), "cosine_steps": 5, "warmup_steps": 5}, "above warmup_steps"),
+        (Schedule, {"cosine_steps": 100}, "with empty decay_steps"),
     ]
     for kind, fields, message in cases:
         with pytest.raises(UserError, match=message):
@@ -89,24 +86,28 @@ def test_contradictory_losses_optimizers_and_schedules_are_rejected() -> None:
 
 def test_fields_that_do_not_fit_the_data_are_rejected() -> None:
     cases: list[tuple[Experiment, DatasetInfo, dict[str, Any], str]] = [
-        (EXPERIMENT, INFO, {"model": cifar_architecture(20, num_classes=100)}, "10 classes, the model 100: set model.num_classes"),
-        (EXPERIMENT, INFO, {"model.input_shape": (32, 32, 1)}, r"\(32, 32, 3\).*\(32, 32, 1\): set model.input_shape"),
+        (EXPERIMENT, INFO, {"model": cifar_architecture(20, num_classes=100)}, "model.num_classes must be 10, got 100"),
+        (EXPERIMENT, INFO, {"model.input_shape": (32, 32, 1)}, r"are \(32, 32, 3\), of the model \(32, 32, 1\): set model.input_shape"),
         # The mean image is measured on the data and restored by model.input_shape.
-        (EXPERIMENT, INFO, {"model.input_shape": (64, 64, 3)}, r"\(32, 32, 3\).*\(64, 64, 3\): set model.input_shape"),
-        (EXPERIMENT, INFO, {"data.test_split": "validation"}, "no split 'validation'; data.test_split can be test or train"),
+        (EXPERIMENT, INFO, {"model.input_shape": (64, 64, 3)}, r"are \(32, 32, 3\), of the model \(64, 64, 3\)"),
+        (EXPERIMENT, INFO, {"data.test_split": "validation"}, "cifar10 has no split 'validation', but train, test"),
         (EXPERIMENT, dataclasses.replace(INFO, examples={"test": 5}), {}, "no split 'train'"),
-        (EXPERIMENT, INFO, {"data.validation_examples": 50_000}, "data.validation_examples is 50000; cifar10 has 50000"),
-        (EXPERIMENT, INFO, {"data.normalization": "weights"}, "data.normalization is 'weights', and the run starts from none"),
-        (EXPERIMENT, INFO, {"data.repeats": 2}, "data.repeats is 2, which only streamed images have"),
-        (EXPERIMENT, PHOTOGRAPHS, {}, "differ in size: set data.crop"),
+        (EXPERIMENT, INFO, {"data.validation_examples": 50_000}, "data.validation_examples must be below 50000"),
+        (EXPERIMENT, INFO, {"data.normalization": "weights"}, "data.normalization 'weights' needs initial weights"),
+        (EXPERIMENT, INFO, {"data.repeats": 2}, "data.repeats .* need a data.crop"),
+        (EXPERIMENT, PHOTOGRAPHS, {}, "or a data.crop such as RandomResizedCrop"),
         # The data order counts images in 31 bits.
-        (EXPERIMENT, INFO, {"steps": 2**24}, r"2147483648.*2147483647"),
-        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": ""}, "evaluation.protocol is empty"),
-        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": "multi-scale"}, "evaluation.protocol is multi-scale"),
-        (STREAMED, PHOTOGRAPHS, {"data.normalization": "pixel_mean", "evaluation.protocol": "40/24"}, "data.normalization is 'pixel_mean'"),
-        (STREAMED, PHOTOGRAPHS, {"data.pad": 4}, "data.pad is 4"),
-        (STREAMED, PHOTOGRAPHS, {"data.repeats": 129}, "data.repeats is 129; it must be .*at most the batch_size of 128"),
-        (STREAMED, PHOTOGRAPHS, {"model.input_shape": (32, 32, 1)}, "images of 3 channels, the model takes 1"),
+        (EXPERIMENT, INFO, {"steps": 2**24}, "at most 2147483647, got 2147483648"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": ""}, "evaluation.protocol must be one crop, .*got ''"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": "multi-scale"}, "evaluation.protocol must be one crop, .*got 'multi-scale'"),
+        (
+            STREAMED,
+            PHOTOGRAPHS,
+            {"data.normalization": "pixel_mean", "evaluation.protocol": "40/24"},
+            r"evaluation.protocol must crop to \(32, 32\)",
+        ),
+        (STREAMED, PHOTOGRAPHS, {"data.pad": 4}, "data.pad must be 0 .*got 4"),
+        (STREAMED, PHOTOGRAPHS, {"model.input_shape": (32, 32, 1)}, "model.input_shape must have 3 channels, got 1"),
     ]
     for base, info, fields, message in cases:
         with pytest.raises(UserError, match=message):
@@ -118,9 +119,9 @@ def test_fields_that_do_not_fit_the_data_are_rejected() -> None:
 
 
 def test_batches_that_devices_cannot_share_are_rejected() -> None:
-    for field, value, devices in (("batch_size", 100, 8), ("evaluation.batch_size", 500, 8), ("batch_size", 128, 3)):
-        with pytest.raises(UserError, match=f"^{field} is {value}, which {devices} devices .* multiple of {devices}"):
-            changed({field: value}).check(INFO, devices)
+    for value, devices in ((100, 8), (128, 3)):
+        with pytest.raises(UserError, match=f"^batch_size must be a multiple of the {devices} devices, got {value}"):
+            changed({"batch_size": value}).check(INFO, devices)
 
 
 GROUPS = component(GroupNorm, num_groups=8)
@@ -132,14 +133,14 @@ def in_groups(size: int) -> Factory:
 
 def test_statistics_and_microbatches_fit_the_norm() -> None:
     rejected: list[tuple[Factory, dict[str, Any], str]] = [
-        (BatchNorm, {"optimizer.ema": 0.99}, r"^optimizer\.ema is 0\.99: .*set evaluation\.statistics_batches"),
-        (GROUPS, {"evaluation.statistics_batches": 10}, r"^evaluation\.statistics_batches is 10 and model\.norm GroupNorm: give 0"),
-        (FrozenBatchNorm, {"evaluation.statistics_batches": 10}, "model.norm FrozenBatchNorm"),
-        (in_groups(48), {}, r"^batch_size is 128, which BatchNorm groups of 48 do not divide; use a multiple of 48"),
-        (in_groups(256), {}, r"^batch_size is 128, which BatchNorm groups of 256"),
-        (BatchNorm, {"optimizer.accumulation": 3}, r"^optimizer\.accumulation is 3: .*give a divisor of 128"),
-        (BatchNorm, {"optimizer.accumulation": 256}, r"^optimizer\.accumulation is 256"),
-        (in_groups(32), {"optimizer.accumulation": 8}, r"^optimizer\.accumulation is 8: .* BatchNorm groups of 32; give a divisor of 4"),
+        (BatchNorm, {"optimizer.ema": 0.99}, r"^optimizer\.ema with BatchNorm needs evaluation\.statistics_batches"),
+        (GROUPS, {"evaluation.statistics_batches": 10}, r"^evaluation\.statistics_batches must be 0 for GroupNorm"),
+        (FrozenBatchNorm, {"evaluation.statistics_batches": 10}, "must be 0 for FrozenBatchNorm"),
+        (in_groups(48), {}, r"^batch_size must be a multiple of 48, .*got 128"),
+        (in_groups(256), {}, "a multiple of 256"),
+        (BatchNorm, {"optimizer.accumulation": 3}, "a multiple of 3, optimizer.accumulation times"),
+        (BatchNorm, {"optimizer.accumulation": 256}, "a multiple of 256"),
+        (in_groups(32), {"optimizer.accumulation": 8}, "a multiple of 256"),
     ]
     for norm, fields, message in rejected:
         with pytest.raises(UserError, match=message):
@@ -203,5 +204,5 @@ def test_on_takes_images_and_classes_of_the_set() -> None:
     assert (resident.data.crop, resident.evaluation.protocol) == (None, "")
     resident.check(hundred)
     for change in ({"examples": {"train": 5}}, {"image_shape": (None, None, 3)}):
-        with pytest.raises(UserError, match="digits cannot stand in for"):
+        with pytest.raises(UserError, match="digits must have splits"):
             LONG.on(dataclasses.replace(DIGITS, **change))

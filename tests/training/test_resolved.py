@@ -169,11 +169,11 @@ def test_fields_of_another_version_are_rejected() -> None:
     for part in ("", "data", "model"):
         written = config.resolve(BASE)
         (written[part] if part else written)["dropout"] = 0.5
-        with pytest.raises(UserError, match=r"dropout.*another version"):
+        with pytest.raises(UserError, match=r"dropout.*Another version"):
             config.restore(Experiment, written)
     written = config.resolve(BASE)
     del written["data"]["name"]
-    with pytest.raises(UserError, match=r"name.*another version"):
+    with pytest.raises(UserError, match=r"name.*Another version"):
         config.restore(Experiment, written)
 
 
