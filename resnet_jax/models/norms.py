@@ -49,7 +49,7 @@ class BatchNorm(nnx.Module):
         images, group = len(x), self.group_size or len(x)
         if group < 1 or images % group:
             raise UserError(
-                f"BatchNorm(group_size={group}) needs a multiple of images, got {images} images."
+                f"BatchNorm(group_size={group}) does not divide a batch of {images} images."
             )
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
         y, mean, var = batch_norm.normalize(grouped, *weights)

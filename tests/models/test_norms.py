@@ -75,7 +75,7 @@ def test_momentum_and_epsilon_are_arguments() -> None:
 
 def test_batch_norm_rejects_indivisible_batches_in_training_only() -> None:
     norm, x = BatchNorm(2, group_size=4, rngs=nnx.Rngs(0)), jnp.asarray(random(6, 2, 2, 2))
-    with pytest.raises(UserError, match="group_size=4.*got 6 images"):
+    with pytest.raises(UserError, match="group_size=4.* does not divide a batch of 6 images"):
         norm(x, train=True)
     np.testing.assert_allclose(norm(x, train=False), np.float64(x) / np.sqrt(1.00001), rtol=1e-5)
     with pytest.raises(UserError, match=r"BatchNorm\(group_size=-1\)"):
