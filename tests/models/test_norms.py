@@ -79,7 +79,7 @@ def test_batch_norm_rejects_indivisible_batches_in_training_only() -> None:
         norm(x, train=True)
     np.testing.assert_allclose(norm(x, train=False), np.float64(x) / np.sqrt(1.00001), rtol=1e-5)
     with pytest.raises(UserError, match=r"BatchNorm\(group_size=-1\)"):
-        BatchNorm(2, group_size=-1, rngs=nnx.Rngs(0))
+        BatchNorm(2, group_size=-1, rngs=nnx.Rngs(0))(x, train=True)
 
 
 def test_batch_norm_of_bfloat16_has_float32_statistics() -> None:
