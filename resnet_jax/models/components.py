@@ -1,7 +1,6 @@
 """Components of a network: classes with some literal arguments, equal by value, with one text form.
 
-The text is ``NAME`` or ``NAME(argument=value, ...)``; NAME is a short name, ``FILE.py:CLASS`` or
-``package.module:CLASS``.
+The text is ``NAME`` or ``NAME(argument=value, ...)``, NAME short, FILE.py:CLASS or module:CLASS.
 """
 
 import ast
@@ -160,8 +159,7 @@ def _declared(cls: type[Any], method: str, offered: dict[str, Any]) -> dict[str,
 def _parameters(cls: type[Any], method: str) -> tuple[dict[str, Any], bool]:
     # The metaclass of NNX modules hides the constructor from inspect.signature(cls); **kwargs pass
     # arguments on to a base class.
-    names: dict[str, Any] = {}
-    open_ended = False
+    names, open_ended = {}, False
     for base in cls.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
