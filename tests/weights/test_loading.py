@@ -15,9 +15,9 @@ from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identi
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.models.catalog import variant
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
-from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving

@@ -11,8 +11,8 @@ from others import COUNTER, apart, filled, identical, logits, metadata, shapes, 
 from resnet_jax import models
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
+from resnet_jax.models.catalog import variant
 from resnet_jax.models.norms import FrozenBatchNorm, freeze
-from resnet_jax.models.parts import variant
 from resnet_jax.weights import Card, Pretrained, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
 from resnet_jax.weights.loading import abstract
