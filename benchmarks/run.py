@@ -1,7 +1,6 @@
 """Wall time of a whole training run: compilation, steps, evaluation and checkpoints."""
 
 import collections
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -71,7 +70,6 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> harness
 def main(
     experiment: str = "experiments/he2015_cifar10.py:resnet20",
     steps: int = 2000,
-    data: str | None = None,
     data_dir: str | None = None,
     output: Path | None = None,
 ) -> None:
@@ -80,15 +78,11 @@ def main(
     Args:
       experiment: FILE.py:FUNCTION.
       steps: steps to train.
-      data: data set in place of the experiment's.
       data_dir: folder of prepared data sets.
       output: JSON file of the results.
     """
     jax.config.update("jax_enable_compilation_cache", False)
-    recipe = load(experiment)()
-    if data:
-        recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, name=data))
-    harness.write([measure(recipe, steps, data_dir)], output)
+    harness.write([measure(load(experiment)(), steps, data_dir)], output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Training step beside Flax Linen, jax-resnet, torch, torchvision and timm, interleaved."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -99,40 +99,32 @@ def makers(name: str, network: Architecture, batch_size: int) -> Iterator[Callab
         module = LinenResNet(network.stages, network.features, classes, network.dtype)
         called = "Flax Linen", version("flax"), module, {"train": True}
         yield functools.partial(linen, *called, network, batch_size)
-    # The bottlenecks of the others have the stride in the 3x3 convolution.
-    same, name = network.branch != Bottleneck, name.removesuffix("_v15")
-    if (
-        same
-        and name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-        and network.dtype == "float32"
-        and installed("jax_resnet")
-    ):
-        jax_resnet = importlib.import_module("jax_resnet")
-        module = getattr(jax_resnet, name.replace("resnet", "ResNet"))(n_classes=classes)
-        called = "jax-resnet", version("jax-resnet", "flax"), module, {}
+    name = name.removesuffix("_v15")
+    jax_resnet, torchvision, timm = map(find, ("jax_resnet", "torchvision.models", "timm"))
+    if network.branch == Bottleneck:
+        # The bottlenecks of the others have the stride in the 3x3 convolution.
+        jax_resnet = torchvision = timm = None
+    factory = getattr(jax_resnet, name.replace("resnet", "ResNet"), None)
+    if factory and network.dtype == "float32":
+        called = "jax-resnet", version("jax-resnet", "flax"), factory(n_classes=classes), {}
         yield functools.partial(linen, *called, network, batch_size)
-    if not installed("torch"):
+    if not find("torch"):
         return
     modules: dict[str, Callable[[], Any]] = {}
     if network == plain:
         modules["torch"] = functools.partial(torch_cifar, network)
-    if same and installed("torchvision"):
-        torchvision = importlib.import_module("torchvision.models")
-        if hasattr(torchvision, name):
-            modules["torchvision"] = functools.partial(
-                getattr(torchvision, name), num_classes=classes
-            )
-    if same and installed("timm"):
-        timm, name = importlib.import_module("timm"), name.replace("_d", "d")
-        if timm.is_model(name):
-            modules["timm"] = functools.partial(timm.create_model, name, num_classes=classes)
+    if factory := getattr(torchvision, name, None):
+        modules["torchvision"] = functools.partial(factory, num_classes=classes)
+    if timm and timm.is_model(name := name.replace("_d", "d")):
+        modules["timm"] = functools.partial(timm.create_model, name, num_classes=classes)
     for package, make in modules.items():
         for form in ("channels_last", "channels_last, torch.compile"):
             yield functools.partial(torch_step, package, make, form, network, batch_size)
 
 
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def find(package: str) -> Any:
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module(package)
 
 
 def version(*packages: str) -> str:

@@ -40,7 +40,7 @@ def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_step_compares_networks_of_equal_size(load: Any) -> None:
     step = load("step")
-    step.installed = lambda package: False
+    step.find = lambda package: None
     rows = step.measure("small", SMALL, 2, Execution(), peers=True, rounds=2)
     assert [row["what"] for row in rows] == ["resnet-jax", "Flax Linen"]
     # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features, three norms, a classifier.
