@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import harness
 import jax
@@ -13,10 +13,10 @@ import tyro
 
 from resnet_jax import models
 from resnet_jax.data.augment_device import fit
-from resnet_jax.data.datasets import Examples
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.training import program as program_lib
 from resnet_jax.training.config import Data, Experiment
+from resnet_jax.training.step import Batch
 
 IMAGES = 256
 
@@ -40,11 +40,11 @@ def measure_dispatch(
     Transfers in a call raise.
     """
     random = np.random.default_rng(0)
-    images = random.integers(0, 256, (IMAGES, *model.input_shape), np.uint8)
-    labels = random.integers(0, model.num_classes, IMAGES).astype(np.int32)
+    images: Any = random.integers(0, 256, (IMAGES, *model.input_shape), np.uint8)
+    labels: Any = random.integers(0, model.num_classes, IMAGES).astype(np.int32)
     experiment = Experiment(name="", model=model, data=Data(name=""), batch_size=batch_size)
     program = program_lib.compiled(experiment, 1)
-    data = program.place(Examples(images, labels), fit(images, "channel"))
+    data, constants = program.put((Batch(images, labels), fit(images, "channel")))
     state = program.init(jax.random.key(0))
     host: dict[int, harness.Seconds] = {count: [] for count in steps}
 
@@ -52,7 +52,7 @@ def measure_dispatch(
         nonlocal state
         jax.block_until_ready(state)
         start = time.perf_counter()
-        state, metrics = program.train(state, data, count)
+        state, metrics = program.train(state, data, constants, count)
         host[count].append(time.perf_counter() - start)
         jax.block_until_ready(metrics)
 

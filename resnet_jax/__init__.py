@@ -1,1 +1,94 @@
 """Residual networks in JAX: train them, ablate what makes them work, import their parts."""
+
+import importlib
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from resnet_jax.models import ResNet, shortcuts
+    from resnet_jax.training.config import Experiment
+    from resnet_jax.training.train import train
+    from resnet_jax.weights import load_pretrained
+
+__version__ = "0.1.0"
+__all__ = [
+    "Experiment",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load_pretrained",
+    "shortcuts",
+    "train",
+]
+# Imported at the first use, so that `import resnet_jax` imports no JAX.
+_LAZY = {
+    "Experiment": "resnet_jax.training.config",
+    "load_pretrained": "resnet_jax.weights",
+    "shortcuts": "resnet_jax.models",
+    "train": "resnet_jax.training.train",
+}
+
+
+def create_model(name: str, *, rngs: "nnx.Rngs", **fields: Any) -> "ResNet":
+    """Builds a network by name: ``create_model("resnet50", num_classes=10, rngs=nnx.Rngs(0))``.
+
+    Args:
+      name: one of ``list_models()``, or a family with a depth: ``cifar_resnet26``.
+      rngs: source of the initialization.
+      **fields: fields of ``models.Architecture``, and ``execution``.
+    """
+    from resnet_jax import models
+
+    return models.build(name, rngs=rngs, **fields)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names of networks that match a pattern: ``list_models("cifar_*")``."""
+    from fnmatch import fnmatchcase
+
+    from resnet_jax.models import NETWORKS
+
+    return [name for name in NETWORKS if fnmatchcase(name, pattern)]
+
+
+def evaluate(
+    source: str | PathLike[str],
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    protocol: str | None = None,
+    batch_size: int = 500,
+    data_dir: str | None = None,
+) -> dict[str, Any]:
+    """Scores the newest checkpoint of a run, or a file of weights, on every example once.
+
+    Args:
+      source: run directory, or weights that ``resnet-jax weights import`` wrote.
+      data: data set; by default that of the training.
+      split: by default the test split.
+      protocol: crops of an image, such as ``256/224``; by default those of the run or the weights.
+      batch_size: images per call.
+      data_dir: prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets.
+
+    Returns:
+      ``error_percent``, ``top5_error_percent``, ``examples`` and ``protocol``, among others.
+    """
+    from resnet_jax.evaluation import protocols
+    from resnet_jax.studies.score import score
+
+    requested = [None if protocol is None else protocols.parse(protocol)]
+    where = {"data": data, "split": split, "batch_size": batch_size, "data_dir": data_dir}
+    return score(Path(source), requested=requested, **where)[0]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LAZY]

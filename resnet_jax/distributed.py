@@ -1,4 +1,4 @@
-"""Multi-host helpers: joining the processes of one run, and leaving so that none waits for another."""
+"""Multi-host helpers: join the processes of a run, leave them, and decide on process 0 for all."""
 
 import glob
 import json
@@ -15,72 +15,88 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import NeverMet, UserError
 
-PEER_LOST = (
-    75  # Exit code EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
-)
-
+T = TypeVar("T", bound=Any)
+# Exit code EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
+PEER_LOST = NeverMet.exit_code
+# Size of a broadcast message, which has to be equal in all processes.
+_BYTES = 16_384
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
-_NAMES = (
-    "--coordinator or JAX_COORDINATOR_ADDRESS",
-    "--processes or JAX_NUM_PROCESSES",
-    "--process or JAX_PROCESS_ID",
+# Variables that jax.distributed.initialize detects, with the number and the index of processes.
+_LAUNCHERS = (
+    ("Slurm", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"),
+    ("Open MPI", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
-
-
-class NeverMet(Exception):
-    """The other processes did not connect in time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joining:
-    """Place of this process among several. Defaults: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID; else Slurm, Open MPI or
-    Cloud TPU as ``jax.distributed.initialize`` detects them."""
+    """Several processes of one run. Default: as Slurm, Open MPI or Cloud TPU describe them."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0."""
+    """HOST:PORT of process 0. Default: JAX_COORDINATOR_ADDRESS."""
     processes: int | None = None
-    """Number of processes."""
+    """Number of processes. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
-    """Index of this one, from 0."""
+    """Index of this one, from 0. Default: JAX_PROCESS_ID."""
     heartbeat_seconds: int = 60
     """After this silence a process counts as lost, and ends the others."""
     meeting_seconds: int = 300
     """Time that processes wait for each other to start."""
 
+    def place(self) -> tuple[str, int, int] | None:
+        """Returns coordinator, number of processes and index by flags or variables, if any."""
+        flags = {
+            "JAX_COORDINATOR_ADDRESS": self.coordinator,
+            "JAX_NUM_PROCESSES": self.processes,
+            "JAX_PROCESS_ID": self.process,
+        }
+        coordinator, processes, process = values = [
+            os.environ.get(name, "") if flag is None else str(flag) for name, flag in flags.items()
+        ]
+        if not any(values):
+            return None
+        numbers = processes.isdigit() and process.isdigit() and int(process) < int(processes)
+        if not (numbers and re.fullmatch(r".+:\d+", coordinator)):
+            raise UserError(
+                f"process {process!r} of {processes!r} with coordinator {coordinator!r} is no "
+                "place among several processes. Give --coordinator HOST:PORT, --processes N and "
+                f"--process 0 to N-1, or {', '.join(flags)}"
+            )
+        return coordinator, int(processes), int(process)
+
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes the place of this process among several, by flags, variables and device files alone; None: single process."""
-    if place := _given(joining):
+    """Describes the place of this process among several; None: single process."""
+    if place := joining.place():
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ
-    for launcher, marker, count, index in (
-        ("Slurm", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID"),
-        ("Open MPI", "OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ):
+    for launcher, marker, count, index in _LAUNCHERS:
         if marker in variables and int(variables.get(count, "1")) > 1:
             return f"{launcher}: process {variables.get(index)} of {variables[count]}"
-    if "," in variables.get("TPU_WORKER_HOSTNAMES", ""):
-        return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {variables['TPU_WORKER_HOSTNAMES']}"
-    return _TPU_VM if _is_tpu_vm() else None
+    hosts = variables.get("TPU_WORKER_HOSTNAMES", "")
+    if "," in hosts:
+        return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {hosts}"
+    uses_tpu = "tpu" in variables.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
+    if not uses_tpu or "TPU_SKIP_MDS_QUERY" in variables:
+        return None
+    return _TPU_VM if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*") else None
 
 
 def connect(joining: Joining = Joining()) -> None:
-    """Joins the other processes, before jax looks for devices; returns at once if alone. Raises NeverMet after ``meeting_seconds``."""
+    """Joins the other processes, before JAX looks for devices; returns at once if alone.
+
+    Raises:
+      NeverMet: after ``meeting_seconds``.
+    """
     place = detected(joining)
     if place is None:
         return
-    import jax
-
-    _keep_stdout_for_answers()
-    coordinator, count, index = _given(joining) or (None, None, None)
+    _redirect_stdout_of_libraries()
+    coordinator, count, index = joining.place() or (None, None, None)
     # A coordinator on this machine opens its port to this machine alone.
-    local = (
-        coordinator
-        if coordinator and coordinator.startswith(("localhost:", "127.0.0.1:"))
-        else None
-    )
+    local = coordinator if (coordinator or "").startswith(("localhost:", "127.0.0.1:")) else None
     try:
         jax.distributed.initialize(
             coordinator,
@@ -93,43 +109,44 @@ def connect(joining: Joining = Joining()) -> None:
     except (RuntimeError, ValueError) as error:
         if place == _TPU_VM and isinstance(error, ValueError):
             return  # A device file like a TPU's, without a metadata server.
-        reason = (str(error).splitlines() or [""])[0]
+        reason = str(error).partition("\n")[0]
         raise NeverMet(
             f"{place}: the processes did not meet within {joining.meeting_seconds} s: {reason}"
         ) from error
 
 
+def _redirect_stdout_of_libraries() -> None:
+    """Redirects stdout of C++ libraries to stderr: gloo logs its connections."""
+    if sys.stdout is not sys.__stdout__:
+        return  # Redirected already.
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
+    os.dup2(2, 1)
+    sys.stdout = sys.__stdout__ = results
+
+
 def several() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Returns whether this process prints results for all."""
-    return not several() or sys.modules["jax"].process_index() == 0
-
-
-def name() -> str:
-    jax = sys.modules["jax"]
-    return f"process {jax.process_index()} of {jax.process_count()}"
+    """Returns whether this is process 0, which prints and writes for all."""
+    return not several() or jax.process_index() == 0
 
 
 def lost(error: BaseException) -> bool:
     """Returns whether an error means that another process is gone."""
-    import jax
-
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, jax.errors.JaxRuntimeError):
-            return not str(cause).startswith(
-                ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
-            )
+            own = "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"
+            return not str(cause).startswith(own)
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def leave(code: int) -> NoReturn:
-    """Exits; at once if one of several, because jax waits for the others at a normal exit."""
+    """Exits; at once if one of several, because JAX waits for the others at a normal exit."""
     if not several():
         raise SystemExit(code)
     for child in multiprocessing.active_children():
@@ -137,62 +154,6 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _keep_stdout_for_answers() -> None:
-    """Redirects stdout of C++ libraries to stderr: gloo logs its connections."""
-    if sys.stdout is not sys.__stdout__:
-        return  # Redirected already.
-    sys.stdout.flush()
-    answers = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
-    os.dup2(2, 1)
-    sys.stdout = sys.__stdout__ = answers
-
-
-def _given(joining: Joining) -> tuple[str, int, int] | None:
-    """Returns coordinator, number of processes and index by flags or variables; None without any."""
-    flags = dict(
-        zip(_NAMES, (joining.coordinator, joining.processes, joining.process), strict=True)
-    )
-    values = [
-        os.environ.get(name.rpartition(" ")[2]) if flag is None else str(flag)
-        for name, flag in flags.items()
-    ]
-    missing = [name for name, value in zip(_NAMES, values, strict=True) if value is None]
-    if len(missing) == len(_NAMES):
-        return None
-    if missing:
-        raise UserError(
-            f"one of several processes needs a coordinator, a number and an index; give {', '.join(missing)}"
-        )
-    coordinator, processes, process = map(str, values)
-    if not re.fullmatch(r".+:\d+", coordinator):
-        raise UserError(f"the coordinator is {coordinator!r}; give HOST:PORT, as 10.0.0.1:8476")
-    if not (processes.isdigit() and process.isdigit() and int(process) < int(processes)):
-        raise UserError(
-            f"process {process} of {processes}: give numbers, the first process being 0"
-        )
-    return coordinator, int(processes), int(process)
-
-
-def _is_tpu_vm() -> bool:
-    if (
-        "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu")
-        or "TPU_SKIP_MDS_QUERY" in os.environ
-        or find_spec("libtpu") is None
-    ):
-        return False
-    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
-
-
-T = TypeVar("T", bound=Any)
-# Size of a broadcast message, which has to be equal in all processes.
-_BYTES = 16_384
-
-
-def first() -> bool:
-    """Returns whether this is process 0, which writes the files of a run."""
-    return jax.process_index() == 0
 
 
 def wait(reason: str) -> None:
@@ -217,24 +178,17 @@ def by_first(act: Callable[[], T]) -> T:
     if jax.process_count() == 1:
         return act()
     value, message, failure = None, None, None
-    if first():
+    if is_first():
         try:
             value = act()
-        except Exception as error:
-            # Broadcast, because the other processes would wait forever.
-            failure = error
-            message = (
-                str(error)
-                if isinstance(error, UserError)
-                else f"the first process failed: {type(error).__name__}: {error}"
-            )
+        except Exception as error:  # Broadcast, because the other processes would wait forever.
+            failure, message = error, str(error)
+            if not isinstance(error, UserError):
+                message = f"the first process failed: {type(error).__name__}: {error}"
             message = message[: _BYTES // 30]  # JSON takes up to 12 bytes for a character.
-    text = json.dumps([value, message]).encode()
-    buffer = np.zeros(_BYTES, np.uint8)
-    buffer[: len(text)] = np.frombuffer(text, np.uint8)
-    value, message = json.loads(
-        np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes().rstrip(b"\0")
-    )
+    text = json.dumps([value, message]).encode().ljust(_BYTES)
+    sent = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    value, message = json.loads(np.asarray(sent).tobytes())
     if message is not None:
         raise failure or UserError(message)
     return value

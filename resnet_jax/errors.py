@@ -1,4 +1,4 @@
-"""Errors that end a command with a message, and range checks of configuration fields."""
+"""Errors that end a command with one message, and range checks of configuration fields."""
 
 import difflib
 import math
@@ -6,37 +6,45 @@ import signal
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
-    """Invalid input."""
-
-
-class Interrupted(Exception):
-    """A run stopped by a signal, with its state saved."""
-
-    def __init__(self, number: int, step: int):
-        saved = (
-            f"after step {step}; the state is saved, the same command continues"
-            if step
-            else "before its first step was done"
-        )
-        super().__init__(f"stopped by {signal.Signals(number).name} {saved}")
-        self.exit_code = 128 + number
-
-
-class NonFiniteLoss(Exception):
-    """Training diverged at ``step``; ``checkpoint`` is the newest saved step."""
+class CommandError(Exception):
+    """Ends a command with its message; launch/README.md lists the exit codes."""
 
     exit_code = 1
 
-    def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
-        saved = (
-            f"the last good checkpoint is that of step {checkpoint}"
-            if checkpoint is not None
-            else "no checkpoint was written before"
-        )
+
+class UserError(CommandError, ValueError):
+    """Invalid input."""
+
+    exit_code = 2
+
+
+class NeverMet(CommandError):
+    """The other processes of a run did not connect in time."""
+
+    exit_code = 75
+
+
+class Interrupted(CommandError):
+    """A run stopped by a signal, with its state saved."""
+
+    def __init__(self, number: int, step: int):
+        saved = f"after step {step}; the state is saved, the same command continues"
         super().__init__(
-            f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, or warm up (schedule.warmup_steps), "
-            "in another --workdir"
+            f"stopped by {signal.Signals(number).name} "
+            + (saved if step else "before its first step was done")
+        )
+        self.exit_code = 128 + number
+
+
+class NonFiniteLoss(CommandError):
+    """Training diverged at ``step``; ``checkpoint`` is the newest saved step."""
+
+    def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
+        saved = f"the last good checkpoint is that of step {checkpoint}"
+        super().__init__(
+            f"{what} of step {step} is non-finite: "
+            f"{'no checkpoint was written before' if checkpoint is None else saved}. Lower "
+            "schedule.learning_rate, or warm up (schedule.warmup_steps), in another --workdir"
         )
         self.step = step
 
@@ -57,11 +65,8 @@ def at_least(config: object, minimum: float, *names: str, below: float = math.in
     for name in names:
         value = getattr(config, name)
         if not minimum <= value < below:
-            allowed = (
-                f"in [{minimum}, {below})"
-                if below < math.inf
-                else f"at least {minimum}" + ", and finite" * (value > minimum)
-            )
-            raise UserError(
-                f"{'' if part == 'experiment' else f'{part}.'}{name} must be {allowed}, got {value}."
-            )
+            allowed = f"in [{minimum}, {below})"
+            if below == math.inf:
+                allowed = f"at least {minimum}" + ", and finite" * (value > minimum)
+            field = name if part == "experiment" else f"{part}.{name}"
+            raise UserError(f"{field} must be {allowed}, got {value}.")

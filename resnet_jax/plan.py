@@ -1,10 +1,13 @@
-"""``resnet-jax plan``: compile a training step for target hardware that is not attached; extras ``plan-tpu`` and ``plan-gpu``."""
+"""Ahead-of-time compilation of a training step, for target hardware that is not attached.
+
+The compilers are in the extras ``plan-tpu`` and ``plan-gpu``.
+"""
 
 import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +19,7 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
 from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, StreamedBatch
+from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
 
@@ -27,7 +30,7 @@ _GPUS = {
     "gpu:h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000),
     "gpu:h200": ("NVIDIA H200", 150_119_000_000, 4_800_000_000_000),
 }
-# Bytes that a program can have. TPU: HBM available to libtpu. GPU: three quarters, JAX's default.
+# Bytes that a program can have: HBM available to libtpu; three quarters of a GPU's, JAX's default.
 USABLE = {
     "tpu:v5e": int(15.75 * 2**30),
     "tpu:v6e": int(31.24 * 2**30),
@@ -61,25 +64,27 @@ class Target(NamedTuple):
 
 
 def target(name: str) -> Target:
-    """Returns the target of a name such as ``tpu:v5e:4x4``, ``gpu:h100`` or ``gpu:h100:8``."""
+    """Returns the target of a name such as ``tpu:v5e:4x4`` or ``gpu:h100:8``."""
     platform, _, rest = name.partition(":")
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
     if kind not in USABLE or (platform == "tpu" and not shape):
         raise UserError(
-            f"--target is {name!r}{nearest(kind, USABLE)}. Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
+            f"--target is {name!r}{nearest(kind, USABLE)}. "
+            "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
+        )
+    options: dict[str, Any] = {"topology_name": rest}
+    if platform == "gpu":
+        description, memory, bandwidth = _GPUS[kind]
+        # Slices, hosts and the GPUs of one host.
+        options["topology_name"] = options["topology"] = f"1x1x{shape or 1}"
+        options["target_config"] = _HOPPER.format(
+            name=description, memory=memory, bandwidth=bandwidth
         )
     try:
-        if platform == "tpu":
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=rest)
-        else:
-            description, memory, bandwidth = _GPUS[kind]
-            config = _HOPPER.format(name=description, memory=memory, bandwidth=bandwidth)
-            # Slices, hosts and the GPUs of one host.
-            shape = f"1x1x{shape or 1}"
-            topology = topologies.get_topology_desc(
-                platform="cuda", topology_name=shape, topology=shape, target_config=config
-            )
+        topology = topologies.get_topology_desc(
+            platform={"gpu": "cuda"}.get(platform, platform), **options
+        )
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -102,18 +107,18 @@ def variants(
     layer, arguments = parts(experiment.model.norm)
     group = whole = None
     if "group_size" in constructor_parameters(layer)[0]:
-        # Groups that extend over devices would communicate.
         group, whole = arguments.get("group_size") or batch, 0
+        # Groups that extend over devices would communicate.
         group = group if batch % group == 0 else batch
         group = 0 if group == batch * chips else group
     # Above 16 devices the parts of a parameter are too small to be worth sending.
     share = fsdp or max(n for n in range(1, 17) if chips % n == 0)
-    by_kind = {
+    found = {
         "data": Variant(1, group),
         "global": Variant(1, whole),
         "fsdp": Variant(share, group),
     }
-    return list(dict.fromkeys(by_kind[kind] for kind in kinds))
+    return list(dict.fromkeys(found[kind] for kind in kinds))
 
 
 def adapt(
@@ -122,12 +127,10 @@ def adapt(
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
     model, settings = experiment.model, experiment.execution
     if variant.group_size is not None:
-        model = dataclasses.replace(
-            model, norm=component(model.norm, group_size=variant.group_size)
-        )
-    blocks = "scan" if settings.scans(sum(model.stages), platform) else "loop"
+        norm = component(model.norm, group_size=variant.group_size)
+        model = dataclasses.replace(model, norm=norm)
     resolved: dict[str, Any] = {
-        "blocks": blocks,
+        "blocks": "scan" if settings.scans(sum(model.stages), platform) else "loop",
         "kernels": kernels.resolve(settings.kernels, platform),
     }
     return dataclasses.replace(
@@ -144,31 +147,24 @@ def lower_step(
     experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
-    struct: Any = jax.ShapeDtypeStruct
-    streams, replicated = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
-    count, at = (
-        (experiment.batch_size, sharding.batch(compiled.mesh))
-        if streams
-        else (examples, replicated)
+    streams, everywhere = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
+    count = experiment.batch_size if streams else examples
+    at = sharding.batch(compiled.mesh) if streams else everywhere
+    images: Any = jax.ShapeDtypeStruct(
+        (count, *experiment.model.input_shape), jnp.uint8, sharding=at
     )
-    images = struct((count, *experiment.model.input_shape), jnp.uint8, sharding=at)
+    labels: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=at)
     constants = program.abstract_preprocessing(experiment)
-    constants = jax.tree.map(
-        lambda leaf: struct(leaf.shape, leaf.dtype, sharding=replicated), constants
-    )
-    data = (StreamedBatch if streams else ResidentData)(
-        images, struct((count,), jnp.int32, sharding=at), constants
-    )
-    return compiled.train.lower(compiled.abstract_state, data, steps=1)  # pyright: ignore[reportFunctionMemberAccess]
+    constants = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), constants)
+    train: Any = compiled.train
+    return train.lower(compiled.abstract_state, Batch(images, labels), constants, steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-_COLLECTIVE = re.compile(
-    rf"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ({_KINDS})(?:-done)?\((?:.*channel_id=(\d+))?",
-    re.MULTILINE,
-)
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*?)\)", re.MULTILINE)
+_RESULT = r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) "
+_KINDS = "(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+_COLLECTIVE = re.compile(rf"{_RESULT}{_KINDS}(?:-done)?\((?:.*channel_id=(\d+))?", re.MULTILINE)
+_INSTRUCTION = re.compile(rf"{_RESULT}([a-z][\w-]*)\((.*?)\)", re.MULTILINE)
 
 
 def _shape_bytes(shapes: str) -> int:
@@ -179,7 +175,7 @@ def _shape_bytes(shapes: str) -> int:
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """Returns count and result bytes of each kind of collective. Asynchronous pairs and channels of TPU fusions count once."""
+    """Returns count and result bytes by kind; asynchronous pairs and channels count once."""
     counts: dict[str, dict[str, int]] = {}
     # The first of each channel, in reverse.
     distinct = {
@@ -194,17 +190,15 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def bytes_accessed(hlo: str) -> int:
-    """Returns the bytes of operands and results in the entry computation, without device-resident images (a uint8 parameter)."""
+    """Returns bytes of operands and results, without device-resident images (uint8 parameters)."""
     sizes: dict[str, int] = {}
     total = 0
     for name, shapes, opcode, operands in _INSTRUCTION.findall(hlo[hlo.index("ENTRY ") :]):
-        sizes[name] = (
-            0 if opcode == "parameter" and shapes.startswith("u8[") else _shape_bytes(shapes)
-        )
+        resident = opcode == "parameter" and shapes.startswith("u8[")
+        sizes[name] = 0 if resident else _shape_bytes(shapes)
         if opcode not in {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}:
-            total += sizes[name] + sum(
-                sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands)
-            )
+            inputs = re.findall(r"%([\w.-]+)", operands)
+            total += sizes[name] + sum(sizes.get(operand, 0) for operand in inputs)
     return total
 
 
@@ -218,27 +212,22 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
         "chips": chips,
         "usable_bytes": target.usable,
         "fits": False,
-    }
-    row |= {
         "batch_per_device": batch,
         "scan": changed.execution.blocks == "scan",
         **variant._asdict(),
     }
-    lowered = lower_step(changed, target.devices, variant.fsdp, EXAMPLES)
+    # Autotuning needs a device.
+    options: Any = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
     try:
-        # Autotuning needs a device.
-        compiled = lowered.compile(
-            {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
-        )
+        compiled = lower_step(changed, target.devices, variant.fsdp, EXAMPLES).compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return row | {"refusal": str(error).splitlines()[0]}
     memory: Any = compiled.memory_analysis()
     kinds = ("argument", "output", "temp", "generated_code")
-    total = (
-        sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds) - memory.alias_size_in_bytes
-    )
+    total = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
+    total -= memory.alias_size_in_bytes
     hlo, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
     # Only attached devices analyze lowered programs.
     unrolled = adapt(experiment, variant, batch, target.platform, blocks="loop")
@@ -255,8 +244,8 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
 def largest_batch(memory: Callable[[int], int | None], usable: int, batch: int) -> int:
     """Returns the largest ``batch * 2**k`` (k an integer) that fits into ``usable`` bytes; 0: none.
 
-    ``memory`` maps images to bytes, or None for a rejected program. It compiles, so the search starts
-    where the line through two batches meets ``usable``.
+    ``memory`` maps images to bytes, or None for a rejected program. It compiles, so the search
+    starts where the line through two batches meets ``usable``.
     """
 
     def fits(images: int) -> bool:
@@ -273,28 +262,3 @@ def largest_batch(memory: Callable[[int], int | None], usable: int, batch: int) 
     while fits(2 * batch):
         batch *= 2
     return batch
-
-
-def rows_of(target: Target, options: Any) -> Iterator[dict[str, Any]]:
-    experiment, chips = options.experiment, len(target.devices)
-    batch = (
-        experiment.batch_size // chips
-        if options.batch_per_device is None
-        else options.batch_per_device
-    )
-    if batch < 1 or (options.batch_per_device is None and experiment.batch_size % chips):
-        raise UserError(
-            f"batch_size must be a multiple of the {chips} devices of {target.name}. Give --batch-per-device N."
-        )
-
-    def chosen(images: int) -> list[Variant]:
-        return variants(experiment, chips, images, options.variants, options.fsdp)
-
-    def memory(images: int) -> int | None:
-        return measure(experiment, target, chosen(images)[0], images).get("memory_bytes")
-
-    for number, variant in enumerate(chosen(batch)):
-        row = measure(experiment, target, variant, batch)
-        if options.search and not number:
-            row |= {"largest_batch_per_device": largest_batch(memory, target.usable, batch)}
-        yield row

@@ -1,13 +1,14 @@
-"""Terminal output, and the progress of a run: a bar on a terminal, one line per evaluation in a log."""
+"""Tables and texts on the terminal, and the progress of a run."""
 
 import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import rich.table
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     SpinnerColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from resnet_jax import distributed
 
@@ -27,7 +29,7 @@ err = Console(stderr=True)
 
 
 class RunLines:
-    """A ``training.train.Progress`` without a bar."""
+    """A ``training.train.Progress`` without a bar: one line per evaluation in a log."""
 
     def __init__(self, title: str, console: Console = err):
         self.title, self.console = title, console
@@ -41,16 +43,16 @@ class RunLines:
     def advance(self, step: int) -> None: ...
 
     def update(self, record: Mapping[str, Any]) -> None:
+        step, error = record["step"], record["error_percent"]
         if record["split"] == "train":
             self.numbers = (
-                f", loss {record['loss']:.4f}, training error {record['error_percent']:.1f} %, learning rate {record['learning_rate']:g}, "
+                f", loss {record['loss']:.4f}, training error {error:.1f} %, "
+                f"learning rate {record['learning_rate']:g}, "
                 f"{record['images_per_second']:,.0f} images/s"
             )
-            self.advance(record["step"])
+            self.advance(step)
         elif record["split"] == "test" and not self.console.is_terminal:
-            self.say(
-                f"step {record['step']}/{self.steps}, test error {record['error_percent']:.2f} %{self.numbers}"
-            )
+            self.say(f"step {step}/{self.steps}, test error {error:.2f} %{self.numbers}")
 
     def say(self, message: str) -> None:
         say(f"{self.title}: {message}", self.console)
@@ -61,16 +63,16 @@ class RunProgress(RunLines):
 
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
-        columns = (
+        self._bar = Progress(
+            SpinnerColumn(),
             "[bold]{task.description}",
             BarColumn(),
             MofNCompleteColumn(),
             "{task.fields[numbers]}",
             TimeRemainingColumn(),
-        )
-        hidden = not (console.is_terminal and distributed.is_first())
-        self._bar = Progress(
-            SpinnerColumn(), *columns, console=console, disable=hidden, transient=True
+            console=console,
+            disable=not (console.is_terminal and distributed.is_first()),
+            transient=True,
         )
         self._task = self._bar.add_task(title, total=None, numbers="compiling")
 
@@ -78,26 +80,18 @@ class RunProgress(RunLines):
         self._bar.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def advance(self, step: int) -> None:
-        self._bar.update(
-            self._task,
-            total=self.steps,
-            completed=step,
-            numbers=self.numbers.removeprefix(", ") or "compiling",
-        )
+        numbers = self.numbers.removeprefix(", ") or "compiling"
+        self._bar.update(self._task, total=self.steps, completed=step, numbers=numbers)
 
 
 def say(text: str, console: Console = err) -> None:
     """Prints a line, in process 0."""
     if distributed.is_first():
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-if TYPE_CHECKING:
-    import rich.table
 
 
 @dataclass(frozen=True)
@@ -121,14 +115,19 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def terminal(table: Table, **style: Any) -> "rich.table.Table":
-    """Renders a table for ``rich``; texts are not markup."""
-    import rich.table
-    from rich.text import Text
+def show(*parts: Table | str) -> None:
+    """Prints tables and lines to stdout."""
+    for part in parts:
+        if isinstance(part, Table):
+            out.print(terminal(part))
+        else:
+            say(part, out)
 
-    rendered = rich.table.Table(
-        title=Text(table.title), caption=Text(table.note), caption_justify="left", **style
-    )
+
+def terminal(table: Table, **style: Any) -> rich.table.Table:
+    """Renders a table for ``rich``; texts are not markup."""
+    title, note = (Text(text) if text else None for text in (table.title, table.note))
+    rendered = rich.table.Table(title=title, caption=note, caption_justify="left", **style)
     rows = table.cells()
     for number, heading in enumerate(table.columns):
         words = not number or any(len(row[number]) > 24 for row in rows)
@@ -150,9 +149,8 @@ def markdown(table: Table) -> list[str]:
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Renders rows as CSV with all their keys as columns."""
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

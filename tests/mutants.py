@@ -34,8 +34,8 @@ MUTANTS = (
     Mutant(
         "label smoothing is skipped for unmixed images",
         STEP,
-        "batch.targets is None and loss == Loss():",
-        "batch.targets is None:",
+        "        if loss == Loss():",
+        "        if True:",
         f"{WIRING} loss",
     ),
     Mutant(
@@ -53,7 +53,7 @@ MUTANTS = (
         "of_part(part, key)",
         f"{WIRING} accumulates",
     ),
-    Mutant("mixed targets are dropped", STEP, "Batch(augmented, labels, targets)", "Batch(augmented, labels, None)", f"{WIRING} mixed"),
+    Mutant("mixed targets are dropped", STEP, "Batch(images, labels, targets)", "Batch(images, labels, None)", f"{WIRING} mixed"),
     Mutant("label smoothing is ignored", STEP, "    if loss.smoothing:", "    if False:", f"{WIRING} loss"),
     Mutant(
         "the sum of microbatch gradients is not divided",
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         "EMA is evaluated with running statistics",
-        "training/statistics.py",
+        STEP,
         "params, _ = state.scored()",
         "params = state.params",
         f"{WIRING} mixed",
@@ -96,7 +96,11 @@ MUTANTS = (
     ),
     Mutant("the bias of a gate has the wrong sign", "models/shortcuts.py", "float(bias)))", "-float(bias)))", "models/test_shortcuts.py"),
     Mutant(
-        "the center crop is off by one", "data/views.py", "round((size - crop) / 2)", "round((size - crop) / 2 + 1)", "data/test_views.py"
+        "the center crop is off by one",
+        "evaluation/protocols.py",
+        "round((extent - crop) / 2)",
+        "round((extent - crop) / 2 + 1)",
+        "data/test_views.py",
     ),
     Mutant(
         "the last evaluation batch is dropped",
@@ -110,14 +114,14 @@ MUTANTS = (
     ),
     Mutant(
         "checksums are not verified",
-        "training/checkpoints.py",
-        "if checksums.get(name) != checksum]",
-        "if name not in checksums]",
+        "training/checkpoint.py",
+        'manifest["files"].items() - _checksums(folder).items()',
+        'manifest["files"].keys() - _checksums(folder).keys()',
         "training/test_checkpoints.py",
     ),
     Mutant(
         "every epoch has the same order",
-        "data/order.py",
+        STEP,
         "jax.random.fold_in(key, epoch)",
         "jax.random.fold_in(key, 0)",
         "data/test_order.py",

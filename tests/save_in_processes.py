@@ -84,7 +84,7 @@ def layouts(root: Path, said: list[str]) -> Any:
             checkpoints.save(step, placed(step, parts), CONSTANTS)
         checkpoints.close()
     distributed.wait("all are saved")
-    if distributed.first():
+    if distributed.is_first():
         (root / f"{jax.process_count()}-saved").touch()
     until(lambda: all((root / f"{processes}-saved").exists() for processes in GROUPS))
     distributed.wait("all others are saved")
@@ -112,7 +112,7 @@ def corrupt(root: Path, said: list[str]) -> Any:
             checkpoints.save(step, placed(step, 2), CONSTANTS, error_percent=float(step))
         checkpoints.close()
         distributed.wait("saved")
-        if distributed.first():
+        if distributed.is_first():
             largest = max((run / "checkpoints" / "3").glob(name), key=lambda path: path.stat().st_size)
             content = bytearray(largest.read_bytes())
             content[len(content) // 2] ^= 1
@@ -131,7 +131,7 @@ def corrupt(root: Path, said: list[str]) -> Any:
 
 
 def full(root: Path, said: list[str]) -> Any:
-    """Saves step 1, and fails to save step 2 since no process can write."""
+    """Saves step 1, fails to save step 2 since no process can write, and saves it when they can."""
     checkpoints = opened(root, said, keep=1)
     checkpoints.save(1, placed(1, 4, LARGE), CONSTANTS)
     checkpoints.wait()
@@ -150,8 +150,11 @@ def full(root: Path, said: list[str]) -> Any:
         message = str(error)
     checkpoints.close()
     distributed.wait("closed")
-    steps = opened(root, said).steps()
-    return [message, steps, sorted(path.name for path in (root / "checkpoints").iterdir())]
+    checkpoints = opened(root, said, keep=1)
+    checkpoints.save(2, placed(2, 4), CONSTANTS)
+    checkpoints.close()
+    distributed.wait("saved again")
+    return [message, checkpoints.steps(), sorted(path.name for path in (root / "checkpoints").iterdir())]
 
 
 def claim(root: Path, said: list[str]) -> Any:

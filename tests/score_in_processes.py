@@ -10,8 +10,7 @@ import numpy as np
 from resnet_jax import distributed
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.evaluation import dense, exact, protocols, views
-from resnet_jax.evaluation.views import Squares
+from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.models import cifar_architecture
 from resnet_jax.training import sharding
 
@@ -24,7 +23,7 @@ def main(process: int, processes: int, address: str, data_dir: str) -> None:
         jax.random.key(0)
     )
     info = datasets.describe("digits", data_dir)
-    batches = views.batches(info, "test", Squares(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
+    batches = protocols.batches(info, "test", protocols.Protocol(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
     constants = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
     of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
     found = exact.tally(

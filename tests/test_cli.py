@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import jax
 import pytest
+import resnet_jax
 from resnet_jax import cli
-from resnet_jax.models import Architecture, count
-from resnet_jax.models import parts as parts_lib
+from resnet_jax.models import NETWORKS, Architecture, catalog, count
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
@@ -142,7 +143,7 @@ def test_summary_takes_every_part_with_arguments(capsys: pytest.CaptureFixture[s
         shortcut=Projection,
         stem=DeepStem,
         norm=component(GroupNorm, num_groups=8),
-        transition=component(parts_lib.known()["DenseTransition"], compression=0.5),
+        transition=component(catalog.known()["DenseTransition"], compression=0.5),
     )
     assert found == json.loads(json.dumps(dataclasses.asdict(count(model))))
 
@@ -181,25 +182,86 @@ def test_prepare_prints_the_folder_and_examples(capsys: pytest.CaptureFixture[st
     assert "1437 train, 360 test" in capsys.readouterr().out
 
 
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], *([name] for name in cli.COMMANDS)):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([*command, "--help"])
-        assert caught.value.code == 0
-        out = capsys.readouterr().out
-        assert " ".join(["resnet-jax", *command]) in out
+def helps(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        cli.main([])
-    assert caught.value.code == 2
-    out = capsys.readouterr().out
-    assert all(name in out for name in cli.COMMANDS)
+        cli.main([*command])
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.COMMANDS:
+        assert f"usage: resnet-jax {name}" in helps(capsys, *name.split(), "--help")
+        assert name.split()[-1] in helps(capsys, *name.split()[:-1], "--help")
+
+
+def test_help_has_the_frequent_options_and_help_all_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    short, full = helps(capsys, "train", "--help"), helps(capsys, "train", f"{TINY}:tiny", "--help-all")
+    frequent = ("--workdir", "--seed", "--steps", "--model.shortcut", "--data.name", "--schedule.learning-rate")
+    assert all(option in text for option in frequent for text in (short, full))
+    assert 14 <= len(re.findall(r"^\W*--[a-z]", short, re.MULTILINE)) <= 18
+    assert not any(option in short for option in ("--coordinator", "--optimizer.momentum"))
+    assert all(option in full for option in ("--coordinator", "--optimizer.momentum", "--loading.threads"))
+
+
+def test_list_has_networks_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    every = prints_json(capsys, "list")
+    assert {network["name"] for network in every["networks"]} == set(NETWORKS)
+    assert {"recipe": "he2015_cifar10:resnet20", "command": "train", "description": "Table 6: 8.75 %."} in every["recipes"]
+    (plain,) = prints_json(capsys, "list", "cifar_plain20")["networks"]
+    assert plain == {"name": "cifar_plain20", "parameters": 269_722, "paper": "He et al. 2015, arXiv 1512.03385"}
+    assert "no recipe is called 'resnet5l'" in fails(capsys, "list", "resnet5l")
+    cli.main(["list", "he2015_cifar10:table6"])
+    assert "study" in capsys.readouterr().out
+    # A recipe goes by its name.
+    assert prints_json(capsys, "summary", "he2015_cifar10:plain20")["parameters"] == 269_722
+
+
+def test_closed_pipe_ends_a_command_quietly() -> None:
+    command = [sys.executable, "-m", "resnet_jax.cli", "list", "wrn28_10", "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_package_and_help_import_no_jax() -> None:
+    program = """
+import sys, tomllib
+import resnet_jax
+from resnet_jax import cli
+assert set(resnet_jax.__all__) <= set(dir(resnet_jax))
+try:
+    cli.main(["--help"])
+except SystemExit:
+    pass
+assert not {"jax", "flax", "numpy"} & set(sys.modules)
+assert tomllib.load(open("pyproject.toml", "rb"))["project"]["version"] == resnet_jax.__version__
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_public_names_resolve(short_run: Path, digits_dir: str) -> None:
+    from flax import nnx
+
+    values = {name: getattr(resnet_jax, name) for name in resnet_jax.__all__}
+    assert values["shortcuts"].Projection is Projection
+    assert resnet_jax.list_models("cifar_plain2*") == ["cifar_plain20"]
+    model = resnet_jax.create_model("cifar_resnet8", num_classes=3, rngs=nnx.Rngs(0))
+    assert model(jax.numpy.zeros((1, 32, 32, 3)), False).shape == (1, 3)
+    result = json.loads((short_run / "result.json").read_text())
+    assert resnet_jax.evaluate(short_run, data_dir=digits_dir, batch_size=72)["error_percent"] == result["value"]
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        resnet_jax.trian  # noqa: B018
 
 
 def test_invalid_input_names_the_nearest_valid_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = ["--workdir", str(tmp_path / "run")]
     train = ["train", f"{CIFAR}:resnet20", *run]
     for arguments, message in (
-        (["trian"], "no command 'trian'; did you mean train"),
+        (["trian"], "Unrecognized options: trian"),
+        ([], "Expected one of {train, evaluate"),
         (["train", f"{ROOT}/experiments/he2015_cifar.py:resnet20", *run], "he2015_cifar10.py"),
         (["train", f"{CIFAR}:resnet21", *run], "has no 'resnet21'; did you mean"),
         (["train", CIFAR, *run], "names no function or class: write FILE.py:NAME; it has"),
@@ -311,38 +373,14 @@ assert not {{"tensorflow", "torch"}} & set(sys.modules)
 
 @pytest.mark.slow
 def test_second_start_compiles_nothing(digits_dir: str, tmp_path: Path) -> None:
-    """Compiled programs are kept in XDG_CACHE_HOME/resnet_jax."""
-    program = """
-import json, sys, jax
-from resnet_jax import cli
-events = []
-jax.monitoring.register_event_listener(lambda event, **_: events.append(event.rpartition("/")[2]))
-cli.main(sys.argv[1:])
-print(json.dumps([events.count(name) for name in ("cache_hits", "cache_misses")]))
-"""
+    """Compiled programs are kept in XDG_CACHE_HOME/resnet_jax, unless the user names a folder."""
     variables = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")}
     variables |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    counts = []
-    for name in ("first", "second"):
+    written = []
+    for name, more in (("first", {}), ("second", {}), ("third", {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "mine")})):
         train = ["train", f"{TINY}:tiny", "--steps", "2", "--workdir", str(tmp_path / name), "--data-dir", digits_dir]
-        done = subprocess.run(
-            [sys.executable, "-c", program, *train], env=variables, capture_output=True, text=True, timeout=600, check=True
-        )
-        counts.append(json.loads(done.stdout.splitlines()[-1]))
-    assert counts[0][1] > 0
-    assert counts[1][0] > 0
-    assert counts[1][1] == 0
-    assert list((tmp_path / "cache" / "resnet_jax").iterdir())
-
-
-def test_cache_folder_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        for given, expected in ((str(tmp_path / "mine"), str(tmp_path / "mine")), ("", ""), (None, str(tmp_path / "resnet_jax"))):
-            jax.config.update("jax_compilation_cache_dir", given)
-            with pytest.raises(SystemExit):
-                cli.main(["doctor", "--help"])
-            assert jax.config.jax_compilation_cache_dir == expected  # pyright: ignore[reportAttributeAccessIssue]
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        subprocess.run([sys.executable, "-m", "resnet_jax.cli", *train], env=variables | more, timeout=600, check=True)
+        written.append({file: file.stat().st_mtime_ns for file in (tmp_path / "cache" / "resnet_jax").iterdir()})
+    assert written[0]
+    assert written[0] == written[1] == written[2]
+    assert list((tmp_path / "mine").iterdir())

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from resnet_jax.models import components
-from resnet_jax.studies.progress import StudyTable
+from resnet_jax.studies.study import StudyTable
 from resnet_jax.terminal import RunProgress
 from resnet_jax.training.config import Experiment
 from rich.console import Console
@@ -46,7 +46,7 @@ def test_table_has_seeds_error_and_the_current_run_of_each_variant(variants: lis
             progress.advance(12)
             assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in row(table, "long")
             table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
-            assert "1 of 4 runs, 60 s, about 4 min left" in shown(table)
+            assert "1 of 4 runs in 0:01:00, about 0:04:00 left" in shown(table)
             with table.running(variants[1], 1):
                 assert "seed 0: step 12/24" in shown(table)
                 assert "seed 1: compiling" in shown(table)
@@ -69,7 +69,7 @@ def test_log_has_a_line_per_evaluation_and_run(variants: list[Experiment]) -> No
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("short, seed 3: step 6/12, test error 50.00 %, loss 1.2500")
     assert lines[1] == "short, seed 3: continuing after step 4"
-    assert lines[2].startswith("short, seed 3: test error 25.00 %; 1 of 2 runs, 0 s")
+    assert lines[2].startswith("short, seed 3: test error 25.00 %; 1 of 2 runs")
 
 
 def test_run_shows_a_bar_on_a_terminal_and_lines_in_a_log() -> None:

@@ -52,14 +52,14 @@ def test_flags_override_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_incomplete_or_invalid_places_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for joining, message in (
-        (Joining(processes=2), "give --coordinator or JAX_COORDINATOR_ADDRESS, --process or JAX_PROCESS_ID"),
-        (Joining(coordinator="node7", processes=2, process=0), "'node7'; give HOST:PORT"),
-        (Joining(coordinator="node7:1", processes=2, process=2), "process 2 of 2: give numbers"),
-        (Joining(coordinator="node7:1", processes=2, process=-1), "process -1 of 2"),
+        (Joining(processes=2), "process '' of '2' with coordinator '' is no place among several processes"),
+        (Joining(coordinator="node7", processes=2, process=0), "coordinator 'node7'.*Give --coordinator HOST:PORT"),
+        (Joining(coordinator="node7:1", processes=2, process=2), "process '2' of '2'"),
+        (Joining(coordinator="node7:1", processes=2, process=-1), "process '-1' of '2'"),
     ):
         with pytest.raises(UserError, match=message):
             distributed.detected(joining)
     for name, value in zip(JAX, ("node7:8476", "4", "first"), strict=True):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="process first of 4: give numbers"):
+    with pytest.raises(UserError, match="process 'first' of '4'"):
         distributed.detected()

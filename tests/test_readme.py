@@ -88,7 +88,7 @@ def test_the_counts_of_the_readme_are_those_of_the_paper_and_of_torchvision() ->
 
 def test_the_commands_and_experiments_of_the_readme_exist() -> None:
     for command in re.findall(r"^resnet-jax (\w+)", README, flags=re.MULTILINE) + re.findall(r"^\| `(\w+)[ `]", README, flags=re.MULTILINE):
-        assert command in cli.COMMANDS
+        assert command in {name.split()[0] for name in cli.COMMANDS}
     for reference in re.findall(r"experiments/\w+\.py:\w+", README):
         assert callable(components.load(f"{ROOT}/{reference}"))
 

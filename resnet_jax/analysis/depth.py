@@ -1,10 +1,12 @@
-"""Error against depth: the degradation of plain networks. He et al. 2015 (arXiv 1512.03385), Section 1 and Figure 1."""
+"""Error against depth, the degradation of plain networks: He et al. 2015, Section 1 and Figure 1."""
 
+import collections
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,193 +14,148 @@ from tyro.conf import Positional
 
 from resnet_jax.analysis import plots, subjects
 from resnet_jax.errors import UserError
-from resnet_jax.models import components
-from resnet_jax.models.stems import NoTransition
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
-from resnet_jax.studies.findings import Finding, Table
-from resnet_jax.studies.results import Cell, Spread
+from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.results import Spread, VariantRuns
 from resnet_jax.training import config
+
+Family = list[VariantRuns]
+"""Networks that differ in depth alone and share a training recipe, sorted by depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(subjects.Output):
-    """Training and test error against depth, and the depth from which networks stop learning (He et al. 2015, Figure 1)."""
+    """Error against depth, and the depth at which learning stops (He et al. 2015, Figure 1)."""
 
     sources: Positional[tuple[Path, ...]]
-    """Runs, directories of runs, or committed results. Networks that differ in depth alone form a line."""
+    """Runs, their parents, or committed results. Networks that differ in depth alone are a line."""
     threshold: float = 10.0
     """Training error in percent above which a network has not learned."""
 
 
-def run(options: Options, arguments: Sequence[str]) -> None:
+def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze depth``."""
-    if not options.sources:
-        raise UserError("no runs: give at least one directory, as resnet-jax analyze depth RUNS.")
-    if not 0 <= options.threshold < 100:
-        raise UserError(f"--threshold must be in [0, 100) percent, got {options.threshold:g}.")
-    collected = results_lib.collect(options.sources)
-    results = families(collected)
-    directories = [member.source for cell in collected for member in cell.runs]
-    subjects.show(
-        describe(results, options.threshold),
-        lambda: draw(results, options.threshold),
-        options,
-        directories,
-        arguments,
-    )
+    lines = families(results_lib.collect(options.sources))
+    threshold = options.threshold
+    return describe(lines, threshold), lambda: draw(lines, threshold)
 
 
-class Depth(NamedTuple):
-    cell: Cell
-    layers: int
-
-    @property
-    def training(self) -> Spread:
-        """Training error of the last step in percent."""
-        return self.cell.spread("training_error_percent")
-
-    @property
-    def test(self) -> Spread:
-        """Test error of the last step in percent."""
-        return self.cell.error
-
-
-class Family(NamedTuple):
-    """Networks that differ in depth alone and share a training recipe, sorted by depth."""
-
-    title: str
-    depths: tuple[Depth, ...]
-
-
-def families(collected: Sequence[Cell]) -> list[Family]:
-    """Groups variants that differ in ``stages`` alone, one per depth. Raises UserError if no run is finished."""
-    groups: dict[tuple[str, int], dict[int, Depth]] = {}
-    for cell in (cell for cell in collected if cell.results):
-        model, protocol = cell.results[0]["model"], cell.results[0]["protocol"]
-        depth = Depth(cell, layers(model))
-        key = config.fingerprint(
-            {"protocol": protocol}
-            | {name: value for name, value in model.items() if name != "stages"}
-        )
-        # Variants of equal depth that differ otherwise start another line.
-        line = next(
-            number
-            for number in itertools.count()
-            if depth.layers not in groups.get((key, number), {})
-        )
-        groups.setdefault((key, line), {})[depth.layers] = depth
-    if not groups:
+def families(collected: Sequence[VariantRuns]) -> list[Family]:
+    """Groups finished variants that differ in ``stages`` alone, one per depth."""
+    finished = [variant for variant in collected if variant.results]
+    if not finished:
         raise UserError("no run is finished. Continue the runs, or name others.")
-    ordered = [tuple(depths[number] for number in sorted(depths)) for depths in groups.values()]
-    return [
-        Family(figures.common([depth.cell.name for depth in depths])[0], depths)
-        for depths in ordered
-    ]
+    groups: dict[tuple[str, int], Family] = {}
+    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    for variant in sorted(finished, key=depth):
+        model, protocol = variant.results[0]["model"], variant.results[0]["protocol"]
+        key = config.fingerprint({"protocol": protocol, **model, "stages": None})
+        # Variants of equal depth that differ otherwise start another line.
+        groups.setdefault((key, seen[key, depth(variant)]), []).append(variant)
+        seen[key, depth(variant)] += 1
+    return list(groups.values())
+
+
+def title(family: Family) -> str:
+    """Returns the common part of the names."""
+    return figures.common_name([variant.name for variant in family])
+
+
+def training(variant: VariantRuns) -> Spread:
+    """Returns the training error of the last step in percent."""
+    return variant.spread("training_error_percent")
 
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
-    """Returns the least depth from which on the median training error stays above ``threshold`` percent, or None."""
+    """Returns the least depth from which on the median training error exceeds ``threshold``."""
     failing = itertools.takewhile(
-        lambda depth: depth.training.median > threshold, reversed(family.depths)
+        lambda variant: training(variant).median > threshold, reversed(family)
     )
-    return min((depth.layers for depth in failing), default=None)
+    return min(map(depth, failing), default=None)
+
+
+def depth(variant: VariantRuns) -> int:
+    """Returns the number of layers with weights."""
+    return layers(variant.results[0]["model"])
 
 
 def layers(model: dict[str, Any]) -> int:
-    """Counts layers with weights of a resolved architecture: stem, convolutions of branches and transitions, classifier."""
-    _, arguments = components.parts(components.parse(model["branch"]))
-    transitions = (
-        len(model["stages"]) - 1 if model["transition"] != config.resolve(NoTransition) else 0
-    )
-    return 2 + len(arguments.get("kernels", (3, 3))) * sum(model["stages"]) + transitions
+    """Counts layers with weights: stem, convolutions of branches and transitions, classifier."""
+    kernels = re.search(r"kernels=\(([\d, ]+)\)", model["branch"])
+    convolutions = len(re.findall(r"\d+", kernels[1])) if kernels else 2
+    # By class name alone: results outlive module names.
+    transitions = not model["transition"].endswith(":NoTransition")
+    stages = model["stages"]
+    return 2 + convolutions * sum(stages) + transitions * (len(stages) - 1)
 
 
-def describe(results: Sequence[Family], threshold: float) -> Finding:
+def describe(lines: Sequence[Family], threshold: float) -> Finding:
     """Returns tables and numbers."""
-    pairs = [(family, depth) for family in results for depth in family.depths]
-    kinds = sorted(
-        {result["training_error_of"] for _, depth in pairs for result in depth.cell.results}
-    )
-    columns = (
-        "network",
-        "layers",
-        "seeds",
-        "training error %, mean",
-        "median",
-        "test error %, mean",
-    )
-    errors = tuple(
-        (
-            depth.cell.name,
-            depth.layers,
-            len(depth.cell.results),
-            depth.training.mean,
-            depth.training.median,
-            depth.test.mean,
-        )
-        for _, depth in pairs
-    )
-    limits = tuple(
-        (
-            family.title,
-            " ".join(str(depth.layers) for depth in family.depths),
-            stops_learning(family, threshold) or "none",
-        )
-        for family in results
-    )
+    variants = [variant for family in lines for variant in family]
+    kinds = sorted({run["training_error_of"] for variant in variants for run in variant.results})
+    errors = [
+        {
+            "network": variant.name,
+            "layers": depth(variant),
+            "seeds": len(variant.results),
+            "training error %, mean": training(variant).mean,
+            "median": training(variant).median,
+            "test error %, mean": variant.error.mean,
+        }
+        for variant in variants
+    ]
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
+    limits = [
+        {
+            "networks": title(family),
+            "depths": " ".join(str(depth(variant)) for variant in family),
+            heading: stops_learning(family, threshold) or "none",
+        }
+        for family in lines
+    ]
     return Finding(
         name="depth",
         title="Depth",
-        caption=f"Training error (bold; of {', or '.join(kinds)}) and test error (thin) of the last step, mean and range over seeds; "
-        f"dotted: {threshold:g} %. After He et al. 2015, Figure 1.",
+        caption=f"Training error (bold; of {', or '.join(kinds)}) and test error (thin) of the "
+        f"last step, mean and range over seeds; dotted: {threshold:g} %. "
+        "After He et al. 2015, Figure 1.",
         tables=(
-            Table("error by depth", columns, errors),
-            Table("depth at which learning stops", ("networks", "depths", heading), limits),
+            subjects.table("error by depth", errors),
+            subjects.table("depth at which learning stops", limits),
         ),
         rows=[
             {
-                "networks": family.title,
-                "network": depth.cell.name,
-                "layers": depth.layers,
-                "seed": result["seed"],
+                "networks": title(family),
+                "network": variant.name,
+                "layers": depth(variant),
+                "seed": run["seed"],
+                "training error percent": run["training_error_percent"],
+                "test error percent": run["value"],
             }
-            | {
-                "training error percent": result["training_error_percent"],
-                "test error percent": result["value"],
-            }
-            for family, depth in pairs
-            for result in depth.cell.results
+            for family in lines
+            for variant in family
+            for run in variant.results
         ],
     )
 
 
-def draw(results: Sequence[Family], threshold: float) -> Figure:
+def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
-    figure, (panel,) = plots.panels("layers with weights")
-    for _, family, style in plots.styled(dict(enumerate(results))):
-        depths = [depth.layers for depth in family.depths]
-        for name, linestyle, width in (("training", "-", 1.8), ("test", "--", 0.7)):
-            spreads: list[Spread] = [getattr(depth, name) for depth in family.depths]
+    figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
+    for _, family, style in plots.styled(dict(enumerate(lines))):
+        depths = list(map(depth, family))
+        errors = [training(variant) for variant in family], [variant.error for variant in family]
+        looks = ("training", "-", 1.8), ("test", "--", 0.7)
+        for spreads, (name, linestyle, width) in zip(errors, looks, strict=True):
             mean = np.array([spread.mean for spread in spreads])
-            ranges = [
-                mean - [min(spread.values) for spread in spreads],
-                [max(spread.values) for spread in spreads] - mean,
-            ]
-            line = style | {"linestyle": linestyle, "linewidth": width}
-            panel.errorbar(
-                depths,
-                mean,
-                ranges,
-                capsize=2,
-                elinewidth=0.7,
-                label=f"{figures.shortened(family.title)}, {name}",
-                **line,
-            )
+            low = mean - [min(spread.values) for spread in spreads]
+            high = [max(spread.values) for spread in spreads] - mean
+            line = style | {"linestyle": linestyle, "linewidth": width, "capsize": 2}
+            label = f"{figures.shortened(title(family))}, {name}"
+            panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
-    panel.set_xticks(sorted({depth.layers for family in results for depth in family.depths}))
-    panel.set_ylabel("error (%)")
+    panel.set_xticks(sorted({depth(variant) for family in lines for variant in family}))
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
     panel.legend(frameon=False)

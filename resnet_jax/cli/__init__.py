@@ -1,202 +1,109 @@
-"""The command line, ``resnet-jax COMMAND``. Commands do heavy imports themselves."""
+"""The command line, ``resnet-jax COMMAND``.
 
-import argparse
-import dataclasses
-import json
+A command is a function, whose parameters are its options (tyro). It is imported when it is called:
+``resnet-jax --help`` needs neither JAX nor Flax.
+"""
+
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from typing import NoReturn
 
-import tyro
-from tyro.conf import Positional
+from tyro.extras import SubcommandApp
 
-from resnet_jax import distributed
-from resnet_jax.cli import options as options_lib
-from resnet_jax.cli.options import EXPERIMENT, Command, later
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.errors import CommandError
 
-
-def summary(arguments: Sequence[str]) -> None:
-    """Count a network without building it: NETWORK|FILE.py:FUNCTION [--depth N] [--shortcut A]"""
-    from resnet_jax import models
-    from resnet_jax.models.catalog import FAMILIES
-
-    name, rest = options_lib.first(
-        "summary", arguments, "a network, as cifar_resnet or resnet50, or " + EXPERIMENT
-    )
-
-    parser = argparse.ArgumentParser("resnet-jax summary", add_help=False, allow_abbrev=False)
-    parser.add_argument("--depth", type=int)
-    depth = parser.parse_known_args(rest)[0].depth
-    if name is None:
-        base = models.cifar_architecture(depth or 110)
-    elif ":" in name:
-        base = options_lib.experiment(name).model
-    else:
-        base = models.architecture(name, depth)
-
-    @dataclass(frozen=True, kw_only=True)
-    class Summary:
-        """Parameters, multiply-adds (the papers' FLOPs, for one image) and projections, by stage."""
-
-        depth: int | None = None
-        """Layers: 6n+2 for cifar_resnet, cifar_plain and cifar_preresnet, 18 to 200 for the imagenet families."""
-        json: bool = False
-        """Print parameters, multiply_adds, projections and stages as JSON."""
-        model: Annotated[models.Architecture, tyro.conf.arg(name="")] = field(default=base)
-
-    Summary.__doc__ = f"{Summary.__doc__} Families, with --depth: {', '.join(FAMILIES)}. Networks: {', '.join(models.NETWORKS)}."
-    options = options_lib.parse(f"summary {name or 'NETWORK'}", Summary, rest)
-    counts = models.count(options.model)
-    if options.json:
-        print(json.dumps(dataclasses.asdict(counts)))
-        return
-    from resnet_jax.terminal import Table, out, terminal
-
-    def shape(sizes: Sequence[int]) -> str:
-        return "x".join(map(str, sizes))
-
-    stages = counts.stages
-    rows = [
-        (
-            s.name,
-            s.num_blocks or None,
-            shape(s.output_shape),
-            s.parameters,
-            s.multiply_adds,
-            s.projections or None,
-        )
-        for s in stages
-    ]
-    rows.append(
-        (
-            "all",
-            sum(stage.num_blocks for stage in stages),
-            "",
-            counts.parameters,
-            counts.multiply_adds,
-            counts.projections,
-        )
-    )
-    title = f"{name}{f' --depth {depth}' if depth else ''}, one image of {shape(options.model.input_shape)}"
-    out.print(
-        terminal(
-            Table(
-                title,
-                ("", "blocks", "output", "parameters", "multiply-adds", "projections"),
-                tuple(rows),
-            )
-        )
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """Write a TFDS data set into the data directory. Training never downloads."""
-
-    name: Positional[str]
-    """digits (embedded, no network), cifar10, imagenet2012, or another image-classification set of TFDS."""
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Folder of files that TFDS cannot download, such as ILSVRC2012_img_train.tar."""
-    data_dir: str | None = None
-    """Folder to write to; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-
-
-def prepare(arguments: Sequence[str]) -> None:
-    """Write a data set into the data directory: digits|cifar10|imagenet2012|NAME [--from DIR]"""
-    options = options_lib.parse("prepare", PrepareOptions, arguments)
-    from resnet_jax.data.prepare import prepare as prepare_set
-
-    info = prepare_set(options.name, options.data_dir, archives=options.from_)
-    examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
-    print(f"{info.name} {info.version} is in {info.directory}: {examples}")
-
-
-COMMANDS: dict[str, Command] = {
-    name: later(f"resnet_jax.{reference}", doc)
-    for name, (reference, doc) in {
-        "train": (
-            "cli.train:train",
-            "Train an experiment, or continue it: FILE.py:FUNCTION --workdir DIR [--steps N] [--FIELD VALUE]",
-        ),
-        "evaluate": (
-            "cli.evaluate:evaluate",
-            "Score a run, or imported weights: RUN_OR_FILE [--protocol 256/224 ten-crop]",
-        ),
-        "study": (
-            "cli.study:study",
-            "Compare experiments over seeds: FILE.py:FUNCTION --seeds N --workdir DIR [--data digits]",
-        ),
-        "report": (
-            "cli.study:report",
-            "Table of runs, and report.html: RUN [RUN ...]; a paper's numbers beside ours: --paper he2015",
-        ),
-        "weights": (
-            "cli.weights:run",
-            "Import weights of torchvision, timm or akamaster, and export them: import|export|show FILE",
-        ),
-        "data": (
-            "cli.data:run",
-            "Show the images of a training step: preview FILE.py:FUNCTION [--to FILE.png]",
-        ),
-        "analyze": (
-            "cli.analyze:run",
-            "Analyze trained networks: responses RUN [RUN ...] [--to DIR]",
-        ),
-        "doctor": (
-            "cli.doctor:doctor",
-            "List versions, devices and data sets, and problems with their remedies",
-        ),
-        "plan": (
-            "cli.plan:run",
-            "Compile a step for target hardware that is not attached: FILE.py:FUNCTION --target tpu:v5e:16x16",
-        ),
-    }.items()
-} | {"summary": summary, "prepare": prepare}
+# MODULE:FUNCTION, and the line in the list of commands.
+COMMANDS = {
+    "train": ("cli.train:train", "Train an experiment, or continue it."),
+    "evaluate": ("cli.train:evaluate", "Score a run, or imported weights."),
+    "study": ("cli.study:study", "Compare experiments over seeds."),
+    "report": ("cli.study:report", "Tables of runs, and a page; a paper's numbers beside ours."),
+    "list": ("cli.info:list_", "List networks and recipes."),
+    "summary": ("cli.info:summary", "Count a network without building it."),
+    "doctor": ("cli.info:doctor", "List versions, devices, data sets, and problems with remedies."),
+    "prepare": ("cli.data:prepare", "Write a data set into the data directory."),
+    "data preview": ("cli.data:preview", "Draw the images of a training step."),
+    "weights import": ("cli.weights:import_", "Convert weights of torchvision, timm or akamaster."),
+    "weights export": ("cli.weights:export", "Write weights in the names of another code base."),
+    "weights show": ("cli.weights:show_", "Print the card of weights and the origin of tensors."),
+    "analyze responses": ("cli.analyze:responses", "Strength of layers (He et al. 2015)."),
+    "analyze lesions": ("cli.analyze:lesions", "Deleted blocks (Veit et al. 2016)."),
+    "analyze paths": ("cli.analyze:paths", "Lengths and gradients of paths (Veit et al. 2016)."),
+    "analyze identity": ("cli.analyze:identity", "Distance of blocks from the identity."),
+    "analyze landscape": ("cli.analyze:landscape", "Loss landscape (Li et al. 2018)."),
+    "analyze depth": ("cli.analyze:depth", "Error against depth (He et al. 2015)."),
+    "plan": ("cli.plan:plan", "Compile a step for target hardware that is not attached."),
+}
+_GROUPS = {
+    "data": "Look at data sets.",
+    "weights": "Import, export and show weights.",
+    "analyze": "Analyze trained networks.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; launch/README.md lists the exit codes."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every save.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "resnet_jax"))
     try:
-        options_lib.dispatch("", COMMANDS, arguments, before=_cache_compiled_programs)
-    except (
-        UserError,
-        KeyboardInterrupt,
-        Interrupted,
-        NonFiniteLoss,
-        distributed.NeverMet,
-    ) as error:
-        codes = {KeyboardInterrupt: 130, distributed.NeverMet: distributed.PEER_LOST}
-        print(f"resnet-jax: {str(error) or 'stopped'}", file=sys.stderr)
-        distributed.leave(codes.get(type(error), getattr(error, "exit_code", 2)))
+        try:
+            _run(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # The reader, such as `head`, has ended.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(141)
+    except CommandError as error:
+        print(f"resnet-jax: {error}", file=sys.stderr)
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        print("resnet-jax: stopped", file=sys.stderr)
+        _leave(130)
     except Exception as error:
+        from resnet_jax import distributed
+
         if not distributed.several():
             raise
         traceback.print_exc()
-        if distributed.lost(error):
-            print(
-                f"resnet-jax: {distributed.name()}: another process was lost; the same command, in all, continues",
-                file=sys.stderr,
-            )
-            distributed.leave(distributed.PEER_LOST)
-        distributed.leave(1)
+        if not distributed.lost(error):
+            _leave(1)
+        print("resnet-jax: another process was lost; run all of them again", file=sys.stderr)
+        _leave(distributed.PEER_LOST)
 
 
-def _cache_compiled_programs() -> None:
-    """Sets the default of JAX_COMPILATION_CACHE_DIR."""
-    import jax
+def _run(words: list[str]) -> None:
+    called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    command, registry = None, None
+    if called:
+        from resnet_jax.cli import options
 
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "resnet_jax"))
+        rest = words[len(called.split()) :]
+        command, registry = options.bind(f"resnet_jax.{COMMANDS[called][0]}", rest)
+    apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
+    for name, (_, text) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if name == called and command:
+            apps[group].command(name=last)(command)
+        else:
+            apps[group].command(name=last, help=text)(_placeholder)
+    for group, text in _GROUPS.items():
+        apps[""].command(apps[group], name=group, help=text)
+    apps[""].cli(
+        prog="resnet-jax",
+        description="Residual networks in JAX. COMMAND --help lists the options of a command.",
+        args=["--help" if word == "--help-all" else word for word in words],
+        registry=registry,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _placeholder() -> None: ...
+
+
+def _leave(code: int) -> NoReturn:
+    if "resnet_jax.distributed" in sys.modules:
+        sys.modules["resnet_jax.distributed"].leave(code)
+    raise SystemExit(code)

@@ -1,31 +1,44 @@
-"""``resnet-jax analyze``: the analyses of trained networks."""
+"""``resnet-jax analyze``: runs an analysis, prints it and writes it beside the first run."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+import json
+import shlex
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from resnet_jax.cli import options as options_lib
-from resnet_jax.models import components
+import tyro
 
-COMMANDS: Mapping[str, str] = {
-    "responses": "Strength of layers and branches (He et al. 2015, Figure 7): RUN [RUN ...]",
-    "lesions": "Error after blocks are deleted or exchanged (Veit et al. 2016): RUN [PLAIN_TWIN]",
-    "paths": "Path lengths, and the gradient that paths carry (Veit et al. 2016): RUN [RUN ...]",
-    "identity": "Distance of blocks from the identity (He et al. 2015, Section 3.1): RUN",
-    "landscape": "Filter-normalized loss landscape (Li et al. 2018): RUN [PLAIN_TWIN]",
-    "depth": "Error against depth (He et al. 2015, Figure 1): RUNS",
-}
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Runs ``resnet-jax analyze ANALYSIS``."""
-    options_lib.dispatch(
-        "analyze", {name: _command(name, doc) for name, doc in COMMANDS.items()}, arguments
-    )
+from resnet_jax.cli.options import Words
+from resnet_jax.errors import UserError
+from resnet_jax.studies import findings, results
+from resnet_jax.terminal import show
 
 
-def _command(name: str, doc: str) -> options_lib.Command:
-    def run(arguments: Sequence[str]) -> None:
-        analysis = components.load_module(f"resnet_jax.analysis.{name}")
-        analysis.run(options_lib.parse(f"analyze {name}", analysis.Options, arguments), arguments)
+def __getattr__(name: str) -> Callable[..., None]:
+    """Returns the command of the module of ``resnet_jax.analysis`` with this name."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    analysis = importlib.import_module(f"resnet_jax.analysis.{name}")
 
-    run.__doc__ = doc
-    return run
+    def analyze(options: Any, words: Words = ()) -> None:
+        if not options.sources:
+            raise UserError(f"analyze {name} needs at least one run directory or file of weights.")
+        finding, draw = analysis.run(options)
+        line = shlex.join(["resnet-jax", "analyze", name, *words])
+        directories = (source for source in options.sources if source.is_dir())
+        runs = [run for directory in directories for run in results.find(directory)]
+        folder = options.to or (runs[0] / findings.FOLDER if runs else None)
+        try:  # The numbers are also printed where they cannot be written.
+            files = findings.write(finding, line, draw, folder) if folder else []
+        finally:
+            if options.json:
+                print(json.dumps(finding.plain(line), allow_nan=False))
+            else:
+                show(*finding.tables)
+        if files and not options.json:
+            endings = ", ".join(file.suffix for file in files)
+            show(finding.caption, f"{files[0].with_suffix('')}{endings}")
+
+    analyze.__doc__ = analysis.Options.__doc__
+    analyze.__annotations__["options"] = Annotated[analysis.Options, tyro.conf.arg(name="")]
+    return analyze

@@ -1,95 +1,81 @@
-"""``resnet-jax data``: a picture of augmented training images."""
+"""``resnet-jax prepare`` and ``resnet-jax data preview``."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Float
+from matplotlib.figure import Figure
+from tyro.conf import Positional
 
-from resnet_jax.cli import options as options_lib
+from resnet_jax.cli.options import DataDir, Fields, Reference
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import ResidentData, augmentation_key
-
-if TYPE_CHECKING:
-    pass
+from resnet_jax.training.step import augmentation_key, batch_indices
 
 
-def preview(arguments: Sequence[str]) -> None:
-    """A picture of the images of a training step after augmentation: resnet-jax data preview FILE.py:FUNCTION [--to FILE.png]"""
-    from resnet_jax.training.config import Experiment
+def prepare(
+    name: Positional[str],
+    *,
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    data_dir: str | None = None,
+) -> None:
+    """Write a TFDS data set into the data directory. Training never downloads.
 
-    reference, base, rest = options_lib.experiment_first("data preview", arguments)
+    Args:
+      name: digits (embedded, no network), cifar10, imagenet2012, or another image-classification
+        set of TFDS.
+      from_: Folder of files that TFDS cannot download, such as ILSVRC2012_img_train.tar.
+      data_dir: Folder to write to; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+    """
+    from resnet_jax.data.prepare import prepare as prepare_set
 
-    @dataclass(frozen=True, kw_only=True)
-    class Preview:
-        """A picture of the images of a training step, cropped, augmented and mixed, with their classes. Every field can be set."""
+    info = prepare_set(name, data_dir, archives=from_)
+    examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
+    print(f"{info.name} {info.version} is in {info.directory}: {examples}")
 
-        to: Path = Path("preview.png")
-        """File of the picture: .png, .pdf, .svg."""
-        images: int = 32
-        """Number of images, from the start of the batch."""
-        seed: int = 0
-        step: int = 0
-        """Training step of the images, from 0."""
-        data_dir: str | None = None
-        """Folder of prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
 
-    options = options_lib.parse(f"data preview {reference}", Preview, rest)
-    if options.images < 1 or options.step < 0:
+def preview(
+    reference: Reference,  # noqa: ARG001
+    *,
+    experiment: Fields,
+    to: Path = Path("preview.png"),
+    images: int = 32,
+    seed: int = 0,
+    step: int = 0,
+    data_dir: DataDir = None,
+) -> None:
+    """Draw the images of a training step, cropped, augmented and mixed, with their classes.
+
+    Every field of the experiment is an option; --help-all lists all of them.
+
+    Args:
+      to: File of the picture: .png, .pdf, .svg.
+      images: Number of images, from the start of the batch.
+      step: Training step of the images, from 0.
+    """
+    if images < 1 or step < 0:
         raise UserError(
-            f"--images must be at least 1 and --step at least 0, got {options.images} and {options.step}."
+            f"--images must be at least 1 and --step at least 0, got {images} and {step}."
         )
-    if options.to.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--to must end in .png, .pdf or .svg, got {options.to}.")
-    from resnet_jax.data import datasets
-
-    info = datasets.describe(options.experiment.data.name, options.data_dir)
-    options.experiment.check(info)
-
-    preview_images = shown(
-        options.experiment, info, seed=options.seed, step=options.step, count=options.images
-    )
-    _draw(
-        preview_images,
-        f"{options.experiment.name}, seed {options.seed}, step {options.step}",
-        options.to,
-    )
-    print(f"{len(preview_images.captions)} images of {info.name} are in {options.to}")
-
-
-def _draw(shown: "Shown", title: str, to: Path) -> None:
-    from matplotlib.figure import Figure
-
-    columns = min(8, len(shown.captions))
-    rows = -(-len(shown.captions) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.1 * rows + 0.5), layout="constrained")
-    figure.suptitle(title)
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.set_axis_off()
-    for axes, image, caption in zip(figure.axes, shown.images, shown.captions, strict=False):
-        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(caption.replace(" + ", "\n"), fontsize=7)
+    if to.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--to must end in .png, .pdf or .svg, got {to}.")
+    info = datasets.describe(experiment.data.name, data_dir)
+    experiment.check(info)
+    batch = shown(experiment, info, seed=seed, step=step, count=images)
+    figure = _draw(batch)
+    figure.suptitle(f"{experiment.name}, seed {seed}, step {step}")
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=100)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"preview": preview}
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Dispatches to a command."""
-    options_lib.dispatch("data", COMMANDS, arguments)
+    print(f"{len(batch.captions)} images of {info.name} are in {to}")
 
 
 @dataclass(frozen=True)
@@ -105,34 +91,45 @@ class Shown:
 def shown(
     experiment: Experiment, info: DatasetInfo, *, seed: int = 0, step: int = 0, count: int = 32
 ) -> Shown:
-    """Returns the first ``count`` images of the batch after ``step`` steps, augmented as in training."""
+    """Returns the first ``count`` images of the batch after ``step`` steps, as in training."""
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        resident = ResidentData(examples.images, examples.labels, preprocessing)
-        chosen = resident.order(key, jnp.int32(step), 1, experiment.batch_size)[0]
-        images, labels = examples.images[chosen], examples.labels[chosen]
+        (order,) = batch_indices(
+            jax.random.fold_in(key, 1),
+            jnp.int32(step),
+            steps=1,
+            batch_size=experiment.batch_size,
+            examples=len(examples),
+        )
+        images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
         stream = Rows(feed.stream(experiment, info, seed), first_step=step, last_step=step + 1)
-        images, labels, _ = (
-            np.stack(values)
-            for values in zip(*(stream[i] for i in range(len(stream))), strict=True)
-        )
-    batches = program.batches_of(experiment, info.num_classes)
-    batch = jax.jit(batches)(
-        augmentation_key(key, step), preprocessing, jnp.asarray(images), jnp.asarray(labels)
+        rows = [stream[i] for i in range(len(stream))]
+        images, labels, _ = map(np.stack, zip(*rows, strict=True))
+    augment = jax.jit(program.augmentation(experiment), static_argnums=4)
+    augmented, targets = augment(
+        augmentation_key(key, step), preprocessing, images, labels, info.num_classes
     )
-    pixels = np.clip(
-        np.asarray(batch.images[:count]) * preprocessing.deviation + preprocessing.mean, 0, 1
-    )
-    names = datasets.class_names(info)
-    if batch.targets is None:
-        return Shown(pixels, [names[label] for label in np.asarray(batch.labels[:count])])
-    targets = np.asarray(batch.targets[:count])
-    largest = np.argsort(-targets)[:, :2]
-    shares = [
-        [f"{row[label]:.2f} {names[label]}" for label in two if row[label] > 0]
-        for row, two in zip(targets, largest, strict=True)
+    pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
+    pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
+    if targets is None:
+        return Shown(pixels, [names[label] for label in labels[:count]])
+    captions = [
+        " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
+        for row in np.asarray(targets[:count])
     ]
-    return Shown(pixels, [" + ".join(parts) for parts in shares])
+    return Shown(pixels, captions)
+
+
+def _draw(batch: Shown) -> Figure:
+    columns = min(8, len(batch.captions))
+    rows = -(-len(batch.captions) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.1 * rows + 0.5), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(figure.axes, batch.images, batch.captions, strict=False):
+        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+        axes.set_title(caption.replace(" + ", "\n"), fontsize=7)
+    return figure

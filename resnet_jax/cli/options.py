@@ -1,178 +1,182 @@
-"""Command line options: experiments by reference, their fields, parts of networks by class and arguments."""
+"""Options of commands: experiments by reference and their fields, parts of networks."""
 
 import dataclasses
+import functools
+import importlib
+import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
+from resnet_jax import models
+from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import components
+from resnet_jax.models import catalog, components
 from resnet_jax.models.components import Component, Factory
+from resnet_jax.training.config import Data, Experiment
 
-if TYPE_CHECKING:
-    from resnet_jax.training.config import Experiment
+_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20"
+Reference = Annotated[
+    str,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}."),
+]
+Fields = Annotated[Experiment, tyro.conf.arg(name="")]
+AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
+DataDir = Annotated[
+    str | None,
+    tyro.conf.arg(
+        help="Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
+    ),
+]
+Processes = Annotated[Joining, tyro.conf.arg(name="")]
+# The arguments of the command, for records and for options that are set explicitly.
+Words = Annotated[tuple[str, ...], tyro.conf.Suppress]
 
-Options = TypeVar("Options")
-Command = Callable[[Sequence[str]], None]
-
-EXPERIMENT = "FILE.py:FUNCTION, as experiments/he2015_cifar10.py:resnet20"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Directories and devices of a run."""
-
-    workdir: Path
-    """Folder of the run, made if missing. A run in it is continued; another experiment or seed is rejected."""
-    data_dir: str | None = None
-    """Folder of prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
-    devices: int | None = None
-    """Devices to use, over all processes; default: all."""
-    joining: Annotated[Joining, tyro.conf.arg(name="")] = field(default=Joining())
+# For help without an experiment.
+_EXAMPLE = Experiment(
+    name="resnet20", model=models.cifar_architecture(20), data=Data(name="cifar10")
+)
+# Fields of an experiment under --help; --help-all lists all. Joining belongs to launchers.
+_FREQUENT = {
+    "Experiment": {"model", "data", "schedule", "optimizer", "steps", "batch_size"},
+    "Architecture": {"shortcut"},
+    "Data": {"name"},
+    "Schedule": {"learning_rate"},
+    "Optimizer": {"weight_decay"},
+    "Joining": set(),
+}
 
 
-def registry() -> ConstructorRegistry:
-    """Reads a part: its name in the papers (A), in the package (ZeroPad), or FILE.py:CLASS; with arguments, as ``Scaled(shortcut=0.5)``."""
-    parts_registry = ConstructorRegistry()
+def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], ConstructorRegistry]:
+    """Imports a command, and fills the defaults of its options that depend on its first argument.
 
-    @parts_registry.primitive_rule
-    def part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        arguments = typing.get_args(info.type)
-        base = arguments[0] if typing.get_origin(info.type) is type else None
-        if Component not in arguments and base is None:
-            return None
-        from resnet_jax.data import augment_device, augment_host
-        from resnet_jax.models import parts
-
-        others = parts.parts_of(augment_host, augment_device)
-        # `none` is also the name of a shortcut, which is not optional.
-        optional = NoneType in arguments
-
-        def read(words: list[str]) -> Factory | None:
-            if optional and words[0] == "none":
-                return None
-            part = parts.load_part(words[0], others)
-            if base is not None and not (isinstance(part, type) and issubclass(part, base)):
-                fitting = [
-                    name
-                    for name, value in parts.known().items()
-                    if isinstance(value, type) and issubclass(value, base)
-                ]
-                raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
-            return part
-
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
-            instance_from_str=read,
-            is_instance=lambda value: (
-                isinstance(value, type | Component) or (optional and value is None)
-            ),
-            str_from_instance=lambda value: [
-                "none" if value is None else parts.name_of(value, others)
-            ],
+    Parameters called ``experiment`` and ``model`` get what the first argument refers to, an
+    example for help alone; ``words`` gets the arguments.
+    """
+    module_name, _, name = reference.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, name)
+    # tyro keeps the line breaks of an argument's description.
+    function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
+    parameters = inspect.signature(function).parameters
+    first = words[0] if words and not words[0].startswith("-") else None
+    registry, defaults = ConstructorRegistry(), {}
+    registry.primitive_rule(_part_rule)
+    if "words" in parameters:
+        defaults["words"] = tuple(words)
+    if "experiment" in parameters:
+        if {"-h", "--help"} & {*words}:
+            registry.struct_rule(_frequent_fields())
+        elif first is None and "--help-all" not in words:
+            raise UserError(f"{name}: first name the experiment, {_REFERENCE}")
+        defaults["experiment"] = experiment(first) if first else _EXAMPLE
+    if "model" in parameters:
+        depth = re.search(r"--depth[= ](\d+)", " ".join(words))
+        defaults["model"] = (
+            network(first, int(depth[1]) if depth else None) if first else _EXAMPLE.model
         )
-
-    return parts_registry
-
-
-def first(command: str, arguments: Sequence[str], what: str) -> tuple[str | None, list[str]]:
-    """Splits off the first argument; None with --help alone. Raises UserError if it is missing."""
-    if arguments and not arguments[0].startswith("-"):
-        return arguments[0], list(arguments[1:])
-    if {"-h", "--help"} & set(arguments):
-        return None, list(arguments)
-    raise UserError(f"{command}: first name {what}")
+    return functools.partial(function, **defaults), registry
 
 
-def later(reference: str, doc: str) -> Command:
-    """Returns a command that is imported when called: ``module:name``, or ``module`` for its ``run``. ``doc``: its line in the list."""
-
-    def run(arguments: Sequence[str]) -> None:
-        components.load(reference if ":" in reference else f"{reference}:run")(arguments)
-
-    run.__doc__ = doc
-    return run
+def recipes() -> Path:
+    """Returns the folder of recipes: of this checkout, or of the installed package."""
+    package = Path(__file__).parents[1]
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
 
 
-def dispatch(
-    group: str,
-    commands: Mapping[str, Command],
-    arguments: Sequence[str],
-    more: str = "",
-    before: Callable[[], None] = lambda: None,
-) -> None:
-    """Runs a command of a group ("": of all) after ``before``, or lists all and exits. Raises UserError for an unknown one."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        lines = "\n".join(
-            f"  {name:9} {(command.__doc__ or '').strip()}" for name, command in commands.items()
-        )
-        called = f"resnet-jax {group} COMMAND".replace("  ", " ")
-        print(f"{called} [...]; {called} --help says more\n\n{lines}{more}")
-        raise SystemExit(0 if arguments else 2)
-    if arguments[0] not in commands:
-        raise UserError(
-            f"there is no command '{f'{group} {arguments[0]}'.strip()}'{nearest(arguments[0], commands)}"
-        )
-    before()
-    commands[arguments[0]](arguments[1:])
+def resolve(reference: str) -> str:
+    """Returns FILE.py:FUNCTION for the name of a recipe, ``he2015_cifar10:resnet20``."""
+    place, _, name = reference.partition(":")
+    file = recipes() / f"{place}.py"
+    return f"{file}:{name}" if place.isidentifier() and file.is_file() else reference
 
 
-def experiment_first(command: str, arguments: Sequence[str]) -> tuple[str, "Experiment", list[str]]:
-    """Returns the reference of an experiment, the experiment (an example for ``--help``) and the other arguments."""
-    reference, rest = first(command, arguments, f"the experiment, {EXPERIMENT}")
-    if reference:
-        return reference, experiment(reference), rest
-    from resnet_jax.models import cifar_architecture
-    from resnet_jax.training.config import Data, Experiment
-
-    return (
-        EXPERIMENT,
-        Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10")),
-        rest,
-    )
-
-
-def call(reference: str, what: str) -> Any:
-    """Calls a function by its reference."""
-    function = components.load(reference)
-    if not callable(function):
-        raise UserError(f"{reference} is no function; a {what} is a function without arguments")
-    return function()
-
-
-def experiment(reference: str) -> "Experiment":
+def experiment(reference: str) -> Experiment:
     """Returns the experiment of FILE.py:FUNCTION."""
-    from resnet_jax.training.config import Experiment
+    return _call(reference, Experiment)
 
-    returned = call(reference, "experiment")
-    if not isinstance(returned, Experiment):
+
+def network(name: str, depth: int | None = None) -> models.Architecture:
+    """Returns the network of FILE.py:FUNCTION, or of a name in the catalog."""
+    if ":" not in name:
+        return models.architecture(name, depth)
+    returned = _call(name, Experiment, models.Architecture)
+    return returned.model if isinstance(returned, Experiment) else returned
+
+
+def _call(reference: str, *types: type[Any]) -> Any:
+    function = components.load(resolve(reference))
+    if not callable(function):
+        raise UserError(f"{reference} is no function; write a function without arguments")
+    returned = function()
+    if not isinstance(returned, types):
+        names = " or ".join(cls.__name__ for cls in types)
         raise UserError(
-            f"{reference} returned no Experiment; 'resnet-jax study' takes a function that returns several"
+            f"{reference} returned no {names}; "
+            "'resnet-jax study' takes a function that returns several experiments"
         )
     return returned
 
 
-def rescaled(base: "Experiment", changed: "Experiment") -> "Experiment":
-    """``--steps`` alone rescales the schedule; with ``--schedule.decay-steps`` or ``--schedule.cosine-steps`` all are taken as given."""
-    before, now = base.schedule, changed.schedule
-    if (now.decay_steps, now.cosine_steps) != (before.decay_steps, before.cosine_steps):
-        return changed
-    return dataclasses.replace(changed, steps=base.steps).shortened(changed.steps)
+def _frequent_fields() -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
+    """Returns a rule that leaves the fields of ``_FREQUENT``."""
+    is_active = True
+
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal is_active
+        fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
+        if fields is None or not is_active:
+            return None
+        is_active = False  # For the rules of tyro.
+        spec: Any = ConstructorRegistry.get_struct_spec(info)
+        is_active = True
+        kept = tuple(field for field in spec.fields if field.name in fields)
+        return dataclasses.replace(spec, fields=kept)
+
+    return rule
 
 
-def parse(program: str, options: type[Options], arguments: Sequence[str]) -> Options:
-    return tyro.cli(
-        options,
-        prog=f"resnet-jax {program}",
-        args=list(arguments),
-        registry=registry(),
-        config=(tyro.conf.AvoidSubcommands,),
+def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
+    arguments = typing.get_args(info.type)
+    base = arguments[0] if typing.get_origin(info.type) is type else None
+    if Component not in arguments and base is None:
+        return None
+    others = catalog.parts_of(augment_host, augment_device)
+    # `none` is also the name of a shortcut, which is not optional.
+    optional = NoneType in arguments
+
+    def read(words: list[str]) -> Factory | None:
+        if optional and words[0] == "none":
+            return None
+        part = catalog.load_part(words[0], others)
+        if base is None or (isinstance(part, type) and issubclass(part, base)):
+            return part
+        known = catalog.known().items()
+        fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
+        raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, type | Component | NoneType),
+        str_from_instance=lambda value: [
+            "none" if value is None else catalog.name_of(value, others)
+        ],
     )

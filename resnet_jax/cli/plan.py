@@ -1,80 +1,96 @@
 """``resnet-jax plan``: the training step on target hardware that is not attached."""
 
 import json
+import math
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 
 from resnet_jax import plan as plan_lib
-from resnet_jax.cli import options as options_lib
+from resnet_jax.cli.options import AsJson, Fields, Reference, Words
+from resnet_jax.errors import UserError
+from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
-from resnet_jax.training.config import Experiment
+
+_COLUMNS = (
+    *("target", "fsdp", "BatchNorm images", "images per device", "fits", "GB", "of"),
+    *("GFLOP per image", "MB per image", "collectives (of a scan once)", "largest batch"),
+)
 
 
-def run(arguments: Sequence[str]) -> None:
-    reference, base, rest = options_lib.experiment_first("plan", arguments)
+def plan(
+    reference: Reference,  # noqa: ARG001
+    *,
+    target: tuple[str, ...],
+    experiment: Fields,
+    batch_per_device: int | None = None,
+    variants: tuple[plan_lib.Kind, ...] = ("data", "global", "fsdp"),
+    fsdp: int | None = None,
+    search: bool = True,
+    as_json: AsJson = False,
+    words: Words = (),
+) -> None:
+    """Compile a training step for target hardware: memory, FLOPs, bytes accessed, collectives.
 
-    @dataclass(frozen=True, kw_only=True)
-    class Plan:
-        """Compile a training step for target hardware that is not attached: memory, largest batch, FLOPs, bytes accessed, collectives."""
+    Every field of the experiment is an option; --help-all lists all of them.
 
-        target: tuple[str, ...]
-        """tpu:v5e:16x16, tpu:v6e:4x4, tpu:v5p:8x16x16, gpu:h100, gpu:h200:8, ..."""
-        batch_per_device: int | None = None
-        """Default: batch_size, shared by the devices."""
-        variants: tuple[plan_lib.Kind, ...] = ("data", "global", "fsdp")
-        """data: replicated parameters, BatchNorm over its groups, else over the images of a device.
-        global: BatchNorm over the batch. fsdp: split parameters, BatchNorm over groups."""
-        fsdp: int | None = None
-        """Devices that share one copy of the parameters. Default: the largest divisor up to 16."""
-        search: bool = True
-        """Search the largest batch that fits with the first variant."""
-        json: bool = False
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
-
-    options = options_lib.parse(f"plan {reference}", Plan, rest)
+    Args:
+      target: tpu:v5e:16x16, tpu:v6e:4x4, tpu:v5p:8x16x16, gpu:h100, gpu:h200:8, ...
+      batch_per_device: Default: batch_size, shared by the devices.
+      variants: data: replicated parameters, BatchNorm over its groups, else over the images of a
+        device. global: BatchNorm over the batch. fsdp: split parameters, BatchNorm over groups.
+      fsdp: Devices that share one copy of the parameters. Default: the largest divisor up to 16.
+      search: Search the largest batch that fits with the first variant.
+    """
     # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
     )
     jax.config.update("jax_platforms", "cpu")
-    targets = [plan_lib.target(name) for name in options.target]
+    targets = [plan_lib.target(name) for name in target]
     jax.config.update("jax_enable_compilation_cache", False)
-    rows = [row for one in targets for row in plan_lib.rows_of(one, options)]
-    if options.json:
-        command = shlex.join(["resnet-jax", "plan", *arguments])
-        result = {
-            "kind": "plan",
-            "command": command,
-            "experiment": options.experiment.name,
-            **run_dir.describe(),
-            "rows": rows,
-        }
-        print(json.dumps(result))
+
+    def measured(one: plan_lib.Target, images: int, kinds: Any = variants) -> list[dict[str, Any]]:
+        found = plan_lib.variants(experiment, len(one.devices), images, kinds, fsdp)
+        return [plan_lib.measure(experiment, one, variant, images) for variant in found]
+
+    rows: list[dict[str, Any]] = []
+    for one in targets:
+        chips = len(one.devices)
+        share, rest = divmod(experiment.batch_size, chips)
+        batch = (0 if rest else share) if batch_per_device is None else batch_per_device
+        if batch < 1:
+            raise UserError(
+                f"batch_size must be a multiple of the {chips} devices of {one.name}. "
+                "Give --batch-per-device N."
+            )
+        first, *others = measured(one, batch)
+        if search:
+
+            def memory(images: int, one: plan_lib.Target = one) -> int | None:
+                return measured(one, images, variants[:1])[0].get("memory_bytes")
+
+            largest = plan_lib.largest_batch(memory, one.usable, batch)
+            first = first | {"largest_batch_per_device": largest}
+        rows += [first, *others]
+    if as_json:
+        command = shlex.join(["resnet-jax", "plan", *words])
+        result = {"kind": "plan", "command": command, "experiment": experiment.name}
+        print(json.dumps(result | run_dir.describe() | {"rows": rows}))
     else:
-        print(*map(_describe, rows), sep="\n")
+        show(Table("", _COLUMNS, tuple(map(_cells, rows))))
 
 
-def _describe(row: dict[str, Any]) -> str:
-    norm = {None: "as given", 0: "the batch"}.get(row["group_size"], f"{row['group_size']} images")
-    text = f"{row['target']}, fsdp {row['fsdp']}, BatchNorm over {norm}, {row['batch_per_device']} images per device: "
-    text += "fits" if row["fits"] else f"does not fit {row.get('refusal', '')}"
-    if "memory_bytes" in row:
-        text += f"\n  {row['memory_bytes'] / 1e9:,.2f} of {row['usable_bytes'] / 1e9:,.1f} GB"
-        text += f", {row['flops_per_image'] / 1e9:,.2f} GFLOP and {row['bytes_per_image'] / 1e6:,.1f} MB per image"
-        text += "".join(
-            f"\n  {kind['count']} {name}, {kind['bytes'] / 1e6:,.1f} MB"
-            for name, kind in row["collectives"].items()
-        )
-        text += (
-            "\n  bytes and collectives of a scan's body count once; see --execution.blocks loop"
-            * row["scan"]
-        )
-    if "largest_batch_per_device" in row:
-        text += f"\n  largest batch: {row['largest_batch_per_device']} images per device"
-    return text
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    collectives = row.get("collectives", {}).items()
+    return (
+        *(row[name] for name in ("target", "fsdp", "group_size", "batch_per_device")),
+        "yes" if row["fits"] else row.get("refusal", "no"),
+        *(row.get(name, math.nan) / 1e9 for name in ("memory_bytes", "usable_bytes")),
+        row.get("flops_per_image", math.nan) / 1e9,
+        row.get("bytes_per_image", math.nan) / 1e6,
+        "\n".join(f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives),
+        row.get("largest_batch_per_device"),
+    )

@@ -1,98 +1,163 @@
-"""``resnet-jax train``."""
+"""``resnet-jax train`` and ``resnet-jax evaluate``."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from tyro.conf import Positional
 
 from resnet_jax import distributed
-from resnet_jax.cli import options as options_lib
+from resnet_jax.cli import options
+from resnet_jax.cli.options import AsJson, DataDir, Fields, Processes, Reference, Words
+from resnet_jax.data import datasets
+from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError
+from resnet_jax.training.config import Experiment
 
 
-def train(arguments: Sequence[str]) -> None:
-    """See ``resnet_jax.cli.train``."""
-    from resnet_jax.training.config import Experiment
+def train(
+    reference: Reference,
+    *,
+    workdir: Path,
+    experiment: Fields,
+    seed: int = 0,
+    data_dir: DataDir = None,
+    devices: int | None = None,
+    fsdp: int = 1,
+    init_from: Path | None = None,
+    new_head: bool = False,
+    freeze_trunk: bool = False,
+    profile: int = 0,
+    as_json: AsJson = False,
+    joining: Processes = Joining(),
+    words: Words = (),
+) -> None:
+    """Train an experiment, or continue it. --steps also rescales its schedule.
 
-    reference, base, rest = options_lib.experiment_first("train", arguments)
+    Every field of the experiment is an option; --help-all lists all of them.
 
-    @dataclass(frozen=True, kw_only=True)
-    class Train(options_lib.RunOptions):
-        """Train an experiment, or continue it. --steps also rescales its schedule; every field can be set."""
-
-        seed: int = 0
-        """Seed of initialization, data order and augmentation."""
-        fsdp: int = 1
-        """Devices that share one copy of the parameters and the optimizer's state."""
-        init_from: Path | None = None
-        """Imported weights, or a run, to fine-tune, with their normalization of images, or --data.normalization."""
-        new_head: bool = False
-        """Initialize the classifier at random, for other classes."""
-        freeze_trunk: bool = False
-        """Train only the classifier; see also --optimizer.frozen and --optimizer.rates (stages 0.1)."""
-        profile: int = 0
-        """Steps to trace into WORKDIR/profile."""
-        json: bool = False
-        """Print the result as JSON."""
-        experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default=base)
-
-    options = options_lib.parse(f"train {reference}", Train, rest)
-    if options.profile < 0:
-        raise UserError(f"--profile must be a number of steps, got {options.profile}")
-    experiment = options_lib.rescaled(base, options.experiment)
-    from resnet_jax.data import datasets
-
+    Args:
+      workdir: Run directory. A run in it is continued; another experiment or seed is rejected.
+      seed: Seed of initialization, data order and augmentation.
+      devices: Devices to use, over all processes; default: all.
+      fsdp: Devices that share one copy of the parameters and the optimizer's state.
+      init_from: Imported weights, or a run, to fine-tune, with their normalization of images.
+      new_head: Initialize the classifier at random, for other classes.
+      freeze_trunk: Train only the classifier; see also --optimizer.frozen and --optimizer.rates.
+      profile: Steps to trace into WORKDIR/profile.
+    """
+    if profile < 0:
+        raise UserError(f"--profile must be a number of steps, got {profile}")
+    experiment = _rescaled(options.experiment(reference), experiment)
     # Reported before the slow imports.
-    datasets.describe(experiment.data.name, options.data_dir)
-    distributed.connect(options.joining)
-    if options.init_from is not None:
+    datasets.describe(experiment.data.name, data_dir)
+    distributed.connect(joining)
+    if init_from is not None:
         from resnet_jax.training import fine_tune
 
-        is_set = any(argument.partition("=")[0] == "--data.normalization" for argument in rest)
+        is_set = any(word.partition("=")[0] == "--data.normalization" for word in words)
         experiment = fine_tune.start_from(
             experiment,
-            options.init_from,
-            new_head=options.new_head,
-            freeze_trunk=options.freeze_trunk,
+            init_from,
+            new_head=new_head,
+            freeze_trunk=freeze_trunk,
             normalization=experiment.data.normalization if is_set else "weights",
         )
-    elif options.new_head or options.freeze_trunk:
-        raise UserError(
-            "--new-head and --freeze-trunk belong to --init-from FILE: the run starts from no weights"
-        )
+    elif new_head or freeze_trunk:
+        raise UserError("--new-head and --freeze-trunk belong to --init-from FILE")
     from resnet_jax.studies import comparison
-    from resnet_jax.terminal import RunProgress, out
-    from resnet_jax.training.train import Profile, train
+    from resnet_jax.terminal import RunProgress, show
+    from resnet_jax.training.train import train as train_run
 
-    title = f"{experiment.name}, seed {options.seed}"
+    title = f"{experiment.name}, seed {seed}"
     with RunProgress(title) as progress:
-        result = train(
+        result = train_run(
             experiment,
-            options.seed,
-            options.workdir,
+            seed,
+            workdir,
             progress=progress,
-            data_dir=options.data_dir,
-            devices=options.devices,
-            fsdp=options.fsdp,
-            profile=Profile(options.workdir / "profile", options.profile, progress.say)
-            if options.profile
-            else None,
+            data_dir=data_dir,
+            devices=devices,
+            fsdp=fsdp,
+            profile_steps=profile,
         )
     if not distributed.is_first():
         return
-    if options.json:
+    if as_json:
         print(json.dumps(result))
         return
-    beside = "".join(
+    published = "".join(
         f" (published: {entry}, {entry.paper}, {entry.table})"
         for entry in comparison.published_beside(result)
     )
-    training = (
-        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']})"
+    show(
+        f"{title}: test error {result['value']:.2f} %{published} on {result['examples']} images, "
+        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), "
+        f"{result['seconds']:.0f} s; {workdir / 'result.json'}"
     )
-    tested = f"test error {result['value']:.2f} %{beside} on {result['examples']} images"
-    line = f"{title}: {tested}, {training}, {result['seconds']:.0f} s; {options.workdir / 'result.json'}"
-    out.print(line, highlight=False, soft_wrap=True)
+
+
+def _rescaled(base: Experiment, changed: Experiment) -> Experiment:
+    """Rescales the schedule to --steps, unless the lengths of its phases are set too."""
+    before, now = base.schedule, changed.schedule
+    if (now.decay_steps, now.cosine_steps) != (before.decay_steps, before.cosine_steps):
+        return changed
+    return dataclasses.replace(changed, steps=base.steps).shortened(changed.steps)
+
+
+def evaluate(
+    run: Positional[Path],
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    protocol: tuple[str, ...] = (),
+    batch_size: int = 500,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    joining: Processes = Joining(),
+) -> None:
+    """Score the newest checkpoint of a run, or imported weights, every example exactly once.
+
+    Args:
+      run: Run directory, or weights that 'resnet-jax weights import' wrote.
+      data: Data set; default: the one of the training.
+      split: Split; default: the test split.
+      protocol: Crops of an image: 256/224 (shorter side / central square), 236/224-bicubic,
+        ten-crop, multi-scale, or several of them; default: that of the run or the weights.
+      batch_size: Images per call; ten crops count as ten images, and larger images as several.
+    """
+    distributed.connect(joining)
+    from resnet_jax import terminal
+    from resnet_jax.evaluation import protocols
+    from resnet_jax.studies import score
+
+    results = score.score(
+        run,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        requested=[protocols.parse(text) for text in protocol] or [None],
+    )
+    if not distributed.is_first():
+        return
+    first = results[0]
+    title = f"{run}" if first["step"] is None else f"{run}, step {first['step']}"
+    if as_json:
+        print(json.dumps(first if len(results) == 1 else results))
+    elif len(results) == 1:
+        error, examples = first["error_percent"], first["examples"]
+        print(f"{title}: error {error:.2f} % on {examples} images of {first['split']}")
+    else:
+        rows = [
+            (
+                one["protocol"]["view"],
+                f"{one['error_percent']:.2f}",
+                (top5 := one["top5_error_percent"]) and f"{top5:.2f}",
+                one["examples"],
+                one["seconds"],
+            )
+            for one in results
+        ]
+        header = ("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds")
+        terminal.show(terminal.Table(f"{title}, {first['split']}", header, tuple(rows)))

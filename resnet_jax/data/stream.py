@@ -1,10 +1,9 @@
-"""Training batches streamed from storage: a function of (seed, step), for any number of processes, workers and threads."""
+"""Streamed training batches: a function of (seed, step) for any number of processes and workers."""
 
 import functools
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, NamedTuple
 
 import grain
@@ -13,11 +12,11 @@ from absl import flags
 from jaxtyping import Int32, UInt8
 
 from resnet_jax.data import datasets
-from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.data.datasets import DatasetInfo, Encoded
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import Factory
 
-# Per thread, beside the image that it decodes (the largest of ImageNet have ten million pixels).
+# Per thread: the largest images of ImageNet have ten million pixels.
 _DECODING_MB = 32
 
 
@@ -37,18 +36,17 @@ class Stream:
     info: DatasetInfo
     split: str
     examples: int
-    """Only this many examples of the split, from its start."""
+    """The first ones of the split."""
     seed: int
     batch_size: int
     """Images per step, over all processes."""
     size: tuple[int, int]
     """Height and width of a crop."""
     crop: Factory
-    """See ``resnet_jax.data.augment_host``."""
+    """Of ``data.augment_host``, as ``policy``."""
     policy: Factory | None = None
-    """See ``resnet_jax.data.augment_host``."""
     repeats: int = 1
-    """Consecutive copies of an image, each with its own crop (repeated augmentation, Hoffer et al. 2019)."""
+    """Consecutive copies of an image, with crops of their own (Hoffer et al. 2019)."""
     replaces_damaged: bool = False
     """Replace a corrupt image by the next one of the set, instead of raising."""
 
@@ -56,12 +54,9 @@ class Stream:
         # Without the cached data sets, which workers build for themselves.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def index(self, position: int) -> int:
-        """Index in the split by position in the stream; every epoch is a permutation of its own."""
-        return int(self._order[position])  # pyright: ignore[reportArgumentType]
-
     @functools.cached_property
-    def _order(self) -> grain.MapDataset[int]:
+    def order(self) -> grain.MapDataset[int]:
+        """Index in the split by position in the stream; every epoch is a permutation of its own."""
         # Grain seeds are 32-bit. Hashing also separates the epochs of adjacent seeds.
         seed = np.random.SeedSequence(self.seed % 2**64).generate_state(1)[0]
         epoch = grain.MapDataset.range(self.examples).seed(int(seed)).shuffle()
@@ -71,124 +66,106 @@ class Stream:
     def images(self) -> grain.MapDataset[Streamed]:
         """The image at each position, cropped and augmented."""
         source, crop = datasets.encoded(self.info, self.split), self.crop()
-        policy = None if self.policy is None else self.policy()
+        policy = self.policy() if self.policy else None
 
         def load(index: int, rng: np.random.Generator) -> Streamed:
-            image, label, replaced = self._decoded(source, int(index))
+            image, label, replaced = self._decode(source, int(index))
             image = crop(image, self.size, rng)
-            image = image if policy is None else policy(image, rng)
-            return Streamed(image, np.int32(label), np.int32(replaced))  # pyright: ignore[reportArgumentType]
+            image = policy(image, rng) if policy else image
+            return Streamed(image, np.asarray(label, np.int32), np.asarray(replaced, np.int32))
 
-        return self._order.random_map(load)
+        return self.order.random_map(load)
 
-    def _decoded(
-        self, source: Sequence[tuple[bytes, int]], index: int
-    ) -> tuple[np.ndarray, int, int]:
-        for replaced in range(self.examples):
+    def _decode(self, source: Encoded, index: int) -> tuple[np.ndarray, int, int]:
+        replaced = 0
+        while True:
+            place = (index + replaced) % self.examples
             try:
-                record = datasets.example(
-                    source, self.info, self.split, (index + replaced) % self.examples
-                )
+                record = datasets.example(source, self.info, self.split, place)
                 return record["image"], record["label"], replaced
             except UserError:
-                if not self.replaces_damaged:
+                replaced += 1
+                if not self.replaces_damaged or replaced == self.examples:
                     raise
-        raise UserError(
-            f"every image of {self.info.name}, split {self.split!r}, is corrupt. Prepare the set again."
-        )
 
 
+@dataclass(frozen=True)
 class Rows:
-    """The images of one process from ``first_step`` to ``last_step``: a contiguous share of every global batch."""
+    """Images of one process in a range of steps: a contiguous share of every global batch."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        *,
-        first_step: int,
-        last_step: int,
-        process: int = 0,
-        processes: int = 1,
-    ):
-        if stream.batch_size % processes:
+    stream: Stream
+    _: KW_ONLY
+    first_step: int
+    last_step: int
+    process: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stream.batch_size % self.processes:
             raise UserError(
-                f"batch_size must be a multiple of the {processes} processes, got {stream.batch_size}."
+                f"batch_size must be a multiple of the {self.processes} processes, "
+                f"got {self.stream.batch_size}."
             )
-        self._stream, self._first, self._last, self._process = (
-            stream,
-            first_step,
-            last_step,
-            process,
-        )
-        self.share = stream.batch_size // processes
+
+    @property
+    def share(self) -> int:
         """Images per step."""
-        self.image_mb = math.prod(stream.size) * 3 / 2**20
+        return self.stream.batch_size // self.processes
 
     def __len__(self) -> int:
-        return (self._last - self._first) * self.share
+        return (self.last_step - self.first_step) * self.share
 
     def __getitem__(self, index: int) -> Streamed:
         step, row = divmod(index, self.share)
-        return self._stream.images[
-            (self._first + step) * self._stream.batch_size + self._process * self.share + row
-        ]  # pyright: ignore[reportReturnType]
+        batch = (self.first_step + step) * self.stream.batch_size
+        return self.stream.images[batch + self.process * self.share + row]  # pyright: ignore[reportReturnType]
 
 
 def reading_ahead(
     rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048
 ) -> grain.ReadOptions:
-    """Threads and prefetched elements within a memory bound. Arguments as of ``batches``."""
-    batch_mb = rows.share * rows.image_mb
-    # One batch is assembled, one waits, one is transferred.
-    room = memory_mb - 3 * batch_mb
-    threads = threads or (1 if workers else cores())
-    if workers:
-        # Whole batches: one per thread of a worker, and one ready in each worker.
-        ahead, least = threads, workers * (threads + 1) * batch_mb
-        needed_by = f"{workers} workers with whole batches of {rows.share}"
-    else:
-        ahead = min(int((room - threads * _DECODING_MB) / rows.image_mb), rows.share)
-        least = threads * _DECODING_MB + min(threads, rows.share) * rows.image_mb
-        needed_by = f"{threads} threads with batches of {rows.share}"
-    if least > room:
-        needed = math.ceil(least + 3 * batch_mb)
-        raise UserError(
-            f"loading.memory_mb is {memory_mb}, but {needed_by} need at least {needed}."
-        )
-    return grain.ReadOptions(threads, ahead)
-
-
-def batches(
-    rows: Rows, *, threads: int = 0, workers: int = 0, memory_mb: int = 2048
-) -> grain.DatasetIterator[Streamed]:
-    """Yields prefetched rows as batches, in order. Close the iterator.
+    """Returns the threads and the prefetched elements of ``batches``.
 
     Args:
+      rows: images of this process.
       threads: decoding threads; 0: one per core. With ``workers``: per worker, and 0 is one.
       workers: decoding processes; 0: this process.
       memory_mb: bound on prefetched decoded images.
     """
-    options = reading_ahead(rows, threads=threads, workers=workers, memory_mb=memory_mb)
-    source = grain.MapDataset.source(rows)
-    if not workers:
-        read = source.to_iter_dataset(options).batch(rows.share, batch_fn=_stacked)
-        return iter(grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=1))
-    # Batched before the workers, so that batches do not depend on their number.
-    read = source.batch(rows.share, batch_fn=_stacked).to_iter_dataset(options)
-    # Grain forwards absl's flags to its workers, which fails unless they are parsed (google/grain#1355).
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    return iter(
-        read.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        )
-    )
+    image_mb = math.prod(rows.stream.size) * 3 / 2**20
+    batch_mb = rows.share * image_mb
+    # One batch is assembled, one waits, one is transferred.
+    room = memory_mb - 3 * batch_mb
+    threads = threads or (1 if workers else _cores())
+    if workers:
+        # Whole batches: one per thread of a worker, and one ready in each worker.
+        ahead, least = threads, workers * (threads + 1) * batch_mb
+    else:
+        ahead = min(int((room - threads * _DECODING_MB) / image_mb), rows.share)
+        least = threads * _DECODING_MB + min(threads, rows.share) * image_mb
+    if least > room:
+        readers = f"{workers} workers" if workers else f"{threads} threads"
+        least = math.ceil(least + 3 * batch_mb)
+        raise UserError(f"loading.memory_mb is {memory_mb}, but {readers} need at least {least}.")
+    return grain.ReadOptions(threads, ahead)
 
 
-def cores() -> int:
-    """Number of cores of this process."""
+def _cores() -> int:
+    """Cores of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stacked(rows: Sequence[Streamed]) -> Streamed:
-    return Streamed(*(np.stack(values) for values in zip(*rows, strict=True)))
+def batches(rows: Rows, *, workers: int = 0, **loading: int) -> grain.DatasetIterator[Streamed]:
+    """Yields prefetched batches in order; options as of ``reading_ahead``. Close the iterator."""
+    options = reading_ahead(rows, workers=workers, **loading)
+    source = grain.MapDataset.source(rows)
+    if not workers:
+        read = source.to_iter_dataset(options).batch(rows.share)
+        return iter(grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=1))
+    # Grain forwards absl's flags to its workers, which need them parsed (google/grain#1355).
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # Batched before the workers, so that batches do not depend on their number.
+    read = source.batch(rows.share).to_iter_dataset(options)
+    multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    return iter(read.mp_prefetch(multiprocessing))

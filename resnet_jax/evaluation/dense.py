@@ -1,42 +1,46 @@
-"""Multi-scale evaluation: the network runs fully convolutionally over whole images at several sizes."""
+"""Multi-scale evaluation: the network runs fully convolutionally over whole images."""
 
 import functools
 import io
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from resnet_jax.data import augment_host, datasets
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.evaluation import exact, views
+from resnet_jax.data.datasets import DatasetInfo, Encoded
+from resnet_jax.evaluation import exact, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 
-# Longer sides are multiples of the total stride of ImageNet networks, which bounds the number of compiled shapes.
-MULTIPLE = 32
+# The total stride of ImageNet networks; bounds the number of compiled shapes.
+_MULTIPLE = 32
 # Images per group of header reads and of the final scoring.
 _CHUNK = 4096
 
 
 def shape(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Height and width of a resized image: the shorter side is ``scale``, the longer one the nearest multiple of 32.
+    """Height and width of a resized image: the shorter side is ``scale``.
 
-    Halves are rounded up, no longer side is below ``scale``, and squares stay square.
+    The longer one is the nearest multiple of 32 (halves are rounded up), and at least ``scale``.
+    Squares stay square.
     """
     if height == width:
         return scale, scale
     short, long = min(height, width), max(height, width)
-    side = max(scale, (2 * scale * long + MULTIPLE * short) // (2 * MULTIPLE * short) * MULTIPLE)
+    nearest = (2 * scale * long + _MULTIPLE * short) // (2 * _MULTIPLE * short) * _MULTIPLE
+    side = max(scale, nearest)
     return (side, scale) if height > width else (scale, side)
 
 
@@ -50,74 +54,51 @@ def evaluate(
     protocol: Protocol,
     *,
     pixels: int,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
 ) -> Score:
-    """Averages the softmax scores of each image and its mirror image over ``protocol.scales``, and scores the average.
+    """Scores the average of the softmax scores of each image and its mirror image at all scales.
 
-    He et al. 2015, Section 3.4, "the fully-convolutional form". Batches hold images of one shape. The host holds the summed scores
-    (200 MB for ImageNet's validation set) and at most four batches.
+    He et al. 2015, Section 3.4, "the fully-convolutional form". Batches hold images of one shape.
+    The host holds the summed scores (200 MB for ImageNet) and at most four batches.
 
     Args:
       pixels: per batch, mirror images included; a batch has at least one image per device.
-      sharding: of a batch.
-      Others: the network, its per-channel normalization, the set, and a protocol with scales.
+      sharding: of a batch; None: one device.
 
     Raises:
-      UserError: if an example is corrupt.
-      RuntimeError: if an image was not scored exactly once at each scale and in each mirror image.
+      RuntimeError: if an image was not scored exactly once at each scale.
     """
-    source = datasets.encoded(info, split)
-    shards = 1 if sharding is None else sharding.num_devices
-    # Every process adds up all scores.
-    gathered = (
-        NamedSharding(sharding.mesh, PartitionSpec())
-        if isinstance(sharding, NamedSharding)
-        else None
-    )
-
-    def size(index: int) -> tuple[int, int]:
-        return _size(source, info, split, index)
+    source, count = datasets.encoded(info, split), info.examples[split]
 
     def load(place: _Place) -> tuple[np.ndarray, int]:
-        example = datasets.example(source, info, split, place.number)
-        return augment_host.resample(
-            example["image"], None, (place.height, place.width), protocol.interpolation
-        ), example["label"]
+        record = datasets.example(source, info, split, place.number)
+        image = augment_host.resample(record["image"], place.size, protocol.interpolation)
+        return image, record["label"]
 
-    count = info.examples[split]
-    sizes = list(
-        itertools.chain.from_iterable(
-            group for _, group in views.ahead(size, _groups(list(range(count)), _CHUNK))
-        )
-    )
+    read_size = functools.partial(_size, source, info, split)
+    groups = protocols.ahead(read_size, _groups(list(range(count)), _CHUNK))
+    sizes = [size for _, group in groups for size in group]
+    shards = 1 if sharding is None else sharding.num_devices
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
-    summed: np.ndarray | None = None
-    for group, loaded in views.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
+    total: np.ndarray | None = None
+    for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
         indices = [place.number for place in group]
-        images = np.zeros((group[0].capacity, *loaded[0][0].shape), np.uint8)
-        images[: len(group)] = [image for image, _ in loaded]
-        scores = np.asarray(
-            _scores(
-                params,
-                batch_stats,
-                preprocessing,
-                jax.device_put(images, sharding),
-                apply=apply,
-                gathered=gathered,
-            )
-        )
-        summed = np.zeros((count, scores.shape[1]), np.float32) if summed is None else summed
-        summed[indices] += scores[: len(group)]
+        images = np.stack([image for image, _ in loaded])
+        batch = exact.place(images, group[0].capacity, sharding)
+        scores = _scores(params, batch_stats, preprocessing, batch, apply=apply)
+        # Every process adds up all scores.
+        scores = multihost_utils.process_allgather(scores, tiled=True)
+        total = np.zeros((count, scores.shape[1]), np.float32) if total is None else total
+        total[indices] += scores[: len(group)]
         labels[indices] = [label for _, label in loaded]
-        contributions[indices] += 2
-    if summed is None or not (contributions == 2 * len(protocol.scales)).all():
-        raise RuntimeError(
-            f"not every image was scored {2 * len(protocol.scales)} times: this is a defect, please report it"
-        )
-    return _score(summed / np.float32(2 * len(protocol.scales)), labels)
+        contributions[indices] += 1
+    scales = len(protocol.scales)
+    if total is None or (contributions != scales).any():
+        raise RuntimeError(f"not every image was scored at {scales} scales. Report this.")
+    return _score(total / np.float32(2 * scales), labels)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "gathered"))
+@functools.partial(jax.jit, static_argnames="apply")
 def _scores(
     params: Variables,
     batch_stats: Variables,
@@ -125,32 +106,31 @@ def _scores(
     images: UInt8[Array, "n h w c"],
     *,
     apply: Apply,
-    gathered: NamedSharding | None,
 ) -> Float[Array, "n classes"]:
     """Sums of the softmax scores of images and their mirror images."""
     # Interleaved, so that a device keeps its images.
     both = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
     logits, _ = apply(params, batch_stats, preprocessing(both), train=False)
-    scores = jax.nn.softmax(logits).reshape(len(images), 2, -1).sum(1)
-    return scores if gathered is None else jax.lax.with_sharding_constraint(scores, gathered)
+    return jax.nn.softmax(logits).reshape(len(images), 2, -1).sum(1)
 
 
 def _score(scores: np.ndarray, labels: np.ndarray) -> Score:
-    errors = top5_errors = 0
-    for group in _groups(list(range(len(labels))), _CHUNK):
-        wrong, wrong5 = exact.errors(jnp.asarray(scores[group]), jnp.asarray(labels[group]))
-        errors, top5_errors = errors + int(wrong.sum()), top5_errors + int(wrong5.sum())
+    count = len(labels)
+    errors = [
+        exact.errors(jnp.asarray(scores[group]), jnp.asarray(labels[group]))
+        for group in _groups(list(range(count)), _CHUNK)
+    ]
+    wrong, wrong5 = (sum(int(part.sum()) for part in parts) for parts in zip(*errors, strict=True))
     with np.errstate(divide="ignore"):
-        loss = -np.log(scores[np.arange(len(labels)), labels].astype(np.float64)).sum()
-    return Score(errors, float(loss), len(labels), top5_errors)
+        loss = -np.log(scores[np.arange(count), labels].astype(np.float64)).sum()
+    return Score(wrong, float(loss), count, wrong5)
 
 
 class _Place(NamedTuple):
     """An image at one scale."""
 
     number: int
-    height: int
-    width: int
+    size: tuple[int, int]
     capacity: int
     """Images per batch of this shape, padding included."""
 
@@ -160,30 +140,29 @@ def _batches(
 ) -> Iterator[list[_Place]]:
     """Every image at every scale, in batches of one shape."""
     for scale in scales:
-        alike: dict[tuple[int, int], list[int]] = {}
+        by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, size in enumerate(sizes):
-            alike.setdefault(shape(*size, scale), []).append(index)
-        for (height, width), indices in sorted(alike.items()):
+            by_shape[shape(*size, scale)].append(index)
+        for size, indices in sorted(by_shape.items()):
             # Shapes of few images are not padded to the full batch.
-            capacity = min(
-                views.rows(pixels, 2 * height * width, shards), views.rows(len(indices), 1, shards)
-            )
+            full = protocols.rows(pixels, 2 * math.prod(size), shards)
+            capacity = min(full, protocols.rows(len(indices), 1, shards))
             for group in _groups(indices, capacity):
-                yield [_Place(index, height, width, capacity) for index in group]
+                yield [_Place(index, size, capacity) for index in group]
 
 
 def _groups(indices: list[int], size: int) -> Iterator[list[int]]:
     return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
-def _size(source: Sequence[Any], info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
+def _size(source: Encoded, info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
     """Height and width of an image, from its header."""
-    if None not in info.image_shape:
-        return info.image_shape[0], info.image_shape[1]  # pyright: ignore[reportReturnType]
+    height, width, _ = info.image_shape
+    if height is not None and width is not None:
+        return height, width
     try:
         with Image.open(io.BytesIO(source[index][0])) as header:
             return header.height, header.width
-    except Exception:
-        # The decoder's error names the example.
+    except Exception:  # The decoder's error names the example.
         height, width, _ = datasets.example(source, info, split, index)["image"].shape
         return height, width

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.evaluation import views
+from resnet_jax.evaluation import protocols
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 
 TOP = 5
 # Batches that wait on the devices, beside the one that they compute.
@@ -50,7 +51,7 @@ class Score:
 
 
 class Sums(NamedTuple):
-    """Sums over the examples of a batch."""
+    """``Score`` of a batch, on the devices."""
 
     errors: Int[Array, ""]
     loss: Float[Array, ""]
@@ -67,12 +68,14 @@ def score_batch(
     *,
     apply: Callable[..., tuple[Array, Variables]],
 ) -> Sums:
-    """Scores one batch; negative labels mark padding. Softmax scores of several views are averaged, and the loss is that of the average."""
+    """Scores one batch, negative labels being padding.
+
+    Softmax scores of several views are averaged, and the loss is that of the average.
+    """
     real = labels >= 0
     shape = images.shape[1:-3]
-    logits, _ = apply(
-        params, batch_stats, preprocessing(images.reshape(-1, *images.shape[-3:])), train=False
-    )
+    flat = images.reshape(-1, *images.shape[-3:])
+    logits, _ = apply(params, batch_stats, preprocessing(flat), train=False)
     if shape:
         # Averaged as logarithms, so that small probabilities do not underflow.
         scores = jax.nn.log_softmax(logits).reshape(len(labels), math.prod(shape), -1)
@@ -96,6 +99,9 @@ def errors(
     return (better >= 1) | non_finite, (better >= TOP) | non_finite
 
 
+_score_batch = jax.jit(score_batch, static_argnames="apply")
+
+
 def evaluate(
     apply: Apply,
     params: Variables,
@@ -105,30 +111,13 @@ def evaluate(
     *,
     batch_size: int,
     expected_examples: int,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
 ) -> Score:
-    """Scores every example of ``data`` once; the last batch is padded and masked.
-
-    Args:
-      data: images and labels in host memory, or batches of at most ``batch_size`` of them.
-      batch_size: views per call, rounded up to a multiple of the devices.
-      expected_examples: number of examples according to the set's metadata.
-      sharding: of a batch.
-      Others: the network, and the statistics it was trained with.
-
-    Raises:
-      RuntimeError: if the number of scored examples is not ``expected_examples``.
-    """
-
-    def score(images: Array, labels: Array) -> Sums:
-        return _score_batch(params, batch_stats, preprocessing, images, labels, apply=apply)
-
+    """Scores every example of ``data`` once, see ``tally``."""
+    score = functools.partial(_score_batch, params, batch_stats, preprocessing, apply=apply)
     return tally(
         score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding
     )
-
-
-_score_batch = functools.partial(jax.jit, static_argnames=("apply",))(score_batch)
 
 
 def tally(
@@ -137,61 +126,62 @@ def tally(
     *,
     batch_size: int,
     expected_examples: int,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Sharding | None = None,
     processes: int = 1,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Adds up the sums of ``score`` over all batches.
+    """Adds up the sums of ``score`` over all batches; the last one is padded.
 
     Args:
-      Others: as of ``evaluate``.
-      processes: number of processes that each yield their own equal part of every batch; 1: batches are global.
+      score: function of images and labels, where -1 is padding.
+      data: images and labels in host memory, or batches of at most ``batch_size`` views.
+      batch_size: views per call, rounded up to a multiple of the devices.
+      expected_examples: number of examples according to the set's metadata.
+      sharding: of a batch; None: one device.
+      processes: number of processes that yield equal parts of every batch; 1: batches are global.
       between: called after every batch; may raise to stop.
+
+    Raises:
+      RuntimeError: if the number of scored examples is not ``expected_examples``.
     """
+    shards = 1 if sharding is None else sharding.num_devices
     sums: list[Sums] = []
     for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
-        sums.append(score(*_placed(batch, batch_size, sharding, processes)))
+        several = math.prod(batch.images.shape[1:-3])
+        rows = protocols.rows(batch_size, several, shards) // processes
+        images = place(batch.images, rows, sharding, processes)
+        labels = place(batch.labels, rows, sharding, processes, padding=-1)
+        sums.append(score(images, labels))
         if len(sums) > _WAITING:
             # Bounds the device memory of batches that are dispatched faster than computed.
             jax.block_until_ready(sums[-1 - _WAITING])
         between()
-    # Added in float64 on the host, so that the loss does not depend on the batch size beyond rounding.
+    # In float64 on the host: up to rounding, the loss does not depend on the batch size.
     errors, loss, examples, top5_errors = (
         np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True)
     )
     if examples != expected_examples:
         raise RuntimeError(
-            f"{int(examples)} examples were scored, the set has {expected_examples}: this is a defect, please report it"
+            f"{int(examples)} examples were scored, the set has {expected_examples}. Report this."
         )
     return Score(int(errors), float(loss), int(examples), int(top5_errors))
 
 
-def _placed(
-    batch: Examples, batch_size: int, sharding: jax.sharding.Sharding | None, processes: int
-) -> tuple[Array, Array]:
-    """Pads a batch and puts it on the devices."""
-    images, labels = batch.images, batch.labels
-    shards = 1 if sharding is None else sharding.num_devices
-    whole = views.rows(batch_size, math.prod(images.shape[1:-3]), shards)
-    missing = max(whole // processes, views.rows(len(labels), 1, shards // processes)) - len(labels)
-    if missing:
-        images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        labels = np.concatenate([labels, np.full(missing, -1, labels.dtype)])
-    if processes > 1:
-        return tuple(
-            jax.make_array_from_process_local_data(sharding, array) for array in (images, labels)
-        )
+def place(
+    array: np.ndarray, rows: int, sharding: Sharding | None, processes: int = 1, *, padding: int = 0
+) -> Array:
+    """Pads a batch, or the part of one process, to ``rows`` rows and puts it on the devices."""
+    if missing := rows - len(array):
+        widths = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
+        array = np.pad(array, widths, constant_values=padding)
     if sharding is None:
-        return jax.device_put((images, labels))
-    # Every process holds the global batch and gives its devices their rows.
-    return (
-        jax.make_array_from_callback(images.shape, sharding, lambda rows: images[rows]),
-        jax.make_array_from_callback(labels.shape, sharding, lambda rows: labels[rows]),
-    )
+        return jax.device_put(array)
+    # A process with the global batch gives its devices their rows.
+    shape = (processes * rows, *array.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, array, shape)
 
 
 def _batches(data: Examples, batch_size: int) -> Iterator[Examples]:
     for start in range(0, len(data), batch_size):
-        yield Examples(
-            data.images[start : start + batch_size], data.labels[start : start + batch_size]
-        )
+        part = slice(start, start + batch_size)
+        yield Examples(data.images[part], data.labels[part])

@@ -1,92 +1,202 @@
-"""Evaluation protocols: one crop, ten crops, or whole images at several sizes."""
+"""Evaluation protocols, and their images: one crop, ten crops, or several sizes (``dense``)."""
 
+import dataclasses
 import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
+from jaxtyping import UInt8
+
+from resnet_jax.data import augment_host, datasets
+from resnet_jax.data.augment_host import Crop, Pixels
+from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation.views import Squares
-from resnet_jax.weights.card import View
+from resnet_jax.weights.card import Interpolation, View
+
+Member = TypeVar("Member")
+Result = TypeVar("Result")
 
 # He et al. 2015, Section 3.4.
 SCALES = (224, 256, 384, 480, 640)
-_NAMED = {
+_ABBREVIATIONS = {
     "ten-crop": "ten-crop-256/224",
     "multi-scale": f"multi-scale-{','.join(map(str, SCALES))}",
 }
-_EXAMPLES = "256/224 (shorter side / central square), 236/224-bicubic, ten-crop, ten-crop-256/224, multi-scale or multi-scale-224,256,384"
-_PIXELS = 2**16
+_MAX_PIXELS = 2**16
+# Groups of images that wait for their use, beside the one in use.
+_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol(Squares):
+class Protocol:
     """An evaluation protocol. Softmax scores are averaged over the views of an image."""
 
+    resize: int | None = None
+    """Length of the shorter side before the crop. None: no resizing."""
+    crop: int | None = None
+    """Side of the square. None: the whole image."""
+    interpolation: Interpolation = "bilinear"
+    crops: int = 1
+    """1: the central crop. 10: the four corners, the center, and their mirror images."""
     scales: tuple[int, ...] = ()
-    """Shorter sides of whole images and their mirror images (``evaluation.dense``), instead of ``resize`` and ``crop``."""
-
-    def __str__(self) -> str:
-        if self.scales:
-            text = f"multi-scale-{','.join(map(str, self.scales))}"
-        elif self.crop:
-            text = "ten-crop-" * (self.crops > 1) + f"{self.resize}/{self.crop}"
-        else:
-            text = (
-                f"whole images, shorter side {self.resize}" if self.resize else "images as they are"
-            )
-        short = next((name for name, long in _NAMED.items() if text == long), text)
-        return short + "-bicubic" * (self.interpolation == "bicubic")
+    """Shorter sides of whole images and mirror images (``dense``), in place of the other fields."""
 
     def view(self, height: int | None = None, width: int | None = None) -> str:
-        """Text for result records, e.g. "single 224x224 of 256"; height and width are those of uncropped images."""
+        """Text for result records, e.g. "single 224x224 of 256".
+
+        Height and width are those of uncropped images.
+        """
         if self.scales:
-            text = (
-                "multi-scale"
-                if self.scales == SCALES
-                else f"multi-scale {', '.join(map(str, self.scales))}"
-            )
+            scales = "" if self.scales == SCALES else " " + ", ".join(map(str, self.scales))
+            text = "multi-scale" + scales
         else:
-            text = f"{self.crops} crops" if self.crops > 1 else "single"
-            text += f" {self.crop or height}x{self.crop or width}" + (
-                f" of {self.resize}" if self.resize else ""
-            )
-        return text + ", bicubic" * (
-            self.interpolation == "bicubic" and bool(self.resize or self.scales)
-        )
+            number = f"{self.crops} crops" if self.crops > 1 else "single"
+            text = f"{number} {self.crop or height}x{self.crop or width}"
+            text += f" of {self.resize}" if self.resize else ""
+        resized = bool(self.resize or self.scales)
+        return text + ", bicubic" * (resized and self.interpolation == "bicubic")
 
 
 def parse(text: str) -> Protocol:
     """Parses a protocol; raises UserError for an unknown one.
 
-    - ``256/224``: the shorter side resized to 256 pixels, then the central square of 224.
-    - ``ten-crop`` or ``ten-crop-256/224``: corners, center and mirror images (He et al. 2015, Section 3.4).
-    - ``multi-scale`` or ``multi-scale-224,256,384``: whole images and mirror images at several shorter sides (ibid.).
+    - ``256/224``: shorter side resized to 256 pixels, then the central square of 224.
+    - ``ten-crop`` or ``ten-crop-256/224``: ten squares (He et al. 2015, Section 3.4).
+    - ``multi-scale`` or ``multi-scale-224,256,384``: whole images at several sizes (ibid.).
 
     Resizing is antialiased, bilinear or, with the suffix ``-bicubic``, bicubic.
     """
     name = text.removesuffix("-bicubic")
     interpolation = "bilinear" if name == text else "bicubic"
-    name = _NAMED.get(name, name)
+    name = _ABBREVIATIONS.get(name, name)
     if match := re.fullmatch(r"(ten-crop-)?([0-9]{1,6})/([0-9]{1,6})", name):
-        resize, crop = int(match[2]), int(match[3])
-        if not 0 < crop <= resize < _PIXELS:
-            raise UserError(
-                f"protocol {text!r}: the crop must be in [1, shorter side], for example 256/224."
-            )
-        return Protocol(
-            resize=resize, crop=crop, interpolation=interpolation, crops=10 if match[1] else 1
-        )
+        resize, crop, crops = int(match[2]), int(match[3]), 10 if match[1] else 1
+        if 0 < crop <= resize < _MAX_PIXELS:
+            return Protocol(resize=resize, crop=crop, interpolation=interpolation, crops=crops)
     if match := re.fullmatch(r"multi-scale-([0-9]{1,6}(?:,[0-9]{1,6})*)", name):
         scales = tuple(map(int, match[1].split(",")))
-        if not all(0 < scale < _PIXELS for scale in scales) or len(set(scales)) < len(scales):
-            raise UserError(
-                f"protocol {text!r}: give each size in pixels once, for example multi-scale-224,256,384."
-            )
-        return Protocol(scales=scales, interpolation=interpolation)
-    raise UserError(f"there is no protocol {text!r}: give {_EXAMPLES}")
+        if all(0 < scale < _MAX_PIXELS for scale in scales) and len(set(scales)) == len(scales):
+            return Protocol(scales=scales, interpolation=interpolation)
+    raise UserError(
+        f"{text!r} is no protocol. Give SHORTER_SIDE/CROP, as 256/224 or ten-crop-256/224-bicubic, "
+        "or shorter sides, as multi-scale-224,256,384."
+    )
 
 
 def of(view: View) -> Protocol:
     """The protocol of a weights card."""
-    return Protocol(
-        resize=view.resize or None, crop=view.crop or None, interpolation=view.interpolation
-    )
+    resize, crop = view.resize or None, view.crop or None
+    return Protocol(resize=resize, crop=crop, interpolation=view.interpolation)
+
+
+def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
+    """Resizes (antialiased) and crops an image like torchvision's ``Resize`` and ``CenterCrop``."""
+    if protocol.resize:
+        # The longer side is rounded down.
+        short = min(image.shape[:2])
+        height, width = (protocol.resize * extent // short for extent in image.shape[:2])
+        image = augment_host.resample(image, (height, width), protocol.interpolation)
+    if crop := protocol.crop:
+        # A smaller image is padded with zeros.
+        missing = [max(0, crop - extent) for extent in image.shape[:2]]
+        image = np.pad(image, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
+        top, left = (_center(extent, crop) for extent in image.shape[:2])
+        image = image[top : top + crop, left : left + crop]
+    return image
+
+
+def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo c"]:
+    """Corners and center of the resized image, and their mirror images.
+
+    Krizhevsky et al. 2012, Section 4.1.
+    """
+    size = protocol.crop
+    assert size
+    whole = resize_and_crop(image, dataclasses.replace(protocol, crop=None))
+    height, width, _ = whole.shape
+    bottom, right = height - size, width - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    corners.append((_center(height, size), _center(width, size)))
+    five = np.stack([whole[top : top + size, left : left + size] for top, left in corners])
+    return np.concatenate([five, five[:, :, ::-1]])
+
+
+def _center(extent: int, crop: int) -> int:
+    # As in torchvision: halves are rounded to even.
+    return round((extent - crop) / 2)
+
+
+def batches(
+    info: DatasetInfo,
+    split: str,
+    protocol: Protocol,
+    batch_size: int,
+    *,
+    first: int = 0,
+    count: int | None = None,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Examples]:
+    """Yields the images of a split in order; black images of label -1 pad the last batch.
+
+    Args:
+      batch_size: views per batch over all processes; ten crops count as ten.
+      first: index of the first image.
+      count: number of images; None: all from ``first`` on.
+      process: index of this process. Each decodes an equal, contiguous part of every batch.
+      processes: their number; the images of a batch are rounded up to a multiple of it.
+    """
+    if None in info.image_shape and not (protocol.resize and protocol.crop):
+        raise UserError(f"the images of {info.name} differ in size. Give --protocol 256/224.")
+    source = datasets.encoded(info, split)
+    end = info.examples[split] if count is None else min(first + count, info.examples[split])
+    share = rows(batch_size, protocol.crops, processes) // processes
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        record = datasets.example(source, info, split, index)
+        crop = ten_crops if protocol.crops > 1 else resize_and_crop
+        return crop(record["image"], protocol), record["label"]
+
+    # The part of a process in the last batch can be padding only.
+    blank = np.zeros_like(load(first)[0])
+    starts = range(first + process * share, end + process * share, share * processes)
+    parts = (list(range(start, min(start + share, end))) for start in starts)
+    for part, loaded in ahead(load, parts):
+        images, labels = zip(*loaded, *[(blank, -1)] * (share - len(part)), strict=True)
+        yield Examples(np.stack(images), np.asarray(labels, np.int32))
+
+
+def load(
+    info: DatasetInfo, split: str, protocol: Protocol, batch_size: int
+) -> Examples | Iterator[Examples]:
+    """Images of a split: whole if they have one size and stay as they are, else ``batches``."""
+    if None in info.image_shape or protocol.resize or protocol.crop:
+        return batches(info, split, protocol, batch_size)
+    return datasets.read(info, split)
+
+
+def rows(batch_size: int, views: int, shards: int) -> int:
+    """Images per batch, at least one, rounded up to a multiple of ``shards``."""
+    return -(-max(1, batch_size // views) // shards) * shards
+
+
+def ahead(
+    function: Callable[[Member], Result], groups: Iterable[list[Member]]
+) -> Iterator[tuple[list[Member], list[Result]]]:
+    """Yields each group with its results, computed by threads at most two groups ahead."""
+    waiting: deque[tuple[list[Member], Iterator[Result]]] = deque()
+    pool = ThreadPoolExecutor()
+    try:
+        for group in groups:
+            waiting.append((group, pool.map(function, group)))
+            if len(waiting) > _AHEAD:
+                members, results = waiting.popleft()
+                yield members, list(results)
+        for members, results in waiting:
+            yield members, list(results)
+    finally:
+        pool.shutdown(cancel_futures=True)

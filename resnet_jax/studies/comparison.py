@@ -1,26 +1,22 @@
-"""Published numbers beside ours: joined where the protocols agree, else rejected with the differing fields."""
+"""Published numbers beside ours: joined where the protocols agree, else the differing fields."""
 
 import functools
-import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resnet_jax import models
-from resnet_jax.errors import UserError
-from resnet_jax.models import components
+from resnet_jax import models, terminal
 from resnet_jax.studies import ledger
 from resnet_jax.studies.ledger import METRICS, Entry
-from resnet_jax.studies.results import Cell, Run, Spread
-from resnet_jax.terminal import Table
+from resnet_jax.studies.results import Run, Spread, VariantRuns
 from resnet_jax.training import config
-from resnet_jax.training.config import Experiment
 
 MEASURED = ("top1_error", "training_error")
 """Metrics that runs measure."""
-# Selection of the reported step to the field of our results.
+# Metrics that need no run.
+_COUNTED = ("parameters", "multiply_adds", "flops", "projections")
+# Selection of the reported step to the field of ``result.json``.
 _SELECTED = {
     "last step": "value",
     "validation error": "selected_on_validation",
@@ -28,30 +24,22 @@ _SELECTED = {
 }
 _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
 _UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
-# Metrics that need no run, to the field of ``models.Counts``.
-_COUNTED = {
-    "parameters": "parameters",
-    "multiply_adds": "multiply_adds",
-    "flops": "multiply_adds",
-    "projections": "projections",
-}
 _NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")
 _WHOLE = "all training images, last step"
+_counts = functools.cache(models.count)
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Mismatch:
     """Results under another protocol."""
 
-    cell: Cell
+    variant: VariantRuns
     differing: dict[str, tuple[Any, Any]]
     """Field to (published, ours)."""
 
     def __str__(self) -> str:
-        fields = "; ".join(
-            f"{name} {theirs} there, {ours} here" for name, (theirs, ours) in self.differing.items()
-        )
-        return f"{self.cell.name} not comparable: {fields}"
+        fields = (f"{name} {a} there, {b} here" for name, (a, b) in self.differing.items())
+        return f"{self.variant.name} not comparable: {'; '.join(fields)}"
 
 
 @dataclass(frozen=True)
@@ -61,9 +49,9 @@ class Comparison:
     entry: Entry
     counted: int | None = None
     """Our count."""
-    ours: tuple[tuple[Cell, Spread], ...] = ()
+    ours: tuple[tuple[VariantRuns, Spread], ...] = ()
     """Variants under the same protocol, and their errors."""
-    refused: tuple[Refusal, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
 
     @property
     def command(self) -> str:
@@ -71,7 +59,8 @@ class Comparison:
         study = self.entry.study
         if not study or not self.entry.network:
             return ""
-        return f"resnet-jax study {study} --seeds 5 --workdir runs/{self.entry.paper}-{study.partition(':')[2]}"
+        workdir = f"runs/{self.entry.paper}-{study.partition(':')[2]}"
+        return f"resnet-jax study {study} --seeds 5 --workdir {workdir}"
 
     @property
     def missing(self) -> bool:
@@ -86,141 +75,52 @@ class Comparison:
         if self.entry.metric not in MEASURED:
             return "not measured here"
         lines = [
-            f"{error}, median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)} ({cell.name})"
-            for cell, error in self.ours
+            f"{error}, median {error.median:.2f}, best {error.best:.2f}, "
+            f"n={len(error.values)} ({variant.name})"
+            for variant, error in self.ours
         ]
-        lines += map(str, self.refused)
-        return "\n".join([*lines, *(["not run"] if self.missing else [])])
+        return "\n".join([*lines, *map(str, self.mismatches), *["not run"] * self.missing])
 
 
-def compare(entry: Entry, cells: Sequence[Cell]) -> Comparison:
-    """Compares an entry with the variants of its network; protocols without a length are rejected."""
+def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
+    """Compares an entry with the variants of its network; protocols need a length."""
     architecture = entry.architecture()
     if architecture is None:
         return Comparison(entry)
     if entry.metric in _COUNTED:
-        return Comparison(entry, counted=getattr(_counts(architecture), _COUNTED[entry.metric]))
+        name = "multiply_adds" if entry.metric == "flops" else entry.metric
+        return Comparison(entry, counted=getattr(_counts(architecture), name))
     if entry.metric not in MEASURED:
         return Comparison(entry)
-    wanted = structure(config.resolve(architecture))
-    field = (
-        "training_error_percent"
-        if entry.metric == "training_error"
-        else _SELECTED[selection(entry)]
-    )
-    ours, refused = [], []
-    for cell in cells:
-        if cell.results and structure(cell.results[0]["model"]) == wanted:
-            if differing := differences(entry, cell):
-                refused.append(Refusal(cell, differing))
-            else:
-                ours.append((cell, cell.spread(field)))
-    return Comparison(entry, ours=tuple(ours), refused=tuple(refused))
+    network = structure(config.resolve(architecture))
+    training = entry.metric == "training_error"
+    name = "training_error_percent" if training else _SELECTED[selection(entry)]
+    ours, mismatches = [], []
+    for variant in variants:
+        if not variant.results or structure(variant.results[0]["model"]) != network:
+            continue
+        if differing := differences(entry, variant):
+            mismatches.append(Mismatch(variant, differing))
+        else:
+            ours.append((variant, variant.spread(name)))
+    return Comparison(entry, ours=tuple(ours), mismatches=tuple(mismatches))
 
 
-@functools.lru_cache(maxsize=512)
-def _counts(architecture: models.Architecture) -> models.Counts:
-    return models.count(architecture)
-
-
-def beside(cells: Sequence[Cell]) -> list[Comparison]:
-    """Returns the verified published errors with a result, joined or rejected."""
-    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
-    errors = (
-        entry
-        for entry in entries
-        if entry.verified and entry.metric == "top1_error" and entry.network
-    )
-    comparisons = (compare(entry, cells) for entry in errors)
-    return [comparison for comparison in comparisons if comparison.ours or comparison.refused]
-
-
-def published_beside(result: dict[str, Any]) -> list[Entry]:
-    """Returns the published errors comparable with the result of one run."""
-    cell = Cell(result["experiment"], [Run(result["seed"], result, Path())])
-    return [comparison.entry for comparison in beside([cell]) if comparison.ours]
-
-
-def plain(comparison: Comparison) -> dict[str, Any]:
-    """Returns a comparison as a JSON object."""
-    entry = comparison.entry
-    return {
-        **{
-            name: getattr(entry, name)
-            for name in ("paper", "table", "row", "metric", "relation", "statistic", "mark")
-        },
-        "published": entry.value,
-        "counted": comparison.counted,
-        "ours": [
-            {
-                "variant": cell.name,
-                "values": list(error.values),
-                "mean": error.mean,
-                "median": error.median,
-                "best": error.best,
-            }
-            for cell, error in comparison.ours
-        ],
-        "refused": [
-            {"variant": refusal.cell.name, "differing": refusal.differing}
-            for refusal in comparison.refused
-        ],
-        "command": comparison.command,
-    }
-
-
-def tables(comparisons: Sequence[Comparison]) -> list[Table]:
-    """Returns one table per table of a paper."""
-    grouped: dict[tuple[str, str], list[Comparison]] = {}
-    for comparison in comparisons:
-        grouped.setdefault((comparison.entry.paper, comparison.entry.table), []).append(comparison)
-    rendered = []
-    for (paper, name), group in grouped.items():
-        caption = f": {group[0].entry.caption}" if group[0].entry.caption else ""
-        rows = tuple(map(_row, group))
-        commands = dict.fromkeys(
-            f"to run: {comparison.command}"
-            for comparison in group
-            if comparison.missing and comparison.command
-        )
-        rendered.append(
-            Table(
-                f"{paper}, {name}{caption}",
-                ("row", "metric", "published", "mark", "ours"),
-                rows,
-                "\n".join(commands),
-            )
-        )
-    return rendered
-
-
-def _row(comparison: Comparison) -> tuple[str, ...]:
-    entry = comparison.entry
-    return entry.row, METRICS[entry.metric], _published(entry), entry.mark, str(comparison)
-
-
-def _published(entry: Entry) -> str:
-    if entry.statistic in ("single", "exact"):
-        return str(entry)
-    return f"{entry} {entry.statistic}" + (f" of {entry.runs}" if entry.runs else "")
-
-
-def differences(entry: Entry, cell: Cell) -> dict[str, tuple[Any, Any]]:
-    """Returns the protocol fields that differ as (published, ours), also a length that is not stated."""
-    protocol = dict(cell.results[0]["protocol"])
-    chosen = selection(entry)
-    if all(result[_SELECTED[chosen]] is not None for result in cell.results):
-        protocol["selection"] = chosen
-    stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": chosen}
+def differences(entry: Entry, variant: VariantRuns) -> dict[str, tuple[Any, Any]]:
+    """Returns the protocol fields that differ as (published, ours), also an unstated length."""
+    protocol = dict(variant.results[0]["protocol"])
+    selected = selection(entry)
+    if all(result[_SELECTED[selected]] is not None for result in variant.results):
+        protocol["selection"] = selected
+    stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": selected}
     differing = {
         name: (value, protocol.get(name))
         for name, value in stated.items()
         if protocol.get(name) != value
     }
-    if entry.metric == "training_error" and any(
-        result["training_error_of"] != _WHOLE for result in cell.results
-    ):
-        differing["training_error_of"] = (_WHOLE, cell.results[0]["training_error_of"])
+    images = {result["training_error_of"] for result in variant.results} - {_WHOLE}
+    if entry.metric == "training_error" and images:
+        differing["training_error_of"] = (_WHOLE, ", ".join(sorted(images)))
     # Papers round the steps of the last epoch up or down.
     if "epochs" in stated and abs(stated["epochs"] - protocol["epochs"]) <= 0.01 * stated["epochs"]:
         differing.pop("epochs", None)
@@ -230,50 +130,69 @@ def differences(entry: Entry, cell: Cell) -> dict[str, tuple[Any, Any]]:
 
 
 def selection(entry: Entry) -> str:
-    """Returns how the reported step was selected: as stated, as the statistic implies, else the last."""
+    """Returns the selection of the reported step: as stated or implied, else the last step."""
     return entry.protocol.get("selection", _IMPLIED.get(entry.statistic, "last step"))
 
 
 def structure(model: dict[str, Any]) -> str:
-    """Returns a hash of a resolved network, without image size, classes, dtype and arguments of the normalization."""
+    """Returns a hash of a resolved network, without its data, dtype and arguments of its norm."""
     kept = {name: value for name, value in model.items() if name not in _NOT_STRUCTURE}
     return config.fingerprint(kept | {"norm": model["norm"].partition("(")[0]})
 
 
-def study_cells(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
-    """Calls the function of a study. Raises UserError unless it returns experiments with distinct names."""
-    function = components.load(reference)
-    if not callable(function):
-        raise UserError(
-            f"{reference} is no function; a study is a function that returns experiments"
-        )
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError as error:
-        raise UserError(
-            f"{reference} cannot be called with {arguments or 'no arguments'}: {error}"
-        ) from None
-    variants = function(**arguments)
-    if (
-        not isinstance(variants, tuple | list)
-        or not variants
-        or not all(isinstance(variant, Experiment) for variant in variants)
-    ):
-        raise UserError(
-            f"{reference} returned no sequence of experiments; 'resnet-jax train' takes a function that returns one"
-        )
-    names = [variant.name for variant in variants]
-    for name in names:
-        if not re.fullmatch(r"[^./\0][^/\0]{0,99}", name) or name.endswith(
-            (".json", ".html", ".csv")
-        ):
-            raise UserError(
-                f"{reference}: {name!r} names a variant and its directory; give at most 100 letters, no slash, no leading dot, "
-                "no .json, .html or .csv"
-            )
-    if len(set(names)) < len(names):
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        raise UserError(
-            f"{reference} has several variants called {', '.join(doubled)}; give each its own name"
-        )
-    return tuple(variants)
+def beside(variants: Sequence[VariantRuns]) -> list[Comparison]:
+    """Returns the verified published errors with a result, joined or rejected."""
+    comparisons = [
+        compare(entry, variants)
+        for key in ledger.papers()
+        for entry in ledger.load(key).entries
+        if entry.verified and entry.metric == "top1_error" and entry.network
+    ]
+    return [comparison for comparison in comparisons if comparison.ours or comparison.mismatches]
+
+
+def published_beside(result: dict[str, Any]) -> list[Entry]:
+    """Returns the published errors comparable with the result of one run."""
+    variant = VariantRuns(result["experiment"], [Run(result["seed"], result, Path())])
+    return [comparison.entry for comparison in beside([variant]) if comparison.ours]
+
+
+def plain(comparison: Comparison) -> dict[str, Any]:
+    """Returns a comparison as a JSON object."""
+    entry = comparison.entry
+    names = ("paper", "table", "row", "metric", "relation", "statistic", "mark")
+    return {name: getattr(entry, name) for name in names} | {
+        "published": entry.value,
+        "counted": comparison.counted,
+        "ours": [
+            {"variant": v.name} | terminal.plain(error._asdict()) for v, error in comparison.ours
+        ],
+        "mismatches": [
+            {"variant": mismatch.variant.name, "differing": mismatch.differing}
+            for mismatch in comparison.mismatches
+        ],
+        "command": comparison.command,
+    }
+
+
+def tables(comparisons: Sequence[Comparison]) -> list[terminal.Table]:
+    """Returns one table per table of a paper."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        entry = comparison.entry
+        title = f"{entry.paper}, {entry.table}" + (f": {entry.caption}" if entry.caption else "")
+        groups.setdefault(title, []).append(comparison)
+    columns = ("row", "metric", "published", "mark", "ours")
+    rendered = []
+    for title, group in groups.items():
+        commands = dict.fromkeys(c.command for c in group if c.missing and c.command)
+        note = "\n".join(f"to run: {command}" for command in commands)
+        rendered.append(terminal.Table(title, columns, tuple(map(_row, group)), note))
+    return rendered
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    entry, published = comparison.entry, str(comparison.entry)
+    if entry.statistic not in ("single", "exact"):
+        published += f" {entry.statistic}" + (f" of {entry.runs}" if entry.runs else "")
+    return entry.row, METRICS[entry.metric], published, entry.mark, str(comparison)

@@ -1,276 +1,51 @@
-"""Training and test curves as in He et al. 2015, Figures 1 and 6: one panel per family, one color per depth."""
+"""Figures of the report: curves as in He et al. 2015, Figures 1 and 6, and errors by variant."""
 
 import contextlib
 import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 
 from resnet_jax.studies.ledger import FAIL_PERCENT
-from resnet_jax.studies.results import Cell
+from resnet_jax.studies.results import VariantRuns
 from resnet_jax.training import config
 from resnet_jax.training.run_dir import Record, Workdir
 
-POINTS = 200
-"""Maximum number of points of a curve: a panel has about 300 pixels."""
-_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (4, 1.4)),
-    (0, (5, 1.3, 1, 1.3)),
-    (0, (1.2, 1.2)),
-    (0, (8, 2)),
-    (0, (4, 1, 1, 1, 1, 1)),
-)
-_WIDTH, _AXES, _BELOW, _ABOVE, _LEGEND_ROW = 3.4, 2.3, 0.5, 0.12, 0.18
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Error against steps: mean, least and most over the seeds that reached each step."""
-
-    steps: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
-@dataclass(frozen=True)
-class Member:
-    """A variant in its family."""
-
-    name: str
-    stages: tuple[int, ...]
-    train: Curve | None
-    test: Curve | None
-
-    @property
-    def curves(self) -> list[Curve]:
-        return [curve for curve in (self.train, self.test) if curve is not None]
-
-
-def panels(cells: Sequence[Cell]) -> list[tuple[str, Markup]]:
-    """Draws the title and ``<svg>`` of each family with curves, on the same axes."""
-    grouped = families(cells)
-    members = [member for family in grouped for member in family]
-    if not members:
-        return []
-    steps = max(int(curve.steps[-1]) for member in members for curve in member.curves)
-    limit = error_limit(members, steps)
-    depths = sorted({member.stages for member in members}, key=lambda stages: (sum(stages), stages))
-    drawn = []
-    for number, family in enumerate(grouped):
-        title, labels = common([member.name for member in family])
-        columns = max(1, min(4, 34 // (max(len(shortened(label)) for label in labels) + 5)))
-        rows = -(-len(family) // columns) if len(family) > 1 else 0
-        height = _AXES + _BELOW + _ABOVE + rows * _LEGEND_ROW
-        with style():
-            figure = Figure(figsize=(_WIDTH, height))
-            panel = figure.add_axes((0.125, _BELOW / height, 0.855, _AXES / height))
-            _axes(panel, steps, limit)
-            handles = [
-                _draw(panel, member, label, depths.index(member.stages))
-                for member, label in zip(family, labels, strict=True)
-            ]
-            if len(handles) > 1:
-                place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "frameon": False}
-                panel.legend(
-                    handles=handles,
-                    ncols=columns,
-                    handlelength=1.9,
-                    columnspacing=0.9,
-                    labelspacing=0.3,
-                    **place,
-                )
-            names = ", ".join(member.name for member in family)
-            drawn.append(
-                (
-                    title,
-                    svg(
-                        figure, f"Training and test error against steps: {names}", f"curves{number}"
-                    ),
-                )
-            )
-    return drawn
-
-
-def families(cells: Sequence[Cell]) -> list[list[Member]]:
-    """Groups variants with curves whose networks differ in ``stages`` alone, one of each depth, shallowest first."""
-    groups: list[tuple[str, list[Member]]] = []
-    for cell in cells:
-        records = [run.records() for run in cell.runs]
-        train, test = curve(records, "train"), curve(records, "test")
-        if train is None and test is None:
-            continue
-        model = (
-            cell.results[0]["model"]
-            if cell.results
-            else Workdir(cell.runs[0].source).read_experiment_file()["experiment"]["model"]
-        )
-        member = Member(cell.name, tuple(model["stages"]), train, test)
-        rest = config.fingerprint(
-            {name: value for name, value in model.items() if name != "stages"}
-        )
-        # Networks of one depth that were trained differently would be two lines of one color.
-        fitting = (
-            group
-            for key, group in groups
-            if key == rest and all(member.stages != other.stages for other in group)
-        )
-        group = next(fitting, None)
-        if group is None:
-            groups.append((rest, group := []))
-        group.append(member)
-    return [
-        sorted(members, key=lambda member: (sum(member.stages), member.stages))
-        for _, members in groups
-    ]
-
-
-def common(names: Sequence[str]) -> tuple[str, list[str]]:
-    """Splits names into their common part and the rest: plain-20 and plain-56 are "plain", "20" and "56"."""
-    if len(names) == 1:
-        return names[0], [""]
-    # Numbers and fingerprints are not cut.
-    words = [re.findall(r"\([^()]*\)|\d+|[^\W\d_]+|[\W_]", name) for name in names]
-    shortest = min(map(len, words))
-    begin = next(
-        (at for at in range(shortest) if len({parts[at] for parts in words}) > 1), shortest
-    )
-    end = next(
-        (at for at in range(shortest - begin) if len({parts[-1 - at] for parts in words}) > 1),
-        shortest - begin,
-    )
-    own = ["".join(parts[begin : len(parts) - end]).strip(" -_") for parts in words]
-    before, after = "".join(words[0][:begin]), "".join(words[0][len(words[0]) - end :])
-    title = (f"{before}…{after}" if before and after else before + after).strip(" -_")
-    # matplotlib leaves labels that begin with _ out of a legend.
-    return (
-        (title, own)
-        if title and all(own)
-        else (", ".join(map(shortened, names)), [name.strip("_") or "–" for name in names])
-    )
-
-
-def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
-    """Returns the curve over runs, averaged within at most ``POINTS`` windows of steps; None without records."""
-    points = [
-        {record["step"]: record["error_percent"] for record in records if record["split"] == split}
-        for records in runs
-    ]
-    steps = np.array(sorted(set().union(*points)), dtype=float)
-    if not steps.size:
-        return None
-    windows = np.array_split(steps, min(POINTS, steps.size))
-    ends = [window[-1] for window in windows]
-    means = np.full((len(points), len(windows)), np.nan)
-    for row, run in zip(means, points, strict=True):
-        places = np.searchsorted(ends, list(run))
-        number, total = (
-            np.bincount(places, weights, len(windows)) for weights in (None, list(run.values()))
-        )
-        np.divide(total, number, out=row, where=number > 0)
-    centers = np.array([window.mean() for window in windows])
-    return Curve(
-        centers, np.nanmean(means, axis=0), np.nanmin(means, axis=0), np.nanmax(means, axis=0)
-    )
-
-
-def error_limit(members: Sequence[Member], steps: int) -> float:
-    """Returns the upper end of the axis: above 95 % of the errors after the first quarter, and the best test error of every member."""
-    curves = [curve for member in members for curve in member.curves]
-    late = np.concatenate([curve.mean[curve.steps > steps / 4] for curve in curves])
-    typical = np.percentile(
-        late if late.size else np.concatenate([curve.mean for curve in curves]), 95
-    )
-    limit = 1.1 * max(
-        float(typical), *(float(member.test.mean.min()) for member in members if member.test), 0.0
-    )
-    unit = 5.0 if limit > 10 else 1.0 if limit > 2 else 0.5
-    return min(100.0, max(unit, unit * np.ceil(limit / unit)))
-
-
-def _axes(panel: Axes, steps: int, limit: float) -> None:
-    panel.set_ylim(0, limit)
-    panel.set_xlim(0, steps)
-    scale, label = (
-        (1e4, "iter. (1e4)")
-        if steps >= 20_000
-        else (1e3, "iter. (1e3)")
-        if steps >= 2000
-        else (1, "step")
-    )
-    panel.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=scale == 1, steps=[1, 2, 5, 10]))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / scale:g}"))
-    panel.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    panel.set_xlabel(label, labelpad=2)
-    panel.set_ylabel("error (%)", labelpad=2)
-    panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
-    panel.tick_params(axis="y", length=0)
-
-
-def _draw(panel: Axes, member: Member, label: str, look: int) -> Line2D:
-    color, dashes = COLORS[look % len(COLORS)], _DASHES[look % len(_DASHES)]
-    for curve, width, shade, order in ((member.train, 0.8, 0.1, 2), (member.test, 1.8, 0.16, 3)):
-        if curve is None:
-            continue
-        if (curve.high > curve.low).any():
-            panel.fill_between(
-                curve.steps,
-                curve.low,
-                curve.high,
-                color=color,
-                alpha=shade,
-                linewidth=0,
-                zorder=order,
-            )
-        marker = "." if curve.steps.size < 5 else ""
-        panel.plot(
-            curve.steps,
-            curve.mean,
-            color=color,
-            linestyle=dashes,
-            linewidth=width,
-            marker=marker,
-            zorder=order + 0.5,
-        )
-    return Line2D(
-        [], [], color=color, linestyle=dashes, linewidth=1.8, label=shortened(label) or None
-    )
-
-
 # Okabe and Ito's colors: distinguishable with any color vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STROKES = ("-", "--", ":", "-.")
 GRAY = "#808080"
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
-# Inches; phones are 390 pixels wide.
-_WIDTH, _ROW, _ABOVE, _BELOW = 4.1, 0.4, 0.3, 0.55
 LONGEST_NAME = 36
+POINTS = 200
+"""Maximum number of points of a curve: a panel has about 300 pixels."""
+_WIDTH = 4.1  # inches; phones are 390 pixels wide
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Context manager with the style in which every figure is drawn and written."""
+    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     parameters: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "resnet_jax",
         "font.size": FONT_SIZE,
         "text.parse_math": False,  # names may contain dollars
-        **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        **dict.fromkeys(inked, INK),
     }
     with matplotlib.rc_context(parameters), warnings.catch_warnings():
         # The browser has the glyphs.
@@ -286,143 +61,204 @@ def svg(figure: Figure, label: str, key: str) -> Markup:
 
 
 def inline(text: str, label: str, key: str) -> Markup:
-    """Returns the text of an SVG file as an ``<svg>`` element.
+    """Returns the text of an SVG file, written within ``style``, as an ``<svg>`` element.
 
-    The file was written within ``style``. ``label`` describes the figure, ``key`` makes its identifiers unique.
+    Args:
+      text: contents of the file.
+      label: description of the figure.
+      key: prefix of its identifiers, unique in a page.
     """
-    body = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Styles would apply to the whole page.
-    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r' id="[\w.]+_\d+"| font-family:[^;"]*;?', "", body)
-    body = re.sub(r'( id="|#)([pmC][\da-f_]{6,}\b)', rf"\1{key}-\2", body)
-    body = re.sub(
-        r' d="([^"]*)"',
-        lambda path: re.sub(r"(\.\d\d)\d+", r"\1", " " + " ".join(path[0].split())),
-        body,
-    )
-    body = re.sub(r"\s*\n\s*", "\n", body.replace(INK, "currentColor"))
+    body = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\1{key}-", body)
+    # Hundredths of a point.
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
+    body = body.replace(INK, "currentColor")
     for number, color in enumerate(COLORS):
         body = body.replace(color, f"var(--c{number}, {color})")
-    head, _, rest = body[body.index("<svg") :].partition(">")
+    head, _, rest = body.partition(">")
     return Markup(f'{head} role="img" aria-label="{escape(label)}" stroke-linejoin="round">{rest}')
-
-
-def error_by_cell(cells: Sequence[Cell], published: Mapping[str, Sequence[float]]) -> Markup:
-    """Draws one dot per seed, the mean, a band of one standard deviation, and published errors by variant; empty without results."""
-    finished = [cell for cell in cells if cell.results]
-    if not finished:
-        return Markup()
-    height = _ABOVE + _ROW * len(finished) + _BELOW
-    with style():
-        figure = Figure(figsize=(_WIDTH, height))
-        panel = figure.add_axes((0.05, _BELOW / height, 0.9, _ROW * len(finished) / height))
-        _scale(
-            panel,
-            [
-                value
-                for cell in finished
-                for value in (*cell.error.values, *published.get(cell.name, ()))
-            ],
-        )
-        panel.set_ylim(len(finished) - 0.3, -0.7)
-        panel.set_yticks([])
-        panel.grid(axis="x", color=GRAY, alpha=0.25, linewidth=0.6)
-        panel.tick_params(axis="x", which="both", length=3)
-        panel.set_axisbelow(True)
-        for row, cell in enumerate(finished):
-            _row(panel, row, cell, published.get(cell.name, ()))
-        if any(cell.failed for cell in finished):
-            panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
-            side = "left" if panel.get_xlim()[1] > 4 * FAIL_PERCENT else "right"
-            at = panel.get_xaxis_transform()
-            panel.text(
-                FAIL_PERCENT,
-                1,
-                f" fail: above {FAIL_PERCENT:g} % ",
-                transform=at,
-                va="bottom",
-                ha=side,
-            )
-        return svg(
-            figure,
-            f"Test error of the last step of {len(finished)} variants, seed by seed",
-            "errors",
-        )
-
-
-def _row(panel: Axes, row: int, cell: Cell, published: Sequence[float]) -> None:
-    error = cell.error
-    left, right = panel.get_xlim()
-    if not math.isnan(error.deviation):
-        band = max(error.mean - error.deviation, left), min(error.mean + error.deviation, right)
-        panel.hlines(row, *band, color=COLORS[0], alpha=0.28, linewidth=9)
-    panel.vlines(error.mean, row - 0.22, row + 0.22, color=INK, linewidth=1.4)
-    # Seeds with the same error remain separate dots.
-    heights = row + np.linspace(-0.12, 0.12, len(cell.results)) * (len(cell.results) > 1)
-    for result, height in zip(cell.results, heights, strict=True):
-        if result["diverged_at_step"] is None:
-            look: dict[str, Any] = {
-                "marker": "o",
-                "markersize": 4.2,
-                "color": COLORS[0],
-                "markeredgewidth": 0,
-                "alpha": 0.7,
-            }
-        else:
-            look = {"marker": "x", "markersize": 5.5, "color": INK, "markeredgewidth": 1.4}
-        panel.plot(result["value"], height, clip_on=False, **look)
-    for value in published:
-        panel.plot(
-            value,
-            row,
-            marker="D",
-            markersize=7,
-            markerfacecolor="none",
-            markeredgecolor=COLORS[1],
-            markeredgewidth=1.6,
-        )
-    sides = panel.get_yaxis_transform()
-    panel.text(0, row - 0.4, shortened(cell.name), transform=sides, va="center", ha="left")
-    panel.text(
-        1, row - 0.4, str(error), transform=sides, va="center", ha="right", fontweight="bold"
-    )
-
-
-def _scale(panel: Axes, values: Sequence[float]) -> None:
-    """Sets the axis: linear, or beyond a factor of 10 logarithmic above the smallest error and linear to 0."""
-    above = [value for value in values if value > 0]
-    low, high = min(values), max(values)
-    if not above or 0 < high / 10 <= low:
-        pad = max(0.08 * (high - low), 0.02 * high, 0.05)
-        panel.set_xlim(low - pad, high + pad)
-        panel.set_xticks(
-            [
-                tick
-                for tick in panel.get_xticks()
-                if max(0, low - pad) <= tick <= min(100, high + pad)
-            ]
-        )
-    else:
-        panel.set_xscale("symlog", linthresh=min(above), linscale=0.4)
-        panel.set_xlim(0.8 * low if low else -0.3 * min(above), 1.15 * high)
-        powers = [10.0**power for power in range(-3, 3)]
-        ticks = [
-            digit * power
-            for power in powers
-            for digit in ((1, 2, 5) if high < 300 * min(above) else (1,))
-        ]
-        panel.set_xticks(
-            [0.0] * (low == 0) + [tick for tick in ticks if min(above) <= tick <= 1.15 * high]
-        )
-        panel.set_xticks([], minor=True)
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.set_xlabel("test error of the last step (%)")
 
 
 def shortened(name: str) -> str:
     """Returns the name, without its middle if it is too long."""
-    return (
-        name
-        if len(name) <= LONGEST_NAME
-        else f"{name[: LONGEST_NAME // 2]}…{name[-LONGEST_NAME // 2 + 1 :]}"
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+
+
+def common_name(names: Sequence[str]) -> str:
+    """Returns the common part of names that differ in numbers: "plain" for plain-20, plain-56."""
+    if len(names) == 1:
+        return names[0]
+    # Without parts of fingerprints.
+    words = [re.findall(r"\d+|\D+", re.sub(r" \(\w{6}\)$", "", name)) for name in names]
+    columns = zip(*words, strict=False)
+    title = "".join(column[0] if len(set(column)) == 1 else "…" for column in columns)
+    return title.strip(" -_…") or ", ".join(map(shortened, names))
+
+
+class Curve(NamedTuple):
+    """Error against steps: mean, least and most over the seeds that reached each step."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Member(NamedTuple):
+    """A variant in its family."""
+
+    name: str
+    blocks: int
+    train: Curve | None
+    test: Curve | None
+
+
+def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
+    """Returns the curve over runs, averaged within ``POINTS`` windows; None without records."""
+    points = [
+        {record["step"]: record["error_percent"] for record in records if record["split"] == split}
+        for records in runs
+    ]
+    steps = np.array(sorted(set().union(*points)), dtype=float)
+    if not steps.size:
+        return None
+    errors = np.ma.masked_invalid([[run.get(step, np.nan) for step in steps] for run in points])
+    windows = np.array_split(np.arange(steps.size), min(POINTS, steps.size))
+    means = np.ma.stack([errors[:, window].mean(axis=1) for window in windows])
+    statistics = (means.mean(axis=1), means.min(axis=1), means.max(axis=1))
+    return Curve(
+        np.array([steps[window].mean() for window in windows]),
+        *(np.ma.filled(statistic, np.nan) for statistic in statistics),
     )
+
+
+def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
+    """Groups variants with curves that differ in ``stages`` alone, one of each depth."""
+    groups: dict[tuple[str, int], list[Member]] = {}
+    # Networks of one depth that were trained differently would be two lines of one color.
+    counts: Counter[tuple[str, int]] = Counter()
+    for variant in variants:
+        workdirs = [Workdir(run.source) for run in variant.runs if run.source.is_dir()]
+        records = [workdir.records() for workdir in workdirs]
+        train, test = curve(records, "train"), curve(records, "test")
+        if train is None and test is None:
+            continue
+        model = workdirs[0].read_experiment_file()["experiment"]["model"]
+        kind = config.fingerprint({k: value for k, value in model.items() if k != "stages"})
+        member = Member(variant.name, sum(model["stages"]), train, test)
+        groups.setdefault((kind, counts[kind, member.blocks]), []).append(member)
+        counts[kind, member.blocks] += 1
+    return [sorted(members, key=lambda member: member.blocks) for members in groups.values()]
+
+
+def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
+    """Draws one panel per family with curves, on the same axes; returns titles and ``<svg>``."""
+    grouped = families(variants)
+    members = [member for family in grouped for member in family]
+    if not members:
+        return []
+    depths = sorted({member.blocks for member in members})
+    limits = axis_limits(members)
+    drawn = []
+    for number, family in enumerate(grouped):
+        names = [member.name for member in family]
+        columns = 2 if max(map(len, names)) < 17 else 1
+        height = 2.9 + 0.18 * math.ceil(len(family) / columns)
+        with style():
+            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+            panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
+            panel.set(xlim=(0, limits[0]), ylim=(0, limits[1]))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
+            for member in family:
+                _draw_member(panel, member, depths.index(member.blocks))
+            figure.legend(loc="outside upper left", ncols=columns, frameon=False)
+            label = f"Training and test error against steps: {', '.join(names)}"
+            drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
+    return drawn
+
+
+def axis_limits(members: Sequence[Member]) -> tuple[float, float]:
+    """Returns the last step, and an error above 95 % of late errors and every best test error."""
+    curves = [curve for member in members for curve in (member.train, member.test) if curve]
+    steps = np.concatenate([curve.steps for curve in curves])
+    errors = np.concatenate([curve.mean for curve in curves])
+    late = errors[steps > steps.max() / 4]
+    best = [member.test.mean.min() for member in members if member.test]
+    highest = max(np.percentile(late, 95), *best, 0.5)
+    return float(steps.max()), min(100.0, 1.1 * float(highest))
+
+
+def _draw_member(panel: Axes, member: Member, depth: int) -> None:
+    color, stroke = COLORS[depth % len(COLORS)], STROKES[depth % len(STROKES)]
+    label = shortened(member.name)
+    for curve, width, alpha in ((member.test, 1.8, 0.16), (member.train, 0.8, 0.1)):
+        if curve is None:
+            continue
+        steps, mean, low, high = curve
+        marker = "." if steps.size < 5 else ""
+        line = {"color": color, "linestyle": stroke, "linewidth": width, "marker": marker}
+        panel.plot(steps, mean, label=label, zorder=2 + width, **line)
+        label = None
+        if (high > low).any():
+            panel.fill_between(steps, low, high, color=color, alpha=alpha, linewidth=0)
+
+
+def draw_errors(
+    variants: Sequence[VariantRuns], published: Mapping[str, Sequence[float]]
+) -> Markup:
+    """Draws the errors of the last step, one row per variant; empty without results.
+
+    A row has one dot per seed, the mean, a band of one standard deviation, and published errors.
+    """
+    finished = [variant for variant in variants if variant.results]
+    if not finished:
+        return Markup()
+    with style():
+        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)), layout="constrained")
+        panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
+        panel.set_ylim(len(finished) - 0.3, -0.7)
+        values = [value for variant in finished for value in variant.error.values]
+        _scale(panel, values + [value for errors in published.values() for value in errors])
+        panel.grid(axis="x", color=GRAY, alpha=0.25, linewidth=0.6)
+        panel.set_axisbelow(True)
+        for row, variant in enumerate(finished):
+            _draw_row(panel, row, variant, published.get(variant.name, ()))
+        if any(variant.failed for variant in finished):
+            panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
+            panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %", fontsize=FONT_SIZE)
+        label = f"Test error of the last step of {len(finished)} variants, seed by seed"
+        return svg(figure, label, "errors")
+
+
+def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[float]) -> None:
+    error, (blue, orange, *_) = variant.error, COLORS
+    band = {"xerr": error.deviation, "ecolor": f"{blue}48", "elinewidth": 9}
+    panel.errorbar(error.mean, row, fmt="|", color=INK, markersize=12, **band)
+    values = np.array([result["value"] for result in variant.results])
+    diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
+    # Seeds with the same error remain separate dots.
+    heights = row + np.linspace(-0.12, 0.12, values.size) * (values.size > 1)
+    dots = {"markersize": 4.5, "clip_on": False, "in_layout": False}
+    panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
+    panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
+    diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}
+    panel.plot(published, [row] * len(published), "D", markersize=7, **diamond)
+    text = {"transform": panel.get_yaxis_transform(), "va": "center"}
+    panel.text(0, row - 0.4, shortened(variant.name), **text)
+    panel.text(1, row - 0.4, str(error), ha="right", fontweight="bold", **text)
+
+
+def _scale(panel: Axes, errors: Sequence[float]) -> None:
+    """Sets the axis: linear, or logarithmic with 0 for errors beyond a factor of 10."""
+    low, high = min(errors), max(errors)
+    if low >= high / 10:
+        pad = max(0.08 * (high - low), 0.02 * high, 0.05)
+        panel.set_xlim(low - pad, high + pad)
+    else:
+        least = min(error for error in errors if error > 0)
+        panel.set_xscale("symlog", linthresh=least, linscale=0.4)
+        panel.set_xlim(0.8 * low if low else -0.3 * least, 1.15 * high)
+    panel.xaxis.set_major_formatter("{x:g}")

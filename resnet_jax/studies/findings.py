@@ -1,4 +1,4 @@
-"""Findings of ``lab``: tables, data and a figure in a directory, and a section of the report."""
+"""Findings of analyses: tables, data and a figure in a directory, and a section of the report."""
 
 import datetime
 import json
@@ -33,29 +33,14 @@ class Finding:
 
     def plain(self, command: str) -> dict[str, Any]:
         """Returns a JSON object with the command, the date and the environment."""
-        described = {name: getattr(self, name) for name in ("name", "title", "caption")}
-        head = {
-            "kind": KIND,
-            **described,
-            "date": datetime.date.today().isoformat(),
-            "command": command,
-            **run_dir.describe(),
-        }
-        return plain(head | {"tables": [asdict(table) for table in self.tables], "rows": self.rows})
-
-
-@dataclass(frozen=True)
-class Section:
-    """A finding that was read back."""
-
-    title: str
-    caption: str
-    tables: tuple[Table, ...]
-    svg: str
+        head = {"kind": KIND, "name": self.name, "title": self.title, "caption": self.caption}
+        head |= {"date": datetime.date.today().isoformat(), "command": command}
+        tables = [asdict(table) for table in self.tables]
+        return plain(head | run_dir.describe() | {"tables": tables, "rows": self.rows})
 
 
 def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
-    """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; calls ``draw`` within ``figures.style``."""
+    """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
     files = [folder / f"{finding.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
     with figures.style():
         figure = draw()
@@ -67,30 +52,30 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
             figure.savefig(files[3], dpi=200)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}): give another directory, --to DIR"
+                f"{folder} cannot be written ({error.strerror}): give another with --to DIR"
             ) from error
     return files
 
 
-def read(folders: Iterable[Path]) -> list[Section]:
-    """Reads the findings in run directories."""
-    sections = []
-    for file in (file for folder in folders for file in sorted((folder / FOLDER).glob("*.json"))):
-        try:
-            text = json.loads(file.read_text())
-            tables = tuple(map(table, text["tables"]))
-            sections.append(
-                Section(
-                    text["title"], text["caption"], tables, file.with_suffix(".svg").read_text()
-                )
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file} is corrupt, or its figure is missing ({error!r}): delete it, or repeat its command"
-            ) from error
-    return sections
+def read(folders: Iterable[Path]) -> list[tuple[Finding, str]]:
+    """Reads the findings in run directories, with their figures as SVG."""
+    return [_read(file) for run in folders for file in sorted((run / FOLDER).glob("*.json"))]
 
 
-def table(written: Mapping[str, Any]) -> Table:
+def _read(file: Path) -> tuple[Finding, str]:
+    try:
+        text = json.loads(file.read_text())
+        tables = tuple(map(table, text["tables"]))
+        svg = file.with_suffix(".svg").read_text()
+        names = ("name", "title", "caption", "rows")
+        return Finding(tables=tables, **{name: text[name] for name in names}), svg
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is corrupt, or its figure is missing ({error!r}): "
+            "delete it, or repeat its command"
+        ) from error
+
+
+def table(text: Mapping[str, Any]) -> Table:
     """Returns the table of a JSON object."""
-    return Table(written["title"], tuple(written["columns"]), tuple(map(tuple, written["rows"])))
+    return Table(text["title"], tuple(text["columns"]), tuple(map(tuple, text["rows"])))

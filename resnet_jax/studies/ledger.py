@@ -1,18 +1,18 @@
 """Ledger of published numbers, in ``published/PAPER.toml``, with protocol and provenance.
 
-Marks: ``V:S1`` was read in a transcript or the authors' repository, ``C`` was computed and equals a published count,
-``M`` is from memory and never a target.
+Marks: ``V:S1`` was read in a transcript or the authors' repository, ``C`` was computed and equals a
+published count, ``M`` is from memory and never a target.
 """
 
 import functools
-import importlib.resources
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib import resources
 from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import Architecture
-from resnet_jax.models.parts import variant
+from resnet_jax.models.catalog import variant
 
 METRICS = {
     "top1_error": "top-1 error %",
@@ -34,33 +34,18 @@ METRICS = {
     "hours": "hours",
 }
 """Metric to its heading."""
-_PROTOCOL = (
-    *(
-        "dataset",
-        "training_images",
-        "validation_images",
-        "test_images",
-        "steps",
-        "epochs",
-        "batch_size",
-        "normalization",
-    ),
-    *(
-        "batch_norm_group",
-        "batch_norm_statistics",
-        "padding",
-        "preprocessing",
-        "augmentation",
-        "view",
-        "selection",
-    ),
-    *("learning_rate", "momentum", "nesterov", "weight_decay", "dtype", "parameters"),
-)
 FAIL_PERCENT = 20.0
-"""He et al. 2016 (1603.05027), Table 1: "we report 'fail' when the test error is higher than 20%"."""
-_TABLE = ("name", "caption", "protocol", "statistic", "mark", "study", "rows")
-_ROW = ("row", "network", "study", "note", "mark", "statistic", "protocol", "differs", *METRICS)
-_VALUE = ("value", "spread", "n", "statistic", "mark", "digits", "note")
+"""He et al. 2016, Table 1: "we report 'fail' when the test error is higher than 20%"."""
+
+# Fields of the files; a misspelled one would be ignored.
+_TABLE = "name caption protocol statistic mark study rows"
+_ROW = f"row network study note mark statistic protocol differs {' '.join(METRICS)}"
+_VALUE = "value spread n statistic mark digits note"
+_PROTOCOL = (
+    "dataset training_images validation_images test_images steps epochs batch_size normalization "
+    "batch_norm_group batch_norm_statistics padding preprocessing augmentation view selection "
+    "learning_rate momentum nesterov weight_decay dtype parameters"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +78,7 @@ class Entry:
     @property
     def verified(self) -> bool:
         """True if the number may be a target."""
-        return self.mark == "C" or self.mark.startswith("V")
+        return self.mark[0] in "VC"
 
     @property
     def failed(self) -> bool:
@@ -125,89 +110,57 @@ class Paper:
     entries: tuple[Entry, ...]
 
 
+_FOLDER = resources.files("resnet_jax.studies") / "published"
+
+
 def papers() -> list[str]:
     """Returns the keys of all sources."""
-    return sorted(
-        file.name.removesuffix(".toml")
-        for file in _folder().iterdir()
-        if file.name.endswith(".toml")
-    )
+    names = (file.name for file in _FOLDER.iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 @functools.cache
 def load(key: str) -> Paper:
-    """Reads one source. Raises UserError for an unknown source, unknown fields or an invalid number."""
+    """Reads one source. Raises UserError for unknown names and invalid numbers."""
     if key not in papers():
         raise UserError(f"the ledger has no paper {key!r}{nearest(key, papers())}")
-    text = tomllib.loads((_folder() / f"{key}.toml").read_text())
+    text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())
     entries = []
     for table in text["table"]:
         _check(f"{key}.toml, {table['name']}", table, _TABLE)
         for row in table["rows"]:
-            entries += _entries(key, table, row, text.get("protocol", {}))
+            place = f"{key}.toml, {table['name']}, {row['row']}"
+            _check(place, row, _ROW)
+            name = row.get("protocol", table.get("protocol"))
+            protocol = (text["protocol"][name] if name else {}) | row.get("differs", {})
+            _check(place, protocol, _PROTOCOL)
+            head = {"paper": key, "table": table["name"], "protocol": protocol}
+            if isinstance(row.get("network"), str):
+                head["network"] = {"name": row["network"]}
+            entries += [
+                _entry(place, table | row | head, metric) for metric in METRICS if metric in row
+            ]
     return Paper(entries=tuple(entries), **text["paper"])
 
 
-def _check(place: str, written: dict[str, Any], names: tuple[str, ...]) -> None:
-    # A misspelled field would be ignored.
-    if unknown := sorted(written.keys() - set(names)):
+def _check(place: str, text: dict[str, Any], allowed: str) -> None:
+    names = allowed.split()
+    if unknown := sorted(text.keys() - set(names)):
         raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], names)}")
 
 
-def _entries(
-    paper: str, table: dict[str, Any], row: dict[str, Any], protocols: dict[str, Any]
-) -> list[Entry]:
-    place = f"{paper}.toml, {table['name']}, {row['row']}"
-    _check(place, row, _ROW)
-    name = row.get("protocol", table.get("protocol"))
-    protocol = (protocols[name] if name else {}) | row.get("differs", {})
-    _check(place, protocol, _PROTOCOL)
-    network = row.get("network")
-    entries = []
-    for metric in METRICS:
-        if metric not in row:
-            continue
-        number = row[metric] if isinstance(row[metric], dict) else {"value": row[metric]}
-        _check(f"{place}, {metric}", number, _VALUE)
-        value, relation = _number(number["value"], place)
-        facts = table | row | number
-        entries.append(
-            Entry(
-                paper=paper,
-                table=table["name"],
-                row=row["row"],
-                network={"name": network} if isinstance(network, str) else network,
-                metric=metric,
-                value=value,
-                relation=relation,
-                runs=facts.get("n"),
-                protocol=protocol,
-                **{
-                    name: facts[name]
-                    for name in (
-                        "caption",
-                        "study",
-                        "spread",
-                        "digits",
-                        "statistic",
-                        "mark",
-                        "note",
-                    )
-                    if name in facts
-                },
-            )
-        )
-    return entries
-
-
-def _number(written: Any, place: str) -> tuple[float, str]:
-    if written == "fail":
-        return FAIL_PERCENT, ">"
-    relation, _, digits = written.partition(" ") if isinstance(written, str) else ("=", "", written)
+def _entry(place: str, row: dict[str, Any], metric: str) -> Entry:
+    number = row[metric] if isinstance(row[metric], dict) else {"value": row[metric]}
+    _check(f"{place}, {metric}", number, _VALUE)
+    relation, value = "=", number["value"]
+    if value == "fail":
+        relation, value = ">", FAIL_PERCENT
+    elif isinstance(value, str):
+        relation, _, value = value.partition(" ")
     if relation not in ("=", ">", "<", "~"):
-        raise UserError(f"{place}: {written!r} is no number; write 8.75, 'fail', '> 60' or '~ 25'")
-    return float(digits), relation
-
-
-def _folder() -> Any:
-    return importlib.resources.files("resnet_jax.studies") / "published"
+        raise UserError(
+            f"{place}: {number['value']!r} is no number; write 8.75, 'fail', '> 60' or '~ 25'"
+        )
+    facts = row | number | {"metric": metric, "relation": relation, "value": float(value)}
+    facts["runs"] = number.get("n")
+    return Entry(**{f.name: facts[f.name] for f in fields(Entry) if f.name in facts})

@@ -1,4 +1,4 @@
-"""A self-contained HTML page about variants, with CSV and JSON beside it."""
+"""A self-contained HTML page about variants, with CSV and JSON beside it, and Markdown tables."""
 
 import json
 import os
@@ -16,128 +16,104 @@ from resnet_jax.studies import comparison as comparison_lib
 from resnet_jax.studies import figures, findings
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
-from resnet_jax.studies.results import Cell, Run
-from resnet_jax.terminal import csv_text, plain
+from resnet_jax.studies.results import VariantRuns
 from resnet_jax.training.run_dir import Workdir, write_text
 
-_IN_CSV = (
-    *(
-        "value",
-        "best_over_training",
-        "selected_on_validation",
-        "training_error_percent",
-        "training_error_of",
-        "diverged_at_step",
-    ),
-    *("parameters", "seconds", "fingerprint", "state_digest"),
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 
 
 def write(
-    cells: Sequence[Cell],
+    variants: Sequence[VariantRuns],
     page: Path,
     *,
     study: Mapping[str, Any],
     comparisons: Sequence[Comparison] = (),
 ) -> None:
-    """Writes ``page``, a self-contained HTML file, ``.csv`` (one row per run) and ``.json`` (everything).
+    """Writes ``page`` (HTML), ``.csv`` (one row per run) and ``.json`` (everything).
 
-    ``study`` has the notes of ``committed.study``. Unverified published numbers are counted, not shown.
+    Args:
+      study: notes of ``results.notes``.
+      comparisons: unverified published numbers are counted, not shown.
     """
     verified = [comparison for comparison in comparisons if comparison.entry.verified]
-    runs = [(cell, run) for cell in cells for run in sorted(cell.runs, key=lambda run: run.seed)]
-    results = [run.result for _, run in runs if run.result is not None]
-    sections = findings.read(run.source for cell in cells for run in cell.runs)
-    text = _template().render(
-        title=_title(cells, study),
+    runs = []
+    for variant in variants:
+        for run in sorted(variant.runs, key=lambda run: run.seed):
+            source = os.path.relpath(run.source.resolve(), page.parent.resolve())
+            place = {
+                "variant": variant.name,
+                "seed": run.seed,
+                "source": Path(source).as_posix() + ("/" if run.source.is_dir() else ""),
+            }
+            runs.append((variant, run, place))
+    text = _TEMPLATES.get_template("report.html.j2").render(
+        title=_title(variants, study),
         study=study,
-        cells=cells,
-        tables=results_lib.tables(cells, _absent(cells, study)),
+        variants=variants,
+        tables=results_lib.tables(variants, _absent(variants, study)),
         papers=comparison_lib.tables(verified),
-        comparable=any(row.ours or row.counted is not None or not row.refused for row in verified),
+        comparable=any(
+            row.ours or row.counted is not None or not row.mismatches for row in verified
+        ),
         unverified=len(comparisons) - len(verified),
-        errors=figures.error_by_cell(cells, _published(verified)),
-        curves=figures.panels(cells),
+        errors=figures.draw_errors(variants, _published(verified)),
+        curves=figures.panels(variants),
         laboratory=[
-            (section, figures.inline(section.svg, section.title, f"lab{number}"))
-            for number, section in enumerate(sections)
+            (finding, figures.inline(svg, finding.title, f"lab{number}"))
+            for number, (finding, svg) in enumerate(findings.read(run.source for _, run, _ in runs))
         ],
         runs=[
-            (
-                cell,
-                run,
-                _relative(run.source, page.parent),
-                quote(_relative(run.source, page.parent)),
-            )
-            for cell, run in runs
+            (variant, run, place["source"], quote(place["source"])) for variant, run, place in runs
         ],
         details=[
-            (cell, _values(result["protocol"] for result in cell.results), _experiment(cell))
-            for cell in cells
+            (
+                variant,
+                _distinct(result["protocol"] for result in variant.results),
+                json.dumps(_experiment(variant), indent=2, ensure_ascii=False),
+            )
+            for variant in variants
         ],
-        environment=_values(
-            {
-                "commit": result["commit"] or "not run from a checkout",
-                "device": "{count} × {kind} ({backend}), {cores} host cores".format(
-                    **result["device"]
-                ),
-                **result["versions"],
-            }
-            for result in results
-        ),
+        environment=_environment(run.result for _, run, _ in runs if run.result),
     )
-    places = [
-        {"variant": cell.name, "seed": run.seed, "source": _relative(run.source, page.parent)}
-        for cell, run in runs
-    ]
     data = {
-        "study": {name: study[name] for name in ("command", "cells", "reduced") if name in study},
-        "variants": results_lib.table(cells),
+        "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
+        "variants": results_lib.table(variants),
         "comparisons": [comparison_lib.plain(comparison) for comparison in comparisons],
-        "results": [
-            place | run.result
-            for place, (_, run) in zip(places, runs, strict=True)
-            if run.result is not None
-        ],
-        "unfinished": [
-            place for place, (_, run) in zip(places, runs, strict=True) if run.result is None
-        ],
+        "results": [place | run.result for _, run, place in runs if run.result],
+        "unfinished": [place for _, run, place in runs if not run.result],
     }
+    rows = []
+    for _, run, place in runs:
+        result = run.result or {}
+        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
+        protocol = {f"protocol.{k}": value for k, value in result.get("protocol", {}).items()}
+        rows.append(place | fields | protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, text)
-    write_text(
-        page.with_suffix(".csv"),
-        csv_text([place | _row(run) for place, (_, run) in zip(places, runs, strict=True)]),
-    )
-    write_text(page.with_suffix(".json"), json.dumps(plain(data), indent=1, allow_nan=False) + "\n")
+    write_text(page.with_suffix(".csv"), terminal.csv_text(rows))
+    text = json.dumps(terminal.plain(data), indent=1, allow_nan=False)
+    write_text(page.with_suffix(".json"), text + "\n")
 
 
-def _template() -> jinja2.Template:
-    loader, undefined = (
-        jinja2.PackageLoader("resnet_jax.studies", "templates"),
-        jinja2.StrictUndefined,
-    )
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html.j2")
+def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
+    pattern = r"([\w-]+)\.py:(\w+)|--paper (\S+)"
+    if named := re.search(pattern, study.get("command", "")):
+        return ", ".join(filter(None, named.groups()))
+    more = f" and {len(variants) - 3} other variants" if len(variants) > 3 else ""
+    return (", ".join(variant.name for variant in variants[:3]) or "No runs") + more
 
 
-def _title(cells: Sequence[Cell], study: Mapping[str, Any]) -> str:
-    if named := re.search(r"([\w-]+)\.py:(\w+)", study.get("command", "")):
-        return f"{named[1]}, {named[2]}"
-    if paper := re.search(r"--paper (\S+)", study.get("command", "")):
-        return f"{paper[1]} | ours"
-    more = f" and {len(cells) - 3} other variants" if len(cells) > 3 else ""
-    return (", ".join(cell.name for cell in cells[:3]) or "No runs") + more
-
-
-def _absent(cells: Sequence[Cell], study: Mapping[str, Any]) -> list[str]:
+def _absent(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> list[str]:
     """Returns variants of the study without a run."""
-    present = {
-        name for cell in cells for name in (cell.name, re.sub(r" \([\da-f]{6}\)$", "", cell.name))
-    }
-    return [name for name in study.get("cells", ()) if name not in present]
+    # Without a part of their fingerprint.
+    present = {re.sub(r" \([\da-f]{6}\)$", "", variant.name) for variant in variants}
+    return [name for name in study.get("variants", ()) if name not in present]
 
 
 def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
@@ -145,33 +121,21 @@ def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
     errors: dict[str, list[float]] = {}
     for comparison in comparisons:
         entry = comparison.entry
-        if (
-            entry.metric == "top1_error"
-            and entry.relation in "=~"
-            and comparison_lib.selection(entry) == "last step"
-        ):
-            for cell, _ in comparison.ours:
-                errors.setdefault(cell.name, []).append(entry.value)
+        of_last_step = comparison_lib.selection(entry) == "last step"
+        if entry.metric == "top1_error" and entry.relation in "=~" and of_last_step:
+            for variant, _ in comparison.ours:
+                errors.setdefault(variant.name, []).append(entry.value)
     return errors
 
 
-def _experiment(cell: Cell) -> str:
-    folders = [run.source for run in cell.runs if run.source.is_dir()]
-    resolved = (
-        Workdir(folders[0]).read_experiment_file()["experiment"]
-        if folders
-        else {"model": cell.results[0]["model"]}
-    )
-    return json.dumps(resolved, indent=2, ensure_ascii=False)
+def _experiment(variant: VariantRuns) -> dict[str, Any]:
+    for run in variant.runs:
+        if run.source.is_dir():
+            return Workdir(run.source).read_experiment_file()["experiment"]
+    return {"model": variant.results[0]["model"]}
 
 
-def _relative(path: Path, base: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix() + (
-        "/" if path.is_dir() else ""
-    )
-
-
-def _values(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _distinct(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Returns the distinct values by name."""
     values: dict[str, dict[str, None]] = {}
     for mapping in mappings:
@@ -180,18 +144,12 @@ def _values(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     return {name: list(distinct) for name, distinct in values.items()}
 
 
-def _row(run: Run) -> dict[str, Any]:
-    result = run.result or {}
-    protocol = {f"protocol.{name}": value for name, value in result.get("protocol", {}).items()}
-    return {name: result.get(name) for name in _IN_CSV} | protocol
-
-
 _BEGIN, _END = "<!-- results ", "<!-- end -->"
 _BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?:(?!{_BEGIN}).)*?{_END}", re.DOTALL)
 
 
 def fill(path: Path) -> int:
-    """Rewrites every block ``<!-- results FILE.json --> ... <!-- end -->``; FILE is relative to the Markdown file.
+    """Rewrites every block ``<!-- results FILE.json --> ... <!-- end -->`` of a Markdown file.
 
     Returns:
       Number of blocks that changed.
@@ -199,14 +157,14 @@ def fill(path: Path) -> int:
     Raises:
       UserError: for an open block, or a file of results that is missing or of another kind.
     """
-    after, changed = filled(path.read_text(), path.parent)
+    text, changed = filled(path.read_text(), path.parent)
     if changed:
-        path.write_text(after)
+        path.write_text(text)
     return changed
 
 
 def filled(text: str, base: Path) -> tuple[str, int]:
-    """Returns the text with its blocks filled from files below ``base``, and the number of changed blocks; see ``fill``."""
+    """Returns the text and the number of changed blocks; files are relative to ``base``."""
     if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
         raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
     changed = 0
@@ -221,41 +179,38 @@ def filled(text: str, base: Path) -> tuple[str, int]:
 
 
 def table(path: Path, link: str) -> str:
-    """Returns the Markdown table of a file of results, with its command, environment and link."""
+    """Returns the Markdown table of a file of results, with command, environment and link."""
     if not path.is_file():
-        raise UserError(
-            f"there is no file {path}{nearest(str(path), map(str, path.parent.glob('*.json')))}"
-        )
+        names = map(str, path.parent.glob("*.json"))
+        raise UserError(f"there is no file {path}{nearest(str(path), names)}")
     text = results_lib.read_object(path)
-    if text.get("kind") == "study":
-        rendered, environments = (
-            results_lib.tables(results_lib.collect([path]))[0],
-            results_lib.read(path),
-        )
-    elif text.get("kind") == findings.KIND:
-        rendered, environments = (
-            findings.table(text["tables"][0]),
-            [text | {"device": text["devices"]}],
-        )
+    kind = text.get("kind")
+    if kind == "study":
+        rendered = results_lib.tables(results_lib.collect([path]))[0]
+        environments = results_lib.read(path)
+    elif kind == findings.KIND:
+        rendered = findings.table(text["tables"][0])
+        environments = [text | {"device": text["devices"]}]
     else:
-        raise UserError(
-            f"{path} holds results of kind {text.get('kind')!r}; give a study or a {findings.KIND}"
-        )
-    source = f"`{text['command']}`; {_environment(environments)}; {text['date']}; [data]({link}). {text.get('reduced', '')}".rstrip()
-    return "\n".join([*terminal.markdown(rendered), "", source]) + "\n"
-
-
-def _environment(results: list[dict[str, Any]]) -> str:
-    """Returns devices, jax versions and commits, all of them where they differ."""
-    devices = [
-        f"{r['device']['count']} x {r['device']['kind']}, {r['device']['cores']} cores"
-        for r in results
-    ]
+        raise UserError(f"{path} holds results of kind {kind!r}; give a study or a finding")
+    environment = _environment(environments)
     commits = [
-        "no checkout" if r["commit"] is None else re.sub(r"^(\w{7})\w*", r"commit \1", r["commit"])
-        for r in results
+        re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in environment["commit"]
     ]
-    return "; ".join(
-        " and ".join(dict.fromkeys(values))
-        for values in (devices, [f"jax {r['versions']['jax']}" for r in results], commits)
+    texts = (environment["device"], [f"jax {version}" for version in environment["jax"]], commits)
+    where = "; ".join(" and ".join(dict.fromkeys(text)) for text in texts)
+    note = (
+        f"`{text['command']}`; {where}; {text['date']}; [data]({link}). {text.get('reduced', '')}"
+    )
+    return "\n".join([*terminal.markdown(rendered), "", note.rstrip()]) + "\n"
+
+
+def _environment(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    return _distinct(
+        {
+            "commit": result["commit"] or "no checkout",
+            "device": "{count} x {kind}, {cores} cores".format(**result["device"]),
+            **result["versions"],
+        }
+        for result in results
     )

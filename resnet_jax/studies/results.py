@@ -1,51 +1,24 @@
-"""Variants of a study: runs that differ in their seed alone, their statistics and their differences."""
+"""Runs of a study grouped by variant: statistics, paired differences, tables and committed JSON."""
 
 import datetime
-import functools
 import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from scipy import stats
+from scipy import special
 
 from resnet_jax.errors import UserError
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
-from resnet_jax.training.run_dir import Record, Workdir, write_json, write_text
-
-_REQUIRED = (
-    *(
-        "experiment",
-        "seed",
-        "group",
-        "fingerprint",
-        "value",
-        "best_over_training",
-        "selected_on_validation",
-        "training_error_percent",
-    ),
-    *(
-        "training_error_of",
-        "diverged_at_step",
-        "parameters",
-        "seconds",
-        "protocol",
-        "model",
-        "commit",
-        "versions",
-        "device",
-    ),
-)
+from resnet_jax.training.run_dir import Workdir, write_json, write_text
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One seed of a variant."""
 
     seed: int
@@ -54,64 +27,51 @@ class Run:
     source: Path
     """Run directory, or file of committed results."""
 
-    def records(self) -> list[Record]:
-        """Returns the metrics; empty for a committed result."""
-        return Workdir(self.source).records() if self.source.is_dir() else []
 
-
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """A number over the seeds of a variant; NaN without values."""
 
+    mean: float
+    deviation: float
+    """Sample standard deviation; NaN for fewer than two values."""
+    median: float
+    best: float
     values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation; NaN for fewer than two values."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values) if self.values else math.nan
-
-    @property
-    def best(self) -> float:
-        return min(self.values, default=math.nan)
 
     def __str__(self) -> str:
         if not self.values:
             return "–"
-        return (
-            f"{self.mean:.2f}"
-            if len(self.values) == 1
-            else f"{self.mean:.2f} ± {self.deviation:.2f}"
-        )
+        return f"{self.mean:.2f}" + f" ± {self.deviation:.2f}" * (len(self.values) > 1)
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """Computes the statistics of a number over seeds."""
+    values = tuple(values)
+    if not values:
+        return Spread(math.nan, math.nan, math.nan, math.nan, ())
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(
+        statistics.fmean(values), deviation, statistics.median(values), min(values), values
+    )
 
 
 @dataclass(frozen=True)
-class Cell:
+class VariantRuns:
     """A variant: runs that differ in their seed alone."""
 
     name: str
-    runs: list[Run] = field(default_factory=list)
+    runs: list[Run]
 
     @property
     def results(self) -> list[dict[str, Any]]:
         """Results of the finished runs, by seed."""
-        return [
-            run.result
-            for run in sorted(self.runs, key=lambda run: run.seed)
-            if run.result is not None
-        ]
+        runs = sorted(self.runs, key=lambda run: run.seed)
+        return [run.result for run in runs if run.result is not None]
 
     def spread(self, name: str) -> Spread:
         """Returns a field of the results over the seeds that have a number there."""
         values = (result[name] for result in self.results if result[name] is not None)
-        return Spread(tuple(float(value) for value in values if not math.isnan(value)))
+        return spread(float(value) for value in values if not math.isnan(value))
 
     @property
     def error(self) -> Spread:
@@ -129,15 +89,14 @@ class Cell:
         return self.error.median > FAIL_PERCENT
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Error of a variant minus that of a baseline, paired over their common seeds."""
 
     baseline: str
     seeds: int
     mean: float
     low: float
-    """95 % confidence interval of the mean (Student's t); NaN for fewer than two seeds or equal differences."""
+    """95 % confidence interval of the mean (Student's t); NaN for one seed or equal differences."""
     high: float
 
     @property
@@ -148,244 +107,174 @@ class Difference:
     def __str__(self) -> str:
         if not self.seeds:
             return "no interval (no common seed)"
+        # -0.0 + 0.0 is 0.0.
+        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (self.mean, self.low, self.high))
         if math.isnan(self.low):
             reason = "one seed" if self.seeds == 1 else f"the same in each of {self.seeds} seeds"
-            return f"{_signed(self.mean)}, no interval ({reason})"
-        interval = f"{_signed(self.mean)} ({_signed(self.low)} to {_signed(self.high)})"
-        return interval if self.distinguishable else f"{interval}: not distinguishable"
+            return f"{mean}, no interval ({reason})"
+        return f"{mean} ({low} to {high})" + ": not distinguishable" * (not self.distinguishable)
 
 
-def _signed(number: float) -> str:
-    return f"{round(number, 2) + 0.0:+.2f}"  # -0.0 + 0.0 is 0.0
-
-
-def difference(cell: Cell, baseline: Cell) -> Difference:
-    """Compares errors of the last step. The interval covers the spread over seeds, not over test images."""
+def difference(variant: VariantRuns, baseline: VariantRuns) -> Difference:
+    """Compares errors of the last step; the interval covers the seeds, not the test images."""
     theirs = {result["seed"]: result["value"] for result in baseline.results}
-    pairs = [
-        result["value"] - theirs[result["seed"]]
-        for result in cell.results
-        if result["seed"] in theirs
-    ]
-    low = high = math.nan
+    ours = {result["seed"]: result["value"] for result in variant.results}
+    paired = spread(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
+    seeds, half = len(paired.values), math.nan
     # Errors are quotients of counts: differences beyond the 9th digit are rounding.
-    if len({round(pair, 9) for pair in pairs}) > 1:
-        low, high = stats.ttest_1samp(np.asarray(pairs), 0.0).confidence_interval(0.95)
-    return Difference(
-        baseline.name,
-        len(pairs),
-        statistics.fmean(pairs) if pairs else math.nan,
-        float(low),
-        float(high),
-    )
+    if len({round(value, 9) for value in paired.values}) > 1:
+        half = float(special.stdtrit(seeds - 1, 0.975)) * paired.deviation / math.sqrt(seeds)
+    return Difference(baseline.name, seeds, paired.mean, paired.mean - half, paired.mean + half)
 
 
 def find(path: Path) -> list[Path]:
-    """Returns the run directories at or below a path, in the order of the study or of their creation."""
-    files = (
-        [path / "experiment.json"]
-        if (path / "experiment.json").is_file()
-        else list(path.glob("**/experiment.json"))
-    )
-    order = {name: place for place, name in enumerate(study(path).get("cells", ()))}
-    files.sort(
-        key=lambda file: (order.get(file.parent.parent.name, len(order)), file.stat().st_mtime_ns)
-    )
-    return [file.parent for file in files]
+    """Returns the run directories at or below a path, in order of the study or of creation."""
+    if (path / "experiment.json").is_file():
+        return [path]
+    order = {name: place for place, name in enumerate(notes([path]).get("variants", ()))}
+
+    def place(file: Path) -> tuple[int, int]:
+        return order.get(file.parent.parent.name, len(order)), file.stat().st_mtime_ns
+
+    return [file.parent for file in sorted(path.glob("**/experiment.json"), key=place)]
 
 
-def collect(paths: Iterable[Path]) -> list[Cell]:
+def collect(paths: Iterable[Path]) -> list[VariantRuns]:
     """Groups the runs in run directories, their parents and files of committed results by variant.
 
     Different variants with one name get part of their fingerprint as well.
 
     Raises:
-      UserError: for a path without runs, or a result that lacks fields.
+      UserError: for a path without runs.
     """
-    # Variants of a study may compute the same, by scan and by loop for example: names tell them apart.
+    # Variants of a study may compute the same, by scan and by loop: their names differ.
     groups: dict[tuple[str, str], dict[int, Run]] = {}
-
-    def add(group: str, name: str, run: Run) -> None:
-        missing = [
-            field for field in _REQUIRED if run.result is not None and field not in run.result
-        ]
-        if missing:
-            raise UserError(
-                f"the result in {run.source} lacks {', '.join(missing)}: run it again with this version of resnet_jax"
-            )
+    for group, name, run in (item for path in paths for item in _runs(path)):
         runs = groups.setdefault((group, name), {})
-        # A run may be in a directory and in a committed file: it counts once, with its result.
-        if run.seed not in runs or (runs[run.seed].result is None and run.result is not None):
+        # A run in a directory and in a committed file counts once, with its result.
+        if run.seed not in runs or runs[run.seed].result is None:
             runs[run.seed] = run
-
-    for path in paths:
-        if path.is_file():
-            for result in read(path):
-                add(result["group"], result["experiment"], Run(result["seed"], result, path))
-            continue
-        folders = find(path)
-        if not folders:
-            raise UserError(
-                f"there is no run in {path}: a run is a directory that 'resnet-jax train' wrote"
-            )
-        for folder in folders:
-            workdir = Workdir(folder)
-            text = workdir.read_experiment_file()
-            add(
-                config.group(text["identity"]),
-                text["experiment"]["name"],
-                Run(text["seed"], workdir.result(), folder),
-            )
     names = [name for _, name in groups]
     return [
-        Cell(name if names.count(name) == 1 else f"{name} ({key[:6]})", [*runs.values()])
+        VariantRuns(name if names.count(name) == 1 else f"{name} ({key[:6]})", [*runs.values()])
         for (key, name), runs in groups.items()
     ]
 
 
-def table(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Returns one JSON object per variant with results; the first is the baseline of the differences."""
-    finished = [cell for cell in cells if cell.results]
-    rows = (
-        {
-            "name": cell.name,
-            "seeds": len(cell.results),
-            "unfinished": len(cell.runs) - len(cell.results),
-            "diverged": cell.diverged,
-            "failed": cell.failed,
-            "test_error": _numbers(cell.error),
-            "training_error": _numbers(cell.spread("training_error_percent")),
-            "best_over_training": _numbers(cell.spread("best_over_training")),
-            "selected_on_validation": _numbers(cell.spread("selected_on_validation")),
-            "difference": None
-            if cell is finished[0]
-            else asdict(paired) | {"distinguishable": paired.distinguishable},
-            "parameters": cell.results[0]["parameters"],
-            "seconds": cell.spread("seconds").mean,
-        }
-        for cell in finished
-        for paired in (difference(cell, finished[0]),)
-    )
-    return [plain(row) for row in rows]
+def _runs(path: Path) -> list[tuple[str, str, Run]]:
+    """Returns fingerprint and name of the variant with every run."""
+    if path.is_file():
+        results = read(path)
+        return [(r["group"], r["experiment"], Run(r["seed"], r, path)) for r in results]
+    runs = []
+    for folder in find(path):
+        workdir = Workdir(folder)
+        text = workdir.read_experiment_file()
+        run = Run(text["seed"], workdir.result(), folder)
+        runs.append((config.group(text["identity"]), text["experiment"]["name"], run))
+    if not runs:
+        raise UserError(f"there is no run in {path}: 'resnet-jax train' writes run directories")
+    return runs
 
 
-def _numbers(spread: Spread) -> dict[str, Any]:
+def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
+    """Returns one JSON object per variant with results; the first is the baseline."""
+    finished = [variant for variant in variants if variant.results]
+    return [plain(_row(variant, finished[0])) for variant in finished]
+
+
+def _row(variant: VariantRuns, baseline: VariantRuns) -> dict[str, Any]:
+    errors = {
+        "test_error": "value",
+        "training_error": "training_error_percent",
+        "best_over_training": "best_over_training",
+        "selected_on_validation": "selected_on_validation",
+    }
+    paired = difference(variant, baseline)
+    compared = paired._asdict() | {"distinguishable": paired.distinguishable}
     return {
-        name: getattr(spread, name) for name in ("mean", "deviation", "median", "best", "values")
+        "name": variant.name,
+        "seeds": len(variant.results),
+        "unfinished": len(variant.runs) - len(variant.results),
+        "diverged": variant.diverged,
+        "failed": variant.failed,
+        **{name: variant.spread(field)._asdict() for name, field in errors.items()},
+        "difference": None if variant is baseline else compared,
+        "parameters": variant.results[0]["parameters"],
+        "seconds": variant.spread("seconds").mean,
     }
 
 
-def tables(cells: Sequence[Cell], absent: Sequence[str] = ()) -> list[Table]:
+def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[Table]:
     """Returns the headline (errors of the last step), then selected errors and costs.
 
     Args:
-      cells: the first with results is the baseline of the differences.
+      variants: the first with results is the baseline of the differences.
       absent: names of further variants without runs.
     """
-    finished = [cell for cell in cells if cell.results]
-    headline: list[tuple[Any, ...]] = []
-    for cell in cells:
-        seeds = f"{len(cell.results)}" + (
-            f"/{len(cell.runs)}" if len(cell.results) < len(cell.runs) else ""
-        )
-        if not cell.results:
-            headline.append((cell.name, seeds, "not finished", *[""] * 4))
-            continue
-        error = cell.error
-        headline.append(
-            (
-                cell.name,
-                seeds + (f", {cell.diverged} diverged" if cell.diverged else ""),
-                f"{error}{' fail' if cell.failed else ''}",
-                f"{error.median:.2f}",
-                f"{error.best:.2f}",
-                str(cell.spread("training_error_percent")),
-                "" if cell is finished[0] else str(difference(cell, finished[0])),
-            )
-        )
-    headline += [(name, "0", "not run", *[""] * 4) for name in absent]
-    validated = any(cell.spread("selected_on_validation").values for cell in finished)
-    selected = ("best_over_training", "selected_on_validation")[: 1 + validated]
-    columns = ("best over training (selected on test) %", "selected on validation %")[
-        : 1 + validated
-    ]
-    rest = [
-        (
-            cell.name,
-            *(str(cell.spread(name)) for name in selected),
-            cell.results[0]["parameters"],
-            cell.spread("seconds").mean,
-        )
-        for cell in finished
-    ]
-    first = finished[0].name if finished else "the first"
-    errors = (
-        "variant",
-        "seeds",
-        "test error %",
-        "median",
-        "best seed",
-        "training error %",
-        f"difference to {first}, paired (95 %)",
-    )
-    fail = (
-        f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)"
-        if any(cell.failed for cell in cells)
-        else ""
-    )
-    return [
-        Table(
-            "error of the last step: mean ± standard deviation over seeds",
-            errors,
-            tuple(headline),
-            fail,
-        ),
-        Table(
-            "selected errors (not comparable) and costs",
-            ("variant", *columns, "parameters", "seconds per run"),
-            tuple(rest),
-        ),
-    ]
+    finished = [variant for variant in variants if variant.results]
+    baseline = finished[0] if finished else None
+    title = "error of the last step: mean ± standard deviation over seeds"
+    columns = ["variant", "seeds", "test error %", "median", "best seed", "training error %"]
+    columns.append(f"difference to {baseline.name if baseline else 'the first'}, paired (95 %)")
+    rows = [_headline(variant, baseline) for variant in variants]
+    rows += [(name, "0", "not run", *[""] * 4) for name in absent]
+    failed = any(variant.failed for variant in variants)
+    note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" if failed else ""
+    headline = Table(title, tuple(columns), tuple(rows), note)
+    selected = {"best_over_training": "best over training (selected on test) %"}
+    if any(variant.spread("selected_on_validation").values for variant in finished):
+        selected["selected_on_validation"] = "selected on validation %"
+    costs = []
+    for variant in finished:
+        errors = (str(variant.spread(name)) for name in selected)
+        parameters, seconds = variant.results[0]["parameters"], variant.spread("seconds").mean
+        costs.append((variant.name, *errors, parameters, seconds))
+    names = ("variant", *selected.values(), "parameters", "seconds per run")
+    return [headline, Table("selected errors (not comparable) and costs", names, tuple(costs))]
 
 
-STUDY_FILE = "study.json"
+def _headline(variant: VariantRuns, baseline: VariantRuns | None) -> tuple[str, ...]:
+    done, error = len(variant.results), variant.error
+    seeds = f"{done}" if done == len(variant.runs) else f"{done}/{len(variant.runs)}"
+    if baseline is None or not done:
+        return (variant.name, seeds, "not finished", *[""] * 4)
+    return (
+        variant.name,
+        seeds + f", {variant.diverged} diverged" * bool(variant.diverged),
+        f"{error}{' fail' if variant.failed else ''}",
+        f"{error.median:.2f}",
+        f"{error.best:.2f}",
+        str(variant.spread("training_error_percent")),
+        "" if variant is baseline else str(difference(variant, baseline)),
+    )
 
 
 def write(
     path: Path, results: Sequence[dict[str, Any]], *, command: str, reduced: str = ""
 ) -> None:
     """Writes the fields that all results share once, then one line per result."""
-    common = {
-        name: value
-        for name, value in results[0].items()
-        if all(other[name] == value for other in results)
-    }
-    head = {
-        "kind": "study",
-        "date": datetime.date.today().isoformat(),
-        "command": command,
-        "reduced": reduced,
-        "common": common,
-    }
-    rows = [
-        json.dumps({name: value for name, value in result.items() if name not in common})
+    first, *others = results
+    shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
+    head = {"kind": "study", "date": datetime.date.today().isoformat()}
+    head |= {"command": command, "reduced": reduced, "common": shared}
+    rows = ",\n  ".join(
+        json.dumps({k: value for k, value in result.items() if k not in shared})
         for result in results
-    ]
-    text = (
-        json.dumps(head, indent=1)[:-2] + ',\n "results": [\n  ' + ",\n  ".join(rows) + "\n ]\n}\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+    write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Reads what ``write`` wrote. Raises UserError for any other file."""
+    text = read_object(path)
     try:
-        text = read_object(path)
         return [text["common"] | row for row in text["results"]]
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path} holds no results of runs ({error!r}): 'resnet-jax report RUNS --save FILE' writes such a file"
+            f"{path} holds no results of runs ({error!r}): "
+            "'resnet-jax report RUNS --save FILE' writes such a file"
         ) from None
 
 
@@ -394,52 +283,46 @@ def is_study(path: Path) -> bool:
     return read_object(path).get("kind") == "study"
 
 
-def remember_study(workdir: Path, *, command: str, cells: Sequence[str], reduced: str) -> None:
-    """Adds the command of a study and its reductions to the notes in its directory."""
-    before = study(workdir)
-    now = {"command": command, "reduced": reduced}
-    text = {"cells": list(cells)} | {
-        name: _joined(before.get(name, ""), note) for name, note in now.items()
+def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
+    """Adds the command of a study and its reductions to ``study.json`` in its directory."""
+    before = notes([workdir])
+    text = {
+        "command": _joined(before.get("command", ""), command),
+        "variants": list(variants),
+        "reduced": _joined(before.get("reduced", ""), reduced),
     }
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / STUDY_FILE, text)
+        write_json(workdir / "study.json", text)
     except OSError as error:
         raise UserError(
             f"{workdir} cannot be written ({error.strerror}): use another --workdir"
         ) from error
 
 
-def _joined(earlier: str, now: str) -> str:
-    return "; ".join(dict.fromkeys(filter(None, [*earlier.split("; "), now])))
-
-
 def notes(paths: Iterable[Path]) -> dict[str, Any]:
-    """Merges ``study`` of several directories or files."""
-    studies = [text for text in map(study, paths) if text.get("command")]
+    """Merges the notes of studies, by directory or file of results; empty without any."""
+    files = (path / "study.json" if path.is_dir() else path for path in paths)
+    studies = [
+        study for file in files if file.is_file() and "command" in (study := read_object(file))
+    ]
     if not studies:
         return {}
-    merged: dict[str, Any] = {
-        name: functools.reduce(_joined, (text.get(name, "") for text in studies))
-        for name in ("command", "reduced")
-    }
-    return merged | {
-        "cells": list(dict.fromkeys(name for text in studies for name in text.get("cells", ())))
+    return {
+        "command": _joined(*(study["command"] for study in studies)),
+        "variants": list(dict.fromkeys(v for study in studies for v in study.get("variants", ()))),
+        "reduced": _joined(*(study.get("reduced", "") for study in studies)),
     }
 
 
-def study(path: Path) -> dict[str, Any]:
-    """Reads the notes of a directory or of a file of results; empty without any."""
-    file = path / STUDY_FILE if path.is_dir() else path
-    return read_object(file) if file.is_file() else {}
+def _joined(*texts: str) -> str:
+    parts = (part for text in texts for part in text.split("; ") if part)
+    return "; ".join(dict.fromkeys(parts))
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError for anything else."""
     try:
-        text = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return {**json.loads(path.read_text())}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is corrupt: {error}") from None
-    if not isinstance(text, dict):
-        raise UserError(f"{path} is corrupt: it holds no JSON object")
-    return text

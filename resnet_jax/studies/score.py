@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,11 +12,9 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import dense, exact, protocols, views
+from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
-from resnet_jax.models import Apply, Architecture
-from resnet_jax.training import fine_tune, run_dir
-from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training import fine_tune, run_dir, sharding
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.weights.loading import Pretrained
 
@@ -24,7 +22,7 @@ AVERAGED = "pixel_mean, averaged over pixels"
 
 
 def score(
-    source: Path,
+    source: Path | Pretrained,
     *,
     data: str | None,
     split: str | None,
@@ -32,223 +30,138 @@ def score(
     data_dir: str | None,
     requested: Sequence[Protocol | None] = (None,),
 ) -> list[dict[str, Any]]:
-    """Scores the newest valid checkpoint of a run, or a file of weights, on every example once per protocol.
-
-    A mean image of another size than a protocol's crop is replaced by its mean over pixels.
+    """Scores the newest valid checkpoint of a run, or weights, once per protocol.
 
     Args:
-      source: run directory, or file of weights.
+      source: run directory, file of weights, or weights.
       data: None: the training set's.
       split: None: the test split.
       batch_size: views of the network's input size per call.
       data_dir: prepared data sets.
-      requested: protocols; None: that of the run, or of the weights' card.
+      requested: protocols; None: that of the run, or of the weights' card. A mean image of another
+        size than a requested crop is averaged over its pixels.
 
     Returns:
-      One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step`` for weights.
+      One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
+      for weights.
     """
-    if not fine_tune.is_run(source):
+    experiment = None
+    if isinstance(source, Pretrained):
+        weights = source
+    else:
         weights = fine_tune.weights_of(source)
-        return [
-            score_weights(
-                weights,
-                data=data,
-                split=split,
-                batch_size=batch_size,
-                data_dir=data_dir,
-                requested=protocol,
-            )
-            for protocol in requested
-        ]
-    experiment, _ = Workdir(source).experiment()
-    info = datasets.describe(data or experiment.data.name, data_dir)
-    split = split or experiment.data.test_split
-    own = (
-        protocols.parse(experiment.evaluation.protocol)
-        if experiment.evaluation.protocol
-        else Protocol()
-    )
-    for protocol in requested:
-        view = protocol or own
-        _check(experiment.model, info, split, batch_size, sized=not (view.crop or view.scales))
-    newest = run_dir.newest(source)
-    mean = newest.preprocessing
-    network = _Network(
-        experiment.model,
-        newest.program.apply,
-        *newest.state.scored(),
-        mean,
-        sharding_lib.batch(newest.program.mesh),
-    )
-    results = []
-    for protocol in requested:
-        description = run_dir.protocol(experiment, info) | {"test_images": info.examples[split]}
-        if protocol:
-            description["view"] = protocol.view()
-        if not _fits(mean.mean.shape, protocol or own):
-            description["preprocessing"] = AVERAGED
-        results.append(
-            network.score(info, split, protocol or own, batch_size)
-            | {"step": newest.step, "protocol": description}
-        )
-    return results
-
-
-def score_weights(
-    weights: Pretrained,
-    *,
-    data: str | None,
-    split: str | None,
-    batch_size: int,
-    data_dir: str | None,
-    requested: Protocol | None = None,
-) -> dict[str, Any]:
-    """Scores loaded weights; see ``score``."""
-    card = weights.card
-    if not (name := data or card.data):
+        if fine_tune.is_run(source):
+            experiment, _ = Workdir(source).experiment()
+            split = split or experiment.data.test_split
+    name = data or weights.card.data
+    if not name:
         raise UserError(
-            f"{card.source} does not name its data set: give one, for example --data cifar10"
+            f"{weights.card.source} does not name its data set: give one, as --data cifar10"
         )
     info = datasets.describe(name, data_dir)
     split = split or ("test" if "test" in info.examples else "validation")
+    if split not in info.examples:
+        names = ", ".join(sorted(info.examples))
+        raise UserError(f"{info.name} has no split {split!r}; it has {names}")
+    own = None
+    if experiment is not None:
+        text = experiment.evaluation.protocol
+        own = protocols.parse(text) if text else Protocol()
+    results = []
+    for protocol in requested:
+        result = _score(weights, info, split, protocol or own, batch_size)
+        if experiment is not None:
+            theirs, ours = result["protocol"], run_dir.protocol(experiment, info)
+            changed = {"test_images": theirs["test_images"]}
+            if protocol:
+                changed["view"] = protocol.view()
+            if theirs["preprocessing"] == AVERAGED:
+                changed["preprocessing"] = AVERAGED
+            step = int(weights.card.counters[""])
+            result |= {"step": step, "protocol": ours | changed}
+        results.append(result)
+    return results
+
+
+def _score(
+    weights: Pretrained, info: DatasetInfo, split: str, requested: Protocol | None, batch_size: int
+) -> dict[str, Any]:
+    card, model = weights.card, weights.architecture
     protocol = requested or protocols.of(card.view)
     # Crops fit every network, and the input size of foreign files is a guess.
-    _check(
-        card.architecture,
-        info,
-        split,
-        batch_size,
-        sized=not (protocol.crop or protocol.scales or card.convention),
-    )
-    mean, size = (
-        np.shape(card.view.mean),
-        (protocol.crop,) * 2 if protocol.crop else info.image_shape[:2],
-    )
-    if requested is None and len(mean) == 3 and mean[:2] != size:
+    sized = not (protocol.crop or protocol.scales or card.convention)
+    same = info.image_shape[2] == model.input_shape[2] and info.num_classes == model.num_classes
+    if not same or (sized and info.image_shape != model.input_shape):
         raise UserError(
-            f"the weights subtract a mean image of {mean}; the images of {info.name} are scored as {(*size, mean[2])}"
+            f"{info.name} has images of {info.image_shape} in {info.num_classes} classes; "
+            f"the network takes {model.input_shape} in {model.num_classes}"
         )
-    devices = sharding_lib.make()
-    params, batch_stats = jax.device_put(
-        (weights.params, weights.batch_stats), sharding_lib.replicated(devices)
-    )
-    network = _Network(
-        card.architecture,
-        weights.apply(),
-        params,
-        batch_stats,
-        Preprocessing(*card.constants()),
-        sharding_lib.batch(devices),
-    )
-    return network.score(info, split, protocol, batch_size) | {
+    mean, deviation = card.constants()
+    size = (protocol.crop,) * 2 if protocol.crop else info.image_shape[:2]
+    if requested is None and mean.ndim == 3 and mean.shape[:2] != size:
+        raise UserError(
+            f"the weights subtract a mean image of {mean.shape}; "
+            f"the images of {info.name} are scored as {(*size, mean.shape[2])}"
+        )
+    if not _fits(mean, protocol):
+        mean = mean.mean((0, 1))
+    began = time.perf_counter()
+    mesh = sharding.make()
+    replicated, of_batch = sharding.replicated(mesh), sharding.batch(mesh)
+    params, batch_stats = jax.device_put((weights.params, weights.batch_stats), replicated)
+    network = weights.apply(), params, batch_stats, Preprocessing(mean, deviation)
+    if protocol.scales:
+        pixels = batch_size * model.input_shape[0] * model.input_shape[1]
+        scored = dense.evaluate(*network, info, split, protocol, pixels=pixels, sharding=of_batch)
+    else:
+        scored = exact.evaluate(
+            *network,
+            protocols.load(info, split, protocol, batch_size),
+            batch_size=batch_size,
+            expected_examples=info.examples[split],
+            sharding=of_batch,
+        )
+    return {
+        "error_percent": scored.error_percent,
+        "top5_error_percent": scored.top5_error_percent if info.num_classes > exact.TOP else None,
+        "mean_loss": scored.mean_loss,
+        "examples": scored.examples,
+        "split": split,
+        "seconds": round(time.perf_counter() - began, 2),
         "step": None,
         "protocol": weights_protocol(weights, info, split, protocol),
     }
 
 
 def weights_protocol(
-    weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol | None = None
+    weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol
 ) -> dict[str, Any]:
     """Returns the protocol of a score of weights, without their training."""
-    view = weights.card.view
-    protocol = protocol or protocols.of(view)
-    height, width, _ = (
-        weights.architecture.input_shape if None in info.image_shape else info.image_shape
-    )
-    if isinstance(view.mean[0], tuple):
-        preprocessing = "pixel_mean" if _fits(np.shape(view.mean), protocol) else AVERAGED
+    card, model = weights.card, weights.architecture
+    height, width, _ = model.input_shape if None in info.image_shape else info.image_shape
+    mean, deviation = card.constants()
+    if mean.ndim == 1:
+        channels = [", ".join(f"{x:.4g}" for x in constants) for constants in (mean, deviation)]
+        preprocessing = "channel: mean {}, deviation {}".format(*channels)
     else:
-        mean, deviation = (
-            ", ".join(f"{number:.4g}" for number in numbers)
-            for numbers in (view.mean, view.deviation)
-        )
-        preprocessing = f"channel: mean {mean}, deviation {deviation}"
+        preprocessing = "pixel_mean" if _fits(mean, protocol) else AVERAGED
     return {
         "dataset": info.name,
         "dataset_version": info.version,
         "test_images": info.examples[split],
-        "weights": weights.card.source,
-        "sha256": weights.card.sha256,
+        "weights": card.source,
+        "sha256": card.sha256,
         "padding": "explicit symmetric",
         "preprocessing": preprocessing,
         "view": protocol.view(height, width),
-        "dtype": weights.architecture.dtype,
+        "dtype": model.dtype,
     }
 
 
-def _fits(mean: tuple[int, ...], protocol: Protocol) -> bool:
+def _fits(mean: np.ndarray, protocol: Protocol) -> bool:
     """Returns whether the images of a protocol have the shape of the mean."""
-    return len(mean) == 1 or (
-        mean[:2] == (protocol.crop,) * 2
-        if protocol.crop
-        else not (protocol.resize or protocol.scales)
-    )
-
-
-class _Network(NamedTuple):
-    model: Architecture
-    apply: Apply
-    params: Any
-    batch_stats: Any
-    preprocessing: Preprocessing
-    sharding: jax.sharding.NamedSharding
-
-    def score(
-        self, info: DatasetInfo, split: str, protocol: Protocol, batch_size: int
-    ) -> dict[str, Any]:
-        began = time.perf_counter()
-        preprocessing = self.preprocessing
-        if not _fits(preprocessing.mean.shape, protocol):
-            preprocessing = preprocessing._replace(mean=np.asarray(preprocessing.mean).mean((0, 1)))
-        network = self.apply, self.params, self.batch_stats, preprocessing
-        if protocol.scales:
-            height, width, _ = self.model.input_shape
-            scored = dense.evaluate(
-                *network,
-                info,
-                split,
-                protocol,
-                pixels=batch_size * height * width,
-                sharding=self.sharding,
-            )
-        else:
-            images = views.load(info, split, protocol, batch_size)
-            count = info.examples[split]
-            scored = exact.evaluate(
-                *network,
-                images,
-                batch_size=batch_size,
-                expected_examples=count,
-                sharding=self.sharding,
-            )
-        return {
-            "error_percent": scored.error_percent,
-            "top5_error_percent": scored.top5_error_percent
-            if info.num_classes > exact.TOP
-            else None,
-            "mean_loss": scored.mean_loss,
-            "examples": scored.examples,
-            "split": split,
-            "seconds": round(time.perf_counter() - began, 2),
-        }
-
-
-def _check(
-    model: Architecture, info: DatasetInfo, split: str, batch_size: int, *, sized: bool
-) -> None:
-    if split not in info.examples:
-        raise UserError(
-            f"{info.name} has no split {split!r}; it has {', '.join(sorted(info.examples))}"
-        )
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}; give 1 image or more")
-    fits = (
-        info.image_shape == model.input_shape
-        if sized
-        else info.image_shape[2] == model.input_shape[2]
-    )
-    if not fits or info.num_classes != model.num_classes:
-        raise UserError(
-            f"{info.name} has images of {info.image_shape} in {info.num_classes} classes; the network takes {model.input_shape} "
-            f"in {model.num_classes}"
-        )
+    if mean.ndim == 1:
+        return True
+    if protocol.crop:
+        return mean.shape[:2] == (protocol.crop, protocol.crop)
+    return not (protocol.resize or protocol.scales)

@@ -2,24 +2,32 @@
 
 import concurrent.futures
 import contextlib
+import inspect
 import itertools
 import json
 import os
-import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import jax
+from rich.console import Console, Group
+from rich.live import Live
 
-from resnet_jax import distributed
+from resnet_jax import distributed, models
 from resnet_jax.data import datasets
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.models import components
+from resnet_jax.studies.ledger import FAIL_PERCENT
+from resnet_jax.studies.results import spread
+from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, program, sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
@@ -34,15 +42,30 @@ class Run(NamedTuple):
     folder: Path
 
 
-@runtime_checkable
-class Watcher(Protocol):
-    """Display of the progress of a study."""
+def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
+    """Calls the function of a study, FILE.py:FUNCTION.
 
-    def running(self, variant: Experiment, seed: int) -> AbstractContextManager[Progress]: ...
-
-    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
-        """Receives the result of a finished run, including those of earlier sessions."""
-        ...
+    Raises:
+      UserError: unless it returns experiments with distinct names.
+    """
+    function = components.load(reference)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"{reference} cannot be called with {arguments or 'no arguments'}: {error}"
+        ) from None
+    variants = function(**arguments)
+    if not isinstance(variants, tuple | list) or {type(v) for v in variants} != {Experiment}:
+        raise UserError(
+            f"{reference} returned no sequence of experiments; "
+            "'resnet-jax train' takes a function that returns one"
+        )
+    names = [variant.name for variant in variants]
+    for name in names:
+        if names.count(name) > 1 or not re.fullmatch(r"[^./\0][^/\0]*", name):
+            raise UserError(f"{reference}: {name!r} must be the name of one directory")
+    return tuple(variants)
 
 
 def run(
@@ -50,16 +73,19 @@ def run(
     seeds: Sequence[int],
     workdir: Path,
     *,
-    watcher: Watcher,
+    watcher: "StudyTable",
     data_dir: str | None = None,
     devices: int | None = None,
     environments: Sequence[dict[str, str]] = (),
     on_start: Callable[[], None] = lambda: None,
 ) -> dict[Path, str]:
-    """Runs every variant, seed by seed, in ``workdir/VARIANT/seed-S``; resumes where an earlier call stopped.
+    """Runs every variant, seed by seed, in ``workdir/VARIANT/seed-S``, or resumes it.
 
-    ``environments`` has the variables of the worker processes; empty: everything runs in this process, on ``devices``
-    devices. ``on_start`` is called after every check, before the first run.
+    Args:
+      watcher: displays the progress.
+      devices: number of devices of each run in this process.
+      environments: variables of the worker processes; empty: everything runs in this process.
+      on_start: is called after every check, before the first run.
 
     Returns:
       Run directories of worker processes that failed, with the reason.
@@ -72,12 +98,10 @@ def run(
     runs = []
     for seed, variant in itertools.product(seeds, variants):
         folder = workdir / variant.name / f"seed-{seed}"
-        try:
+        with _naming(variant):
             variant.check(datasets.describe(variant.data.name, data_dir), size)
             Workdir(folder).check(variant, seed)
             result = Workdir(folder).result()
-        except UserError as error:
-            raise UserError(f"{variant.name}: {error}") from None
         if result is None:
             runs.append(Run(variant, seed, folder))
         else:
@@ -86,14 +110,11 @@ def run(
         on_start()
         return train_in_workers(runs, environments, watcher=watcher, data_dir=data_dir)
     for variant in {run.variant.name: run.variant for run in runs}.values():
-        try:
-            program.compiled(
-                variant, devices
-            )  # Traces the network: an invalid one fails before the first run.
-        except UserError as error:
-            raise UserError(f"{variant.name}: {error}") from None
+        with _naming(variant):
+            # Traces the network: an invalid one fails before the first run.
+            program.compiled(variant, devices)
     distributed.wait("results are read")
-    if distributed.first():
+    if distributed.is_first():
         on_start()
     for variant, seed, folder in runs:
         with watcher.running(variant, seed) as progress:
@@ -102,17 +123,32 @@ def run(
                     variant, seed, folder, progress=progress, data_dir=data_dir, devices=devices
                 )
             except NonFiniteLoss:
-                result = Workdir(folder).result()
-        watcher.finished(variant, result or {})
+                result = Workdir(folder).result() or {}
+        watcher.finished(variant, result)
     return {}
 
 
+@contextlib.contextmanager
+def _naming(variant: Experiment) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{variant.name}: {error}") from None
+
+
 # Cores of one TPU chip have the same coordinates.
-_COUNT = "import jax; print(jax.default_backend(), len({getattr(d, 'coords', d.id) for d in jax.local_devices()}))"
+_COUNT = (
+    "import jax; devices = jax.local_devices(); "
+    "print(jax.default_backend(), len({getattr(d, 'coords', d.id) for d in devices}))"
+)
 
 
 def environments(workers: int | None) -> list[dict[str, str]]:
-    """Returns the variables that show each of ``workers`` processes (None: one per accelerator) its device, or [] for no worker."""
+    """Returns the variables that show each worker process its device; [] for no worker.
+
+    Args:
+      workers: None: one per accelerator.
+    """
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; give at least 1")
     if workers == 1 or (workers is None and os.environ.get("JAX_PLATFORMS") == "cpu"):
@@ -136,46 +172,40 @@ def visible(backend: str, count: int, workers: int | None) -> list[dict[str, str
         )
     if workers == 1:
         return []
-    if (
-        backend == "tpu"
-    ):  # https://github.com/jax-ml/jax/issues/8809; libtpu renamed DEVICES to CHIPS.
+    if backend == "tpu":
+        # https://github.com/jax-ml/jax/issues/8809; libtpu renamed DEVICES to CHIPS.
         one = {
             "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
             "TPU_PROCESS_BOUNDS": "1,1,1",
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
-        return [
-            one | {"TPU_VISIBLE_CHIPS": str(chip), "TPU_VISIBLE_DEVICES": str(chip)}
-            for chip in range(workers)
-        ]
-    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in names.split(",")[:workers]]
+        names = ("TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES")
+        return [one | dict.fromkeys(names, str(chip)) for chip in range(workers)]
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in devices.split(",")[:workers]]
 
 
 def train_in_workers(
     runs: Sequence[Run],
     variables: Sequence[dict[str, str]],
     *,
-    watcher: Watcher,
+    watcher: "StudyTable",
     data_dir: str | None,
 ) -> dict[Path, str]:
-    """Trains runs in worker processes, one per element of ``variables``; returns as ``study.run``.
+    """Trains runs in worker processes, one per element of ``variables``; returns as ``run``.
 
     Raises:
       SystemExit: after SIGINT, SIGTERM or SIGUSR1, when every worker has saved its state.
     """
-    idle: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for environment in variables:
-        idle.put(environment)
+    pending = iter(runs)
     processes: list[subprocess.Popen[str]] = []
     failed: dict[Path, str] = {}
 
-    def train_one(run: Run) -> None:
-        if interruption.requested:
-            return
-        log = run.folder.with_name(f"{run.folder.name}.log")
-        environment = idle.get()
-        try:
+    def train_pending(environment: dict[str, str]) -> None:
+        for run in pending:
+            if interruption.requested:
+                return
+            log = run.folder.with_name(f"{run.folder.name}.log")
             process = _start(run, environment, log, data_dir)
             processes.append(process)
             with process, watcher.running(run.variant, run.seed) as progress:
@@ -184,16 +214,13 @@ def train_in_workers(
                         message = json.loads(line)
                         getattr(progress, message["call"])(*message["arguments"])
                 code = process.wait()
-        finally:
-            idle.put(environment)  # Otherwise the next run would wait forever.
-        result = Workdir(run.folder).result()
-        if result is not None:
-            watcher.finished(run.variant, result)
-        elif not interruption.requested:
-            last = log.read_text(errors="replace").strip().splitlines()[-1:]
-            failed[run.folder] = f"exit code {code}: {''.join(last) or 'no message'}; see {log}"
-            return
-        log.unlink()
+            if (result := Workdir(run.folder).result()) is not None:
+                watcher.finished(run.variant, result)
+            elif not interruption.requested:
+                last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+                failed[run.folder] = f"exit code {code}: {last or 'no message'}; see {log}"
+                continue
+            log.unlink()
 
     terminated = 0
     with (
@@ -201,7 +228,7 @@ def train_in_workers(
         concurrent.futures.ThreadPoolExecutor(len(variables)) as pool,
     ):
         try:
-            trained = [pool.submit(train_one, run) for run in runs]
+            trained = [pool.submit(train_pending, environment) for environment in variables]
             while concurrent.futures.wait(trained, timeout=0.1).not_done:
                 if interruption.requested:
                     for process in processes[terminated:]:
@@ -227,32 +254,22 @@ def _start(
     run: Run, variables: dict[str, str], log: Path, data_dir: str | None
 ) -> "subprocess.Popen[str]":
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    request = json.dumps([config.resolve(run.variant), run.seed, str(run.folder), data_dir])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "resnet_jax.studies.study"],
-            stdin=subprocess.PIPE,
+        return subprocess.Popen(
+            [sys.executable, "-m", "resnet_jax.studies.study", request],
+            stdin=subprocess.PIPE,  # Its end stops the worker if this process dies.
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             env=os.environ | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}) | variables,
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops every worker once.
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops every worker.
         )
-    request = {
-        "experiment": config.resolve(run.variant),
-        "seed": run.seed,
-        "folder": str(run.folder),
-        "data_dir": data_dir,
-    }
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # The worker has ended; see its exit code.
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-    return process
 
 
-class _Progress:
-    """Writes every call to stdout."""
+class _CallsToStdout:
+    """A ``training.train.Progress`` that writes every call to stdout."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments: print(
@@ -260,27 +277,18 @@ class _Progress:
         )
 
 
-def main() -> None:
-    request = json.loads(sys.stdin.readline())
+def _work(request: str) -> None:
+    """Trains the run that ``_start`` describes."""
 
     def stop_with_parent() -> None:
-        os.read(0, 1)  # Returns at the end of stdin; nothing follows the first line.
+        os.read(0, 1)  # Returns at the end of stdin.
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
-    from resnet_jax.training.train import train as train_run
-
-    experiment = config.restore(Experiment, request["experiment"])
-    progress: Any = _Progress()
+    experiment, seed, folder, data_dir = json.loads(request)
+    variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
     try:
-        train_run(
-            experiment,
-            request["seed"],
-            request["folder"],
-            progress=progress,
-            data_dir=request["data_dir"],
-            devices=1,
-        )
+        train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
     except NonFiniteLoss:
         pass  # its result
     except Interrupted as error:
@@ -289,5 +297,89 @@ def main() -> None:
         raise SystemExit(str(error)) from None
 
 
+class StudyTable:
+    """Context manager that shows a table on a terminal, or one line per event in a log."""
+
+    def __init__(self, variants: Sequence[Experiment], seeds: int, console: Console = err):
+        self._seeds, self._console = seeds, console
+        # The time of a run is about proportional to its multiply-adds.
+        self._costs = {
+            v.name: models.count(v.model).multiply_adds * v.steps * v.batch_size for v in variants
+        }
+        self._errors: dict[str, list[float]] = {name: [] for name in self._costs}
+        self._current: list[_Running] = []
+        self._began: float | None = None  # Of the first run of this session.
+        self._done_before = 0.0
+        self._live = Live(
+            get_renderable=self.render, console=console, refresh_per_second=2, transient=True
+        )
+
+    def __enter__(self) -> "StudyTable":
+        if self._console.is_terminal and distributed.is_first():
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    @contextlib.contextmanager
+    def running(self, variant: Experiment, seed: int) -> Iterator[Progress]:
+        """Yields the callbacks of a run."""
+        if self._began is None:
+            self._began, self._done_before = time.monotonic(), self._done()
+        run = _Running(variant.name, seed, self._console)
+        self._current.append(run)
+        try:
+            yield run
+        finally:
+            self._current.remove(run)
+
+    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+        """Receives the result of a finished run, including those of earlier sessions."""
+        self._errors[variant.name].append(result["value"])
+        # Earlier runs appear in the table only.
+        if self._began is not None and not self._console.is_terminal:
+            error = f"seed {result['seed']}: test error {result['value']:.2f} %"
+            say(f"{variant.name}, {error}; {self._summary()}", self._console)
+
+    def _done(self) -> float:
+        done = sum(self._costs[name] * len(errors) for name, errors in self._errors.items())
+        return done + sum(self._costs[run.variant] * run.done for run in self._current)
+
+    def _summary(self) -> str:
+        runs, total = sum(map(len, self._errors.values())), self._seeds * len(self._errors)
+        text = f"{runs} of {total} runs"
+        if self._began is None:
+            return text
+        elapsed, since = time.monotonic() - self._began, self._done() - self._done_before
+        text += f" in {timedelta(seconds=round(elapsed))}"
+        left = self._seeds * sum(self._costs.values()) - self._done()
+        if since and left:
+            text += f", about {timedelta(seconds=round(elapsed * left / since))} left"
+        return text
+
+    def render(self) -> Group:
+        """The table, and a line with the number of runs and the remaining time."""
+        rows = []
+        for name, errors in self._errors.items():
+            error = spread(errors)
+            failed = " fail" if error.median > FAIL_PERCENT else ""
+            now = "\n".join(run.now for run in self._current if run.variant == name)
+            rows.append((name, f"{len(errors)}/{self._seeds}", f"{error}{failed}", now))
+        table = Table("", ("variant", "seeds", "test error %", "now"), tuple(rows))
+        return Group(terminal(table, box=None, header_style="bold"), self._summary())
+
+
+class _Running(RunLines):
+    def __init__(self, variant: str, seed: int, console: Console):
+        super().__init__(f"{variant}, seed {seed}", console)
+        self.variant, self.seed = variant, seed
+        self.now, self.done = f"seed {seed}: compiling", 0.0
+
+    def advance(self, step: int) -> None:
+        self.done = step / self.steps
+        self.now = f"seed {self.seed}: step {step}/{self.steps}{self.numbers}"
+
+
 if __name__ == "__main__":
-    main()
+    _work(sys.argv[1])

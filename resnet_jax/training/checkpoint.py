@@ -1,6 +1,5 @@
-"""Checkpoints: asynchronous Orbax saves, each with a checksum manifest that is verified on restore."""
+"""Checkpoints: asynchronous Orbax saves with checksum manifests that are verified on restore."""
 
-import errno
 import hashlib
 import json
 import math
@@ -27,44 +26,33 @@ from resnet_jax.training.step import TrainState
 MANIFEST = "manifest.json"
 # Orbax writes them after the manifest and does not read them in a restore.
 _UNVERIFIED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+_TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
 
 
 class SaveFailed(UserError):
     """The checkpoint of ``step`` could not be written; that of ``last``, if any, is intact."""
 
     def __init__(self, step: int, last: int | None, error: Exception):
-        code = _errno(error)
-        full = code in (errno.ENOSPC, errno.EDQUOT)
-        reason = (
-            "the disk is full" if full else _one_line(error) if code is None else os.strerror(code)
-        )
-        kept = (
-            "there is no earlier checkpoint"
-            if last is None
-            else f"the newest is that of step {last}"
-        )
+        # Errors of tensorstore contain the number as text.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        reason = os.strerror(number) if number else _one_line(error)
+        kept = "there is none" if last is None else f"the newest is that of step {last}"
         super().__init__(
             f"the checkpoint of step {step} could not be saved: {reason}; {kept}. "
-            f"To continue, {'free some space' if full else 'fix the cause'} and repeat the command"
+            "To continue, fix the cause and repeat the command."
         )
-        self.__cause__ = error
 
 
 class Checkpoints:
-    """The checkpoints of one run, under ``directory``.
+    """Checkpoints of one run; of several processes, all call the same methods in the same order.
 
-    Orbax restores flipped bits silently. Every step contains the sha256 of its files, written before
-    Orbax commits the step, and is verified before it is read. Corrupt steps are moved to ``quarantine/``.
-
-    All processes call the same methods in the same order; ``check``, ``wait`` and ``close`` do not wait
-    for other processes.
+    Orbax restores flipped bits silently. Each step has a manifest with the sha256 of its files,
+    written before Orbax commits the step. Corrupt steps are moved to ``quarantine/``.
 
     Args:
-      directory: created if missing.
-      checkpointing: steps to keep.
-      say: called with messages for the user.
       fingerprint: of the run; a step with another one is quarantined.
-      read_only: write, rename and delete nothing: the run may be in progress.
+      read_only: change no file, because the run may be in progress.
     """
 
     def __init__(
@@ -80,18 +68,13 @@ class Checkpoints:
         self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
         self._manager: ocp.CheckpointManager | None = None
         self._step, self._arrays, self._saving = 0, dict[str, str](), False
-        if not read_only:
-            if distributed.first():
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._remove_partial()
-            distributed.wait("partial checkpoints are removed")
 
     def steps(self) -> list[int]:
-        """Return the committed steps, unverified, oldest first."""
+        """Returns the committed steps, unverified, oldest first."""
         return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
 
     def newest(self) -> int | None:
-        """Return the newest committed step, unverified."""
+        """Returns the newest committed step, unverified."""
         return max(self.steps(), default=None)
 
     def save(
@@ -101,49 +84,54 @@ class Checkpoints:
         preprocessing: Preprocessing,
         error_percent: float | None = None,
     ) -> None:
-        """Start to save a step that is newer than all others; return when the arrays are copied.
+        """Starts to save a step that is newer than all others; returns when arrays are copied.
 
-        ``error_percent``, the test error, ranks the best steps; None or non-finite: never best.
+        Args:
+          error_percent: test error, which ranks the best steps; None or non-finite: never best.
 
         Raises:
           SaveFailed: this save or the one before it failed.
         """
-        failure, previous = self._finish(), self._step
+        failure = None
+        try:
+            self.wait()
+        except SaveFailed as error:
+            failure = error
         if distributed.anyone(failure is not None):
-            raise failure or SaveFailed(
-                previous, self.newest(), OSError("another process could not write its part")
-            )
+            elsewhere = OSError("another process could not write its part")
+            raise failure or SaveFailed(self._step, self.newest(), elsewhere)
         tree = {"state": step_lib.plain(state), "preprocessing": preprocessing}
         self._step, self._arrays = step, _arrays(tree)
-        error = (
-            error_percent
-            if error_percent is not None and math.isfinite(error_percent)
-            else math.inf
-        )
+        if error_percent is None or not math.isfinite(error_percent):
+            error_percent = math.inf
         try:
-            manager = self._manager = self._manager or self._open()
-            saved = manager.save(
-                step, args=ocp.args.StandardSave(tree), metrics={"error_percent": error}
+            self._manager = self._manager or self._open()
+            saved = self._manager.save(
+                step, args=ocp.args.StandardSave(tree), metrics={"error_percent": error_percent}
             )
-        except (OSError, ValueError, RuntimeError) as problem:  # tensorstore raises the last two
-            raise self._failed(problem) from problem
-        assert saved, (
-            f"step {step} is not newer than {self.newest()}: a corrupt step was not quarantined"
-        )
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises the last two
+            raise self._failed(error) from error
+        # Otherwise a corrupt step was not quarantined.
+        assert saved, f"step {step} is not newer than {self.newest()}"
         self._saving = True
 
     def check(self) -> None:
-        """Raise SaveFailed if the background save has failed; does not wait."""
+        """Raises SaveFailed if the background save has failed; does not wait."""
         if self._saving and self._manager and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the background save is committed. Raises SaveFailed if it has failed."""
-        if failure := self._finish():
-            raise failure
+        """Waits until the background save is committed. Raises SaveFailed if it has failed."""
+        if not self._saving or not self._manager:
+            return
+        self._saving = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
-        """Wait as ``wait`` does, then stop Orbax's threads."""
+        """Waits as ``wait`` does, then stops Orbax's threads."""
         try:
             self.wait()
         finally:
@@ -154,37 +142,38 @@ class Checkpoints:
     def restore_newest(
         self, like: TrainState, preprocessing: Preprocessing
     ) -> tuple[int, TrainState, Preprocessing] | None:
-        """Restore the newest intact step, if any, in the structure, shapes, dtypes and shardings of ``like`` and ``preprocessing``.
+        """Restores the newest intact step, if any.
+
+        Args:
+          like: structure, shapes, dtypes and shardings of the state.
+          preprocessing: shapes and dtypes; replicated.
 
         Raises:
           UserError: an intact checkpoint of this run has other arrays; it stays where it is.
         """
         self.wait()
         for step in reversed(distributed.by_first(self.steps)):
-            restored = self.restore(step, like, preprocessing)
-            if restored is not None:
+            if restored := self.restore(step, like, preprocessing):
                 return step, *restored
         return None
 
     def restore(
         self, step: int, like: TrainState, preprocessing: Preprocessing
     ) -> tuple[TrainState, Preprocessing] | None:
-        """Restore one step, see ``restore_newest``; None if it is corrupt or of another run."""
+        """Restores one step as ``restore_newest``; None if it is corrupt or of another run."""
         self.wait()
 
-        def target(shape: Any, placed: Any = like.step) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(
-                shape.shape, shape.dtype, sharding=getattr(placed, "sharding", None)
-            )
+        def target(array: Any, sharding: Any = like.step.sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-        plain = jax.eval_shape(step_lib.plain, like)
-        tree = {
-            "state": jax.tree.map(target, plain, like),
+        key = jax.eval_shape(jax.random.key_data, like.key)
+        tree: Any = {
+            "state": like._replace(key=target(key, like.key.sharding)),
             "preprocessing": jax.tree.map(target, preprocessing),
         }
         problem: str | None = distributed.by_first(lambda: self._problem(step, _arrays(tree)))
-        restored: Any = None
         if problem is None:
+            restored: Any = None
             try:
                 with ocp.StandardCheckpointer() as checkpointer:
                     restored = checkpointer.restore(self._directory / str(step) / "default", tree)
@@ -196,29 +185,30 @@ class Checkpoints:
         return None
 
     def _open(self) -> ocp.CheckpointManager:
-        # Orbax reads the metrics of all steps, and does not open if one of them is corrupt.
-        for step in distributed.by_first(lambda: list(filter(self._has_no_metrics, self.steps()))):
+        distributed.by_first(self._remove_partial)
+        # Orbax does not open a directory in which the metrics of any step are corrupt.
+        unranked = distributed.by_first(lambda: [s for s in self.steps() if not self._is_ranked(s)])
+        for step in unranked:
             self._quarantine(step, "is corrupt: its metrics cannot be read")
         _ignore_closed_loops()
-        keep: list[policies.PreservationPolicy] = [policies.LatestN(self._checkpointing.keep)]
-        if best := self._checkpointing.best:
-            keep.append(
-                policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False)
-            )
-        if every := self._checkpointing.keep_every:
+        best, every = self._checkpointing.best, self._checkpointing.keep_every
+        keep: list[policies.PreservationPolicy] = [
+            policies.LatestN(self._checkpointing.keep),
+            policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False),
+        ]
+        if every:
             keep.append(policies.EveryNSteps(every))
         options = ocp.CheckpointManagerOptions(
             best_fn=_score,  # without it metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy(keep),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
-        return ocp.CheckpointManager(
-            self._directory, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
+        handler = ocp.StandardCheckpointHandler()
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handler)
 
     def _write_manifest(self) -> None:
-        """Write the checksums of a complete step that is not committed yet; runs in Orbax's thread."""
-        (folder,) = self._directory.glob(f"{self._step}{ocp.utils.TMP_DIR_SUFFIX}*")
+        """Writes the checksums of a complete, uncommitted step; runs in Orbax's thread."""
+        (folder,) = self._directory.glob(f"{self._step}{_TEMPORARY}*")
         manifest = {
             "fingerprint": self._fingerprint,
             "arrays": self._arrays,
@@ -227,54 +217,41 @@ class Checkpoints:
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
 
     def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
-        """Return why a step cannot be used, if so, as the end of a sentence."""
+        """Returns why a step cannot be used, if so."""
         folder = self._directory / str(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest.pop("sha256") != _digest(manifest):
-                return f"is corrupt: {MANIFEST} changed since it was written"
-            checksums = _checksums(folder)
-            changed = [
-                name
-                for name, checksum in manifest["files"].items()
-                if checksums.get(name) != checksum
-            ]
+                return f"is corrupt: {MANIFEST} has changed"
+            # A file more is not read.
+            changed = manifest["files"].items() - _checksums(folder).items()
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
         if changed:
-            return f"is corrupt: {len(changed)} of its files changed since they were written ({changed[0]})"
-        fingerprint, theirs = manifest["fingerprint"], manifest["arrays"]
-        if self._fingerprint and fingerprint != self._fingerprint:
-            return f"belongs to another run: its fingerprint is {fingerprint[:12]}, not {self._fingerprint[:12]}"
+            return f"is corrupt: {len(changed)} files have changed ({min(changed)[0]})"
+        theirs, ours = manifest["fingerprint"], self._fingerprint
+        if ours and theirs != ours:
+            return f"belongs to another run: its fingerprint is {theirs[:12]}, not {ours[:12]}"
         # Orbax casts to another dtype silently.
-        if different := sorted({name for name, _ in theirs.items() ^ arrays.items()}):
-            name = different[0]
+        saved = manifest["arrays"]
+        if different := sorted({name for name, _ in saved.items() ^ arrays.items()}):
+            theirs, ours = (tree.get(different[0], "absent") for tree in (saved, arrays))
             raise UserError(
-                f"the checkpoint of step {step} is of another network: {len(different)} arrays differ, as {name}, "
-                f"{theirs.get(name, 'absent')} in the checkpoint and {arrays.get(name, 'absent')} in the experiment"
+                f"the checkpoint of step {step} is of another network: {len(different)} arrays "
+                f"differ, as {different[0]}, {theirs} in the checkpoint and {ours} in the experiment"
             )
         return None
 
-    def _has_no_metrics(self, step: int) -> bool:
+    def _is_ranked(self, step: int) -> bool:
         try:
             metrics = json.loads((self._directory / str(step) / "metrics" / "metrics").read_text())
-            return not isinstance(metrics["error_percent"], float)
+            return isinstance(metrics["error_percent"], float)
         except (OSError, ValueError, LookupError, TypeError):
-            return True
-
-    def _finish(self) -> SaveFailed | None:
-        """Wait for the background save, and return its failure."""
-        if self._manager and self._saving:
-            self._saving = False
-            try:
-                self._manager.wait_until_finished()
-            except Exception as error:
-                return self._failed(error)
-        return None
+            return False
 
     def _failed(self, error: Exception) -> SaveFailed:
         if jax.process_count() == 1:
-            # Orbax does not wait for the other writes of a failed save, which may recreate their directory.
+            # Other writes of a failed save, for which Orbax does not wait, may recreate files.
             absent, end = 0, time.monotonic() + 10
             while absent < 6 and time.monotonic() < end:
                 absent = 0 if self._remove_partial() else absent + 1
@@ -282,30 +259,26 @@ class Checkpoints:
         return SaveFailed(self._step, self.newest(), error)
 
     def _remove_partial(self) -> bool:
-        """Remove uncommitted steps, and return whether there were any."""
-        partials = list(self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+        """Removes uncommitted steps, and returns whether there were any."""
+        partials = list(self._directory.glob(f"*{_TEMPORARY}*"))
         for partial in partials:
             shutil.rmtree(partial, ignore_errors=True)
         return bool(partials)
 
     def _quarantine(self, step: int, problem: str) -> None:
-        if self._read_only:
-            self._say(f"checkpoint of step {step} {problem}; continuing with the one before it")
-            return
+        place = self._directory.parent / "quarantine" / str(step)
 
-        def move() -> str:
-            place = self._directory.parent / "quarantine" / str(step)
+        def move() -> None:
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(exist_ok=True)
             (self._directory / str(step)).rename(place)
-            return str(place)
 
-        place = distributed.by_first(move)
-        if self._manager:
-            self._manager.reload()
-        self._say(
-            f"checkpoint of step {step} {problem}; moved to {place}, continuing with the one before it"
-        )
+        if not self._read_only:
+            distributed.by_first(move)
+            if self._manager:
+                self._manager.reload()
+            problem += f"; moved to {place}"
+        self._say(f"checkpoint of step {step} {problem}; continuing with the one before it")
 
 
 def _score(metrics: Any) -> float:
@@ -313,20 +286,18 @@ def _score(metrics: Any) -> float:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """Return the dtype and shape of each leaf, by path."""
-    leaves = jax.tree.leaves_with_path(tree)
+    """Returns the dtype and shape of each leaf, by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
-        for path, leaf in leaves
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a step, by path."""
+    """Returns the sha256 of each file of a step, by path."""
     checksums = {}
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _UNVERIFIED:
+        if path.is_file() and (name := path.relative_to(folder).as_posix()) not in _UNVERIFIED:
             with path.open("rb") as file:
                 checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return checksums
@@ -340,14 +311,8 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _errno(error: Exception) -> int | None:
-    # Errors of tensorstore contain the number as text.
-    match = re.search(r"os_error_code='(\d+)'", str(error))
-    return error.errno if isinstance(error, OSError) else int(match[1]) if match else None
-
-
 def _ignore_closed_loops() -> None:
-    """Ignore errors of writes that end after a failed one: Orbax has closed its event loop, and tensorstore's thread raises."""
+    """Ignores errors of writes that end after a failed one: Orbax has closed its event loop."""
     previous = sys.unraisablehook
 
     def hook(report: Any) -> None:

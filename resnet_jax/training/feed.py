@@ -2,12 +2,13 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from resnet_jax.data import augment_device, datasets
 from resnet_jax.data import stream as stream_lib
@@ -16,12 +17,10 @@ from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import protocols, views
-from resnet_jax.training import program as program_lib
-from resnet_jax.training import sharding
+from resnet_jax.evaluation import protocols
+from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.program import Program
-from resnet_jax.training.step import ResidentData, StreamedBatch
+from resnet_jax.training.step import Batch
 
 # Images that the constants of a streamed set are measured on: the mean is within 1/100 of a deviation.
 _MEASURED = 10_000
@@ -30,7 +29,7 @@ _GROUP = 64
 
 
 def check(experiment: Experiment, info: DatasetInfo) -> None:
-    """Raises UserError for damaged files, a low memory bound, or augmentation that does not fit the images."""
+    """Raises UserError for corrupt files, a low memory bound, or augmentation that does not fit."""
     if experiment.data.crop is not None:
         # Reading a device-resident set checks it.
         for split in ("train", experiment.data.test_split):
@@ -40,83 +39,65 @@ def check(experiment: Experiment, info: DatasetInfo) -> None:
         rows[0]
     images = jax.ShapeDtypeStruct((experiment.batch_size, *experiment.model.input_shape), np.uint8)
     labels = jax.ShapeDtypeStruct((experiment.batch_size,), np.int32)
-    key, constants = (
-        jax.eval_shape(lambda: jax.random.key(0)),
-        program_lib.abstract_preprocessing(experiment),
-    )
-    jax.eval_shape(
-        program_lib.batches_of(experiment, info.num_classes), key, constants, images, labels
-    )
+    constants = program.abstract_preprocessing(experiment)
+    augment = functools.partial(program.augmentation(experiment), classes=info.num_classes)
+    jax.eval_shape(augment, jax.random.key(0), constants, images, labels)
 
 
-def training_images(experiment: Experiment, info: DatasetInfo) -> int:
-    """Returns the number of training images without the validation images."""
-    return info.examples["train"] - experiment.data.validation_examples
+Part = tuple[str, int, int]
 
 
-def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
+def parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
+    """Returns split, first example and count of ``test``, ``validation`` (if any) and ``train``."""
+    test, held_out = experiment.data.test_split, experiment.data.validation_examples
+    count = info.examples["train"] - held_out
+    validation = {"validation": ("train", count, held_out)} if held_out else {}
+    return {"test": (test, 0, info.examples[test]), **validation, "train": ("train", 0, count)}
+
+
+def examples(
+    experiment: Experiment, info: DatasetInfo, part: Part
+) -> Examples | Iterable[Examples]:
+    """Returns the images of a part, of a streamed set in batches as they are evaluated."""
+    split, first, count = part
+    if experiment.data.crop is None:
+        whole = datasets.read(info, split)
+        if count == info.examples[split]:
+            return whole  # The same array for every run of a process.
+        last = first + count
+        return Examples(whole.images[first:last], whole.labels[first:last])
+    protocol = protocols.parse(experiment.evaluation.protocol)
+    batch_size = experiment.evaluation.batch_size
+    return protocols.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
+
+
+def training_set(experiment: Experiment, info: DatasetInfo) -> Any:
     """Returns the training images of a device-resident set."""
-    return _part(info, "train", 0, training_images(experiment, info))
-
-
-def _part(info: DatasetInfo, split: str, first: int, count: int) -> Examples:
-    whole = datasets.read(info, split)
-    # A whole split is the same array for every run of a process.
-    return (
-        whole
-        if count == info.examples[split]
-        else Examples(*(a[first : first + count] for a in (whole.images, whole.labels)))
-    )
-
-
-def scored(
-    experiment: Experiment, info: DatasetInfo
-) -> dict[str, tuple[Callable[[], Examples | Iterable[Examples]], int]]:
-    """Returns, for each of ``test``, ``validation`` and ``train`` that is evaluated, a function to its images and their number."""
-    data, count = experiment.data, training_images(experiment, info)
-    places = {"test": (data.test_split, 0, info.examples[data.test_split])}
-    if data.validation_examples:
-        places["validation"] = ("train", count, data.validation_examples)
-    if experiment.evaluation.training_images:
-        places["train"] = ("train", 0, count)
-
-    def images(split: str, first: int, count: int) -> Examples | Iterable[Examples]:
-        if data.crop is None:
-            return _part(info, split, first, count)
-        protocol, batch_size = (
-            protocols.parse(experiment.evaluation.protocol),
-            experiment.evaluation.batch_size,
-        )
-        return views.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
-
-    return {name: (functools.partial(images, *place), place[2]) for name, place in places.items()}
+    return examples(experiment, info, parts(experiment, info)["train"])
 
 
 def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
-    """Measures the normalization constants, of a streamed set on central crops of 10,000 evenly spaced images."""
+    """Measures the normalization constants, of a streamed set on central crops of some images."""
+    normalization = experiment.data.normalization
     if experiment.data.crop is None:
-        return augment_device.fit(
-            training_set(experiment, info).images, experiment.data.normalization
-        )
-    height, width, _ = experiment.model.input_shape
-    crop = CenterCrop(shorter_side=round(max(height, width) * 8 / 7))
-    source, count = datasets.encoded(info, "train"), training_images(experiment, info)
+        return augment_device.fit(training_set(experiment, info).images, normalization)
+    size = experiment.model.input_shape[:2]
+    crop = CenterCrop(shorter_side=round(max(size) * 8 / 7))
+    source, (_, _, count) = datasets.encoded(info, "train"), parts(experiment, info)["train"]
 
-    def one(index: int) -> np.ndarray | None:
+    def load(index: int) -> np.ndarray | None:
         try:
             image = datasets.example(source, info, "train", index)["image"]
         except UserError:
             if experiment.data.damaged == "stop":
                 raise
             return None
-        return crop(image, (height, width), np.random.default_rng(0))
+        return crop(image, size, np.random.default_rng(0))
 
     chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
     groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
-    images = (
-        image for _, group in views.ahead(one, groups) for image in group if image is not None
-    )
-    return augment_device.fit_each(images, experiment.data.normalization)
+    loaded = (image for _, group in protocols.ahead(load, groups) for image in group)
+    return augment_device.fit((image for image in loaded if image is not None), normalization)
 
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
@@ -126,7 +107,7 @@ def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
     return Stream(
         info=info,
         split="train",
-        examples=training_images(experiment, info),
+        examples=parts(experiment, info)["train"][2],
         seed=seed,
         batch_size=experiment.batch_size,
         size=experiment.model.input_shape[:2],
@@ -142,90 +123,44 @@ def _here() -> dict[str, int]:
 
 
 class Feed:
-    """Device-resident training images; the compiled step chooses the batches."""
+    """Training batches on the devices from ``step`` on; the whole set, if it is device-resident."""
 
-    max_steps: int | None = None
-    """Largest number of steps per dispatch; None: any."""
     replaced = 0
-    """Damaged images that were replaced."""
+    """Corrupt images that were replaced."""
 
-    def __init__(self, data: ResidentData | None):
-        self._data = data
+    def __init__(self, experiment: Experiment, info: DatasetInfo, mesh: Mesh, seed: int, step: int):
+        self._experiment, self._seed, self._sharding = experiment, seed, sharding.batch(mesh)
+        # Opening a set is slow.
+        self._stream = functools.cache(functools.partial(stream, experiment, info))
+        self._resident = None
+        if experiment.data.crop is None:
+            whole = training_set(experiment, info)
+            whole = Batch(whole.images, whole.labels)
+            self._resident = sharding.put(whole, sharding.replicated(mesh))
+        self._batches = self._read(seed, step, experiment.steps)
 
-    def next(self) -> Any:
-        """Returns the input of ``Program.train`` for the next steps."""
-        return self._data
+    def next(self) -> Batch:
+        """Returns the data of ``Program.train``."""
+        return next(self._batches)
 
-    def statistics_batches(self, step: int) -> Any:
-        """Returns the input of ``Program.recompute_statistics`` after ``step`` steps."""
-        del step
-        return self._data
+    def for_statistics(self, step: int) -> Iterator[Batch]:
+        """Returns the data of ``Program.recompute_statistics`` after ``step`` steps."""
+        count = self._experiment.evaluation.statistics_batches
+        # Other batches than those of the steps.
+        seed = np.random.SeedSequence([self._seed % 2**64, 1]).generate_state(1)[0]
+        return self._read(int(seed), step * count, (step + 1) * count)
 
     def close(self) -> None:
         """Stops reading ahead."""
+        self._batches.close()
 
-
-class StreamFeed(Feed):
-    """Streamed training images, read ahead."""
-
-    max_steps = 1
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        info: DatasetInfo,
-        program: Program,
-        preprocessing: Preprocessing,
-        seed: int,
-        step: int,
-    ):
-        super().__init__(None)
-        self._loading, self._count = (
-            vars(experiment.loading),
-            experiment.evaluation.statistics_batches,
-        )
-        self._sharding, self._preprocessing = sharding.batch(program.mesh), preprocessing
-        # Other batches than those of the steps.
-        self._other = stream(
-            experiment, info, int(np.random.SeedSequence([seed % 2**64, 1]).generate_state(1)[0])
-        )
-        self._reading = self._read(stream(experiment, info, seed), step, experiment.steps)
-
-    def next(self) -> StreamedBatch:
-        return self._arrived(next(self._reading))
-
-    def statistics_batches(self, step: int) -> Iterator[StreamedBatch]:
-        with closing(
-            self._read(self._other, step * self._count, (step + 1) * self._count)
-        ) as reading:
-            yield from map(self._arrived, itertools.islice(reading, self._count))
-
-    def close(self) -> None:
-        self._reading.close()
-
-    def _read(self, images: Stream, first_step: int, last_step: int) -> Any:
-        return stream_lib.batches(
-            Rows(images, first_step=first_step, last_step=last_step, **_here()), **self._loading
-        )
-
-    def _arrived(self, batch: stream_lib.Streamed) -> StreamedBatch:
-        self.replaced += int(batch.replaced.sum())
-        images, labels = (
-            jax.make_array_from_process_local_data(self._sharding, array)
-            for array in (batch.images, batch.labels)
-        )
-        return StreamedBatch(images, labels, self._preprocessing)
-
-
-def training(
-    experiment: Experiment,
-    info: DatasetInfo,
-    program: Program,
-    preprocessing: Preprocessing,
-    seed: int,
-    step: int,
-) -> Feed:
-    """Returns the training images from ``step`` on; ``preprocessing`` is on the devices."""
-    if experiment.data.crop is None:
-        return Feed(program.place(training_set(experiment, info), preprocessing))
-    return StreamFeed(experiment, info, program, preprocessing, seed, step)
+    def _read(self, seed: int, first_step: int, last_step: int) -> Generator[Batch]:
+        if self._resident is not None:
+            yield from itertools.repeat(self._resident, last_step - first_step)
+            return
+        rows = Rows(self._stream(seed), first_step=first_step, last_step=last_step, **_here())
+        put = functools.partial(jax.make_array_from_process_local_data, self._sharding)
+        with closing(stream_lib.batches(rows, **vars(self._experiment.loading))) as batches:
+            for batch in batches:
+                self.replaced += int(batch.replaced.sum())
+                yield Batch(put(batch.images), put(batch.labels))

@@ -160,7 +160,7 @@ class MetricsWriter:
         self.kept = [record for record in workdir.records() if record["step"] <= step]
         distributed.wait("records are read")
         self._file, self._summary = workdir.metrics_file, None
-        if distributed.first():
+        if distributed.is_first():
             folder = str(workdir.path / "tensorboard")
             with _report_errors(self._file):
                 write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.kept))
@@ -462,7 +462,7 @@ def weights(run: Path, step: int | None = None) -> Pretrained:
     restored = at(run, step)
     experiment = restored.experiment
     mean, deviation = (
-        _tuples(np.asarray(constants, np.float64).tolist()) for constants in restored.preprocessing
+        np.asarray(constants, np.float64).tolist() for constants in restored.preprocessing
     )
     name = experiment.evaluation.protocol
     protocol = protocols.parse(name) if name else protocols.Protocol()
@@ -480,7 +480,3 @@ def weights(run: Path, step: int | None = None) -> Pretrained:
         counters={"": float(restored.step)},
     )
     return Pretrained(card, *jax.device_get(restored.state.scored()))
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,7 +1,8 @@
-"""Training state."""
+"""Training state and training step: pure functions of arrays."""
 
 import functools
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,11 +12,11 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import multihost_utils
-from jaxtyping import Array, Float, Int, Int32, Key, UInt8
+from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.models import Apply, Architecture, Execution
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training.config import Loss
 
 
@@ -48,12 +49,11 @@ def create(
     ema: bool = False,
     statistics: bool = False,
 ) -> tuple[Apply, TrainState]:
-    """Returns the network as a function and its state at step 0, under ``jax.jit`` or ``jax.eval_shape``."""
+    """Returns the network as a function and its state at step 0, under ``jax.jit``."""
     apply, params, batch_stats = architecture.init(jax.random.fold_in(key, 0), execution=execution)
     averages = params if ema else {}, batch_stats if statistics else {}
-    return apply, TrainState(
-        jnp.int32(0), params, batch_stats, optimizer.init(params), key, *averages
-    )
+    opt_state = optimizer.init(params)
+    return apply, TrainState(jnp.int32(0), params, batch_stats, opt_state, key, *averages)
 
 
 def digest(state: TrainState) -> str:
@@ -62,20 +62,21 @@ def digest(state: TrainState) -> str:
 
 
 def tree_digest(tree: Any) -> str:
-    """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective where leaves are sharded."""
+    """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective if sharded."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
-        whole = (
-            not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
-        )
-        array = np.asarray(leaf if whole else multihost_utils.process_allgather(leaf, tiled=True))
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
 
 
 def is_stacked(path: Any) -> bool:
-    """Returns whether the array at a path of ``jax.tree`` holds several blocks along its first axis."""
+    """Returns whether the array at a path of ``jax.tree`` has blocks along its first axis."""
     return any(getattr(key, "key", None) == "stacked" for key in path)
 
 
@@ -92,32 +93,33 @@ def from_plain(state: TrainState) -> TrainState:
 def epoch_order(
     key: Key[Array, ""], epoch: Int[Array, ""], examples: int
 ) -> Int[Array, "examples"]:
-    """Permutation of one epoch, a function of ``(key, epoch)``."""
+    """Returns the permutation of one epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
 def batch_indices(
     key: Key[Array, ""], first: Int[Array, ""], *, steps: int, batch_size: int, examples: int
 ) -> Int[Array, "steps batch"]:
-    """Indices of the batches of ``steps`` steps from step ``first`` on. A batch may span two epochs."""
+    """Returns the examples of ``steps`` steps from ``first`` on. A batch may span two epochs."""
     start = first * batch_size
     first_epoch = start // examples
     # Relative to the first epoch, so that positions stay small.
     positions = start % examples + jnp.arange(steps * batch_size)
-    touched = -(-(steps * batch_size + examples - 1) // examples)
+    epochs = -(-(steps * batch_size + examples - 1) // examples)
     orders = jax.vmap(lambda epoch: epoch_order(key, epoch, examples))(
-        first_epoch + jnp.arange(touched)
+        first_epoch + jnp.arange(epochs)
     )
     return orders[positions // examples, positions % examples].reshape(steps, batch_size)
 
 
 class Batch(NamedTuple):
-    """Normalized, augmented images with their labels."""
+    """Images with labels: a batch, or a whole device-resident training set."""
 
-    images: Float[Array, "n h w c"]
+    images: Shaped[Array, "n h w c"]
+    """uint8 as stored, or float32 normalized and augmented."""
     labels: Int32[Array, "n"]
     targets: Float[Array, "n classes"] | None = None
-    """Class probabilities, where images are mixed."""
+    """Class probabilities of mixed images."""
 
 
 class Metrics(NamedTuple):
@@ -130,55 +132,9 @@ class Metrics(NamedTuple):
     """Learning rate of the step; not a sum."""
 
 
-class ResidentData(NamedTuple):
-    """Training set on the device."""
-
-    images: UInt8[Array, "examples h w c"]
-    labels: Int32[Array, "examples"]
-    preprocessing: Preprocessing
-
-    def order(
-        self, key: Key[Array, ""], step: Int[Array, ""], steps: int, batch_size: int
-    ) -> Int[Array, "steps batch"]:
-        """Returns the indices of the batches of ``steps`` steps from ``step`` on; ``key`` is the root key."""
-        examples = self.labels.shape[0]
-        return batch_indices(
-            jax.random.fold_in(key, 1), step, steps=steps, batch_size=batch_size, examples=examples
-        )
-
-
-class StreamedBatch(NamedTuple):
-    """One streamed batch on the devices."""
-
-    images: UInt8[Array, "n h w c"]
-    labels: Int32[Array, "n"]
-    preprocessing: Preprocessing
-
-
-@dataclass(frozen=True)
-class Batches:
-    """Static arguments of preprocessing."""
-
-    size: int
-    augmentation: Augmentation
-    classes: int
-    sharding: jax.sharding.Sharding | None = None
-    """Sharding of a batch; None: one device."""
-
-    def __call__(
-        self, key: Key[Array, ""], preprocessing: Preprocessing, images: Array, labels: Array
-    ) -> Batch:
-        """Returns the normalized, augmented, sharded batch."""
-        augmented, targets = self.augmentation(key, preprocessing, images, labels, self.classes)
-        batch = Batch(augmented, labels, targets)
-        return (
-            batch if self.sharding is None else lax.with_sharding_constraint(batch, self.sharding)
-        )
-
-
 @dataclass(frozen=True)
 class Learning:
-    """Static arguments of the update: model, optimizer, loss."""
+    """Static arguments of a step: network, update, preprocessing."""
 
     apply: Apply
     optimizer: optax.GradientTransformationExtraArgs
@@ -187,40 +143,29 @@ class Learning:
     """Decay of the moving average of the parameters; 0: none."""
     accumulation: int = 1
     """Number of microbatches."""
-    group_size: int = 1
-    """Images that BatchNorm normalizes together; a microbatch consists of whole groups."""
+    group_size: int = 0
+    """Images that BatchNorm normalizes together; 0: a whole (micro)batch."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    classes: int = 0
+    batch_size: int = 0
+    streamed: bool = False
+    """Data are streamed batches rather than the whole training set."""
+    sharding: jax.sharding.Sharding | None = None
+    """Sharding of a batch; None: one device."""
     whole: jax.sharding.Sharding | None = None
     """Sharding of parameters and gradients in use, under fsdp; None: that of the state."""
 
 
 def train_steps(
-    state: TrainState,
-    data: ResidentData | StreamedBatch,
-    steps: int,
-    *,
-    batches: Batches,
-    learning: Learning,
+    state: TrainState, data: Batch, preprocessing: Preprocessing, steps: int, learning: Learning
 ) -> tuple[TrainState, Metrics]:
-    """Runs ``steps`` training steps (1 on a streamed batch), functions of state and data alone; metrics have shape (steps,)."""
-    assert steps == 1 or isinstance(data, ResidentData)
+    """Runs ``steps`` training steps, 1 on a streamed batch; metrics have shape (steps,)."""
 
-    def one(state: TrainState, indices: Any) -> tuple[TrainState, Metrics]:
-        images, labels = (
-            (data.images, data.labels)
-            if indices is None
-            else (data.images[indices], data.labels[indices])
-        )
-        return train_step(
-            state,
-            batches(augmentation_key(state.key, state.step), data.preprocessing, images, labels),
-            learning,
-        )
+    def one(state: TrainState, indices: Array | None) -> tuple[TrainState, Metrics]:
+        key = augmentation_key(state.key, state.step)
+        return train_step(state, augment(key, data, indices, preprocessing, learning), learning)
 
-    indices = (
-        data.order(state.key, state.step, steps, batches.size)
-        if isinstance(data, ResidentData)
-        else None
-    )
+    indices = _indices(state.key, state.step, steps, data, learning)
     if steps > 1:
         return lax.scan(one, state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
@@ -228,35 +173,65 @@ def train_steps(
     return state, jax.tree.map(lambda m: m[None], metrics)
 
 
+def _indices(
+    key: Key[Array, ""], step: Int[Array, ""], steps: int, data: Batch, learning: Learning
+) -> Int[Array, "steps batch"] | None:
+    if learning.streamed:
+        assert steps == 1
+        return None
+    key, examples = jax.random.fold_in(key, 1), len(data.labels)
+    return batch_indices(key, step, steps=steps, batch_size=learning.batch_size, examples=examples)
+
+
+def augmentation_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """Returns the augmentation key of a step."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2), step)
+
+
+def augment(
+    key: Key[Array, ""],
+    data: Batch,
+    indices: Int[Array, "batch"] | None,
+    preprocessing: Preprocessing,
+    learning: Learning,
+) -> Batch:
+    """Returns the normalized, augmented, sharded batch; ``indices`` None: of all of ``data``."""
+    images, labels, _ = data
+    if indices is not None:
+        images, labels = images[indices], labels[indices]
+    images, targets = learning.augmentation(key, preprocessing, images, labels, learning.classes)
+    batch = Batch(images, labels, targets)
+    if learning.sharding is None:
+        return batch
+    return lax.with_sharding_constraint(batch, learning.sharding)
+
+
 def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[TrainState, Metrics]:
     """One update by the gradient of the mean loss over the batch. Pure."""
-    examples = batch.labels.shape[0]
+    examples = len(batch.labels)
     (loss, (errors, batch_stats)), gradients = _gradients(state, batch, learning)
     updates, opt_state = learning.optimizer.update(
         gradients, state.opt_state, state.params, error=errors / examples
     )
     params: Any = optax.apply_updates(state.params, updates)
-    ema: Any = (
-        optax.incremental_update(params, state.ema, 1 - learning.ema) if learning.ema else state.ema
+    ema: Any = state.ema
+    if learning.ema:
+        ema = optax.incremental_update(params, ema, 1 - learning.ema)
+    rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+    metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
+    state = TrainState(
+        state.step + 1, params, batch_stats, opt_state, state.key, ema, state.statistics
     )
-    metrics = Metrics(
-        loss * examples,
-        errors,
-        jnp.int32(examples),
-        optax.tree_utils.tree_get(opt_state, "learning_rate"),
-    )
-    return state._replace(
-        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
-    ), metrics
+    return state, metrics
 
 
 def _gradients(state: TrainState, batch: Batch, learning: Learning) -> Any:
     """Returns ((mean loss, (errors, batch_stats)), gradients)."""
-    examples = batch.labels.shape[0]
+    examples = len(batch.labels)
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
-    def loss_of(params: Any, part: Batch, key: Array) -> tuple[Array, tuple[Array, Any]]:
+    def loss_of(params: Variables, part: Batch, key: Array) -> tuple[Array, tuple[Array, Any]]:
         logits, batch_stats = learning.apply(
             params, state.batch_stats, part.images, train=True, key=key
         )
@@ -265,55 +240,53 @@ def _gradients(state: TrainState, batch: Batch, learning: Learning) -> Any:
 
     def whole(tree: Any) -> Any:
         # Without it the compiler splits convolutions as the parameters are and moves activations.
-        return (
-            tree if learning.whole is None else lax.with_sharding_constraint(tree, learning.whole)
-        )
+        if learning.whole is None:
+            return tree
+        return lax.with_sharding_constraint(tree, learning.whole)
 
     of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole(state.params))
-    values, gradients = (
-        of_part(batch, key)
-        if learning.accumulation == 1
-        else _accumulated(of_part, batch, key, learning)
-    )
+    if learning.accumulation == 1:
+        values, gradients = of_part(batch, key)
+    else:
+        values, gradients = _accumulated(of_part, batch, key, learning)
     return values, whole(gradients)
 
 
-def _accumulated(of_part: Any, batch: Batch, key: Key[Array, ""], learning: Learning) -> Any:
+def _accumulated(
+    of_part: Callable[..., Any], batch: Batch, key: Key[Array, ""], learning: Learning
+) -> Any:
     """Accumulates microbatches; running statistics are averaged over them."""
-    parts, group = learning.accumulation, learning.group_size
+    parts, group = learning.accumulation, learning.group_size or 1
 
     def divided(array: Array) -> Array:
         # Every parts-th group: a microbatch lies on all devices of the batch.
-        return (
-            array.reshape(-1, parts, group, *array.shape[1:])
-            .swapaxes(0, 1)
-            .reshape(parts, -1, *array.shape[1:])
-        )
+        shape = array.shape[1:]
+        groups = array.reshape(-1, parts, group, *shape)
+        return groups.swapaxes(0, 1).reshape(parts, -1, *shape)
 
-    def one(totals: Any, inputs: Any) -> tuple[Any, None]:
+    def one(totals: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
         part, number = inputs
         return jax.tree.map(jnp.add, totals, of_part(part, jax.random.fold_in(key, number))), None
 
     microbatches = jax.tree.map(divided, batch)
     first = jax.tree.map(lambda array: array[0], microbatches)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, first, key))
-    ((loss, (errors, batch_stats)), gradients), _ = lax.scan(
-        one, zeros, (microbatches, jnp.arange(parts))
-    )
+    totals, _ = lax.scan(one, zeros, (microbatches, jnp.arange(parts)))
+    (loss, (errors, batch_stats)), gradients = totals
     return (loss, (errors, jax.tree.map(lambda total: total / parts, batch_stats))), gradients
 
 
 def losses(logits: Float[Array, "n classes"], batch: Batch, loss: Loss) -> Float[Array, "n"]:
     """Returns the loss of each image.
 
-    Softmax with label smoothing: Szegedy et al. 2015, arXiv 1512.00567, Section 7. Binary: Wightman et al. 2021,
+    Label smoothing: Szegedy et al. 2015, arXiv 1512.00567, Section 7. Binary: Wightman et al. 2021,
     arXiv 2110.00476, Section 2.2, with the smoothing and the threshold of timm.
     """
-    if batch.targets is None and loss == Loss():
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    targets = (
-        jax.nn.one_hot(batch.labels, logits.shape[-1]) if batch.targets is None else batch.targets
-    )
+    targets = batch.targets
+    if targets is None:
+        if loss == Loss():
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
     if loss.smoothing:
         targets = optax.smooth_labels(targets, loss.smoothing)
     if loss.kind == "softmax":
@@ -323,13 +296,53 @@ def losses(logits: Float[Array, "n classes"], batch: Batch, loss: Loss) -> Float
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
-def augmentation_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """Returns the augmentation key of a step."""
-    return jax.random.fold_in(jax.random.fold_in(key, 2), step)
+def add_batch_moments(
+    state: TrainState,
+    totals: Variables,
+    data: Batch,
+    preprocessing: Preprocessing,
+    number: Int[Array, ""],
+    learning: Learning,
+) -> Variables:
+    """Adds the means and mean squares of batch ``number``, averaged over BatchNorm's groups.
+
+    ``learning.apply`` has a BatchNorm momentum of 0: its statistics are those of its input.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
+    batch_key = jax.random.fold_in(key, number + 1)
+    indices = _indices(jax.random.fold_in(key, 0), number, 1, data, learning)
+    indices = None if indices is None else indices[0]
+    images, *_ = augment(batch_key, data, indices, preprocessing, learning)
+    group_size = learning.group_size or learning.batch_size
+    groups = images.reshape(-1, group_size, *images.shape[1:])
+
+    def moments(images: Array, key: Array) -> Variables:
+        params, _ = state.scored()
+        _, stats = learning.apply(params, state.batch_stats, images, train=True, key=key)
+        return _map_variance(stats, lambda mean, var: var + mean * mean)
+
+    of_groups = jax.vmap(moments)(groups, jax.random.split(batch_key, len(groups)))
+    return jax.tree.map(lambda total, moment: total + moment.mean(axis=0), totals, of_groups)
+
+
+def set_statistics(state: TrainState, totals: Variables, count: int) -> TrainState:
+    """Returns the state with the mean and variance over all images of ``count`` batches."""
+    moments = jax.tree.map(lambda total: total / count, totals)
+    statistics = _map_variance(moments, lambda mean, var: jnp.maximum(var - mean * mean, 0))
+    return state._replace(statistics=statistics)
+
+
+def _map_variance(tree: Any, function: Callable[..., Array]) -> Any:
+    """Replaces ``var`` by a function of ``mean`` and ``var`` in every layer."""
+    if not isinstance(tree, dict):
+        return tree
+    if tree.keys() == {"mean", "var"}:
+        return tree | {"var": function(**tree)}
+    return {name: _map_variance(inner, function) for name, inner in tree.items()}
 
 
 @jax.jit
 def finite(state: TrainState) -> Array:
     """Returns whether the state is finite."""
-    learned = (state.params, state.batch_stats, state.opt_state, state.ema, state.statistics)
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in jax.tree.leaves(learned)]))
+    learned = state._replace(step=(), key=())
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))

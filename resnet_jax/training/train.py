@@ -1,13 +1,14 @@
 """The training loop: from an experiment and a seed to ``result.json``."""
 
 import contextlib
+import functools
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +33,16 @@ from resnet_jax.training.step import Metrics, finite
 
 
 class Interruption:
-    """Context that records the first signal. A later Ctrl-C raises KeyboardInterrupt; other later signals are ignored."""
+    """Context that records the first signal.
+
+    A later Ctrl-C raises KeyboardInterrupt; other later signals are ignored.
+    """
 
     requested: int | None = None
 
     def __enter__(self) -> "Interruption":
-        self._before = {
-            number: signal.signal(number, self._record)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -53,38 +55,29 @@ class Interruption:
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
-class Stopped(Exception):
-    """A stop was requested during an evaluation."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.signal = number
-
-
 class StopRequest:
-    """The signal that any process received, pending in all processes at the same step.
-
-    Each call of ``pending`` contributes to a maximum over all devices, which is read one call later, so that the host never waits.
-    """
+    """Signal that any process received, pending in all processes at the same step."""
 
     def __init__(self, interruption: Interruption, mesh: Mesh):
         self._interruption, self._single = interruption, jax.process_count() == 1
         if not self._single:
             self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            self._maximum = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._maximum = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
             self._sent = self._send()
 
-    def pending(self) -> int | None:
-        """Returns the signal received before the previous call, if any. Collective."""
-        if self._single:
-            return self._interruption.requested
-        received, self._sent = self._sent, self._send()
-        return int(received) or None
+    def pending(self, step: int) -> Interrupted | None:
+        """Returns the error of a signal, if any. Collective."""
+        number = self._interruption.requested or 0
+        if not self._single:
+            # The maximum of the previous call, so that the host never waits.
+            received, self._sent = self._sent, self._send()
+            number = int(received)
+        return Interrupted(number, step) if number else None
 
-    def raise_if_pending(self) -> None:
-        """Raises Stopped where a stop was requested. Collective."""
-        if (number := self.pending()) is not None:
-            raise Stopped(number)
+    def raise_if_pending(self, step: int) -> None:
+        """Raises the error of a signal, if any. Collective."""
+        if error := self.pending(step):
+            raise error
 
     def _send(self) -> Int[Array, ""]:
         local = np.full(jax.local_device_count(), self._interruption.requested or 0, np.int32)
@@ -92,41 +85,34 @@ class StopRequest:
 
 
 class Profile:
-    """Traces whole dispatches of at least ``steps`` steps after the first one, which compiles, into ``folder``."""
+    """Trace of at least ``steps`` steps, in whole dispatches after the first, which compiles."""
 
     def __init__(self, folder: Path, steps: int, say: Callable[[str], None]):
         self._folder, self._left, self._say, self._running = folder, steps, say, False
 
-    def after_dispatch(self, metrics: Any, steps: int) -> None:
+    def after_dispatch(self, metrics: Metrics, steps: int) -> None:
         """Starts or stops the trace after a dispatch."""
+        if self._left <= 0:
+            return
+        jax.block_until_ready(metrics)
         if self._running:
             self._left -= steps
             if self._left <= 0:
-                self._stop(metrics)
-        elif self._left > 0:
-            jax.block_until_ready(metrics)
+                self.close()
+        else:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def close(self) -> None:
-        """Ends a trace of fewer steps than requested."""
+        """Ends the trace."""
         if self._running:
-            self._left = 0
-            self._stop(None)
+            jax.profiler.stop_trace()
+            self._left, self._running = 0, False
+            self._say(f"profile of the run in {self._folder}")
         elif self._left > 0:
             self._say("no step was profiled: the run has one dispatch, which compiles")
 
-    def _stop(self, metrics: Any) -> None:
-        jax.block_until_ready(metrics)
-        jax.profiler.stop_trace()
-        self._running = False
-        self._say(f"profile of the run in {self._folder}")
 
-
-_T = TypeVar("_T", bound=Any)
-
-
-@runtime_checkable
 class Progress(Protocol):
     """Callbacks of a run."""
 
@@ -152,18 +138,19 @@ def train(
     data_dir: str | None = None,
     devices: int | None = None,
     fsdp: int = 1,
-    profile: Profile | None = None,
+    profile_steps: int = 0,
 ) -> dict[str, Any]:
-    """Trains an experiment, or continues it from its newest intact checkpoint, and returns the contents of ``result.json``.
+    """Trains an experiment, or continues it, and returns the contents of ``result.json``.
 
     Args:
       seed: of initialization, data order and augmentation.
       workdir: run directory; one of another experiment or seed is rejected.
-      data_dir: directory where prepared data sets are looked for first.
-      devices, fsdp: see ``mesh.make``.
+      data_dir: directory that is searched first for prepared data sets.
+      devices, fsdp: see ``sharding.make``.
+      profile_steps: steps to trace into ``profile/``; 0: none.
 
     Raises:
-      UserError: for invalid input, before anything is compiled or written; for a run that cannot be saved.
+      UserError: for invalid input, before anything is compiled or written; for a failed save.
       NonFiniteLoss: the run diverged, now or earlier.
       Interrupted: a signal stopped the run; its state is saved.
     """
@@ -172,7 +159,7 @@ def train(
     feed.check(experiment, info)
     weights = fine_tune.load(experiment)
     program = program_lib.compiled(experiment, devices, fsdp)
-    run_dir = Workdir(workdir)
+    run_dir, evaluation = Workdir(workdir), experiment.evaluation
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
         fingerprint = run_dir.read_experiment_file()["fingerprint"]
@@ -184,7 +171,6 @@ def train(
             if finished["diverged_at_step"] is not None:
                 raise NonFiniteLoss(finished["diverged_at_step"], checkpoints.newest())
             return finished
-        stack.enter_context(_recording_divergence(experiment, seed, info, run_dir))
         stop = StopRequest(stack.enter_context(Interruption()), program.mesh)
 
         # The newest intact checkpoint, or a new state.
@@ -197,129 +183,80 @@ def train(
             progress.say(f"continuing after step {step}")
         else:
             step, state = 0, program.init(jax.random.key(seed))
-            state = (
-                fine_tune.initial_state(state, experiment, weights)
-                if weights is not None
-                else state
-            )
-            constants = fine_tune.preprocessing(experiment, weights) or feed.constants(
-                experiment, info
-            )
-        constants = program.constants(constants)
-        batches = stack.enter_context(
-            _closing(feed.training(experiment, info, program, constants, seed, step))
-        )
-        splits = feed.scored(experiment, info)
-        if profile is not None:
-            stack.callback(profile.close)
+            state = fine_tune.initial_state(state, experiment, weights) if weights else state
+            constants = fine_tune.preprocessing(experiment, weights)
+            constants = constants or feed.constants(experiment, info)
+        constants = program.put(constants)
+        batches = stack.enter_context(_closing(Feed(experiment, info, program.mesh, seed, step)))
+        parts = feed.parts(experiment, info)
+        profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
+        stack.callback(profile.close)
+        log = _Log(experiment, seed, info, run_dir, step, batches, checkpoints, progress)
+        stack.enter_context(_closing(log))
 
         # The loop. A dispatch ends where a record, a score or a checkpoint is due.
-        every = (
-            max(1, experiment.evaluation.every // 10),
-            experiment.evaluation.every,
-            experiment.checkpointing.every,
-        )
-        log = stack.enter_context(_closing(_Log(run_dir, step, every[0], batches, progress)))
+        save_every = experiment.checkpointing.every
+        ends = log.every, evaluation.every, save_every
+        most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
+        scores, saved = dict[str, Score](), step
         progress.start(step, experiment.steps)
-        scores: dict[str, Score] = {}
-        scored_at, saved_at, pending = -1, step, None
         while True:
             # All processes receive the request at the same step.
-            signal, last = stop.pending(), step == experiment.steps
-            saves = step > saved_at and (
-                signal is not None or last or step % experiment.checkpointing.every == 0
-            )
-            # Also a score that an earlier session did not complete.
-            due = last or (
-                step > 0
-                and step % experiment.evaluation.every == 0
-                and not log.has_scores(step, splits.keys() - {"train"})
-            )
-            if pending is not None and (saves or due):
+            interrupted, last = stop.pending(step), step == experiment.steps
+            saving = step > saved and (interrupted or last or step % save_every == 0)
+            # Also scores that an earlier session did not complete.
+            due = step > 0 and step % evaluation.every == 0
+            scoring = last or (due and not log.scores(step) >= parts.keys() - {"train"})
+            if log.pending and (saving or scoring):
                 # No metrics window crosses a checkpoint, and nothing non-finite is scored or saved.
-                log.add(*pending, checkpoints)
+                log.fetch()
                 log.write_training(step)
-                pending = None
-                state = program.recompute_statistics(state, batches.statistics_batches(step))
+                state = program.recompute_statistics(state, batches.for_statistics(step), constants)
                 if not finite(state):
-                    raise _diverged(step, checkpoints, "the update")
-            if due and signal is None:
+                    raise log.diverged(step, "the update")
+            test_error = None
+            if scoring and not interrupted:
+                between = functools.partial(stop.raise_if_pending, step)
                 try:
-                    for name, (images, number) in splits.items():
-                        if name != "train" or last:
-                            batch_size = experiment.evaluation.batch_size
-                            scores[name] = program.score(
-                                state,
-                                constants,
-                                images(),
-                                number,
-                                batch_size,
-                                stop.raise_if_pending,
-                            )
+                    for name, part in parts.items():
+                        if name != "train" or (last and evaluation.training_images):
+                            data = feed.examples(experiment, info, part)
+                            options = part[2], evaluation.batch_size, between
+                            scores[name] = program.score(state, constants, data, *options)
                             log.write_score(step, name, scores[name])
-                    scored_at = step
-                except Stopped as request:
-                    signal = request.signal
+                    test_error = scores["test"].error_percent
+                except Interrupted as error:
+                    interrupted = error
                 log.restart_rate()
-            if saves or (signal is not None and step > saved_at):
+            if saving or (interrupted and step > saved):
                 # After the score that ranks checkpoints.
-                checkpoints.save(
-                    step,
-                    state,
-                    constants,
-                    scores["test"].error_percent if scored_at == step else None,
-                )
-                saved_at = step
-            if signal is not None:
+                checkpoints.save(step, state, constants, test_error)
+                saved = step
+            if interrupted:
                 checkpoints.wait()
-                raise Interrupted(signal, step)
+                raise interrupted
             if last:
-                break
-            count = min(
-                batches.max_steps or experiment.execution.steps_a_call(),
-                *(n - step % n for n in every),
-                experiment.steps - step,
-            )
-            data = batches.next()
-            dispatched = time.perf_counter()
-            with jax.transfer_guard("disallow"):
-                state, metrics = program.train(state, data, count)
-            if log.compile_seconds is None:
-                log.restart_rate(dispatched)
-            if pending is not None:
-                # One dispatch late, so that the devices never wait for the host.
-                log.add(*pending, checkpoints)
+                # After the last checkpoint and all records are on disk.
+                log.close()
+                checkpoints.wait()
+                return log.write_result(scores, step_lib.digest(state))
+            count = min(most, experiment.steps - step, *(every - step % every for every in ends))
+            batch = batches.next()
+            with log.timing_compilation(), jax.transfer_guard("disallow"):
+                state, metrics = program.train(state, batch, constants, count)
             step += count
-            pending = (step, metrics)
+            log.push(step, metrics)
             progress.advance(step)
-            if profile is not None:
-                profile.after_dispatch(metrics, count)
+            profile.after_dispatch(metrics, count)
             checkpoints.check()
 
-        # After the last checkpoint and all records are on disk.
-        log.close()
-        checkpoints.wait()
-        times = {"compile_seconds": log.compile_seconds, "seconds": round(log.seconds, 2)}
-        digest = step_lib.digest(state)
-        result = run_dir_lib.contents(
-            experiment,
-            seed,
-            info,
-            log.records,
-            scores,
-            log.training_error_percent,
-            state_digest=digest,
-            **times,
-        )
-        if distributed.first():
-            write_json(run_dir.result_file, result)
-        distributed.wait("the result is written")
-        return result
+
+_T = TypeVar("_T", bound=Any)
 
 
 @contextlib.contextmanager
 def _closing(resource: _T) -> Iterator[_T]:
-    """Closes at the end, but not after an error in one of several processes: closing waits for the others."""
+    """Closes at the end, but not after an error in one of several processes: the others wait."""
     try:
         yield resource
     except BaseException as error:
@@ -329,128 +266,137 @@ def _closing(resource: _T) -> Iterator[_T]:
     resource.close()
 
 
-@contextlib.contextmanager
-def _recording_divergence(
-    experiment: Experiment, seed: int, info: DatasetInfo, run_dir: Workdir
-) -> Iterator[None]:
-    """Writes ``diverged.json`` where training diverges."""
-    try:
-        yield
-    except NonFiniteLoss as error:
-        if distributed.first():
-            result = run_dir_lib.contents(
-                experiment, seed, info, run_dir.records(), diverged_at_step=error.step
-            )
-            write_json(run_dir.diverged_file, result)
-        distributed.wait("the result is written")
-        raise
-
-
-def _diverged(step: int, checkpoints: Checkpoints, what: str = "the loss") -> NonFiniteLoss:
-    # The newest checkpoint may still be in the background.
-    checkpoints.wait()
-    return NonFiniteLoss(step, checkpoints.newest(), what)
-
-
 class _Log:
-    """Records of a run from its last saved ``step`` on, with training metrics every ``every`` steps."""
+    """Records of a run from its last saved ``step`` on, and its result."""
 
-    def __init__(self, run_dir: Workdir, step: int, every: int, batches: Feed, progress: Progress):
-        self._writer, self._every, self._batches, self._progress = (
-            MetricsWriter(run_dir, step=step),
-            every,
-            batches,
-            progress,
-        )
-        self.records: list[Record] = list(self._writer.kept)
-        last = next(
-            (record for record in reversed(self.records) if record["split"] == "train"), None
-        )
-        self.training_error_percent: float = last["error_percent"] if last else math.nan
-        self._earlier_seconds: float = last["seconds"] if last else 0.0
+    def __init__(
+        self,
+        experiment: Experiment,
+        seed: int,
+        info: DatasetInfo,
+        run_dir: Workdir,
+        step: int,
+        batches: Feed,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ):
+        self._contents = functools.partial(run_dir_lib.contents, experiment, seed, info)
+        self._run_dir, self._batches, self._checkpoints = run_dir, batches, checkpoints
+        self._progress = progress
+        self._writer = MetricsWriter(run_dir, step=step)
+        self._records: list[Record] = list(self._writer.kept)
+        self.every = max(1, experiment.evaluation.every // 10)
+        """Steps between training records."""
+        self.pending: tuple[int, Metrics] | None = None
+        """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
-        self._started = self._rate_started = time.perf_counter()
-        self._rate_examples = 0.0
-        self.compile_seconds: float | None = None
+        training = [record for record in self._records if record["split"] == "train"]
+        last = training[-1] if training else {"error_percent": math.nan, "seconds": 0.0}
+        self._training_error_percent: float = last["error_percent"]
+        self._compile_seconds: float | None = None
+        self.restart_rate()
+        # As if the sessions of the run were one.
+        self._started = self._rate_started - last["seconds"]
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training and evaluation over all sessions."""
-        return self._earlier_seconds + time.perf_counter() - self._started
-
-    def restart_rate(self, dispatched: float | None = None) -> None:
-        """Starts a new image rate: after an evaluation, or after the first dispatch, which compiles."""
+    def restart_rate(self) -> None:
+        """Starts a new image rate: after an evaluation, or after compilation."""
         self._rate_started, self._rate_examples = time.perf_counter(), 0.0
-        if dispatched is not None:
-            self.compile_seconds = round(self._rate_started - dispatched, 2)
 
-    def add(self, step: int, metrics: Metrics, checkpoints: Checkpoints) -> None:
-        """Adds the metrics of a dispatch that ended at ``step``; raises NonFiniteLoss or writes a record that is due."""
+    @contextlib.contextmanager
+    def timing_compilation(self) -> Iterator[None]:
+        # The first dispatch compiles.
+        started = time.perf_counter()
+        yield
+        if self._compile_seconds is None:
+            self.restart_rate()
+            self._compile_seconds = round(self._rate_started - started, 2)
+
+    def push(self, step: int, metrics: Metrics) -> None:
+        # One dispatch late, so that the devices never wait for the host.
+        self.fetch()
+        self.pending = step, metrics
+
+    def fetch(self) -> None:
+        """Adds pending metrics, and writes a record that is due. Raises NonFiniteLoss."""
+        if not self.pending:
+            return
+        step, metrics = self.pending
+        self.pending = None
         fetched: Metrics = jax.device_get(metrics)
         bad = np.flatnonzero(~np.isfinite(fetched.loss))
         if bad.size:
-            raise _diverged(step - len(fetched.loss) + int(bad[0]) + 1, checkpoints)
+            raise self.diverged(step - len(fetched.loss) + int(bad[0]) + 1, "the loss")
         self._window.append(fetched)
-        if step % self._every == 0:
+        if step % self.every == 0:
             self.write_training(step)
 
     def write_training(self, step: int) -> None:
-        """Writes the mean metrics since the last training record."""
         if not self._window:
             return
-        names = ("loss", "errors", "examples")
         loss, errors, examples = (
-            sum(float(np.sum(getattr(m, name), dtype=np.float64)) for m in self._window)
-            for name in names
+            sum(float(np.sum(values, dtype=np.float64)) for values in column)
+            for column in zip(*(metrics[:3] for metrics in self._window), strict=True)
         )
-        # Over all records since the last evaluation: metrics of single dispatches can arrive late or at once.
+        # Over all records since the last evaluation: dispatches can end late or at once.
         self._rate_examples += examples
-        self.training_error_percent = 100 * errors / examples
+        self._training_error_percent = 100 * errors / examples
+        now = time.perf_counter()
         record = {
             "step": step,
             "split": "train",
             "loss": loss / examples,
-            "error_percent": self.training_error_percent,
+            "error_percent": self._training_error_percent,
             "learning_rate": float(self._window[-1].learning_rate[-1]),
-            "images_per_second": self._rate_examples / (time.perf_counter() - self._rate_started),
-            "seconds": self.seconds,
+            "images_per_second": self._rate_examples / (now - self._rate_started),
+            "seconds": now - self._started,
         }
+        if self._batches.replaced:
+            record["damaged_images_replaced"] = self._batches.replaced
         self._window = []
-        self._write(
-            record
-            | (
-                {"damaged_images_replaced": self._batches.replaced}
-                if self._batches.replaced
-                else {}
-            )
-        )
+        self._write(record)
 
     def write_score(self, step: int, split: str, score: Score) -> None:
-        """Writes a score, unless an earlier session did."""
-        if not self.has_scores(step, [split]):
-            numbers = {
-                "loss": score.mean_loss,
-                "error_percent": score.error_percent,
-                "examples": score.examples,
-            }
-            self._write(
-                {"step": step, "split": "train_scored" if split == "train" else split, **numbers}
-            )
+        # Unless an earlier session did.
+        if split not in self.scores(step):
+            record = {"step": step, "split": "train_scored" if split == "train" else split}
+            record |= {"loss": score.mean_loss, "error_percent": score.error_percent}
+            self._write(record | {"examples": score.examples})
 
-    def has_scores(self, step: int, splits: Iterable[str]) -> bool:
-        """Returns whether the scores of a step are written."""
-        written = {
+    def scores(self, step: int) -> set[str]:
+        """Returns the splits whose scores of a step are written."""
+        return {
             record["split"].removesuffix("_scored")
-            for record in self.records
+            for record in self._records
             if record["step"] == step and "examples" in record
         }
-        return written >= set(splits)
 
-    def close(self) -> None:
-        """Flushes the files."""
-        self._writer.close()
+    def write_result(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
+        return self._write_result(
+            self._run_dir.result_file,
+            scores=scores,
+            training_error_percent=self._training_error_percent,
+            state_digest=state_digest,
+            compile_seconds=self._compile_seconds,
+            seconds=round(time.perf_counter() - self._started, 2),
+        )
+
+    def diverged(self, step: int, what: str) -> NonFiniteLoss:
+        """Writes ``diverged.json``, and returns the error. Collective."""
+        self._checkpoints.wait()  # The newest may still be in the background.
+        self._write_result(self._run_dir.diverged_file, diverged_at_step=step)
+        return NonFiniteLoss(step, self._checkpoints.newest(), what)
+
+    def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
+        result = self._contents(self._records, **values)
+        if distributed.is_first():
+            write_json(file, result)
+        distributed.wait("the result is written")
+        return result
 
     def _write(self, record: Record) -> None:
-        self.records.append(record)
+        self._records.append(record)
         self._writer.write(record)
         self._progress.update(record)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,40 +1,41 @@
-"""Variables of a network as named tensors: in torchvision's names and torch's layout, or by their paths."""
+"""Variables of a network as named tensors: in torchvision's names and layout, or by their paths."""
 
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models.architecture import Architecture, Variables
 from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.resnet import Architecture, Variables
 from resnet_jax.models.shortcuts import PooledProjection, ZeroPad
 from resnet_jax.weights.card import IMAGENET_VIEW, View
 
-Part = Literal["params", "batch_stats"]
 Shape = tuple[int, ...]
-Path = tuple[Any, ...]
+Keys = tuple[Any, ...]  # of the variables' dictionaries, after "params" or "batch_stats"
+Leaves = dict[Keys, Any]
+
+COUNTER = ".num_batches_tracked"
 
 # Our modules to torchvision's.
-_MODULES = (
-    (r"head/linear", "fc"),
-    (r"stem/conv", "conv1"),
-    (r"stem/after/layers/0|stem/after/2/layers/0", "bn1"),
-    (r"stem/convs/0", "conv1.0"),
-    (r"stem/after/0/layers/0", "conv1.1"),
-    (r"stem/convs/1", "conv1.3"),
-    (r"stem/after/1/layers/0", "conv1.4"),
-    (r"stem/convs/2", "conv1.6"),
-    (r"stages/branch/convs/(?P<index>\d+)", "conv{number}"),
-    (r"stages/branch/after/(?P<index>\d+)/layers/0", "bn{number}"),
-    (r"stages/branch/excitation/squeeze", "se.fc1"),
-    (r"stages/branch/excitation/excite", "se.fc2"),
-    (r"stages/shortcut/carry/(projection/)?conv", "downsample.{conv}"),
-    (r"stages/shortcut/carry/(projection/)?norm", "downsample.{norm}"),
-)
+_MODULES = {
+    "head/linear": "fc",
+    "stem/conv": "conv1",
+    "stem/after/layers/0": "bn1",
+    "stem/convs/0": "conv1.0",
+    "stem/after/0/layers/0": "conv1.1",
+    "stem/convs/1": "conv1.3",
+    "stem/after/1/layers/0": "conv1.4",
+    "stem/convs/2": "conv1.6",
+    "stem/after/2/layers/0": "bn1",
+    **{f"branch/convs/{index}": f"conv{index + 1}" for index in range(3)},
+    **{f"branch/after/{index}/layers/0": f"bn{index + 1}" for index in range(3)},
+    "branch/excitation/squeeze": "se.fc1",
+    "branch/excitation/excite": "se.fc2",
+}
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -46,29 +47,22 @@ _LEAVES = {
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a file's tensor among the variables of a network."""
+    """Place of a file's tensor among the variables of a network."""
 
     name: str
-    """In torchvision's names, such as ``layer1.0.conv1.weight``; in this project's files, the path."""
+    """torchvision's, such as ``layer1.0.conv1.weight``; in this project's files, the path."""
     shape: Shape
     """In the file."""
-    part: Part
-    path: Path
-    """Keys into the nested dictionaries of that part."""
-    block: int | None = None
-    """Index along the first axis if blocks are stacked. None: the whole array."""
+    path: Keys
+    index: int | EllipsisType = ...
+    """Of the block along the first axis, if blocks are stacked."""
     axes: int | None = None
     """Axes of our array if the file has torch's layout. None: the file has ours."""
 
     @property
     def ours(self) -> str:
         """Our name, such as ``stages/0/0/stacked/branch/convs/0/kernel[2]``."""
-        return "/".join(map(str, self.path)) + ("" if self.block is None else f"[{self.block}]")
-
-    @property
-    def is_head(self) -> bool:
-        """True for tensors of the classifier."""
-        return self.path[:2] == ("head", "linear")
+        return "/".join(map(str, self.path[1:])) + ("" if self.index is ... else f"[{self.index}]")
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
         """Converts OIHW to HWIO, and (out, in) or (out, in, 1, 1) to (in, out)."""
@@ -80,138 +74,86 @@ class Place:
         """Undoes ``from_file``."""
         if self.axes is None:
             return array
-        return np.ascontiguousarray(
-            array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T.reshape(self.shape)
-        )
+        return array.transpose(3, 2, 0, 1) if self.axes == 4 else array.T.reshape(self.shape)
 
 
-def leaves(tree: Variables) -> list[tuple[Path, Any]]:
-    """Returns path and array of every variable."""
-    return [
-        (tuple(step.key for step in path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
-    ]
+def leaves(params: Variables, batch_stats: Variables) -> Leaves:
+    """Returns every variable by its keys."""
+    return flatten_dict({"params": params, "batch_stats": batch_stats})
 
 
-def own_places(params: Variables, batch_stats: Variables) -> list[Place]:
+def own_places(variables: Leaves) -> list[Place]:
     """Returns the places of this project's files."""
-    both: list[tuple[Part, Variables]] = [("params", params), ("batch_stats", batch_stats)]
-    return [
-        Place("/".join((part, *map(str, path))), tuple(leaf.shape), part, path)
-        for part, tree in both
-        for path, leaf in leaves(tree)
-    ]
+    return [Place("/".join(map(str, path)), a.shape, path) for path, a in variables.items()]
 
 
-def torch_places(
-    architecture: Architecture, params: Variables, batch_stats: Variables
-) -> list[Place]:
-    """Returns the places of torchvision's state dict in the order stem, stages, classifier; variables may be shapes."""
-    places = [
-        *_torch_places("params", params, architecture),
-        *_torch_places("batch_stats", batch_stats, architecture),
-    ]
-    order = {"conv1": 0, "bn1": 1, "fc": 3}
-
-    def key(place: Place) -> tuple[Any, ...]:
-        words = place.name.split(".")
-        return order.get(words[0], 2), [
-            (0, int(word), "") if word.isdigit() else (1, 0, word) for word in words
-        ]
-
-    return sorted(places, key=key)
-
-
-def _torch_places(part: Part, variables: Variables, architecture: Architecture) -> Iterator[Place]:
-    variable_leaves = leaves(variables)
-    stacks = {path[1:3]: leaf.shape[0] for path, leaf in variable_leaves if path[0] == "stages"}
+def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
+    """Returns the places of torchvision's state dict; variables may be shapes."""
     # ResNet-D averages before it projects, so torch's sequence begins with the pooling.
-    pooled = int(issubclass(parts(architecture.shortcut)[0], PooledProjection))
-    for path, leaf in variable_leaves:
-        if path[0] != "stages":
-            module = _module(path, path[:-1], pooled)
-            yield Place(
-                f"{module}.{_LEAVES[path[-1]]}",
-                _torch_shape(module, leaf.shape),
-                part,
-                path,
-                None,
-                leaf.ndim,
-            )
-            continue
-        stage, stack = path[1:3]
-        module = _module(path, ("stages", *path[4:-1]), pooled)
-        first = sum(count for (s, k), count in stacks.items() if s == stage and k < stack)
-        for index in range(leaf.shape[0]):
-            name = f"layer{stage + 1}.{first + index}.{module}.{_LEAVES[path[-1]]}"
-            yield Place(
-                name, _torch_shape(module, leaf.shape[1:]), part, path, index, leaf.ndim - 1
-            )
-
-
-def _module(path: Path, keys: Path, pooled: int) -> str:
-    for pattern, module in _MODULES:
-        match = re.fullmatch(pattern, "/".join(map(str, keys)))
-        if match and path[-1] in _LEAVES:
-            number = int(match.groupdict().get("index") or 0) + 1
-            return module.format(number=number, conv=pooled, norm=pooled + 1)
-    raise UserError(f"{'/'.join(map(str, path))} has no counterpart in torch's residual networks")
-
-
-def _torch_shape(module: str, shape: Shape) -> Shape:
-    if len(shape) == 4:
-        return (shape[3], shape[2], *shape[:2])
-    return (*shape[::-1], 1, 1) if module.startswith("se.") and len(shape) == 2 else shape[::-1]
-
-
-COUNTER = ".num_batches_tracked"
+    first = int(issubclass(parts(architecture.shortcut)[0], PooledProjection))
+    modules = dict(_MODULES)
+    for index, layer in enumerate(("conv", "norm"), first):
+        modules[f"shortcut/carry/{layer}"] = f"downsample.{index}"
+        modules[f"shortcut/carry/projection/{layer}"] = f"downsample.{index}"
+    stacks = {path[2:4]: leaf.shape[0] for path, leaf in variables.items() if path[1] == "stages"}
+    places = []
+    for path, array in variables.items():
+        is_stacked = path[1] == "stages"  # ("params", "stages", stage, stack, "stacked", ...)
+        module = modules.get("/".join(map(str, path[5 if is_stacked else 1 : -1])))
+        if module is None or path[-1] not in _LEAVES:
+            name = "/".join(map(str, path[1:]))
+            raise UserError(f"{name} has no counterpart in torch's residual networks")
+        blocks: list[tuple[str, int | EllipsisType]] = [("", ...)]
+        if is_stacked:
+            stage, stack = path[2:4]
+            first = sum(n for (s, k), n in stacks.items() if s == stage and k < stack)
+            blocks = [(f"layer{stage + 1}.{first + i}.", i) for i in range(array.shape[0])]
+        shape = array.shape[is_stacked:]
+        torch_shape = (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
+        if module.startswith("se.") and len(shape) == 2:  # 1x1 convolutions in timm
+            torch_shape = (*torch_shape, 1, 1)
+        for block, index in blocks:
+            name = f"{block}{module}.{_LEAVES[path[-1]]}"
+            places.append(Place(name, torch_shape, path, index, len(shape)))
+    # Block 2 before block 10.
+    return sorted(places, key=lambda place: [word.zfill(9) for word in place.name.split(".")])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """Names of one code base, mapped to and from torchvision's, such as ``layer1.0.conv1.weight``."""
+    """Names of one code base."""
 
     name: str
-    description: str
-    """For help texts."""
-    to_torchvision: Callable[[str], str | None] = lambda name: name
-    """None for a name that the code base does not have."""
-    from_torchvision: Callable[[str], str] = lambda name: name
+    description: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Words of its names to torchvision's, and back."""
     padded: Factory | None = None
-    """Shortcut if no projection is stored. None: there always is a projection."""
-    variants: frozenset[str] = frozenset()
-    """Beyond basic blocks and bottlenecks: "deep stem", "pooled projection", "squeeze-and-excitation"."""
+    """Shortcut if no projection is stored."""
+    has_variants: bool = False
+    """Has deep stems, pooled projections and squeeze-and-excitation."""
     view: View = IMAGENET_VIEW
-    data: tuple[tuple[int, str], ...] = ((1000, "imagenet2012"),)
+    data: Mapping[int, str] = field(default_factory=lambda: {1000: "imagenet2012"})
     """Number of classes to TFDS name of the training set."""
 
-
-def _to_cifar_torch(name: str) -> str:
-    return re.sub(r"^fc\.", "linear.", name).replace(".downsample.", ".shortcut.")
-
-
-def _from_cifar_torch(name: str) -> str | None:
-    if name.startswith("fc.") or ".downsample." in name:
-        return None
-    return re.sub(r"^linear\.", "fc.", name).replace(".shortcut.", ".downsample.")
+    def rename(self, name: str) -> str:
+        """Returns torchvision's name for the code base's; undoes itself."""
+        return ".".join(self.words.get(word, word) for word in name.split("."))
 
 
 _ALL = (
-    Convention(
-        name="torchvision", description="torchvision's ResNet, ResNeXt and Wide ResNet (v1.5)"
-    ),
+    Convention(name="torchvision", description="torchvision's ResNet, ResNeXt, Wide ResNet (v1.5)"),
     Convention(
         name="timm",
-        description="timm's resnets (v1.5), with deep stems, pooled projections (D) and squeeze-and-excitation",
-        variants=frozenset({"deep stem", "pooled projection", "squeeze-and-excitation"}),
+        description="timm's resnets (v1.5), ResNet-D and squeeze-and-excitation",
+        has_variants=True,
     ),
     Convention(
         name="cifar-torch",
-        description="akamaster/pytorch_resnet_cifar10: option A, half of the missing channels on each side, or option B",
-        to_torchvision=_from_cifar_torch,
-        from_torchvision=_to_cifar_torch,
+        description="akamaster/pytorch_resnet_cifar10, options A and B",
+        words={"linear": "fc", "fc": "linear", "shortcut": "downsample", "downsample": "shortcut"},
         padded=component(ZeroPad, resize="pad-both"),
         view=View(mean=IMAGENET_VIEW.mean, deviation=IMAGENET_VIEW.deviation),
-        data=((10, "cifar10"), (100, "cifar100")),
+        data={10: "cifar10", 100: "cifar100"},
     ),
 )
 CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention in _ALL}
@@ -220,7 +162,6 @@ CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention
 def convention(name: str) -> Convention:
     """Returns a convention by its name. Raises UserError for an unknown one."""
     if name not in CONVENTIONS:
-        raise UserError(
-            f"{name!r} is not a known convention of tensor names{nearest(name, CONVENTIONS)}"
-        )
+        known = nearest(name, CONVENTIONS)
+        raise UserError(f"give the convention of its names, not {name!r}{known}")
     return CONVENTIONS[name]

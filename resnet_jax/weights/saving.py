@@ -1,114 +1,99 @@
-"""Weights from a network into a safetensors file: in this project's format, or in another convention."""
+"""Weights from a network into a safetensors file: this project's format, or another convention."""
 
 import os
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
 from resnet_jax.errors import UserError
-from resnet_jax.weights import card as card_lib
-from resnet_jax.weights import inference
-from resnet_jax.weights import names as names_lib
+from resnet_jax.models.resnet import Architecture
+from resnet_jax.weights.card import EXPORTED_KEY, KEY
+from resnet_jax.weights.files import Arrays
+from resnet_jax.weights.inference import differing, infer
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, Row
-from resnet_jax.weights.names import COUNTER, Convention, Place, convention
+from resnet_jax.weights.names import (
+    COUNTER,
+    Convention,
+    Leaves,
+    Place,
+    convention,
+    leaves,
+    own_places,
+    torch_places,
+)
 
-_FLOATS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+_FLOATS = ("float16", "bfloat16", "float64")
 
 
 def save(weights: Pretrained, to: Path) -> Path:
-    """Writes weights and their card atomically to a ``.safetensors`` file, or a folder that gets one, and returns the file."""
+    """Writes weights and card to a ``.safetensors`` file or a folder, and returns the file."""
     file = to if to.suffix == ".safetensors" else to / FILE_NAME
-    places = names_lib.own_places(weights.params, weights.batch_stats)
-    _write(
-        file,
-        {place.name: _leaf(weights, place) for place in places},
-        {card_lib.KEY: weights.card.text()},
-    )
+    variables = leaves(weights.params, weights.batch_stats)
+    arrays = _arrays(variables, own_places(variables))
+    _write(file, arrays, {KEY: weights.card.text()})
     return file
 
 
 def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = None) -> list[Row]:
-    """Writes weights in another convention, so that its code loads them strictly, and returns a row per tensor.
+    """Writes weights in another convention, so that its code loads them strictly; returns rows.
 
     Imported weights are written back bit for bit, except float64, which was rounded to float32.
-
     ``prefix`` is of every name, by default that of the imported file.
     """
     chosen, card = convention(names), weights.card
     if to.suffix != ".safetensors":
-        raise UserError(f"{to} does not end in .safetensors, the format that is written")
-    places = _places(weights, chosen)
-    same = card.convention == chosen.name
-    before = (card.prefix if same else "") if prefix is None else prefix
-    tensors, rows = {}, []
-    for place in places:
-        name = chosen.from_torchvision(place.name)
-        dtype = (
-            _FLOATS.get(card.dtypes.get(card.prefix + name, ""), np.float32) if same else np.float32
-        )
-        tensors[before + name] = place.to_file(_leaf(weights, place)).astype(dtype)
-        rows.append(Row(place.ours, place.shape, before + name))
-    counters = [
-        place.name.removesuffix(".running_mean") + COUNTER
-        for place in places
-        if place.name.endswith(".running_mean")
-    ]
-    counts = (
-        card.counters
-        if same
-        else {name: card.counters.get(name, card.counters.get("", 0.0)) for name in counters}
-    )
-    for name, count in counts.items():
-        tensors[before + chosen.from_torchvision(name)] = np.asarray(count, np.int64)
+        raise UserError(f"{to} does not end in .safetensors")
+    variables = leaves(weights.params, weights.batch_stats)
+    places = _exported_places(weights.architecture, variables, chosen)
+    is_same = card.convention == chosen.name
+    if prefix is None:
+        prefix = card.prefix if is_same else ""
+    arrays = {}
+    for name, array in _arrays(variables, places).items():
+        dtype = card.dtypes.get(card.prefix + chosen.rename(name)) if is_same else None
+        arrays[name] = array.astype(dtype if dtype in _FLOATS else np.float32)
+    counters = dict(card.counters)
+    step = counters.pop("", None)
+    if step is not None:
+        means = [name for name in arrays if name.endswith(".running_mean")]
+        counters |= {name.replace(".running_mean", COUNTER): step for name in means}
+    arrays |= {name: np.asarray(count, np.int64) for name, count in counters.items()}
+    arrays = {prefix + chosen.rename(name): array for name, array in arrays.items()}
     # safetensors' loader for torch requires the format.
-    _write(to, tensors, {"format": "pt", card_lib.EXPORTED_KEY: card.text()})
-    return rows
+    _write(to, arrays, {"format": "pt", EXPORTED_KEY: card.text()})
+    return [Row(p.ours, p.shape, prefix + chosen.rename(p.name)) for p in places]
 
 
-def _places(weights: Pretrained, chosen: Convention) -> list[Place]:
+def _arrays(variables: Leaves, places: list[Place]) -> Arrays:
+    return {p.name: p.to_file(np.asarray(variables[p.path][p.index])) for p in places}
+
+
+def _exported_places(ours: Architecture, variables: Leaves, chosen: Convention) -> list[Place]:
     """Raises UserError if the convention's tensors would make another network."""
-    ours, name = weights.architecture, chosen.name
-    try:
-        places = names_lib.torch_places(ours, weights.params, weights.batch_stats)
-        theirs = inference.infer({place.name: place.shape for place in places}, chosen)
-    except UserError as error:
-        raise UserError(f"this network cannot be exported as {name}: {error}") from error
-    if fields := inference.differing(ours, theirs):
-        raise UserError(
-            f"{name} would make another network of these weights: {inference.compared(ours, theirs, fields)}"
-        )
-    if any(place.name.endswith(".se.fc1.weight") and place.shape[0] % 8 for place in places):
-        raise UserError(
-            f"{name} squeezes to multiples of 8 channels, this network does not (branch: reduction)"
-        )
+    name, places = chosen.name, torch_places(ours, variables)
+    theirs = infer({place.name: place.shape for place in places}, chosen)
+    if texts := "; ".join(differing(ours, theirs).values()):
+        raise UserError(f"{name} would make another network of these weights: {texts}")
+    for place in places:
+        if not chosen.has_variants and re.search(r"^conv1\.\d|\.se\.|\.downsample\.2", place.name):
+            raise UserError(f"{name} has no {place.name}; timm has")
+        if place.name.endswith(".se.fc1.weight") and place.shape[0] % 8:
+            raise UserError(f"{name} squeezes to multiples of 8 channels (branch: reduction)")
     depth = ours.stochastic_depth
     if (depth.survival != 1 or depth.kept) and depth.scaled == "test":
-        raise UserError(
-            f'{name} does not scale branches at test time: train with stochastic_depth.scaled="training" to export'
-        )
+        hint = 'train with stochastic_depth.scaled="training"'
+        raise UserError(f"{name} does not scale branches at test time: {hint}")
     return places
 
 
-def _leaf(weights: Pretrained, place: Place) -> np.ndarray:
-    array: Any = weights.params if place.part == "params" else weights.batch_stats
-    for key in place.path:
-        array = array[key]
-    return np.asarray(array if place.block is None else array[place.block])
-
-
-def _write(file: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+def _write(file: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     part = file.with_name(file.name + ".part")
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(
-            safetensors.numpy.save(
-                {name: np.asarray(a, order="C") for name, a in arrays.items()}, metadata
-            )
-        )
+        part.write_bytes(safetensors.numpy.save(arrays, metadata))
         os.replace(part, file)
     except OSError as error:
         if part.is_file():

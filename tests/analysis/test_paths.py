@@ -4,6 +4,7 @@ import csv
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import optax
 import pytest
 from resnet_jax import cli
 from resnet_jax.analysis import paths, subjects
-from resnet_jax.data.datasets import Examples
+from resnet_jax.analysis.paths import Paths
 from resnet_jax.errors import UserError
 from resnet_jax.models import component
 from resnet_jax.models.execution import quick_to_compile
@@ -45,20 +46,18 @@ def test_path_gradients_sum_to_the_gradient_of_the_network(name: str) -> None:
     """The Jacobian of a block is a sum, so that of three blocks is the sum of 2^3 products."""
     network = NETWORKS[name]
     weights, images = weights_of(network), normalized(EXAMPLES.images)
-    apply, with_switches = weights.apply(), subjects.network(network, subjects.routed(network.shortcut))
-    variables = weights.params, weights.batch_stats
+    switched = subjects.switched(weights, network.shortcut, paths.route_by_branch, paths.route_by_shortcut)
 
-    def gradient(answer: Callable[[Any], Any]) -> Any:
+    def gradient(network: subjects.Network) -> Any:
         def loss(images: Any) -> Any:
-            logits = answer(images)
+            logits, _ = network.apply(network.params, network.batch_stats, images, train=False)
             return losses(logits).sum(), logits
 
         return jax.grad(loss, has_aux=True)(images)
 
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def all_gradients(settings: Any) -> Any:
-        whole = gradient(lambda images: apply(*variables, images, train=False)[0])
-        return whole, jax.lax.map(lambda switches: gradient(lambda images: with_switches(*variables, images, switches)), settings)
+        return gradient(subjects.network(weights)), jax.lax.map(lambda switches: gradient(switched(switches)), settings)
 
     (whole, expected), (by_path, logits) = jax.device_get(all_gradients(SETTINGS))
     np.testing.assert_allclose(by_path.sum(0), whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max())
@@ -92,12 +91,11 @@ def test_path_gradient_equals_the_chain_rule() -> None:
     weights = weights_of(SMALL)
     norm = norms_by_hand(weights)
     expected = [[norm(switches) for switches in draw] for draw in paths.draw_paths(3, 2, seed=3)]
-    # Of 5 images the last batch holds one: it is padded.
+    # Of 5 images the last batch holds one.
     result = paths.measure(weights, EXAMPLES, draws=2, batch_size=2, seed=3)
     np.testing.assert_allclose(result.gradient, expected, rtol=2e-5)
     total = np.mean(expected, 0) * [1, 3, 3, 1]
     np.testing.assert_allclose(result.carried, total / total.sum(), rtol=2e-5)
-    np.testing.assert_array_equal(result.lengths, range(4))
     np.testing.assert_allclose(result.share, np.array([1, 3, 3, 1]) / 8)
 
 
@@ -128,27 +126,28 @@ def test_path_and_gradient_shares_are_binomial() -> None:
 
     If each branch multiplies the gradient by f, C(n, k) f^k / (1 + f)^n is binomial with p = f / (1 + f).
     """
-    shares = paths.path_shares(54)
+    shares = Paths(np.ones((1, 55))).share
     assert shares[19:36].sum() > 0.95
     assert round(100 * shares[5:18].sum(), 2) == 0.45
     for blocks in (4, 54, 600):
         lengths = np.arange(blocks + 1)
-        np.testing.assert_allclose(paths.path_shares(blocks), stats.binom.pmf(lengths, blocks, 0.5), rtol=1e-9)
+        expected = [math.comb(blocks, length) / 2**blocks for length in lengths.tolist()]
+        np.testing.assert_allclose(Paths(np.ones((1, blocks + 1))).share, expected, rtol=1e-9)
         for factor in (0.3, 2.0):
             # NumPy's powers underflow below 1e-308.
             gradient = np.where(factor**lengths > 1e-300, factor**lengths, 0)
             expected = stats.binom.pmf(lengths, blocks, factor / (1 + factor))
-            np.testing.assert_allclose(paths.gradient_shares(gradient), expected, rtol=1e-8, atol=1e-15)
+            np.testing.assert_allclose(Paths(gradient[None]).carried, expected, rtol=1e-8, atol=1e-15)
 
 
 def test_effective_paths_are_the_shortest_range_with_enough_gradient() -> None:
     for parts, least, expected in (
-        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.95, range(2, 5)),
-        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.9, range(2, 4)),
-        ([0.05, 0.9, 0.05, 0.0], 0.95, range(2)),
-        ([0.1, 0.2, 0.3, 0.4], 0.95, range(4)),
-        ([0.3, 0.35, 0.35], 0.6, range(1, 3)),
-        ([0.0, 1.0], 0.95, range(1, 2)),
+        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.95, slice(2, 5)),
+        ([0.02, 0.03, 0.5, 0.4, 0.05], 0.9, slice(2, 4)),
+        ([0.05, 0.9, 0.05, 0.0], 0.95, slice(0, 2)),
+        ([0.1, 0.2, 0.3, 0.4], 0.95, slice(0, 4)),
+        ([0.3, 0.35, 0.35], 0.6, slice(1, 3)),
+        ([0.0, 1.0], 0.95, slice(1, 2)),
     ):
         assert paths.shortest_range(np.array(parts), least) == expected
 
@@ -162,15 +161,13 @@ def test_draws_share_one_program() -> None:
 
 
 def test_paths_reject_networks_without_paths_or_gradient() -> None:
-    for weights, options, message in (
-        (weights_of(SMALL), {"examples": Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0])}, "must be at least 1, got 0"),
-        (weights_of(SMALL), {"draws": 0}, "must be at least 1, got 5, 200 and 0"),
-        (weights_of(SMALL_PLAIN), {}, "plain network, which has a single path"),
-        (with_scaled_classifier(0.0), {}, "no path through synthetic carries any gradient from 5 images"),
-        (with_scaled_classifier(np.nan), {}, "paths of length 0 through synthetic carry a non-finite gradient"),
+    for weights, message in (
+        (weights_of(SMALL_PLAIN), "plain network, which has a single path"),
+        (with_scaled_classifier(0.0), "carry are all 0, or some are non-finite"),
+        (with_scaled_classifier(np.nan), "carry are all 0, or some are non-finite"),
     ):
         with pytest.raises(UserError, match=message):
-            paths.measure(weights, **{"examples": EXAMPLES, "draws": 1} | options)
+            paths.measure(weights, EXAMPLES, draws=1)
 
 
 @pytest.mark.slow
@@ -190,10 +187,3 @@ def test_paths_command_writes_files(short_run: Path, digits_dir: str, tmp_path: 
     assert sum(by_length[length] for length in range(shortest, longest + 1)) >= 0.95
     assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
     assert "share of the gradient (%)" in (tmp_path / "paths.svg").read_text()
-
-
-def test_paths_command_rejects_zero_draws(short_run: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["analyze", "paths", str(short_run), "--draws", "0"])
-    assert ended.value.code == 2
-    assert "--draws must be at least 1, got 0" in capsys.readouterr().err

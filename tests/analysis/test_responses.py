@@ -12,8 +12,6 @@ import pytest
 from flax import nnx
 from resnet_jax import cli, models
 from resnet_jax.analysis import responses
-from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.weights.loading import Pretrained
@@ -95,13 +93,10 @@ def test_responses_command_writes_files(short_run: Path, digits_dir: str, tmp_pa
 
 
 def test_responses_reject_bad_input(short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(UserError, match="no images"):
-        responses.measure(weights_of(SMALL), Examples(EXAMPLES.images[:0], EXAMPLES.labels[:0]))
     for options, message in (
         (("--images", "0"), "must be at least 1, got 0"),
         (("--split", "nowhere"), "no split 'nowhere'"),
         (("--data", "nothing"), "nothing"),
-        (("--steps", "-1"), "got [-1]"),
         (("--steps", "3"), "0, 2, 4"),
     ):
         with pytest.raises(SystemExit) as ended:

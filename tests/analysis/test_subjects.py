@@ -11,7 +11,6 @@ from resnet_jax.errors import UserError
 def test_short_names_tell_paths_apart() -> None:
     assert subjects.short_names([Path("/a/x/seed-0"), Path("/a/y/seed-0")]) == ["x/seed-0", "y/seed-0"]
     assert subjects.short_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
-    assert subjects.short_names([Path("/a/x"), Path("/a/x")]) == ["x", "x (1)"]
 
 
 def test_load_rejects_missing_sources_and_other_image_sizes(short_run: Path, tmp_path: Path, cifar10: object) -> None:

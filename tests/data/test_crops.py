@@ -99,15 +99,15 @@ def test_random_resized_crop_contains_its_box() -> None:
         np.testing.assert_allclose(shown[5:35, 25, 1], top + down * (np.arange(5, 35) + 0.5) - 0.5, atol=1.1)
 
 
-def test_pixels_outside_the_box_have_no_effect() -> None:
-    """As if cropped first; gray images too. The same size is the same image."""
+def test_resample_equals_pillows_resize() -> None:
+    """Gray images too. The same size is the same image."""
     image = np.random.default_rng(0).integers(0, 256, (48, 60, 3)).astype(np.uint8)
     for filter in ("bilinear", "bicubic"):
         expected = Image.fromarray(image).crop((7, 3, 51, 40)).resize((24, 20), Image.Resampling[filter.upper()])
-        np.testing.assert_array_equal(resample(image, (7, 3, 51, 40), (20, 24), filter), np.asarray(expected))
-        gray = resample(image[..., :1], (7, 3, 51, 40), (20, 24), filter)
+        np.testing.assert_array_equal(resample(image[3:40, 7:51], (20, 24), filter), np.asarray(expected))
+        gray = resample(image[3:40, 7:51, :1], (20, 24), filter)
         np.testing.assert_array_equal(gray[..., 0], np.asarray(expected)[..., 0])
-        np.testing.assert_array_equal(resample(image, (10, 12, 40, 36), (24, 30), filter), image[12:36, 10:40])
+        np.testing.assert_array_equal(resample(image[12:36, 10:40], (24, 30), filter), image[12:36, 10:40])
 
 
 def directly(image: np.ndarray, side: int, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
@@ -188,18 +188,11 @@ def test_tiny_and_gray_images_are_cropped_too() -> None:
 def test_invalid_crops_are_rejected() -> None:
     rng = np.random.default_rng(0)
     for build, message in (
-        (lambda: RandomResizedCrop(area=(0.0, 1.0)), "area must be a pair"),
         (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
         (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a pair"),
         (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
-        (lambda: CenterCrop(shorter_side=0), "shorter_side must be at least 1, got 0"),
-        (lambda: ShorterSideCrop((99, 99))(smooth(300, 400), (224, 224), rng), "to 99x132, .* at least 224"),
-        (lambda: CenterCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, .* at least 224"),
+        (lambda: ShorterSideCrop((99, 99))(smooth(300, 400), (224, 224), rng), "to 99x132, smaller than the 224x224"),
+        (lambda: CenterCrop(223)(smooth(300, 400), (224, 200), rng), "to 223x297, smaller than the 224x200"),
     ):
         with pytest.raises(UserError, match=message):
             build()
-    # Past the runtime type checks, as from the command line.
-    crop = RandomResizedCrop()
-    object.__setattr__(crop, "filter", "bilinaer")
-    with pytest.raises(UserError, match="there is no filter 'bilinaer'; did you mean bilinear"):
-        crop.__post_init__()

@@ -81,7 +81,7 @@ def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
         ("two", "two has no image"),
         ("flat", "flat has no images in folders SPLIT/CLASS"),
         ("twice", "twice has two folders for the split 'validation'"),
-        ("odd", "split 'train' of .*odd lacks the class 'eel'"),
+        ("odd", "split 'train' of .*odd lacks the class folder 'eel'"),
     ):
         with pytest.raises(UserError, match=message):
             datasets.describe(str(tmp_path / name))

@@ -25,15 +25,15 @@ def _nothing_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_digits_need_no_tensorflow(digits_dir: str, tmp_path: Path) -> None:
-    """Describing a set, the first thing that every command does, imports neither TFDS nor a decoder."""
+    """Describing a set, the first thing that every command does, imports no TFDS."""
     program = """
 import sys
-from resnet_jax.data import sources
-sources.describe("digits", sys.argv[1])
-print(sorted({"tensorflow", "tensorflow_datasets", "simplejpeg", "array_record"} & sys.modules.keys()))
+from resnet_jax.data import datasets
+datasets.describe("digits", sys.argv[1])
+print(sorted({"tensorflow", "tensorflow_datasets", "array_record"} & sys.modules.keys()))
 from resnet_jax.data import prepare
 info = prepare.prepare("digits", sys.argv[2])
-print(len(sources.read(info, "train")), sorted({"tensorflow", "sklearn"} & sys.modules.keys()))
+print(len(datasets.read(info, "train")), sorted({"tensorflow", "sklearn"} & sys.modules.keys()))
 """
     command = [sys.executable, "-c", program, digits_dir, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"JAX_PLATFORMS": "cpu"})
@@ -68,22 +68,16 @@ def test_prepare_writes_to_data_dir(digits_dir: str, tmp_path: Path, monkeypatch
 
 def test_prepare_rejects_unavailable_sets_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda *_: None)
-    read_only = tmp_path / "read_only"
-    read_only.mkdir()
-    read_only.chmod(0o555)
     new = tmp_path / "new"
     for name, directory, message in (
         ("cifar01", new, "cifar01.*did you mean.*cifar10"),
         ("imagenet", new, "imagenet.*did you mean.*imagenet2012"),
         (str(tmp_path), new, "is a folder, which is read in place"),
         ("cifar100", new, "needs TensorFlow to prepare cifar100"),
-        ("digits", read_only / "below", "cannot be written.*--data-dir"),
     ):
         with pytest.raises(UserError, match=message):
             prepare.prepare(name, str(directory))
     assert not new.exists()
-    assert list(read_only.iterdir()) == []
-    read_only.chmod(0o755)
 
 
 def test_failed_download_raises_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,8 @@ def test_workers_from_any_step_give_the_same_global_batches(
 
 
 def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetInfo) -> None:
-    order = stream(photographs).index
-    epochs = [[order(position) for position in range(440 * epoch, 440 * (epoch + 1))] for epoch in range(3)]
+    order = stream(photographs).order
+    epochs = [[order[position] for position in range(440 * epoch, 440 * (epoch + 1))] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(440)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     # Neither the order of storage nor a rotation of it: by chance, one in 440 is followed by its successor.
@@ -84,16 +84,16 @@ def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetI
     for shift in (0, 1):
         assert sum(a == b for a, b in zip(epochs[0][shift:], epochs[1], strict=False)) < 12
     # Images kept for validation are the last ones, and are left out.
-    kept = stream(photographs, examples=100).index
-    assert Counter(kept(position) for position in range(300)) == Counter(dict.fromkeys(range(100), 3))
+    kept = stream(photographs, examples=100).order
+    assert Counter(kept[position] for position in range(300)) == Counter(dict.fromkeys(range(100), 3))
 
 
 def test_seeds_change_order_and_crops(photographs: DatasetInfo) -> None:
     streams = [stream(photographs, seed=seed) for seed in (0, 1, 2**40, -3)]
-    assert len({tuple(each.index(position) for position in range(40)) for each in streams}) == 4
+    assert len({tuple(each.order[position] for position in range(40)) for each in streams}) == 4
     # The whole image is one crop among many: the same image is cropped differently by two seeds.
-    index = streams[0].index(0)
-    (position,) = [position for position in range(440) if streams[1].index(position) == index]
+    index = streams[0].order[0]
+    (position,) = [position for position in range(440) if streams[1].order[position] == index]
     assert streams[0].images[0].images.tobytes() != streams[1].images[position].images.tobytes()
 
 
@@ -101,7 +101,7 @@ def test_labels_are_those_of_the_images(photographs: DatasetInfo) -> None:
     images = stream(photographs, crop=component(RandomResizedCrop, area=(1.0, 1.0), ratio=(0.2, 5.0)), size=(8, 8))
     (batch,) = read(images, 3, 1)
     source = datasets.encoded(photographs, "train")
-    indices = [images.index(3 * BATCH + row) for row in range(BATCH)]
+    indices = [images.order[3 * BATCH + row] for row in range(BATCH)]
     assert batch.labels.tolist() == [source[index][1] for index in indices]
     assert len(set(batch.labels.tolist())) > 10
     for index, image in zip(indices, batch.images, strict=True):
@@ -113,13 +113,13 @@ def test_labels_are_those_of_the_images(photographs: DatasetInfo) -> None:
 def test_repeated_images_follow_each_other_with_crops_of_their_own(photographs: DatasetInfo) -> None:
     """Hoffer et al. 2019; also over the end of an epoch."""
     images, single = stream(photographs, repeats=3), stream(photographs)
-    epochs = [images.index(position) for position in range(3 * 2 * 440)]
+    epochs = [images.order[position] for position in range(3 * 2 * 440)]
     assert epochs[::3] == epochs[1::3] == epochs[2::3]
     assert sorted(epochs[: 3 * 440 : 3]) == sorted(epochs[3 * 440 :: 3]) == list(range(440))
     assert epochs[: 3 * 440] != epochs[3 * 440 :]
     (batch,) = read(images, 0, 1)
     assert len({image.tobytes() for image in batch.images}) == BATCH
-    assert single.index(0) == images.index(0)
+    assert single.order[0] == images.order[0]
 
 
 class Damaged(Sequence):
@@ -141,7 +141,7 @@ def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetIn
     encoded = datasets.encoded
     monkeypatch.setattr(datasets, "encoded", lambda info, split: Damaged(encoded(info, split)))
     images = stream(photographs)
-    (position,) = [position for position in range(440) if images.index(position) == 7]
+    (position,) = [position for position in range(440) if images.order[position] == 7]
     step, row = divmod(position, BATCH)
     with pytest.raises(UserError, match=r"imagenet2012-train\.array_record-0000\d-of-0000\d: example 7 of split 'train' is damaged"):
         read(images, step, 1)
@@ -158,7 +158,7 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
         Rows(stream(photographs), first_step=0, last_step=1, process=0, processes=5)
     rows = Rows(stream(photographs, batch_size=1024, size=(224, 224)), first_step=0, last_step=1)
     for loading, message in (({"workers": 2}, "2 workers"), ({"threads": 8}, "8 threads")):
-        with pytest.raises(UserError, match=f"memory_mb is 300, but {message} .* need at least [0-9]+") as caught:
+        with pytest.raises(UserError, match=f"memory_mb is 300, but {message} need at least [0-9]+") as caught:
             stream_lib.batches(rows, memory_mb=300, **loading)
         least = int(str(caught.value).rpartition(" ")[2].rstrip("."))
         # 1024 images of 224x224x3 bytes are 147 MB.

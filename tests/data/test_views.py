@@ -1,6 +1,5 @@
 """Evaluation images: sizes and positions of torchvision's Resize and CenterCrop, every image once."""
 
-import dataclasses
 import threading
 import time
 
@@ -9,11 +8,8 @@ import pytest
 from PIL import Image
 from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
-from resnet_jax.evaluation import views
-from resnet_jax.evaluation.views import Squares
-from resnet_jax.weights import View
-
-PLAIN = View(mean=(0.0,) * 3, deviation=(1.0,) * 3)
+from resnet_jax.evaluation import protocols
+from resnet_jax.evaluation.protocols import Protocol
 
 
 def numbered(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -35,13 +31,13 @@ def test_resize_rounds_the_longer_side_down_and_is_antialiased() -> None:
     ):
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         for interpolation in ("bilinear", "bicubic"):
-            shown = views.shown(image, dataclasses.replace(PLAIN, resize=resize, interpolation=interpolation))
+            shown = protocols.resize_and_crop(image, Protocol(resize=resize, interpolation=interpolation))
             assert (shown.shape, shown.dtype) == ((*expected, 3), np.uint8)
             kind = Image.Resampling[interpolation.upper()]
             np.testing.assert_array_equal(shown, np.asarray(Image.fromarray(image).resize(expected[::-1], kind)))
     # Single black and white pixels become gray.
     pattern = np.repeat((np.indices((64, 64)).sum(0) % 2 * 255)[..., None], 3, -1).astype(np.uint8)
-    shown = views.shown(pattern, Squares(resize=8))
+    shown = protocols.resize_and_crop(pattern, Protocol(resize=8))
     assert 120 < shown[1:-1, 1:-1].min() <= shown[1:-1, 1:-1].max() < 136
 
 
@@ -57,7 +53,7 @@ def test_crop_is_torchvisions() -> None:
         ((15, 9), (0, -3)),
         ((13, 30), (-1, 7)),
     ):
-        shown = views.shown(numbered(*size), Squares(crop=16))
+        shown = protocols.resize_and_crop(numbered(*size), Protocol(crop=16))
         rows, columns = np.mgrid[first[0] : first[0] + 16, first[1] : first[1] + 16]
         inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
         expected = np.where(inside[..., None], np.stack([rows, columns, np.full_like(rows, 7)], -1), 0)
@@ -67,16 +63,16 @@ def test_crop_is_torchvisions() -> None:
 def test_resize_precedes_the_crop_and_gray_stays_gray() -> None:
     image = np.random.default_rng(1).integers(0, 256, (30, 47, 3), np.uint8)
     small = np.asarray(Image.fromarray(image).resize((31, 20), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(views.shown(image, dataclasses.replace(PLAIN, resize=20, crop=16)), small[2:18, 8:24])
-    np.testing.assert_array_equal(views.shown(image, PLAIN), image)
-    np.testing.assert_array_equal(views.shown(numbered(13, 20, 1), Squares(crop=12)), numbered(13, 20, 1)[0:12, 4:16])
-    assert views.shown(numbered(13, 20, 1), Squares(resize=8, crop=8)).shape == (8, 8, 1)
+    np.testing.assert_array_equal(protocols.resize_and_crop(image, Protocol(resize=20, crop=16)), small[2:18, 8:24])
+    np.testing.assert_array_equal(protocols.resize_and_crop(image, Protocol()), image)
+    np.testing.assert_array_equal(protocols.resize_and_crop(numbered(13, 20, 1), Protocol(crop=12)), numbered(13, 20, 1)[0:12, 4:16])
+    assert protocols.resize_and_crop(numbered(13, 20, 1), Protocol(resize=8, crop=8)).shape == (8, 8, 1)
 
 
 def test_ten_crops_are_corners_center_and_their_mirror_images() -> None:
     for size in ((40, 61), (61, 40), (45, 45)):
         image = numbered(*size)
-        ten = views.ten_crops(image, Squares(crop=32, crops=10))
+        ten = protocols.ten_crops(image, Protocol(crop=32, crops=10))
         assert (ten.shape, ten.dtype) == ((10, 32, 32, 3), np.uint8)
         down, across = size[0] - 32, size[1] - 32
         # Halves round to even: 14.5 and 6.5 to 14 and 6.
@@ -86,12 +82,10 @@ def test_ten_crops_are_corners_center_and_their_mirror_images() -> None:
             np.testing.assert_array_equal(crop, image[top : top + 32, left : left + 32])
             np.testing.assert_array_equal(mirror, crop[:, ::-1])
     image = np.random.default_rng(2).integers(0, 256, (60, 90, 3), np.uint8)
-    ten = views.ten_crops(image, Squares(resize=40, crop=32, interpolation="bicubic", crops=10))
+    ten = protocols.ten_crops(image, Protocol(resize=40, crop=32, interpolation="bicubic", crops=10))
     whole = np.asarray(Image.fromarray(image).resize((60, 40), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(ten[3], whole[8:, 28:])
-    assert views.ten_crops(image[..., :1], Squares(resize=40, crop=32, crops=10)).shape == (10, 32, 32, 1)
-    with pytest.raises(UserError, match="an image of 40x60 has no crops of 48x48"):
-        views.ten_crops(image, Squares(resize=40, crop=48, crops=10))
+    assert protocols.ten_crops(image[..., :1], Protocol(resize=40, crop=32, crops=10)).shape == (10, 32, 32, 1)
 
 
 @pytest.fixture(scope="module")
@@ -99,25 +93,21 @@ def digits(digits_dir: str) -> datasets.DatasetInfo:
     return datasets.describe("digits", digits_dir)
 
 
-def test_load_yields_all_images_in_order(digits: datasets.DatasetInfo) -> None:
+def test_load_returns_unchanged_images_or_batches(digits: datasets.DatasetInfo) -> None:
     expected = datasets.read(digits, "test")
-    for batch_size in (7, 360, 400):
-        batches = list(views.load(digits, "test", Squares(), batch_size))
-        assert [len(batch) for batch in batches] == [min(batch_size, 360 - at) for at in range(0, 360, batch_size)]
-        np.testing.assert_array_equal(np.concatenate([batch.images for batch in batches]), expected.images)
-        np.testing.assert_array_equal(np.concatenate([batch.labels for batch in batches]), expected.labels)
-    small = Squares(resize=12, crop=10)
-    batch = next(iter(views.load(digits, "test", small, 4)))
+    assert protocols.load(digits, "test", Protocol(), 7) is expected
+    small = Protocol(resize=12, crop=10)
+    batch = next(iter(protocols.load(digits, "test", small, 4)))
     for image, original in zip(batch.images, expected.images, strict=False):
-        np.testing.assert_array_equal(image, views.shown(original, small))
+        np.testing.assert_array_equal(image, protocols.resize_and_crop(original, small))
 
 
 def test_batches_pad_a_part_of_a_split(digits: datasets.DatasetInfo) -> None:
     """Ten crops count as ten images; the last batch is padded with black images of label -1."""
     whole = datasets.read(digits, "test")
     for batch_size, first, count, crops in ((7, 0, 100, 1), (64, 300, None, 1), (64, 37, 41, 10), (7, 359, 1, 10), (400, 340, 1000, 1)):
-        small = Squares(resize=8, crop=6, crops=crops)
-        batches = list(views.batches(digits, "test", small, batch_size, first=first, count=count))
+        small = Protocol(resize=8, crop=6, crops=crops)
+        batches = list(protocols.batches(digits, "test", small, batch_size, first=first, count=count))
         size = max(1, batch_size // crops)
         expected = whole.labels[first:][:count]
         assert [len(batch) for batch in batches] == [size] * -(-len(expected) // size)
@@ -127,17 +117,19 @@ def test_batches_pad_a_part_of_a_split(digits: datasets.DatasetInfo) -> None:
         assert {batch.images.shape[1:] for batch in batches} == {(6, 6, 1) if crops == 1 else (10, 6, 6, 1)}
         assert all((batch.images[batch.labels < 0] == 0).all() for batch in batches)
         shown = batches[0].images[0] if crops == 1 else batches[0].images[0, 4]
-        np.testing.assert_array_equal(shown, views.shown(whole.images[first], small))
+        np.testing.assert_array_equal(shown, protocols.resize_and_crop(whole.images[first], small))
 
 
 def test_processes_share_every_batch_equally(digits: datasets.DatasetInfo) -> None:
     """Joined, the parts of 2 and 4 processes are the images of one; a process may have padding only."""
     for batch_size, crops in ((120, 1), (64, 10), (360, 1)):
-        small = Squares(resize=8, crop=6, crops=crops)
+        small = Protocol(resize=8, crop=6, crops=crops)
 
-        def parts(processes: int, small: Squares = small, batch_size: int = batch_size) -> list[list[datasets.Examples]]:
+        def parts(processes: int, small: Protocol = small, batch_size: int = batch_size) -> list[list[datasets.Examples]]:
             options = {"first": 10, "count": 345, "processes": processes}
-            several = [list(views.batches(digits, "test", small, batch_size, process=process, **options)) for process in range(processes)]
+            several = [
+                list(protocols.batches(digits, "test", small, batch_size, process=process, **options)) for process in range(processes)
+            ]
             size = -(-max(1, batch_size // small.crops) // processes)
             assert {len(batch) for part in several for batch in part} == {size}
             return [list(batch) for batch in zip(*several, strict=True)]
@@ -154,24 +146,24 @@ def test_processes_share_every_batch_equally(digits: datasets.DatasetInfo) -> No
 
 
 def test_batches_yield_every_photograph_once_in_order(photographs: datasets.DatasetInfo) -> None:
-    small = Squares(resize=64, crop=56)
-    batches = list(views.batches(photographs, "validation", small, 64, count=150))
+    small = Protocol(resize=64, crop=56)
+    batches = list(protocols.batches(photographs, "validation", small, 64, count=150))
     assert [len(batch) for batch in batches] == [64, 64, 64]
     source = datasets.encoded(photographs, "validation")
     images = np.concatenate([batch.images for batch in batches])
     labels = np.concatenate([batch.labels for batch in batches])
     for index in range(150):
         encoded, label = source[index]
-        np.testing.assert_array_equal(images[index], views.shown(datasets.decode(encoded), small))
+        np.testing.assert_array_equal(images[index], protocols.resize_and_crop(datasets.decode(encoded), small))
         assert labels[index] == label
     assert (labels[150:] == -1).all()
     assert len({image.tobytes() for image in images[:150]}) > 0.9 * 150
 
 
 def test_load_rejects_different_sizes_without_resize_and_crop(photographs: datasets.DatasetInfo) -> None:
-    for view in (Squares(), Squares(resize=64), Squares(crop=56)):
+    for view in (Protocol(), Protocol(resize=64), Protocol(crop=56)):
         with pytest.raises(UserError, match=f"the images of {photographs.name} differ in size"):
-            list(views.load(photographs, "validation", view, 8))
+            list(protocols.load(photographs, "validation", view, 8))
 
 
 def test_batches_read_at_most_two_ahead(digits: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +171,9 @@ def test_batches_read_at_most_two_ahead(digits: datasets.DatasetInfo, monkeypatc
     monkeypatch.setattr(
         datasets, "example", lambda source, info, split, index: read.append(index) or {"image": numbered(8, 8, 1), "label": 0}
     )
-    batches = views.batches(digits, "test", Squares(), 10)
+    batches = protocols.batches(digits, "test", Protocol(), 10)
     next(batches)
+    assert read.pop(0) == 0, "the shape of padding"
     for expected in (30, 40):
         deadline = time.monotonic() + 600
         while len(read) < expected and time.monotonic() < deadline:
@@ -193,7 +186,7 @@ def test_batches_read_at_most_two_ahead(digits: datasets.DatasetInfo, monkeypatc
 
 def test_close_stops_all_threads(photographs: datasets.DatasetInfo) -> None:
     before = threading.active_count()
-    batches = views.batches(photographs, "validation", Squares(resize=64, crop=56), 4)
+    batches = protocols.batches(photographs, "validation", Protocol(resize=64, crop=56), 4)
     next(batches)
     assert threading.active_count() > before
     batches.close()
@@ -205,4 +198,4 @@ def test_batches_name_the_corrupt_example(digits: datasets.DatasetInfo, monkeypa
     items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
     monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
     with pytest.raises(UserError, match=r"example 5 of split 'test' is damaged"):
-        list(views.batches(digits, "test", Squares(), 4))
+        list(protocols.batches(digits, "test", Protocol(), 4))

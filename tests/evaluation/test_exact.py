@@ -17,7 +17,7 @@ import pytest
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo, Examples
-from resnet_jax.evaluation import exact, protocols, views
+from resnet_jax.evaluation import exact, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import Apply, cifar_architecture
 from resnet_jax.training import sharding
@@ -209,14 +209,14 @@ def test_ten_crop_scores_equal_the_direct_computation(ranked: Ranked, photograph
     apply, params, batch_stats = small_network()
     protocol = protocols.parse("ten-crop-40/32")
     of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
-    singly = list(views.batches(info, "validation", protocol, 10))
+    singly = list(protocols.batches(info, "validation", protocol, 10))
     assert [len(batch) for batch in singly] == [1] * 20
     for index, batch in enumerate(singly):
         for label in (ranked.labels[index], index):
             sums = of_batch(params, batch_stats, OF_IMAGENET, batch.images, np.array([label], np.int32))
             assert np.exp(-float(sums.loss)) == pytest.approx(ranked.probabilities[index, label], abs=1e-5)
     for batch_size in (70, 200, 320):
-        batches = views.batches(info, "validation", protocol, batch_size)
+        batches = protocols.batches(info, "validation", protocol, batch_size)
         result = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
         assert (result.errors, result.top5_errors) == (18, 10)
         assert result.loss == pytest.approx(ranked.loss, rel=1e-5)

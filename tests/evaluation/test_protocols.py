@@ -23,10 +23,10 @@ PARSED = {
 }
 
 
-def test_protocols_are_parsed_and_written_back() -> None:
+def test_protocols_are_parsed_and_described() -> None:
     for text, (expected, view) in PARSED.items():
         protocol = protocols.parse(text)
-        assert (protocol, protocol.view(), str(protocol)) == (expected, view, text)
+        assert (protocol, protocol.view()) == (expected, view)
     assert protocols.parse("ten-crop-256/224") == protocols.parse("ten-crop")
     assert protocols.parse("multi-scale-224,256,384,480,640") == protocols.parse("multi-scale")
 
@@ -57,5 +57,4 @@ def test_card_converts_to_a_protocol() -> None:
     seen = View(**constants, resize=236, crop=224, interpolation="bicubic")
     assert protocols.of(seen) == protocols.parse("236/224-bicubic")
     whole = protocols.of(View(**constants))
-    assert (whole, str(whole), whole.view(32, 32)) == (Protocol(), "images as they are", "single 32x32")
-    assert str(protocols.of(View(**constants, resize=64))) == "whole images, shorter side 64"
+    assert (whole, whole.view(32, 32)) == (Protocol(), "single 32x32")

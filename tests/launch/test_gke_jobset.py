@@ -9,8 +9,7 @@ import jsonschema
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
-from resnet_jax.cli import train
-from resnet_jax.errors import UserError
+from resnet_jax import cli
 
 FILE = Path(__file__).parents[2] / "launch" / "gke_jobset.yaml"
 JOBSETS = list(yaml.safe_load_all(FILE.read_text()))
@@ -113,13 +112,14 @@ def test_paths_are_in_the_bucket_and_accelerators_add_up() -> None:
     assert set(re.findall(r"\$\w+", text)) == {"$IMAGE", "$BUCKET"}
 
 
-def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The data set is missing, which is found after all options were parsed."""
     monkeypatch.chdir(FILE.parents[1])
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("HOME", "/no-such-home")
     for jobset in JOBSETS:
-        command, *arguments = [word.replace("/bucket/", "/no-such-bucket/") for word in container(jobset)["args"]]
-        assert (container(jobset)["command"], command) == (["resnet-jax"], "train")
-        with pytest.raises(UserError, match="imagenet2012"):
-            train.train(arguments)
+        arguments = [word.replace("/bucket/", "/no-such-bucket/") for word in container(jobset)["args"]]
+        assert (container(jobset)["command"], arguments[0]) == (["resnet-jax"], "train")
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+        assert "data set 'imagenet2012' is not prepared" in capsys.readouterr().err

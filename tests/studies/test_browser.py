@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 from resnet_jax.studies import findings, report
-from resnet_jax.studies.comparison import Comparison, Refusal
+from resnet_jax.studies.comparison import Comparison, Mismatch
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.ledger import Entry
 from resnet_jax.studies.results import collect
@@ -53,33 +53,33 @@ MEASURE = """
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two families of two depths, a diverged and an unfinished seed, a very long name, published numbers, a finding."""
     base = tmp_path_factory.mktemp("report")
-    variants: list[tuple[str, int, bool, tuple[float | None, ...]]] = [
+    networks: list[tuple[str, int, bool, tuple[float | None, ...]]] = [
         ("plain-20", 20, True, (9.1, 9.3, 9.0)),
         ("plain-56", 56, True, (13.2, 100.0, 13.4)),
         ("resnet-20", 20, False, (8.7, 8.8, 8.6)),
         ("resnet-56", 56, False, (6.9, 7.05, None)),
         (LONG, 110, False, (0.4, 0.5)),
     ]
-    for name, depth, plain, values in variants:
+    for name, depth, plain, values in networks:
         recipe = experiment(name, depth, plain=plain)
         for seed, value in enumerate(values):
             diverged = {"diverged_at_step": 9000} if value == 100 else {}
             measured = records(64_000, 4.0, value or 7.0, every=500, seed=seed, until=9000 if diverged or value is None else None)
             write_run(base / f"{name[:12]}-{depth}" / f"seed-{seed}", recipe, seed, value, records=measured, **diverged)
-    cells = collect([base])
-    by_name = {cell.name: cell for cell in cells}
+    variants = collect([base])
+    by_name = {variant.name: variant for variant in variants}
     fields: dict[str, Any] = {"paper": "synthetic", "table": "Table 6", "metric": "top1_error", "mark": "V:S1", "statistic": "single"}
     fields |= {"network": {"name": "cifar_resnet20"}, "study": "experiments/he2015_cifar10.py:table6", "protocol": {}}
     entries = [Entry(row=row, value=value, **fields) for row, value in (("ResNet-20", 8.75), ("ResNet-56", 6.97), ("ResNet-110", 6.43))]
     differing = {"training_images": (45_000, 50_000), "batch_norm_statistics": ("true average", "moving average")}
     compared = (
         Comparison(entries[0], ours=((by_name["resnet-20"], by_name["resnet-20"].error),)),
-        Comparison(entries[1], refused=(Refusal(by_name["resnet-56"], differing),)),
+        Comparison(entries[1], mismatches=(Mismatch(by_name["resnet-56"], differing),)),
         Comparison(entries[2]),
     )
     study = {
         "command": "resnet-jax study experiments/he2015_cifar10.py:figure6 --seeds 3 --data digits --steps 2000 --workdir runs/a-folder",
-        "cells": [*by_name, "resnet-1202"],
+        "variants": [*by_name, "resnet-1202"],
         "reduced": "At reduced scale: digits in place of cifar10, 2,000 steps in place of 64,000. Not comparable with the paper's numbers.",
     }
 
@@ -93,7 +93,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = Table("deletions", ("network", *(f"error of unit {number} %" for number in range(16))), (("resnet-20", *range(16)),))
     finding = Finding(name="x", title="Lesions", caption="One block removed.", tables=(table, table), rows=[{"a": 1}])
     findings.write(finding, "", drawn, base / "resnet-20-20" / "seed-0" / "lab")
-    report.write(cells, base / "report.html", study=study, comparisons=compared)
+    report.write(variants, base / "report.html", study=study, comparisons=compared)
     return base / "report.html"
 
 

@@ -52,19 +52,19 @@ def test_read_rejects_corrupt_and_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="missing.json"):
         results_lib.read(tmp_path / "missing.json")
     path.write_text("{")
-    for read in (results_lib.is_study, results_lib.study):
+    for read in (results_lib.is_study, lambda path: results_lib.notes([path])):
         with pytest.raises(UserError, match=f"{path} is corrupt"):
             read(path)
 
 
 def test_notes_merge_several_studies(tmp_path: Path) -> None:
     folder = tmp_path / "one"
-    results_lib.remember_study(folder, command="first", cells=["a", "b"], reduced="Small.")
+    results_lib.remember_study(folder, command="first", variants=["a", "b"], reduced="Small.")
     for _ in range(2):
-        results_lib.remember_study(folder, command="again", cells=["a", "b"], reduced="")
-    assert results_lib.study(folder) == {"command": "first; again", "cells": ["a", "b"], "reduced": "Small."}
+        results_lib.remember_study(folder, command="again", variants=["a", "b"], reduced="")
+    assert results_lib.notes([folder]) == {"command": "first; again", "variants": ["a", "b"], "reduced": "Small."}
     results_lib.write(tmp_path / "two.json", some(), command="second", reduced="4 steps.")
-    results_lib.remember_study(tmp_path / "three", command="third", cells=["b", "c"], reduced="")
+    results_lib.remember_study(tmp_path / "three", command="third", variants=["b", "c"], reduced="")
     notes = results_lib.notes([tmp_path / "three", folder, tmp_path / "two.json", tmp_path / "missing"])
-    assert notes == {"command": "third; first; again; second", "cells": ["b", "c", "a"], "reduced": "Small.; 4 steps."}
+    assert notes == {"command": "third; first; again; second", "variants": ["b", "c", "a"], "reduced": "Small.; 4 steps."}
     assert results_lib.notes([tmp_path / "missing"]) == {}

@@ -16,9 +16,10 @@ from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import NoShortcut, PooledZeroPad, Projection, Scaled
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import results as results_lib
+from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.comparison import Comparison, compare
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.studies.results import Cell, Run
+from resnet_jax.studies.results import Run, VariantRuns
 from resnet_jax.training import config
 from resnet_jax.training.config import Data, Experiment, Optimizer, Start
 from rich.console import Console
@@ -59,9 +60,9 @@ def entry(paper: str, table: str, row: str, metric: str = "top1_error") -> Entry
     return match
 
 
-def cell(recipe: Experiment, *values: float, **fields: Any) -> Cell:
+def runs_of(recipe: Experiment, *values: float, **fields: Any) -> VariantRuns:
     """Runs of seeds 0, 1, ...; ``fields`` update the results."""
-    return Cell(recipe.name, [Run(seed, result(recipe, seed, value, **fields), Path()) for seed, value in enumerate(values)])
+    return VariantRuns(recipe.name, [Run(seed, result(recipe, seed, value, **fields), Path()) for seed, value in enumerate(values)])
 
 
 def of(model: Architecture, name: str = "ours", **fields: Any) -> Experiment:
@@ -69,27 +70,27 @@ def of(model: Architecture, name: str = "ours", **fields: Any) -> Experiment:
 
 
 def differing(compared: Comparison) -> dict[str, tuple[Any, Any]]:
-    """Differing fields of the only refusal."""
+    """Differing fields of the only mismatch."""
     assert compared.ours == ()
-    (refusal,) = compared.refused
-    return refusal.differing
+    (mismatch,) = compared.mismatches
+    return mismatch.differing
 
 
 RESNET20 = entry("he2015", "Table 6", "ResNet-20")
 
 
 def test_same_protocol_joins_published_and_ours() -> None:
-    ours = cell(experiment("resnet20", 20), 8.9, 8.7, protocol=TABLE6 | UNSTATED)
-    compared = compare(RESNET20, [ours, Cell("open", [Run(0, None, Path())])])
-    assert (compared.entry.value, compared.refused) == (8.75, ())
+    ours = runs_of(experiment("resnet20", 20), 8.9, 8.7, protocol=TABLE6 | UNSTATED)
+    compared = compare(RESNET20, [ours, VariantRuns("open", [Run(0, None, Path())])])
+    assert (compared.entry.value, compared.mismatches) == (8.75, ())
     ((same, spread),) = compared.ours
     assert same is ours
     assert spread.values == (8.9, 8.7)
-    recipe = cell(experiment("resnet20", 20), 8.9)
+    recipe = runs_of(experiment("resnet20", 20), 8.9)
     assert {name: recipe.results[0]["protocol"][name] for name in TABLE6} == TABLE6
     # papers.md A1: "final training on 45k or 50k" is ambiguous; unstated fields do not reject.
     for field, value in {"training_images": 45_000, "padding": "SAME", "batch_norm_statistics": "true average", "nesterov": True}.items():
-        assert compare(RESNET20, [cell(experiment("resnet20", 20), 8.9, protocol=TABLE6 | UNSTATED | {field: value})]).ours, field
+        assert compare(RESNET20, [runs_of(experiment("resnet20", 20), 8.9, protocol=TABLE6 | UNSTATED | {field: value})]).ours, field
 
 
 def test_every_stated_field_that_differs_rejects_and_is_named() -> None:
@@ -108,13 +109,13 @@ def test_every_stated_field_that_differs_rejects_and_is_named() -> None:
         "weight_decay": 0.0,
     }
     for field, value in otherwise.items():
-        compared = compare(RESNET20, [cell(experiment("resnet20", 20), 8.9, protocol=TABLE6 | UNSTATED | {field: value})])
+        compared = compare(RESNET20, [runs_of(experiment("resnet20", 20), 8.9, protocol=TABLE6 | UNSTATED | {field: value})])
         assert differing(compared) == {field: (TABLE6[field], value)}
-        assert str(compared.refused[0]) == f"resnet20 not comparable: {field} {TABLE6[field]} there, {value} here"
-    every = compare(RESNET20, [cell(experiment("resnet20", 20), 8.9, protocol=otherwise | UNSTATED)])
+        assert str(compared.mismatches[0]) == f"resnet20 not comparable: {field} {TABLE6[field]} there, {value} here"
+    every = compare(RESNET20, [runs_of(experiment("resnet20", 20), 8.9, protocol=otherwise | UNSTATED)])
     assert set(differing(every)) == set(TABLE6)
     lacking = {name: value for name, value in (TABLE6 | UNSTATED).items() if name != "batch_norm_group"}
-    assert differing(compare(RESNET20, [cell(experiment("resnet20", 20), 8.9, protocol=lacking)])) == {"batch_norm_group": (64, None)}
+    assert differing(compare(RESNET20, [runs_of(experiment("resnet20", 20), 8.9, protocol=lacking)])) == {"batch_norm_group": (64, None)}
 
 
 def test_experiments_of_other_recipes_are_rejected() -> None:
@@ -130,22 +131,24 @@ def test_experiments_of_other_recipes_are_rejected() -> None:
         ({"model": dataclasses.replace(experiment("x", 20).model, dtype="bfloat16")}, "dtype", ("float32", "bfloat16")),
     ]
     for fields, name, pair in cases:
-        ours = cell(dataclasses.replace(experiment("resnet20", 20), **fields), 8.9)
+        ours = runs_of(dataclasses.replace(experiment("resnet20", 20), **fields), 8.9)
         assert differing(compare(RESNET20, [ours])) == {name: pair}
-    half = cell(of(dataclasses.replace(experiment("x", 20).model, dtype="bfloat16")), 8.9)
+    half = runs_of(of(dataclasses.replace(experiment("x", 20).model, dtype="bfloat16")), 8.9)
     assert compare(dataclasses.replace(RESNET20, protocol=RESNET20.protocol | {"dtype": "bfloat16"}), [half]).ours
 
 
 def test_data_sets_of_one_network_are_distinguished() -> None:
     """He et al. 2016, Table 3 has ResNet-164 on CIFAR-10 (5.93) and CIFAR-100 (25.16)."""
     model = NETWORKS["cifar_resnet164"]
-    ten = cell(of(model, "ten"), 6.0, protocol=TABLE6 | UNSTATED)
-    hundred = cell(of(dataclasses.replace(model, num_classes=100), "hundred"), 25.0, protocol=TABLE6 | UNSTATED | {"dataset": "cifar100"})
+    ten = runs_of(of(model, "ten"), 6.0, protocol=TABLE6 | UNSTATED)
+    hundred = runs_of(
+        of(dataclasses.replace(model, num_classes=100), "hundred"), 25.0, protocol=TABLE6 | UNSTATED | {"dataset": "cifar100"}
+    )
     for dataset, mine, other, error in (("CIFAR-10", ten, hundred, 5.93), ("CIFAR-100", hundred, ten, 25.16)):
         compared = compare(entry("he2016", f"Table 3, {dataset}", "164, baseline"), [ten, hundred])
         assert compared.entry.value == error
         assert [each.name for each, _ in compared.ours] == [mine.name]
-        assert [(each.cell.name, set(each.differing)) for each in compared.refused] == [(other.name, {"dataset"})]
+        assert [(each.variant.name, set(each.differing)) for each in compared.mismatches] == [(other.name, {"dataset"})]
 
 
 def test_errors_are_selected_as_the_paper_selects() -> None:
@@ -158,13 +161,15 @@ def test_errors_are_selected_as_the_paper_selects() -> None:
         optimizer=Optimizer(nesterov=True),
     )
     huang = entry("huang2016", "CIFAR-10+", "constant depth")
-    selected = compare(huang, [cell(stochastic, 7.0, 7.5, selected_on_validation=6.5, best_over_training=6.0)])
+    selected = compare(huang, [runs_of(stochastic, 7.0, 7.5, selected_on_validation=6.5, best_over_training=6.0)])
     assert (huang.value, [each.values for _, each in selected.ours]) == (6.41, [(6.5, 6.5)])
-    assert differing(compare(huang, [cell(stochastic, 7.0)])) == {"selection": ("validation error", "last step")}
-    some = Cell("some", [Run(seed, result(stochastic, seed, 7.0, selected_on_validation=v), Path()) for seed, v in enumerate((6.5, None))])
+    assert differing(compare(huang, [runs_of(stochastic, 7.0)])) == {"selection": ("validation error", "last step")}
+    some = VariantRuns(
+        "some", [Run(seed, result(stochastic, seed, 7.0, selected_on_validation=v), Path()) for seed, v in enumerate((6.5, None))]
+    )
     assert set(differing(compare(huang, [some]))) == {"selection"}
     best = entry("reruns", "akamaster/pytorch_resnet_cifar10", "ResNet-20")
-    ours = cell(experiment("resnet20", 20), 8.9, selected_on_validation=8.6, best_over_training=8.5)
+    ours = runs_of(experiment("resnet20", 20), 8.9, selected_on_validation=8.6, best_over_training=8.5)
     assert differing(compare(best, [ours])) == {"epochs": ("not stated", 163.84)}
     stated = dataclasses.replace(best, protocol=best.protocol | {"epochs": 164})
     assert [each.values for _, each in compare(stated, [ours]).ours] == [(8.5,)]
@@ -177,8 +182,8 @@ def test_epochs_agree_to_a_hundredth() -> None:
     for steps, names in ((78_200, set()), (78_000, set()), (77_000, {"epochs"}), (2000, {"epochs"})):
         data = dataclasses.replace(experiment("wide", 20).data, normalization="channel")
         recipe = of(wide_architecture(28, 10), steps=steps, data=data, optimizer=Optimizer(nesterov=True, weight_decay=5e-4))
-        compared = compare(published, [cell(recipe, 4.1)])
-        assert {name for each in compared.refused for name in each.differing} == names
+        compared = compare(published, [runs_of(recipe, 4.1)])
+        assert {name for each in compared.mismatches for name in each.differing} == names
         assert bool(compared.ours) == (not names)
 
 
@@ -195,9 +200,9 @@ def test_other_networks_are_neither_joined_nor_rejected() -> None:
         cifar_architecture(32),
     ]
     for model in others:
-        ours = Cell("other", [Run(0, result(experiment("other", 20), 0, 8.9) | {"model": config.resolve(model)}, Path())])
+        ours = VariantRuns("other", [Run(0, result(experiment("other", 20), 0, 8.9) | {"model": config.resolve(model)}, Path())])
         compared = compare(RESNET20, [ours])
-        assert (compared.ours, compared.refused) == ((), ()), model
+        assert (compared.ours, compared.mismatches) == ((), ()), model
     base = cifar_architecture(20)
     same: list[dict[str, Any]] = [{"dtype": "bfloat16"}, {"num_classes": 100}, {"norm": component(BatchNorm, momentum=0.99)}]
     for fields in same:
@@ -205,8 +210,8 @@ def test_other_networks_are_neither_joined_nor_rejected() -> None:
         assert comparison.structure(config.resolve(other)) == comparison.structure(config.resolve(base))
     # He et al. 2016, Table 1: 0.5 and 1 fails, 0.5 and 0.5 has 12.35.
     scaled = cifar_architecture(110, shortcut=component(Scaled, shortcut=0.5, branch=0.5), norm=component(BatchNorm, group_size=64))
-    assert compare(entry("he2016", "Table 1", "constant scaling 0.5, 0.5"), [cell(of(scaled), 12.5)]).ours
-    assert not compare(entry("he2016", "Table 1", "constant scaling 0.5, 1"), [cell(of(scaled), 12.5)]).ours
+    assert compare(entry("he2016", "Table 1", "constant scaling 0.5, 0.5"), [runs_of(of(scaled), 12.5)]).ours
+    assert not compare(entry("he2016", "Table 1", "constant scaling 0.5, 1"), [runs_of(of(scaled), 12.5)]).ours
 
 
 def test_counts_need_no_run() -> None:
@@ -219,7 +224,7 @@ def test_counts_need_no_run() -> None:
 
 
 def test_numbers_that_runs_do_not_measure_have_none_of_ours() -> None:
-    ours = [cell(experiment("resnet20", 20), 8.9), cell(experiment("resnet1202", 1202), 7.9)]
+    ours = [runs_of(experiment("resnet20", 20), 8.9), runs_of(experiment("resnet1202", 1202), 7.9)]
     cases = {
         ("he2015", "Table 6", "Maxout", "top1_error"): "no network of this codebase",
         ("he2015", "Table 3", "ResNet-34 B", "top5_error"): "not measured here",
@@ -227,27 +232,27 @@ def test_numbers_that_runs_do_not_measure_have_none_of_ours() -> None:
     }
     for place, text in cases.items():
         compared = compare(entry(*place), ours)
-        assert (compared.counted, compared.ours, compared.refused, str(compared)) == (None, (), (), text)
+        assert (compared.counted, compared.ours, compared.mismatches, str(compared)) == (None, (), (), text)
 
 
 def test_training_errors_are_those_of_all_training_images() -> None:
     """Figure 6: ResNet-1202 is below 0.1 %; an error of augmented batches is another number."""
     published = entry("he2015", "Figure 6", "ResNet-1202", "training_error")
     recipe = experiment("resnet1202", 1202)
-    assert set(differing(compare(published, [cell(recipe, 7.9)]))) == {"training_error_of"}
-    whole = cell(recipe, 7.9, training_error_percent=0.05, training_error_of="all training images, last step")
+    assert set(differing(compare(published, [runs_of(recipe, 7.9)]))) == {"training_error_of"}
+    whole = runs_of(recipe, 7.9, training_error_percent=0.05, training_error_of="all training images, last step")
     assert [each.values for _, each in compare(published, [whole]).ours] == [(0.05,)]
 
 
 def test_beside_compares_verified_errors_alone() -> None:
     """6.24 of ResNet-110 (ReZero), 6.61 (Fixup) and 6.37 (SE-Net) are from memory."""
-    every = comparison.beside([cell(experiment("resnet110", 110), 6.5)])
+    every = comparison.beside([runs_of(experiment("resnet110", 110), 6.5)])
     assert {("he2015", 6.43), ("he2015", 6.61), ("he2016", 6.61), ("reruns", 6.32)} <= {(e.entry.paper, e.entry.value) for e in every}
     assert {each.entry.paper for each in every} <= {"he2015", "he2016", "reruns"}
     assert all(each.entry.mark[0] in "VC" for each in every)
-    short = {(e.entry.paper, e.entry.value): e for e in comparison.beside([cell(experiment("resnet20", 20, steps=2000), 30.0)])}
+    short = {(e.entry.paper, e.entry.value): e for e in comparison.beside([runs_of(experiment("resnet20", 20, steps=2000), 30.0)])}
     assert set(short) == {("he2015", 8.75), ("reruns", 8.27)}
-    assert set(short["he2015", 8.75].refused[0].differing) == {"steps"}
+    assert set(short["he2015", 8.75].mismatches[0].differing) == {"steps"}
     published = comparison.published_beside(result(experiment("resnet20", 20), 3, 8.9))
     assert [(each.paper, each.value) for each in published] == [("he2015", 8.75)]
     assert comparison.published_beside(result(experiment("resnet20", 20, steps=2000), 0, 30.0)) == []
@@ -334,7 +339,6 @@ by_name = lambda: {"one": one}
 doubled = lambda: [one, named("one"), named("two")]
 slashed = lambda: [named("a/b")]
 hidden = lambda: [named("..")]
-page = lambda: [named("report.html")]
 value = 3
 """
 
@@ -342,22 +346,22 @@ value = 3
 def test_studies_are_checked_when_called(tmp_path: Path) -> None:
     (tmp_path / "studies.py").write_text(STUDIES)
     study = f"{tmp_path}/studies.py"
-    assert [each.name for each in comparison.study_cells(f"{study}:good")] == ["one", "two"]
-    assert [sum(each.model.stages) for each in comparison.study_cells(f"{study}:good", depth=56)] == [27, 9]
+    assert [each.name for each in study_lib.load_variants(f"{study}:good")] == ["one", "two"]
+    assert [sum(each.model.stages) for each in study_lib.load_variants(f"{study}:good", depth=56)] == [27, 9]
     cases = {
         **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
-        "doubled": "has several variants called one",
-        **dict.fromkeys(("slashed", "hidden", "page"), "names a variant and its directory"),
-        "value": "is no function; a study is a function",
+        "doubled": "'one' must be the name of one directory",
+        **dict.fromkeys(("slashed", "hidden"), "must be the name of one directory"),
+        "value": "cannot be called with no arguments",
         "goood": "has no 'goood'; did you mean good",
     }
     for name, reason in cases.items():
         with pytest.raises(UserError, match=f"studies.py.*{reason}"):
-            comparison.study_cells(f"{study}:{name}")
+            study_lib.load_variants(f"{study}:{name}")
     with pytest.raises(UserError, match="studies.py:empty cannot be called with {'depth': 20}"):
-        comparison.study_cells(f"{study}:empty", depth=20)
+        study_lib.load_variants(f"{study}:empty", depth=20)
     with pytest.raises(TypeError):  # A mistake inside of a study keeps its traceback.
-        comparison.study_cells(f"{study}:broken", depth=20)
+        study_lib.load_variants(f"{study}:broken", depth=20)
 
 
 def test_entry_has_the_command_of_its_study(monkeypatch: pytest.MonkeyPatch) -> None:

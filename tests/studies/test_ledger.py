@@ -208,7 +208,7 @@ mark = "V:S1"
 
 def test_load_rejects_misspelled_fields_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names paper, table and row."""
-    monkeypatch.setattr(ledger, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(ledger, "_FOLDER", tmp_path)
 
     def load(rows: str, head: str = HEAD) -> list[Entry]:
         (tmp_path / "made.toml").write_text(f"{head}rows = [{{ {rows} }}]\n")

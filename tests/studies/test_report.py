@@ -20,18 +20,18 @@ from resnet_jax import terminal
 from resnet_jax.errors import UserError
 from resnet_jax.studies import figures, findings, report
 from resnet_jax.studies import results as results_lib
-from resnet_jax.studies.comparison import Comparison, Refusal
+from resnet_jax.studies.comparison import Comparison, Mismatch
 from resnet_jax.studies.figures import Curve, Member
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.studies.results import Cell, Run, collect
+from resnet_jax.studies.results import Run, VariantRuns, collect
 from resnet_jax.terminal import Table
 from rich.console import Console
 from synthetic_runs import experiment, records, result, write_run
 
 STUDY = {
     "command": "resnet-jax study experiments/he2015_cifar10.py:figure6 --seeds 2 --workdir figure6",
-    "cells": ["plain-20", "resnet-20", "resnet-110"],
+    "variants": ["plain-20", "resnet-20", "resnet-110"],
     "reduced": "At reduced scale: 400 steps in place of 64,000. Not comparable with the paper's numbers.",
 }
 
@@ -72,9 +72,9 @@ class Page(html.parser.HTMLParser):
         self._in_cell = self._in_cell and tag not in ("td", "th")
 
 
-def page_of(cells: list[Cell], path: Path, **options: Any) -> Page:
+def page_of(variants: list[VariantRuns], path: Path, **options: Any) -> Page:
     options.setdefault("study", {})
-    report.write(cells, path, **options)
+    report.write(variants, path, **options)
     return Page(path.read_text())
 
 
@@ -94,9 +94,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cells(runs: Path) -> list[Cell]:
+def variants(runs: Path) -> list[VariantRuns]:
     order = ["plain-20", "resnet-20", "plain-56"]
-    return sorted(collect([runs]), key=lambda cell: order.index(cell.name))
+    return sorted(collect([runs]), key=lambda variant: order.index(variant.name))
 
 
 def entry(**fields: Any) -> Entry:
@@ -125,12 +125,12 @@ HEADLINE = [
 ]
 
 
-def test_headline_is_the_same_in_every_renderer(cells: list[Cell], tmp_path: Path) -> None:
-    headline, costs = results_lib.tables(cells)
+def test_headline_is_the_same_in_every_renderer(variants: list[VariantRuns], tmp_path: Path) -> None:
+    headline, costs = results_lib.tables(variants)
     assert headline.cells() == HEADLINE
     # Best over training is 0.25 below; the diverged seed has no time.
     assert [row[1:] for row in costs.cells()][::2] == [["12.75 ± 0.71", "269,722", "605"], ["64.75 ± 49.50", "853,018", "600"]]
-    page = page_of(cells, tmp_path / "report.html")
+    page = page_of(variants, tmp_path / "report.html")
     assert all(row in page.rows for row in HEADLINE)
     lines = [[each.strip() for each in line.strip("|").split(" | ")] for line in terminal.markdown(headline)]
     assert [line[:1] + [each.strip(" |") for each in line[1:]] for line in lines[2:]] == HEADLINE
@@ -150,32 +150,32 @@ def test_tables_show_names_as_they_are() -> None:
     assert terminal.markdown(table)[2:] == ["| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
 
 
-def test_variants_without_results_and_validation_errors_have_their_place(runs: Path, cells: list[Cell], tmp_path: Path) -> None:
+def test_variants_without_results_and_validation_errors_have_their_place(runs: Path, variants: list[VariantRuns], tmp_path: Path) -> None:
     write_run(tmp_path / "v", experiment("v", 32), 0, 8.0, selected_on_validation=8.3)
     write_run(tmp_path / "open", experiment("open", 44), 0)
-    (selected, open_) = sorted(collect([tmp_path]), key=lambda cell: cell.name, reverse=True)
-    page = page_of([open_, *cells, selected], tmp_path / "report.html", study=STUDY)
+    (selected, open_) = sorted(collect([tmp_path]), key=lambda variant: variant.name, reverse=True)
+    page = page_of([open_, *variants, selected], tmp_path / "report.html", study=STUDY)
     assert ["open", "0/1", "not finished", "", "", "", ""] in page.rows
     assert ["resnet-110", "0", "not run", "", "", "", ""] in page.rows
     assert any("difference to plain-20, paired (95 %)" in row for row in page.rows), "the first with results is the baseline"
     assert "selected on validation %" in page.words
-    assert "selected on validation %" not in page_of(cells, tmp_path / "report.html").words
+    assert "selected on validation %" not in page_of(variants, tmp_path / "report.html").words
     for text in (STUDY["command"], STUDY["reduced"], "he2015_cifar10, figure6", "neither the best over training nor selected"):
         assert text in page.words
 
 
-def test_published_numbers_are_beside_ours(cells: list[Cell], tmp_path: Path) -> None:
-    plain, resnet, _ = cells
+def test_published_numbers_are_beside_ours(variants: list[VariantRuns], tmp_path: Path) -> None:
+    plain, resnet, _ = variants
     compared = (
         Comparison(entry(), ours=((resnet, resnet.error),)),
         Comparison(entry(row="mean", value=6.61, statistic="mean", runs=5, spread=0.16), ours=((resnet, resnet.error),)),
-        Comparison(entry(row="plain"), refused=(Refusal(plain, {"training_images": (45_000, 50_000)}),)),
+        Comparison(entry(row="plain"), mismatches=(Mismatch(plain, {"training_images": (45_000, 50_000)}),)),
         Comparison(entry(row="open", value=20.0, relation=">")),
         Comparison(entry(row="other", network=None, study=None)),
         Comparison(entry(row="size", metric="parameters", value=270_000.0, statistic="exact"), counted=269_722),
         Comparison(entry(row="remembered", mark="M", value=1.23)),
     )
-    page = page_of(cells, tmp_path / "report.html", comparisons=compared)
+    page = page_of(variants, tmp_path / "report.html", comparisons=compared)
     rows = {row[0]: row[1:] for row in page.rows if row}
     ours = "9.80 ± 0.42, median 9.80, best 9.50, n=2 (resnet-20)"
     assert rows["ResNet-20"] == ["top-1 error %", "8.75", "V:S1", ours]
@@ -187,14 +187,14 @@ def test_published_numbers_are_beside_ours(cells: list[Cell], tmp_path: Path) ->
     assert "remembered" not in page.words
     assert "1 unverified published numbers are not shown" in page.words
     assert "to run: resnet-jax study experiments/he2015_cifar10.py:table6" in page.words
-    assert "Paper | ours" not in page_of(cells, tmp_path / "report.html").words
+    assert "Paper | ours" not in page_of(variants, tmp_path / "report.html").words
 
 
-def test_diamonds_are_published_errors_of_the_last_step(cells: list[Cell], tmp_path: Path) -> None:
-    ours = ((cells[1], cells[1].error),)
+def test_diamonds_are_published_errors_of_the_last_step(variants: list[VariantRuns], tmp_path: Path) -> None:
+    ours = ((variants[1], variants[1].error),)
 
     def diamonds(*entries: Entry) -> int:
-        report.write(cells, tmp_path / "report.html", study={}, comparisons=[Comparison(each, ours=ours) for each in entries])
+        report.write(variants, tmp_path / "report.html", study={}, comparisons=[Comparison(each, ours=ours) for each in entries])
         figure = (tmp_path / "report.html").read_text().partition('<figure class="errors">')[2].partition("</figure>")[0]
         return figure.count("fill-opacity: 0; stroke: var(--c1")
 
@@ -202,8 +202,8 @@ def test_diamonds_are_published_errors_of_the_last_step(cells: list[Cell], tmp_p
     assert diamonds(entry(statistic="val-selected"), entry(relation=">", value=20.0), entry(mark="M")) == 0
 
 
-def test_every_run_is_traceable(cells: list[Cell], runs: Path, tmp_path: Path) -> None:
-    page = page_of(cells, tmp_path / "pages" / "report.html")
+def test_every_run_is_traceable(variants: list[VariantRuns], runs: Path, tmp_path: Path) -> None:
+    page = page_of(variants, tmp_path / "pages" / "report.html")
     folders = [link for link in page.links if not link.startswith("#")]
     assert len(folders) == 7
     assert all((tmp_path / "pages" / unquote(link) / "experiment.json").is_file() for link in folders)
@@ -215,12 +215,12 @@ def test_every_run_is_traceable(cells: list[Cell], runs: Path, tmp_path: Path) -
     assert any("a network that diverged at step 37" in row for row in listed)
     assert page.words.count('"warmup_until_error"') == 3, "one experiment per variant"
     assert "pad 4, random crop, random flip" in page.words
-    assert "1 × NVIDIA H100 80GB HBM3 (gpu), 16 host cores" in page.words
+    assert "1 x NVIDIA H100 80GB HBM3, 16 cores" in page.words
 
 
-def test_csv_and_json_equal_the_results(cells: list[Cell], runs: Path, tmp_path: Path) -> None:
-    compared = (Comparison(entry(), refused=(Refusal(cells[0], {"view": ("ten", "one")}),)), Comparison(entry(row="none")))
-    page_of(cells, runs / "report.html", study=STUDY, comparisons=compared)
+def test_csv_and_json_equal_the_results(variants: list[VariantRuns], runs: Path, tmp_path: Path) -> None:
+    compared = (Comparison(entry(), mismatches=(Mismatch(variants[0], {"view": ("ten", "one")}),)), Comparison(entry(row="none")))
+    page_of(variants, runs / "report.html", study=STUDY, comparisons=compared)
     with (runs / "report.csv").open(newline="") as file:
         rows = {row["source"]: row for row in csv.DictReader(file)}
     text = json.loads((runs / "report.json").read_text())
@@ -234,8 +234,8 @@ def test_csv_and_json_equal_the_results(cells: list[Cell], runs: Path, tmp_path:
         assert row["protocol.dataset"] == "cifar10"
     assert rows["resnet-20/seed-2/"]["value"] == ""
     assert text["unfinished"] == [{"variant": "resnet-20", "seed": 2, "source": "resnet-20/seed-2/"}]
-    assert (text["study"], text["variants"]) == (STUDY, results_lib.table(cells))
-    assert text["comparisons"][0]["refused"] == [{"variant": "plain-20", "differing": {"view": ["ten", "one"]}}]
+    assert (text["study"], text["variants"]) == (STUDY, results_lib.table(variants))
+    assert text["comparisons"][0]["mismatches"] == [{"variant": "plain-20", "differing": {"view": ["ten", "one"]}}]
     write_run(tmp_path / "a", experiment("a", 20), 0, 8.0, training_error_percent=math.nan)
     page_of(collect([tmp_path]), tmp_path / "report.html")
     assert json.loads((tmp_path / "report.json").read_text())["results"][0]["training_error_percent"] is None
@@ -246,14 +246,14 @@ def test_page_loads_nothing_and_escapes_everything(tmp_path: Path) -> None:
     recipe = dataclasses.replace(experiment("a", 20, steps=100), name=name)
     measured = records(100, 1.0, 8.0, every=10, scored=50)
     write_run(tmp_path / "javascript:alert(1) <b>" / "s", recipe, 0, 8.0, records=measured, training_error_of="<i>", commit="<u>")
-    cells = collect([tmp_path])
+    variants = collect([tmp_path])
     hostile = entry(row="<em>row</em>", paper="<main>", table="<nav>", mark="V:<q>", caption="<hr>")
     compared = (
-        Comparison(hostile, ours=((cells[0], cells[0].error),)),
-        Comparison(dataclasses.replace(hostile, row="x"), refused=(Refusal(cells[0], {"<s>": ("<a>", "<p>")}),)),
+        Comparison(hostile, ours=((variants[0], variants[0].error),)),
+        Comparison(dataclasses.replace(hostile, row="x"), mismatches=(Mismatch(variants[0], {"<s>": ("<a>", "<p>")}),)),
     )
-    study = {"command": "<tt>", "reduced": "<strike>", "cells": ["<center>"]}
-    page = page_of(cells, tmp_path / "report.html", study=study, comparisons=compared)
+    study = {"command": "<tt>", "reduced": "<strike>", "variants": ["<center>"]}
+    page = page_of(variants, tmp_path / "report.html", study=study, comparisons=compared)
     assert page.sources == []
     hostile_tags = {"script", "link", "iframe", "img", "object", "i", "u", "em", "hr", "nav", "q", "s", "tt", "strike", "center"}
     assert not hostile_tags & set(page.tags)
@@ -277,15 +277,17 @@ def test_page_is_deterministic_and_small(tmp_path: Path) -> None:
     report.write(collect([tmp_path]), tmp_path / "report.html", study={})
     assert (tmp_path / "report.html").read_bytes() == first
     empty = page_of([], tmp_path / "e.html", study={"command": "resnet-jax report --paper he2015"}, comparisons=(Comparison(entry()),))
-    assert "he2015 | ours" in empty.words
+    assert "he2015" in empty.words
 
 
 # Figures.
 
 
-def variant(name: str, *values: float, diverged: int | None = None) -> Cell:
+def variant(name: str, *values: float, diverged: int | None = None) -> VariantRuns:
     recipe = experiment("synthetic", 20)
-    return Cell(name, [Run(s, result(recipe, s, v, diverged_at_step=7 if s == diverged else None), Path()) for s, v in enumerate(values)])
+    return VariantRuns(
+        name, [Run(s, result(recipe, s, v, diverged_at_step=7 if s == diverged else None), Path()) for s, v in enumerate(values)]
+    )
 
 
 def texts(svg: str) -> set[str]:
@@ -298,24 +300,24 @@ def dots(svg: str) -> list[tuple[float, float]]:
 
 
 def test_every_seed_is_a_dot_in_the_figure_of_errors() -> None:
-    svg = figures.error_by_cell([variant("first", 6.0, 8.0), variant("same", 7.0, 7.0), Cell("not run", [Run(0, None, Path())])], {})
+    svg = figures.draw_errors([variant("first", 6.0, 8.0), variant("same", 7.0, 7.0), VariantRuns("not run", [Run(0, None, Path())])], {})
     assert len(set(dots(svg))) == 4
     assert {"first", "7.00 ± 1.41", "same"} < texts(svg)
     assert not any("fail" in text for text in texts(svg))
-    failing = figures.error_by_cell([variant("a", 7.0), variant("b", 60.0, 100.0, diverged=1)], {})
+    failing = figures.draw_errors([variant("a", 7.0), variant("b", 60.0, 100.0, diverged=1)], {})
     assert len(dots(failing)) == 2, "a diverged seed is a cross"
     assert any("fail: above 20 %" in text for text in texts(failing))
-    assert figures.error_by_cell([Cell("a", [Run(0, None, Path())])], {}) == ""
+    assert figures.draw_errors([VariantRuns("a", [Run(0, None, Path())])], {}) == ""
 
 
 def test_figure_of_errors_has_room_for_every_range() -> None:
     """Equal factors are equal distances beyond a factor of 10; 0 has a place on the left."""
-    near = [x for x, _ in dots(figures.error_by_cell([variant("a", 2.0), variant("b", 4.0), variant("c", 6.0)], {}))]
+    near = [x for x, _ in dots(figures.draw_errors([variant("a", 2.0), variant("b", 4.0), variant("c", 6.0)], {}))]
     assert near[1] - near[0] == pytest.approx(near[2] - near[1], abs=0.01)
-    far = [x for x, _ in dots(figures.error_by_cell([variant("a", 0.1), variant("b", 1.0), variant("c", 10.0), variant("d", 100.0)], {}))]
+    far = [x for x, _ in dots(figures.draw_errors([variant("a", 0.1), variant("b", 1.0), variant("c", 10.0), variant("d", 100.0)], {}))]
     assert far[2] - far[1] == pytest.approx(far[3] - far[2], abs=0.1)
     for values in ((0.0, 0.2, 50.0), (0.0,), (0.0, 0.0), (5.0,), (100.0,), (99.9, 100.0), (0.01, 0.02)):
-        svg = figures.error_by_cell([variant("a", *values)], {})
+        svg = figures.draw_errors([variant("a", *values)], {})
         width = float(ET.fromstring(svg).attrib["viewBox"].split()[2])
         places = [x for x, _ in dots(svg)]
         assert len(places) == len(values)
@@ -325,7 +327,7 @@ def test_figure_of_errors_has_room_for_every_range() -> None:
 
 def test_svg_is_text_without_styles_or_shared_identifiers() -> None:
     names = ["$x^2$ & <b>", "日本語", "x" * 200]
-    svg = figures.error_by_cell([variant(name, 5.0) for name in names], {})
+    svg = figures.draw_errors([variant(name, 5.0) for name in names], {})
     assert {"$x^2$ & <b>", "日本語"} < texts(svg)
     assert max(len(text) for text in texts(svg) if "xx" in text) <= figures.LONGEST_NAME
     assert "<style" not in svg
@@ -354,17 +356,17 @@ def test_curve_is_mean_least_and_most_over_seeds() -> None:
     assert figures.curve([split_of("train", {1: 4.0})], "test") is None
 
 
-def test_names_are_split_into_title_and_labels() -> None:
+def test_common_name_does_not_cut_numbers() -> None:
     cases = {
-        ("plain-20", "plain-56"): ("plain", ["20", "56"]),
-        ("resnet110", "resnet1202"): ("resnet", ["110", "1202"]),
-        ("resnet-20-wide", "resnet-56-wide"): ("resnet-…-wide", ["20", "56"]),
-        ("plain20 (3fa9c1)", "plain56 (77ab01)"): ("plain", ["20 (3fa9c1)", "56 (77ab01)"]),
-        ("resnet", "resnet-56"): ("resnet, resnet-56", ["resnet", "resnet-56"]),
-        ("alone-20",): ("alone-20", [""]),
+        ("plain-20", "plain-56"): "plain",
+        ("resnet110", "resnet1202"): "resnet",
+        ("resnet-20-wide", "resnet-50-wide"): "resnet-…-wide",
+        ("plain20 (3fa9c1)", "plain56 (77ab01)"): "plain",
+        ("a-20", "b-56"): "a-20, b-56",
+        ("alone-20",): "alone-20",
     }
     for names, expected in cases.items():
-        assert figures.common(names) == expected
+        assert figures.common_name(names) == expected
 
 
 def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
@@ -375,8 +377,8 @@ def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
         write_run(tmp_path / name, experiment(name, depth, plain=plain, batch_size=batch_size), 0, records=measured)
     panels = dict(figures.panels(collect([tmp_path])))
     assert set(panels) == {"plain", "resnet-56", "resnet-56-b"}
-    assert {"20", "56", "iter. (1e4)", "error (%)"} <= texts(panels["plain"])
-    assert texts(panels["plain"]) - {"20", "56"} == texts(panels["resnet-56"]) - {"20", "56"}
+    assert {"plain-20", "plain-56", "step", "60k", "error (%)"} <= texts(panels["plain"])
+    assert texts(panels["plain"]) - {"plain-20", "plain-56"} == texts(panels["resnet-56"]) - {"resnet-56"}
     assert "--c1" in panels["resnet-56"]
     assert "--c0" not in panels["resnet-56"]
     write_run(tmp_path / "x" / "y", experiment("no records", 20), 0, 8.0)
@@ -386,14 +388,14 @@ def test_panels_are_families_on_shared_axes(tmp_path: Path) -> None:
 def test_error_axis_ends_above_late_errors_and_best_test_errors() -> None:
     def member(train: list[float], test: list[float]) -> Member:
         both = [Curve(np.linspace(1, 100, len(errors)), *(np.array(errors),) * 3) for errors in (train, test)]
-        return Member("a", (3,), *both)
+        return Member("a", 3, *both)
 
     early = [90.0] * 10 + [8.0] * 90
-    assert figures.error_limit([member(early, early)], 100) == 9, "1.1 x 8, rounded up"
+    assert figures.axis_limits([member(early, early)]) == pytest.approx((100, 1.1 * 8))
     ordinary = member([5.0] * 100, [5.0] * 100)
-    assert figures.error_limit([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)], 100) >= 66
-    assert figures.error_limit([member([100.0] * 9, [100.0] * 9)], 100) == 100
-    assert figures.error_limit([member([0.0] * 9, [0.0] * 9)], 100) > 0
+    assert figures.axis_limits([ordinary] * 29 + [member([5.0] * 100, [60.0] * 100)])[1] >= 66
+    assert figures.axis_limits([member([100.0] * 9, [100.0] * 9)])[1] == 100
+    assert figures.axis_limits([member([0.0] * 9, [0.0] * 9)])[1] > 0
 
 
 # Findings.
@@ -422,8 +424,8 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert (written["kind"], written["command"]) == ("finding", "resnet-jax analyze synthetic")
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
-    (section,) = findings.read([tmp_path / "run"])
-    assert [table.cells() for table in section.tables] == [[["a", "12.35"], ["b", ""]], [["0", "12,345"]]]
+    ((finding, _),) = findings.read([tmp_path / "run"])
+    assert [table.cells() for table in finding.tables] == [[["a", "12.35"], ["b", ""]], [["0", "12,345"]]]
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     assert ["a", "12.35"] in page.rows
     assert "A <title>" in page.words

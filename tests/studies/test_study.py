@@ -17,10 +17,11 @@ import pytest
 from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture, components
-from resnet_jax.studies import report, study
+from resnet_jax.studies import report
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.results import collect
+from resnet_jax.studies.study import StudyTable
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 from resnet_jax.training.run_dir import Workdir
 
@@ -30,8 +31,8 @@ TINY = f"{ROOT}/tests/tiny_experiment.py"
 TABLE1 = f"{ROOT}/experiments/he2016_shortcuts.py:table1"
 
 
-class Watching:
-    """A ``studies.study.Watcher`` that records its calls."""
+class Watching(StudyTable):
+    """Records its calls."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -55,7 +56,7 @@ def variants() -> list[Experiment]:
 
 def run(variants: Sequence[Experiment], seeds: Sequence[int], workdir: Path, digits_dir: str, **options: Any) -> list[Any]:
     watching = Watching()
-    study.run(variants, seeds, workdir, watcher=watching, data_dir=digits_dir, devices=1, **options)
+    study_lib.run(variants, seeds, workdir, watcher=watching, data_dir=digits_dir, devices=1, **options)
     return watching.events
 
 
@@ -79,7 +80,7 @@ def test_study_runs_seed_by_seed_and_keeps_diverged_runs(variants: list[Experime
     events = run([*variants, wild], [0, 1], tmp_path, digits_dir)
     assert events[:3] == ["first 0", "second 0", "wild 0"]
     assert events[3::2] == [("first", 1), ("second", 1), ("wild", 1)]
-    by_name = {cell.name: cell for cell in collect([tmp_path])}
+    by_name = {variant.name: variant for variant in collect([tmp_path])}
     assert by_name["first"].error.values == by_name["second"].error.values
     assert (by_name["wild"].diverged, by_name["wild"].failed, by_name["wild"].error.values) == (2, True, (100.0, 100.0))
 
@@ -119,9 +120,9 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
     assert stated in " ".join(captured.out.split())
     assert stated in (tmp_path / "t1" / "report.html").read_text()
     assert all((tmp_path / "t1" / f"report.{kind}").is_file() for kind in ("csv", "json"))
-    notes = results_lib.study(tmp_path / "t1")
+    notes = results_lib.notes([tmp_path / "t1"])
     assert notes["command"].endswith("table1 --seeds 2 --data digits --steps 4 --depth 8 --only original --workdir t1")
-    assert len(notes["cells"]) == 11
+    assert len(notes["variants"]) == 11
     experiment, _ = Workdir(tmp_path / "t1" / "original" / "seed-0").experiment()
     assert (experiment.model.stages, experiment.model.input_shape, experiment.steps) == ((1, 1, 1), (8, 8, 1), 4)
     cli.main(["report", str(tmp_path / "t1"), "--save", str(tmp_path / "saved.json"), "--json"])
@@ -195,7 +196,7 @@ def test_studies_of_several_processes_have_no_workers(
     monkeypatch.setattr(distributed, "is_first", lambda: False)
     monkeypatch.setattr(distributed, "leave", sys.exit)
     monkeypatch.setattr(study_lib, "environments", lambda _: [{}, {}])
-    monkeypatch.setattr(study, "run", lambda *_, **options: environments.append(options["environments"]))
+    monkeypatch.setattr(study_lib, "run", lambda *_, **options: environments.append(options["environments"]))
     command = ["study", f"{TINY}:pair", "--workdir", str(tmp_path)]
     cli.main(command)
     assert environments == [[]]
@@ -245,7 +246,7 @@ def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment]
     Workdir(folder).claim(variants[1], 0)
     (folder / "metrics.jsonl").write_text("{broken}\n")
     watching = Watching()
-    failed = study.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
+    failed = study_lib.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
     assert list(failed) == [folder]
     assert "exit code 1: " in failed[folder]
     assert "metrics.jsonl is corrupt" in failed[folder]

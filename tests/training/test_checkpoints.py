@@ -123,20 +123,20 @@ def expected(step: int, make: Callable[[int], TrainState]) -> tuple[str, Any]:
     return digest(make(step)), jax.tree.structure(make(step))
 
 
-def assert_is(found: Restored, step: int, make: Callable[[int], TrainState] = state) -> None:
-    assert found is not None
-    assert found[0] == step
-    assert (digest(found[1]), jax.tree.structure(found[1])) == expected(step, make)
-    for ours, theirs in zip(found[2], constants(step), strict=True):
+def assert_is(outcome: Restored, step: int, make: Callable[[int], TrainState] = state) -> None:
+    assert outcome is not None
+    assert outcome[0] == step
+    assert (digest(outcome[1]), jax.tree.structure(outcome[1])) == expected(step, make)
+    for ours, theirs in zip(outcome[2], constants(step), strict=True):
         assert np.asarray(ours).tobytes() == theirs.tobytes()
 
 
 def test_newest_step_is_restored_bit_for_bit(run: Path, tmp_path: Path) -> None:
     messages: list[str] = []
-    found = restored(run, messages)
-    assert_is(found, 3)
-    assert found is not None
-    assert np.array_equal(jax.random.normal(found[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
+    outcome = restored(run, messages)
+    assert_is(outcome, 3)
+    assert outcome is not None
+    assert np.array_equal(jax.random.normal(outcome[1].key, (3,)), jax.random.normal(jax.random.key(3), (3,)))
     assert messages == []
     assert restored(tmp_path / "empty") is None
     # 900 is before 1000, though not as text; empty dictionaries stay empty.
@@ -146,9 +146,9 @@ def test_newest_step_is_restored_bit_for_bit(run: Path, tmp_path: Path) -> None:
 
 def test_one_step_is_restored(run: Path) -> None:
     with contextlib.closing(opened(run)) as checkpoints:
-        found = checkpoints.restore(2, shapes(state(0)), shapes(constants(0)))
-        assert found is not None
-        assert_is((2, *found), 2)
+        outcome = checkpoints.restore(2, shapes(state(0)), shapes(constants(0)))
+        assert outcome is not None
+        assert_is((2, *outcome), 2)
         assert (checkpoints.steps(), checkpoints.newest()) == ([1, 2, 3], 3)
 
 
@@ -164,9 +164,9 @@ def test_corruption_of_any_file_quarantines_the_step(run: Path) -> None:
             file.unlink() if changed is None else file.write_bytes(changed)
             messages: list[str] = []
             with contextlib.closing(opened(run, messages)) as checkpoints:
-                found = checkpoints.restore(3, *like)
+                outcome = checkpoints.restore(3, *like)
             quarantined = run / "quarantine" / "3"
-            if found is None:
+            if outcome is None:
                 (message,) = messages
                 assert message.startswith("checkpoint of step 3 is corrupt: ")
                 assert file.name in message
@@ -174,7 +174,7 @@ def test_corruption_of_any_file_quarantines_the_step(run: Path) -> None:
                 assert names(run) == ["1", "2"]
                 quarantined.rename(run / "checkpoints" / "3")
             else:
-                assert_is((3, *found), 3)
+                assert_is((3, *outcome), 3)
                 unread.add(file.name)
             file.write_bytes(data)
             cases += 1
@@ -223,7 +223,7 @@ def test_step_is_committed_with_its_manifest_or_not_at_all(tmp_path: Path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "_checksums", checksums)
-        with pytest.raises(SaveFailed, match="step 1 could not be saved: the disk is full; there is no earlier checkpoint"):
+        with pytest.raises(SaveFailed, match="step 1 could not be saved: No space left on device; there is none"):
             save(tmp_path, 1)
     assert names(tmp_path) == []
     save(tmp_path, 1)
@@ -240,9 +240,8 @@ def test_partial_steps_are_removed_before_anything_is_saved(run: Path) -> None:
     """A kill leaves them behind."""
     for step in range(4, 104):
         (run / "checkpoints" / f"{step}.orbax-checkpoint-tmp" / "default.orbax-checkpoint-tmp").mkdir(parents=True)
-    checkpoints = opened(run)
-    assert names(run) == ["1", "2", "3"]
-    checkpoints.close()
+    save(run, 4)
+    assert names(run) == ["2", "3", "4"]
 
 
 def test_step_of_another_run_is_quarantined(tmp_path: Path) -> None:
@@ -323,10 +322,10 @@ def test_any_layout_is_restored_onto_any_other(tmp_path: Path) -> None:
         save(tmp_path / f"{devices}-{parts}", 4, make=lambda _, placed=placed: placed)
     for run in tmp_path.iterdir():
         for like in likes:
-            found = restored(run, like=like)
-            assert found is not None
-            assert digest(found[1]) == digest(whole)
-            for leaf, wanted in zip(jax.tree.leaves(found[1]), jax.tree.leaves(like), strict=True):
+            outcome = restored(run, like=like)
+            assert outcome is not None
+            assert digest(outcome[1]) == digest(whole)
+            for leaf, wanted in zip(jax.tree.leaves(outcome[1]), jax.tree.leaves(like), strict=True):
                 assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 
@@ -418,7 +417,7 @@ def test_save_that_cannot_begin_is_a_failed_save(tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(SaveFailed, match=r"step 2 could not be saved: the disk is full; the newest is that of step 1\. To .*free some"):
+        with pytest.raises(SaveFailed, match=r"step 2 could not be saved: No space left on device; the newest is that of step 1\. To "):
             checkpoints.save(2, state(2), constants(2))
     checkpoints.save(3, state(3), constants(3))
     checkpoints.close()
@@ -452,13 +451,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_is_one_error_and_the_run_continues_afterwards(small_disk: Path) -> None:
     """Two checkpoints fit, and a third does not."""
     run = small_disk / "run"
+    run.mkdir()
     checkpoints = opened(run)
     writer = MetricsWriter(Workdir(run), step=0)
     for step in (1, 2):
         checkpoints.save(step, large(step), constants(step))
         writer.write({"step": step, "split": "train", "loss": 1.0})
     checkpoints.save(3, large(3), constants(3))
-    with pytest.raises(SaveFailed, match=r"step 3 could not be saved: the disk is full; the newest is that of step 2\. "):
+    with pytest.raises(SaveFailed, match=r"step 3 could not be saved: No space left on device; the newest is that of step 2\. "):
         checked(checkpoints)
     assert names(run) == ["1", "2"]
     with contextlib.suppress(OSError), (run / "filler").open("wb", buffering=0) as filler:

@@ -72,15 +72,15 @@ def test_stopped_run_ends_in_the_same_bits_for_any_loading(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
-    given, reads = feed.StreamFeed.next, [0]
+    original, reads = feed.Feed.next, [0]
 
-    def stops(self: feed.StreamFeed) -> Any:
+    def stops(self: feed.Feed) -> Any:
         reads[0] += 1
         if reads[0] == 5:
             raise KeyboardInterrupt
-        return given(self)
+        return original(self)
 
-    monkeypatch.setattr(feed.StreamFeed, "next", stops)
+    monkeypatch.setattr(feed.Feed, "next", stops)
     experiment = replace(SMALL, loading=loading)
     with pytest.raises(KeyboardInterrupt):
         trained(experiment, tmp_path / "run", told)
@@ -105,34 +105,35 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     experiment = replace(
         SMALL, data=replace(SMALL.data, flip=False), evaluation=replace(SMALL.evaluation, statistics_batches=2), loading=Loading(threads=1)
     )
-    made = program.compiled(experiment, 1)
-    fed = feed.training(experiment, photographs, made, made.constants(feed.constants(experiment, photographs)), 3, 0)
-    arrived = [np.asarray(batch.images) for batch in fed.statistics_batches(0)]
+    compiled = program.compiled(experiment, 1)
+    constants = compiled.put(feed.constants(experiment, photographs))
+    batches = feed.Feed(experiment, photographs, compiled.mesh, 3, 0)
+    arrived = [np.asarray(batch.images) for batch in batches.for_statistics(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
-    assert arrived[0].tobytes() != np.asarray(fed.next().images).tobytes(), "other batches than those of the steps"
-    settled = made.recompute_statistics(made.init(jax.random.key(3)), fed.statistics_batches(0))
-    fed.close()
+    assert arrived[0].tobytes() != np.asarray(batches.next().images).tobytes(), "other batches than those of the steps"
+    settled = compiled.recompute_statistics(compiled.init(jax.random.key(3)), batches.for_statistics(0), constants)
+    batches.close()
     normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
     (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
     seen = jax.lax.conv_general_dilated(
         normalized.astype(np.float32), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
     )
-    found = {jax.tree_util.keystr(path).split("'")[-2]: leaf for path, leaf in jax.tree.leaves_with_path(settled.statistics["stem"])}
-    np.testing.assert_allclose(found["mean"], seen.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(found["var"], seen.var(axis=(0, 1, 2)), rtol=1e-3)
+    statistics = {jax.tree_util.keystr(path).split("'")[-2]: leaf for path, leaf in jax.tree.leaves_with_path(settled.statistics["stem"])}
+    np.testing.assert_allclose(statistics["mean"], seen.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(statistics["var"], seen.var(axis=(0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.slow
 def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
     photographs: DatasetInfo, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = datasets.decode
+    original = datasets.decode
     whole = {datasets.encoded(photographs, "train")[index][0] for index in range(0, 440, 4)}
 
     def decode(encoded: bytes, channels: int = 3):
         if encoded in whole:
-            raise ValueError("made up")
-        return given(encoded, channels)
+            raise ValueError("synthetic")
+        return original(encoded, channels)
 
     monkeypatch.setattr(datasets, "decode", decode)
     with pytest.raises(UserError, match="is damaged"):
@@ -152,11 +153,11 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
         data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
         return feed.constants(replace(SMALL, data=data), photographs)
 
-    found, crop = measured("channel"), CenterCrop(shorter_side=37)
+    constants, crop = measured("channel"), CenterCrop(shorter_side=37)
     source = datasets.encoded(photographs, "train")
     images = np.stack([crop(datasets.decode(source[i][0]), (32, 32), np.random.default_rng(0)) for i in range(40)]) / 255.0
-    np.testing.assert_allclose(found.mean, images.mean(axis=(0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(found.deviation, images.std(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(constants.mean, images.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(constants.deviation, images.std(axis=(0, 1, 2)), rtol=1e-5)
     mean_image = measured("pixel_mean")
     np.testing.assert_allclose(mean_image.mean, images.mean(axis=0), rtol=1e-5)
     np.testing.assert_array_equal(mean_image.deviation, np.ones(3))

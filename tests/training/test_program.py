@@ -16,7 +16,7 @@ from resnet_jax.training.step import TrainState
 
 
 @pytest.fixture(scope="module")
-def found(tiny: Experiment) -> Program:
+def compiled(tiny: Experiment) -> Program:
     return program.compiled(tiny, 1)
 
 
@@ -24,10 +24,10 @@ def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
     """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
     digests = set()
     for devices in (1, 8):
-        made = program.compiled(tiny, devices)
-        initial = made.init(jax.random.key(2))
-        assert jax.tree.structure(initial) == jax.tree.structure(made.abstract_state)
-        for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(made.abstract_state), strict=True):
+        compiled = program.compiled(tiny, devices)
+        initial = compiled.init(jax.random.key(2))
+        assert jax.tree.structure(initial) == jax.tree.structure(compiled.abstract_state)
+        for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(compiled.abstract_state), strict=True):
             assert (leaf.shape, leaf.dtype) == (announced.shape, announced.dtype)
             assert leaf.sharding.is_equivalent_to(announced.sharding, leaf.ndim)
             assert len(leaf.sharding.device_set) == devices
@@ -36,19 +36,19 @@ def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(found: Program) -> TrainState:
+def trained(compiled: Program) -> TrainState:
     """Every parameter and statistic drawn by NumPy: no parameter has its initial value."""
     rng = np.random.default_rng(6)
-    shapes = found.abstract_state
+    shapes = compiled.abstract_state
 
     params = drawn(each(lambda leaf: leaf.shape, shapes.params), rng)
     batch_stats = each(lambda leaf: rng.uniform(0.5, 2, leaf.shape), shapes.batch_stats)
     single = each(jnp.float32, params), each(jnp.float32, batch_stats)
-    params, batch_stats = jax.device_put(single, sharding.replicated(found.mesh))
-    return found.init(jax.random.key(0))._replace(params=params, batch_stats=batch_stats)
+    params, batch_stats = jax.device_put(single, sharding.replicated(compiled.mesh))
+    return compiled.init(jax.random.key(0))._replace(params=params, batch_stats=batch_stats)
 
 
-def test_score_equals_numpy(found: Program, trained: TrainState, digits_dir: str) -> None:
+def test_score_equals_numpy(compiled: Program, trained: TrainState, digits_dir: str) -> None:
     """Errors exactly and loss to rounding on all 360 test images: running statistics, not the batch's; the last batch padded."""
     info = datasets.describe("digits", digits_dir)
     test = datasets.read(info, "test")
@@ -62,7 +62,7 @@ def test_score_equals_numpy(found: Program, trained: TrainState, digits_dir: str
     wrong = logits.argmax(axis=1) != test.labels
     assert 100 < wrong.sum() < 360
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(360), test.labels]
-    score = found.score(trained, Preprocessing(np.float32(mean), np.float32(deviation)), test, info.examples["test"], 200)
+    score = compiled.score(trained, Preprocessing(np.float32(mean), np.float32(deviation)), test, info.examples["test"], 200)
     assert (score.errors, score.examples) == (wrong.sum(), 360)
     assert score.loss == pytest.approx(losses.sum(), rel=1e-5)
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.models import Architecture, norms
 from resnet_jax.models.components import component, parts
@@ -20,6 +19,7 @@ from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.training import config, fine_tune, program, run_dir
 from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
 from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.step import Batch
 from resnet_jax.training.train import train
 from resnet_jax.weights import Card, Pretrained, View, load_pretrained, saving
 
@@ -142,8 +142,8 @@ def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Ex
         made = program.compiled(experiment, 1)
         begun = fine_tune.initial_state(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
-        data = made.place(Examples(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10), trained_constants(short))
-        after, _ = made.train(begun, data, 1)
+        data = Batch(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10)
+        after, _ = made.train(begun, *made.put((data, trained_constants(short))), 1)
         trunk, start_of_trunk = jax.device_get(after.params), before[0]
         assert differs(trunk["head"].pop("linear"), start_of_trunk["head"].pop("linear"))
         same(trunk, start_of_trunk)

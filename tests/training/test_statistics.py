@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.step import ResidentData, TrainState
+from resnet_jax.training.step import Batch, TrainState
 from resnet_jax.training.train import train
 
 from conftest import Told
@@ -55,28 +56,33 @@ def doubles(images: np.ndarray) -> np.ndarray:
     return (images.astype(np.float64) / 255 - 0.25) / 0.5
 
 
-def trained(made: Program, seed: int = 6, step: int = 7) -> TrainState:
+def trained(compiled: Program, seed: int = 6, step: int = 7) -> TrainState:
     """A state with every parameter and running statistic drawn by NumPy; the average is another network."""
     rng = np.random.default_rng(seed)
-    initial = made.init(jax.random.key(3))
+    initial = compiled.init(jax.random.key(3))
     params, ema = (each(jnp.float32, drawn(each(lambda leaf: leaf.shape, initial.params), rng)) for _ in range(2))
     batch_stats = each(lambda leaf: jnp.float32(rng.uniform(0.5, 2, leaf.shape)), initial.batch_stats)
-    found = initial._replace(step=jnp.int32(step), params=params, batch_stats=batch_stats, ema=ema if initial.ema else {})
-    return jax.device_put(found, made.abstract_state.step.sharding)
+    state = initial._replace(step=jnp.int32(step), params=params, batch_stats=batch_stats, ema=ema if initial.ema else {})
+    return jax.device_put(state, compiled.abstract_state.step.sharding)
 
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
-    made = program.compiled(experiment, devices)
-    return made.recompute_statistics(trained(made)._replace(**replaced), made.place(digits, PREPROCESSING))
+    compiled = program.compiled(experiment, devices)
+    return recomputed(compiled, trained(compiled)._replace(**replaced), digits, experiment.evaluation.statistics_batches)
+
+
+def recomputed(compiled: Program, state: TrainState, digits: Examples, count: int = 3) -> TrainState:
+    data = compiled.put(Batch(digits.images, digits.labels))
+    return compiled.recompute_statistics(state, itertools.repeat(data, count), PREPROCESSING)
 
 
 @pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.5), component(BatchNorm, group_size=8)], ids=str)
 def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experiment, digits: Examples, norm: Any) -> None:
     """The variance of 120 images, not the mean of three batches' (or of fifteen groups'); whatever the momentum."""
-    found = settled(variant(tiny, norm=norm), digits)
-    kernel = np.asarray(found.params["stem"]["conv"]["kernel"], np.float64)
+    state = settled(variant(tiny, norm=norm), digits)
+    kernel = np.asarray(state.params["stem"]["conv"]["kernel"], np.float64)
     activations = conv(doubles(digits.images), kernel, 1)
-    ours: Any = found.statistics["stem"]["after"]["layers"][0]
+    ours: Any = state.statistics["stem"]["after"]["layers"][0]
     np.testing.assert_allclose(ours["mean"], activations.mean(axis=(0, 1, 2)), rtol=0, atol=1e-5)
     np.testing.assert_allclose(ours["var"], activations.var(axis=(0, 1, 2)), rtol=1e-5, atol=1e-5)
     assert np.abs(activations.mean(axis=(1, 2)).std(axis=0)).max() > 1e-2, "images differ, so a mean of variances would be another number"
@@ -84,22 +90,22 @@ def test_first_statistics_are_those_of_all_images_of_all_batches(tiny: Experimen
 
 def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experiment, digits: Examples) -> None:
     """All 120 images in one batch, so their order does not matter: the batch's own mean and variance, layer after layer."""
-    found = settled(variant(tiny, batches=1, batch_size=IMAGES), digits)
-    params = each(lambda leaf: np.asarray(leaf, np.float64), found.params)
-    nothing = each(lambda leaf: np.zeros(leaf.shape), found.batch_stats)
-    tenth = forward_backward(params, nothing, doubles(digits.images), np.asarray(digits.labels)).batch_stats
-    ours, theirs = leaves(found.statistics), leaves(tenth)
+    state = settled(variant(tiny, batches=1, batch_size=IMAGES), digits)
+    params = each(lambda leaf: np.asarray(leaf, np.float64), state.params)
+    zeros = each(lambda leaf: np.zeros(leaf.shape), state.batch_stats)
+    tenth = forward_backward(params, zeros, doubles(digits.images), np.asarray(digits.labels)).batch_stats
+    ours, theirs = leaves(state.statistics), leaves(tenth)
     assert ours.keys() == theirs.keys()
     for path, expected in theirs.items():
         np.testing.assert_allclose(ours[path], 10 * expected, rtol=1e-4, atol=1e-5, err_msg=path)
 
 
-def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
+def test_recomputing_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
     """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
-    made = program.compiled(variant(tiny), 1)
-    before = trained(made)
+    compiled = program.compiled(variant(tiny), 1)
+    before = trained(compiled)
     expected = step_lib.digest(before._replace(statistics={}))
-    after = made.recompute_statistics(before, made.place(digits, PREPROCESSING))
+    after = recomputed(compiled, before, digits)
     assert step_lib.digest(after._replace(statistics={})) == expected
     other = jax.tree.map(lambda s: s + 1, before.batch_stats)
     again = settled(variant(tiny), digits, batch_stats=other, statistics=other)
@@ -110,44 +116,44 @@ def test_settling_changes_only_the_statistics(tiny: Experiment, digits: Examples
 def test_statistics_are_a_function_of_key_and_step(tiny: Experiment, digits: Examples) -> None:
     """The batches of a step are its own: another step, another seed and augmentation give others; the same gives the same bits."""
     experiment = variant(tiny, batches=2, pad=1)
-    asked = {
+    changes = {
         "again": {},
         "step": {"step": jnp.int32(8)},
         "key": {"key": jax.random.key(4)},
     }
-    found = {name: settled(experiment, digits, **fields).statistics for name, fields in asked.items()}
-    found |= {"plain": settled(variant(tiny, batches=2), digits).statistics, "first": settled(experiment, digits).statistics}
-    bits = {name: b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)) for name, tree in found.items()}
+    statistics = {name: settled(experiment, digits, **fields).statistics for name, fields in changes.items()}
+    statistics |= {"plain": settled(variant(tiny, batches=2), digits).statistics, "first": settled(experiment, digits).statistics}
+    bits = {name: b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)) for name, tree in statistics.items()}
     assert bits["first"] == bits["again"]
     assert len(set(bits.values())) == 4
 
 
 def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, digits: Examples) -> None:
-    found = settled(variant(tiny, ema=0.9), digits)
-    kernels = [np.asarray(tree["stem"]["conv"]["kernel"], np.float64) for tree in (found.ema, found.params)]
-    ours: Any = found.statistics["stem"]["after"]["layers"][0]
+    state = settled(variant(tiny, ema=0.9), digits)
+    kernels = [np.asarray(tree["stem"]["conv"]["kernel"], np.float64) for tree in (state.ema, state.params)]
+    ours: Any = state.statistics["stem"]["after"]["layers"][0]
     theirs = [conv(doubles(digits.images), kernel, 1).mean(axis=(0, 1, 2)) for kernel in kernels]
     np.testing.assert_allclose(ours["mean"], theirs[0], rtol=0, atol=1e-5)
     assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
 
 
-def test_settling_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
-    made = program.compiled(variant(tiny, batches=0), 1)
-    before = trained(made)
-    assert made.recompute_statistics(before, made.place(digits, PREPROCESSING)) is before
+def test_recomputing_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
+    compiled = program.compiled(variant(tiny, batches=0), 1)
+    before = trained(compiled)
+    assert recomputed(compiled, before, digits, 0) is before
     assert before.statistics == {}
 
 
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
     """Trained parameters or moving averages would give another loss. Errors are exact."""
-    made = program.compiled(variant(tiny, ema=0.9), 1)
-    found = made.recompute_statistics(trained(made), made.place(digits, PREPROCESSING))
-    score = made.score(found, PREPROCESSING, digits, IMAGES, 72)
+    compiled = program.compiled(variant(tiny, ema=0.9), 1)
+    state = recomputed(compiled, trained(compiled), digits)
+    score = compiled.score(state, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
     for name, trees in {
-        "scored": (found.ema, found.statistics),
-        "trained": (found.params, found.statistics),
-        "moving": (found.ema, found.batch_stats),
+        "scored": (state.ema, state.statistics),
+        "trained": (state.params, state.statistics),
+        "moving": (state.ema, state.batch_stats),
     }.items():
         logits = predict(*(each(lambda leaf: np.asarray(leaf, np.float64), tree) for tree in trees), doubles(digits.images))
         losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(IMAGES), digits.labels]
@@ -159,17 +165,17 @@ def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Ex
 
 def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
-    made = program.compiled(variant(tiny, ema=0.9), 1)
-    data: ResidentData = made.place(digits, PREPROCESSING)
-    current = made.init(jax.random.key(1))
+    compiled = program.compiled(variant(tiny, ema=0.9), 1)
+    data = compiled.put((Batch(digits.images, digits.labels), PREPROCESSING))
+    current = compiled.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
     for _ in range(4):
-        current, _ = made.train(current, data, 1)
+        current, _ = compiled.train(current, *data, 1)
         expected = each(lambda e, p: 0.9 * e + 0.1 * np.asarray(p, np.float64), expected, current.params)
     for path, leaf in leaves(expected).items():
         np.testing.assert_allclose(leaves(current.ema)[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
         assert np.abs(leaf - np.asarray(leaves(current.params)[path])).max() > 0
-    together, _ = made.train(made.init(jax.random.key(1)), data, 4)
+    together, _ = compiled.train(compiled.init(jax.random.key(1)), *data, 4)
     for path, leaf in leaves(together.ema).items():
         np.testing.assert_allclose(leaf, leaves(current.ema)[path], rtol=0, atol=1e-5, err_msg=path)
 

@@ -20,7 +20,7 @@ from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, program, sharding, step
 from resnet_jax.training.config import Experiment, Optimizer, Schedule
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import Batch, Batches, Learning, Metrics, ResidentData, TrainState
+from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
@@ -186,10 +186,10 @@ def one_device(narrow: Experiment) -> Program:
 
 def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
     """The state after dispatches of these numbers of steps, and their metrics."""
-    data = found.place(digits, augment_device.fit(digits.images, "pixel_mean"))
+    data = found.put((Batch(digits.images, digits.labels), augment_device.fit(digits.images, "pixel_mean")))
     state, metrics = found.init(jax.random.key(seed)), []
     for count in counts:
-        state, more = found.train(state, data, count)
+        state, more = found.train(state, *data, count)
         metrics.append(jax.device_get(more))
     return state, metrics
 
@@ -240,13 +240,14 @@ def seen(
     """The 40 images of the step after ``first`` steps, for each of ``first``, on a number of devices."""
     over = sharding.make(devices)
     params = {"w": jnp.float32(1)}
-    data = jax.device_put(ResidentData(digits.images, digits.labels, preprocessing), sharding.replicated(over))
+    data = jax.device_put((Batch(digits.images, digits.labels), preprocessing), sharding.replicated(over))
+    augmentation = augment_device.Augmentation(pad=pad, flip=flip)
     spy = Spy(apply_and_shapes()[0].graphdef)
+    learning = Learning(spy, TX, augmentation=augmentation, classes=10, batch_size=40, sharding=sharding.batch(over))
 
     @functools.partial(jax.jit, compiler_options=QUICK)
-    def one(state: TrainState, data: ResidentData) -> TrainState:
-        batches = Batches(40, augment_device.Augmentation(pad=pad, flip=flip), 10, sharding.batch(over))
-        return step.train_steps(state, data, 1, batches=batches, learning=Learning(spy, TX))[0]
+    def one(state: TrainState, data: tuple[Batch, augment_device.Preprocessing]) -> TrainState:
+        return step.train_steps(state, *data, 1, learning)[0]
 
     found = []
     for done in first:

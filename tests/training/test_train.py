@@ -180,7 +180,7 @@ def test_steps_per_dispatch_change_nothing_beyond_rounding(tiny: Experiment, run
 
 
 def wrapping(monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
-    """Replaces ``Program.train`` by ``wrap(train, state, data, steps)``."""
+    """Replaces ``Program.train`` by ``wrap(train, state, data, constants, steps)``."""
     compiled = program.compiled
 
     def wrapped(*args: Any, **options: Any) -> program.Program:
@@ -196,9 +196,9 @@ def test_rates_are_right_where_dispatches_block(
     """As loops of XLA do on a GPU. A step takes a second of this clock, apart from the first dispatch, which compiles."""
     seconds = [0]
 
-    def blocking(train: Any, state: Any, data: Any, steps: int) -> Any:
-        seconds[0] += steps
-        return train(state, data, steps)
+    def blocking(train: Any, *inputs: Any) -> Any:
+        seconds[0] += inputs[-1]
+        return train(*inputs)
 
     wrapping(monkeypatch, blocking)
     monkeypatch.setattr(train_lib, "time", types.SimpleNamespace(perf_counter=lambda: float(seconds[0])))
@@ -212,9 +212,9 @@ def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path,
     """The loss of step 7, or parameters after step 8 whose own loss is finite: both are detected when step 8 is saved."""
     poisoned: list[str] = []
 
-    def train(honest: Any, state: Any, data: Any, steps: int) -> Any:
+    def train(honest: Any, state: Any, *inputs: Any) -> Any:
         step = int(state.step) + 1
-        state, metrics = honest(state, data, steps)
+        state, metrics = honest(state, *inputs)
         if (step, *poisoned) == (7, "loss"):
             metrics = jax.tree.map(lambda m: m * np.float32("nan"), metrics)
         if (step, *poisoned) == (8, "update"):
@@ -292,11 +292,9 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
-    from resnet_jax.training.train import Profile
-
-    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "profile", 2, told.say))
-    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert f"profile of the run in {tmp_path / 'profile'}" in told.messages
+    run(tiny, tmp_path / "run", told, profile_steps=2)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert f"profile of the run in {tmp_path / 'run' / 'profile'}" in told.messages
     (tmp_path / "run" / "result.json").unlink()
-    run(tiny, tmp_path / "run", told, profile=Profile(tmp_path / "none", 2, told.say))
+    run(tiny, tmp_path / "run", told, profile_steps=2)
     assert "no step was profiled" in told.messages[-1]

@@ -15,9 +15,9 @@ from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identi
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.models.catalog import variant
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
-from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving
@@ -51,7 +51,7 @@ MISTAKES = [
 def test_wrong_structure_with_equal_names_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
     theirs, described = golden(name)
     file, chosen = written(tmp_path / "theirs.safetensors", filled(described)), CONVENTIONS[convention_of(name)]
-    right = infer({chosen.to_torchvision(key) or key: shape for key, shape in described.items()}, chosen)
+    right = infer({chosen.rename(key): shape for key, shape in described.items()}, chosen)
     wrong = weights_lib.load_pretrained(file, chosen.name, network=dataclasses.replace(right, **mistake))
     assert apart(logits(wrong, inputs_of(name)), theirs) > 1e-3
 
@@ -87,14 +87,19 @@ def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     file = file_of(tmp_path, "layer2.0.bn2.bias", rename={"bn1.bias": "bn1.biass"}, **wrong)
     message = rejection(file, "torchvision")
     assert message.startswith(f"{file}: nothing was loaded")
-    assert "2 missing:\n  bn1.bias (4,)\n  layer2.0.bn2.bias (8,)" in message
-    assert "2 unexpected:\n  'surprise\\x1b[2J' (2, 3)\n  bn1.biass (4,)" in message
-    assert "1 mis-shaped:\n  layer1.0.bn1.weight (5,), expected (4,)" in message
+    for line in (
+        "bn1.bias: missing, expected (4,)",
+        "layer2.0.bn2.bias: missing, expected (8,)",
+        "layer1.0.bn1.weight: (5,), expected (4,)",
+        "bn1.biass: (4,), expected none",
+        "'surprise\\x1b[2J': (2, 3), expected none",
+    ):
+        assert f"\n{line}" in message
     assert "--allow-new-head" not in message
     many = {f"more{n}": np.ones(1, np.float32) for n in range(100)}
     message = rejection(file_of(tmp_path, **many), "torchvision")
-    assert "100 unexpected" in message
-    assert "and 88 more" in message
+    assert "because 100 tensors do not fit" in message
+    assert message.count("\n") == 20
 
 
 def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
@@ -102,12 +107,11 @@ def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
         (("layer1.0.bn1.weight",), {}),
         ((), {"surprise": np.ones(3, np.float32)}),
         ((), {"layer1__0__bn1__weight": np.ones(5, np.float32)}),
-        ((), {"surprise__num_batches_tracked": np.asarray(1)}),
     ]
     for without, more in faults:
         assert "nothing was loaded" in rejection(file_of(tmp_path, *without, **more), "torchvision", num_classes=5, allow_new_head=True)
     message = rejection(file_of(tmp_path), "torchvision", num_classes=5)
-    assert "2 mis-shaped:\n  fc.bias (3,), expected (5,)\n  fc.weight (3, 8), expected (5, 8)" in message
+    assert "fc.bias: (3,), expected (5,)\nfc.weight: (3, 8), expected (5, 8)" in message
     assert "Only the classifier does not fit: --allow-new-head draws a new one" in message
 
 
@@ -133,10 +137,10 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         ("layer1.0.conv1.weight", np.full((4, 4, 3, 3), np.nan, np.float32), "has 144 non-finite values of 144"),
         ("bn1.bias", np.float32([1, np.inf, 0, -np.inf]), "has 2 non-finite values of 4"),
         ("fc.bias", np.float64([1e300, 0, 0]), "has 1 non-finite values of 3"),
-        ("layer2.0.bn1.running_var", np.float32([1, 1, 1, -0.25, 1, 1, 1, 1]), "is a variance and has negative values, down to -0.25"),
-        ("conv1.weight", np.ones((4, 3, 7, 7), np.int8), "is int8, not floating point: quantized"),
+        ("layer2.0.bn1.running_var", np.float32([1, 1, 1, -0.25, 1, 1, 1, 1]), "is a variance and has negative values"),
+        ("conv1.weight", np.ones((4, 3, 7, 7), np.int8), "is int8, not floating point"),
         ("bn1.weight", np.ones(4, np.bool_), "is bool, not floating point"),
-        ("bn1.num_batches_tracked", np.ones(3), "is float64 of shape (3,), not one number"),
+        ("bn1.num_batches_tracked", np.ones(3), "(3,), expected none"),
         ("bn1.num_batches_tracked", np.asarray(np.nan), "counters: numbers"),
     ):
         message = rejection(file_of(tmp_path, **{name.replace(".", "__"): array}), "torchvision")
@@ -147,23 +151,19 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
 
 
-def test_other_conventions_that_fit_are_named(tmp_path: Path) -> None:
+def test_names_of_another_convention_are_rejected(tmp_path: Path) -> None:
     akamaster = {name.replace("fc.", "linear.").replace("downsample", "shortcut"): shape for name, shape in shapes(kernel=3).items()}
-    option_a = {name: shape for name, shape in akamaster.items() if ".shortcut." not in name}
-    for theirs, names, fitting in (
-        (option_a, "torchvision", "they fit --as cifar-torch ("),
-        (akamaster, "timm", "they fit --as cifar-torch ("),
-        (shapes(), "cifar-torch", "they fit --as torchvision ("),
-        (shapes(), "", "give the convention of its names\nBy their names they fit --as torchvision ("),
-        ({"a.b": (3,)}, "", "they fit none of torchvision, timm, cifar-torch"),
+    for theirs, names, reason in (
+        (akamaster, "timm", "linear.bias: (3,), expected none"),
+        (shapes(), "cifar-torch", "fc.bias: (3,), expected none"),
+        (shapes(), "", "give the convention of its names, not ''; there is cifar-torch"),
+        ({"a.b": (3,)}, "timm", "there is no convolution conv1.weight"),
+        (shapes(), "torchvison", "did you mean torchvision"),
     ):
         tensors = {name: np.ones(shape, np.float32) for name, shape in theirs.items()}
-        assert fitting in rejection(written(tmp_path / "x.safetensors", tensors), names)
-    message = rejection(file_of(tmp_path), "torchvision", network="resnet18")
-    assert "missing" in message
-    assert "or --as timm (a network of (1, 1) blocks, (4, 8) wide, 3 classes)" in message
+        assert reason in rejection(written(tmp_path / "x.safetensors", tensors), names)
+    assert "layer1.1.bn1.weight: missing" in rejection(file_of(tmp_path), "torchvision", network="resnet18")
     assert "no network is called 'resnet35x'" in rejection(file_of(tmp_path), "torchvision", network="resnet35x")
-    assert "did you mean torchvision" in rejection(file_of(tmp_path), "torchvison")
 
 
 def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
@@ -174,12 +174,12 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
     same = weights.architecture
     assert weights_lib.load_pretrained(file, network=same).architecture == same
     message = rejection(file, network=dataclasses.replace(same, stem=DeepStem))
-    assert "it is of another network: stem: " in message
+    assert "params/stem/convs/0/kernel: missing" in message
     assert weights_lib.load_pretrained(file, num_classes=7, allow_new_head=True).params["head"]["linear"]["kernel"].shape == (8, 7)
     tensors = stored(file)
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
     message = rejection(written(tmp_path / "less.safetensors", tensors, metadata(file)))
-    assert "2 missing:\n  params/head/linear/bias (3,)\n  batch_stats/stem/after/layers/0/var (4,)" in message
+    assert "params/head/linear/bias: missing, expected (3,)\nbatch_stats/stem/after/layers/0/var: missing, expected (4,)" in message
 
 
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     """timm resizes to floor(224 / 0.95) = 235 before it crops."""
-    assert "nor a/b/model.safetensors on the Hub (ConnectionError: 404" in rejection("a/b", "timm")
+    assert "ConnectionError('404" in rejection("a/b", "timm")
     written(hub / "model.safetensors", filled(shapes()))
     assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
     for config, reason in (

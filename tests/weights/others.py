@@ -15,7 +15,7 @@ from resnet_jax.weights import Pretrained
 
 from drawn import images, tensor
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "torch"
+GOLDEN = Path(__file__).parents[1] / "golden" / "torch"
 COUNTER = "num_batches_tracked"
 Shapes = dict[str, tuple[int, ...]]
 Tensors = dict[str, np.ndarray]

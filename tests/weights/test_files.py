@@ -28,6 +28,7 @@ FOUR = np.arange(4, dtype=np.float32)
 PROTOCOL = b"\x80\x02"
 DEEP = b"\x85" * 200_000  # a tuple in a tuple in ...: its hash overflows the C stack
 WRITERS = (write_zip, write_legacy)
+KEY = "a key that is no name"
 
 
 def refusal(path: Path) -> str:
@@ -128,7 +129,7 @@ def test_torch_views_are_read_iff_every_element_is_in_the_storage(tmp_path: Path
         if holds:
             assert read(path)[0]["w"].ravel().tolist() == reached
         else:
-            assert "is corrupt: a tensor reaches element" in refusal(path)
+            assert "is corrupt: a tensor reaches beyond its storage" in refusal(path)
     assert min(counts) > 50
 
 
@@ -139,11 +140,11 @@ def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
     averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}, "optimizer": {"state": {0: {"m": Tensor()}}}}
     assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
     cases = {
-        "other key": ({"epoch": 3, "weights": weights}, "has no dictionary of tensors at the top or under state_dict, model"),
-        "list": ([Tensor()], "has no dictionary of tensors"),
-        "tensor": (Tensor(), "has no dictionary of tensors"),
-        "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] among its weights"),
-        "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] among its weights"),
+        "other key": ({"epoch": 3, "weights": weights}, "has no named tensors at the top or under state_dict, model"),
+        "list": ([Tensor()], "has no named tensors"),
+        "tensor": (Tensor(), "has no named tensors"),
+        "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
+        "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] that is no named tensor"),
     }
     refuses(cases, lambda value: write_zip(tmp_path / "f", value, {"0": FOUR}))
 
@@ -159,6 +160,12 @@ def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
     ordered = Code(instructions(call("collections", "OrderedDict")) + b"(" + instructions("w") + instructions(Tensor()) + b"u")
     metadata = Code(ordered.code + instructions({"_metadata": {"": {"version": 1}}}) + b"b")
     assert list(read(write_zip(tmp_path / "f", metadata, {"0": FOUR}))[0]) == ["w"]
+    for built in (
+        Code(instructions(Tensor()) + instructions({"offset": 3}) + b"b"),
+        Code(b"ctorch\nSize\n}(" + instructions("x") + b"Nub"),
+    ):
+        saved = {"model": {"w": Tensor()}, "more": built}  # attributes are ignored
+        assert read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]["w"].tolist() == [0, 1, 2, 3]
 
 
 class Runs:
@@ -180,60 +187,59 @@ def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
         "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
         "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "imports __builtin__.eval"),
         "nested": (pickle.dumps(nested, 2), system),
-        "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "has a pickle with the instruction FRAME"),
-        "STACK_GLOBAL": (stack_global, "has a pickle with the instruction STACK_GLOBAL"),
-        "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "has a pickle with the instruction INST"),
-        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", "has a pickle with the instruction OBJ"),
+        "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "an instruction beyond weights'"),
+        "STACK_GLOBAL": (stack_global, "an instruction beyond weights'"),
+        "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "an instruction beyond weights'"),
+        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", system.replace("posix", "os")),
     }
 
 
+ANY, BEYOND, KIND = "", "an instruction beyond weights'", "has a storage of another kind"
+SHAPE, OUTSIDE = "invalid storage, shape or stride", "reaches beyond its storage"
 HOSTILE = {
-    "NEWOBJ": (b"cpathlib\nPath\n(" + instructions("x") + b"t\x81.", "has a pickle with the instruction NEWOBJ"),
-    "extension": (b"\x82\x01.", "has a pickle with the instruction EXT1"),
+    "NEWOBJ": (b")\x81.", BEYOND),
+    "extension": (b"\x82\x01.", BEYOND),
+    "text persistent id": (b"Pkey\n.", BEYOND),
+    "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), BEYOND),
     "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
     "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
     "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
     "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
-    "text persistent id": (b"Pkey\n.", "has a pickle with the instruction PERSID"),
-    "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
-    "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", "has a storage of another kind"),
-    "negative storage": (instructions(Tensor(numel=-4)) + b".", "has a storage of another kind"),
-    "storage of text size": (instructions(Tensor(numel="4")) + b".", "has a storage of another kind"),
-    "huge storage": (instructions(Tensor(numel=2**58, shape=(2**58,))) + b".", "storage 0 claims more bytes than there are"),
-    "storage of two dtypes": (instructions([Tensor(), Tensor(kind="IntStorage")]) + b".", "storage 0 is described twice"),
-    "negative shape": (instructions(Tensor(shape=(-4,))) + b".", "a shape, stride or offset that no array has"),
-    "negative stride": (instructions(Tensor(strides=(-1,))) + b".", "a shape, stride or offset that no array has"),
-    "boolean shape": (instructions(Tensor(shape=(True,))) + b".", "a shape, stride or offset that no array has"),
-    "65 axes": (instructions(Tensor(shape=(1,) * 65, strides=(1,) * 65)) + b".", "a shape, stride or offset that no array has"),
-    "missing stride": (instructions(Tensor(shape=(2, 2))) + b".", "a shape, stride or offset that no array has"),
-    "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", "reaches element 0 of a storage of 4"),
-    "beyond the storage": (instructions(Tensor(offset=1)) + b".", "reaches element 4 of a storage of 4"),
-    "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", "of a storage of 4"),
-    "shape of a list": (instructions(Tensor(shape=[4])) + b".", "calls torch._utils._rebuild_tensor_v2 with other arguments"),
-    "parameter of a function": (instructions(call("torch._utils", "_rebuild_parameter", name("torch", "Size"))) + b".", "other arguments"),
-    "size of a list": (instructions(call("torch", "Size", [1])) + b".", "calls torch.Size with other arguments"),
-    "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "OrderedDict with other arguments"),
-    "attributes of a function": (b"ctorch\nSize\n}b.", "values, keys or attributes"),
-    "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", "has a pickle with the instruction POP"),
-    "attributes through the memo": (b"ctorch\nFloatStorage\nq\x00h\x00}b.", "values, keys or attributes"),
-    "attributes of a tensor": (instructions(Tensor()) + b"}(" + instructions("offset") + instructions(9) + b"ub.", "is corrupt"),
-    "tuple as a key": (b"})Ns.", "values, keys or attributes"),
-    "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", "values, keys or attributes"),
-    "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", "values, keys or attributes"),
-    "tensor as a key": (b"}" + instructions(Tensor()) + b"Ns.", "values, keys or attributes"),
-    "memo of gigabytes": (b"Nr\xff\xff\xff\xff.", "skips entries of the memo"),
-    "memo that is not there": (b"h\x00.", "is corrupt (IndexError"),
-    "text of gigabytes": (b"X\x00\x00\x00\x80abc", "is corrupt (ValueError"),
-    "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt (ValueError"),
-    "empty": (b"", "is corrupt (ValueError"),
-    "unknown instruction": (b"\xff.", "is corrupt (ValueError"),
-    "empty stack": (b"\x86.", "values, keys or attributes"),
-    "below the mark": (b"N(\x85.", "values, keys or attributes"),
-    "no mark": (b"t.", "is corrupt (IndexError"),
-    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt (TypeError"),
-    "call of no function": (b"N)R.", "is corrupt (TypeError"),
-    "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt (UnicodeDecodeError"),
-    "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J'] among its weights"),
+    "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", KIND),
+    "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", KIND),
+    "storage of text size": (instructions(Tensor(numel="4")) + b".", KIND),
+    "storage view": (instructions(("storage", name("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q.", KIND),
+    "negative storage": (instructions(Tensor(numel=-4)) + b".", OUTSIDE),
+    "huge storage": (instructions({"w": Tensor(numel=2**58, shape=(2**58,))}) + b".", ANY),
+    "storage larger than its bytes": (instructions({"w": Tensor(numel=5)}) + b".", "is corrupt"),
+    "storage of two dtypes": (instructions({"w": Tensor(), "v": Tensor(kind="DoubleStorage")}) + b".", "is corrupt"),
+    "negative shape": (instructions(Tensor(shape=(-4,))) + b".", SHAPE),
+    "negative stride": (instructions(Tensor(strides=(-1,))) + b".", SHAPE),
+    "boolean shape": (instructions(Tensor(shape=(True,))) + b".", SHAPE),
+    "65 axes": (instructions(Tensor(shape=(1,) * 65, strides=(1,) * 65)) + b".", SHAPE),
+    "missing stride": (instructions(Tensor(shape=(2, 2))) + b".", SHAPE),
+    "storage of a tensor": (instructions(call("torch._utils", "_rebuild_tensor", Tensor(), 0, (4,), (1,))) + b".", SHAPE),
+    "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", OUTSIDE),
+    "beyond the storage": (instructions(Tensor(offset=1)) + b".", OUTSIDE),
+    "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", OUTSIDE),
+    "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "is corrupt: TypeError"),
+    "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", BEYOND),
+    "tuple as a key": (b"})Ns.", KEY),
+    "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", KEY),
+    "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", KEY),
+    "tensor as a key": (b"}" + instructions(Tensor()) + b"Ns.", KEY),
+    "memo of gigabytes": (b"Nr\xff\xff\xff\xff.", ANY),
+    "memo that is not there": (b"h\x00.", "is corrupt: UnpicklingError"),
+    "text of gigabytes": (b"X\x00\x00\x00\x80abc", ANY),
+    "empty": (b"", ANY),
+    "unknown instruction": (b"\xff.", "is corrupt: KeyError"),
+    "empty stack": (b"\x86.", "is corrupt: IndexError"),
+    "below the mark": (b"N(\x85.", "is corrupt: IndexError"),
+    "no mark": (b"t.", "is corrupt: IndexError"),
+    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt: AttributeError"),
+    "call of no function": (b"N)R.", "is corrupt: TypeError"),
+    "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt: UnicodeDecodeError"),
+    "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J']"),
 }
 
 
@@ -252,7 +258,7 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
 
 def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) -> None:
     weights = instructions("model") + instructions({"w": Tensor()})
-    assert "values, keys or attributes" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"})" + DEEP + b"Ns."))
+    assert KEY in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"})" + DEEP + b"Ns."))
     cases = {
         "dictionary in itself": b"}q\x00(" + instructions("self") + b"h\x00" + weights + b"u.",
         "list in itself": b"}(" + instructions("list") + b"]q\x00h\x00a" + weights + b"u.",
@@ -261,12 +267,12 @@ def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) 
     for case, code in cases.items():
         assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=PROTOCOL + code))[0]) == ["w"], case
     itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
-    assert "has an entry ['state_dict'] among its weights" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=itself))
+    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=itself))
 
 
-def test_pickles_have_a_bounded_number_of_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_jax.weights.files._MAX_INSTRUCTIONS", 1000)
-    assert "a pickle with more than 1000 instructions" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
+def test_pickles_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnet_jax.weights.files._MAX_PICKLE", 1000)
+    assert "has a pickle of over 1000 bytes" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
 
 
 def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
@@ -287,8 +293,13 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1_000_000, index
+    one = write_zip(tmp_path / "f", {f"w{i}": Tensor(numel=i, shape=(1,)) for i in range(1, 100)}, zeros)
+    tracemalloc.start()
+    assert len(read(one)[0]) == 99
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000, "a storage is read once, however it is described"
+    tracemalloc.stop()
     for write in WRITERS:
-        assert "has tensors that claim 5242880 bytes, far more than its" in refusal(write(tmp_path / "f", many, zeros))
+        assert "has tensors of 5242880 bytes in a file of" in refusal(write(tmp_path / "f", many, zeros))
         assert len(read(write(tmp_path / "f", dict(list(many.items())[:3]), zeros))[0]) == 3, "tied weights"
 
 
@@ -298,6 +309,7 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
         "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
         "two pickles": (dict(extra={"other/data.pkl": b""}), "neither of npz arrays nor of torch.save"),
         "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
+        "bomb of another compression": (dict(compression=zipfile.ZIP_BZIP2), "is neither stored nor deflated"),
         "parent": (dict(extra={"../../evil": b""}), outside),
         "inner parent": (dict(extra={"a/../../evil": b""}), outside),
         "root": (dict(extra={"/etc/evil": b""}), outside),
@@ -307,7 +319,6 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
     refuses(cases, lambda options: write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     honest = write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR, "1": FOUR + 1}).read_bytes()
-    entry = honest.rindex(b"PK\x01\x02")
 
     def changed(at: int, data: bytes) -> bytes:
         return honest[:at] + data + honest[at + len(data) :]
@@ -315,27 +326,26 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
     contents = {
         "two members of one name": (honest.replace(b"archive/data/1", b"archive/data/0"), "two members of the same name"),
         "name after a NUL": (honest.replace(b"archive/data/1", b"archive\0/../1x"), outside),
-        "encrypted": (changed(honest.index(b"PK\x01\x02") + 8, b"\x01"), "encrypted"),
-        "overlapping members": (changed(entry + 20, struct.pack("<II", 10_000, 10_000)), "a zip bomb"),
+        "encrypted": (changed(honest.index(b"PK\x01\x02") + 8, b"\x01"), "is corrupt: RuntimeError"),
         "flipped bit of a storage": (changed(honest.index(FOUR.tobytes()) + 5, b"\x01"), "Bad CRC-32"),
         "flipped bit of the pickle": (changed(honest.index(b"OrderedDict"), b"N"), "Bad CRC-32"),
-        "no directory": (b"PK\x03\x04" + bytes(100), "is corrupt (BadZipFile"),
+        "no directory": (b"PK\x03\x04" + bytes(100), "is corrupt: BadZipFile"),
     }
     refuses(contents, lambda content: (tmp_path / "f").write_bytes(content) and tmp_path / "f")
-    assert "is corrupt (KeyError" in refusal(write_zip(tmp_path / "f", {"w": Tensor()}, {}))
+    assert "is corrupt: KeyError" in refusal(write_zip(tmp_path / "f", {"w": Tensor()}, {}))
 
 
 def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
     deep = Code(b"])" + DEEP + b"a")
     cases: dict[str, tuple[dict[str, Any], str]] = {
-        "big-endian": (dict(little_endian=False), "big-endian machine"),
-        "no byte order": (dict(little_endian=None), "big-endian machine"),
-        "version": (dict(version=1002), "another version of torch's format"),
-        "key without a tensor": (dict(keys=["1"]), "has one that no tensor uses"),
-        "number as a key": (dict(keys=[0]), "has one that no tensor uses"),
-        "deep tuple as a key": (dict(keys=deep), "has one that no tensor uses"),
+        "big-endian": (dict(little_endian=False), "or big-endian"),
+        "no byte order": (dict(little_endian=None), "or big-endian"),
+        "version": (dict(version=1002), "is of another version"),
+        "key without a tensor": (dict(keys=["1"]), "no tensor uses a storage"),
+        "number as a key": (dict(keys=[0]), "no tensor uses a storage"),
+        "deep tuple as a key": (dict(keys=deep), "no tensor uses a storage"),
         "key twice": (dict(keys=["0", "0"]), "another size than its pickle claims"),
-        "no keys": (dict(keys=[]), "is corrupt (KeyError"),
+        "no keys": (dict(keys=[]), "is corrupt: KeyError"),
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
         "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
         "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
@@ -349,7 +359,7 @@ def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
 
     headers = [header([2**58], [0, 2**60]), header([2**62, 2**62], [0, 4]), header([2], [0, 4]), header([1], [4, 0]), header([-1], [0, 4])]
     headers += [header([1], [0, 4], "F99"), {"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
-    refuses({str(h)[:60]: (h, "is corrupt (SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
+    refuses({str(h)[:60]: (h, "is corrupt: SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
 
     def npz(member: bytes) -> Path:
         with zipfile.ZipFile(tmp_path / "f", "w") as archive:
@@ -365,17 +375,17 @@ def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
     members = [npy(shape) for shape in ("(1152921504606846976,)", "(4, 2)", "(-4,)", f"({10**30},)", "(0, 9**99)")]
     members += [npy("(4,)", descr) for descr in ("'<f999'", "(", "[" * 9000, "__import__('os')", "'|O'")]
     members += [b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(100_000), objects.getvalue()]
-    refuses({str(m)[:120]: (m, "is corrupt (") for m in members}, npz)
+    refuses({str(m)[:120]: (m, "is corrupt: ") for m in members}, npz)
     assert not marker.exists()
 
 
 def test_other_files_are_refused_with_their_first_bytes(tmp_path: Path) -> None:
     contents = {
-        "nothing": (b"", "it begins with ''"),
-        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "it begins with 'version https://git-lfs"),
-        "page": (b"<!DOCTYPE html>\n<html>", "it begins with '<!DOCTYPE html>"),
-        "plain pickle": (pickle.dumps({"a": np.ones(3)}, 2), "is not a safetensors, npz or torch file"),
-        "zeros": (bytes(100), "it begins with '\\x00"),
+        "nothing": (b"", "npz or torch file: ''"),
+        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "npz or torch file: 'version https://git-lfs"),
+        "page": (b"<!DOCTYPE html>\n<html>", "npz or torch file: '<!DOCTYPE html>"),
+        "plain pickle": (pickle.dumps({"a": np.ones(3)}, 2), "is no safetensors, npz or torch file"),
+        "zeros": (bytes(100), "npz or torch file: '\\x00"),
     }
     refuses(contents, lambda content: [(tmp_path / "f").write_bytes(content), tmp_path / "f"][1])
     with zipfile.ZipFile(tmp_path / "f", "w") as archive:

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.studies import results
-from resnet_jax.studies.results import Cell, Difference, Run, Spread, collect, difference, find
+from resnet_jax.studies.results import Difference, Run, VariantRuns, collect, difference, find, spread
 from synthetic_runs import experiment, result, write_run
 
 # Student's t, two-sided 95 %, from a printed table, by degrees of freedom.
 T95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
 
 
-def cell(name: str, values: Mapping[int, float | None], **fields: Any) -> Cell:
+def runs_of(name: str, values: Mapping[int, float | None], **fields: Any) -> VariantRuns:
     """Seed to error; None is unfinished."""
     base = {
         "selected_on_validation": None,
@@ -31,22 +31,22 @@ def cell(name: str, values: Mapping[int, float | None], **fields: Any) -> Cell:
     for seed, value in values.items():
         contents = None if value is None else base | {"seed": seed, "value": value, "best_over_training": value - 0.5} | fields
         runs.append(Run(seed, contents, Path()))
-    return Cell(name, runs)
+    return VariantRuns(name, runs)
 
 
 def test_spread_matches_arithmetic_by_hand() -> None:
     """(1, 2, 3, 6): mean 3, squares 4 + 1 + 0 + 9 = 14, deviation sqrt(14 / 3), median 2.5."""
-    spread = Spread((6.0, 1.0, 3.0, 2.0))
-    assert (spread.mean, spread.median, spread.best) == (3, 2.5, 1)
-    assert spread.deviation == pytest.approx(2.160246899)
-    assert str(spread) == "3.00 ± 2.16"
-    one, none = Spread((8.75,)), Spread(())
+    numbers = spread((6.0, 1.0, 3.0, 2.0))
+    assert (numbers.mean, numbers.median, numbers.best) == (3, 2.5, 1)
+    assert numbers.deviation == pytest.approx(2.160246899)
+    assert str(numbers) == "3.00 ± 2.16"
+    one, none = spread((8.75,)), spread(())
     assert (one.mean, one.median, one.best, str(one)) == (8.75, 8.75, 8.75, "8.75")
     assert all(map(math.isnan, (one.deviation, none.mean, none.deviation, none.median, none.best)))
 
 
 def test_results_are_sorted_by_seed_without_unfinished_runs() -> None:
-    variant = cell("a", {2: 9.0, 0: 7.0, 3: None, 1: 8.0})
+    variant = runs_of("a", {2: 9.0, 0: 7.0, 3: None, 1: 8.0})
     assert variant.error.values == (7.0, 8.0, 9.0)
     variant.results[1]["selected_on_validation"] = 7.5
     assert variant.spread("selected_on_validation").values == (7.5,)
@@ -63,7 +63,7 @@ def test_failed_means_a_median_above_20() -> None:
         (): False,
     }
     for values, failed in cases.items():
-        assert cell("a", dict(enumerate(values))).failed is failed, values
+        assert runs_of("a", dict(enumerate(values))).failed is failed, values
 
 
 def test_difference_has_students_t_interval() -> None:
@@ -76,7 +76,7 @@ def test_difference_has_students_t_interval() -> None:
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         mean = sum(differences) / len(differences)
         half = T95[len(ours) - 1] * statistics.stdev(differences) / math.sqrt(len(ours))
-        paired = difference(cell("ours", dict(enumerate(ours))), cell("theirs", dict(enumerate(theirs))))
+        paired = difference(runs_of("ours", dict(enumerate(ours))), runs_of("theirs", dict(enumerate(theirs))))
         assert (paired.baseline, paired.seeds) == ("theirs", len(ours))
         assert (paired.mean, paired.low, paired.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-4, abs=1e-4)
         assert paired.distinguishable == (abs(mean) > half)
@@ -84,21 +84,21 @@ def test_difference_has_students_t_interval() -> None:
 
 def test_difference_pairs_common_seeds() -> None:
     """Seeds 1 and 3 are common: 5 - 7 and 6 - 4. Deviation sqrt(8); 12.7062 x sqrt(8) / sqrt(2) = 25.4124."""
-    paired = difference(cell("a", {3: 6.0, 1: 5.0, 9: 100.0, 4: None}), cell("b", {0: 50.0, 1: 7.0, 4: 8.0, 3: 4.0}))
+    paired = difference(runs_of("a", {3: 6.0, 1: 5.0, 9: 100.0, 4: None}), runs_of("b", {0: 50.0, 1: 7.0, 4: 8.0, 3: 4.0}))
     assert (paired.seeds, paired.mean) == (2, 0)
     assert (paired.low, paired.high) == pytest.approx((-25.4124, 25.4124), abs=1e-3)
 
 
 def test_difference_states_interval_or_its_absence() -> None:
     """Differences -1, -1, -1, -3: mean -1.5, deviation 1, half-width 1.59: 0 is inside. With -2 for -3: -1.25 ± 0.80."""
-    baseline = cell("original", {0: 10.0, 1: 11.0, 2: 12.0, 3: 13.0})
+    baseline = runs_of("original", {0: 10.0, 1: 11.0, 2: 12.0, 3: 13.0})
     cases = [
-        (cell("a", {0: 9.0, 1: 10.0, 2: 11.0, 3: 10.0}), "-1.50 (-3.09 to +0.09): not distinguishable"),
-        (cell("a", {0: 9.0, 1: 10.0, 2: 11.0, 3: 11.0}), "-1.25 (-2.05 to -0.45)"),
-        (cell("a", {0: 9.0}), "-1.00, no interval (one seed)"),
-        (cell("a", {7: 9.0}), "no interval (no common seed)"),
+        (runs_of("a", {0: 9.0, 1: 10.0, 2: 11.0, 3: 10.0}), "-1.50 (-3.09 to +0.09): not distinguishable"),
+        (runs_of("a", {0: 9.0, 1: 10.0, 2: 11.0, 3: 11.0}), "-1.25 (-2.05 to -0.45)"),
+        (runs_of("a", {0: 9.0}), "-1.00, no interval (one seed)"),
+        (runs_of("a", {7: 9.0}), "no interval (no common seed)"),
         # In floats 8.75 - 8.55 is 0.1999999999999993 and 7.30 - 7.10 is 0.2000000000000002.
-        (cell("a", {0: 10.2, 1: 11.2}), "+0.20, no interval (the same in each of 2 seeds)"),
+        (runs_of("a", {0: 10.2, 1: 11.2}), "+0.20, no interval (the same in each of 2 seeds)"),
     ]
     for variant, text in cases:
         assert str(difference(variant, baseline)) == text
@@ -111,7 +111,7 @@ def test_find_returns_runs_in_the_order_of_the_study(tmp_path: Path) -> None:
     for begun, (name, seed) in enumerate([("z", 0), ("c", 1), ("a", 1), ("b", 0), ("a", 0), ("c", 0)]):
         folders[name, seed] = write_run(tmp_path / name / f"seed-{seed}", variants[name], seed, 8.0)
         os.utime(folders[name, seed] / "experiment.json", ns=(10**18, 10**18 + begun * 10**9))
-    results.remember_study(tmp_path, command="x", cells=["c", "a", "b"], reduced="")
+    results.remember_study(tmp_path, command="x", variants=["c", "a", "b"], reduced="")
     assert find(tmp_path) == [folders[each] for each in [("c", 1), ("c", 0), ("a", 1), ("a", 0), ("b", 0), ("z", 0)]]
     assert find(folders["z", 0]) == [folders["z", 0]]
     (tmp_path / "study.json").unlink()
@@ -145,27 +145,22 @@ def test_collect_counts_a_run_once_with_its_result(tmp_path: Path) -> None:
         (variant,) = collect(paths)
         assert variant.error.values == (8.0, 9.0, 10.0)
     (open_,) = collect([tmp_path / "runs" / "seed-2"])
-    assert (open_.results, open_.runs[0].records()) == ([], [{"step": 1, "split": "train"}])
+    assert open_.results == []
 
 
-def test_collect_rejects_paths_without_runs_and_old_results(tmp_path: Path) -> None:
+def test_collect_rejects_paths_without_runs(tmp_path: Path) -> None:
     good = write_run(tmp_path / "good", experiment("resnet20", 20), 0, 8.0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign.json").write_text("{}")
     for name in ("missing", "empty", "foreign.json"):
         with pytest.raises(UserError, match=name):
             collect([good, tmp_path / name])
-    text = json.loads((good / "result.json").read_text())
-    del text["training_error_of"]
-    (good / "result.json").write_text(json.dumps(text))
-    with pytest.raises(UserError, match="lacks training_error_of"):
-        collect([good])
 
 
 def test_table_row_matches_arithmetic_by_hand() -> None:
     """Against 7, 8.5, 10: differences -1, -1.5, -1.5, mean -4/3; deviation 0.288675, 4.3027 x 0.288675 / sqrt(3) = 0.717117."""
-    baseline = cell("original", {0: 7.0, 1: 8.5, 2: 10.0}, seconds=300.0)
-    ours = cell("scaled", {0: 6.0, 1: 7.0, 2: 8.5, 3: None}, selected_on_validation=7.25, parameters=1_727_962, seconds=1200.0)
+    baseline = runs_of("original", {0: 7.0, 1: 8.5, 2: 10.0}, seconds=300.0)
+    ours = runs_of("scaled", {0: 6.0, 1: 7.0, 2: 8.5, 3: None}, selected_on_validation=7.25, parameters=1_727_962, seconds=1200.0)
     first, row = results.table([baseline, ours])
     assert first["difference"] is None
     assert (row["seeds"], row["unfinished"], row["diverged"], row["failed"]) == (3, 1, 0, False)
@@ -180,15 +175,15 @@ def test_table_row_matches_arithmetic_by_hand() -> None:
 
 
 def test_table_is_json_without_nan() -> None:
-    cells = [
-        cell("not run", {0: None}),
-        cell("one seed", {0: 8.0}),
-        cell("diverged", {0: 100.0, 1: 100.0}, diverged_at_step=5, seconds=None),
-        cell("other seeds", {5: 7.0, 6: 7.5}),
+    variants = [
+        runs_of("not run", {0: None}),
+        runs_of("one seed", {0: 8.0}),
+        runs_of("diverged", {0: 100.0, 1: 100.0}, diverged_at_step=5, seconds=None),
+        runs_of("other seeds", {5: 7.0, 6: 7.5}),
     ]
-    first, second, third = json.loads(json.dumps(results.table(cells), allow_nan=False))
+    first, second, third = json.loads(json.dumps(results.table(variants), allow_nan=False))
     assert first["test_error"] == {"mean": 8.0, "deviation": None, "median": 8.0, "best": 8.0, "values": [8.0]}
     assert (second["seeds"], second["diverged"], second["failed"], second["seconds"]) == (2, 2, True, None)
     assert (second["difference"]["mean"], second["difference"]["low"]) == (92.0, None)
     assert (third["difference"]["seeds"], third["difference"]["mean"]) == (0, None)
-    assert results.table([cell("not run", {0: None})]) == []
+    assert results.table([runs_of("not run", {0: None})]) == []

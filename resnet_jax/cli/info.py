@@ -1,0 +1,168 @@
+"""``resnet-jax list``, ``summary`` and ``doctor``: networks, recipes and this machine."""
+
+import ast
+import dataclasses
+import glob
+import json
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+import jax
+import tyro
+from tyro.conf import Positional
+
+from resnet_jax import distributed, models
+from resnet_jax.cli import options
+from resnet_jax.cli.options import AsJson, DataDir
+from resnet_jax.data import datasets
+from resnet_jax.errors import UserError
+from resnet_jax.terminal import Table, show
+from resnet_jax.training import run_dir
+
+# Sources of networks, by the beginning of the name; the first that matches.
+_PAPERS = {
+    r"(cifar_)?seres": "Hu et al. 2018, arXiv 1709.01507",
+    r"(cifar_)?densenet": "Huang et al. 2017, arXiv 1608.06993",
+    r"cifar_stochastic": "Huang et al. 2016, arXiv 1603.09382",
+    r"cifar_fixup": "Zhang et al. 2019, arXiv 1901.09321",
+    r"wrn|wide": "Zagoruyko and Komodakis 2016, arXiv 1605.07146",
+    r"resnext": "Xie et al. 2017, arXiv 1611.05431",
+    r"resnet\d+_d": "He et al. 2018, arXiv 1812.01187",
+    r"resnet\d+_v15": "fb.resnet.torch, torchvision",
+    r"(cifar_)?preresnet|cifar_resnet(164|1001|110_single)": "He et al. 2016, arXiv 1603.05027",
+    r"": "He et al. 2015, arXiv 1512.03385",
+}
+# Counting traces the network, which takes about a second.
+_MAX_COUNTED = 10
+_DEVICE_FILES = {
+    "an NVIDIA GPU": ("/dev/nvidia[0-9]*", "jax[cuda12]"),
+    "a TPU": ("/dev/accel[0-9]*", "jax[tpu]"),
+}
+
+
+def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
+    """List networks for 'summary' and create_model, and recipes for 'train' and 'study'.
+
+    Args:
+      pattern: Part of a name, such as resnet50 or he2015_*:plain*. Up to ten networks are counted.
+    """
+    names = [name for name in models.NETWORKS if fnmatchcase(name, f"*{pattern}*")]
+    counted = len(names) <= _MAX_COUNTED
+    networks = [
+        {
+            "name": name,
+            "parameters": models.count(models.NETWORKS[name]).parameters if counted else None,
+            "paper": next(paper for start, paper in _PAPERS.items() if re.match(start, name)),
+        }
+        for name in names
+    ]
+    recipes = [
+        {
+            "recipe": f"{file.stem}:{node.name}",
+            "command": "train" if ast.unparse(node.returns) == "Experiment" else "study",
+            "description": (ast.get_docstring(node) or "").partition("\n")[0],
+        }
+        for file in sorted(options.recipes().glob("*.py"))
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.returns and not node.name.startswith("_")
+        if fnmatchcase(f"{file.stem}:{node.name}", f"*{pattern}*")
+    ]
+    if not networks and not recipes:
+        raise UserError(f"no network and no recipe is called {pattern!r}; resnet-jax list has all")
+    if as_json:
+        print(json.dumps({"networks": networks, "recipes": recipes}))
+        return
+    for rows in filter(None, (networks, recipes)):
+        show(Table("", tuple(rows[0]), tuple(tuple(row.values()) for row in rows)))
+
+
+def summary(
+    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
+    *,
+    model: Annotated[models.Architecture, tyro.conf.arg(name="")],
+    depth: int | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, multiply-adds (the papers' FLOPs, for one image) and projections, by stage.
+
+    Args:
+      network: A name of 'resnet-jax list', a family with --depth such as cifar_resnet or
+        imagenet_preresnet, or FILE.py:FUNCTION.
+      depth: Layers: 6n+2 for cifar_resnet, cifar_plain and cifar_preresnet, 18 to 200 for the
+        imagenet families.
+    """
+    counts = models.count(model)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(counts)))
+        return
+    rows = [
+        (
+            stage.name,
+            stage.num_blocks or None,
+            "x".join(map(str, stage.output_shape)),
+            stage.parameters,
+            stage.multiply_adds,
+            stage.projections or None,
+        )
+        for stage in counts.stages
+    ]
+    blocks = sum(stage.num_blocks for stage in counts.stages)
+    rows.append(("all", blocks, "", counts.parameters, counts.multiply_adds, counts.projections))
+    title = f"{network}{f' --depth {depth}' if depth else ''}, one image of "
+    title += "x".join(map(str, model.input_shape))
+    header = ("", "blocks", "output", "parameters", "multiply-adds", "projections")
+    show(Table(title, header, tuple(rows)))
+
+
+def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
+    versions, device = run_dir.versions(), run_dir.devices()
+    problems = [
+        (f"{name} is missing", f"pip install {name}")
+        for name, version in versions.items()
+        if version.startswith("not")
+    ]
+    alone = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
+    try:
+        processes = distributed.detected() or alone
+    except UserError as error:
+        processes = "incomplete"
+        problems.append((f"processes would not meet: {error}", "set all variables, or none"))
+    for name, (files, extra) in _DEVICE_FILES.items():
+        if device["backend"] == "cpu" and glob.glob(files):
+            remedy = f"pip install -U '{extra}'"
+            problems.append((f"{name} is attached, and jax uses the CPU", remedy))
+    data_sets: dict[str, str] = {}
+    for name, folder in datasets.prepared(data_dir).items():
+        try:
+            info = datasets.describe(name, data_dir)
+            examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
+            data_sets[name] = f"{info.version}, {examples}, in {folder}"
+        except UserError as error:
+            data_sets[name] = f"cannot be used: {error}"
+    if not data_sets:
+        remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
+        problems.append(("no data set is prepared", remedy))
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    report = {
+        "versions": versions,
+        "commit": run_dir.commit(),
+        "devices": device,
+        "processes": processes,
+        "compiled_programs": cache,
+        "data_dirs": [str(directory) for directory in datasets.data_dirs(data_dir)],
+        "data_sets": data_sets,
+        "problems": problems,
+    }
+    lines = report | {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
+        "data_dirs": ", ".join(report["data_dirs"]),
+        "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),
+        "problems": "".join(f"\n  {text}. Do: {remedy}" for text, remedy in problems) or "none",
+    }
+    text = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in lines.items())
+    print(json.dumps(report) if as_json else text)
+    if problems:
+        raise SystemExit(1)
