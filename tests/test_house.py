@@ -51,7 +51,9 @@ def test_imports_point_downwards() -> None:
 def test_package_is_written_in_standard_terms() -> None:
     """Openings that hide the subject, and phrases with a standard term in JAX, Flax or the papers."""
     opening = re.compile(r"(What|Of|How|Whether|Where|Which|Who)\b")
-    phrases = re.compile(r"\b(way back|images' gradient|kernel's gradient|is told|set aside|begins again|colour|normalis|anew|contestant|is none)")
+    phrases = re.compile(
+        r"\b(way back|images' gradient|kernel's gradient|is told|set aside|begins again|colour|normalis|anew|contestant|is none)"
+    )
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
         for node in ast.walk(ast.parse(text)):

@@ -7,9 +7,9 @@ from types import FrameType
 
 import jax
 import pytest
-from conftest import ROOT
-
 from resnet_jax import cli
+
+from conftest import ROOT
 
 PACKAGE = f"{ROOT / 'resnet_jax'}/"
 
