@@ -196,8 +196,7 @@ def _check_network(network: Architecture, card: str) -> None:
         return
     fields = inference.differing(network, replace(written, num_classes=network.num_classes))
     if fields:
-        text = "; ".join(f"{name}: {difference}" for name, difference in fields.items())
-        raise UserError(f"it holds another network: {text}")
+        raise UserError(f"it holds another network: {'; '.join(fields.values())}")
 
 
 def _fill(

@@ -50,6 +50,14 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
     equal(weights_lib.load_pretrained(saving.save(dense, tmp_path / "dense")), dense)
 
 
+def test_own_file_rejects_another_network_of_equal_shapes(tmp_path: Path) -> None:
+    plain = trained("cifar_plain20", stages=(1, 1, 1))
+    file = saving.save(plain, tmp_path / "plain")
+    with pytest.raises(UserError, match=r"another network: shortcut: A here"):
+        weights_lib.load_pretrained(file, network=variant("cifar_resnet20", stages=(1, 1, 1)))
+    assert weights_lib.load_pretrained(file, network=plain.architecture).architecture == plain.architecture
+
+
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = imported(tmp_path)
     file = saving.save(weights, tmp_path / "x.safetensors")
