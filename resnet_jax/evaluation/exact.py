@@ -20,8 +20,7 @@ from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 
 TOP = 5
-# Batches that wait on the devices, beside the one that they compute.
-_WAITING = 2
+_WAITING = 2  # batches on the devices, beside the one that they compute
 
 
 @dataclass(frozen=True)
@@ -68,21 +67,16 @@ def score_batch(
     *,
     apply: Callable[..., tuple[Array, Variables]],
 ) -> Sums:
-    """Scores one batch, negative labels being padding.
-
-    Softmax scores of several views are averaged, and the loss is that of the average.
-    """
+    """Scores a batch; negative labels are padding, and softmax scores of views are averaged."""
     real = labels >= 0
-    shape = images.shape[1:-3]
+    views = math.prod(images.shape[1:-3])
     flat = images.reshape(-1, *images.shape[-3:])
     logits, _ = apply(params, batch_stats, preprocessing(flat), train=False)
-    if shape:
+    if views > 1:
         # Averaged as logarithms, so that small probabilities do not underflow.
-        scores = jax.nn.log_softmax(logits).reshape(len(labels), math.prod(shape), -1)
-        logits = jax.nn.logsumexp(scores, axis=1) - math.log(math.prod(shape))
-        losses = -jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-    else:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        scores = jax.nn.log_softmax(logits).reshape(len(labels), views, -1)
+        logits = jax.nn.logsumexp(scores, axis=1) - math.log(views)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     wrong, wrong5 = (wrong & real for wrong in errors(logits, labels))
     return Sums(jnp.sum(wrong), jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real), jnp.sum(wrong5))
 
@@ -113,7 +107,7 @@ def evaluate(
     expected_examples: int,
     sharding: Sharding | None = None,
 ) -> Score:
-    """Scores every example of ``data`` once, see ``tally``."""
+    """Scores every example once, see ``tally``."""
     score = functools.partial(_score_batch, params, batch_stats, preprocessing, apply=apply)
     return tally(
         score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding
@@ -130,13 +124,11 @@ def tally(
     processes: int = 1,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Adds up the sums of ``score`` over all batches; the last one is padded.
+    """Adds up ``score`` of images and labels over all batches; labels of padding are -1.
 
     Args:
-      score: function of images and labels, where -1 is padding.
-      data: images and labels in host memory, or batches of at most ``batch_size`` views.
+      data: a set in host memory, or batches of at most ``batch_size`` views.
       batch_size: views per call, rounded up to a multiple of the devices.
-      expected_examples: number of examples according to the set's metadata.
       sharding: of a batch; None: one device.
       processes: number of processes that yield equal parts of every batch; 1: batches are global.
       between: called after every batch; may raise to stop.
@@ -144,16 +136,16 @@ def tally(
     Raises:
       RuntimeError: if the number of scored examples is not ``expected_examples``.
     """
-    shards = 1 if sharding is None else sharding.num_devices
+    shards = sharding.num_devices if sharding else 1
     sums: list[Sums] = []
     for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
-        several = math.prod(batch.images.shape[1:-3])
-        rows = protocols.rows(batch_size, several, shards) // processes
+        views = math.prod(batch.images.shape[1:-3])
+        rows = protocols.rows(batch_size, views, shards) // processes
         images = place(batch.images, rows, sharding, processes)
         labels = place(batch.labels, rows, sharding, processes, padding=-1)
         sums.append(score(images, labels))
         if len(sums) > _WAITING:
-            # Bounds the device memory of batches that are dispatched faster than computed.
+            # Dispatch is faster than computation, and batches take device memory.
             jax.block_until_ready(sums[-1 - _WAITING])
         between()
     # In float64 on the host: up to rounding, the loss does not depend on the batch size.
@@ -161,9 +153,8 @@ def tally(
         np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True)
     )
     if examples != expected_examples:
-        raise RuntimeError(
-            f"{int(examples)} examples were scored, the set has {expected_examples}. Report this."
-        )
+        scored = f"{int(examples)} examples were scored"
+        raise RuntimeError(f"{scored}, the set has {expected_examples}. Report this.")
     return Score(int(errors), float(loss), int(examples), int(top5_errors))
 
 
