@@ -23,12 +23,10 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """``(image / 255 - mean) / deviation``."""
+    """``(image / 255 - mean) / deviation``; the mean is an image or one value per channel."""
 
-    mean: Float[Array | np.ndarray, "..."]
-    """(h, w, c) or (c,), in [0, 1]."""
-    deviation: Float[Array | np.ndarray, "..."]
-    """(c,), in [0, 1]."""
+    mean: Float[Array | np.ndarray, "*size c"]
+    deviation: Float[Array | np.ndarray, "c"]
 
     def __call__(self, images: UInt8[Array, "n h w c"]) -> Images:
         return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
@@ -40,8 +38,9 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
     ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division.
     ``channel``: mean and deviation per channel, as in fb.resnet.torch. ``imagenet``: constants.
     """
-    mean, deviation = np.asarray(IMAGENET_MEAN), np.asarray(IMAGENET_DEVIATION)
-    if kind != "imagenet":
+    if kind == "imagenet":
+        mean, deviation = np.asarray(IMAGENET_MEAN), np.asarray(IMAGENET_DEVIATION)
+    else:
         count, total, squares = 0, 0.0, 0.0
         for image in images:
             scaled = image / 255
@@ -71,7 +70,7 @@ def crop_and_flip(key: RandomKey, images: Images, *, pad: int, flip: bool) -> Im
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a batch; ``color`` comes first, before the normalization."""
+    """Augmentation of a batch; ``color`` comes before the normalization."""
 
     pad: int = 0
     """Padding of random crops, in pixels. 0: no crops."""
@@ -291,7 +290,7 @@ def check_rgb(images: Array | np.ndarray) -> None:
 
 
 def check(config: object, *names: str, high: float = math.inf) -> None:
-    """Raises UserError unless these fields, numbers or ascending pairs, are in ``[0, high]``."""
+    """Raises UserError unless fields, numbers or ascending pairs, are in ``[0, high]``."""
     for name in names:
         value = getattr(config, name)
         first, last = value if isinstance(value, tuple) else (value, value)

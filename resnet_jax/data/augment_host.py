@@ -99,9 +99,6 @@ class CenterCrop:
     shorter_side: int = 256
     filter: Filter = "bilinear"
 
-    def __post_init__(self) -> None:
-        check(self, "shorter_side")
-
     def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Pixels:
         return _resized_crop(image, self.shorter_side, size, self.filter, lambda n: round(n / 2))
 
@@ -109,18 +106,16 @@ class CenterCrop:
 def _resized_crop(
     image: Pixels, side: int, size: tuple[int, int], filter: Filter, offset: Callable[[int], int]
 ) -> Pixels:
-    """Crops the image with a shorter side of ``side``, at an offset in [0, n] per axis.
+    """Crops the image with a shorter side of ``side``, at offsets in [0, n].
 
-    Only the window of the crop is resized, rounded to whole pixels of the source image.
+    Only the window of the crop is resized, rounded to whole pixels of the source.
     """
     sources = image.shape[:2]
     # The longer side is rounded down, as in torchvision.
     height, width = (side * source // min(sources) for source in sources)
     if height < size[0] or width < size[1]:
-        raise UserError(
-            f"shorter_side {side} resizes an image to {height}x{width}, "
-            f"smaller than the {size[0]}x{size[1]} of the model."
-        )
+        small = f"shorter_side {side} resizes an image to {height}x{width}"
+        raise UserError(f"{small}, smaller than the {size[0]}x{size[1]} of the model.")
     windows = []
     for source, resized, extent in zip(sources, (height, width), size, strict=True):
         start = offset(resized - extent)
@@ -138,47 +133,45 @@ class Sampling(NamedTuple):
     fill: tuple[int, int, int]
 
 
-def _affine(image: Image.Image, sampling: Sampling, *matrix: float) -> Image.Image:
+Operation = Callable[[Image.Image, float, Sampling], Image.Image]
+
+
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
     """Maps the output pixel (x, y) to the input position (ax + by + c, dx + ey + f)."""
-    affine = Image.Transform.AFFINE
-    return image.transform(image.size, affine, matrix, sampling.resample, fillcolor=sampling.fill)
+    kind = Image.Transform.AFFINE
+    return lambda image, argument, sampling: image.transform(
+        image.size, kind, matrix(argument), sampling.resample, fillcolor=sampling.fill
+    )
 
 
-def _rotate(image: Image.Image, degrees: float, sampling: Sampling) -> Image.Image:
-    return image.rotate(degrees, sampling.resample, fillcolor=sampling.fill)
+def _enhance(kind: Callable[[Image.Image], Any]) -> Operation:
+    return lambda image, factor, _: kind(image).enhance(factor)
 
 
-def _posterize(image: Image.Image, bits: float, _: Sampling) -> Image.Image:
-    # ImageOps.posterize rejects 0 bits, which timm's policy can draw.
-    step = 2 ** (8 - int(bits))
-    return image.point([value // step * step for value in range(256)] * 3)
-
-
-def _solarize_add(image: Image.Image, amount: float, _: Sampling) -> Image.Image:
-    table = [min(255, value + int(amount)) if value < 128 else value for value in range(256)]
-    return image.point(table * 3)
+def _per_value(function: Callable[[int, float], int]) -> Operation:
+    return lambda image, argument, _: image.point([function(v, argument) for v in range(256)] * 3)
 
 
 # Arguments: shear factor about the upper left corner; pixels to the right or down; degrees
 # counterclockwise; enhancement factor (1: none); bits kept (Posterize); threshold from which
 # values are inverted (Solarize); amount added below 128 (SolarizeAdd).
-OPERATIONS: dict[str, Callable[[Image.Image, float, Sampling], Image.Image]] = {
+OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, _, __: image,
-    "ShearX": lambda image, factor, sampling: _affine(image, sampling, 1, factor, 0, 0, 1, 0),
-    "ShearY": lambda image, factor, sampling: _affine(image, sampling, 1, 0, 0, factor, 1, 0),
-    "TranslateX": lambda image, pixels, sampling: _affine(image, sampling, 1, 0, -pixels, 0, 1, 0),
-    "TranslateY": lambda image, pixels, sampling: _affine(image, sampling, 1, 0, 0, 0, 1, -pixels),
-    "Rotate": _rotate,
-    "Brightness": lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor),
-    "Color": lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
-    "Contrast": lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
-    "Sharpness": lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
-    "Posterize": _posterize,
-    "Solarize": lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)),
-    "SolarizeAdd": _solarize_add,
+    "ShearX": _affine(lambda factor: (1, factor, 0, 0, 1, 0)),
+    "ShearY": _affine(lambda factor: (1, 0, 0, factor, 1, 0)),
+    "TranslateX": _affine(lambda pixels: (1, 0, -pixels, 0, 1, 0)),
+    "TranslateY": _affine(lambda pixels: (1, 0, 0, 0, 1, -pixels)),
+    "Rotate": lambda image, degrees, s: image.rotate(degrees, s.resample, fillcolor=s.fill),
+    "Brightness": _enhance(ImageEnhance.Brightness),
+    "Color": _enhance(ImageEnhance.Color),
+    "Contrast": _enhance(ImageEnhance.Contrast),
+    "Sharpness": _enhance(ImageEnhance.Sharpness),
+    "Posterize": _per_value(lambda value, bits: value & (256 - 2 ** (8 - int(bits)))),
+    "Solarize": _per_value(lambda value, threshold: value if value < threshold else 255 - value),
+    "SolarizeAdd": _per_value(lambda value, n: min(255, value + int(n)) if value < 128 else value),
     "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
-    "Invert": lambda image, _, __: ImageOps.invert(image),
+    "Invert": _per_value(lambda value, _: 255 - value),
 }
 TIMM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
 _TORCHVISION = tuple(name for name in OPERATIONS if name not in ("SolarizeAdd", "Invert"))
@@ -220,7 +213,7 @@ def _apply_random(
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Several operations of one magnitude. Cubuk et al. 2019, arXiv 1909.13719; torchvision's."""
+    """Several operations of one magnitude. Cubuk et al. 2019 (1909.13719); torchvision's."""
 
     operations: int = 2
     magnitude: int = 9
@@ -243,7 +236,7 @@ class RandAugment:
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation of random magnitude. Müller and Hutter 2021, arXiv 2103.10158; torchvision's."""
+    """One operation of random magnitude. Müller and Hutter 2021 (2103.10158); torchvision's."""
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         check_rgb(image)

@@ -141,7 +141,7 @@ class _Lazy(Sequence[tuple[bytes, int]]):
 
 
 def encoded(info: DatasetInfo, split: str) -> Encoded:
-    """Random access to the encoded examples of a split. Raises UserError for an unknown split."""
+    """Random access to the encoded examples of a split."""
     _check_split(info, split)
     if is_folder(info.name):
         return _Lazy(_scan(info.directory).splits[split], _read_file)
@@ -164,7 +164,7 @@ def _check_split(info: DatasetInfo, split: str) -> None:
 
 
 def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
-    """Decodes one example of an ``encoded`` split to ``image`` and ``label``."""
+    """Decodes an example of ``encoded`` to ``image`` and ``label``."""
     try:
         content, label = source[index]
         image = decode(content, info.image_shape[2] or 3)

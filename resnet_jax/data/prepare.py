@@ -52,7 +52,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
     """TFDS's ``cifar10`` (same name, version, keys and examples), written without TensorFlow."""
 
-    def _generate_examples(self, split_prefix: str, filepaths: Iterable[str]) -> Iterator[Any]:
+    def _generate_examples(self, split_prefix: str, filepaths: Iterable[str]) -> Any:
         # Records: label, then the red, green and blue planes.
         files = [np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32) for path in filepaths]
         for index, record in enumerate(np.concatenate(files)):

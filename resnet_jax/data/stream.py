@@ -12,7 +12,7 @@ from absl import flags
 from jaxtyping import Int32, UInt8
 
 from resnet_jax.data import datasets
-from resnet_jax.data.datasets import DatasetInfo, Encoded
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import Factory
 
@@ -68,24 +68,21 @@ class Stream:
         policy = self.policy() if self.policy else None
 
         def load(index: int, rng: np.random.Generator) -> Streamed:
-            image, label, replaced = self._decode(source, int(index))
-            image = crop(image, self.size, rng)
+            replaced = 0
+            while True:
+                place = (int(index) + replaced) % self.examples
+                try:
+                    record = datasets.example(source, self.info, self.split, place)
+                    break
+                except UserError:
+                    replaced += 1
+                    if not self.replaces_damaged or replaced == self.examples:
+                        raise
+            image = crop(record["image"], self.size, rng)
             image = policy(image, rng) if policy else image
-            return Streamed(image, np.asarray(label, np.int32), np.asarray(replaced, np.int32))
+            return Streamed(image, *np.array([record["label"], replaced], np.int32))
 
         return self.order.random_map(load)
-
-    def _decode(self, source: Encoded, index: int) -> tuple[np.ndarray, int, int]:
-        replaced = 0
-        while True:
-            place = (index + replaced) % self.examples
-            try:
-                record = datasets.example(source, self.info, self.split, place)
-                return record["image"], record["label"], replaced
-            except UserError:
-                replaced += 1
-                if not self.replaces_damaged or replaced == self.examples:
-                    raise
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def evaluate(
     with ThreadPoolExecutor() as pool:
         read_size = functools.partial(_size, source, info, split)
         sizes = list(pool.map(read_size, range(count)))
-    shards = 1 if sharding is None else sharding.num_devices
+    shards = sharding.num_devices if sharding else 1
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     total: np.ndarray | None = None
     for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
@@ -82,7 +82,8 @@ def evaluate(
         scores = _scores(params, batch_stats, preprocessing, batch, apply=apply)
         # Every process adds up all scores.
         scores = multihost_utils.process_allgather(scores, tiled=True)
-        total = np.zeros((count, scores.shape[1]), np.float32) if total is None else total
+        if total is None:
+            total = np.zeros((count, scores.shape[1]), np.float32)
         total[indices] += scores[: len(group)]
         labels[indices] = [label for _, label in loaded]
         contributions[indices] += 1
@@ -90,10 +91,10 @@ def evaluate(
     if total is None or (contributions != scales).any():
         raise RuntimeError(f"not every image was scored at {scales} scales. Report this.")
     total /= np.float32(2 * scales)
-    errors, errors5 = (int(e.sum()) for e in exact.errors(jnp.asarray(total), jnp.asarray(labels)))
+    wrong, wrong5 = jax.jit(exact.errors)(total, labels)
     with np.errstate(divide="ignore"):
         loss = -np.log(total[np.arange(count), labels].astype(np.float64)).sum()
-    return Score(errors, float(loss), count, errors5)
+    return Score(int(wrong.sum()), float(loss), count, int(wrong5.sum()))
 
 
 @functools.partial(jax.jit, static_argnames="apply")
@@ -113,12 +114,11 @@ def _scores(
 
 
 class _Place(NamedTuple):
-    """An image at one scale."""
+    """An image at one scale, in batches of ``capacity`` rows."""
 
     number: int
     size: tuple[int, int]
     capacity: int
-    """Images per batch of this shape, padding included."""
 
 
 def _batches(
@@ -141,7 +141,7 @@ def _batches(
 def _size(source: Encoded, info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
     """Height and width of an image, from its header."""
     height, width, _ = info.image_shape
-    if height is not None and width is not None:
+    if height and width:
         return height, width
     try:
         with Image.open(io.BytesIO(source[index][0])) as header:

@@ -20,7 +20,6 @@ from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 
 TOP = 5
-_WAITING = 2  # batches on the devices, beside the one that they compute
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,10 @@ class Score:
 
     @property
     def error_percent(self) -> float:
-        """Top-1 error."""
         return 100 * self.errors / self.examples
 
     @property
     def top5_error_percent(self) -> float:
-        """Top-5 error."""
         return 100 * self.top5_errors / self.examples
 
     @property
@@ -84,7 +81,7 @@ def score_batch(
 def errors(
     scores: Float[Array, "n classes"], labels: Int32[Array, "n"]
 ) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
-    """Top-1 and top-5 errors; ties go to the smaller class. Non-finite scores are errors."""
+    """Top-1 and top-5 errors. Ties go to the smaller class; non-finite scores are errors."""
     of_label = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[:, None], axis=1)
     before = jnp.arange(scores.shape[1]) < labels[:, None]
     better = jnp.sum((scores > of_label) | ((scores == of_label) & before), axis=1)
@@ -144,18 +141,17 @@ def tally(
         images = place(batch.images, rows, sharding, processes)
         labels = place(batch.labels, rows, sharding, processes, padding=-1)
         sums.append(score(images, labels))
-        if len(sums) > _WAITING:
-            # Dispatch is faster than computation, and batches take device memory.
-            jax.block_until_ready(sums[-1 - _WAITING])
+        if len(sums) > 2:
+            # Bounds device memory: dispatch is faster than computation.
+            jax.block_until_ready(sums[-3])
         between()
     # In float64 on the host: up to rounding, the loss does not depend on the batch size.
-    errors, loss, examples, top5_errors = (
-        np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True)
-    )
+    totals = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+    errors, loss, examples, top5_errors = totals.tolist()
     if examples != expected_examples:
         scored = f"{int(examples)} examples were scored"
         raise RuntimeError(f"{scored}, the set has {expected_examples}. Report this.")
-    return Score(int(errors), float(loss), int(examples), int(top5_errors))
+    return Score(int(errors), loss, int(examples), int(top5_errors))
 
 
 def place(

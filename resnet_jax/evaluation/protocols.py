@@ -31,17 +31,17 @@ _MAX_PIXELS = 2**16
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """An evaluation protocol. Softmax scores are averaged over the views of an image."""
+    """Views of an image, whose softmax scores are averaged."""
 
     resize: int | None = None
-    """Length of the shorter side before the crop. None: no resizing."""
+    """Shorter side before the crop. None: no resizing."""
     crop: int | None = None
     """Side of the square. None: the whole image."""
     interpolation: Interpolation = "bilinear"
     crops: int = 1
-    """1: the central crop. 10: the four corners, the center, and their mirror images."""
+    """1: the center. 10: the four corners, the center, and their mirror images."""
     scales: tuple[int, ...] = ()
-    """Shorter sides of whole images and mirror images (``dense``); the other sizes are unused."""
+    """Shorter sides of whole images and mirror images (``dense``); other sizes are unused."""
 
     def view(self, height: int | None = None, width: int | None = None) -> str:
         """Text for result records, as "single 224x224 of 256"; ``height``, ``width``: uncropped."""
@@ -76,10 +76,8 @@ def parse(text: str) -> Protocol:
         scales = tuple(map(int, match[1].split(",")))
         if all(0 < scale < _MAX_PIXELS for scale in scales) and len(set(scales)) == len(scales):
             return Protocol(scales=scales, interpolation=interpolation)
-    raise UserError(
-        f"{text!r} is no protocol. Give SHORTER_SIDE/CROP, as 256/224 or ten-crop-256/224-bicubic, "
-        "or shorter sides, as multi-scale-224,256,384."
-    )
+    allowed = "256/224 (shorter side, crop), ten-crop-256/224-bicubic or multi-scale-224,256,384"
+    raise UserError(f"{text!r} is no protocol. Give one such as {allowed}.")
 
 
 def of(view: View) -> Protocol:
@@ -140,14 +138,14 @@ def batches(
     """
     if None in info.image_shape and not (protocol.resize and protocol.crop):
         raise UserError(f"the images of {info.name} differ in size. Give --protocol 256/224.")
-    source = datasets.encoded(info, split)
-    end = info.examples[split]
-    end = end if count is None else min(first + count, end)
+    source, end = datasets.encoded(info, split), info.examples[split]
+    if count is not None:
+        end = min(first + count, end)
     share = rows(batch_size, protocol.crops, processes) // processes
+    crop = ten_crops if protocol.crops > 1 else resize_and_crop
 
     def load(index: int) -> tuple[np.ndarray, int]:
         record = datasets.example(source, info, split, index)
-        crop = ten_crops if protocol.crops > 1 else resize_and_crop
         return crop(record["image"], protocol), record["label"]
 
     # The part of a process in the last batch can be padding only.
