@@ -283,10 +283,9 @@ class Mix:
 
 def check_rgb(images: Array | np.ndarray) -> None:
     """Raises UserError for gray images, which would be broadcast to three channels."""
-    if images.shape[-1] != 3:
-        raise UserError(
-            f"color changes and policies need RGB images, got {images.shape[-1]} channels."
-        )
+    channels = images.shape[-1]
+    if channels != 3:
+        raise UserError(f"color changes and policies need RGB images, got {channels} channels.")
 
 
 def check(config: object, *names: str, high: float = math.inf) -> None:

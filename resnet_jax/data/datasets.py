@@ -218,8 +218,7 @@ _SPLITS |= dict.fromkeys(("validation", "val", "valid"), "validation")
 class _Folder(NamedTuple):
     info: DatasetInfo
     classes: list[str]
-    splits: dict[str, list[tuple[str, int]]]
-    """Path and label of every image."""
+    splits: dict[str, list[tuple[str, int]]]  # path and label of every image
 
 
 @functools.lru_cache(maxsize=8)
@@ -276,8 +275,8 @@ def _classes(folder: str | Path) -> dict[str, list[tuple[str, int]]]:
 def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
     # Hidden files are those of systems, such as ._1.jpg of macOS.
     with os.scandir(folder) as entries:
-        visible = (entry for entry in entries if not entry.name.startswith("."))
-        return sorted(visible, key=lambda entry: entry.name)
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
