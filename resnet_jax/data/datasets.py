@@ -312,8 +312,8 @@ def check(info: DatasetInfo, split: str) -> None:
     files = shards(info, split)
     remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare {info.name}"
     if missing := [file for file, _ in files if not file.exists()]:
-        count = f"{len(missing)} of the {len(files)} files of split {split!r}"
-        raise UserError(f"{missing[0]} is missing ({count}). {remedy}")
+        part = f"{len(missing)} of the {len(files)} files of split {split!r}"
+        raise UserError(f"{missing[0]} is missing ({part}). {remedy}")
     # Opening a file takes a millisecond, and more over a network.
     for number in np.unique(np.linspace(0, len(files) - 1, 64, dtype=int)):
         file, length = files[number]

@@ -25,8 +25,6 @@ from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
 from resnet_jax.models.architecture import Variables
 
-_MULTIPLE = 32  # stride of ImageNet networks; bounds the number of compiled shapes
-
 
 def shape(height: int, width: int, scale: int) -> tuple[int, int]:
     """Height and width of a resized image: the shorter side is ``scale``.
@@ -36,7 +34,8 @@ def shape(height: int, width: int, scale: int) -> tuple[int, int]:
     if height == width:
         return scale, scale
     short, long = min(height, width), max(height, width)
-    nearest = (2 * scale * long + _MULTIPLE * short) // (2 * _MULTIPLE * short) * _MULTIPLE
+    # The stride of ImageNet networks; few shapes are compiled.
+    nearest = (scale * long + 16 * short) // (32 * short) * 32
     side = max(scale, nearest)
     return (side, scale) if height > width else (scale, side)
 
