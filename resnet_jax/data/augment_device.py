@@ -44,7 +44,9 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
         count, total, squares = 0, 0.0, 0.0
         for image in images:
             scaled = image / 255
-            count, total, squares = count + 1, total + scaled, squares + scaled * scaled
+            count, total = count + 1, total + scaled
+            if kind == "channel":
+                squares = squares + scaled * scaled
         mean = np.asarray(total / count)
         deviation = np.ones(mean.shape[-1])
         if kind == "channel":

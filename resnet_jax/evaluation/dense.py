@@ -34,7 +34,7 @@ def shape(height: int, width: int, scale: int) -> tuple[int, int]:
     if height == width:
         return scale, scale
     short, long = min(height, width), max(height, width)
-    # The stride of ImageNet networks; few shapes are compiled.
+    # 32 is the stride of ImageNet networks, and bounds the number of compiled shapes.
     nearest = (scale * long + 16 * short) // (32 * short) * 32
     side = max(scale, nearest)
     return (side, scale) if height > width else (scale, side)
