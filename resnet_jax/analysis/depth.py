@@ -1,6 +1,5 @@
-"""Error against depth, the degradation of plain networks: He et al. 2015, Section 1 and Figure 1."""
+"""Error against depth, the degradation of plain networks: He et al. 2015, Figure 1."""
 
-import collections
 import itertools
 import re
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
-from resnet_jax.studies.results import Spread, VariantRuns
-from resnet_jax.training import config
+from resnet_jax.studies.results import VariantRuns
 
 Family = list[VariantRuns]
 """Networks that differ in depth alone and share a training recipe, sorted by depth."""
@@ -46,15 +44,12 @@ def families(collected: Sequence[VariantRuns]) -> list[Family]:
     finished = [variant for variant in collected if variant.results]
     if not finished:
         raise UserError("no run is finished. Continue the runs, or name others.")
-    groups: dict[tuple[str, int], Family] = {}
-    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    networks = []
     for variant in sorted(finished, key=depth):
-        model, protocol = variant.results[0]["model"], variant.results[0]["protocol"]
-        key = config.fingerprint({"protocol": protocol, **model, "stages": None})
-        # Variants of equal depth that differ otherwise start another line.
-        groups.setdefault((key, seen[key, depth(variant)]), []).append(variant)
-        seen[key, depth(variant)] += 1
-    return list(groups.values())
+        result = variant.results[0]
+        fields = result["model"] | {"protocol": result["protocol"]}
+        networks.append((fields, depth(variant), variant))
+    return results_lib.families(networks)
 
 
 def title(family: Family) -> str:
@@ -62,15 +57,10 @@ def title(family: Family) -> str:
     return figures.common_name([variant.name for variant in family])
 
 
-def training(variant: VariantRuns) -> Spread:
-    """Returns the training error of the last step in percent."""
-    return variant.spread("training_error_percent")
-
-
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
     """Returns the least depth from which on the median training error exceeds ``threshold``."""
     failing = itertools.takewhile(
-        lambda variant: training(variant).median > threshold, reversed(family)
+        lambda variant: variant.training_error.median > threshold, reversed(family)
     )
     return min(map(depth, failing), default=None)
 
@@ -99,8 +89,8 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
             "network": variant.name,
             "layers": depth(variant),
             "seeds": len(variant.results),
-            "training error %, mean": training(variant).mean,
-            "median": training(variant).median,
+            "training error %, mean": variant.training_error.mean,
+            "median": variant.training_error.median,
             "test error %, mean": variant.error.mean,
         }
         for variant in variants
@@ -142,21 +132,21 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
 
 def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
-    figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
-    for _, family, style in plots.styled(dict(enumerate(lines))):
+    figure, (panel,) = subjects.panels(["layers with weights"], ["error (%)"])
+    looks = ("training", "training_error", "-", 1.8), ("test", "error", "--", 0.7)
+    for family, style in subjects.styled(lines):
         depths = list(map(depth, family))
-        errors = [training(variant) for variant in family], [variant.error for variant in family]
-        looks = ("training", "-", 1.8), ("test", "--", 0.7)
-        for spreads, (name, linestyle, width) in zip(errors, looks, strict=True):
+        for name, field, stroke, width in looks:
+            spreads = [getattr(variant, field) for variant in family]
             mean = np.array([spread.mean for spread in spreads])
             low = mean - [min(spread.values) for spread in spreads]
             high = [max(spread.values) for spread in spreads] - mean
-            line = style | {"linestyle": linestyle, "linewidth": width, "capsize": 2}
+            line = style | {"linestyle": stroke, "linewidth": width, "capsize": 2}
             label = f"{figures.shortened(title(family))}, {name}"
             panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
     panel.set_xticks(sorted({depth(variant) for family in lines for variant in family}))
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
-    panel.legend(frameon=False)
+    panel.legend()
     return figure

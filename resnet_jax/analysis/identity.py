@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
@@ -36,9 +36,7 @@ def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze identity``."""
     return subjects.analyze(
         options,
-        functools.partial(
-            measure, change=options.change / 100, batch_size=options.batch_size, seed=options.seed
-        ),
+        functools.partial(measure, change=options.change / 100, seed=options.seed),
         draw,
         name="identity",
         title="Distance from the identity",
@@ -132,13 +130,13 @@ def _ratios(
 def draw(results: Mapping[str, Identity]) -> Figure:
     """Draws one panel per ratio."""
     ylabels = "distance from the identity", "output over branch", "branch change over output change"
-    figure, panels = plots.panels(["block"] * 3, ylabels)
-    for name, result, style in plots.styled(results):
+    figure, panels = subjects.panels(["block"] * 3, ylabels)
+    for (name, result), style in subjects.styled(results.items()):
         changes = result.branch_change / result.output_change
         ratios = result.distance, result.leverage, changes
         for panel, values in zip(panels, ratios, strict=True):
             panel.plot(values, label=name, **style)
     for panel in panels:
         panel.set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     return figure

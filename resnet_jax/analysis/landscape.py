@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -38,10 +38,9 @@ class Options(subjects.Options):
 
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze landscape``."""
-    names = "points", "reach", "seed", "batch_size"
     return subjects.analyze(
         options,
-        functools.partial(measure, **{name: getattr(options, name) for name in names}),
+        functools.partial(measure, points=options.points, reach=options.reach, seed=options.seed),
         draw,
         name="landscape",
         title="Loss landscape",
@@ -152,7 +151,7 @@ def _move(params: Variables, both: list[Variables], offset: Float[np.ndarray, "2
 def draw(results: Mapping[str, Landscape]) -> Figure:
     """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
     xlabels = ["direction 1, in norms of each filter"] * len(results)
-    figure, panels = plots.panels(xlabels, ["direction 2"], sharey=True)
+    figure, panels = subjects.panels(xlabels, ["direction 2"], sharey=True)
     levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
     size = 0.75 * figures.FONT_SIZE
     for panel, (name, result) in zip(panels, results.items(), strict=True):
@@ -165,7 +164,7 @@ def draw(results: Mapping[str, Landscape]) -> Figure:
         non_finite = np.stack(np.nonzero(~np.isfinite(result.loss)))
         panel.plot(*result.offsets[non_finite], ".", color=figures.INK, markersize=3)
         panel.plot(0, 0, "+", color=figures.COLORS[1], markersize=8, markeredgewidth=1.6)
-        panel.set_title(figures.shortened(name), fontsize=figures.FONT_SIZE)
+        panel.set_title(figures.shortened(name))
         panel.set_aspect("equal")
         panel.grid(visible=False)
     return figure

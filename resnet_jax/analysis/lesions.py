@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 from scipy import stats
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -108,10 +108,10 @@ class Errors(NamedTuple):
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze lesions``."""
 
-    def measure_network(weights: Pretrained, examples: Examples) -> Errors:
+    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Errors:
         numbers = options.deleted, options.exchanged, options.draws, options.seed
         lesions = plan(weights.build().exchangeable(), *numbers)
-        return Errors(lesions, measure(weights, examples, lesions, batch_size=options.batch_size))
+        return Errors(lesions, measure(weights, examples, lesions, batch_size=batch_size))
 
     return subjects.analyze(
         options,
@@ -223,18 +223,18 @@ def tabulate_numbers(name: str, errors: Errors) -> Table:
 def draw(results: Mapping[str, Errors]) -> Figure:
     """Draws errors after one deletion, several (Figure 5a), and exchanges (Figure 5b)."""
     labels = "block deleted", "blocks deleted at once", "Kendall's tau of the block order"
-    figure, panels = plots.panels(labels, ["error (%)"], sharey=True)
-    for name, errors, style in plots.styled(results):
+    figure, panels = subjects.panels(labels, ["error (%)"], sharey=True)
+    for (name, errors), style in subjects.styled(results.items()):
         panels[0].plot([error for _, error in errors.of("one")], label=name, **style)
         panels[0].axhline(errors.errors[0], color=style["color"], linewidth=0.6)
         several = errors.by_number("several")
         numbers, values = list(several), list(several.values())
         panels[1].plot(numbers, list(map(np.median, values)), **style)
-        plots.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
+        subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
         exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
             panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     panels[2].invert_xaxis()
     return figure

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from scipy import stats
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -40,9 +40,7 @@ def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze paths``."""
     return subjects.analyze(
         options,
-        functools.partial(
-            measure, draws=options.draws, batch_size=options.batch_size, seed=options.seed
-        ),
+        functools.partial(measure, draws=options.draws, seed=options.seed),
         draw,
         name="paths",
         title="Paths",
@@ -194,23 +192,23 @@ def draw(results: Mapping[str, Paths]) -> Figure:
         "norm of the gradient of one path",
         "share of the gradient (%)",
     )
-    figure, panels = plots.panels(["length (branches passed)"] * 3, ylabels)
-    for name, result, style in plots.styled(results):
+    figure, panels = subjects.panels(["length (branches passed)"] * 3, ylabels)
+    for (name, result), style in subjects.styled(results.items()):
         lengths = np.arange(result.blocks + 1)
         panels[0].plot(lengths, 100 * result.share, label=figures.shortened(name), **style)
         # A logarithmic axis cannot show zeros.
         low, high = result.gradient.min(axis=0), result.gradient.max(axis=0)
         positive = low > 0
         panels[1].plot(lengths[positive], result.gradient.mean(axis=0)[positive], **style)
-        plots.fill(panels[1], lengths[positive], low[positive], high[positive], style)
+        subjects.fill(panels[1], lengths[positive], low[positive], high[positive], style)
         panels[2].plot(lengths, 100 * result.carried, **style)
         effective = result.effective
-        plots.fill(panels[2], lengths[effective], 0, 100 * result.carried[effective], style)
+        subjects.fill(panels[2], lengths[effective], 0, 100 * result.carried[effective], style)
     panels[0].set_ylim(bottom=0)
     panels[2].set_ylim(bottom=0)
     panels[1].set_yscale("log")
     # The default writes formulas, which the style does not render.
     panels[1].yaxis.set_major_formatter(LogFormatter())
     panels[1].yaxis.set_minor_formatter(LogFormatter())
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -39,10 +39,10 @@ class Options(subjects.Options):
 def run(options: Options) -> subjects.Outcome:
     """Runs ``resnet-jax analyze responses``."""
 
-    def measure_network(weights: Pretrained, examples: Examples) -> Responses:
+    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Responses:
         if options.steps:
             weights = with_batch_statistics(weights, examples)
-        return measure(weights, examples, batch_size=options.batch_size)
+        return measure(weights, examples, batch_size=batch_size)
 
     return subjects.analyze(
         options,
@@ -207,11 +207,11 @@ def tabulate_blocks(name: str, result: Responses) -> Table:
 def draw(results: Mapping[str, Responses]) -> Figure:
     """Draws Figure 7 of He et al. 2015."""
     labels = ["layer", "layer, sorted by magnitude"], ["standard deviation of the response"]
-    figure, panels = plots.panels(*labels, sharey=True)
-    for name, result, style in plots.styled(results):
+    figure, panels = subjects.panels(*labels, sharey=True)
+    for (name, result), style in subjects.styled(results.items()):
         layers = np.arange(1, len(result.deviation) + 1)
         panels[0].plot(layers, result.deviation, **style)
         panels[1].plot(layers, np.sort(result.deviation)[::-1], label=name, **style)
     panels[0].set_ylim(bottom=0)
-    panels[1].legend(frameon=False)
+    panels[1].legend()
     return figure

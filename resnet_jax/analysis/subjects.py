@@ -1,4 +1,4 @@
-"""Trained networks, the images they are analyzed on, and switches in their blocks."""
+"""Trained networks, images to analyze them on, switches in their blocks, panels of figures."""
 
 import dataclasses
 import functools
@@ -15,7 +15,9 @@ import numpy as np
 import rich.progress
 from flax import nnx
 from jaxtyping import Array, Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from tyro.conf import Positional
 
@@ -28,6 +30,7 @@ from resnet_jax.models import Apply, Execution
 from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.shortcuts import NoShortcut
+from resnet_jax.studies import figures, score
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
 from resnet_jax.training import fine_tune, run_dir
@@ -80,15 +83,13 @@ class Options(Output):
 
     def __post_init__(self) -> None:
         if min(self.images, self.batch_size) < 1:
-            raise UserError(
-                "--images and --batch-size must be at least 1, "
-                f"got {self.images} and {self.batch_size}."
-            )
+            numbers = f"{self.images} and {self.batch_size}"
+            raise UserError(f"--images and --batch-size must be at least 1, got {numbers}.")
 
 
 def analyze(
     options: Options,
-    measure: Callable[[Pretrained, Examples], R],
+    measure: Callable[..., R],
     draw: Callable[[dict[str, R]], Figure],
     details: Callable[[str, R], Table] | None = None,
     *,
@@ -102,9 +103,10 @@ def analyze(
     """Measures every network, at every step if there are ``steps``.
 
     Args:
+      measure: also receives the batch size, by keyword.
       details: returns a further table of a network, by its name and result.
       heading: title of the first table.
-      after: the publication of which the figure is one.
+      after: source of the figure.
     """
     networks = {
         network if step is None else f"{network}, step {step}": load(source, options, step)
@@ -114,21 +116,18 @@ def analyze(
     results, summaries, images = {}, [], 0
     for network, (weights, examples) in networks.items():
         start, images = time.perf_counter(), len(examples)
-        results[network] = result = measure(weights, examples)
+        result = measure(weights, examples, batch_size=options.batch_size)
         seconds = round(time.perf_counter() - start, 1)
         head = {"network": network, "images": images}
         summaries.append(head | result.summary() | {"seconds": seconds})
+        results[network] = result
     others = [details(*item) for item in results.items()] if details else []
     finding = Finding(
         name=name,
         title=title,
         caption=f"{caption}; {images:,} images. After {after}.",
         tables=(table(heading, summaries), *others),
-        rows=[
-            {"network": network} | row
-            for network, result in results.items()
-            for row in result.rows()
-        ],
+        rows=[{"network": name} | row for name, result in results.items() for row in result.rows()],
     )
     return finding, lambda: draw(results)
 
@@ -136,19 +135,8 @@ def analyze(
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
     """Returns the weights of a run (at a step, by default the newest) or file, and its images."""
     weights = fine_tune.weights_of(source) if step is None else run_dir.weights(source, step)
-    name = options.data or weights.card.data
-    if not name:
-        raise UserError(
-            f"the data set of {weights.card.source} is unknown. Name one, as --data cifar10."
-        )
-    info, network = datasets.describe(name, options.data_dir), weights.architecture
-    if (tuple(info.image_shape), info.num_classes) != (network.input_shape, network.num_classes):
-        raise UserError(
-            f"{name} has images of shape {info.image_shape} and {info.num_classes} classes; the "
-            f"network takes {network.input_shape} and has {network.num_classes}. "
-            "Give a data set that fits, --data."
-        )
-    split = options.split or ("test" if "test" in info.examples else "validation")
+    info, split = score.dataset_of(weights, options.data, options.split, options.data_dir)
+    score.check_images(info, weights.architecture)
     examples, count = datasets.read(info, split), options.images
     return weights, Examples(examples.images[:count], examples.labels[:count])
 
@@ -208,6 +196,33 @@ def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
 def table(title: str, rows: Sequence[Row]) -> Table:
     """Returns the table of rows with the same columns."""
     return Table(title, tuple(rows[0] if rows else ()), tuple(tuple(row.values()) for row in rows))
+
+
+def panels(
+    xlabels: Sequence[str], ylabels: Sequence[str], **subplots: Any
+) -> tuple[Figure, list[Axes]]:
+    """Returns a row of panels, one per label of the horizontal axis."""
+    figure = Figure(figsize=(7.2, 3.0))
+    axes = list(figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0])
+    for panel, label, ylabel in itertools.zip_longest(axes, xlabels, ylabels):
+        panel.set(xlabel=label, ylabel=ylabel)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=not label.startswith("Kendall")))
+    return figure, axes
+
+
+def styled(items: Iterable[T]) -> Iterator[tuple[T, dict[str, Any]]]:
+    """Yields each item with a line style that differs in color, stroke and marker."""
+    cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
+    for item, color, stroke, marker in zip(items, *cycles, strict=False):
+        line = {"color": color, "linestyle": stroke, "linewidth": 1}
+        yield item, line | {"marker": marker, "markersize": 2.5}
+
+
+def fill(
+    panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Mapping[str, Any]
+) -> None:
+    """Shades a range around a line."""
+    panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def is_plain(weights: Pretrained) -> bool:

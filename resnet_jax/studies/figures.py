@@ -5,7 +5,6 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,15 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from resnet_jax.studies import results
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.studies.results import VariantRuns
-from resnet_jax.training import config
 from resnet_jax.training.run_dir import Record, Workdir
 
 # Okabe and Ito's colors: distinguishable with any color vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STROKES = ("-", "--", ":", "-.")
-GRAY = "#808080"
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
 LONGEST_NAME = 36
@@ -38,13 +36,22 @@ def style() -> Iterator[None]:
     """Context manager with the style in which every figure is drawn and written."""
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     parameters: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "resnet_jax",
-        "font.size": FONT_SIZE,
-        "text.parse_math": False,  # names may contain dollars
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
         "axes.spines.left": False,
         "axes.spines.right": False,
         "axes.spines.top": False,
+        "axes.titlesize": FONT_SIZE,
+        "figure.constrained_layout.use": True,
+        "font.size": FONT_SIZE,
+        "grid.alpha": 0.25,
+        "grid.color": "#808080",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "resnet_jax",
+        "text.parse_math": False,  # names may contain dollars
         **dict.fromkeys(inked, INK),
     }
     with matplotlib.rc_context(parameters), warnings.catch_warnings():
@@ -136,21 +143,15 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
 
 def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
     """Groups variants with curves that differ in ``stages`` alone, one of each depth."""
-    groups: dict[tuple[str, int], list[Member]] = {}
-    # Networks of one depth that were trained differently would be two lines of one color.
-    counts: Counter[tuple[str, int]] = Counter()
+    members = []
     for variant in variants:
-        workdirs = [Workdir(run.source) for run in variant.runs if run.source.is_dir()]
-        records = [workdir.records() for workdir in workdirs]
+        records = [Workdir(run.source).records() for run in variant.runs if run.source.is_dir()]
         train, test = curve(records, "train"), curve(records, "test")
-        if train is None and test is None:
-            continue
-        model = workdirs[0].read_experiment_file()["experiment"]["model"]
-        kind = config.fingerprint({k: value for k, value in model.items() if k != "stages"})
-        member = Member(variant.name, sum(model["stages"]), train, test)
-        groups.setdefault((kind, counts[kind, member.blocks]), []).append(member)
-        counts[kind, member.blocks] += 1
-    return [sorted(members, key=lambda member: member.blocks) for members in groups.values()]
+        if train or test:
+            model = variant.experiment["model"]
+            blocks = sum(model["stages"])
+            members.append((model, blocks, Member(variant.name, blocks, train, test)))
+    return results.families(members)
 
 
 def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
@@ -160,21 +161,20 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
     if not members:
         return []
     depths = sorted({member.blocks for member in members})
-    limits = axis_limits(members)
+    last_step, highest = axis_limits(members)
     drawn = []
     for number, family in enumerate(grouped):
         names = [member.name for member in family]
         columns = 2 if max(map(len, names)) < 17 else 1
         height = 2.9 + 0.18 * math.ceil(len(family) / columns)
         with style():
-            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+            figure = Figure(figsize=(_WIDTH, height))
             panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
-            panel.set(xlim=(0, limits[0]), ylim=(0, limits[1]))
+            panel.set(xlim=(0, last_step), ylim=(0, highest))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
             for member in family:
                 _draw_member(panel, member, depths.index(member.blocks))
-            figure.legend(loc="outside upper left", ncols=columns, frameon=False)
+            figure.legend(loc="outside upper left", ncols=columns)
             label = f"Training and test error against steps: {', '.join(names)}"
             drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
     return drawn
@@ -217,18 +217,17 @@ def draw_errors(
     if not finished:
         return Markup()
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)))
         panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
         panel.set_ylim(len(finished) - 0.3, -0.7)
         values = [value for variant in finished for value in variant.error.values]
         _scale(panel, values + [value for errors in published.values() for value in errors])
-        panel.grid(axis="x", color=GRAY, alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
+        panel.grid(axis="x")
         for row, variant in enumerate(finished):
             _draw_row(panel, row, variant, published.get(variant.name, ()))
         if any(variant.failed for variant in finished):
             panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
-            panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %", fontsize=FONT_SIZE)
+            panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %")
         label = f"Test error of the last step of {len(finished)} variants, seed by seed"
         return svg(figure, label, "errors")
 

@@ -17,7 +17,7 @@ from resnet_jax.studies import figures, findings
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
-from resnet_jax.training.run_dir import Workdir, write_text
+from resnet_jax.training.run_dir import write_text
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
@@ -75,7 +75,7 @@ def write(
             (
                 variant,
                 _distinct(result["protocol"] for result in variant.results),
-                json.dumps(_experiment(variant), indent=2, ensure_ascii=False),
+                json.dumps(variant.experiment, indent=2, ensure_ascii=False),
             )
             for variant in variants
         ],
@@ -126,13 +126,6 @@ def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
             for variant, _ in comparison.ours:
                 errors.setdefault(variant.name, []).append(entry.value)
     return errors
-
-
-def _experiment(variant: VariantRuns) -> dict[str, Any]:
-    for run in variant.runs:
-        if run.source.is_dir():
-            return Workdir(run.source).read_experiment_file()["experiment"]
-    return {"model": variant.results[0]["model"]}
 
 
 def _distinct(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:

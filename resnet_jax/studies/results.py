@@ -1,13 +1,15 @@
 """Runs of a study grouped by variant: statistics, paired differences, tables and committed JSON."""
 
 import datetime
+import functools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scipy import special
 
@@ -16,6 +18,8 @@ from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
 from resnet_jax.training.run_dir import Workdir, write_json, write_text
+
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -68,6 +72,14 @@ class VariantRuns:
         runs = sorted(self.runs, key=lambda run: run.seed)
         return [run.result for run in runs if run.result is not None]
 
+    @functools.cached_property
+    def experiment(self) -> dict[str, Any]:
+        """The experiment, or for committed results its network."""
+        for run in self.runs:
+            if run.source.is_dir():
+                return Workdir(run.source).read_experiment_file()["experiment"]
+        return {"model": self.results[0]["model"]}
+
     def spread(self, name: str) -> Spread:
         """Returns a field of the results over the seeds that have a number there."""
         values = (result[name] for result in self.results if result[name] is not None)
@@ -77,6 +89,11 @@ class VariantRuns:
     def error(self) -> Spread:
         """Test error of the last step in percent."""
         return self.spread("value")
+
+    @property
+    def training_error(self) -> Spread:
+        """Training error of the last step in percent."""
+        return self.spread("training_error_percent")
 
     @property
     def diverged(self) -> int:
@@ -177,6 +194,22 @@ def _runs(path: Path) -> list[tuple[str, str, Run]]:
     return runs
 
 
+def families(networks: Iterable[tuple[dict[str, Any], int, T]]) -> list[list[T]]:
+    """Groups networks whose resolved fields differ in ``stages`` alone, one per depth, by depth.
+
+    Args:
+      networks: fields, depth, and what is grouped.
+    """
+    groups: dict[tuple[str, int], dict[int, T]] = {}
+    # Networks of one depth, which were trained differently, are in several groups.
+    seen: Counter[tuple[str, int]] = Counter()
+    for fields, depth, item in networks:
+        kind = config.fingerprint(fields | {"stages": None})
+        groups.setdefault((kind, seen[kind, depth]), {})[depth] = item
+        seen[kind, depth] += 1
+    return [[group[depth] for depth in sorted(group)] for group in groups.values()]
+
+
 def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
     """Returns one JSON object per variant with results; the first is the baseline."""
     finished = [variant for variant in variants if variant.results]
@@ -245,7 +278,7 @@ def _headline(variant: VariantRuns, baseline: VariantRuns | None) -> tuple[str, 
         f"{error}{' fail' if variant.failed else ''}",
         f"{error.median:.2f}",
         f"{error.best:.2f}",
-        str(variant.spread("training_error_percent")),
+        str(variant.training_error),
         "" if variant is baseline else str(difference(variant, baseline)),
     )
 
