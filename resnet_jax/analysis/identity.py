@@ -1,7 +1,6 @@
 """Distance of residual blocks from the identity (He et al. 2015, Section 3.1).
 
-A block that maps 5 to 5.1 has the branch F(5) = 0.1. To reach 5.2, the output changes by 2 %, the
-branch by 100 %.
+A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 100 % more branch.
 """
 
 import functools
@@ -63,7 +62,6 @@ class Identity(NamedTuple):
     branch_change: Float[np.ndarray, "blocks"]
     """Relative change of the branch under the noise."""
     output_change: Float[np.ndarray, "blocks"]
-    """Relative change of the output under the noise."""
 
     def columns(self) -> dict[str, Float[np.ndarray, "blocks"]]:
         change = 100 * self.change
@@ -105,7 +103,6 @@ def measure(
 def _ratios(
     network: Network, images: Array, key: Key[Array, ""], change: float
 ) -> Float[Array, "4 blocks n"]:
-    """Returns the ratios of ``Identity`` for every image."""
     images = network.constants(images)
     noise = jax.random.normal(key, images.shape)
     noise *= (change * norm(images) / norm(noise)).reshape(-1, 1, 1, 1)
@@ -128,13 +125,11 @@ def _ratios(
 
 
 def draw(results: Mapping[str, Identity]) -> Figure:
-    """Draws one panel per ratio."""
     ylabels = "distance from the identity", "output over branch", "branch change over output change"
     figure, panels = subjects.panels(["block"] * 3, ylabels)
     for (name, result), style in subjects.styled(results.items()):
         changes = result.branch_change / result.output_change
-        ratios = result.distance, result.leverage, changes
-        for panel, values in zip(panels, ratios, strict=True):
+        for panel, values in zip(panels, (result.distance, result.leverage, changes), strict=True):
             panel.plot(values, label=name, **style)
     for panel in panels:
         panel.set_ylim(bottom=0)

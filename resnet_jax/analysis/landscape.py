@@ -94,8 +94,8 @@ class Landscape(NamedTuple):
 def directions(params: Variables, seed: int, number: int) -> Variables:
     """Returns a Gaussian direction with the filter norms of the parameters (Section 4).
 
-    d_ij / |d_ij| * |theta_ij|; 0 for biases and normalization (``ignore='biasbn'`` in the authors'
-    code). Equal seeds draw equal numbers at equal paths.
+    0 for biases and normalization, as ``ignore='biasbn'`` in the authors' code. Equal seeds draw
+    equal numbers at equal paths.
     """
 
     def direction(path: Any, leaf: Any) -> np.ndarray:
@@ -106,9 +106,8 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
         path_hash = zlib.crc32(jax.tree_util.keystr(path).encode())
         gaussian = np.random.default_rng((seed, number, path_hash)).standard_normal(leaf.shape)
         axes = tuple(range(stacked, leaf.ndim - 1))
-        norms, drawn_norms = (
-            np.sqrt(np.square(np.float64(x)).sum(axes, keepdims=True)) for x in (leaf, gaussian)
-        )
+        squares = (np.square(np.float64(x)).sum(axes, keepdims=True) for x in (leaf, gaussian))
+        norms, drawn_norms = map(np.sqrt, squares)
         return (gaussian / drawn_norms * norms).astype(np.float32)
 
     return jax.tree.map_with_path(direction, params)
@@ -123,12 +122,10 @@ def measure(
     seed: int = 0,
     batch_size: int = 200,
 ) -> Landscape:
-    """Measures the loss on a square grid with one compiled program; arguments as in ``Options``."""
+    """Measures the loss on a square grid with one compiled program."""
     if points < 3 or points % 2 == 0 or not 0 < reach < math.inf:
-        raise UserError(
-            "points must be odd and at least 3, reach finite and above 0, "
-            f"got {points} and {reach:g}."
-        )
+        allowed = "points must be odd and at least 3, reach finite and above 0"
+        raise UserError(f"{allowed}, got {points} and {reach:g}.")
     half = points // 2
     offsets = reach * np.arange(-half, half + 1) / half
     both = jax.device_put([directions(weights.params, seed, number) for number in (0, 1)])
