@@ -17,9 +17,10 @@ from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.results import VariantRuns
+from resnet_jax.terminal import Table
 
 Family = list[VariantRuns]
-"""Networks that differ in depth alone and share a training recipe, sorted by depth."""
+"""Networks that differ in depth alone, by depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,13 @@ class Options(subjects.Output):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze depth``."""
     lines = families(results_lib.collect(options.sources))
     threshold = options.threshold
     return describe(lines, threshold), lambda: draw(lines, threshold)
 
 
 def families(collected: Sequence[VariantRuns]) -> list[Family]:
-    """Groups finished variants that differ in ``stages`` alone, one per depth."""
+    """Groups finished variants that differ in ``stages`` alone."""
     finished = [variant for variant in collected if variant.results]
     if not finished:
         raise UserError("no run is finished. Continue the runs, or name others.")
@@ -53,12 +53,11 @@ def families(collected: Sequence[VariantRuns]) -> list[Family]:
 
 
 def title(family: Family) -> str:
-    """Returns the common part of the names."""
     return figures.common_name([variant.name for variant in family])
 
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
-    """Returns the least depth from which on the median training error exceeds ``threshold``."""
+    """Returns the least depth from which on the median training error is above ``threshold``."""
     failing = itertools.takewhile(
         lambda variant: variant.training_error.median > threshold, reversed(family)
     )
@@ -81,29 +80,19 @@ def layers(model: dict[str, Any]) -> int:
 
 
 def describe(lines: Sequence[Family], threshold: float) -> Finding:
-    """Returns tables and numbers."""
     variants = [variant for family in lines for variant in family]
     kinds = sorted({run["training_error_of"] for variant in variants for run in variant.results})
-    errors = [
-        {
-            "network": variant.name,
-            "layers": depth(variant),
-            "seeds": len(variant.results),
-            "training error %, mean": variant.training_error.mean,
-            "median": variant.training_error.median,
-            "test error %, mean": variant.error.mean,
-        }
-        for variant in variants
-    ]
+    errors = []
+    for variant in variants:
+        training, test, seeds = variant.training_error, variant.error, len(variant.results)
+        numbers = training.mean, training.median, test.mean
+        errors.append((variant.name, depth(variant), seeds, *numbers))
+    percents = "training error %, mean", "median", "test error %, mean"
+    limits = []
+    for family in lines:
+        depths = " ".join(str(depth(variant)) for variant in family)
+        limits.append((title(family), depths, stops_learning(family, threshold) or "none"))
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
-    limits = [
-        {
-            "networks": title(family),
-            "depths": " ".join(str(depth(variant)) for variant in family),
-            heading: stops_learning(family, threshold) or "none",
-        }
-        for family in lines
-    ]
     return Finding(
         name="depth",
         title="Depth",
@@ -111,8 +100,8 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
         f"last step, mean and range over seeds; dotted: {threshold:g} %. "
         "After He et al. 2015, Figure 1.",
         tables=(
-            subjects.table("error by depth", errors),
-            subjects.table("depth at which learning stops", limits),
+            Table("error by depth", ("network", "layers", "seeds", *percents), tuple(errors)),
+            Table("depth at which learning stops", ("networks", "depths", heading), tuple(limits)),
         ),
         rows=[
             {

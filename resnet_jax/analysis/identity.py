@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
@@ -32,7 +33,6 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze identity``."""
     return subjects.analyze(
         options,
         functools.partial(measure, change=options.change / 100, seed=options.seed),
@@ -63,7 +63,7 @@ class Identity(NamedTuple):
     """Relative change of the branch under the noise."""
     output_change: Float[np.ndarray, "blocks"]
 
-    def columns(self) -> dict[str, Float[np.ndarray, "blocks"]]:
+    def ratios(self) -> dict[str, Float[np.ndarray, "blocks"]]:
         change = 100 * self.change
         return {
             "distance from the identity": self.distance,
@@ -74,10 +74,10 @@ class Identity(NamedTuple):
         }
 
     def summary(self) -> Row:
-        return {name: np.nanmedian(values) for name, values in self.columns().items()}
+        return {name: np.nanmedian(values) for name, values in self.ratios().items()}
 
-    def rows(self) -> list[Row]:
-        return subjects.rows({"block": range(len(self.distance)), **self.columns()})
+    def columns(self) -> dict[str, ArrayLike]:
+        return {"block": range(len(self.distance)), **self.ratios()}
 
 
 def measure(

@@ -37,7 +37,6 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze landscape``."""
     return subjects.analyze(
         options,
         functools.partial(measure, points=options.points, reach=options.reach, seed=options.seed),
@@ -80,15 +79,13 @@ class Landscape(NamedTuple):
             "% of the slice better than guessing": 100 * np.mean(self.loss < guessing),
         }
 
-    def rows(self) -> list[Row]:
-        return subjects.rows(
-            {
-                "direction 1": self.offsets[:, None],
-                "direction 2": self.offsets,
-                "loss": self.loss,
-                "error percent": self.error_percent,
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        return {
+            "direction 1": self.offsets[:, None],
+            "direction 2": self.offsets,
+            "loss": self.loss,
+            "error percent": self.error_percent,
+        }
 
 
 def directions(params: Variables, seed: int, number: int) -> Variables:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from resnet_jax.analysis import subjects
@@ -69,20 +70,19 @@ class Errors(NamedTuple):
     """The first is ``none``."""
     errors: Float[np.ndarray, "lesions"]
 
-    def pairs(self, *kinds: Kind) -> list[tuple[Lesion, float]]:
-        """Returns the lesions, or those of some kinds, and their errors."""
+    def of(self, kind: Kind) -> list[tuple[Lesion, float]]:
         pairs = zip(self.lesions, self.errors.tolist(), strict=True)
-        return [(lesion, error) for lesion, error in pairs if lesion.kind in kinds or not kinds]
+        return [(lesion, error) for lesion, error in pairs if lesion.kind == kind]
 
     def by_number(self, kind: Kind) -> dict[int, list[float]]:
         """Returns the errors after lesions of a kind by number of blocks or pairs."""
         groups: dict[int, list[float]] = {}
-        for lesion, error in self.pairs(kind):
+        for lesion, error in self.of(kind):
             groups.setdefault(lesion.number, []).append(error)
         return groups
 
     def summary(self) -> Row:
-        one = [error for _, error in self.pairs("one")]
+        one = [error for _, error in self.of("one")]
         return {
             "blocks": len(one),
             "intact, error %": self.errors[0],
@@ -92,22 +92,17 @@ class Errors(NamedTuple):
             "lesions": len(self.lesions),
         }
 
-    def rows(self) -> list[Row]:
-        return [
-            {
-                "lesion": lesion.kind,
-                "blocks": " ".join(map(str, lesion.deleted or lesion.order)),
-                "number": lesion.number,
-                "tau": lesion.tau,
-                "error percent": error,
-            }
-            for lesion, error in self.pairs()
-        ]
+    def columns(self) -> dict[str, ArrayLike]:
+        return {
+            "lesion": [lesion.kind for lesion in self.lesions],
+            "blocks": [" ".join(map(str, one.deleted or one.order)) for one in self.lesions],
+            "number": [lesion.number for lesion in self.lesions],
+            "tau": [lesion.tau for lesion in self.lesions],
+            "error percent": self.errors,
+        }
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze lesions``."""
-
     def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Errors:
         numbers = options.deleted, options.exchanged, options.draws, options.seed
         lesions = plan(weights.build().exchangeable(), *numbers)
@@ -218,13 +213,13 @@ def draw(results: Mapping[str, Errors]) -> Figure:
     labels = "block deleted", "blocks deleted at once", "Kendall's tau of the block order"
     figure, panels = subjects.panels(labels, ["error (%)"], sharey=True)
     for (name, errors), style in subjects.styled(results.items()):
-        panels[0].plot([error for _, error in errors.pairs("one")], label=name, **style)
+        panels[0].plot([error for _, error in errors.of("one")], label=name, **style)
         panels[0].axhline(errors.errors[0], color=style["color"], linewidth=0.6)
         several = errors.by_number("several")
         numbers, values = list(several), list(several.values())
         panels[1].plot(numbers, list(map(np.median, values)), **style)
         subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
-        exchanged = [(lesion.tau, error) for lesion, error in errors.pairs("exchanged")]
+        exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
             panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
     panels[0].set_ylim(bottom=0)

@@ -37,7 +37,6 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze paths``."""
     return subjects.analyze(
         options,
         functools.partial(measure, draws=options.draws, seed=options.seed),
@@ -76,7 +75,6 @@ class Paths(NamedTuple):
 
     @property
     def effective(self) -> slice:
-        """Lengths of the effective paths."""
         return shortest_range(self.carried, EFFECTIVE_SHARE)
 
     def summary(self) -> Row:
@@ -89,17 +87,15 @@ class Paths(NamedTuple):
             "mean length": self.blocks / 2,
         }
 
-    def rows(self) -> list[Row]:
-        draws, lengths = self.gradient.shape
-        return subjects.rows(
-            {
-                "length": np.arange(lengths)[:, None],
-                "draw": np.arange(draws),
-                "share of paths": self.share[:, None],
-                "gradient of one path": self.gradient.T,
-                "share of the gradient": self.carried[:, None],
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        draws, lengths = map(np.arange, self.gradient.shape)
+        return {
+            "length": lengths[:, None],
+            "draw": draws,
+            "share of paths": self.share[:, None],
+            "gradient of one path": self.gradient.T,
+            "share of the gradient": self.carried[:, None],
+        }
 
 
 def shortest_range(shares: Float[np.ndarray, "lengths"], least: float) -> slice:
@@ -134,7 +130,7 @@ def measure(
     shortcut = weights.architecture.shortcut
     switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
     paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
-    batches = list(subjects.batches(examples, batch_size))
+    batches = subjects.batches(examples, batch_size)
     means = [
         subjects.mean(_norms(switched(path), *batch) for batch in batches)
         for path in subjects.track(paths, source)

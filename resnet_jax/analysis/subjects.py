@@ -44,11 +44,11 @@ Outcome = tuple[Finding, Callable[[], Figure]]
 
 
 class Result(Protocol):
-    """The measurements of one network: its row of the first table, and all numbers."""
+    """The measurements of one network: its row of the first table, and columns that broadcast."""
 
     def summary(self) -> Row: ...
 
-    def rows(self) -> list[Row]: ...
+    def columns(self) -> Mapping[str, ArrayLike]: ...
 
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def analyze(
     """Measures every network, at every step if there are ``steps``.
 
     Args:
-      measure: also receives the batch size, by keyword.
+      measure: also receives ``batch_size``.
       details: returns a further table of a network, by its name and result.
       heading: title of the first table.
       after: source of the figure.
@@ -127,7 +127,11 @@ def analyze(
         title=title,
         caption=f"{caption}; {images:,} images. After {after}.",
         tables=(table(heading, summaries), *others),
-        rows=[{"network": name} | row for name, result in results.items() for row in result.rows()],
+        rows=[
+            {"network": network} | row
+            for network, result in results.items()
+            for row in rows(result.columns())
+        ],
     )
     return finding, lambda: draw(results)
 
@@ -158,33 +162,30 @@ class Network(NamedTuple):
 
 
 def network(weights: Pretrained, execution: Execution = Execution()) -> Network:
-    """Puts a network on the device."""
     params, batch_stats = jax.device_put((weights.params, weights.batch_stats))
     constants = Preprocessing(*weights.card.constants())
     return Network(weights.apply(execution), params, batch_stats, constants)
 
 
-def batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the images and labels of each batch."""
-    for start in range(0, len(examples), size):
-        batch = slice(start, start + size)
-        yield examples.images[batch], examples.labels[batch]
+def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    images, labels = examples.images, examples.labels
+    starts = range(0, len(examples), size)
+    return [(images[start : start + size], labels[start : start + size]) for start in starts]
 
 
 def mean(values: Iterable[T]) -> T:
     """Averages the arrays of all batches over images, their last axis, in float64."""
-    return jax.tree.map(
-        lambda *batches: np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64),
-        *map(jax.device_get, values),
-    )
+
+    def of(*batches: np.ndarray) -> np.ndarray:
+        return np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64)
+
+    return jax.tree.map(of, *map(jax.device_get, values))
 
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterates with a progress bar on a terminal."""
-    err = terminal.err
-    return rich.progress.track(
-        items, description, console=err, transient=True, disable=not err.is_terminal
-    )
+    options = {"console": terminal.err, "transient": True, "disable": not terminal.err.is_terminal}
+    return rich.progress.track(items, description, **options)
 
 
 def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
@@ -194,7 +195,6 @@ def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """Returns the table of rows with the same columns."""
     return Table(title, tuple(rows[0] if rows else ()), tuple(tuple(row.values()) for row in rows))
 
 
@@ -211,7 +211,7 @@ def panels(
 
 
 def styled(items: Iterable[T]) -> Iterator[tuple[T, dict[str, Any]]]:
-    """Yields each item with a line style that differs in color, stroke and marker."""
+    """Yields items with line styles that differ in color, stroke and marker."""
     cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
     for item, color, stroke, marker in zip(items, *cycles, strict=False):
         line = {"color": color, "linestyle": stroke, "linewidth": 1}
@@ -226,7 +226,6 @@ def fill(
 
 
 def is_plain(weights: Pretrained) -> bool:
-    """Returns whether the network has no shortcuts."""
     return parts(weights.architecture.shortcut)[0] is NoShortcut
 
 
@@ -235,8 +234,8 @@ def switched(
 ) -> Callable[[Float[ArrayLike, "blocks"]], Network]:
     """Returns the network as a function of switches, with one compiled program for all.
 
-    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0, with
-    ``call(x, branch)`` of the shortcut, which has the variables of the network's own.
+    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
+    ``call(x, branch)`` is that of the shortcut, with the variables of the network's own.
     """
     original, (cls, arguments) = network(weights), parts(shortcut)
     switch = component(_switchable(cls, on, off), **arguments)

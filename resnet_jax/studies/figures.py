@@ -61,19 +61,15 @@ def style() -> Iterator[None]:
 
 
 def svg(figure: Figure, label: str, key: str) -> Markup:
-    """Renders a figure as an ``<svg>`` element; see ``inline``."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return inline(text.getvalue(), label, key)
 
 
 def inline(text: str, label: str, key: str) -> Markup:
-    """Returns the text of an SVG file, written within ``style``, as an ``<svg>`` element.
+    """Returns an SVG file, written within ``style``, as an ``<svg>`` element.
 
-    Args:
-      text: contents of the file.
-      label: description of the figure.
-      key: prefix of its identifiers, unique in a page.
+    ``key`` is the prefix of its identifiers, unique in a page.
     """
     # Styles would apply to the whole page.
     body = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -88,7 +84,6 @@ def inline(text: str, label: str, key: str) -> Markup:
 
 
 def shortened(name: str) -> str:
-    """Returns the name, without its middle if it is too long."""
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
@@ -114,7 +109,7 @@ class Curve(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A variant in its family."""
+    """A variant with curves."""
 
     name: str
     blocks: int
@@ -142,7 +137,7 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
 
 
 def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
-    """Groups variants with curves that differ in ``stages`` alone, one of each depth."""
+    """Groups variants with curves that differ in ``stages`` alone."""
     members = []
     for variant in variants:
         records = [Workdir(run.source).records() for run in variant.runs if run.source.is_dir()]
@@ -209,10 +204,7 @@ def _draw_member(panel: Axes, member: Member, depth: int) -> None:
 def draw_errors(
     variants: Sequence[VariantRuns], published: Mapping[str, Sequence[float]]
 ) -> Markup:
-    """Draws the errors of the last step, one row per variant; empty without results.
-
-    A row has one dot per seed, the mean, a band of one standard deviation, and published errors.
-    """
+    """Draws a row per variant: a dot per seed, mean ± standard deviation, published errors."""
     finished = [variant for variant in variants if variant.results]
     if not finished:
         return Markup()

@@ -101,8 +101,6 @@ class Entry:
 
 @dataclass(frozen=True)
 class Paper:
-    """One source of numbers."""
-
     key: str
     title: str
     authors: str
@@ -114,14 +112,13 @@ _FOLDER = resources.files("resnet_jax.studies") / "published"
 
 
 def papers() -> list[str]:
-    """Returns the keys of all sources."""
     names = (file.name for file in _FOLDER.iterdir())
     return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 @functools.cache
 def load(key: str) -> Paper:
-    """Reads one source. Raises UserError for unknown names and invalid numbers."""
+    """Reads one source; raises UserError for unknown names and invalid numbers."""
     if key not in papers():
         raise UserError(f"the ledger has no paper {key!r}{nearest(key, papers())}")
     text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())

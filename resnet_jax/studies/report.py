@@ -110,7 +110,6 @@ def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
 
 
 def _absent(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> list[str]:
-    """Returns variants of the study without a run."""
     # Without a part of their fingerprint.
     present = {re.sub(r" \([\da-f]{6}\)$", "", variant.name) for variant in variants}
     return [name for name in study.get("variants", ()) if name not in present]
@@ -129,7 +128,6 @@ def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
 
 
 def _distinct(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Returns the distinct values by name."""
     values: dict[str, dict[str, None]] = {}
     for mapping in mappings:
         for name, value in mapping.items():
@@ -142,14 +140,7 @@ _BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?:(?!{_BEGIN}).)*?{_END}", 
 
 
 def fill(path: Path) -> int:
-    """Rewrites every block ``<!-- results FILE.json --> ... <!-- end -->`` of a Markdown file.
-
-    Returns:
-      Number of blocks that changed.
-
-    Raises:
-      UserError: for an open block, or a file of results that is missing or of another kind.
-    """
+    """Fills blocks ``<!-- results FILE.json --> ... <!-- end -->``; returns how many changed."""
     text, changed = filled(path.read_text(), path.parent)
     if changed:
         path.write_text(text)

@@ -71,7 +71,7 @@ class VariantRuns:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Results of the finished runs, by seed."""
+        """By seed, of the finished runs."""
         runs = sorted(self.runs, key=lambda run: run.seed)
         return [run.result for run in runs if run.result is not None]
 
@@ -159,9 +159,9 @@ def find(path: Path) -> list[Path]:
 
 
 def collect(paths: Iterable[Path]) -> list[VariantRuns]:
-    """Groups the runs in run directories, their parents and files of committed results by variant.
+    """Groups the runs in run directories, their parents and files of results by variant.
 
-    Different variants with one name get part of their fingerprint as well.
+    Variants of one name get part of their fingerprint.
     """
     # Variants of a study may compute the same, by scan and by loop: their names differ.
     groups: dict[tuple[str, str], dict[int, Run]] = {}
@@ -178,7 +178,7 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
 
 
 def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
-    """Returns every run with fingerprint and name of its variant."""
+    """Returns runs with fingerprint and name of their variant."""
     if path.is_file():
         return [((r["group"], r["experiment"]), Run(r["seed"], r, path)) for r in read(path)]
     runs = []
@@ -229,9 +229,7 @@ def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
 def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[Table]:
     """Returns the headline (errors of the last step), then selected errors and costs.
 
-    Args:
-      variants: the first with results is the baseline of the differences.
-      absent: names of further variants without runs.
+    The first variant with results is the baseline; ``absent`` are names of variants without runs.
     """
     finished = [variant for variant in variants if variant.results]
     rows, costs = [], []
@@ -289,7 +287,6 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def is_study(path: Path) -> bool:
-    """Returns whether a JSON file holds results of runs."""
     return read_object(path).get("kind") == "study"
 
 

@@ -34,7 +34,6 @@ def score(
     """Scores the newest valid checkpoint of a run, or weights, once per protocol.
 
     Args:
-      source: run directory, file of weights, or weights.
       data: None: the training set's.
       split: None: the test split.
       batch_size: views of the network's input size per call.
@@ -164,7 +163,6 @@ def weights_protocol(
 
 
 def _fits(mean: np.ndarray, protocol: Protocol) -> bool:
-    """Returns whether the images of a protocol have the shape of the mean."""
     if mean.ndim == 1 or not protocol.crop:
         return mean.ndim == 1 or not (protocol.resize or protocol.scales)
     return mean.shape[:2] == (protocol.crop, protocol.crop)
