@@ -88,12 +88,15 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
+def without_fingerprint(name: str) -> str:
+    return re.sub(r" \([\da-f]{6}\)$", "", name)
+
+
 def common_name(names: Sequence[str]) -> str:
     """Returns the common part of names that differ in numbers: "plain" for plain-20, plain-56."""
     if len(names) == 1:
         return names[0]
-    # Without parts of fingerprints.
-    words = [re.findall(r"\d+|\D+", re.sub(r" \(\w{6}\)$", "", name)) for name in names]
+    words = [re.findall(r"\d+|\D+", without_fingerprint(name)) for name in names]
     columns = zip(*words, strict=False)
     title = "".join(column[0] if len(set(column)) == 1 else "…" for column in columns)
     return title.strip(" -_…") or ", ".join(map(shortened, names))

@@ -87,13 +87,13 @@ def run(
     size = 1 if environments else sharding.make(devices).size
     runs = []
     for seed, variant in itertools.product(seeds, variants):
-        folder = workdir / variant.name / f"seed-{seed}"
+        run_dir = Workdir(workdir / variant.name / f"seed-{seed}")
         with _naming(variant):
             variant.check(datasets.describe(variant.data.name, data_dir), size)
-            Workdir(folder).check(variant, seed)
-            result = Workdir(folder).result()
+            run_dir.check(variant, seed)
+            result = run_dir.result()
         if result is None:
-            runs.append(Run(variant, seed, folder))
+            runs.append(Run(variant, seed, run_dir.path))
         else:
             watcher.finished(variant, result)
     if environments:
@@ -106,15 +106,13 @@ def run(
     distributed.wait("results are read")
     if distributed.is_first():
         on_start()
-    for variant, seed, folder in runs:
-        with watcher.running(variant, seed) as progress:
+    for one in runs:
+        with watcher.running(one.variant, one.seed) as progress:
             try:
-                result = train(
-                    variant, seed, folder, progress=progress, data_dir=data_dir, devices=devices
-                )
+                result = train(*one, progress=progress, data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
-                result = Workdir(folder).result() or {}
-        watcher.finished(variant, result)
+                result = Workdir(one.folder).result() or {}
+        watcher.finished(one.variant, result)
     return {}
 
 
@@ -195,8 +193,8 @@ def train_in_workers(
             if (result := Workdir(run.folder).result()) is not None:
                 watcher.finished(run.variant, result)
             elif not interruption.requested:
-                last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
-                failed[run.folder] = f"exit code {code}: {last or 'no message'}; see {log}"
+                last = (log.read_text(errors="replace").strip() or "no message").splitlines()[-1]
+                failed[run.folder] = f"exit code {code}: {last}; see {log}"
                 continue
             log.unlink()
 
@@ -260,9 +258,8 @@ def _work(request: str) -> None:
     experiment, seed, folder, data_dir = json.loads(request)
     variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
     try:
-        train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
-    except NonFiniteLoss:
-        pass  # its result
+        with contextlib.suppress(NonFiniteLoss):
+            train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except UserError as error:
@@ -282,9 +279,8 @@ class StudyTable:
         self._current: list[_Running] = []
         self._began: float | None = None  # Of the first run of this session.
         self._done_before = 0.0
-        self._live = Live(
-            get_renderable=self.render, console=console, refresh_per_second=2, transient=True
-        )
+        options: Any = {"console": console, "refresh_per_second": 2, "transient": True}
+        self._live = Live(get_renderable=self.render, **options)
 
     def __enter__(self) -> "StudyTable":
         if self._console.is_terminal and distributed.is_first():
