@@ -1,6 +1,5 @@
 """Error against depth, the degradation of plain networks: He et al. 2015, Figure 1."""
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,10 +57,12 @@ def title(family: Family) -> str:
 
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
     """Returns the least depth from which on the median training error is above ``threshold``."""
-    failing = itertools.takewhile(
-        lambda variant: variant.training_error.median > threshold, reversed(family)
-    )
-    return min(map(depth, failing), default=None)
+    stop = None
+    for variant in reversed(family):
+        if not variant.training_error.median > threshold:
+            break
+        stop = depth(variant)
+    return stop
 
 
 def depth(variant: VariantRuns) -> int:

@@ -188,13 +188,10 @@ def _gradient(network: Network, images: Array, labels: Array) -> Float[Array, "b
 
 
 def tabulate_blocks(name: str, result: Responses) -> Table:
-    columns = {
-        "block": list(map(str, range(len(result.ratio)))),
-        "branch over input": result.ratio,
-        "cosine with the shortcut": result.cosine,
-        "gradient": result.gradient,
-    }
-    return subjects.table(f"{name}, per block", subjects.rows(columns))
+    columns = ("block", "branch over input", "cosine with the shortcut", "gradient")
+    values = zip(result.ratio, result.cosine, result.gradient, strict=True)
+    rows = tuple((str(block), *numbers) for block, numbers in enumerate(values))
+    return Table(f"{name}, per block", columns, rows)
 
 
 def draw(results: Mapping[str, Responses]) -> Figure:

@@ -72,9 +72,8 @@ class Options(Output):
     sources: Positional[tuple[Path, ...]]
     """Run directories, or weights written by 'resnet-jax weights import'."""
     images: int = 1000
-    """Number of images."""
     data: str | None = None
-    """Data set. Default: the training set's."""
+    """Default: the training set's."""
     split: str | None = None
     """Default: the test split."""
     batch_size: int = 200
@@ -122,11 +121,12 @@ def analyze(
         summaries.append(head | result.summary() | {"seconds": seconds})
         results[network] = result
     others = [details(*item) for item in results.items()] if details else []
+    first = Table(heading, tuple(summaries[0]), tuple(tuple(row.values()) for row in summaries))
     finding = Finding(
         name=name,
         title=title,
         caption=f"{caption}; {images:,} images. After {after}.",
-        tables=(table(heading, summaries), *others),
+        tables=(first, *others),
         rows=[
             {"network": network} | row
             for network, result in results.items()
@@ -192,10 +192,6 @@ def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
     """Returns one row per element of columns that broadcast against each other."""
     values = (array.ravel().tolist() for array in np.broadcast_arrays(*columns.values()))
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def table(title: str, rows: Sequence[Row]) -> Table:
-    return Table(title, tuple(rows[0] if rows else ()), tuple(tuple(row.values()) for row in rows))
 
 
 def panels(

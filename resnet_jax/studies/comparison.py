@@ -82,16 +82,14 @@ class Comparison:
 
 def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
     """Compares an entry with the variants of its network; protocols need a length."""
-    architecture = entry.architecture()
-    if architecture is None:
-        return Comparison(entry)
-    if entry.metric in _COUNTED:
-        name = "multiply_adds" if entry.metric == "flops" else entry.metric
+    architecture, metric = entry.architecture(), entry.metric
+    if architecture and metric in _COUNTED:
+        name = "multiply_adds" if metric == "flops" else metric
         return Comparison(entry, counted=getattr(_counts(architecture), name))
-    if entry.metric not in MEASURED:
+    if architecture is None or metric not in MEASURED:
         return Comparison(entry)
     network = structure(config.resolve(architecture))
-    training = entry.metric == "training_error"
+    training = metric == "training_error"
     name = "training_error_percent" if training else _SELECTED[selection(entry)]
     ours, mismatches = [], []
     for variant in variants:
@@ -136,12 +134,9 @@ def structure(model: dict[str, Any]) -> str:
 
 def beside(variants: Sequence[VariantRuns]) -> list[Comparison]:
     """Returns the verified published errors with a result, joined or rejected."""
-    comparisons = [
-        compare(entry, variants)
-        for key in ledger.papers()
-        for entry in ledger.load(key).entries
-        if entry.verified and entry.metric == "top1_error" and entry.network
-    ]
+    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
+    errors = (e for e in entries if e.verified and e.metric == "top1_error" and e.network)
+    comparisons = (compare(entry, variants) for entry in errors)
     return [comparison for comparison in comparisons if comparison.ours or comparison.mismatches]
 
 
@@ -178,9 +173,9 @@ def tables(comparisons: Sequence[Comparison]) -> list[terminal.Table]:
     columns = ("row", "metric", "published", "mark", "ours")
     rendered = []
     for title, group in groups.items():
-        commands = dict.fromkeys(c.command for c in group if c.missing and c.command)
-        note = "\n".join(f"to run: {command}" for command in commands)
-        rendered.append(terminal.Table(title, columns, tuple(map(_row, group)), note))
+        commands = dict.fromkeys(f"to run: {c.command}" for c in group if c.missing and c.command)
+        rows, note = tuple(map(_row, group)), "\n".join(commands)
+        rendered.append(terminal.Table(title, columns, rows, note))
     return rendered
 
 

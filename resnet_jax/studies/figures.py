@@ -132,11 +132,9 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
     errors = np.ma.masked_invalid([[run.get(step, np.nan) for step in steps] for run in points])
     windows = np.array_split(np.arange(steps.size), min(POINTS, steps.size))
     means = np.ma.stack([errors[:, window].mean(axis=1) for window in windows])
-    statistics = (means.mean(axis=1), means.min(axis=1), means.max(axis=1))
-    return Curve(
-        np.array([steps[window].mean() for window in windows]),
-        *(np.ma.filled(statistic, np.nan) for statistic in statistics),
-    )
+    statistics = means.mean(axis=1), means.min(axis=1), means.max(axis=1)
+    centers = np.array([steps[window].mean() for window in windows])
+    return Curve(centers, *(np.ma.filled(values, np.nan) for values in statistics))
 
 
 def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:

@@ -268,10 +268,8 @@ def write(
     shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
     head = {"kind": "study", "date": datetime.date.today().isoformat()}
     head |= {"command": command, "reduced": reduced, "common": shared}
-    rows = ",\n  ".join(
-        json.dumps({k: value for k, value in result.items() if k not in shared})
-        for result in results
-    )
+    own = ({k: value for k, value in result.items() if k not in shared} for result in results)
+    rows = ",\n  ".join(map(json.dumps, own))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
 
@@ -292,15 +290,10 @@ def is_study(path: Path) -> bool:
 
 def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
     """Adds the command of a study and its reductions to ``study.json`` in its directory."""
-    before = notes([workdir])
-    text = {
-        "command": _joined(before.get("command", ""), command),
-        "variants": list(variants),
-        "reduced": _joined(before.get("reduced", ""), reduced),
-    }
+    text = _merged(notes([workdir]), {"command": command, "reduced": reduced})
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "study.json", text)
+        write_json(workdir / "study.json", text | {"variants": list(variants)})
     except OSError as error:
         problem = f"{workdir} cannot be written ({error.strerror})"
         raise UserError(f"{problem}: use another --workdir") from error
@@ -309,21 +302,18 @@ def remember_study(workdir: Path, *, command: str, variants: Sequence[str], redu
 def notes(paths: Iterable[Path]) -> dict[str, Any]:
     """Merges the notes of studies, by directory or file of results; empty without any."""
     files = (path / "study.json" if path.is_dir() else path for path in paths)
-    studies = [
-        study for file in files if file.is_file() and "command" in (study := read_object(file))
-    ]
-    if not studies:
-        return {}
-    return {
-        "command": _joined(*(study["command"] for study in studies)),
-        "variants": list(dict.fromkeys(v for study in studies for v in study.get("variants", ()))),
-        "reduced": _joined(*(study.get("reduced", "") for study in studies)),
-    }
+    texts = map(read_object, filter(Path.is_file, files))
+    studies = [text for text in texts if "command" in text]
+    return _merged(*studies) if studies else {}
 
 
-def _joined(*texts: str) -> str:
-    parts = (part for text in texts for part in text.split("; ") if part)
-    return "; ".join(dict.fromkeys(parts))
+def _merged(*studies: dict[str, Any]) -> dict[str, Any]:
+    def joined(name: str) -> str:
+        parts = (part for study in studies for part in study.get(name, "").split("; ") if part)
+        return "; ".join(dict.fromkeys(parts))
+
+    variants = dict.fromkeys(name for study in studies for name in study.get("variants", ()))
+    return {"command": joined("command"), "variants": [*variants], "reduced": joined("reduced")}
 
 
 def read_object(path: Path) -> dict[str, Any]:

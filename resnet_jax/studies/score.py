@@ -86,10 +86,8 @@ def check_images(info: DatasetInfo, model: Architecture, *, any_size: bool = Fal
     shape, classes = info.image_shape, info.num_classes
     same = (shape[2], classes) == (model.input_shape[2], model.num_classes)
     if not same or not (any_size or shape == model.input_shape):
-        raise UserError(
-            f"{info.name} has images of {shape} in {classes} classes; "
-            f"the network takes {model.input_shape} in {model.num_classes}"
-        )
+        taken = f"the network takes {model.input_shape} in {model.num_classes}"
+        raise UserError(f"{info.name} has images of {shape} in {classes} classes; {taken}")
 
 
 def _score(
@@ -103,10 +101,8 @@ def _score(
     mean, deviation = card.constants()
     size = (protocol.crop,) * 2 if protocol.crop else info.image_shape[:2]
     if requested is None and mean.ndim == 3 and mean.shape[:2] != size:
-        raise UserError(
-            f"the weights subtract a mean image of {mean.shape}; "
-            f"the images of {info.name} are scored as {(*size, mean.shape[2])}"
-        )
+        images = f"the images of {info.name} are scored as {(*size, mean.shape[2])}"
+        raise UserError(f"the weights subtract a mean image of {mean.shape}; {images}")
     if not _fits(mean, protocol):
         mean = mean.mean((0, 1))
     began = time.perf_counter()
@@ -163,6 +159,8 @@ def weights_protocol(
 
 
 def _fits(mean: np.ndarray, protocol: Protocol) -> bool:
-    if mean.ndim == 1 or not protocol.crop:
-        return mean.ndim == 1 or not (protocol.resize or protocol.scales)
-    return mean.shape[:2] == (protocol.crop, protocol.crop)
+    if mean.ndim == 1:
+        return True
+    if protocol.crop:
+        return mean.shape[:2] == (protocol.crop, protocol.crop)
+    return not (protocol.resize or protocol.scales)
