@@ -206,7 +206,7 @@ def panels(
     return figure, axes
 
 
-def styled(items: Iterable[T]) -> Iterator[tuple[T, dict[str, Any]]]:
+def styled(items: Iterable[T]) -> Iterator[tuple[T, Any]]:
     """Yields items with line styles that differ in color, stroke and marker."""
     cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
     for item, color, stroke, marker in zip(items, *cycles, strict=False):

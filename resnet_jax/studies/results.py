@@ -56,7 +56,7 @@ class Spread(NamedTuple):
 def spread(values: Iterable[float]) -> Spread:
     values = tuple(values)
     if not values:
-        return Spread(*[math.nan] * 4, ())
+        return Spread(math.nan, math.nan, math.nan, math.nan, ())
     mean, median = statistics.fmean(values), statistics.median(values)
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
     return Spread(mean, deviation, median, min(values), values)
