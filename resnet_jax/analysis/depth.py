@@ -81,53 +81,44 @@ def layers(model: dict[str, Any]) -> int:
 
 
 def describe(lines: Sequence[Family], threshold: float) -> Finding:
-    variants = [variant for family in lines for variant in family]
-    kinds = sorted({run["training_error_of"] for variant in variants for run in variant.results})
-    errors = []
-    for variant in variants:
-        training, test, seeds = variant.training_error, variant.error, len(variant.results)
-        numbers = training.mean, training.median, test.mean
-        errors.append((variant.name, depth(variant), seeds, *numbers))
-    percents = "training error %, mean", "median", "test error %, mean"
-    limits = []
+    errors, limits, rows, kinds = [], [], [], set()
     for family in lines:
         depths = " ".join(str(depth(variant)) for variant in family)
         limits.append((title(family), depths, stops_learning(family, threshold) or "none"))
+        for variant in family:
+            name, training = variant.name, variant.training_error
+            numbers = training.mean, training.median, variant.error.mean
+            errors.append((name, depth(variant), len(variant.results), *numbers))
+            place = {"networks": title(family), "network": name, "layers": depth(variant)}
+            for result in variant.results:
+                kinds.add(result["training_error_of"])
+                percent = {"training error percent": result["training_error_percent"]}
+                percent["test error percent"] = result["value"]
+                rows.append(place | {"seed": result["seed"]} | percent)
+    percents = "training error %, mean", "median", "test error %, mean"
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
     return Finding(
         name="depth",
         title="Depth",
-        caption=f"Training error (bold; of {', or '.join(kinds)}) and test error (thin) of the "
+        caption=f"Training error (bold; of {', or '.join(sorted(kinds))}) and test error (thin) of the "
         f"last step, mean and range over seeds; dotted: {threshold:g} %. "
         "After He et al. 2015, Figure 1.",
         tables=(
             Table("error by depth", ("network", "layers", "seeds", *percents), tuple(errors)),
             Table("depth at which learning stops", ("networks", "depths", heading), tuple(limits)),
         ),
-        rows=[
-            {
-                "networks": title(family),
-                "network": variant.name,
-                "layers": depth(variant),
-                "seed": run["seed"],
-                "training error percent": run["training_error_percent"],
-                "test error percent": run["value"],
-            }
-            for family in lines
-            for variant in family
-            for run in variant.results
-        ],
+        rows=rows,
     )
 
 
 def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
     figure, (panel,) = subjects.panels(["layers with weights"], ["error (%)"])
-    looks = ("training", "training_error", "-", 1.8), ("test", "error", "--", 0.7)
+    looks = ("training", "training_error_percent", "-", 1.8), ("test", "value", "--", 0.7)
     for family, style in subjects.styled(lines):
         depths = list(map(depth, family))
         for name, field, stroke, width in looks:
-            spreads = [getattr(variant, field) for variant in family]
+            spreads = [variant.spread(field) for variant in family]
             mean = np.array([spread.mean for spread in spreads])
             low = mean - [min(spread.values) for spread in spreads]
             high = [max(spread.values) for spread in spreads] - mean

@@ -101,11 +101,8 @@ def analyze(
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
 
-    Args:
-      measure: also receives ``batch_size``.
-      details: returns a further table of a network, by its name and result.
-      heading: title of the first table.
-      after: source of the figure.
+    ``measure`` also receives the batch size, ``details`` returns a further table of a network,
+    ``heading`` is that of the first table, and ``after`` is the source of the figure.
     """
     networks = {
         network if step is None else f"{network}, step {step}": load(source, options, step)
