@@ -47,11 +47,11 @@ def create_model(name: str, *, rngs: "nnx.Rngs", **fields: Any) -> "ResNet":
 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names of networks that match a pattern: ``list_models("cifar_*")``."""
-    from fnmatch import fnmatchcase
+    import fnmatch
 
     from resnet_jax.models import NETWORKS
 
-    return [name for name in NETWORKS if fnmatchcase(name, pattern)]
+    return fnmatch.filter(NETWORKS, pattern)
 
 
 def evaluate(
@@ -79,7 +79,7 @@ def evaluate(
     from resnet_jax.evaluation import protocols
     from resnet_jax.studies.score import score
 
-    requested = [None if protocol is None else protocols.parse(protocol)]
+    requested = [protocols.parse(protocol) if protocol else None]
     where = {"data": data, "split": split, "batch_size": batch_size, "data_dir": data_dir}
     return score(Path(source), requested=requested, **where)[0]
 

@@ -18,8 +18,6 @@ from jax.experimental import multihost_utils
 from resnet_jax.errors import NeverMet, UserError
 
 T = TypeVar("T", bound=Any)
-# Exit code EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
-PEER_LOST = NeverMet.exit_code
 # Size of a broadcast message, which has to be equal in all processes.
 _BYTES = 16_384
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
@@ -78,8 +76,8 @@ def detected(joining: Joining = Joining()) -> str | None:
     hosts = variables.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:
         return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {hosts}"
-    uses_tpu = "tpu" in variables.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
-    if not uses_tpu or "TPU_SKIP_MDS_QUERY" in variables:
+    excluded = "tpu" not in variables.get("JAX_PLATFORMS", "tpu")
+    if excluded or "TPU_SKIP_MDS_QUERY" in variables or find_spec("libtpu") is None:
         return None
     return _TPU_VM if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*") else None
 
@@ -93,7 +91,11 @@ def connect(joining: Joining = Joining()) -> None:
     place = detected(joining)
     if place is None:
         return
-    _redirect_stdout_of_libraries()
+    if sys.stdout is sys.__stdout__:  # C++ libraries write to stderr: gloo logs its connections.
+        sys.stdout.flush()
+        results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
+        os.dup2(2, 1)
+        sys.stdout = sys.__stdout__ = results
     coordinator, count, index = joining.place() or (None, None, None)
     # A coordinator on this machine opens its port to this machine alone.
     local = coordinator if (coordinator or "").startswith(("localhost:", "127.0.0.1:")) else None
@@ -110,19 +112,8 @@ def connect(joining: Joining = Joining()) -> None:
         if place == _TPU_VM and isinstance(error, ValueError):
             return  # A device file like a TPU's, without a metadata server.
         reason = str(error).partition("\n")[0]
-        raise NeverMet(
-            f"{place}: the processes did not meet within {joining.meeting_seconds} s: {reason}"
-        ) from error
-
-
-def _redirect_stdout_of_libraries() -> None:
-    """Redirects stdout of C++ libraries to stderr: gloo logs its connections."""
-    if sys.stdout is not sys.__stdout__:
-        return  # Redirected already.
-    sys.stdout.flush()
-    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
-    os.dup2(2, 1)
-    sys.stdout = sys.__stdout__ = results
+        problem = f"the processes did not meet within {joining.meeting_seconds} s"
+        raise NeverMet(f"{place}: {problem}: {reason}") from error
 
 
 def several() -> bool:
@@ -136,13 +127,11 @@ def is_first() -> bool:
 
 def lost(error: BaseException) -> bool:
     """Returns whether an error means that another process is gone."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, jax.errors.JaxRuntimeError):
-            own = "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"
-            return not str(cause).startswith(own)
-        cause = cause.__cause__ or cause.__context__
-    return False
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+        return not str(error).startswith(own)
+    cause = error.__cause__ or error.__context__
+    return cause is not None and lost(cause)
 
 
 def leave(code: int) -> NoReturn:
@@ -158,15 +147,13 @@ def leave(code: int) -> NoReturn:
 
 def wait(reason: str) -> None:
     """Waits for all processes, which pass the same ``reason``."""
-    if jax.process_count() > 1:
+    if several():
         multihost_utils.sync_global_devices(reason)
 
 
 def anyone(flag: bool) -> bool:
     """Returns whether ``flag`` is set in any process. Collective."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag
 
 
 def by_first(act: Callable[[], T]) -> T:
@@ -175,7 +162,7 @@ def by_first(act: Callable[[], T]) -> T:
     Raises:
       UserError: in every process, where ``act`` raises.
     """
-    if jax.process_count() == 1:
+    if not several():
         return act()
     value, message, failure = None, None, None
     if is_first():

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from tyro.extras import SubcommandApp
 
-from resnet_jax.errors import CommandError
+from resnet_jax.errors import CommandError, NeverMet
 
 # MODULE:FUNCTION, and the line in the list of commands.
 COMMANDS = {
@@ -72,24 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not distributed.lost(error):
             _leave(1)
         print("resnet-jax: another process was lost; run all of them again", file=sys.stderr)
-        _leave(distributed.PEER_LOST)
+        _leave(NeverMet.exit_code)
 
 
 def _run(words: list[str]) -> None:
     called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
-    command, registry = None, None
-    if called:
-        from resnet_jax.cli import options
-
-        rest = words[len(called.split()) :]
-        command, registry = options.bind(f"resnet_jax.{COMMANDS[called][0]}", rest)
+    registry = None
     apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
-    for name, (_, text) in COMMANDS.items():
+    for name, (reference, text) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
-        if name == called and command:
+        if name == called:
+            from resnet_jax.cli import options
+
+            rest = words[len(name.split()) :]
+            command, registry = options.bind(f"resnet_jax.{reference}", rest)
             apps[group].command(name=last)(command)
         else:
-            apps[group].command(name=last, help=text)(_placeholder)
+            apps[group].command(name=last, help=text)(lambda: None)
     for group, text in _GROUPS.items():
         apps[""].command(apps[group], name=group, help=text)
     apps[""].cli(
@@ -100,10 +99,7 @@ def _run(words: list[str]) -> None:
     )
 
 
-def _placeholder() -> None: ...
-
-
 def _leave(code: int) -> NoReturn:
-    if "resnet_jax.distributed" in sys.modules:
-        sys.modules["resnet_jax.distributed"].leave(code)
+    if distributed := sys.modules.get("resnet_jax.distributed"):
+        distributed.leave(code)
     raise SystemExit(code)
