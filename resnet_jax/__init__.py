@@ -67,7 +67,7 @@ def evaluate(
 
     Args:
       source: run directory, or weights that ``resnet-jax weights import`` wrote.
-      data: data set; by default that of the training.
+      data: name of the data set; by default that of the training.
       split: by default the test split.
       protocol: crops of an image, such as ``256/224``; by default those of the run or the weights.
       batch_size: images per call.

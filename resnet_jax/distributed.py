@@ -83,11 +83,7 @@ def detected(joining: Joining = Joining()) -> str | None:
 
 
 def connect(joining: Joining = Joining()) -> None:
-    """Joins the other processes, before JAX looks for devices; returns at once if alone.
-
-    Raises:
-      NeverMet: after ``meeting_seconds``.
-    """
+    """Joins the other processes, if any, before JAX looks for devices."""
     place = detected(joining)
     if place is None:
         return
@@ -157,14 +153,13 @@ def anyone(flag: bool) -> bool:
 
 
 def by_first(act: Callable[[], T]) -> T:
-    """Runs ``act`` on process 0 and returns its result, a JSON value, in every process. Collective.
+    """Runs ``act`` on process 0 and returns its JSON value in every process. Collective.
 
-    Raises:
-      UserError: in every process, where ``act`` raises.
+    If ``act`` raises, every process raises, all but the first a UserError.
     """
     if not several():
         return act()
-    value, message, failure = None, None, None
+    value = message = failure = None
     if is_first():
         try:
             value = act()

@@ -60,7 +60,7 @@ class Target(NamedTuple):
     name: str
     platform: str
     usable: int
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
 
 
 def target(name: str) -> Target:
@@ -69,10 +69,8 @@ def target(name: str) -> Target:
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
     if kind not in USABLE or (platform == "tpu" and not shape):
-        raise UserError(
-            f"--target is {name!r}{nearest(kind, USABLE)}. "
-            "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
-        )
+        allowed = "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
+        raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. {allowed}")
     backend, options = platform, {}
     if platform == "gpu":
         description, memory, bandwidth = _GPUS[kind]
@@ -82,10 +80,9 @@ def target(name: str) -> Target:
     try:
         topology = topologies.get_topology_desc(rest, backend, **options)
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{name} has no compiler: {reason}. Is 'resnet-jax-lab[plan-{platform}]' installed?"
-        ) from error
+        reason = f"{name} has no compiler: {str(error).splitlines()[0]}"
+        extra = f"resnet-jax-lab[plan-{platform}]"
+        raise UserError(f"{reason}. Is '{extra}' installed?") from error
     return Target(name, platform, USABLE[kind], tuple(topology.devices))
 
 
@@ -135,7 +132,7 @@ def adapt(
 
 
 def lower_step(
-    experiment: Experiment, devices: Sequence[jax.Device], fsdp: int, examples: int
+    experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     everywhere = sharding.replicated(compiled.mesh)

@@ -119,13 +119,16 @@ def _text(value: Any) -> str:
 
 def show(as_json: bool, value: Any, *parts: Table | str) -> None:
     """Prints a value as JSON, or tables and lines in its place, to stdout in process 0."""
-    if as_json and distributed.is_first():
+    if not distributed.is_first():
+        return
+    if as_json:
         print(json.dumps(value))
-    for part in () if as_json else parts:
-        if isinstance(part, str):
-            say(part, out)
-        elif distributed.is_first():
+        return
+    for part in parts:
+        if isinstance(part, Table):
             out.print(terminal(part))
+        else:
+            say(part, out)
 
 
 def terminal(table: Table, **style: Any) -> rich.table.Table:

@@ -78,20 +78,12 @@ def preview(
 def images_of_step(
     experiment: Experiment, info: DatasetInfo, *, seed: int, step: int, count: int
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Returns the first ``count`` images of a training step, 0 to 1, and names of their classes.
-
-    Names of mixed images have their shares.
-    """
+    """Returns the first ``count`` images of a training step, 0 to 1, and their classes as text."""
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        (order,) = batch_indices(
-            jax.random.fold_in(key, 1),
-            jnp.int32(step),
-            steps=1,
-            batch_size=experiment.batch_size,
-            examples=len(examples),
-        )
+        size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
+        (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
@@ -99,9 +91,8 @@ def images_of_step(
         rows = [stream[i] for i in range(len(stream))]
         images, labels, _ = map(np.stack, zip(*rows, strict=True))
     augment = jax.jit(program.augmentation(experiment), static_argnums=4)
-    augmented, targets = augment(
-        augmentation_key(key, step), preprocessing, images, labels, info.num_classes
-    )
+    key = augmentation_key(key, step)
+    augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
     pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
     pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
     if targets is None:

@@ -103,12 +103,10 @@ def summary(
 
 def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
-    versions, device = run_dir.versions(), run_dir.devices()
-    problems = [
-        (f"{name} is missing", f"pip install {name}")
-        for name, version in versions.items()
-        if version.startswith("not")
-    ]
+    report = run_dir.describe()
+    versions, device = report["versions"].items(), report["devices"]
+    missing = (name for name, version in versions if version.startswith("not"))
+    problems = [(f"{name} is missing", f"pip install {name}") for name in missing]
     processes = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
     try:
         processes = distributed.detected() or processes
@@ -130,10 +128,7 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if not data_sets:
         remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
         problems.append(("no data set is prepared", remedy))
-    report = {
-        "versions": versions,
-        "commit": run_dir.commit(),
-        "devices": device,
+    report |= {
         "processes": processes,
         "compiled_programs": os.environ["JAX_COMPILATION_CACHE_DIR"],
         "data_dirs": list(map(str, datasets.data_dirs(data_dir))),
@@ -141,7 +136,7 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
         "problems": problems,
     }
     texts = report | {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions),
         "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
         "data_dirs": ", ".join(report["data_dirs"]),
         "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),

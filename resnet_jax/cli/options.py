@@ -146,18 +146,16 @@ def _part_rule(
     # `none` is also the name of a shortcut, which is not optional.
     optional = NoneType in arguments
 
-    def fits(part: Factory) -> bool:
-        return base is None or (isinstance(part, type) and issubclass(part, base))
-
     def read(words: list[str]) -> Factory | None:
         (text,) = words
         if optional and text == "none":
             return None
         part = parts.load_part(text, others)
-        if not fits(part):
-            fitting = [name for name, known in parts.known().items() if fits(known)]
-            raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
-        return part
+        if base is None or (isinstance(part, type) and issubclass(part, base)):
+            return part
+        known = parts.known().items()
+        fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
+        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
 
     return constructors.PrimitiveConstructorSpec(
         nargs=1,

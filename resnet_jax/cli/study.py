@@ -54,7 +54,7 @@ def study(
       devices: Devices to use, over all processes; default: all.
     """
     if sum(word.partition("=")[0] == "--only" for word in words) > 1:
-        raise UserError("--only: give it once, with all the names")
+        raise UserError("--only is given more than once; give it once, with all the names")
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; give at least 1")
     if workers is not None and devices is not None:
@@ -80,7 +80,8 @@ def study(
     scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
     for name, value in scale.items():
         command += [] if value is None else [name, str(value)]
-    command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
+    command += ["--only", *only] if only else []
+    command += ["--workdir", workdir.name]
     note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
@@ -113,14 +114,14 @@ def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experim
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    theirs, ours = (
-        (one.data.name, f"{one.steps:,} steps", f"{sum(one.model.stages)} blocks")
-        for one in (full, variant)
-    )
     changes = [
-        f"{our} in place of {their.split()[0]}"
-        for our, their in zip(ours, theirs, strict=True)
-        if our != their
+        f"{ours}{unit} in place of {theirs}"
+        for ours, theirs, unit in (
+            (variant.data.name, full.data.name, ""),
+            (f"{variant.steps:,}", f"{full.steps:,}", " steps"),
+            (sum(variant.model.stages), sum(full.model.stages), " blocks"),
+        )
+        if ours != theirs
     ]
     if not changes:
         return ""
@@ -156,16 +157,15 @@ def report(
     if output is not None and output.suffix != ".html":
         raise UserError(f"--output is {output}; give a name that ends in .html")
     # Findings are committed there too.
-    committed = sorted((options.recipes() / "results").glob("*.json"))
+    committed = sorted(Path("experiments/results").glob("*.json"))
     runs = runs or tuple(filter(results_lib.is_study, committed))
     if save is not None:
         results = [r for variant in results_lib.collect(runs) for r in variant.results]
         if not results:
             raise UserError(f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
-        notes = results_lib.notes(runs)
-        texts = {name: notes.get(name, "") for name in ("command", "reduced")}
+        notes = {"command": "", "reduced": ""} | results_lib.notes(runs)
         with _file_access(save):
-            results_lib.write(save, results, **texts)
+            results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
     if paper:
         _compare(paper, runs, output, as_json)
         return

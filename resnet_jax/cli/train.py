@@ -30,7 +30,7 @@ def train(
     joining: Processes = Joining(),
     words: Words = (),
 ) -> None:
-    """Train an experiment, or continue it. --steps also rescales the phases of its schedule.
+    """Train an experiment, or continue it. --steps also rescales its schedule.
 
     Every field of the experiment is an option; --help-all lists all of them.
 
@@ -46,6 +46,7 @@ def train(
     """
     base = options.experiment(reference)
     before, now = base.schedule, experiment.schedule
+    # --steps rescales the schedule, unless the lengths of its phases are set too.
     if (now.decay_steps, now.cosine_steps) == (before.decay_steps, before.cosine_steps):
         unscaled = dataclasses.replace(experiment, steps=base.steps)
         experiment = unscaled.shortened(experiment.steps)
