@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flax import nnx
-
-    from resnet_jax.models import ResNet, shortcuts
+    from resnet_jax.models import build as create_model
+    from resnet_jax.models import shortcuts
     from resnet_jax.training.config import Experiment
     from resnet_jax.training.train import train
     from resnet_jax.weights import load_pretrained
@@ -25,24 +24,12 @@ __all__ = [
 ]
 # Imported at the first use, so that `import resnet_jax` imports no JAX.
 _LAZY = {
-    "Experiment": "resnet_jax.training.config",
-    "load_pretrained": "resnet_jax.weights",
-    "shortcuts": "resnet_jax.models",
-    "train": "resnet_jax.training.train",
+    "Experiment": "training.config:Experiment",
+    "create_model": "models:build",
+    "load_pretrained": "weights:load_pretrained",
+    "shortcuts": "models:shortcuts",
+    "train": "training.train:train",
 }
-
-
-def create_model(name: str, *, rngs: "nnx.Rngs", **fields: Any) -> "ResNet":
-    """Builds a network by name: ``create_model("resnet50", num_classes=10, rngs=nnx.Rngs(0))``.
-
-    Args:
-      name: one of ``list_models()``, or a family with a depth: ``cifar_resnet26``.
-      rngs: source of the initialization.
-      **fields: fields of ``models.Architecture``, and ``execution``.
-    """
-    from resnet_jax import models
-
-    return models.build(name, rngs=rngs, **fields)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -87,7 +74,8 @@ def evaluate(
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name].split(":")
+    return getattr(importlib.import_module(f"resnet_jax.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

@@ -143,13 +143,15 @@ def leave(code: int) -> NoReturn:
 
 def wait(reason: str) -> None:
     """Waits for all processes, which pass the same ``reason``."""
-    if several():
+    if jax.process_count() > 1:
         multihost_utils.sync_global_devices(reason)
 
 
 def anyone(flag: bool) -> bool:
     """Returns whether ``flag`` is set in any process. Collective."""
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any()) if several() else flag
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
 def by_first(act: Callable[[], T]) -> T:
@@ -157,7 +159,7 @@ def by_first(act: Callable[[], T]) -> T:
 
     If ``act`` raises, every process raises, all but the first a UserError.
     """
-    if not several():
+    if jax.process_count() == 1:
         return act()
     value = message = failure = None
     if is_first():

@@ -325,7 +325,7 @@ def test_fine_tuning_from_a_run_is_another_run(
     run = tmp_path / "tuned"
     begin = [*command, "--workdir", str(run), "--init-from", str(short_run), "--new-head", "--freeze-trunk"]
     text = fails(capsys, *begin)
-    assert "model.shortcut is ZeroPad, of the weights Projection. Ask for theirs: --model.shortcut Projection" in text
+    assert "the weights are of another network. Use --model.shortcut Projection" in text
     assert not run.exists()
     fitting = ["--model.shortcut", "Projection", "--optimizer.rates", "stages", "0.1", "head", "2"]
     result = prints_json(capsys, *begin, *fitting)

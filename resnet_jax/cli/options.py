@@ -11,9 +11,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
-from tyro import constructors
 from tyro.conf import Positional, Suppress, arg
-from tyro.constructors import ConstructorRegistry
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+)
 
 from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
@@ -66,7 +71,7 @@ def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], Con
         defaults["words"] = tuple(words)
     if "experiment" in parameters:
         if {"-h", "--help"} & {*words}:
-            registry.struct_rule(_frequent_fields())
+            registry.struct_rule(_FrequentFields())
         elif first is None and "--help-all" not in words:
             raise UserError(f"{name}: first name the experiment, {_REFERENCE}")
         defaults["experiment"] = experiment(first) if first else _EXAMPLE
@@ -114,29 +119,23 @@ def _call(reference: str, *types: type[Any]) -> Any:
     return returned
 
 
-def _frequent_fields() -> Callable[
-    [constructors.StructTypeInfo], constructors.StructConstructorSpec | None
-]:
-    """Returns a rule that leaves the fields of ``_FREQUENT``."""
+class _FrequentFields:
+    """Rule of tyro that leaves the fields of ``_FREQUENT``."""
+
     is_active = True
 
-    def rule(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
-        nonlocal is_active
+    def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
-        if fields is None or not is_active:
+        if fields is None or not self.is_active:
             return None
-        is_active = False  # For the rules of tyro.
+        self.is_active = False  # For the rules of tyro.
         spec: Any = ConstructorRegistry.get_struct_spec(info)
-        is_active = True
+        self.is_active = True
         kept = tuple(field for field in spec.fields if field.name in fields)
         return dataclasses.replace(spec, fields=kept)
 
-    return rule
 
-
-def _part_rule(
-    info: constructors.PrimitiveTypeInfo,
-) -> constructors.PrimitiveConstructorSpec[Any] | None:
+def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
     arguments = typing.get_args(info.type)
     base = arguments[0] if typing.get_origin(info.type) is type else None
@@ -157,7 +156,7 @@ def _part_rule(
         fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
         raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
 
-    return constructors.PrimitiveConstructorSpec(
+    return PrimitiveConstructorSpec(
         nargs=1,
         metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
         instance_from_str=read,

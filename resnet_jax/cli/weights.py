@@ -127,6 +127,7 @@ def _show(weights: Pretrained, as_json: bool, *texts: str, **more: str) -> None:
     tensors = [row._asdict() for row in rows]
     data = {"network": network, "card": json.loads(card.text()), "tensors": tensors, **more}
     mean = "an image" if isinstance(view.mean[0], tuple) else view.mean
+    images = vars(view) | {"mean": mean}
     claimed = "nothing"
     if card.claimed_error is not None:
         claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"
@@ -135,8 +136,7 @@ def _show(weights: Pretrained, as_json: bool, *texts: str, **more: str) -> None:
         data,
         _table(rows, card.source),
         f"network:  {network}, {card.architecture.num_classes} classes",
-        f"images:   mean {mean}, deviation {view.deviation}, resize {view.resize}, "
-        f"crop {view.crop}, {view.interpolation}",
+        "images:   " + ", ".join(f"{name} {value}" for name, value in images.items()),
         f"claimed:  {claimed}",
         f"drawn:    {sum(not row.source for row in rows)} of {len(rows)} tensors",
         *texts,
