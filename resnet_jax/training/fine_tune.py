@@ -12,9 +12,9 @@ import numpy as np
 from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.models import norms
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training import run_dir, sharding
 from resnet_jax.training.config import Experiment, Start
 from resnet_jax.training.step import TrainState, tree_digest
