@@ -1,5 +1,7 @@
 """Residual block of any branch, shortcut and order."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -66,10 +68,8 @@ class Branch(nnx.Module):
             raise UserError(f"dropout must be in [0, 1), got {dropout}.")
         inner = features * base_width // 64 * groups
         if min(inner, expansion) < 1:
-            raise UserError(
-                f"a branch needs at least one channel: features={features}, groups={groups}, "
-                f"base_width={base_width}, expansion={expansion}."
-            )
+            widths = f"{features=}, {groups=}, {base_width=}, {expansion=}"
+            raise UserError(f"a branch needs at least one channel: {widths}.")
         self.out_features = features * expansion
         self.dropout = dropout
         between = order.after_convolution + order.before_convolution
@@ -78,13 +78,12 @@ class Branch(nnx.Module):
         scales = order.initial_scales(len(kernels), num_blocks)
         convs, afters = [], []
         for index, (size, width, scale) in enumerate(zip(kernels, widths, scales, strict=True)):
-            options = (
-                {} if size == 1 else {"dilation": dilation[index > stride_at], "groups": groups}
-            )
             step = stride if index == stride_at else 1
-            convs.append(Conv(in_features, width, size, step, **options, rngs=rngs))
+            spread, split = (1, 1) if size == 1 else (dilation[index > stride_at], groups)
+            conv = Conv(in_features, width, size, step, dilation=spread, groups=split, rngs=rngs)
+            convs.append(conv)
             if scale != 1:
-                convs[-1].kernel[...] *= scale
+                conv.kernel[...] *= scale
             layers = order.after_last_convolution if index == last else between
             afters.append(Sequence(layers, width, norm=norm, rngs=rngs))
             in_features = width
@@ -93,16 +92,11 @@ class Branch(nnx.Module):
             norms = zip(afters[last].layers, order.after_last_convolution, strict=True)
             scaled = [layer for layer, cls in norms if cls is Norm and hasattr(layer, "scale")]
             if not scaled:
-                raise UserError(
-                    f"zero_scale: branches of {order.__name__} do not end in a normalization with "
-                    "a scale; use Original with BatchNorm."
-                )
+                problem = f"{order.__name__}'s branches do not end in a normalization with a scale"
+                raise UserError(f"zero_scale: {problem}; use Original with BatchNorm.")
             scaled[-1].scale[...] = jnp.zeros_like(scaled[-1].scale[...])
-        self.excitation = (
-            SqueezeExcitation(self.out_features, reduction=reduction, rngs=rngs)
-            if reduction
-            else None
-        )
+        excitation = functools.partial(SqueezeExcitation, reduction=reduction, rngs=rngs)
+        self.excitation = excitation(self.out_features) if reduction else None
 
     def __call__(
         self, x: Activation, *, train: bool = False, key: Key[Array, ""] | None = None
@@ -193,10 +187,12 @@ class ResidualBlock(nnx.Module):
         """Runs the block; ``multiplier`` is a factor on the branch, one or one per image."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         ready = self.before(x, train=train)
-        branch = components.call(self.branch, ready, train=train, key=keys[0])
+        options = components.accepted(self.branch, train=train, key=keys[0])
+        branch = self.branch(ready, **options)
         if multiplier is not None:
             branch = branch * multiplier.reshape(-1, 1, 1, 1).astype(branch.dtype)
         carried = ready if self.shared else x
-        merged = components.call(self.shortcut, carried, branch, train=train, key=keys[1])
+        options = components.accepted(self.shortcut, train=train, key=keys[1])
+        merged = self.shortcut(carried, branch, **options)
         # A user's formula with a float32 parameter would raise the network's dtype.
         return self.after(merged.astype(branch.dtype), train=train)

@@ -1,6 +1,6 @@
-"""Components of a network: classes with some literal arguments, equal by value, with one text form.
+"""Components of a network: classes with literal arguments, equal by value.
 
-The text is ``NAME`` or ``NAME(argument=value, ...)``, NAME short, FILE.py:CLASS or module:CLASS.
+Written as ``NAME`` or ``NAME(argument=value, ...)``, NAME short, FILE.py:CLASS or module:CLASS.
 """
 
 import ast
@@ -77,7 +77,7 @@ def load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # a module that exists and lacks a dependency of its own
+            raise  # the module exists and lacks a dependency
         raise UserError(f"there is no module {name!r}; files are written with .py") from error
 
 
@@ -135,9 +135,9 @@ def make(factory: Factory, *args: Any, **offered: Any) -> Any:
     return cls(*args, **_declared(cls, "__init__", offered) | arguments)
 
 
-def call(module: Any, *args: Any, **offered: Any) -> Any:
-    """Calls a module with ``args`` and those of ``offered`` that its call declares."""
-    return module(*args, **_declared(type(module), "__call__", offered))
+def accepted(module: Any, **offered: Any) -> dict[str, Any]:
+    """Returns those of ``offered`` that a module's call declares."""
+    return _declared(type(module), "__call__", offered)
 
 
 def takes(module: Any, name: str) -> bool:

@@ -30,7 +30,7 @@ class Execution:
 
     def steps_a_call(self, backend: str | None = None) -> int:
         """Returns the maximum of training steps per call on a device-resident data set."""
-        # On CPU a call is cheap, and a loop around the step compiles to slower code.
+        # CPU programs start cheaply, and a loop around the step compiles to slower code.
         default = 1 if (backend or jax.default_backend()) == "cpu" else 100
         return self.steps_per_dispatch or default
 

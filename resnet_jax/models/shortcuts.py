@@ -62,7 +62,7 @@ class _ProjectAlways(nnx.Module):
         self.norm = norm(out_features, rngs=rngs)
 
     def __call__(self, x: Activation, *, train: bool) -> Output:
-        return components.call(self.norm, self.conv(x), train=train)
+        return self.norm(self.conv(x), **components.accepted(self.norm, train=train))
 
 
 class _Project(nnx.Module):
