@@ -32,9 +32,9 @@ class Counts:
     """Counts of a network for one image."""
 
     parameters: int
-    """Trainable values, without running statistics."""
+    """Trainable values."""
     multiply_adds: int
-    """Of convolutions and matrix products in the forward pass: the papers' "FLOPs"."""
+    """Of convolutions and matrix products in the forward pass: the papers' FLOPs."""
     projections: int
     """Shortcuts that own a convolution."""
     stages: tuple[StageCounts, ...]
@@ -95,7 +95,9 @@ def _add(jaxpr: core.Jaxpr, scope: str, times: int, totals: Counter[str]) -> Non
         section = scope or str(equation.source_info.name_stack).split("/")[0]
         primitive, parameters = equation.primitive.name, equation.params
         variables = (*equation.outvars[:1], *equation.invars)
-        shapes = [getattr(variable.aval, "shape", ()) for variable in variables]
+        shapes: list[tuple[int, ...]] = [
+            getattr(variable.aval, "shape", ()) for variable in variables
+        ]
         if primitive == "conv_general_dilated":  # HWIO, I per group
             totals[section] += times * math.prod(shapes[0]) * math.prod(shapes[2][:3])
         elif primitive == "dot_general":

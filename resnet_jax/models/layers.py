@@ -18,7 +18,7 @@ Output = Float[Array, "n ho wo co"]
 NormFactory = Callable[..., Any]
 Layers = tuple[type, ...]
 
-# He et al. 2015b (arXiv 1502.01852), eq. 10, not truncated. One object: equal layers compare equal.
+# He et al. 2015b (arXiv 1502.01852), eq. 10. One object: equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -140,8 +140,6 @@ def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
     return key
 
 
-def keep(
-    key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str
-) -> Float[Array, "..."]:
+def keep(key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str) -> Array:
     """Returns a mask of zeros and ones, zero with probability ``rate`` (broadcast to ``shape``)."""
     return jax.random.bernoulli(needs_key(key, what), 1 - rate, shape).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Normalization layers: over the batch or groups of its images, frozen, over channels, and none."""
+"""Normalization layers and their running statistics."""
 
 from collections.abc import Set
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import batch_norm
-from resnet_jax.models.layers import Activation
+from resnet_jax.models.layers import Activation, Bias
 
 Variables = dict[str, Any]
 
@@ -91,14 +91,11 @@ class GroupNorm(nnx.GroupNorm):
         return super().__call__(x, mask=mask).astype(x.dtype)
 
 
-class NoNorm(nnx.Module):
+class NoNorm(Bias):
     """Only a bias per channel. SkipInit (De and Smith 2020, arXiv 2002.10444), Section 2."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.bias = nnx.Param(jnp.zeros(features))
-
-    def __call__(self, x: Activation) -> Activation:
-        return x + self.bias[...].astype(x.dtype)
 
 
 class Nothing(nnx.Module):
@@ -146,7 +143,7 @@ def thaw(params: Variables, batch_stats: Variables) -> tuple[Variables, Variable
     return _split(variables | stats, stats.keys() - affine)
 
 
-def _split(variables: Variables, stats: Set[Any]) -> tuple[Variables, Variables]:
+def _split(variables: dict[Any, Any], stats: Set[Any]) -> tuple[Variables, Variables]:
     trained = {path: value for path, value in variables.items() if path not in stats}
     kept = {path: value for path, value in variables.items() if path in stats}
     return unflatten_mapping(trained), unflatten_mapping(kept)

@@ -64,12 +64,9 @@ class Architecture:
     """Dtype of computation. Parameters and statistics are float32."""
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
-        """Returns the initialized module.
-
-        It is compiled as one program: eager initialization of ResNet-50 takes tens of seconds.
-        """
+        """Returns the module, initialized by one program: eagerly that takes tens of seconds."""
         key = rngs.params()
-        # Inside of another trace there is nothing to compile, and jax rejects the options.
+        # Inside another trace JAX rejects compiler options.
         options = None if isinstance(key, Tracer) else quick_to_compile()
 
         def variables(key: Array) -> Any:
@@ -120,12 +117,10 @@ class ResNet(nnx.Module):
         stages, features = architecture.stages, architecture.features
         channels, num_classes = architecture.input_shape[2], architecture.num_classes
         width = architecture.stem_features or (features or (0,))[0]
-        if (
-            len(stages) != len(features)
-            or min(*stages, *features, width, channels, num_classes) < 1
-        ):
-            sizes = f"stages={stages} and features={features}"
-            raise UserError(f"{sizes} must have equal lengths, and every size be at least 1.")
+        sizes = (*stages, *features, width, channels, num_classes)
+        if len(stages) != len(features) or min(sizes) < 1:
+            widths = f"stages={stages} and features={features}"
+            raise UserError(f"{widths} must have equal lengths, and every size be at least 1.")
         self.num_blocks = sum(stages)
         self.dtype, self.kernels = architecture.dtype, execution.kernels
         self.stochastic_depth = architecture.stochastic_depth
@@ -217,7 +212,7 @@ class ResNet(nnx.Module):
             return self.head(last, train=train)
 
     def exchangeable(self) -> list[range]:
-        """Returns the ranges of blocks of equal structure, within which they may be permuted."""
+        """Returns ranges of blocks of equal structure, which may be permuted."""
         counts = [stack.count for stacks in self.stages for stack in stacks]
         ends = itertools.accumulate(counts, initial=0)
         return [range(start, end) for start, end in itertools.pairwise(ends)]
@@ -243,9 +238,8 @@ class ResNet(nnx.Module):
             order, runs = np.asarray(permutation), self.exchangeable()
             if any(sorted(order[run]) != list(run) for run in runs):
                 allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
-                raise UserError(
-                    f"permutation exchanges blocks of unequal structure: only {allowed} may move."
-                )
+                problem = "permutation exchanges blocks of unequal structure"
+                raise UserError(f"{problem}: only {allowed} may change places.")
         return jnp.asarray(permutation)
 
 
@@ -263,9 +257,9 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int
     reached: int = getattr(stem, "stride", None) or 0
     possible = [reached * 2**i for i in range(later + 1) if reached and transition.stride == 1]
     if wanted not in possible:
-        network = f"{later + 1} stages, this stem and {transition.__name__}"
+        parts = f"{later + 1} stages, this stem and {transition.__name__}"
         raise UserError(
-            f"output_stride={wanted} is not possible with {network}: give one of {possible}."
+            f"output_stride={wanted} is not possible with {parts}: use one of {possible}."
         )
     strided = (wanted // reached).bit_length() - 1
     dilated = [(1, (2**i, 2 ** (i + 1))) for i in range(later - strided)]
@@ -273,10 +267,7 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int
 
 
 def _stacks(
-    block: Callable[..., ResidualBlock],
-    first: dict[str, Any],
-    count: int,
-    **options: Any,
+    block: Callable[..., ResidualBlock], first: dict[str, Any], count: int, **options: Any
 ) -> list["Stack"]:
     """Builds a stage; consecutive blocks of equal arguments are one stack."""
     stacks, arguments = [], first
@@ -314,10 +305,7 @@ class Head(nnx.Module):
 
 
 class Stack(nnx.Module):
-    """Consecutive blocks ``make(rngs=)`` of equal structure, as a loop or one ``lax.scan``.
-
-    Each variable is one array with the blocks along its first axis.
-    """
+    """Blocks ``make(rngs=)``, stacked along a first axis, as a loop or one ``lax.scan``."""
 
     def __init__(
         self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
@@ -387,7 +375,7 @@ _EXPENSIVE = (
 
 
 def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
-    """Remat policy of scans, which copy what is saved: cheap results are recomputed."""
+    """Remat policy of scans, which copy saved results: cheap ones are recomputed."""
     return operation in _EXPENSIVE
 
 
@@ -395,7 +383,7 @@ def _unstacked(tree: Any, count: int) -> list[Any]:
     # The gradient of a split is one concatenation; that of `count` slices a sum of padded arrays.
     def split(leaf: Array) -> list[Array]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return [leaf[i] for i in range(count)]
+            return list(leaf)
         return [lax.squeeze(part, (0,)) for part in lax.split(leaf, (1,) * count)]
 
     leaves, treedef = jax.tree.flatten(tree)

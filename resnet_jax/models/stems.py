@@ -43,7 +43,7 @@ class ImageNetStem(SmallImageStem):
 
 
 class DeepStem(nnx.Module):
-    """Three 3x3 convolutions in place of the 7x7. ResNet-C (arXiv 1812.01187), Figure 2b."""
+    """Three 3x3 convolutions for the 7x7. ResNet-C (arXiv 1812.01187), Figure 2b."""
 
     stride: ClassVar[int] = 4
 
