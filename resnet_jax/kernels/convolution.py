@@ -36,13 +36,10 @@ def convolve(
     **_: Any,
 ) -> Float[Array, "n ho wo o"]:
     """Convolves as ``lax.conv_general_dilated`` does with other arguments at their defaults."""
-    # Lists cannot be static arguments.
-    vertical, horizontal = map(tuple, padding)
-    padding = vertical, horizontal
+    padding = padding[0], padding[1]  # nnx.Conv passes a list, which cannot be static
     if weights.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)) and feature_group_count == 1:
         return _multiply(inputs[:, :: strides[0], :: strides[1]], weights[0, 0])
-    window = tuple(strides), padding, tuple(rhs_dilation), feature_group_count
-    return _convolve(inputs, weights, window)
+    return _convolve(inputs, weights, (strides, padding, rhs_dilation, feature_group_count))
 
 
 def _product(pixels: Array, matrix: Array) -> Array:

@@ -51,10 +51,11 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
     """
     modules: dict[Any, Any] = dict(nnx.iter_modules(model))
     stacks = [(part, part.scan, part.remat) for part in modules.values() if type(part) is Stack]
-    recorded = {
-        p: part for p, part in modules.items() if p and not isinstance(part, Stack | nnx.List)
-    }
-    parts = [(path, part, type(part)) for path, part in recorded.items()]
+    parts = [
+        (path, part, type(part))
+        for path, part in modules.items()
+        if path and not isinstance(part, Stack | nnx.List)
+    ]
     recorder = _Recorder(names, model.num_blocks)
     try:
         for path, part, cls in parts:
