@@ -245,7 +245,7 @@ class Minimal(nnx.Module):
 
 
 class KeywordOnly(nnx.Module):
-    """Keyword-only ``rngs`` and a layer of its own."""
+    """Keyword-only ``rngs`` and its own layer."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, *, rngs: nnx.Rngs):
         self.stride = stride
