@@ -1,16 +1,12 @@
-"""Operations with custom VJPs that are faster than autodiff on some backends, without forward mode.
-
-Layers call them whatever the backend; ``active`` decides whether they are JAX's own instead.
-"""
+"""Operations with custom VJPs, without forward mode; ``active`` may choose JAX's own instead."""
 
 from typing import Literal
 
 import jax
 
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
-"""plain: autodiff everywhere; gpu: custom VJPs for BatchNorm and max pooling; cpu: for convolutions
-too; auto: those of the backend in use, plain on TPU.
-"""
+"""plain: autodiff; gpu: custom VJPs for BatchNorm and max pooling; cpu: also for convolutions;
+auto: by backend, plain on TPU."""
 
 active = jax.make_user_context("auto")
 """Kernels of the network that is traced: ``with active("plain"): ...``"""
@@ -21,4 +17,4 @@ def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "c
     if kernels != "auto":
         return kernels
     backend = backend or jax.default_backend()
-    return "cpu" if backend == "cpu" else "gpu" if backend == "gpu" else "plain"
+    return "plain" if backend not in ("cpu", "gpu") else backend

@@ -1,7 +1,7 @@
-"""Functional batch norm with autodiff or a custom VJP, equal up to rounding.
+"""Functional batch norm with autodiff or a custom VJP (equal up to rounding).
 
-The custom VJP reads only the input beside the cotangent, once for both sums and once for the result
-(Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3), and recomputes the mask of a following ReLU.
+The custom VJP (Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3) reads only input and cotangent,
+once for both sums and once for the result, and recomputes the mask of a following ReLU.
 """
 
 from typing import Any
@@ -23,10 +23,7 @@ Normalized = tuple[Groups, PerChannel, PerChannel]
 def normalize(
     x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool
 ) -> Normalized:
-    """Normalizes over images and pixels, each group by itself; ``rectify`` applies a ReLU.
-
-    Returns the result in the dtype of x; mean and biased variance in float32.
-    """
+    """Returns x normalized over each group's images and pixels, means and biased variances."""
     form = autodiff if resolve(active.value) == "plain" else custom
     return form(x, scale, bias, epsilon, rectify)
 
@@ -48,7 +45,7 @@ def affine(
     epsilon: float,
     rectify: bool = False,
 ) -> Groups:
-    """``scale (x - mean) / sqrt(var + epsilon) + bias`` in float32, returned in the dtype of x."""
+    """``scale (x - mean) / sqrt(var + epsilon) + bias`` in float32, cast to the dtype of x."""
     factor = scale * lax.rsqrt(var + epsilon)
     y = ((x.astype(jnp.float32) - _wide(mean)) * _wide(factor) + bias).astype(x.dtype)
     return nnx.relu(y) if rectify else y
@@ -74,9 +71,7 @@ def _backward(epsilon: float, rectify: bool, saved: Any, cotangents: Any) -> Any
     level = (dmean - factor * total) / count - slope * mean
     # Not in terms of x - mean: XLA:CPU would save it in the forward pass or materialize it here.
     dx = _wide(factor) * dy + _wide(slope) * wide + _wide(level)
-    dscale, dbias = (
-        per_group.reshape(-1, len(scale)).sum(0) for per_group in (along * inverse, total)
-    )
+    dscale, dbias = (term.reshape(-1, len(scale)).sum(0) for term in (along * inverse, total))
     return dx.astype(x.dtype), dscale, dbias
 
 

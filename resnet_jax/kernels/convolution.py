@@ -4,8 +4,7 @@ XLA:CPU canonicalizes convolution layouts in the entry computation only: autodif
 inside a ``while`` body (any ``lax.scan``) runs a naive loop, 17 to 29 times slower.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from jaxtyping import Array, Float
 
 from resnet_jax.kernels import active, resolve
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -28,20 +28,18 @@ def conv_general_dilated(inputs: Array, weights: Array, *window: Any, **options:
 def convolve(
     inputs: Float[Array, "n h w i"],
     weights: Float[Array, "kh kw i_per_group o"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
+    strides: Pair,
+    padding: Padding,
     *,
-    rhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Pair = (1, 1),
     feature_group_count: int = 1,
     **_: Any,
 ) -> Float[Array, "n ho wo o"]:
     """Convolves as ``lax.conv_general_dilated`` does with other arguments at their defaults."""
-    (down, across), (vertical, horizontal) = strides, padding
-    pairs = ((vertical[0], vertical[1]), (horizontal[0], horizontal[1]))
-    if weights.shape[:2] == (1, 1) and pairs == ((0, 0), (0, 0)) and feature_group_count == 1:
-        return _multiply(inputs[:, ::down, ::across], weights[0, 0])
-    dilation = (rhs_dilation[0], rhs_dilation[1])
-    return _convolve(inputs, weights, _Window((down, across), pairs, dilation, feature_group_count))
+    padding = padding[0], padding[1]  # nnx.Conv passes a list, which cannot be static
+    if weights.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0)) and feature_group_count == 1:
+        return _multiply(inputs[:, :: strides[0], :: strides[1]], weights[0, 0])
+    return _convolve(inputs, weights, (strides, padding, rhs_dilation, feature_group_count))
 
 
 def _product(pixels: Array, matrix: Array) -> Array:
@@ -65,41 +63,34 @@ _multiply = jax.custom_vjp(_product)
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
-class _Window(NamedTuple):
-    """Static arguments of a convolution."""
-
-    strides: tuple[int, int]
-    padding: Padding
-    dilation: tuple[int, int]
-    groups: int
+# Strides, padding, dilation of the weights, groups.
+Window = tuple[Pair, Padding, Pair, int]
 
 
-def _forward_pass(inputs: Array, weights: Array, window: _Window) -> Array:
-    return _run(inputs, weights, window, window.padding, strides=window.strides)
+def _forward_pass(inputs: Array, weights: Array, window: Window) -> Array:
+    strides, padding, dilation, groups = window
+    return _run(inputs, weights, padding, dilation, groups, strides=strides)
 
 
-def _forward(inputs: Array, weights: Array, window: _Window) -> Any:
+def _forward(inputs: Array, weights: Array, window: Window) -> Any:
     return _forward_pass(inputs, weights, window), (inputs, weights)
 
 
-def _backward(window: _Window, saved: Any, cotangent: Array) -> tuple[Array, Array]:
+def _backward(window: Window, saved: Any, cotangent: Array) -> tuple[Array, Array]:
     inputs, weights = saved
     strides, padding, dilation, groups = window
-    # Per axis: size, low padding, distance of the last tap from the first, and size of the
-    # cotangent dilated by the stride.
-    axes = [
-        (
-            inputs.shape[axis + 1],
-            padding[axis][0],
-            (weights.shape[axis] - 1) * dilation[axis],
-            (cotangent.shape[axis + 1] - 1) * strides[axis] + 1,
-        )
-        for axis in (0, 1)
-    ]
+    # Per axis: size, low padding, distance of the last tap from the first, size of the cotangent
+    # dilated by the stride.
+    sizes = inputs.shape[1:3]
+    lows = (low for low, _ in padding)
+    reaches = ((n - 1) * step for n, step in zip(weights.shape, dilation, strict=False))
+    spreads = ((n - 1) * step + 1 for n, step in zip(cotangent.shape[1:], strides, strict=False))
+    axes = list(zip(sizes, lows, reaches, spreads, strict=True))
     # The dilated cotangent with the weights flipped and their channels exchanged in each group.
     vertical, horizontal = ((r - low, size - w + low) for size, low, r, w in axes)
     flipped = _exchange(weights[::-1, ::-1], groups)
-    input_gradient = _run(cotangent, flipped, window, (vertical, horizontal), spread=strides)
+    edges = vertical, horizontal
+    input_gradient = _run(cotangent, flipped, edges, dilation, groups, spread=strides)
     # Images and channels exchanged in both operands; the stride becomes the cotangent's dilation.
     weight_gradient = lax.conv_general_dilated(
         _images_as_channels(inputs, groups),
@@ -116,15 +107,16 @@ def _backward(window: _Window, saved: Any, cotangent: Array) -> tuple[Array, Arr
 def _run(
     images: Array,
     weights: Array,
-    window: _Window,
     padding: Padding,
+    dilation: Pair,
+    groups: int,
     *,
-    strides: tuple[int, int] = (1, 1),
-    spread: tuple[int, int] = (1, 1),
+    strides: Pair = (1, 1),
+    spread: Pair = (1, 1),
 ) -> Array:
     if any(size < taps for size, taps in zip(images.shape[1:3], weights.shape[:2], strict=True)):
-        # XLA would exchange images and weights where the weights are larger, in a slow layout. The
-        # barrier keeps it from folding the padding back into the convolution.
+        # XLA would exchange images and larger weights, in a slow layout. The barrier keeps it from
+        # folding the padding back into the convolution.
         (up, down), (left, right) = padding
         edges = ((0, 0, 0), (up, down, spread[0] - 1), (left, right, spread[1] - 1), (0, 0, 0))
         images = lax.optimization_barrier(lax.pad(images, jnp.zeros((), images.dtype), edges))
@@ -135,9 +127,9 @@ def _run(
         strides,
         padding,
         lhs_dilation=spread,
-        rhs_dilation=window.dilation,
+        rhs_dilation=dilation,
         dimension_numbers=_NHWC,
-        feature_group_count=window.groups,
+        feature_group_count=groups,
     )
 
 

@@ -1,8 +1,7 @@
 """Named activations of a network: inputs and outputs of its blocks and of their parts.
 
-``block3`` is the output of the fourth block, ``block3/input`` its input, ``block3/branch`` its
-branch, ``block3/branch/after/0/layers/0`` the first layer behind the branch's first convolution;
-``stem/conv``, ``head``.
+``block3`` is the output of the fourth block, ``block3/input`` its input; ``block3/branch``,
+``block3/branch/after/0/layers/0``, ``stem/conv``, ``head`` are outputs of parts.
 """
 
 import contextlib
@@ -33,12 +32,10 @@ def of(
     train: bool = False,
     **options: Any,
 ) -> tuple[Array, dict[str, Array]]:
-    """Returns logits and named activations. To be traced, inside ``jax.jit``.
+    """Returns logits and named activations. To be traced; arguments as of ``Apply``.
 
     Args:
       names: ``fnmatch`` patterns: ``block*/branch``, ``stem``; a star matches slashes too.
-      options: key, multipliers, permutation.
-      Others: as of ``Apply``.
     """
     model: Any = nnx.merge(apply.graphdef, params, batch_stats, copy=True)
     with recorded(model, names) as activations:
@@ -52,11 +49,11 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
 
     Blocks run as a loop meanwhile: a scan hides what happens inside.
     """
-    modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    stacks = [(module, module.scan, module.remat) for _, module in modules if type(module) is Stack]
+    modules: dict[Any, Any] = dict(nnx.iter_modules(model))
+    stacks = [(part, part.scan, part.remat) for part in modules.values() if type(part) is Stack]
     parts = [
         (path, part, type(part))
-        for path, part in modules
+        for path, part in modules.items()
         if path and not isinstance(part, Stack | nnx.List)
     ]
     recorder = _Recorder(names, model.num_blocks)
@@ -75,11 +72,13 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
             del part._recorder, part._path
     for pattern in names:
         if not fnmatch.filter(recorder.seen, pattern):
-            # Numbers in order: block2 before block10.
-            known = sorted(
-                recorder.seen, key=lambda name: [part.zfill(9) for part in re.split(r"(\d+)", name)]
-            )
-            raise UserError(f"no activation is called {pattern!r}; there are {', '.join(known)}")
+            known = ", ".join(sorted(recorder.seen, key=_number_order))
+            raise UserError(f"no activation is called {pattern!r}; there are {known}")
+
+
+def _number_order(name: str) -> list[str]:
+    # block2 before block10.
+    return [part.zfill(9) for part in re.split(r"(\d+)", name)]
 
 
 class _Recorder:
@@ -89,7 +88,6 @@ class _Recorder:
         self.seen: set[str] = set()
 
     def name(self, path: tuple[Any, ...]) -> str:
-        """Returns the name of a part that is being called."""
         if path[0] != "stages":
             return "/".join(map(str, path))
         # ("stages", stage, stack, "stacked", *part of a block); blocks are called in order.
@@ -105,8 +103,6 @@ class _Recorder:
 
 @functools.cache
 def _recording(cls: type[Any]) -> type[Any]:
-    """Returns a subclass whose calls are recorded."""
-
     # The signature stays: parts are passed the arguments that their calls declare.
     @functools.wraps(cls.__call__)
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
 """Residual block of any branch, shortcut and order."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -28,15 +29,13 @@ class Branch(nnx.Module):
 
     Args:
       features: the stage's width; the output has ``features * expansion`` channels.
-      kernels: kernel sizes.
       stride_at: index of the strided convolution.
       groups: of the convolutions larger than 1x1 (ResNeXt's cardinality).
       base_width: the inner width is ``features * base_width / 64 * groups``.
-      dropout: rate in training before the last convolution (Wide ResNet, Section 2.4).
+      dropout: rate before the last convolution (Wide ResNet, Section 2.4).
       reduction: of squeeze-and-excitation at the end; 0: none.
       dilation: of the convolutions larger than 1x1 up to the strided one, and after it.
-      zero_scale: the last normalization's scale is initially 0 (Goyal et al. 2017,
-        arXiv 1706.02677, Section 5.1).
+      zero_scale: initial scale 0 of the last normalization (arXiv 1706.02677, Section 5.1).
       num_blocks: blocks of the network, for Fixup's initialization.
     """
 
@@ -66,43 +65,34 @@ class Branch(nnx.Module):
             raise UserError(f"dropout must be in [0, 1), got {dropout}.")
         inner = features * base_width // 64 * groups
         if min(inner, expansion) < 1:
-            raise UserError(
-                f"a branch needs at least one channel: features={features}, groups={groups}, "
-                f"base_width={base_width}, expansion={expansion}."
-            )
+            widths = f"{features=}, {groups=}, {base_width=}, {expansion=}"
+            raise UserError(f"a branch needs at least one channel: {widths}.")
         self.out_features = features * expansion
         self.dropout = dropout
-        between = order.after_convolution + order.before_convolution
-        last = len(kernels) - 1
-        widths = [inner] * last + [self.out_features]
+        between, last = order.after_convolution + order.before_convolution, len(kernels) - 1
         scales = order.initial_scales(len(kernels), num_blocks)
         convs, afters = [], []
-        for index, (size, width, scale) in enumerate(zip(kernels, widths, scales, strict=True)):
-            options = (
-                {} if size == 1 else {"dilation": dilation[index > stride_at], "groups": groups}
-            )
+        for index, (size, scale) in enumerate(zip(kernels, scales, strict=True)):
+            width = self.out_features if index == last else inner
             step = stride if index == stride_at else 1
-            convs.append(Conv(in_features, width, size, step, **options, rngs=rngs))
+            spread, split = (1, 1) if size == 1 else (dilation[index > stride_at], groups)
+            conv = Conv(in_features, width, size, step, dilation=spread, groups=split, rngs=rngs)
+            convs.append(conv)
             if scale != 1:
-                convs[-1].kernel[...] *= scale
+                conv.kernel[...] *= scale
             layers = order.after_last_convolution if index == last else between
             afters.append(Sequence(layers, width, norm=norm, rngs=rngs))
             in_features = width
         self.convs, self.after = nnx.List(convs), nnx.List(afters)
         if zero_scale:
-            norms = zip(afters[last].layers, order.after_last_convolution, strict=True)
-            scaled = [layer for layer, cls in norms if cls is Norm and hasattr(layer, "scale")]
-            if not scaled:
-                raise UserError(
-                    f"zero_scale: branches of {order.__name__} do not end in a normalization with "
-                    "a scale; use Original with BatchNorm."
-                )
-            scaled[-1].scale[...] = jnp.zeros_like(scaled[-1].scale[...])
-        self.excitation = (
-            SqueezeExcitation(self.out_features, reduction=reduction, rngs=rngs)
-            if reduction
-            else None
-        )
+            norms = zip(afters[-1].layers, order.after_last_convolution, strict=True)
+            norm_scales = [n.scale for n, cls in norms if cls is Norm and hasattr(n, "scale")]
+            if not norm_scales:
+                problem = f"{order.__name__}'s branches do not end in a normalization with a scale"
+                raise UserError(f"zero_scale: {problem}; use Original with BatchNorm.")
+            norm_scales[-1][...] *= 0
+        excitation = functools.partial(SqueezeExcitation, reduction=reduction, rngs=rngs)
+        self.excitation = excitation(self.out_features) if reduction else None
 
     def __call__(
         self, x: Activation, *, train: bool = False, key: Key[Array, ""] | None = None
@@ -115,7 +105,7 @@ class Branch(nnx.Module):
         return x if self.excitation is None else self.excitation(x)
 
 
-# He et al. 2015, Figure 5: left; right, with the stride in the first 1x1 as there; in the 3x3.
+# He et al. 2015, Figure 5, with the stride in the first 1x1; V15: in the 3x3.
 Basic = component(Branch, kernels=(3, 3))
 Bottleneck = component(Branch, kernels=(1, 3, 1), expansion=4)
 BottleneckV15 = component(Bottleneck, stride_at=1)
@@ -126,8 +116,8 @@ SingleLayer = component(Branch, kernels=(3,))
 class ResidualBlock(nnx.Module):
     """``after(shortcut(x, branch(before(x))))``. He et al. 2016, eqs. 1 and 2.
 
-    A block that changes resolution or width, and the ``first`` of a network, passes ``before(x)``
-    to both paths (Appendix). Arguments as of ``Branch``.
+    Blocks that change shapes, and the network's ``first``, pass ``before(x)`` to both paths
+    (Appendix).
     """
 
     def __init__(
@@ -162,7 +152,7 @@ class ResidualBlock(nnx.Module):
         )
         out_features = self.branch.out_features
         self.before = Sequence(order.before_convolution, in_features, norm=norm, rngs=rngs)
-        # A projection is normalized as the branch's convolutions are: behind them, or not at all.
+        # A projection is normalized if the branch's convolutions are, behind them.
         behind = order.after_convolution + order.after_last_convolution + order.after_addition
         self.shortcut = components.make(
             shortcut,
@@ -175,11 +165,9 @@ class ResidualBlock(nnx.Module):
         )
         self.out_features: int = getattr(self.shortcut, "merged_features", out_features)
         resizes = stride != 1 or in_features != out_features
-        self.shared = (
-            bool(order.before_convolution)
-            and self.out_features == out_features
-            and (resizes or (first and order.shares_first))
-        )
+        merges = self.out_features != out_features
+        shares = resizes or (first and order.shares_first)
+        self.shared = bool(order.before_convolution) and shares and not merges
         self.after = Sequence(order.after_addition, self.out_features, norm=norm, rngs=rngs)
 
     def __call__(
@@ -190,13 +178,15 @@ class ResidualBlock(nnx.Module):
         key: Key[Array, ""] | None = None,
         multiplier: Float[Array, "*n"] | None = None,
     ) -> Output:
-        """Runs the block; ``multiplier`` is a factor on the branch, one or one per image."""
+        """Runs the block; ``multiplier`` is one factor on the branch, or one per image."""
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         ready = self.before(x, train=train)
-        branch = components.call(self.branch, ready, train=train, key=keys[0])
+        options = components.accepted(self.branch, train=train, key=keys[0])
+        branch = self.branch(ready, **options)
         if multiplier is not None:
             branch = branch * multiplier.reshape(-1, 1, 1, 1).astype(branch.dtype)
         carried = ready if self.shared else x
-        merged = components.call(self.shortcut, carried, branch, train=train, key=keys[1])
-        # A user's formula with a float32 parameter would raise the network's dtype.
+        options = components.accepted(self.shortcut, train=train, key=keys[1])
+        merged = self.shortcut(carried, branch, **options)
+        # A user's float32 parameter would raise the network's dtype.
         return self.after(merged.astype(branch.dtype), train=train)

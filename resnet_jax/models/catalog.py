@@ -57,12 +57,12 @@ _IMAGENET: dict[str, Any] = {
 
 
 def _blocks_per_stage(depth: int, layers: int, others: int) -> int:
-    if depth < layers + others or (depth - others) % layers:
+    number, rest = divmod(depth - others, layers)
+    if number < 1 or rest:
         depths = ", ".join(str(layers * n + others) for n in range(1, 5))
-        raise UserError(
-            f"depth {depth} is not {layers}n+{others}: these networks have {depths}, ... layers."
-        )
-    return (depth - others) // layers
+        form = f"{layers}n+{others}: these networks have {depths}, ... layers"
+        raise UserError(f"depth {depth} is not {form}.")
+    return number
 
 
 def _of_table(table: dict[int, Any], depth: int) -> Any:
@@ -76,8 +76,7 @@ def cifar_architecture(
 ) -> Architecture:
     """Three equal stages of 16, 32 and 64 features for small images. He et al. 2015, Section 4.2.
 
-    ``depth`` is 6n+2 for basic branches (20, 32, 44, 56, 110 and 1202 in the paper), 9n+2 for
-    bottlenecks (164 and 1001 in He et al. 2016), 3n+2 for single layers.
+    ``depth`` is 6n+2 for basic branches, 9n+2 for bottlenecks, 3n+2 for single layers.
     """
     number = _blocks_per_stage(depth, 3 * len(parts(branch)[1].get("kernels", (3, 3))), 2)
     fields = {"stages": (number,) * 3, "features": (16, 32, 64)} | fields
@@ -101,7 +100,7 @@ def imagenet_architecture(
 ) -> Architecture:
     """18 to 200 layers for 224-pixel images. He et al. 2015, Table 1.
 
-    ``stride_in_1x1``: stride of bottlenecks in the first 1x1 convolution (the paper) or 3x3 (v1.5).
+    ``stride_in_1x1``: bottlenecks are strided in the first 1x1 (the paper) or the 3x3 (v1.5).
     """
     branch, stages = _of_table(IMAGENET_STAGES, depth)
     if branch is Bottleneck and not stride_in_1x1:
@@ -121,9 +120,9 @@ def densenet_architecture(
     """DenseNet (arXiv 1608.06993): full pre-activation blocks whose shortcut is a concatenation.
 
     Args:
-      depth: 6n+4 with bottlenecks (BC), 3n+4 without; for ImageNet 121, 161, 169 or 201.
+      depth: 6n+4 with bottlenecks, 3n+4 without; for ImageNet 121, 161, 169 or 201.
       growth: k, channels that each block adds; by default for ImageNet the paper's.
-      bottleneck: DenseNet-BC: 1x1 convolutions to 4k channels, transitions that halve the width.
+      bottleneck: BC: 1x1 convolutions to 4k channels, transitions that halve the width.
       imagenet: a network of Table 1, for 224-pixel images.
     """
     if imagenet:
@@ -188,8 +187,6 @@ _RESNEXT101_LARGE = ((101, 32, 8), (101, 2, 64), (101, 64, 4))
 _WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12))
 _WIDE_40 = ((40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
 _DENSE = ((40, 12), (100, 12), (100, 24))
-_DENSE_BC = ((100, 12), (190, 40), (250, 24))
-_V15 = {"stride_in_1x1": False}
 _D = {"shortcut": PooledProjection, "stem": DeepStem, "stride_in_1x1": False}
 _BOTTLENECK = {"branch": Bottleneck, "shortcut": Projection}
 _STOCHASTIC = {"shortcut": PooledZeroPad, "stochastic_depth": StochasticDepth(survival=0.5)}
@@ -203,7 +200,7 @@ NETWORKS: dict[str, Architecture] = (
     _networks("resnet{}", imagenet_architecture, _DEPTHS)
     | _networks("plain{}", imagenet_architecture, _DEPTHS, shortcut=NoShortcut)
     # fb.resnet.torch, torchvision: the stride in the 3x3.
-    | _networks("resnet{}_v15", imagenet_architecture, (50, 101, 152, 200), **_V15)
+    | _networks("resnet{}_v15", imagenet_architecture, (50, 101, 152, 200), stride_in_1x1=False)
     # He et al. 2018 (1812.01187), Figure 2: deep stem, average pooling in the shortcut.
     | _networks("resnet{}_d", imagenet_architecture, _DEPTHS, **_D)
     # Hu et al. 2018 (1709.01507), Table 1.
@@ -235,7 +232,7 @@ NETWORKS: dict[str, Architecture] = (
     | _networks("cifar_fixup{}", cifar_architecture, (110,), order=Fixup)
     # Huang et al. 2017, Table 2.
     | _networks("cifar_densenet{}_{}", densenet_architecture, _DENSE, bottleneck=False)
-    | _networks("cifar_densenet_bc{}_{}", densenet_architecture, _DENSE_BC)
+    | _networks("cifar_densenet_bc{}_{}", densenet_architecture, ((100, 12), (190, 40), (250, 24)))
 )
 
 
@@ -251,9 +248,7 @@ def architecture(name: str, depth: int | None = None) -> Architecture:
     if not family:
         raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
     if full == stem:
-        raise UserError(
-            f"{name!r}: give the depth once, as 'cifar_resnet --depth 110' or 'resnet50'"
-        )
+        raise UserError(f"{name!r}: give the depth once, as in 'cifar_resnet110' or 'resnet50'")
     return family(int(full.removeprefix(stem)))
 
 
@@ -263,8 +258,6 @@ def build(
     """Builds a network by name: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
     return replace(architecture(name), **fields).build(rngs=rngs, execution=execution)
 
-
-# Components by short names, as on the command line, in the ledger and in tables.
 
 _NONE: Mapping[str, Factory] = MappingProxyType({})
 
@@ -290,9 +283,11 @@ def known() -> dict[str, Factory]:
 
 def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
-    return components.parse(
-        text, lambda name: components.load(name) if ":" in name else _own(name, others)
-    )
+
+    def load(name: str) -> Factory:
+        return components.load(name) if ":" in name else _own(name, others)
+
+    return components.parse(text, load)
 
 
 def _own(name: str, others: Mapping[str, Factory] = _NONE) -> Factory:
@@ -300,9 +295,8 @@ def _own(name: str, others: Mapping[str, Factory] = _NONE) -> Factory:
         raise UserError(f"{name}: a file cannot bring code along, so give the network itself")
     names = {**known(), **others}
     if name not in names:
-        raise UserError(
-            f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS"
-        )
+        hint = f"{nearest(name, names)}; for your own write FILE.py:CLASS"
+        raise UserError(f"{name!r} is no known class{hint}")
     return names[name]
 
 
@@ -312,10 +306,11 @@ def name_of(value: Factory, others: Mapping[str, Factory] = _NONE) -> str:
     for name, named in names.items():
         if named == value:
             return name
-    return components.text(
-        value,
-        lambda cls: cls.__name__ if names.get(cls.__name__) is cls else components.describe(cls),
-    )
+
+    def of_class(cls: type[Any]) -> str:
+        return cls.__name__ if names.get(cls.__name__) is cls else components.describe(cls)
+
+    return components.text(value, of_class)
 
 
 def variant(name: str, **fields: Any) -> Architecture:
@@ -325,10 +320,10 @@ def variant(name: str, **fields: Any) -> Architecture:
 
 def write(architecture: Architecture) -> dict[str, Any]:
     """Returns a network as plain JSON, components by their short names."""
-    fields = {f.name: getattr(architecture, f.name) for f in dataclasses.fields(architecture)}
-    for name, value in fields.items():
-        if isinstance(value, Component | type):
-            fields[name] = name_of(value)
+    fields = {
+        name: name_of(value) if isinstance(value, Component | type) else value
+        for name, value in vars(architecture).items()
+    }
     return fields | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
 
 
@@ -349,29 +344,29 @@ def read(written: dict[str, Any]) -> Architecture:
         network = Architecture(**_fields(written, load))
     except (TypeError, AttributeError) as error:
         raise UserError(f"this describes no network: {error!s:.200}") from error
-    hints = typing.get_type_hints(Architecture)
-    invalid = [name for name, hint in hints.items() if not _is_valid(getattr(network, name), hint)]
-    if invalid:
+    if invalid := _invalid_fields(network):
         raise UserError(f"this describes no network; invalid fields: {', '.join(invalid)}")
     return network
 
 
+def _invalid_fields(config: Architecture | StochasticDepth) -> list[str]:
+    hints = typing.get_type_hints(type(config))
+    return [name for name, hint in hints.items() if not _is_valid(getattr(config, name), hint)]
+
+
 def _is_valid(value: Any, hint: Any) -> bool:
     """Returns whether a value is of the annotated type, within bounds on untrusted sizes."""
-    arguments = typing.get_args(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if _is_factory(hint):
         return isinstance(value, type | Component)
-    if typing.get_origin(hint) is Literal:
+    if hint is StochasticDepth:
+        return isinstance(value, hint) and not _invalid_fields(value)
+    if origin is Literal:
         return value in arguments
-    if typing.get_origin(hint) is tuple:
+    if origin is tuple:
         if not isinstance(value, tuple) or not all(_is_valid(size, int) for size in value):
             return False
         return len(value) <= 100 if arguments[-1] is ... else len(value) == len(arguments)
-    if hint is StochasticDepth:
-        fields = typing.get_type_hints(hint).items()
-        return isinstance(value, StochasticDepth) and all(
-            _is_valid(getattr(value, name), inner) for name, inner in fields
-        )
     return type(value) is int and 0 <= value < 2**31 if hint is int else type(value) in (int, float)
 
 

@@ -1,6 +1,6 @@
-"""Components of a network: classes with some literal arguments, equal by value, with one text form.
+"""Components of a network: classes with literal arguments, equal by value.
 
-The text is ``NAME`` or ``NAME(argument=value, ...)``, NAME short, FILE.py:CLASS or module:CLASS.
+Written as ``NAME`` or ``NAME(argument=value, ...)``, NAME short, FILE.py:CLASS or module:CLASS.
 """
 
 import ast
@@ -8,10 +8,10 @@ import functools
 import importlib
 import importlib.util
 import inspect
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,7 @@ def load(reference: str) -> Any:
         names = public_names(load_file(path)) if path.suffix == ".py" and path.is_file() else []
         listed = f"; it has {', '.join(names)}" if names else ""
         raise UserError(f"{reference!r} names no function or class: write FILE.py:NAME{listed}")
-    module = load_file(path) if path.suffix == ".py" else load_module(place)
+    module = load_file(path) if path.suffix == ".py" else _load_module(place)
     if not hasattr(module, name):
         raise UserError(f"{place} has no {name!r}{nearest(name, public_names(module))}")
     return getattr(module, name)
@@ -52,7 +52,7 @@ def load_file(path: Path) -> ModuleType:
     """Imports a Python file by its path, once."""
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
-        siblings = [str(path.parent / sibling.name) for sibling in resolved.parent.glob("*.py")]
+        siblings = [str(path.parent / file.name) for file in resolved.parent.glob("*.py")]
         hint = nearest(str(path), siblings) if siblings else ""
         raise UserError(f"there is no file {path}{hint}")
     name = _FILE + resolved.as_posix()
@@ -69,15 +69,14 @@ def load_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
-def load_module(name: str) -> ModuleType:
-    """Imports a module by its name."""
+def _load_module(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise UserError(f"{name!r} is neither a module nor a file; write FILE.py or package.module")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # a module that exists and lacks a dependency of its own
+            raise  # the module exists and lacks a dependency
         raise UserError(f"there is no module {name!r}; files are written with .py") from error
 
 
@@ -107,7 +106,7 @@ def component(factory: Factory, **arguments: Any) -> Component:
             raise UserError(f"{cls.__name__} takes no argument {name!r}{nearest(name, parameters)}")
         if not _is_literal(value):
             allowed = "a finite number, a string, True, False, None or a tuple of those"
-            raise UserError(f"{cls.__name__}({name}={value!r}): {name} must be {allowed}")
+            raise UserError(f"{cls.__name__}({name}={value!r}): give {allowed}")
         # Runs are compared as text, so 1 for a float is written as 1.0.
         if type(value) is int and parameters.get(name) in (float, "float"):
             arguments[name] = float(value)
@@ -118,8 +117,7 @@ def _is_literal(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_literal, value))
     # Exactly these types: `parse` cannot read the repr of NumPy's scalars.
-    is_finite = type(value) is float and math.isfinite(value)
-    return value is None or type(value) in (bool, int, str) or is_finite
+    return type(value) in (bool, int, str, type(None)) or (type(value) is float and isfinite(value))
 
 
 def parts(factory: Factory) -> tuple[type[Any], dict[str, Any]]:
@@ -135,18 +133,18 @@ def make(factory: Factory, *args: Any, **offered: Any) -> Any:
     return cls(*args, **_declared(cls, "__init__", offered) | arguments)
 
 
-def call(module: Any, *args: Any, **offered: Any) -> Any:
-    """Calls a module with ``args`` and those of ``offered`` that its call declares."""
-    return module(*args, **_declared(type(module), "__call__", offered))
+def accepted(module: Any, **offered: Any) -> dict[str, Any]:
+    """Returns those of ``offered`` that a module's call declares."""
+    return _declared(type(module), "__call__", offered)
 
 
 def takes(module: Any, name: str) -> bool:
-    """Returns whether a module's call declares an argument of this name."""
+    """Returns whether a module's call names this argument."""
     return name in _parameters(type(module), "__call__")[0]
 
 
 def constructor_parameters(cls: type[Any]) -> tuple[dict[str, Any], bool]:
-    """Returns the constructor's parameters and annotations, and whether it takes any name."""
+    """Returns the constructor's parameters by name, and whether it takes any other."""
     return _parameters(cls, "__init__")
 
 
@@ -157,13 +155,12 @@ def _declared(cls: type[Any], method: str, offered: dict[str, Any]) -> dict[str,
 
 @functools.cache
 def _parameters(cls: type[Any], method: str) -> tuple[dict[str, Any], bool]:
-    # The metaclass of NNX modules hides the constructor from inspect.signature(cls); **kwargs pass
-    # arguments on to a base class.
+    # inspect.signature(cls) is blind to NNX constructors; **kwargs pass on to a base class.
     names, open_ended = {}, False
     for base in cls.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
-        parameters = list(inspect.signature(vars(base)[method]).parameters.values())[1:]
+        _, *parameters = inspect.signature(vars(base)[method]).parameters.values()
         keywords = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
         names = {p.name: p.annotation for p in keywords} | names
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -195,6 +192,6 @@ def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
         if len(arguments) < len(call.keywords) or "None" in arguments:
             raise ValueError
     except (ValueError, SyntaxError):
-        message = f"{written!r} cannot be read: write {name}(argument=value, ...)"
-        raise UserError(f"{message}, values being numbers, strings or tuples") from None
+        usage = f"write {name}(argument=value, ...) with numbers, strings or tuples"
+        raise UserError(f"{written!r} cannot be read: {usage}") from None
     return component(factory, **arguments)

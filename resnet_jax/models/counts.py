@@ -32,9 +32,9 @@ class Counts:
     """Counts of a network for one image."""
 
     parameters: int
-    """Trainable values, without running statistics."""
+    """Trainable values."""
     multiply_adds: int
-    """Of convolutions and matrix products in the forward pass: the papers' "FLOPs"."""
+    """Of convolutions and matrix products in the forward pass: the papers' FLOPs."""
     projections: int
     """Shortcuts that own a convolution."""
     stages: tuple[StageCounts, ...]
@@ -44,9 +44,8 @@ def count(architecture: Architecture) -> Counts:
     """Counts a network at its ``input_shape``."""
     # Scanned blocks are traced once whatever the depth.
     execution = Execution(blocks="scan", kernels="plain")
-    graphdef, state = jax.eval_shape(
-        lambda: nnx.split(architecture.build(rngs=nnx.Rngs(0), execution=execution))
-    )
+    model = nnx.eval_shape(lambda: architecture.build(rngs=nnx.Rngs(0), execution=execution))
+    graphdef, state = nnx.split(model)
 
     def forward(state: Any, images: Any) -> Any:
         model = nnx.merge(graphdef, state)
@@ -58,13 +57,14 @@ def count(architecture: Architecture) -> Counts:
     traced, maps = jax.make_jaxpr(forward, return_shape=True)(state, images)
     multiply_adds: Counter[str] = Counter()
     _add(traced.jaxpr, "", 1, multiply_adds)
-    model = nnx.merge(graphdef, state)
-    sections: dict[str, tuple[Any, ...]] = {"stem": (model.stem,)}
-    for index, stacks in enumerate(model.stages):
-        sections[f"stage{index + 1}"] = (model.transitions[index], *stacks)
-    sections["head"] = (model.head,)
+    stages = zip(model.transitions, model.stages, strict=True)
+    sections = [
+        [model.stem],
+        *([transition, *stacks] for transition, stacks in stages),
+        [model.head],
+    ]
     rows = []
-    for name, modules in sections.items():
+    for name, modules in zip([*model.widths, "head"], sections, strict=True):
         stacks = [module for module in modules if isinstance(module, Stack)]
         params = jax.tree.leaves([nnx.state(module, nnx.Param) for module in modules])
         rows.append(
@@ -78,12 +78,9 @@ def count(architecture: Architecture) -> Counts:
             )
         )
     assert not multiply_adds
-    return Counts(
-        parameters=sum(row.parameters for row in rows),
-        multiply_adds=sum(row.multiply_adds for row in rows),
-        projections=sum(row.projections for row in rows),
-        stages=tuple(rows),
-    )
+    fields = ("parameters", "multiply_adds", "projections")
+    totals = {field: sum(getattr(row, field) for row in rows) for field in fields}
+    return Counts(**totals, stages=tuple(rows))
 
 
 def _projects(stack: Stack) -> bool:
@@ -94,12 +91,12 @@ def _projects(stack: Stack) -> bool:
 
 def _add(jaxpr: core.Jaxpr, scope: str, times: int, totals: Counter[str]) -> None:
     for equation in jaxpr.eqns:
-        # A loop's body has a name stack of its own: the section is the outermost scope.
+        # The name stack of a loop's body lacks the outer scopes.
         section = scope or str(equation.source_info.name_stack).split("/")[0]
         primitive, parameters = equation.primitive.name, equation.params
+        variables = (*equation.outvars[:1], *equation.invars)
         shapes: list[tuple[int, ...]] = [
-            getattr(variable.aval, "shape", ())
-            for variable in (*equation.outvars[:1], *equation.invars)
+            getattr(variable.aval, "shape", ()) for variable in variables
         ]
         if primitive == "conv_general_dilated":  # HWIO, I per group
             totals[section] += times * math.prod(shapes[0]) * math.prod(shapes[2][:3])

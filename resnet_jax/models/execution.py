@@ -19,18 +19,17 @@ class Execution:
     blocks: Literal["auto", "loop", "scan"] = "auto"
     """Blocks of a stage unrolled or as one scan. auto: scan on CPU, elsewhere above 100 blocks."""
     kernels: Kernels = "auto"
-    """Custom VJPs. plain: none; gpu: BatchNorm, max pooling; cpu: also convolutions; auto: by
-    backend."""
+    """Custom VJPs. plain: none; gpu: BatchNorm, pooling; cpu: convolutions too; auto: backend's."""
     remat: bool = False
-    """Recompute all activations of a block in the backward pass: less memory, more time."""
+    """Recompute a block's activations in the backward pass: less memory, more time."""
     steps_per_dispatch: int = 0
     """Training steps per call of the compiled program, at most. 0: 1 on CPU, 100 elsewhere."""
     images_per_device: int = 0
     """Per-device microbatch size. Larger batches use gradient accumulation. 0: no limit."""
 
     def steps_a_call(self, backend: str | None = None) -> int:
-        """Returns the maximum of training steps per call on a device-resident data set."""
-        # On CPU a call is cheap, and a loop around the step compiles to slower code.
+        """Returns the maximum of steps per call on a device-resident data set."""
+        # CPU programs start cheaply, and a loop around the step compiles to slower code.
         default = 1 if (backend or jax.default_backend()) == "cpu" else 100
         return self.steps_per_dispatch or default
 
@@ -47,11 +46,8 @@ def quick_to_compile() -> dict[str, Any] | None:
 
 
 def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
-    """Returns compiler options for what runs often, by default on the backend in use.
-
-    On CPU they leave only reductions to YNNPACK: XLA's own code and Eigen are faster for
-    convolutions and products.
-    """
+    """Returns compiler options for what runs often, by default on the backend in use."""
+    # YNNPACK only for reductions: XLA's own code and Eigen are faster for the rest.
     is_cpu = (platform or jax.default_backend()) == "cpu"
     if not is_cpu or _YNN_FUSION in os.environ.get("XLA_FLAGS", "") or not _knows(_YNN_FUSION):
         return None

@@ -1,9 +1,5 @@
-"""Convolution and small layers of the papers, and their sequences.
+"""Layers of the papers and their sequences, in the input's dtype with float32 parameters."""
 
-Every layer computes in the dtype of its input; parameters and statistics are float32.
-"""
-
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +18,7 @@ Output = Float[Array, "n ho wo co"]
 NormFactory = Callable[..., Any]
 Layers = tuple[type, ...]
 
-# He et al. 2015b (arXiv 1502.01852), eq. 10, not truncated. One object: equal layers compare equal.
+# He et al. 2015b (arXiv 1502.01852), eq. 10. One object: equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -50,9 +46,8 @@ class Conv(nnx.Conv):
         if kernel_size % 2 == 0:
             raise UserError(f"a {kernel_size}x{kernel_size} kernel has no center: use an odd size.")
         if groups < 1 or in_features % groups or out_features % groups:
-            raise UserError(
-                f"groups={groups} does not divide {in_features} to {out_features} features."
-            )
+            widths = f"{in_features} to {out_features} features"
+            raise UserError(f"groups={groups} does not divide {widths}.")
         side = dilation * (kernel_size - 1) // 2
         super().__init__(
             in_features,
@@ -127,26 +122,24 @@ class Sequence(nnx.Module):
         self.layers = nnx.List([cls(features, rngs=rngs) for cls in classes])
 
     def __call__(self, x: Activation, *, train: bool) -> Activation:
-        rectified = False
-        for layer, following in itertools.pairwise([*self.layers, None]):
-            if rectified:
-                rectified = False
-                continue
-            rectified = type(following) is ReLU and components.takes(layer, "rectify")
-            options = {"rectify": True} if rectified else {}
-            x = components.call(layer, x, train=train, **options)
+        layers = list(self.layers)
+        while layers:
+            layer = layers.pop(0)
+            options = components.accepted(layer, train=train)
+            if layers and type(layers[0]) is ReLU and components.takes(layer, "rectify"):
+                del layers[0]
+                options["rectify"] = True
+            x = layer(x, **options)
         return x
 
 
 def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
-    """Returns the key; raises UserError if there is none."""
+    """Returns the key; raises UserError without one."""
     if key is None:
         raise UserError(f"{what} is random in training: call with key=jax.random.key(...).")
     return key
 
 
-def keep(
-    key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str
-) -> Float[Array, "..."]:
+def keep(key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str) -> Array:
     """Returns a mask of zeros and ones, zero with probability ``rate`` (broadcast to ``shape``)."""
     return jax.random.bernoulli(needs_key(key, what), 1 - rate, shape).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Normalization layers: over the batch or groups of its images, frozen, over channels, and none."""
+"""Normalization layers and their running statistics."""
 
 from collections.abc import Set
 from typing import Any
@@ -10,9 +10,9 @@ from jaxtyping import Array
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import batch_norm
-from resnet_jax.models.layers import Activation
+from resnet_jax.models.layers import Activation, Bias
 
-Variables = dict[Any, Any]
+Variables = dict[str, Any]
 
 
 class BatchNorm(nnx.Module):
@@ -21,9 +21,8 @@ class BatchNorm(nnx.Module):
     Args:
       momentum: ``running = momentum running + (1 - momentum) batch``; 0.9 is torch's 0.1.
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
-      group_size: neighboring images that share statistics, on whatever devices; 0: the whole batch.
-        He et al. had 32 (ImageNet, 8 GPUs) and 64 (CIFAR-10, 2 GPUs). Running statistics average
-        over groups and biased variances.
+      group_size: neighboring images that share statistics, on whatever devices; 0: the batch. He
+        et al. had 32 (ImageNet) and 64 (CIFAR-10). Running variances are means of biased ones.
     """
 
     def __init__(
@@ -46,15 +45,15 @@ class BatchNorm(nnx.Module):
         weights = self.scale[...], self.bias[...], self.epsilon, rectify
         if not train:
             return batch_norm.affine(x, self.mean[...], self.var[...], *weights)
-        images, group = len(x), self.group_size or len(x)
+        images = len(x)
+        group = self.group_size or images
         if group < 1 or images % group:
-            raise UserError(
-                f"BatchNorm(group_size={group}) does not divide a batch of {images} images."
-            )
+            batch = f"a batch of {images} images"
+            raise UserError(f"BatchNorm(group_size={group}) does not divide {batch}.")
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
         y, mean, var = batch_norm.normalize(grouped, *weights)
-        for running, batch in ((self.mean, mean), (self.var, var)):
-            average = batch if group == images else batch.mean(0)
+        for running, average in ((self.mean, mean), (self.var, var)):
+            average = average if group == images else average.mean(0)
             running[...] = _moved(running[...], average, self.momentum)
         return y.reshape(x.shape)
 
@@ -84,23 +83,19 @@ class GroupNorm(nnx.GroupNorm):
         self, features: int, *, num_groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs
     ):
         if features % num_groups:
-            raise UserError(
-                f"GroupNorm(num_groups={num_groups}) does not divide {features} features."
-            )
+            groups = f"GroupNorm(num_groups={num_groups})"
+            raise UserError(f"{groups} does not divide {features} features.")
         super().__init__(features, num_groups=num_groups, epsilon=epsilon, rngs=rngs)
 
     def __call__(self, x: Activation, *, mask: Array | None = None) -> Activation:
         return super().__call__(x, mask=mask).astype(x.dtype)
 
 
-class NoNorm(nnx.Module):
+class NoNorm(Bias):
     """Only a bias per channel. SkipInit (De and Smith 2020, arXiv 2002.10444), Section 2."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.bias = nnx.Param(jnp.zeros(features))
-
-    def __call__(self, x: Activation) -> Activation:
-        return x + self.bias[...].astype(x.dtype)
 
 
 class Nothing(nnx.Module):
@@ -114,7 +109,6 @@ class Nothing(nnx.Module):
 
 
 def _moved(running: Array, average: Array, momentum: float) -> Array:
-    # Without momentum the running statistics are not read.
     return momentum * running + (1 - momentum) * average if momentum else average
 
 
@@ -139,18 +133,17 @@ def freeze(params: Variables, batch_stats: Variables) -> tuple[Variables, Variab
     """Converts variables for ``norm=FrozenBatchNorm``: scales and biases become statistics."""
     variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
     frozen = {path for path in variables if (*path[:-1], "mean") in stats}
-    return _split(variables | stats, frozen | stats.keys())
+    return _split(variables | stats, stats.keys() | frozen)
 
 
 def thaw(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
     """Undoes ``freeze``."""
     variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
-    norms = {path[:-1] for path in stats if path[-1] == "mean"}
-    affine = {p for p in stats if p[-1] in ("scale", "bias") and p[:-1] in norms}
+    affine = {p for p in stats if p[-1] in ("scale", "bias") and (*p[:-1], "mean") in stats}
     return _split(variables | stats, stats.keys() - affine)
 
 
-def _split(variables: Variables, stats: Set[Any]) -> tuple[Variables, Variables]:
+def _split(variables: dict[Any, Any], stats: Set[Any]) -> tuple[Variables, Variables]:
     trained = {path: value for path, value in variables.items() if path not in stats}
     kept = {path: value for path, value in variables.items() if path in stats}
     return unflatten_mapping(trained), unflatten_mapping(kept)

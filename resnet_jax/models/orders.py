@@ -1,7 +1,6 @@
 """Order of normalization, activation and addition: He et al. 2016 (arXiv 1603.05027), Figure 4.
 
-An order is a subclass of ``Order`` whose tuples name layers: ``Norm``, the network's normalization,
-or classes called with ``(features, rngs=)``.
+Tuples of an ``Order`` name layers: ``Norm``, the network's, or classes of ``(features, rngs=)``.
 """
 
 from typing import ClassVar
@@ -69,11 +68,7 @@ class ReluOnlyPreactivation(Order):
 
 
 class FullPreactivation(Order):
-    """BN, ReLU, conv, BN, ReLU, conv, add. Figure 4 (e).
-
-    The first block's pre-activation is shared by both paths, and one more follows the last block
-    (Appendix). A projection's input is the pre-activation.
-    """
+    """BN, ReLU, conv, BN, ReLU, conv, add. Figure 4 (e); ends of the network as in the Appendix."""
 
     before_convolution = (Norm, ReLU)
     after_stem = ()
@@ -85,8 +80,8 @@ class Fixup(Order):
     """Scaled initialization, scalars in place of normalization (Zhang et al. 2019, 1901.09321).
 
     Section 3.2: branch weights times L^(-1/(2m-2)) for L blocks of m convolutions; the last of a
-    branch and the classifier are zero. The authors train the scalars with a tenth of the learning
-    rate; here all parameters have one.
+    branch and the classifier are zero. All parameters have one learning rate; the authors' scalars
+    have a tenth of it.
     """
 
     before_convolution = (Bias,)
@@ -101,7 +96,5 @@ class Fixup(Order):
     @classmethod
     def initial_scales(cls, convolutions: int, num_blocks: int) -> tuple[float, ...]:
         if convolutions < 2:
-            raise UserError(
-                "Fixup's factor L^(-1/(2m-2)) is undefined for m = 1 convolution: use two or more."
-            )
+            raise UserError("Fixup's factor L^(-1/(2m-2)) is undefined for m = 1: use two or more.")
         return (*[num_blocks ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)

@@ -21,14 +21,12 @@ from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, ResidualBlock
 from resnet_jax.models.components import Factory
 from resnet_jax.models.execution import Execution, quick_to_compile
-from resnet_jax.models.layers import Conv, NormFactory, Sequence, he_normal
-from resnet_jax.models.norms import BatchNorm, moved, set_momentum_aside
+from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, Sequence, he_normal
+from resnet_jax.models.norms import BatchNorm, Variables, moved, set_momentum_aside
 from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
-
-Variables = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +64,9 @@ class Architecture:
     """Dtype of computation. Parameters and statistics are float32."""
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
-        """Returns the initialized module.
-
-        It is compiled as one program: eager initialization of ResNet-50 takes tens of seconds.
-        """
+        """Returns the module, initialized by one program: eagerly that takes tens of seconds."""
         key = rngs.params()
-        # Inside of another trace there is nothing to compile, and jax rejects the options.
+        # Inside another trace JAX rejects compiler options.
         options = None if isinstance(key, Tracer) else quick_to_compile()
 
         def variables(key: Array) -> Any:
@@ -104,10 +99,7 @@ class Apply:
         train: bool,
         **options: Any,
     ) -> tuple[Array, Variables]:
-        """Returns float32 logits ``(n, classes)`` and the statistics, updated if ``train``.
-
-        ``options``: key, multipliers and permutation, as of ``ResNet.features``.
-        """
+        """Returns float32 logits and updated statistics; options as of ``ResNet.features``."""
         model: Any = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         # Running statistics are updated here, whole stacks at once: XLA copies updated slices.
         momenta = set_momentum_aside(model) if train else {}
@@ -124,19 +116,17 @@ class ResNet(nnx.Module):
     ):
         stages, features = architecture.stages, architecture.features
         channels, num_classes = architecture.input_shape[2], architecture.num_classes
-        sizes = (*stages, *features, architecture.stem_features or 1, channels, num_classes)
-        if not stages or len(stages) != len(features) or min(sizes) < 1:
-            raise UserError(
-                f"stages={stages} and features={features} must have equal lengths, and every size "
-                "be at least 1."
-            )
+        width = architecture.stem_features or (features or (0,))[0]
+        sizes = (*stages, *features, width, channels, num_classes)
+        if len(stages) != len(features) or min(sizes) < 1:
+            widths = f"stages={stages} and features={features}"
+            raise UserError(f"{widths} must have equal lengths, and every size be at least 1.")
         self.num_blocks = sum(stages)
         self.dtype, self.kernels = architecture.dtype, execution.kernels
         self.stochastic_depth = architecture.stochastic_depth
         self.stochastic_depth.check(self.num_blocks)
         order, norm = architecture.order, architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
-        width = architecture.stem_features or features[0]
         self.stem = components.make(architecture.stem, channels, width, **shared)
         block = functools.partial(
             ResidualBlock,
@@ -146,22 +136,21 @@ class ResNet(nnx.Module):
             order=order,
             norm=norm,
         )
-        stack = functools.partial(
-            Stack, scan=execution.scans(self.num_blocks), remat=execution.remat, rngs=rngs
-        )
+        scan, remat = execution.scans(self.num_blocks), execution.remat
         transitions, built = [], []
         for index, (stride, dilation) in enumerate(_strides(architecture, self.stem)):
             transition = architecture.transition if index else NoTransition
             transitions.append(components.make(transition, width, **shared))
             first = {
-                "features": features[index],
                 "in_features": transitions[-1].out_features,
+                "features": features[index],
                 "stride": stride,
                 "dilation": dilation,
                 "first": index == 0 and order.shares_first,
             }
-            built.append(nnx.List(_stacks(block, first, stages[index], stack)))
-            width = built[-1][-1].out_features
+            stacks = _stacks(block, first, stages[index], scan=scan, remat=remat, rngs=rngs)
+            built.append(nnx.List(stacks))
+            width = stacks[-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
         self.out_features = width
         self.head = Head(width, num_classes, order=order, norm=norm, rngs=rngs)
@@ -184,24 +173,23 @@ class ResNet(nnx.Module):
         """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ...
 
         Args:
-          images: of any numeric dtype.
           train: use batch statistics, update the running ones in place, enable stochastic parts.
-          key: for stochastic depth and dropout in training.
+          key: for stochastic depth and dropout.
           multipliers: factors on the branches, per block or per block and image.
-          permutation: index of the block at each position, within ``exchangeable``; traced values
-            are not checked.
+          permutation: block at each position, within ``exchangeable``; unchecked if traced.
         """
         factors = self._factors(len(images), train, key, multipliers)
         order = None if permutation is None else self._checked(permutation)
         with kernels.active(self.kernels):
             # The scopes name sections of profiles and of the counts per stage.
             with jax.named_scope("stem"):
-                x = components.call(self.stem, jnp.asarray(images, self.dtype), train=train)
+                mode = components.accepted(self.stem, train=train)
+                x = self.stem(jnp.asarray(images, self.dtype), **mode)
             maps, start = {"stem": x}, 0
             stages = zip(self.transitions, self.stages, strict=True)
             for index, (transition, stacks) in enumerate(stages, 1):
                 with jax.named_scope(f"stage{index}"):
-                    x = components.call(transition, x, train=train)
+                    x = transition(x, **components.accepted(transition, train=train))
                     for stack in stacks:
                         places = slice(start, start + stack.count)
                         x = stack(
@@ -224,7 +212,7 @@ class ResNet(nnx.Module):
             return self.head(last, train=train)
 
     def exchangeable(self) -> list[range]:
-        """Returns the ranges of blocks of equal structure, within which they may be permuted."""
+        """Returns ranges of blocks of equal structure, which may be permuted."""
         counts = [stack.count for stacks in self.stages for stack in stacks]
         ends = itertools.accumulate(counts, initial=0)
         return [range(start, end) for start, end in itertools.pairwise(ends)]
@@ -237,11 +225,9 @@ class ResNet(nnx.Module):
         if multipliers is None:
             return drawn
         factors = jnp.asarray(multipliers, jnp.float32)
-        shapes = (self.num_blocks,), (self.num_blocks, images)
-        if factors.shape not in shapes:
-            raise UserError(
-                f"multipliers must have shape {shapes[0]} or {shapes[1]}, got {factors.shape}."
-            )
+        one, other = (self.num_blocks,), (self.num_blocks, images)
+        if factors.shape not in (one, other):
+            raise UserError(f"multipliers must have shape {one} or {other}, got {factors.shape}.")
         factors = factors.reshape(self.num_blocks, -1)
         return factors if drawn is None else factors * drawn
 
@@ -251,19 +237,17 @@ class ResNet(nnx.Module):
         if not isinstance(permutation, Tracer):
             order, runs = np.asarray(permutation), self.exchangeable()
             if any(sorted(order[run]) != list(run) for run in runs):
-                allowed = [f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1]
-                raise UserError(
-                    f"permutation {order.tolist()} exchanges blocks of unequal structure: only "
-                    f"{', '.join(allowed)} may change places."
-                )
+                allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
+                problem = "permutation exchanges blocks of unequal structure"
+                raise UserError(f"{problem}: only {allowed} may change places.")
         return jnp.asarray(permutation)
 
 
 def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int, int]]]:
     """Returns each stage's stride, and its dilations up to the strided convolution and after it.
 
-    Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's
-    outputs are among the dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
+    Beyond ``output_stride`` stages are dilated, so that the strided network's outputs are among
+    the dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
     """
     later, wanted = len(architecture.stages) - 1, architecture.output_stride
     transition = components.parts(architecture.transition)[0]
@@ -273,9 +257,9 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int
     reached: int = getattr(stem, "stride", None) or 0
     possible = [reached * 2**i for i in range(later + 1) if reached and transition.stride == 1]
     if wanted not in possible:
+        parts = f"{later + 1} stages, this stem and {transition.__name__}"
         raise UserError(
-            f"output_stride={wanted} is not possible with {later + 1} stages, this stem and "
-            f"{transition.__name__}: give one of {possible}."
+            f"output_stride={wanted} is not possible with {parts}: use one of {possible}."
         )
     strided = (wanted // reached).bit_length() - 1
     dilated = [(1, (2**i, 2 ** (i + 1))) for i in range(later - strided)]
@@ -283,31 +267,21 @@ def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int
 
 
 def _stacks(
-    block: Callable[..., ResidualBlock],
-    first: dict[str, Any],
-    count: int,
-    stack: Callable[..., "Stack"],
+    block: Callable[..., ResidualBlock], first: dict[str, Any], count: int, **options: Any
 ) -> list["Stack"]:
     """Builds a stage; consecutive blocks of equal arguments are one stack."""
     stacks, arguments = [], first
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
         make = functools.partial(block, **arguments)
-        alike = (
-            count > 1
-            and arguments == arguments | following
-            and _out_features(make) == arguments["in_features"]
-        )
-        stacks.append(stack(make, count if alike else 1))
-        count -= stacks[-1].count
-        arguments = arguments | following | {"in_features": stacks[-1].out_features}
+        after = arguments | following | {"in_features": _out_features(make)}
+        stacks.append(Stack(make, count if after == arguments else 1, **options))
+        count, arguments = count - stacks[-1].count, after
     return stacks
 
 
 def _out_features(make: Callable[..., ResidualBlock]) -> int:
-    widths: list[int] = []
-    jax.eval_shape(lambda: widths.append(make(rngs=nnx.Rngs(0)).out_features))
-    return widths[0]
+    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))).out_features
 
 
 class Head(nnx.Module):
@@ -326,22 +300,17 @@ class Head(nnx.Module):
         init = jax.nn.initializers.zeros if order.zero_classifier else he_normal
         self.linear = nnx.Linear(in_features, num_classes, kernel_init=init, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "n h w c"], *, train: bool = False
-    ) -> Float[Array, "n classes"]:
+    def __call__(self, x: Activation, *, train: bool = False) -> Float[Array, "n classes"]:
         return self.linear(jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32))
 
 
 class Stack(nnx.Module):
-    """Consecutive blocks ``make(rngs=)`` of equal structure, as a loop or one ``lax.scan``.
-
-    Each variable is one array with the blocks along its first axis.
-    """
+    """Blocks ``make(rngs=)``, stacked along a first axis, as a loop or one ``lax.scan``."""
 
     def __init__(
         self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
     ):
-        def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
+        def variables(key: Array) -> Any:
             graphdef, state = nnx.split(make(rngs=nnx.Rngs(key)))
             return graphdef, nnx.to_pure_dict(state)
 
@@ -357,17 +326,14 @@ class Stack(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "n h w c"],
+        x: Activation,
         *,
         train: bool,
         key: Key[Array, ""] | None = None,
         multipliers: Float[Array, "blocks _"] | None = None,
         permutation: Int[Array, "blocks"] | None = None,
-    ) -> Float[Array, "n ho wo co"]:
-        """Runs the blocks in order, or in that of ``permutation``.
-
-        Multipliers and keys belong to positions, not to blocks.
-        """
+    ) -> Output:
+        """Runs the blocks in order. Multipliers and keys belong to positions, not to blocks."""
         graphdef, state = nnx.split(self.stacked)
         variables = nnx.to_pure_dict(state)
         if permutation is not None:
@@ -380,7 +346,7 @@ class Stack(nnx.Module):
             x = block(x, train=train, key=key, multiplier=multiplier)
             return x, nnx.to_pure_dict(nnx.state(block, nnx.Not(nnx.Param)))
 
-        inputs = (variables, keys, multipliers)
+        inputs = variables, keys, multipliers
         scan = self.scan and self.count > 1
         if self.remat or scan:
             policy = None if self.remat else _is_expensive
@@ -409,7 +375,7 @@ _EXPENSIVE = (
 
 
 def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
-    """Remat policy of scans, which copy what is saved: cheap results are recomputed."""
+    """Remat policy of scans, which copy saved results: cheap ones are recomputed."""
     return operation in _EXPENSIVE
 
 
@@ -417,7 +383,7 @@ def _unstacked(tree: Any, count: int) -> list[Any]:
     # The gradient of a split is one concatenation; that of `count` slices a sum of padded arrays.
     def split(leaf: Array) -> list[Array]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return [leaf[i] for i in range(count)]
+            return list(leaf)
         return [lax.squeeze(part, (0,)) for part in lax.split(leaf, (1,) * count)]
 
     leaves, treedef = jax.tree.flatten(tree)

@@ -1,9 +1,9 @@
 """Shortcut connections and how they merge with the residual branch.
 
 A shortcut is an NNX module, constructed with ``(in_features, out_features, stride, *, rngs)`` and
-called with ``(x, branch)``; it returns the merged activation. More is passed if it is declared:
-``conv`` and ``norm``, layers of the network, to the constructor, ``train`` and ``key`` (of the block,
-or None) to the call. ``merged_features`` is the width of a result that is wider than the branch.
+called with ``(x, branch)``; it returns the merged activation. If declared, the constructor also
+receives the network's ``conv`` and ``norm``, the call ``train`` and ``key`` (or None).
+``merged_features`` is the width of a result that is wider than the branch.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,9 @@ from resnet_jax.models.norms import BatchNorm
 
 
 class _Pad(nnx.Module):
-    """Strided subsampling and zero channels behind those of x, as in fb.resnet.torch.
+    """Subsampling, or average pooling, and zero channels behind those of x (fb.resnet.torch).
 
-    ``pool``: average pooling instead; ``both``: half of the zeros before x, as in
-    akamaster/pytorch_resnet_cifar10.
+    ``both``: half of the zeros before x, as in akamaster/pytorch_resnet_cifar10.
     """
 
     def __init__(
@@ -39,16 +38,15 @@ class _Pad(nnx.Module):
         both: bool = False,
         **_: Any,
     ):
-        if out_features < in_features:
+        missing = out_features - in_features
+        if missing < 0:
             widths = f"{in_features} features to {out_features}"
             raise UserError(f"Option A cannot shrink {widths}: use a projection.")
-        missing = out_features - in_features
         before = missing // 2 if both else 0
         self.stride, self.pool, self.channels = stride, pool, (before, missing - before)
 
     def __call__(self, x: Activation, *, train: bool) -> Output:
-        if self.stride > 1:
-            x = _pool(x, self.stride) if self.pool else x[:, :: self.stride, :: self.stride]
+        x = _pool(x, self.stride) if self.pool else x[:, :: self.stride, :: self.stride]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.channels)) if any(self.channels) else x
 
 
@@ -62,26 +60,19 @@ class _ProjectAlways(nnx.Module):
         self.norm = norm(out_features, rngs=rngs)
 
     def __call__(self, x: Activation, *, train: bool) -> Output:
-        return components.call(self.norm, self.conv(x), train=train)
+        return self.norm(self.conv(x), **components.accepted(self.norm, train=train))
 
 
 class _Project(nnx.Module):
-    """A projection where shapes change, else the identity. ``pool``: it is strided by pooling."""
+    """Projection where shapes change, strided or after average pooling; else the identity."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        pool: bool = False,
-        **options: Any,
+        self, in_features: int, out_features: int, stride: int, pool: bool = False, **options: Any
     ):
         changes = stride != 1 or in_features != out_features
         self.pool_stride, stride = (stride, 1) if pool else (1, stride)
-        self.projection = (
-            _ProjectAlways(in_features, out_features, stride, **options) if changes else None
-        )
+        widths = in_features, out_features
+        self.projection = _ProjectAlways(*widths, stride, **options) if changes else None
 
     def __call__(self, x: Activation, *, train: bool) -> Output:
         if self.projection is None:
@@ -90,14 +81,14 @@ class _Project(nnx.Module):
 
 
 def _pool(x: Activation, stride: int) -> Output:
-    # Windows at the edge average the pixels that exist, so odd sizes round up as the branch's do.
+    # Windows at the edge average the pixels inside; odd sizes round up as in the branch.
     if stride == 1:
         return x
     window = (stride, stride)
     return nnx.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
 
 
-# Ways to match the branch's shape where a block changes resolution or width.
+# Downsampling in the shortcut.
 RESIZES: dict[str, Callable[..., Any]] = {
     "pad": _Pad,
     "pad-both": partial(_Pad, both=True),
@@ -223,7 +214,7 @@ class DropoutShortcut(Shortcut):
 
     def __init__(self, *args: Any, rate: float = 0.5, **options: Any):
         if not 0 <= rate < 1:
-            raise UserError(f"DropoutShortcut(rate={rate}): give 0 or more and less than 1.")
+            raise UserError(f"DropoutShortcut(rate={rate}) must be in [0, 1).")
         super().__init__(*args, **options)
         self.rate = rate
 
@@ -239,8 +230,7 @@ class DropoutShortcut(Shortcut):
 class LearnedScalar(Shortcut):
     """``x + alpha F(x)``, alpha a parameter per block, initially 0.
 
-    ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3); SkipInit (De and Smith 2020,
-    arXiv 2002.10444, Section 4).
+    ReZero (arXiv 2003.04887, eq. 3); SkipInit (arXiv 2002.10444, Section 4).
     """
 
     def __init__(self, *args: Any, initial: float = 0.0, **options: Any):
@@ -263,7 +253,7 @@ class Concatenation(nnx.Module):
         return jnp.concatenate([x, branch], axis=-1)
 
 
-# Short names: the options of He et al. 2015, and names of later papers.
+# Short names in He et al. 2015 and later papers.
 OPTIONS: dict[str, Factory] = {
     "none": NoShortcut,
     "A": ZeroPad,

@@ -15,6 +15,8 @@ class SmallImageStem(nnx.Module):
     """3x3 convolution at full resolution. He et al. 2015, Section 4.2."""
 
     stride: ClassVar[int] = 1
+    kernel_and_stride: ClassVar[tuple[int, int]] = (3, 1)
+    pools: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -25,36 +27,23 @@ class SmallImageStem(nnx.Module):
         norm: NormFactory = BatchNorm,
         rngs: nnx.Rngs,
     ):
-        self.conv = Conv(in_features, features, 3, rngs=rngs)
-        self.after = Sequence(order.after_stem, features, norm=norm, rngs=rngs)
+        layers = order.before_pooling if self.pools else order.after_stem
+        self.conv = Conv(in_features, features, *self.kernel_and_stride, rngs=rngs)
+        self.after = Sequence(layers, features, norm=norm, rngs=rngs)
 
     def __call__(self, x: Activation, *, train: bool = False) -> Output:
-        return self.after(self.conv(x), train=train)
+        x = self.after(self.conv(x), train=train)
+        return max_pool(x) if self.pools else x
 
 
-class ImageNetStem(nnx.Module):
+class ImageNetStem(SmallImageStem):
     """7x7 convolution and 3x3 max pooling, each at stride 2. He et al. 2015, Table 1."""
 
-    stride: ClassVar[int] = 4
-
-    def __init__(
-        self,
-        in_features: int,
-        features: int,
-        *,
-        order: type[Order] = Original,
-        norm: NormFactory = BatchNorm,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = Conv(in_features, features, 7, 2, rngs=rngs)
-        self.after = Sequence(order.before_pooling, features, norm=norm, rngs=rngs)
-
-    def __call__(self, x: Activation, *, train: bool = False) -> Output:
-        return max_pool(self.after(self.conv(x), train=train))
+    stride, kernel_and_stride, pools = 4, (7, 2), True
 
 
 class DeepStem(nnx.Module):
-    """Three 3x3 convolutions in place of the 7x7. ResNet-C (arXiv 1812.01187), Figure 2b."""
+    """Three 3x3 convolutions for the 7x7. ResNet-C (arXiv 1812.01187), Figure 2b."""
 
     stride: ClassVar[int] = 4
 
@@ -71,11 +60,9 @@ class DeepStem(nnx.Module):
         if not half:
             raise UserError(f"DeepStem has half of {features} features: use 2 or more.")
         shapes = ((in_features, half, 3, 2), (half, half, 3, 1), (half, features, 3, 1))
-        layers = order.before_pooling
+        after = [Sequence(order.before_pooling, s[1], norm=norm, rngs=rngs) for s in shapes]
         self.convs = nnx.List([Conv(*shape, rngs=rngs) for shape in shapes])
-        self.after = nnx.List(
-            [Sequence(layers, width, norm=norm, rngs=rngs) for _, width, _, _ in shapes]
-        )
+        self.after = nnx.List(after)
 
     def __call__(self, x: Activation, *, train: bool = False) -> Output:
         for conv, after in zip(self.convs, self.after, strict=True):
@@ -84,7 +71,7 @@ class DeepStem(nnx.Module):
 
 
 class NoTransition(nnx.Module):
-    """Identity: the first block of a stage has the stride. He et al. 2015, Section 3.3."""
+    """Identity: a stage's first block is strided. He et al. 2015, Section 3.3."""
 
     stride: ClassVar[int] = 1
 
@@ -113,8 +100,8 @@ class DenseTransition(nnx.Module):
         self.out_features = int(round(in_features * compression, 6))
         if not 0 < compression <= 1 or self.out_features < 1:
             raise UserError(
-                f"DenseTransition(compression={compression}) of {in_features} features: give more "
-                "than 0 and at most 1, so that one is left."
+                f"DenseTransition(compression={compression}) of {in_features} features must be in "
+                "(0, 1] and leave one."
             )
         self.before = Sequence(order.before_convolution, in_features, norm=norm, rngs=rngs)
         self.conv = Conv(in_features, self.out_features, 1, rngs=rngs)

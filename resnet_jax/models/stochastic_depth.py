@@ -16,7 +16,7 @@ class StochasticDepth:
     """Survival probability of every residual branch."""
 
     survival: float = 1.0
-    """p_L, survival probability of the last branch; 0.5 in the paper, 1 drops nothing."""
+    """p_L, that of the last branch; 0.5 in the paper, 1 drops nothing."""
     rule: Literal["linear", "uniform"] = "linear"
     """linear: p_l = 1 - l/L (1 - p_L), eq. 4; uniform: p_L for every branch."""
     drops: Literal["batch", "image"] = "batch"
@@ -24,8 +24,8 @@ class StochasticDepth:
     scaled: Literal["test", "training"] = "test"
     """Multiply branches by p_l in evaluation (eq. 5), or divide by it in training ("drop path")."""
     kept: int = 0
-    """Keep exactly this many random branches per batch, in place of a survival probability
-    (Veit et al. 2016, arXiv 1605.06431, Section 4.3). 0: draw each branch by itself."""
+    """Keep exactly this many random branches per batch (Veit et al. 2016, arXiv 1605.06431,
+    Section 4.3). 0: draw each branch by itself."""
 
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
@@ -54,8 +54,8 @@ class StochasticDepth:
         if not train:
             return probability if self.scaled == "test" else None
         if self.kept:
-            key = needs_key(key, "stochastic depth")
-            drawn = jax.random.permutation(key, jnp.arange(num_blocks) < self.kept)
+            kept = jnp.arange(num_blocks) < self.kept
+            drawn = jax.random.permutation(needs_key(key, "stochastic depth"), kept)
             drawn = drawn[:, None].astype(jnp.float32)
         else:
             shape = (num_blocks, images if self.drops == "image" else 1)

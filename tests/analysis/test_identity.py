@@ -20,7 +20,7 @@ def blocks_by_hand(weights: Pretrained, images: Any) -> list[tuple[np.ndarray, .
     x, rows = model.stem(images), []
     for block in blocks:
         branch = block.branch(x)
-        output = components.call(block.shortcut, x, branch, train=False)
+        output = block.shortcut(x, branch, **components.accepted(block.shortcut, train=False))
         rows.append(tuple(np.float64(value).reshape(len(x), -1) for value in (x, branch, output)))
         x = jax.nn.relu(output)
     return rows

@@ -57,7 +57,7 @@ def error_by_hand(weights: Any, lesion: Lesion) -> float:
             return block(x)
         branch = block.branch(x)
         if weights is residual():
-            return jax.nn.relu(components.call(block.shortcut, x, jnp.zeros_like(branch), train=False))
+            return jax.nn.relu(block.shortcut(x, jnp.zeros_like(branch), **components.accepted(block.shortcut, train=False)))
         return jax.nn.relu(x if x.shape == branch.shape else jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (0, 1))))
 
     return 100 * float(np.mean(np.argmax(walk(weights, MANY.images, call), axis=1) != MANY.labels))

@@ -27,7 +27,7 @@ def layers_and_blocks(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, .
     for block in blocks:
         first = block.branch.after[0].layers[0](block.branch.convs[0](x), train=False)
         second = block.branch.after[1].layers[0](block.branch.convs[1](jax.nn.relu(first)), train=False)
-        merged = components.call(block.shortcut, x, second, train=False)
+        merged = block.shortcut(x, second, **components.accepted(block.shortcut, train=False))
         layers += [first, second]
         parts.append((x, second, merged - second))
         x = jax.nn.relu(merged)

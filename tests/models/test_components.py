@@ -81,7 +81,7 @@ def test_unknown_argument_names_the_nearest() -> None:
 
 def test_argument_that_is_no_literal_is_rejected() -> None:
     for value in ([1], {"a": 1}, b"x", object(), Made, 1j, (1, [2]), float("nan"), (-float("inf"),), np.float64(0.5)):
-        with pytest.raises(UserError, match=r"Made\(third=.*a finite number, a string, True, False, None or a tuple"):
+        with pytest.raises(UserError, match=r"Made\(third=.*give a finite number, a string, True, False, None or a tuple"):
             component(Made, third=value)
 
 

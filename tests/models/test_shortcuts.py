@@ -206,7 +206,7 @@ def test_shortcut_limits_are_simpler_shortcuts() -> None:
         if hasattr(shortcut, "gate"):
             shortcut.gate.kernel[...] = jnp.zeros(shortcut.gate.kernel.shape)
         wanted = simpler(x, y, **({"train": False} if same is ZeroPad else {}))
-        close(components.call(shortcut, x, y, train=True, key=jax.random.key(0)), wanted, tolerance=1e-6)
+        close(shortcut(x, y, **components.accepted(shortcut, train=True, key=jax.random.key(0))), wanted, tolerance=1e-6)
 
 
 def test_initial_values_are_the_papers() -> None:
@@ -245,7 +245,7 @@ class Minimal(nnx.Module):
 
 
 class KeywordOnly(nnx.Module):
-    """Keyword-only ``rngs`` and a layer of its own."""
+    """Keyword-only ``rngs`` and its own layer."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, *, rngs: nnx.Rngs):
         self.stride = stride
@@ -310,7 +310,7 @@ class InEvaluation(nnx.Module):
         self.part = part
 
     def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-        return components.call(self.part, x, branch, train=False, key=None)
+        return self.part(x, branch, **components.accepted(self.part, train=False, key=None))
 
 
 @pytest.mark.parametrize("factory", USERS)
@@ -337,10 +337,12 @@ def test_user_shortcut_runs_in_a_network(blocks: Any) -> None:
 def test_optional_arguments_reach_the_classes_that_declare_them() -> None:
     (x, y), key = map(jnp.asarray, pair(3, 3, 1)), jax.random.key(5)
     names_train, names_key, minimal = (factory(3, 3, 1, nnx.Rngs(0)) for factory in (NamesTrain, NamesKey, Minimal))
-    np.testing.assert_array_equal(components.call(names_train, x, y, train=True, key=None), y)
-    np.testing.assert_array_equal(components.call(names_train, x, y, train=False, key=None), 0.5 * x + y)
-    np.testing.assert_array_equal(components.call(names_key, x, y, train=True, key=key), 0.5 * x + y + jax.random.normal(key, y.shape))
-    np.testing.assert_array_equal(components.call(minimal, x, y, train=True, key=key), 0.5 * x + y)
+    np.testing.assert_array_equal(names_train(x, y, **components.accepted(names_train, train=True, key=None)), y)
+    np.testing.assert_array_equal(names_train(x, y, **components.accepted(names_train, train=False, key=None)), 0.5 * x + y)
+    np.testing.assert_array_equal(
+        names_key(x, y, **components.accepted(names_key, train=True, key=key)), 0.5 * x + y + jax.random.normal(key, y.shape)
+    )
+    np.testing.assert_array_equal(minimal(x, y, **components.accepted(minimal, train=True, key=key)), 0.5 * x + y)
 
     class Named(nnx.Module):
         def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs, norm: Any = None, other: Any = "untouched"):
