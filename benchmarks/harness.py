@@ -7,55 +7,40 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import tyro
 
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import run_dir, step
 from resnet_jax.training.config import Optimizer, Schedule
-from resnet_jax.training.step import Batch, Learning, train_step
+from resnet_jax.training.step import Batch, Learning, TrainState
 
-Options = TypeVar("Options", bound="Output")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Options of every benchmark."""
-
-    output: Path | None = None
-    """JSON file: rows, command, date, commit, versions and devices."""
+Row = dict[str, Any]
+Seconds = list[float]
 
 
-def parse(options: type[Options], arguments: Sequence[str] | None) -> Options:
-    return tyro.cli(options, args=arguments, prog=f"python {sys.argv[0]}")
+def interleave(candidates: Sequence[Callable[[], Any]], rounds: int) -> list[Seconds]:
+    """Returns the seconds of each candidate in each round, after an unmeasured one.
 
-
-def interleave(
-    candidates: Sequence[Callable[[], Any]], rounds: int, warmup: int = 1
-) -> list[list[float]]:
-    """Returns the seconds of each candidate in each round, after ``warmup`` unmeasured rounds.
-
-    Of several candidates, each is called twice and measured once: memory allocation is slower after another's step.
+    Of several candidates, each is called twice and measured once: memory allocation is slower after
+    another's step.
     """
-    seconds: list[list[float]] = [[] for _ in candidates]
-    for number in range(warmup + rounds):
+    seconds: list[Seconds] = [[] for _ in candidates]
+    for _ in range(1 + rounds):
         for candidate, measured in zip(candidates, seconds, strict=True):
             if len(candidates) > 1:
                 candidate()
             start = time.perf_counter()
             candidate()
-            if number >= warmup:
-                measured.append(time.perf_counter() - start)
-    return seconds
+            measured.append(time.perf_counter() - start)
+    return [measured[1:] for measured in seconds]
 
 
-def summary(seconds: Sequence[float]) -> dict[str, Any]:
+def summary(seconds: Seconds) -> Row:
     return {
         "seconds": statistics.median(seconds),
         "seconds_least": min(seconds),
@@ -64,65 +49,45 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+def ratio(numerator: Seconds, denominator: Seconds) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-class TrainingStep:
-    """One training step on synthetic images. ``step``: jitted ``(state, batch) -> (state, metrics)``; donates the state."""
+def training_step(
+    model: Architecture, batch_size: int, execution: Execution
+) -> tuple[Any, Callable[[], tuple[TrainState, Batch]]]:
+    """Returns a jitted step, which donates its state, and a function that creates its arguments."""
+    optimizer = optimizer_lib.make(Optimizer(), Schedule())
+    create = jax.jit(lambda: step.create(model, optimizer, jax.random.key(0), execution))
 
-    def __init__(self, architecture: Architecture, batch_size: int, execution: Execution):
-        optimizer = optimizer_lib.make(Optimizer(), Schedule())
-        self._architecture, self._batch_size = architecture, batch_size
-        self._create = lambda key: step.create(architecture, optimizer, key, execution)
-        apply, self.abstract_state = jax.eval_shape(
-            self._create, jax.eval_shape(lambda: jax.random.key(0))
-        )
-        learning = Learning(apply, optimizer)
-        self.step = jax.jit(
-            lambda state, batch: train_step(state, batch, learning),
-            donate_argnums=0,
-            compiler_options=quick_to_run(),
-        )
-        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract_state.params))
-
-    def state(self) -> Any:
-        return jax.jit(lambda key: self._create(key)[1])(jax.random.key(0))
-
-    def batch(self) -> Batch:
+    def arguments() -> tuple[TrainState, Batch]:
         key = jax.random.key(1)
-        images = jax.random.normal(key, (self._batch_size, *self._architecture.input_shape))
-        return Batch(
-            images, jax.random.randint(key, (self._batch_size,), 0, self._architecture.num_classes)
-        )
+        images = jax.random.normal(key, (batch_size, *model.input_shape))
+        labels = jax.random.randint(key, (batch_size,), 0, model.num_classes)
+        return create()[1], Batch(images, labels)
 
-
-def write(
-    benchmark: str, rows: list[dict[str, Any]], options: Output, arguments: Sequence[str] | None
-) -> None:
-    """Prints rows, and writes them to ``options.output``."""
-    for row in rows:
-        print(
-            ", ".join(
-                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in row.items()
-            )
-        )
-    command = shlex.join(
-        [
-            "python",
-            f"benchmarks/{benchmark}.py",
-            *(sys.argv[1:] if arguments is None else arguments),
-        ]
+    learning = Learning(jax.eval_shape(create)[0], optimizer)
+    train_step = jax.jit(
+        lambda state, batch: step.train_step(state, batch, learning),
+        donate_argnums=0,
+        compiler_options=quick_to_run(),
     )
-    today = datetime.date.today().isoformat()
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        result = {
-            "benchmark": benchmark,
-            "date": today,
-            "command": command,
-            **run_dir.describe(),
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    return train_step, arguments
+
+
+def write(rows: list[Row], output: Path | None) -> None:
+    """Prints rows, and writes them with command, date, commit, versions and devices to a file."""
+    for row in rows:
+        values = (f"{value:.4g}" if isinstance(value, float) else value for value in row.values())
+        print(", ".join(f"{name} {value}" for name, value in zip(row, values, strict=True)))
+    if output is None:
+        return
+    result = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", *sys.argv]),
+        **run_dir.describe(),
+        "rows": rows,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")

@@ -6,71 +6,52 @@ import io
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
+import tyro
 from PIL import Image
 
-from resnet_jax.cli import options as options_lib
 from resnet_jax.data import datasets
 from resnet_jax.data import stream as stream_lib
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.training.config import Data
+from resnet_jax.models.components import load
+from resnet_jax.training.config import IMAGENET, Data
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputOptions(harness.Output):
-    """Images per CPU second of this process; interleaved rounds."""
-
-    experiment: str | None = None
-    """FILE.py:FUNCTION, for data set, crop and policy. Default: ImageNet, RandomResizedCrop."""
-    data: str | None = None
-    """Data set in place of the experiment's."""
-    data_dir: str | None = None
-    images: int = 440
-    """Images per round."""
-    size: int = 224
-    """Height and width after the crop."""
-    batch_size: int = 64
-    rounds: int = 5
+def cpu_seconds(function: Callable[[], Any]) -> float:
+    start = time.process_time()
+    function()
+    return max(time.process_time() - start, 1e-6)
 
 
-def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
+def measure(
+    data: Data, data_dir: str | None, count: int, side: int, batch_size: int, rounds: int
+) -> list[harness.Row]:
     """Returns a row per stage, for the whole input, and for Pillow as torchvision uses it."""
-    info = datasets.describe(data.name, options.data_dir)
-    channels, size, rng = (
-        info.image_shape[2] or 3,
-        (options.size, options.size),
-        np.random.default_rng(0),
-    )
-    assert data.crop is not None
-    crop, policy = data.crop(), data.policy() if data.policy else None
+    info = datasets.describe(data.name, data_dir)
+    channels, size, rng = info.image_shape[2] or 3, (side, side), np.random.default_rng(0)
+    crop_class = data.crop or RandomResizedCrop
+    crop, policy = crop_class(), data.policy() if data.policy else None
     source = datasets.encoded(info, "train")
-    indices = [index % len(source) for index in range(options.images)]
+    indices = [index % len(source) for index in range(count)]
     encoded = [source[index][0] for index in indices]
     decoded = [datasets.decode(image, channels) for image in encoded]
     cropped = [crop(image, size, rng) for image in decoded]
-
-    def pillow() -> None:
-        reference = RandomResizedCrop()
-        for index in indices:
-            with Image.open(io.BytesIO(source[index][0])) as opened:
-                image = opened.convert("RGB")
-            box = reference.box(image.height, image.width, rng)
-            resized = image.crop(box).resize(size, Image.Resampling.BILINEAR)
-            np.asarray(
-                resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                if rng.random() < 0.5
-                else resized
-            )
-
-    batches = math.ceil(options.images / options.batch_size)
-    described = {"info": info, "split": "train", "examples": info.examples["train"], "seed": 0}
+    batches = math.ceil(count / batch_size)
     stream = stream_lib.Stream(
-        **described, batch_size=options.batch_size, size=size, crop=data.crop, policy=data.policy
+        info=info,
+        split="train",
+        examples=info.examples["train"],
+        seed=0,
+        batch_size=batch_size,
+        size=size,
+        crop=crop_class,
+        policy=data.policy,
     )
 
     def whole() -> float:
@@ -81,6 +62,17 @@ def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
                 next(reading)
             return cpu_seconds(lambda: [next(reading) for _ in range(batches)])
 
+    def pillow() -> None:
+        reference = RandomResizedCrop()
+        for index in indices:
+            with Image.open(io.BytesIO(source[index][0])) as file:
+                image = file.convert("RGB")
+            box = reference.box(image.height, image.width, rng)
+            image = image.crop(box).resize(size, Image.Resampling.BILINEAR)
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            np.asarray(image)
+
     loops: dict[str, Callable[[], Any]] = {
         "read": lambda: [source[index] for index in indices],
         "decode": lambda: [datasets.decode(image, channels) for image in encoded],
@@ -90,43 +82,52 @@ def measure(data: Data, options: InputOptions) -> list[dict[str, Any]]:
         loops["policy"] = lambda: [policy(image, rng) for image in cropped]
     stages = {name: functools.partial(cpu_seconds, loop) for name, loop in loops.items()}
     stages |= {"whole input": whole, "Pillow": functools.partial(cpu_seconds, pillow)}
-    seconds: dict[str, list[float]] = {name: [] for name in stages}
-    for _ in range(options.rounds):
+    seconds: dict[str, harness.Seconds] = {name: [] for name in stages}
+    for _ in range(rounds):
         for name, stage in stages.items():
             seconds[name].append(stage())
-    counts = {"whole input": batches * options.batch_size}
-    return [
-        {
-            "what": name,
-            "data": info.name,
-            "size": options.size,
-            "images_per_cpu_second": count / statistics.median(seconds[name]),
-            "over_pillow": harness.ratio(seconds["Pillow"], seconds[name]) * count / options.images,
-            "rounds": options.rounds,
-        }
-        for name in stages
-        for count in [counts.get(name, options.images)]
-    ]
+    rows = []
+    for name, measured in seconds.items():
+        images = batches * batch_size if name == "whole input" else count
+        rows.append(
+            {
+                "what": name,
+                "data": info.name,
+                "size": side,
+                "images_per_cpu_second": images / statistics.median(measured),
+                "over_pillow": harness.ratio(seconds["Pillow"], measured) * images / count,
+                "rounds": rounds,
+            }
+        )
+    return rows
 
 
-def cpu_seconds(function: Callable[[], Any]) -> float:
-    start = time.process_time()
-    function()
-    return max(time.process_time() - start, 1e-6)
+def main(
+    experiment: str | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    images: int = 440,
+    size: int = 224,
+    batch_size: int = 64,
+    rounds: int = 5,
+    output: Path | None = None,
+) -> None:
+    """Images per CPU second of this process; interleaved rounds.
 
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = harness.parse(InputOptions, arguments)
-    base = (
-        options_lib.experiment(options.experiment).data
-        if options.experiment
-        else Data(name="imagenet2012", crop=RandomResizedCrop)
-    )
-    data = Data(
-        name=options.data or base.name, crop=base.crop or RandomResizedCrop, policy=base.policy
-    )
-    harness.write("input", measure(data, options), options, arguments)
+    Args:
+      experiment: FILE.py:FUNCTION, for data set, crop and policy. Default: ImageNet, random crops.
+      data: data set in place of the experiment's.
+      data_dir: folder of prepared data sets.
+      images: images per round.
+      size: height and width after the crop.
+      batch_size: images per streamed batch.
+      rounds: interleaved rounds.
+      output: JSON file of the results.
+    """
+    recipe = load(experiment)().data if experiment else IMAGENET
+    recipe = replace(recipe, name=data or recipe.name)
+    harness.write(measure(recipe, data_dir, images, size, batch_size, rounds), output)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,11 +1,11 @@
 """Training step beside Flax Linen, jax-resnet, torch, torchvision and timm, interleaved."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,28 +13,12 @@ import harness
 import jax
 import jax.numpy as jnp
 import optax
+import tyro
 
 from resnet_jax import models
 from resnet_jax.models import Architecture, Execution
-from resnet_jax.models.blocks import Basic, Bottleneck
+from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.models.stems import SmallImageStem
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepOptions(harness.Output):
-    """Images per second of a training step (SGD, momentum 0.9, weight decay 1e-4).
-
-    Peers are measured where they are installed: pip install 'resnet-jax-lab[benchmarks]'.
-    """
-
-    networks: tuple[str, ...] = ("cifar_resnet20",)
-    """Of the catalog; torchvision's and timm's resnet50 is resnet50_v15."""
-    batch_sizes: tuple[int, ...] = (128,)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    blocks: Literal["auto", "loop", "scan"] = "auto"
-    peers: bool = True
-    rounds: int = 9
 
 
 class Candidate(NamedTuple):
@@ -47,109 +31,100 @@ class Candidate(NamedTuple):
 
 
 def measure(
-    name: str, network: Architecture, batch_size: int, options: StepOptions
-) -> list[dict[str, Any]]:
+    name: str,
+    network: Architecture,
+    batch_size: int,
+    execution: Execution,
+    peers: bool,
+    rounds: int,
+) -> list[harness.Row]:
     """Returns a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
-    candidates = [ours(network, batch_size, Execution(blocks=options.blocks))]
-    for make in peers(name, network, batch_size) if options.peers else ():
+    candidates = [ours(network, batch_size, execution)]
+    for make in makers(name, network, batch_size) if peers else ():
         try:
             candidate = make()
             candidate.run()
         except Exception as error:  # The others are still measured.
-            print(
-                f"a peer of {name} failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            )
+            reason = str(error).partition("\n")[0]
+            print(f"a peer of {name} failed: {type(error).__name__}: {reason}")
             continue
         if candidate.parameters != candidates[0].parameters:
-            raise RuntimeError(
-                f"{candidate.name} has {candidate.parameters} parameters, {name} has {candidates[0].parameters}."
-            )
+            counts = f"{candidate.parameters} parameters, not {candidates[0].parameters}"
+            raise RuntimeError(f"{candidate.name} has {counts} as {name}.")
         candidates.append(candidate)
-    seconds = harness.interleave([candidate.run for candidate in candidates], options.rounds)
-    return [
-        {
-            "network": name,
-            "batch_size": batch_size,
-            "dtype": network.dtype,
-            "what": candidate.name,
-            "version": candidate.version,
-            "parameters": candidate.parameters,
-            **harness.summary(measured),
-            "images_per_second": batch_size / harness.summary(measured)["seconds"],
-            "ours_over_this": harness.ratio(measured, seconds[0]),
-        }
-        for candidate, measured in zip(candidates, seconds, strict=True)
-    ]
+    seconds = harness.interleave([candidate.run for candidate in candidates], rounds)
+    rows = []
+    for candidate, measured in zip(candidates, seconds, strict=True):
+        row = {"network": name, "batch_size": batch_size, "dtype": network.dtype}
+        row |= {"what": candidate.name, "version": candidate.version}
+        row |= {"parameters": candidate.parameters, **harness.summary(measured)}
+        row["images_per_second"] = batch_size / row["seconds"]
+        row["ours_over_this"] = harness.ratio(measured, seconds[0])
+        rows.append(row)
+    return rows
 
 
 def ours(network: Architecture, batch_size: int, execution: Execution) -> Candidate:
-    training = harness.TrainingStep(network, batch_size, execution)
-    state, batch = training.state(), training.batch()
+    step, arguments = harness.training_step(network, batch_size, execution)
+    state, batch = arguments()
+    return of_jax("resnet-jax", version("jax"), step, state, state.params, batch)
+
+
+def of_jax(
+    name: str, version: str, step: Callable[..., Any], state: Any, params: Any, *batch: Any
+) -> Candidate:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def run() -> None:
         nonlocal state
-        state, metrics = training.step(state, batch)
+        state, metrics = step(state, *batch)
         jax.block_until_ready(metrics)
 
-    return Candidate("resnet-jax", f"jax {jax.__version__}", training.parameters, run)
+    return Candidate(name, version, parameters, run)
 
 
-def peers(name: str, network: Architecture, batch_size: int) -> Iterator[Callable[[], Candidate]]:
+def makers(name: str, network: Architecture, batch_size: int) -> Iterator[Callable[[], Candidate]]:
     """Yields makers of every installed implementation of the same network."""
-    # He et al. 2015, Section 4.2: parts that the catalog's CIFAR networks of later papers change.
+    classes = network.num_classes
+    # He et al. 2015, Section 4.2.
     plain = Architecture(
         stages=network.stages,
         features=network.features,
-        stem=SmallImageStem,
-        branch=Basic,
         shortcut=ZeroPad,
+        input_shape=network.input_shape,
+        num_classes=classes,
+        dtype=network.dtype,
     )
-    changeable = ("stem", "branch", "shortcut", "order", "norm", "transition", "stochastic_depth")
-    small = all(getattr(network, part) == getattr(plain, part) for part in changeable)
-    if small:
-        module = LinenResNet(
-            tuple(network.stages), tuple(network.features), network.num_classes, network.dtype
-        )
-        yield functools.partial(
-            linen, "Flax Linen", version("flax"), module, {"train": True}, network, batch_size
-        )
-    theirs = {"resnet18": "ResNet18", "resnet34": "ResNet34"} | {
-        f"resnet{depth}_v15": f"ResNet{depth}" for depth in (50, 101, 152)
-    }
-    if name in theirs and network.dtype == "float32" and installed("jax_resnet"):
-        module = getattr(importlib.import_module("jax_resnet"), theirs[name])(
-            n_classes=network.num_classes
-        )
-        yield functools.partial(
-            linen, "jax-resnet", version("jax-resnet", "flax"), module, {}, network, batch_size
-        )
-    if not installed("torch"):
+    if network == plain:
+        module = LinenResNet(network.stages, network.features, classes, network.dtype)
+        called = "Flax Linen", version("flax"), module, {"train": True}
+        yield functools.partial(linen, *called, network, batch_size)
+    name = name.removesuffix("_v15")
+    jax_resnet, torchvision, timm = map(find, ("jax_resnet", "torchvision.models", "timm"))
+    if network.branch == Bottleneck:
+        # The bottlenecks of the others have the stride in the 3x3 convolution.
+        jax_resnet = torchvision = timm = None
+    factory = getattr(jax_resnet, name.replace("resnet", "ResNet"), None)
+    if factory and network.dtype == "float32":
+        called = "jax-resnet", version("jax-resnet", "flax"), factory(n_classes=classes), {}
+        yield functools.partial(linen, *called, network, batch_size)
+    if not find("torch"):
         return
-    makers: dict[str, Callable[[], Any]] = (
-        {"torch": functools.partial(torch_cifar, network)} if small else {}
-    )
-    # Their bottlenecks have the stride in the 3x3 convolution.
-    same = network.branch != Bottleneck
-    called = name.removesuffix("_v15")
-    if (
-        same
-        and installed("torchvision")
-        and (make := getattr(importlib.import_module("torchvision.models"), called, None))
-    ):
-        makers["torchvision"] = functools.partial(make, num_classes=network.num_classes)
-    if same and installed("timm"):
-        timm = importlib.import_module("timm")
-        if timm.is_model(called := called.replace("_d", "d")):
-            makers["timm"] = functools.partial(
-                timm.create_model, called, num_classes=network.num_classes
-            )
-    for package, make in makers.items():
+    modules: dict[str, Callable[[], Any]] = {}
+    if network == plain:
+        modules["torch"] = functools.partial(torch_cifar, network)
+    if factory := getattr(torchvision, name, None):
+        modules["torchvision"] = functools.partial(factory, num_classes=classes)
+    if timm and timm.is_model(name := name.replace("_d", "d")):
+        modules["timm"] = functools.partial(timm.create_model, name, num_classes=classes)
+    for package, make in modules.items():
         for form in ("channels_last", "channels_last, torch.compile"):
             yield functools.partial(torch_step, package, make, form, network, batch_size)
 
 
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+def find(package: str) -> Any:
+    with contextlib.suppress(ModuleNotFoundError):
+        return importlib.import_module(package)
 
 
 def version(*packages: str) -> str:
@@ -178,10 +153,9 @@ class LinenResNet(nn.Module):
                 stride = 2 if stage and not block else 1
                 y = nn.relu(norm()(conv(features, strides=(stride, stride))(x)))
                 y = norm()(conv(features)(y))
-                shortcut = jnp.pad(
-                    x[:, ::stride, ::stride], [(0, 0)] * 3 + [(0, features - x.shape[3])]
-                )
-                x = nn.relu(y + shortcut)
+                x = x[:, ::stride, ::stride]
+                x = jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[3])])
+                x = nn.relu(y + x)
         return nn.Dense(self.classes)(x.mean((1, 2)).astype(jnp.float32))
 
 
@@ -200,31 +174,22 @@ def linen(
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
 
     def loss_of(params: Any, stats: Any, images: Any, labels: Any) -> Any:
-        logits, changed = module.apply(
-            {"params": params, "batch_stats": stats}, images, mutable=["batch_stats"], **training
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed[
-            "batch_stats"
-        ]
+        variables = {"params": params, "batch_stats": stats}
+        logits, updates = module.apply(variables, images, mutable=["batch_stats"], **training)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updates["batch_stats"]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: Any, images: Any, labels: Any) -> Any:
         params, stats, moments = state
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            params, stats, images, labels
-        )
+        differentiated = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, stats), gradients = differentiated(params, stats, images, labels)
         updates, moments = optimizer.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), stats, moments), loss
 
-    state = (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
-
-    def run() -> None:
-        nonlocal state
-        state, loss = step(state, images, labels)
-        jax.block_until_ready(loss)
-
-    return Candidate(name, version, parameters, run)
+    params = variables["params"]
+    state = params, variables["batch_stats"], optimizer.init(params)
+    return of_jax(name, version, step, state, params, images, labels)
 
 
 def torch_cifar(network: Architecture) -> Any:
@@ -232,40 +197,32 @@ def torch_cifar(network: Architecture) -> Any:
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
+    def layers(before: int, after: int, stride: int = 1) -> list[Any]:
+        return [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)]
+
     class Block(nn.Module):
         def __init__(self, before: int, after: int, stride: int):
             super().__init__()
-            self.conv1, self.bn1 = (
-                nn.Conv2d(before, after, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after),
-            )
-            self.conv2, self.bn2 = (
-                nn.Conv2d(after, after, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-            )
             self.stride, self.added = stride, after - before
+            self.branch = nn.Sequential(
+                *layers(before, after, stride), nn.ReLU(), *layers(after, after)
+            )
 
         def forward(self, x: Any) -> Any:
-            y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+            y = self.branch(x)
             if self.added:
-                x = nn.functional.pad(
-                    x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added)
-                )
+                x = x[:, :, :: self.stride, :: self.stride]
+                x = nn.functional.pad(x, (0, 0, 0, 0, 0, self.added))
             return torch.relu(y + x)
 
     before = network.features[0]
-    layers: list[Any] = [
-        nn.Conv2d(network.input_shape[2], before, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(before),
-        nn.ReLU(),
-    ]
+    modules = [*layers(network.input_shape[2], before), nn.ReLU()]
     for stage, (count, after) in enumerate(zip(network.stages, network.features, strict=True)):
         for block in range(count):
-            layers.append(Block(before, after, 2 if stage and not block else 1))
+            modules.append(Block(before, after, 2 if stage and not block else 1))
             before = after
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, network.num_classes)
-    )
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, network.num_classes)
+    return nn.Sequential(*modules, *head)
 
 
 def torch_step(
@@ -275,12 +232,10 @@ def torch_step(
     import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = make().to(device=device, memory_format=torch.channels_last)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+    layout = {"device": device, "memory_format": torch.channels_last}
+    module = make().to(**layout)
     height, width, channels = network.input_shape
-    images = torch.randn(batch_size, channels, height, width, device=device).to(
-        memory_format=torch.channels_last
-    )
+    images = torch.randn(batch_size, channels, height, width).to(**layout)
     labels = torch.randint(0, network.num_classes, (batch_size,), device=device)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     forward = torch.compile(module) if "compile" in form else module
@@ -294,26 +249,41 @@ def torch_step(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Candidate(
-        f"{package}, {form}", version(*dict.fromkeys((package, "torch"))), parameters, run
-    )
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    versions = version(*dict.fromkeys((package, "torch")))
+    return Candidate(f"{package}, {form}", versions, parameters, run)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = harness.parse(StepOptions, arguments)
-    networks = {
-        name: dataclasses.replace(models.architecture(name), dtype=options.dtype)
-        for name in options.networks
-    }
-    sizes = options.batch_sizes
-    rows = [
-        row
-        for name, network in networks.items()
-        for size in sizes
-        for row in measure(name, network, size, options)
-    ]
-    harness.write("step", rows, options, arguments)
+def main(
+    networks: tuple[str, ...] = ("cifar_resnet20",),
+    batch_sizes: tuple[int, ...] = (128,),
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    blocks: Literal["auto", "loop", "scan"] = "auto",
+    peers: bool = True,
+    rounds: int = 9,
+    output: Path | None = None,
+) -> None:
+    """Images per second of a training step (SGD, momentum 0.9, weight decay 1e-4).
+
+    Peers are measured where they are installed: pip install 'resnet-jax-lab[benchmarks]'.
+
+    Args:
+      networks: of the catalog; torchvision's and timm's resnet50 is resnet50_v15.
+      batch_sizes: images per step.
+      dtype: dtype of computation.
+      blocks: form of the stages.
+      peers: also measure other implementations.
+      rounds: interleaved rounds.
+      output: JSON file of the results.
+    """
+    rows = []
+    for name in networks:
+        network = dataclasses.replace(models.architecture(name), dtype=dtype)
+        for batch_size in batch_sizes:
+            execution = Execution(blocks=blocks)
+            rows += measure(name, network, batch_size, execution, peers, rounds)
+    harness.write(rows, output)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,34 +1,34 @@
-"""Degradation (He et al. 2015, arXiv 1512.03385, Figure 1) on a laptop: plain beside residual networks.
+"""Degradation of plain networks, on a laptop. He et al. 2015, arXiv 1512.03385, Figure 1.
 
-Command:   make demo, or resnet-jax prepare digits;
-           resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo
-Recipe:    Section 4.2, n=18, in 14 epochs: SGD, momentum 0.9, weight decay 1e-4, batch 128; 0.01 until the training
-           error is below 80 % and for at least 40 steps, then 0.1, divided by 10 at 1/2 and 3/4.
+Command: make demo, or resnet-jax prepare digits;
+    resnet-jax study experiments/degradation.py:figure1 --seeds 3 --workdir runs/demo
+Recipe: Section 4.2, n=18, in 14 epochs: SGD, momentum 0.9, weight decay 1e-4, batch 128; 0.01 until
+    the training error is below 80 % and for at least 40 steps, then 0.1, divided by 10 at 1/2 and
+    3/4.
 Deviation: digits, 8x8 pixels; not comparable with CIFAR-10.
-Expect:    training error of plain56 above 25 % (measured 72), of resnet56 below 2 % (0.1).
-Hardware:  2 CPU cores; 9 s per run with 20 layers, 25 s with 56.
+Expect: training error of plain56 above 25 % (measured 72), of resnet56 below 2 % (0.1).
+Hardware: 2 CPU cores; 9 s per run with 20 layers, 25 s with 56.
 """
 
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Schedule
 
-STEPS = 160
 
-
-def _experiment(name: str, depth: int, shortcut: type) -> Experiment:
+def _experiment(kind: str, depth: int) -> Experiment:
+    shortcut = NoShortcut if kind == "plain" else ZeroPad
     return Experiment(
-        name=name,
+        name=f"{kind}-{depth}",
         model=cifar_architecture(depth, shortcut=shortcut, input_shape=(8, 8, 1)),
         data=Data(name="digits", pad=0, flip=False),
         schedule=Schedule(
             learning_rate=0.1,
-            decay_steps=(STEPS // 2, STEPS * 3 // 4),
+            decay_steps=(80, 120),
             warmup_learning_rate=0.01,
             warmup_steps=40,
             warmup_until_error=0.8,
         ),
-        steps=STEPS,
+        steps=160,
         batch_size=128,
         evaluation=Evaluation(every=20, batch_size=360, training_images=True),
         checkpointing=Checkpointing(every=80),
@@ -37,22 +37,22 @@ def _experiment(name: str, depth: int, shortcut: type) -> Experiment:
 
 def plain20() -> Experiment:
     """20 plain layers: train."""
-    return _experiment("plain-20", 20, NoShortcut)
+    return _experiment("plain", 20)
 
 
 def plain56() -> Experiment:
     """56 plain layers: do not train."""
-    return _experiment("plain-56", 56, NoShortcut)
+    return _experiment("plain", 56)
 
 
 def resnet20() -> Experiment:
     """20 layers, option A: train."""
-    return _experiment("ResNet-20", 20, ZeroPad)
+    return _experiment("ResNet", 20)
 
 
 def resnet56() -> Experiment:
     """56 layers, option A: train."""
-    return _experiment("ResNet-56", 56, ZeroPad)
+    return _experiment("ResNet", 56)
 
 
 def figure1() -> tuple[Experiment, ...]:
@@ -62,10 +62,5 @@ def figure1() -> tuple[Experiment, ...]:
 
 def depths() -> tuple[Experiment, ...]:
     """Eight depths, for ``resnet-jax analyze depth``."""
-    kinds = ("plain", NoShortcut), ("ResNet", ZeroPad)
-    layers = (8, 14, 20, 26, 32, 38, 44, 56)
-    return tuple(
-        _experiment(f"{name}-{depth}", depth, shortcut)
-        for name, shortcut in kinds
-        for depth in layers
-    )
+    layers = 8, 14, 20, 26, 32, 38, 44, 56
+    return tuple(_experiment(kind, depth) for kind in ("plain", "ResNet") for depth in layers)

@@ -1,12 +1,15 @@
 """Shortcuts of He et al. 2016 (arXiv 1603.05027), Section 3 and Table 1.
 
-Command:   resnet-jax study experiments/he2016_shortcuts.py:table1 --seeds 5 --workdir runs/he2016-table1
-Recipe:    ResNet-110, the shortcut on all 54 blocks, ReLU after the addition, option A where the width changes; SGD,
-           momentum 0.9, weight decay 1e-4, batch 128, 0.01 for 400 steps, then 0.1, divided by 10 at 32k and 48k of
-           64k steps; pad 4, random crop, flip; per-pixel mean; BatchNorm over 64 images (two GPUs).
-Deviation: 50,000 training images; momentum as in torch. Bias 0 represents the row "0 to -5" of exclusive gating.
-Expect:    median test error of 5 seeds, see the functions; "fail" is an error above 20 %.
-Hardware:  one GPU or TPU.
+Command: resnet-jax study experiments/he2016_shortcuts.py:table1 --seeds 5
+    --workdir runs/he2016-table1
+Recipe: ResNet-110, the shortcut on all 54 blocks, ReLU after the addition, option A where the width
+    changes; SGD, momentum 0.9, weight decay 1e-4, batch 128, 0.01 for 400 steps, then 0.1, divided
+    by 10 at 32k and 48k of 64k steps; pad 4, random crop, flip; per-pixel mean; BatchNorm over 64
+    images (two GPUs).
+Deviation: 50,000 training images; momentum as in torch. Bias 0 represents the row "0 to -5" of
+    exclusive gating.
+Expect: median test error of 5 seeds, see the functions; "fail" is an error above 20 %.
+Hardware: one GPU or TPU.
 """
 
 from resnet_jax.models import cifar_architecture, component
@@ -20,8 +23,6 @@ from resnet_jax.models.shortcuts import (
     ZeroPad,
 )
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
-
-NORM = component(BatchNorm, group_size=64)
 
 ROWS = {
     "original": ZeroPad,
@@ -39,9 +40,10 @@ ROWS = {
 
 
 def _experiment(row: str, depth: int = 110) -> Experiment:
+    norm = component(BatchNorm, group_size=64)
     return Experiment(
         name=row,
-        model=cifar_architecture(depth, shortcut=ROWS[row], norm=NORM),
+        model=cifar_architecture(depth, shortcut=ROWS[row], norm=norm),
         data=Data(name="cifar10"),
         schedule=Schedule(
             learning_rate=0.1,

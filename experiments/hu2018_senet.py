@@ -1,56 +1,38 @@
-"""Squeeze-and-excitation: Hu et al. 2018 (arXiv 1709.01507), SE-ResNet and SE-ResNeXt on ImageNet.
+"""Squeeze-and-excitation: SE-ResNet and SE-ResNeXt on ImageNet. Hu et al. 2018, arXiv 1709.01507.
 
-Command:   resnet-jax study experiments/hu2018_senet.py:imagenet --seeds 1 --workdir runs/senet
-Recipe:    from memory: batch 1024 on 8 GPUs, 0.6 divided by 10 every 30 of 100 epochs, momentum 0.9, weight decay
-           1e-4, RandomResizedCrop, flip, mean per channel; reduction 16; one 224 crop from 256.
+Command: resnet-jax study experiments/hu2018_senet.py:imagenet --seeds 1 --workdir runs/senet
+Recipe: from memory: batch 1024 on 8 GPUs, 0.6 divided by 10 every 30 of 100 epochs, momentum 0.9,
+    weight decay 1e-4, RandomResizedCrop, flip, mean per channel; reduction 16; one 224 crop from
+    256.
 Deviation: images are also divided by the deviation; bilinear crops; BatchNorm over 128 images.
-Hardware:  paper: 8 GPUs.
+Hardware: paper: 8 GPUs.
 """
 
 from dataclasses import replace
 
-from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import architecture, component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.config import (
-    Checkpointing,
-    Data,
-    Evaluation,
-    Experiment,
-    Optimizer,
-    Schedule,
-)
+from resnet_jax.training.config import IMAGENET, Experiment, Schedule, evaluate_every
 
-STEPS_PER_EPOCH = -(-1_281_167 // 1024)
+NETWORKS = "seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d"
+EPOCH = -(-1_281_167 // 1024)
 
 
 def _experiment(name: str) -> Experiment:
     return Experiment(
         name=name.replace("_", "-"),
         model=replace(architecture(name), norm=component(BatchNorm, group_size=128)),
-        data=Data(
-            name="imagenet2012",
-            test_split="validation",
-            normalization="imagenet",
-            pad=0,
-            crop=RandomResizedCrop,
-        ),
-        optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
-        schedule=Schedule(
-            learning_rate=0.6, decay_steps=tuple(epoch * STEPS_PER_EPOCH for epoch in (30, 60, 90))
-        ),
-        steps=100 * STEPS_PER_EPOCH,
+        data=IMAGENET,
+        schedule=Schedule(learning_rate=0.6, decay_steps=(30 * EPOCH, 60 * EPOCH, 90 * EPOCH)),
+        steps=100 * EPOCH,
         batch_size=1024,
-        evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=256, protocol="256/224"),
-        checkpointing=Checkpointing(every=STEPS_PER_EPOCH),
+        **evaluate_every(EPOCH),
     )
 
 
 def imagenet() -> tuple[Experiment, ...]:
-    """Top-1/top-5 error (authors' repository): 22.37/6.36 %, 21.75/5.72, 21.34/5.54; SE-ResNeXt 20.97/5.54, 19.81/4.96."""
-    return tuple(
-        map(
-            _experiment,
-            ("seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d"),
-        )
-    )
+    """Top-1/top-5 error (authors' repository), in the order of ``NETWORKS``.
+
+    22.37/6.36 %, 21.75/5.72, 21.34/5.54; SE-ResNeXt 20.97/5.54, 19.81/4.96.
+    """
+    return tuple(map(_experiment, NETWORKS))

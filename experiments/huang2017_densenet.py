@@ -1,31 +1,32 @@
-"""DenseNet: Huang et al. 2017 (arXiv 1608.06993) on CIFAR and ImageNet.
+"""DenseNet on CIFAR and ImageNet. Huang et al. 2017, arXiv 1608.06993.
 
-Command:   resnet-jax study experiments/huang2017_densenet.py:cifar10 --seeds 1 --workdir runs/densenet
-Recipe:    SGD, Nesterov, weight decay 1e-4, batch 64, 0.1 divided by 10 at 50 % and 75 % of 300 epochs of 782 steps.
-           "+": pad 4, random crop, flip; "plain images": neither, and dropout 0.2.
-Deviation: one dropout per block, before its last convolution; paper: after every convolution (from memory). Not
-           stated, our choice: momentum 0.9, mean and deviation per channel, BatchNorm over the whole batch, 50,000
-           images; on ImageNet batch 256, BatchNorm over 32 images, 0.1 divided by 10 at 30 and 60 of 90 epochs,
-           RandomResizedCrop, flip, one 224 crop from 256.
-Hardware:  one GPU or TPU.
+Command: resnet-jax study experiments/huang2017_densenet.py:cifar10 --seeds 1 --workdir runs/dense
+Recipe: SGD, Nesterov, weight decay 1e-4, batch 64, 0.1 divided by 10 at 50 % and 75 % of 300 epochs
+    of 782 steps. "+": pad 4, random crop, flip; "plain images": neither, and dropout 0.2.
+Deviation: one dropout per block, before its last convolution; paper: after every convolution (from
+    memory). Not stated, our choice: momentum 0.9, mean and deviation per channel, BatchNorm over
+    the whole batch, 50,000 images; on ImageNet batch 256, BatchNorm over 32 images, 0.1 divided by
+    10 at 30 and 60 of 90 epochs, RandomResizedCrop, flip, one 224 crop from 256.
+Hardware: one GPU or TPU.
 """
 
 from dataclasses import replace
 
-from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.models import component, densenet_architecture
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
-    Checkpointing,
+    IMAGENET,
     Data,
     Evaluation,
     Experiment,
     Optimizer,
     Schedule,
+    evaluate_every,
+    on_cifar100,
 )
 
-STEPS_PER_EPOCH = -(-50_000 // 64)
-IMAGENET_STEPS_PER_EPOCH = -(-1_281_167 // 256)
+EPOCH = -(-50_000 // 64)
+IMAGENET_EPOCH = -(-1_281_167 // 256)
 # Name, layers, growth rate, bottlenecks and compression.
 NETWORKS = (
     ("densenet-40-12", 40, 12, False),
@@ -37,48 +38,35 @@ NETWORKS = (
 )
 
 
-def _cifar(name: str, depth: int, growth: int, bottleneck: bool) -> Experiment:
-    return Experiment(
-        name=name,
-        model=densenet_architecture(depth, growth, bottleneck=bottleneck),
-        data=Data(name="cifar10", normalization="channel"),
-        optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
-        schedule=Schedule(
-            learning_rate=0.1, decay_steps=(150 * STEPS_PER_EPOCH, 225 * STEPS_PER_EPOCH)
-        ),
-        steps=300 * STEPS_PER_EPOCH,
-        batch_size=64,
-        evaluation=Evaluation(every=STEPS_PER_EPOCH, batch_size=500),
-    )
-
-
-def _on_cifar100(variant: Experiment) -> Experiment:
-    return replace(
-        variant,
-        name=f"cifar100-{variant.name}",
-        model=replace(variant.model, num_classes=100),
-        data=replace(variant.data, name="cifar100"),
-    )
-
-
 def _on_plain_images(variant: Experiment) -> Experiment:
-    model = replace(variant.model, branch=component(variant.model.branch, dropout=0.2))
     return replace(
         variant,
         name=f"{variant.name}-plain-images",
-        model=model,
+        model=replace(variant.model, branch=component(variant.model.branch, dropout=0.2)),
         data=replace(variant.data, pad=0, flip=False),
     )
 
 
 def cifar10() -> tuple[Experiment, ...]:
     """CIFAR-10+: 5.24 %, 4.10, 3.74; BC 4.51, 3.62, 3.46."""
-    return tuple(_cifar(*network) for network in NETWORKS)
+    return tuple(
+        Experiment(
+            name=name,
+            model=densenet_architecture(depth, growth, bottleneck=bottleneck),
+            data=Data(name="cifar10", normalization="channel"),
+            optimizer=Optimizer(nesterov=True),
+            schedule=Schedule(learning_rate=0.1, decay_steps=(150 * EPOCH, 225 * EPOCH)),
+            steps=300 * EPOCH,
+            batch_size=64,
+            evaluation=Evaluation(every=EPOCH, batch_size=500),
+        )
+        for name, depth, growth, bottleneck in NETWORKS
+    )
 
 
 def cifar100() -> tuple[Experiment, ...]:
     """CIFAR-100+: 24.42 %, 20.20, 19.25; BC 22.27, 17.60, 17.18."""
-    return tuple(map(_on_cifar100, cifar10()))
+    return tuple(map(on_cifar100, cifar10()))
 
 
 def cifar10_plain_images() -> tuple[Experiment, ...]:
@@ -93,30 +81,19 @@ def cifar100_plain_images() -> tuple[Experiment, ...]:
 
 def imagenet() -> tuple[Experiment, ...]:
     """Top-1 error (authors' repository): 25.0 %, 22.2, 23.6, 22.5."""
+    norm = component(BatchNorm, group_size=32)
     return tuple(
         Experiment(
             name=f"densenet{depth}",
-            model=densenet_architecture(
-                depth, imagenet=True, norm=component(BatchNorm, group_size=32)
-            ),
-            data=Data(
-                name="imagenet2012",
-                test_split="validation",
-                normalization="imagenet",
-                pad=0,
-                crop=RandomResizedCrop,
-            ),
-            optimizer=Optimizer(momentum=0.9, nesterov=True, weight_decay=1e-4),
+            model=densenet_architecture(depth, imagenet=True, norm=norm),
+            data=IMAGENET,
+            optimizer=Optimizer(nesterov=True),
             schedule=Schedule(
-                learning_rate=0.1,
-                decay_steps=(30 * IMAGENET_STEPS_PER_EPOCH, 60 * IMAGENET_STEPS_PER_EPOCH),
+                learning_rate=0.1, decay_steps=(30 * IMAGENET_EPOCH, 60 * IMAGENET_EPOCH)
             ),
-            steps=90 * IMAGENET_STEPS_PER_EPOCH,
+            steps=90 * IMAGENET_EPOCH,
             batch_size=256,
-            evaluation=Evaluation(
-                every=IMAGENET_STEPS_PER_EPOCH, batch_size=256, protocol="256/224"
-            ),
-            checkpointing=Checkpointing(every=IMAGENET_STEPS_PER_EPOCH),
+            **evaluate_every(IMAGENET_EPOCH),
         )
         for depth in (121, 161, 169, 201)
     )

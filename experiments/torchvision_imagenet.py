@@ -1,14 +1,15 @@
-"""torchvision's ImageNet recipes V1 and V2; ResNets of He et al. 2015 (arXiv 1512.03385), stride in the 3x3.
+"""torchvision's ImageNet recipes V1 and V2 for ResNets (arXiv 1512.03385), stride in the 3x3.
 
-Command:   resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
-Recipe:    V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4, RandomResizedCrop,
-           flip; 224 from 256. V2: 600 epochs, batch 1024 on 8 GPUs, 0.5, cosine, 5 epochs of linear warm-up from a
-           hundredth, weight decay 2e-5 but on normalization, label smoothing 0.1, mixup 0.2, cutmix 1,
-           TrivialAugment, random erasing 0.1, EMA, 176 pixels, 224 from 232, each image four times in a row.
-           Bilinear, antialiased; BatchNorm over the images of one GPU.
-Deviation: V2 has no weight decay on the classifier's bias; TrivialAugment samples the nearest pixel; the EMA is updated
-           every step (torchvision: every 32) and has precise BN over 20 batches.
-Hardware:  torchvision: 8 V100.
+Command: resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
+Recipe: V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4,
+    RandomResizedCrop, flip; 224 from 256. V2: 600 epochs, batch 1024 on 8 GPUs, 0.5, cosine, 5
+    epochs of linear warm-up from a hundredth, weight decay 2e-5 but on normalization, label
+    smoothing 0.1, mixup 0.2, cutmix 1, TrivialAugment, random erasing 0.1, EMA, 176 pixels, 224
+    from 232, each image four times in a row. Bilinear, antialiased; BatchNorm over the images of
+    one GPU.
+Deviation: V2 has no weight decay on the classifier's bias; TrivialAugment samples the nearest
+    pixel; the EMA is updated every step (torchvision: every 32) and has precise BN over 20 batches.
+Hardware: torchvision: 8 V100.
 """
 
 from dataclasses import replace
@@ -18,35 +19,27 @@ from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
 from resnet_jax.models import architecture, component
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training.config import (
-    Checkpointing,
-    Data,
-    Evaluation,
+    IMAGENET,
     Experiment,
     Loss,
     Optimizer,
     Schedule,
+    evaluate_every,
 )
 
-IMAGES = 1_281_167
-CROP = component(RandomResizedCrop, filter="bilinear")
-# --model-ema-decay 0.99998 --model-ema-steps 32: the share that is new every 32 steps.
-_NEW = (1 - 0.99998) * 1024 * 32 / 600
+DATA = replace(IMAGENET, crop=component(RandomResizedCrop, filter="bilinear"))
 
 
 def _v1(name: str, network: str) -> Experiment:
-    epoch = -(-IMAGES // 256)
+    epoch = -(-1_281_167 // 256)
     return Experiment(
         name=name,
         model=replace(architecture(network), norm=component(BatchNorm, group_size=32)),
-        data=Data(
-            name="imagenet2012", test_split="validation", normalization="imagenet", pad=0, crop=CROP
-        ),
-        optimizer=Optimizer(momentum=0.9, weight_decay=1e-4),
+        data=DATA,
         schedule=Schedule(learning_rate=0.1, decay_steps=(30 * epoch, 60 * epoch)),
         steps=90 * epoch,
         batch_size=256,
-        evaluation=Evaluation(every=epoch, batch_size=256, protocol="256/224"),
-        checkpointing=Checkpointing(every=epoch),
+        **evaluate_every(epoch),
     )
 
 
@@ -56,7 +49,10 @@ def v1() -> Experiment:
 
 
 def networks_v1() -> tuple[Experiment, ...]:
-    """Top-1 accuracy: 69.758 %, 73.314, 76.130, 77.374, 78.312; wide 78.468; ResNeXt (torchvision: 100 epochs) 77.618."""
+    """Top-1 accuracy: 69.758 %, 73.314, 76.130, 77.374, 78.312; wide 78.468; ResNeXt 77.618.
+
+    torchvision trained ResNeXt for 100 epochs.
+    """
     return (
         _v1("resnet18", "resnet18"),
         _v1("resnet34", "resnet34"),
@@ -70,7 +66,9 @@ def networks_v1() -> tuple[Experiment, ...]:
 
 def v2() -> Experiment:
     """ResNet-50: 80.858 % top-1, 95.434 % top-5 accuracy."""
-    epoch = -(-IMAGES // 1024)
+    epoch = -(-1_281_167 // 1024)
+    # --model-ema-decay 0.99998 --model-ema-steps 32: this share is new every 32 steps.
+    new = (1 - 0.99998) * 1024 * 32 / 600
     return Experiment(
         name="resnet50-v2",
         model=replace(
@@ -78,20 +76,14 @@ def v2() -> Experiment:
             norm=component(BatchNorm, group_size=128),
             input_shape=(176, 176, 3),
         ),
-        data=Data(
-            name="imagenet2012",
-            test_split="validation",
-            normalization="imagenet",
-            pad=0,
-            crop=CROP,
+        data=replace(
+            DATA,
             policy=TrivialAugment,
             erasing=component(RandomErasing, probability=0.1),
             mix=component(Mix, mixup=0.2, cutmix=1.0, group=128),
             repeats=4,
         ),
-        optimizer=Optimizer(
-            momentum=0.9, weight_decay=2e-5, decay="kernels", ema=(1 - _NEW) ** (1 / 32)
-        ),
+        optimizer=Optimizer(weight_decay=2e-5, decay="kernels", ema=(1 - new) ** (1 / 32)),
         schedule=Schedule(
             learning_rate=0.5,
             decay_steps=(),
@@ -104,8 +96,5 @@ def v2() -> Experiment:
         loss=Loss(smoothing=0.1),
         steps=600 * epoch,
         batch_size=1024,
-        evaluation=Evaluation(
-            every=epoch, batch_size=256, protocol="232/224", statistics_batches=20
-        ),
-        checkpointing=Checkpointing(every=epoch),
+        **evaluate_every(epoch, protocol="232/224", statistics_batches=20),
     )

@@ -4,11 +4,13 @@ import dataclasses
 import importlib
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import tyro
 from resnet_jax.models import Execution, cifar_architecture
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training.config import Experiment
@@ -30,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step", "compile", "input", "run"):
         with pytest.raises(SystemExit) as stopped:
-            load(name).main(["--help"])
+            tyro.cli(load(name).main, args=["--help"])
         assert stopped.value.code == 0
         assert "--output" in capsys.readouterr().out, name
 
@@ -38,8 +40,8 @@ def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.slow
 def test_step_compares_networks_of_equal_size(load: Any) -> None:
     step = load("step")
-    step.installed = lambda package: False
-    rows = step.measure("small", SMALL, 2, step.StepOptions(rounds=2))
+    step.find = lambda package: None
+    rows = step.measure("small", SMALL, 2, Execution(), peers=True, rounds=2)
     assert [row["what"] for row in rows] == ["resnet-jax", "Flax Linen"]
     # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features, three norms, a classifier.
     assert {row["parameters"] for row in rows} == {9 * (4 + 16 + 16) + 3 * 8 + 50}
@@ -58,13 +60,15 @@ def test_compile_measures_compilation_and_dispatch(load: Any) -> None:
     assert all(row["host_seconds"] > 0 and row["host_rounds"] == 2 for row in rows)
 
 
-def test_input_writes_its_stages(load: Any, digits_dir: str, tmp_path: Path) -> None:
+def test_input_writes_its_stages(load: Any, digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "new" / "input.json"
     words = ["--data", "digits", "--data-dir", digits_dir, "--size", "8", "--images", "6", "--batch-size", "4", "--rounds", "2"]
-    load("input").main([*words, "--output", str(file)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks/input.py", *words, "--output", str(file)])
+    tyro.cli(load("input").main)
     result = json.loads(file.read_text())
     assert [row["what"] for row in result["rows"]] == ["read", "decode", "crop", "whole input", "Pillow"]
     assert result["rows"][-1]["over_pillow"] == 1
+    assert result["benchmark"] == "input"
     assert result["command"].startswith("python benchmarks/input.py --data digits")
     assert {"commit", "versions", "devices"} <= result.keys()
 
@@ -83,5 +87,5 @@ def test_measure_sh_uses_existing_scripts_and_options(load: Any, capsys: pytest.
     assert len(calls) >= 5
     for script, *words in calls:
         with pytest.raises(SystemExit):
-            load(script).main([*words, "--no-such-option"])
+            tyro.cli(load(script).main, args=[*words, "--no-such-option"])
         assert "--no-such-option" in capsys.readouterr().err

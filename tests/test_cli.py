@@ -13,8 +13,7 @@ import jax
 import pytest
 import resnet_jax
 from resnet_jax import cli
-from resnet_jax.models import NETWORKS, Architecture, count
-from resnet_jax.models import parts as parts_lib
+from resnet_jax.models import NETWORKS, Architecture, catalog, count
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
@@ -144,7 +143,7 @@ def test_summary_takes_every_part_with_arguments(capsys: pytest.CaptureFixture[s
         shortcut=Projection,
         stem=DeepStem,
         norm=component(GroupNorm, num_groups=8),
-        transition=component(parts_lib.known()["DenseTransition"], compression=0.5),
+        transition=component(catalog.known()["DenseTransition"], compression=0.5),
     )
     assert found == json.loads(json.dumps(dataclasses.asdict(count(model))))
 

@@ -25,19 +25,19 @@ from conftest import ROOT
 from write_golden import GOLDEN, changed, public_experiments, resolved_experiments
 
 FILES = sorted((ROOT / "experiments").glob("*.py"))
-FOUND = {f"{path.stem}.{name}": found for path in FILES for name, found in public_experiments(path).items()}
-STUDIES: dict[str, tuple[Experiment, ...]] = {name: found for name, found in FOUND.items() if isinstance(found, tuple)}
+PUBLIC = {f"{path.stem}.{name}": recipe for path in FILES for name, recipe in public_experiments(path).items()}
+STUDIES: dict[str, tuple[Experiment, ...]] = {name: recipe for name, recipe in PUBLIC.items() if isinstance(recipe, tuple)}
 
 
-def a_set(name: str, classes: int, shape: tuple[int | None, ...], **examples: int) -> DatasetInfo:
+def dataset(name: str, classes: int, shape: tuple[int | None, ...], **examples: int) -> DatasetInfo:
     return DatasetInfo(name=name, version="0.0.0", directory=Path(name), examples=examples, image_shape=shape, num_classes=classes)
 
 
-SETS = {
-    "digits": a_set("digits", 10, (8, 8, 1), train=1437, test=360),
-    "cifar10": a_set("cifar10", 10, (32, 32, 3), train=50_000, test=10_000),
-    "cifar100": a_set("cifar100", 100, (32, 32, 3), train=50_000, test=10_000),
-    "imagenet2012": a_set("imagenet2012", 1000, (None, None, 3), train=1_281_167, validation=50_000),
+DATASETS = {
+    "digits": dataset("digits", 10, (8, 8, 1), train=1437, test=360),
+    "cifar10": dataset("cifar10", 10, (32, 32, 3), train=50_000, test=10_000),
+    "cifar100": dataset("cifar100", 100, (32, 32, 3), train=50_000, test=10_000),
+    "imagenet2012": dataset("imagenet2012", 1000, (None, None, 3), train=1_281_167, validation=50_000),
 }
 
 
@@ -75,17 +75,17 @@ def test_docstrings_give_command_recipe_hardware_and_source() -> None:
                 assert ast.get_docstring(node), f"{path.name}:{node.name} has no docstring"
 
 
-def test_cells_fit_their_data_and_have_folders_of_their_own() -> None:
-    for study, cells in STUDIES.items():
+def test_variants_fit_their_data_and_have_folders_of_their_own() -> None:
+    for study, variants in STUDIES.items():
         # Two names that differ in case alone are one folder on some machines.
-        assert len({cell.name.lower() for cell in cells}) == len(cells), study
-        for cell in cells:
-            cell.check(SETS[cell.data.name])
-            assert re.fullmatch("[A-Za-z0-9.-]+" if study.startswith("degradation.") else "[a-z0-9.-]+", cell.name), study
+        assert len({variant.name.lower() for variant in variants}) == len(variants), study
+        for variant in variants:
+            variant.check(DATASETS[variant.data.name])
+            assert re.fullmatch("[A-Za-z0-9.-]+" if study.startswith("degradation.") else "[a-z0-9.-]+", variant.name), study
 
 
 # Stated on the experiments' pages: no ZCA whitening; crops of 320 pixels have no mean image; fb.resnet.torch's augmentation is written
-# out; the study of Table 5 has a cell with the aspect ratio, of the same network. Ten crops are evaluated after the run.
+# out; the study of Table 5 has a variant with the aspect ratio, of the same network. Ten crops are evaluated after the run.
 DEVIATIONS = {
     ("he2015_imagenet", "view"),
     ("he2016_imagenet", "view"),
@@ -105,14 +105,14 @@ def test_protocol_of_an_experiment_is_that_of_the_ledger() -> None:
     deviations = set()
     for entry in studied:
         name, _, function = Path(str(entry.study)).name.replace(".py", "").partition(":")
-        cell = next(
-            cell
-            for cell in STUDIES[f"{name}.{function}"]
-            if structure(cell.model) == structure(entry.architecture())
-            and entry.protocol.get("dataset", cell.data.name) == cell.data.name
-            and entry.protocol.get("batch_size", cell.batch_size) == cell.batch_size
+        variant = next(
+            variant
+            for variant in STUDIES[f"{name}.{function}"]
+            if structure(variant.model) == structure(entry.architecture())
+            and entry.protocol.get("dataset", variant.data.name) == variant.data.name
+            and entry.protocol.get("batch_size", variant.batch_size) == variant.batch_size
         )
-        ours = protocol(cell, SETS[cell.data.name])
+        ours = protocol(variant, DATASETS[variant.data.name])
         # The step of an error is selected after the run. The last epoch is cut off by some and filled by others.
         stated = {field: value for field, value in entry.protocol.items() if field not in ("selection", "epochs")}
         deviations |= {(name, field) for field, value in stated.items() if ours[field] != value}
@@ -135,37 +135,39 @@ def test_plain_networks_differ_in_the_shortcut_alone() -> None:
     for depth in (18, 34, 50, 101, 152):
         residual, plain = (load(f"he2015_imagenet.py:{kind}{depth}")().model for kind in ("resnet", "plain"))
         assert dataclasses.replace(residual, shortcut=NoShortcut) == plain
-    cells = load("degradation.py:figure1")()
-    assert [cell.name for cell in cells] == ["plain-20", "plain-56", "ResNet-20", "ResNet-56"]
-    assert len({dataclasses.replace(cell, name="", model=cells[0].model) for cell in cells}) == 1
-    assert models.count(cells[1].model) == dataclasses.replace(models.count(cells[3].model), stages=models.count(cells[1].model).stages)
+    variants = load("degradation.py:figure1")()
+    assert [variant.name for variant in variants] == ["plain-20", "plain-56", "ResNet-20", "ResNet-56"]
+    assert len({dataclasses.replace(variant, name="", model=variants[0].model) for variant in variants}) == 1
+    assert models.count(variants[1].model) == dataclasses.replace(
+        models.count(variants[3].model), stages=models.count(variants[1].model).stages
+    )
 
 
 def test_studies_of_he2016_change_one_thing() -> None:
     """Table 1: eleven shortcuts. Table 2: five orders of two layers per unit, and of three."""
     for depth in (20, 110):
-        cells = load("he2016_shortcuts.py:table1")(depth)
-        assert (cells[0].model.order, cells[0].model.shortcut) == (Original, ZeroPad)
-        assert len({cell.model.shortcut for cell in cells}) == len(cells) == 11
-        assert all(differing(cells[0], cell) == {"name", "model.shortcut"} for cell in cells[1:])
-        cells = load("he2016_orders.py:table2")(depth)
-        for five, layers in ((cells[:5], 2), (cells[5:], 3)):
+        variants = load("he2016_shortcuts.py:table1")(depth)
+        assert (variants[0].model.order, variants[0].model.shortcut) == (Original, ZeroPad)
+        assert len({variant.model.shortcut for variant in variants}) == len(variants) == 11
+        assert all(differing(variants[0], variant) == {"name", "model.shortcut"} for variant in variants[1:])
+        variants = load("he2016_orders.py:table2")(depth)
+        for five, layers in ((variants[:5], 2), (variants[5:], 3)):
             assert five[0].model.stages == ((depth - 2) // 6,) * 3
-            assert {cell.name.rpartition("-")[2] for cell in five} == {str(layers * sum(five[0].model.stages) + 2)}
-            assert len({cell.model.order for cell in five}) == 5
-            assert all(differing(five[0], cell) == {"name", "model.order"} for cell in five[1:])
-    alone = [found for name, found in FOUND.items() if name.startswith("he2016_shortcuts.") and isinstance(found, Experiment)]
+            assert {variant.name.rpartition("-")[2] for variant in five} == {str(layers * sum(five[0].model.stages) + 2)}
+            assert len({variant.model.order for variant in five}) == 5
+            assert all(differing(five[0], variant) == {"name", "model.order"} for variant in five[1:])
+    alone = [recipe for name, recipe in PUBLIC.items() if name.startswith("he2016_shortcuts.") and isinstance(recipe, Experiment)]
     assert alone == list(STUDIES["he2016_shortcuts.table1"])
 
 
 def test_other_studies_change_one_thing() -> None:
-    for name, cells in STUDIES.items():
+    for name, variants in STUDIES.items():
         if name.startswith("huang2016"):
-            assert differing(*cells) == {"name", "model.stochastic_depth.survival"}
-            assert [cell.model.stochastic_depth.survival for cell in cells] == [1, 0.5]
+            assert differing(*variants) == {"name", "model.stochastic_depth.survival"}
+            assert [variant.model.stochastic_depth.survival for variant in variants] == [1, 0.5]
     # Veit et al. 2016: 23 of the 54 modules in each batch.
     full, effective = STUDIES["veit2016_paths.table"]
-    (theirs,) = (cell for cell in STUDIES["he2016_orders.table2"] if cell.name == "pre-activation-110")
+    (theirs,) = (variant for variant in STUDIES["he2016_orders.table2"] if variant.name == "pre-activation-110")
     assert differing(theirs, full) == {"name"}
     assert differing(full, effective) == {"name", "model.stochastic_depth.kept"}
     assert (effective.model.stochastic_depth.kept, sum(effective.model.stages)) == (23, 54)
@@ -210,28 +212,28 @@ def test_resnet_strikes_back_recipes() -> None:
         ("a2", 300, 5e-3, 0.02, 0.0, 0.1, 3, 224, 7),
         ("a3", 100, 8e-3, 0.02, 0.0, 0.1, 1, 160, 6),
     ):
-        found = load(f"wightman2021_strikes_back.py:{name}")()
-        assert (found.steps, found.batch_size) == (epochs * 626, 2048)
-        assert (found.optimizer.rule, found.optimizer.weight_decay, found.loss.kind) == ("lamb", decay, "binary")
-        assert (found.optimizer.decay, found.optimizer.clip) == ("kernels", 1.0), "timm's Lamb: max_grad_norm=1.0, always_adapt=False"
-        assert parts(found.data.mix)[1] == {"mixup": mixup, "cutmix": 1.0, "group": 512}
-        assert (found.data.repeats, found.model.input_shape[0], parts(found.data.policy)[1]["magnitude"]) == (repeats, side, magnitude)
-        assert rates(found, epochs / 2, epochs) == pytest.approx([(peak + 1e-6) / 2, 1e-6], rel=1e-3)
-        assert (found.model.stochastic_depth.survival, found.loss.smoothing) == (1.0 if name == "a3" else 0.95, smoothing)
-        assert found.evaluation.protocol == "235/224-bicubic", "timm: the floor of 224 / 0.95 = 235.8"
+        recipe = load(f"wightman2021_strikes_back.py:{name}")()
+        assert (recipe.steps, recipe.batch_size) == (epochs * 626, 2048)
+        assert (recipe.optimizer.rule, recipe.optimizer.weight_decay, recipe.loss.kind) == ("lamb", decay, "binary")
+        assert (recipe.optimizer.decay, recipe.optimizer.clip) == ("kernels", 1.0), "timm's Lamb: max_grad_norm=1.0, always_adapt=False"
+        assert parts(recipe.data.mix)[1] == {"mixup": mixup, "cutmix": 1.0, "group": 512}
+        assert (recipe.data.repeats, recipe.model.input_shape[0], parts(recipe.data.policy)[1]["magnitude"]) == (repeats, side, magnitude)
+        assert rates(recipe, epochs / 2, epochs) == pytest.approx([(peak + 1e-6) / 2, 1e-6], rel=1e-3)
+        assert (recipe.model.stochastic_depth.survival, recipe.loss.smoothing) == (1.0 if name == "a3" else 0.95, smoothing)
+        assert recipe.evaluation.protocol == "235/224-bicubic", "timm: the floor of 224 / 0.95 = 235.8"
 
 
 def test_large_batch_recipes() -> None:
     """Goyal et al. 2017: 0.1 kn / 256 after 5 epochs from 0.1, BatchNorm over 32 images for any batch. He et al. 2018: cosine."""
-    cells = load("goyal2017_large_batch.py:scaling")()
-    assert [cell.batch_size for cell in cells] == [256, 512, 1024, 2048, 4096, 8192]
-    for cell in cells:
-        full = 0.1 * cell.batch_size / 256
+    variants = load("goyal2017_large_batch.py:scaling")()
+    assert [variant.batch_size for variant in variants] == [256, 512, 1024, 2048, 4096, 8192]
+    for variant in variants:
+        full = 0.1 * variant.batch_size / 256
         expected = [0.1, (0.1 + full) / 2, full, full / 10, full / 100, full / 1000]
-        assert rates(cell, 0, 2.5, 5, 30, 60, 80) == pytest.approx(expected, rel=2e-3)
-        assert cell.model.norm == component(BatchNorm, group_size=32)
-        assert parts(cell.model.branch)[1]["zero_scale"] is True
-    tricks = {cell.name: cell for cell in load("he2018_bag_of_tricks.py:refinements")()}
+        assert rates(variant, 0, 2.5, 5, 30, 60, 80) == pytest.approx(expected, rel=2e-3)
+        assert variant.model.norm == component(BatchNorm, group_size=32)
+        assert parts(variant.model.branch)[1]["zero_scale"] is True
+    tricks = {variant.name: variant for variant in load("he2018_bag_of_tricks.py:refinements")()}
     assert rates(tricks["cosine"], 0, 5, 62.5, 120) == pytest.approx([0.0, 0.4, 0.2, 0.0], abs=1e-6)
     assert dataclasses.replace(tricks["label-smoothing"], name="cosine", loss=tricks["cosine"].loss) == tricks["cosine"]
     assert tricks["mixup"].steps == 200 * 1252

@@ -48,6 +48,20 @@ def test_imports_point_downwards() -> None:
                 assert layer(name.split(".")[1]) <= own, f"{path} imports {name}"
 
 
+def test_package_is_written_in_standard_terms() -> None:
+    """Openings that hide the subject, and phrases with a standard term in JAX, Flax or the papers."""
+    opening = re.compile(r"(What|Of|How|Whether|Where|Which|Who)\b")
+    phrases = re.compile(
+        r"\b(way back|images' gradient|kernel's gradient|is told|set aside|begins again|colour|normalis|anew|contestant|is none)"
+    )
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                assert not opening.match(ast.get_docstring(node) or ""), f"{path}: {node}"
+        assert not (match := phrases.search(text)), f"{path}: {match}"
+
+
 def test_neither_tensorflow_nor_torch_is_a_dependency() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     required = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]

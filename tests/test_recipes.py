@@ -18,11 +18,11 @@ from write_golden import public_experiments
 GROUP = 8
 # Streamed experiments by file and name.
 RECIPES = {
-    f"{path.stem}:{cell.name if isinstance(found, tuple) else name}": cell
+    f"{path.stem}:{variant.name if isinstance(recipe, tuple) else name}": variant
     for path in sorted((ROOT / "experiments").glob("*.py"))
-    for name, found in public_experiments(path).items()
-    for cell in (found if isinstance(found, tuple) else (found,))
-    if cell.data.crop is not None
+    for name, recipe in public_experiments(path).items()
+    for variant in (recipe if isinstance(recipe, tuple) else (recipe,))
+    if variant.data.crop is not None
 }
 
 

@@ -17,7 +17,7 @@ from resnet_jax.analysis.subjects import Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
 from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained

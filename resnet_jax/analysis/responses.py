@@ -19,8 +19,8 @@ from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, StochasticDepth, activations, norms
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.orders import Norm
+from resnet_jax.models.resnet import Variables
 from resnet_jax.terminal import Table
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained

@@ -25,8 +25,8 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Execution
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.resnet import Variables
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table

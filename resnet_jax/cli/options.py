@@ -24,7 +24,7 @@ from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import components, parts
+from resnet_jax.models import catalog, components
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
 
@@ -157,17 +157,17 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     base = arguments[0] if typing.get_origin(info.type) is type else None
     if Component not in arguments and base is None:
         return None
-    others = parts.parts_of(augment_host, augment_device)
+    others = catalog.parts_of(augment_host, augment_device)
     # `none` is also the name of a shortcut, which is not optional.
     optional = NoneType in arguments
 
     def read(words: list[str]) -> Factory | None:
         if optional and words[0] == "none":
             return None
-        part = parts.load_part(words[0], others)
+        part = catalog.load_part(words[0], others)
         if base is None or (isinstance(part, type) and issubclass(part, base)):
             return part
-        known = parts.known().items()
+        known = catalog.known().items()
         fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
         raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
 
@@ -176,5 +176,7 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         metavar="CLASS|CLASS(ARGUMENT=VALUE)" + "|none" * optional,
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, type | Component | NoneType),
-        str_from_instance=lambda value: ["none" if value is None else parts.name_of(value, others)],
+        str_from_instance=lambda value: [
+            "none" if value is None else catalog.name_of(value, others)
+        ],
     )

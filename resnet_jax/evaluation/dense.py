@@ -22,7 +22,7 @@ from resnet_jax.evaluation import exact, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 
 # The total stride of ImageNet networks; bounds the number of compiled shapes.
 _MULTIPLE = 32

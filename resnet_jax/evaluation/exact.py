@@ -17,7 +17,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Apply
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 
 TOP = 5
 # Batches that wait on the devices, beside the one that they compute.

@@ -1,4 +1,7 @@
-"""Custom VJPs that are faster than autodiff on some backends. They have no forward-mode derivative."""
+"""Operations with custom VJPs that are faster than autodiff on some backends, without forward mode.
+
+Layers call them whatever the backend; ``active`` decides whether they are JAX's own instead.
+"""
 
 from typing import Literal
 
@@ -8,6 +11,9 @@ Kernels = Literal["auto", "plain", "cpu", "gpu"]
 """plain: autodiff everywhere; gpu: custom VJPs for BatchNorm and max pooling; cpu: for convolutions
 too; auto: those of the backend in use, plain on TPU.
 """
+
+active = jax.make_user_context("auto")
+"""Kernels of the network that is traced: ``with active("plain"): ...``"""
 
 
 def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "cpu", "gpu"]:

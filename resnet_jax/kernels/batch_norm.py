@@ -12,32 +12,29 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from resnet_jax.kernels import active, resolve
+
 Groups = Float[Array, "*groups n h w c"]
+Weights = Float[Array, "c"]
 PerChannel = Float[Array, "*groups c"]
 Normalized = tuple[Groups, PerChannel, PerChannel]
 
 
-def autodiff(
-    x: Groups,
-    scale: Float[Array, "c"],
-    bias: Float[Array, "c"],
-    epsilon: float,
-    rectify: bool = False,
+def normalize(
+    x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool
 ) -> Normalized:
-    """Normalizes over images and pixels, each group by itself.
+    """Normalizes over images and pixels, each group by itself; ``rectify`` applies a ReLU.
 
-    Args:
-      x: activations.
-      scale, bias: float32.
-      epsilon: added to the variance.
-      rectify: apply a ReLU to the result.
-
-    Returns:
-      The normalized x in its dtype; mean and biased variance in float32.
+    Returns the result in the dtype of x; mean and biased variance in float32.
     """
+    form = autodiff if resolve(active.value) == "plain" else custom
+    return form(x, scale, bias, epsilon, rectify)
+
+
+def autodiff(x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool) -> Normalized:
     wide = x.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 4, x.ndim - 1))
-    mean, square = wide.mean(axes), (wide * wide).mean(axes)
+    sums = _sums(wide, wide * wide)
+    mean, square = sums / (x.size // sums[0].size)
     var = jnp.maximum(square - mean * mean, 0)
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
@@ -46,8 +43,8 @@ def affine(
     x: Groups,
     mean: PerChannel,
     var: PerChannel,
-    scale: Any,
-    bias: Any,
+    scale: Weights,
+    bias: Weights,
     epsilon: float,
     rectify: bool = False,
 ) -> Groups:
@@ -57,16 +54,8 @@ def affine(
     return nnx.relu(y) if rectify else y
 
 
-def _normalize(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    wide = x.astype(jnp.float32)
-    sums = _sums(wide, wide * wide)
-    mean, square = sums / (x.size // sums[0].size)
-    var = jnp.maximum(square - mean * mean, 0)
-    return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
-
-
 def _forward(x: Any, scale: Any, bias: Any, epsilon: float, rectify: bool) -> Any:
-    y, mean, var = _normalize(x, scale, bias, epsilon, rectify)
+    y, mean, var = autodiff(x, scale, bias, epsilon, rectify)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
@@ -92,7 +81,7 @@ def _backward(epsilon: float, rectify: bool, saved: Any, cotangents: Any) -> Any
 
 
 def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:
-    # Over pixels in one pass, then over images of one array: two kernels of XLA:GPU in place of three.
+    # Pixels in one pass, then images of one array: two kernels of XLA:GPU in place of three.
     return jnp.stack([term.sum((-3, -2)) for term in terms]).sum(-2)
 
 
@@ -100,6 +89,5 @@ def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
     return per_channel[..., None, None, None, :]
 
 
-custom = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4))
-"""As ``autodiff``, all arguments positional; sums are taken in another order."""
+custom = jax.custom_vjp(autodiff, nondiff_argnums=(3, 4))
 custom.defvjp(_forward, _backward)

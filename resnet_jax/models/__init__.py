@@ -1,28 +1,19 @@
-"""Residual networks as Flax NNX modules: build one by name, from an ``Architecture``, or from its parts."""
+"""Residual networks as Flax NNX modules, by name, from an ``Architecture``, or from their parts."""
 
-from resnet_jax.models.architecture import Apply, Architecture
 from resnet_jax.models.blocks import ResidualBlock
 from resnet_jax.models.catalog import (
     NETWORKS,
     architecture,
     build,
     cifar_architecture,
-    cifar_resnet,
     densenet_architecture,
     imagenet_architecture,
-    imagenet_resnet,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-    resnet152,
-    resnet200,
     wide_architecture,
 )
 from resnet_jax.models.components import Component, component
 from resnet_jax.models.counts import Counts, count
 from resnet_jax.models.execution import Execution
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import Apply, Architecture, ResNet
 from resnet_jax.models.stochastic_depth import StochasticDepth
 
 __all__ = [
@@ -38,17 +29,9 @@ __all__ = [
     "architecture",
     "build",
     "cifar_architecture",
-    "cifar_resnet",
     "component",
     "count",
     "densenet_architecture",
     "imagenet_architecture",
-    "imagenet_resnet",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnet200",
     "wide_architecture",
 ]

@@ -1,11 +1,11 @@
 """Named activations of a network: inputs and outputs of its blocks and of their parts.
 
-``block3`` is the output of the fourth block, ``block3/input`` its input, ``block3/branch`` its branch,
-``block3/branch/after/0/layers/0`` the first layer behind the branch's first convolution; ``stem/conv``, ``head``.
+``block3`` is the output of the fourth block, ``block3/input`` its input, ``block3/branch`` its
+branch, ``block3/branch/after/0/layers/0`` the first layer behind the branch's first convolution;
+``stem/conv``, ``head``.
 """
 
 import contextlib
-import contextvars
 import fnmatch
 import functools
 import re
@@ -17,9 +17,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.architecture import Apply, Variables
-from resnet_jax.models.execution import Stack
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import Apply, ResNet, Stack, Variables
 
 INPUT = "/input"
 """Suffix of the name of a part's input."""
@@ -50,30 +48,31 @@ def of(
 
 @contextlib.contextmanager
 def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str, Array]]:
-    """Yields a dictionary that calls of the model fill. Blocks run as a loop meanwhile: a scan hides what happens inside."""
+    """Yields a dictionary that calls of the model fill.
+
+    Blocks run as a loop meanwhile: a scan hides what happens inside.
+    """
     modules: list[tuple[Any, Any]] = list(nnx.iter_modules(model))
-    stacks = [(part, part.scan, part.remat) for _, part in modules if isinstance(part, Stack)]
+    stacks = [(module, module.scan, module.remat) for _, module in modules if type(module) is Stack]
     parts = [
         (path, part, type(part))
         for path, part in modules
         if path and not isinstance(part, Stack | nnx.List)
     ]
-    recorder = _Recorder(tuple(names), sum(stack.count for stack, _, _ in stacks))
-    token = _active.set(recorder)
+    recorder = _Recorder(names, model.num_blocks)
     try:
         for path, part, cls in parts:
-            part._recorded_as = path
+            part._recorder, part._path = recorder, path
             object.__setattr__(part, "__class__", _recording(cls))
         for stack, _, _ in stacks:
             stack.scan = stack.remat = False
         yield recorder.activations
     finally:
-        _active.reset(token)
         for stack, scan, remat in stacks:
             stack.scan, stack.remat = scan, remat
         for _, part, cls in parts:
             object.__setattr__(part, "__class__", cls)
-            del part._recorded_as
+            del part._recorder, part._path
     for pattern in names:
         if not fnmatch.filter(recorder.seen, pattern):
             # Numbers in order: block2 before block10.
@@ -84,12 +83,12 @@ def recorded(model: ResNet, names: Sequence[str] = ("*",)) -> Iterator[dict[str,
 
 
 class _Recorder:
-    def __init__(self, names: tuple[str, ...], num_blocks: int):
+    def __init__(self, names: Sequence[str], num_blocks: int):
         self.names, self.num_blocks, self.block = names, num_blocks, -1
         self.activations: dict[str, Array] = {}
         self.seen: set[str] = set()
 
-    def enter(self, path: tuple[Any, ...]) -> str:
+    def name(self, path: tuple[Any, ...]) -> str:
         """Returns the name of a part that is being called."""
         if path[0] != "stages":
             return "/".join(map(str, path))
@@ -100,24 +99,19 @@ class _Recorder:
 
     def keep(self, name: str, value: Any) -> None:
         self.seen.add(name)
-        if isinstance(value, jax.Array) and any(
-            fnmatch.fnmatchcase(name, pattern) for pattern in self.names
-        ):
+        if isinstance(value, jax.Array) and any(fnmatch.fnmatchcase(name, p) for p in self.names):
             self.activations[name] = value
-
-
-_active: contextvars.ContextVar[_Recorder] = contextvars.ContextVar("recorder")
 
 
 @functools.cache
 def _recording(cls: type[Any]) -> type[Any]:
     """Returns a subclass whose calls are recorded."""
 
-    # The signature stays: parts are passed the arguments that their calls name.
+    # The signature stays: parts are passed the arguments that their calls declare.
     @functools.wraps(cls.__call__)
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        recorder = _active.get()
-        name = recorder.enter(self._recorded_as)
+        recorder = self._recorder
+        name = recorder.name(self._path)
         recorder.keep(name + INPUT, x)
         y = cls.__call__(self, x, *args, **kwargs)
         recorder.keep(name, y)

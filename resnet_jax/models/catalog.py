@@ -1,18 +1,25 @@
-"""Families of networks by the papers' rules. Further keyword arguments are fields of ``Architecture``."""
+"""Networks of the papers by name, and their components by short names in text and JSON.
 
-import functools
+Keyword arguments of the families are fields of ``Architecture``.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cache, partial
+from types import MappingProxyType, ModuleType
+from typing import Any, Literal
 
 from flax import nnx
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models.architecture import Architecture
+from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.components import Component, Factory, component, parts
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.orders import Fixup, FullPreactivation
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import Architecture, ResNet
 from resnet_jax.models.shortcuts import (
     Concatenation,
     NoShortcut,
@@ -49,59 +56,58 @@ _IMAGENET: dict[str, Any] = {
 }
 
 
+def _blocks_per_stage(depth: int, layers: int, others: int) -> int:
+    if depth < layers + others or (depth - others) % layers:
+        depths = ", ".join(str(layers * n + others) for n in range(1, 5))
+        raise UserError(
+            f"depth {depth} is not {layers}n+{others}: these networks have {depths}, ... layers."
+        )
+    return (depth - others) // layers
+
+
+def _of_table(table: dict[int, Any], depth: int) -> Any:
+    if depth not in table:
+        raise UserError(f"depth {depth}: these networks have {', '.join(map(str, table))} layers.")
+    return table[depth]
+
+
 def cifar_architecture(
     depth: int, *, branch: Factory = Basic, shortcut: Factory = ZeroPad, **fields: Any
 ) -> Architecture:
-    """Three equal stages with 16, 32 and 64 features, for small images. He et al. 2015, Section 4.2.
+    """Three equal stages of 16, 32 and 64 features for small images. He et al. 2015, Section 4.2.
 
-    ``depth`` is 6n+2 for basic branches (20, 32, 44, 56, 110 and 1202 in the paper), 9n+2 for bottlenecks (164 and 1001
-    in He et al. 2016), 3n+2 for single layers.
+    ``depth`` is 6n+2 for basic branches (20, 32, 44, 56, 110 and 1202 in the paper), 9n+2 for
+    bottlenecks (164 and 1001 in He et al. 2016), 3n+2 for single layers.
     """
-    layers = 3 * len(parts(branch)[1].get("kernels", (3, 3)))
-    if depth < layers + 2 or (depth - 2) % layers:
-        depths = ", ".join(str(layers * n + 2) for n in range(1, 5))
-        raise UserError(
-            f"depth {depth} is not {layers}n+2: CIFAR networks of this branch have {depths}, ... layers"
-        )
-    defaults: dict[str, Any] = {"stages": ((depth - 2) // layers,) * 3, "features": (16, 32, 64)}
-    return Architecture(branch=branch, shortcut=shortcut, **(defaults | fields))
+    number = _blocks_per_stage(depth, 3 * len(parts(branch)[1].get("kernels", (3, 3))), 2)
+    fields = {"stages": (number,) * 3, "features": (16, 32, 64)} | fields
+    return Architecture(branch=branch, shortcut=shortcut, **fields)
 
 
 def wide_architecture(depth: int, widen: int, **fields: Any) -> Architecture:
-    """Wide ResNet (arXiv 1605.07146), Table 1, of ``depth`` 6n+4 and k = ``widen``: full pre-activation, a stem of 16 features."""
-    if depth < 10 or (depth - 4) % 6:
-        raise UserError(
-            f"depth {depth} is not 6n+4: Wide ResNets have 10, 16, 22, 28, 34, 40, ... layers"
-        )
+    """Wide ResNet (arXiv 1605.07146), Table 1, of ``depth`` 6n+4 and k = ``widen``."""
     defaults: dict[str, Any] = {
-        "stages": ((depth - 4) // 6,) * 3,
-        "features": tuple(widen * width for width in (16, 32, 64)),
+        "stages": (_blocks_per_stage(depth, 6, 4),) * 3,
+        "features": (16 * widen, 32 * widen, 64 * widen),
         "stem_features": 16,
         "order": FullPreactivation,
         "shortcut": Projection,
     }
-    return Architecture(**(defaults | fields))
+    return Architecture(**defaults | fields)
 
 
 def imagenet_architecture(
     depth: int, *, shortcut: Factory = Projection, stride_in_1x1: bool = True, **fields: Any
 ) -> Architecture:
-    """18 to 200 layers for 224-pixel images, by default with option B. He et al. 2015, Table 1.
+    """18 to 200 layers for 224-pixel images. He et al. 2015, Table 1.
 
-    Args:
-      depth: 18, 34, 50, 101, 152 or 200.
-      shortcut: class of the shortcuts.
-      stride_in_1x1: a bottleneck's stride in its first 1x1 convolution (the paper) or its 3x3 ("v1.5").
+    ``stride_in_1x1``: stride of bottlenecks in the first 1x1 convolution (the paper) or 3x3 (v1.5).
     """
-    if depth not in IMAGENET_STAGES:
-        raise UserError(
-            f"depth {depth}: the ImageNet networks have {', '.join(map(str, IMAGENET_STAGES))} layers"
-        )
-    branch, stages = IMAGENET_STAGES[depth]
+    branch, stages = _of_table(IMAGENET_STAGES, depth)
     if branch is Bottleneck and not stride_in_1x1:
         branch = BottleneckV15
-    defaults = {**_IMAGENET, "stages": stages, "features": (64, 128, 256, 512), "branch": branch}
-    return Architecture(shortcut=shortcut, **(defaults | fields))
+    defaults = {"stages": stages, "features": (64, 128, 256, 512), "branch": branch}
+    return Architecture(shortcut=shortcut, **_IMAGENET | defaults | fields)
 
 
 def densenet_architecture(
@@ -120,185 +126,135 @@ def densenet_architecture(
       bottleneck: DenseNet-BC: 1x1 convolutions to 4k channels, transitions that halve the width.
       imagenet: a network of Table 1, for 224-pixel images.
     """
-    defaults: dict[str, Any] = {}
     if imagenet:
-        if depth not in DENSENET_STAGES:
-            raise UserError(
-                f"depth {depth}: the ImageNet DenseNets have {', '.join(map(str, DENSENET_STAGES))} layers"
-            )
-        stages, of_paper = DENSENET_STAGES[depth]
-        growth, defaults = growth or of_paper, _IMAGENET
+        stages, of_paper = _of_table(DENSENET_STAGES, depth)
+        growth = growth or of_paper
     else:
-        layers = 6 if bottleneck else 3
-        if depth < layers + 4 or (depth - 4) % layers or growth is None:
-            kind = "-BC" if bottleneck else ""
-            raise UserError(
-                f"depth {depth}, growth {growth}: a DenseNet{kind} for small images has {layers}n+4 layers and a growth rate"
-            )
-        stages = ((depth - 4) // layers,) * 3
-    defaults = defaults | {
+        stages = (_blocks_per_stage(depth, 6 if bottleneck else 3, 4),) * 3
+    if not growth:
+        raise UserError("a DenseNet for small images needs a growth rate.")
+    # 256 / 64 times the growth: the bottleneck's 4k.
+    dense = {"kernels": (1, 3), "base_width": 256} if bottleneck else {"kernels": (3,)}
+    defaults: dict[str, Any] = {
         "stages": stages,
         "features": (growth,) * len(stages),
         "stem_features": 2 * growth if bottleneck else 16,
-        # 256 / 64 times the growth: the bottleneck's 4k.
-        "branch": component(Branch, kernels=(1, 3), base_width=256)
-        if bottleneck
-        else component(Branch, kernels=(3,)),
+        "branch": component(Branch, **dense),
         "order": FullPreactivation,
         "shortcut": Concatenation,
         "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
     }
-    return Architecture(**(defaults | fields))
+    return Architecture(**(_IMAGENET if imagenet else {}) | defaults | fields)
 
 
-_CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
-# ResNeXt (arXiv 1611.05431), Tables 3 and 4: cardinality x width.
-_RESNEXT = {
-    50: ((2, 40), (4, 24), (8, 14), (32, 4)),
-    101: ((2, 40), (4, 24), (8, 14), (32, 4), (32, 8), (2, 64), (64, 4)),
+_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
+
+# Families that take any depth.
+FAMILIES: dict[str, Callable[..., Architecture]] = {
+    "cifar_resnet": cifar_architecture,
+    "cifar_plain": partial(cifar_architecture, shortcut=NoShortcut),
+    "cifar_preresnet": _preactivated,
+    "imagenet_resnet": imagenet_architecture,
+    "imagenet_plain": partial(imagenet_architecture, shortcut=NoShortcut),
+    "imagenet_preresnet": partial(imagenet_architecture, order=FullPreactivation),
 }
-_WIDE = (
-    (16, 4),
-    (16, 8),
-    (16, 10),
-    (22, 8),
-    (22, 10),
-    (28, 10),
-    (28, 12),
-    (40, 1),
-    (40, 2),
-    (40, 4),
-    (40, 8),
-    (40, 10),
-    (52, 1),
-)
 
-_preactivated = functools.partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
+
+def _seresnet(depth: int) -> Architecture:
+    return imagenet_architecture(depth, branch=component(IMAGENET_STAGES[depth][0], reduction=16))
 
 
 def _resnext(depth: int, groups: int, width: int, **options: Any) -> Architecture:
-    return imagenet_architecture(
-        depth, branch=component(BottleneckV15, groups=groups, base_width=width, **options)
-    )
+    branch = component(BottleneckV15, groups=groups, base_width=width, **options)
+    if depth == 29:
+        widths = (64, 128, 256)
+        return cifar_architecture(29, branch=branch, shortcut=Projection, features=widths)
+    return imagenet_architecture(depth, branch=branch)
 
 
-def _resnext29(groups: int, width: int) -> Architecture:
-    branch = component(BottleneckV15, groups=groups, base_width=width)
-    return cifar_architecture(29, branch=branch, shortcut=Projection, features=(64, 128, 256))
+def _networks(
+    name: str, build: Callable[..., Architecture], rows: Iterable[Any], **options: Any
+) -> dict[str, Architecture]:
+    """Returns a network for each row of arguments, under the name formatted with them."""
+    arguments = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return {name.format(*row): build(*row, **options) for row in arguments}
 
 
-NETWORKS: dict[str, Architecture] = {
+_DEPTHS = tuple(IMAGENET_STAGES)
+_CIFAR_DEPTHS = (20, 32, 44, 56, 110, 1202)
+_RESNEXT50 = ((50, 2, 40), (50, 4, 24), (50, 8, 14), (50, 32, 4))
+_RESNEXT101 = ((101, 2, 40), (101, 4, 24), (101, 8, 14), (101, 32, 4))
+_RESNEXT101_LARGE = ((101, 32, 8), (101, 2, 64), (101, 64, 4))
+_WIDE = ((16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 10), (28, 12))
+_WIDE_40 = ((40, 1), (40, 2), (40, 4), (40, 8), (40, 10), (52, 1))
+_DENSE = ((40, 12), (100, 12), (100, 24))
+_DENSE_BC = ((100, 12), (190, 40), (250, 24))
+_V15 = {"stride_in_1x1": False}
+_D = {"shortcut": PooledProjection, "stem": DeepStem, "stride_in_1x1": False}
+_BOTTLENECK = {"branch": Bottleneck, "shortcut": Projection}
+_STOCHASTIC = {"shortcut": PooledZeroPad, "stochastic_depth": StochasticDepth(survival=0.5)}
+_DROPOUT = {"branch": component(Basic, dropout=0.3)}
+_SE = {"branch": component(Basic, reduction=16)}
+_SE_BOTTLENECK = {"branch": component(Bottleneck, reduction=16), "shortcut": Projection}
+_TWICE_AS_WIDE = {"branch": component(BottleneckV15, base_width=128)}
+
+NETWORKS: dict[str, Architecture] = (
     # He et al. 2015, Table 1: the stride in the first 1x1.
-    **{f"resnet{d}": imagenet_architecture(d) for d in IMAGENET_STAGES},
-    **{f"plain{d}": imagenet_architecture(d, shortcut=NoShortcut) for d in IMAGENET_STAGES},
+    _networks("resnet{}", imagenet_architecture, _DEPTHS)
+    | _networks("plain{}", imagenet_architecture, _DEPTHS, shortcut=NoShortcut)
     # fb.resnet.torch, torchvision: the stride in the 3x3.
-    **{
-        f"resnet{d}_v15": imagenet_architecture(d, stride_in_1x1=False) for d in (50, 101, 152, 200)
-    },
+    | _networks("resnet{}_v15", imagenet_architecture, (50, 101, 152, 200), **_V15)
     # He et al. 2018 (1812.01187), Figure 2: deep stem, average pooling in the shortcut.
-    **{
-        f"resnet{d}_d": imagenet_architecture(
-            d, stride_in_1x1=False, shortcut=PooledProjection, stem=DeepStem
-        )
-        for d in (18, 34, 50, 101, 152, 200)
-    },
+    | _networks("resnet{}_d", imagenet_architecture, _DEPTHS, **_D)
     # Hu et al. 2018 (1709.01507), Table 1.
-    **{
-        f"seresnet{d}": imagenet_architecture(
-            d, branch=component(IMAGENET_STAGES[d][0], reduction=16)
-        )
-        for d in (18, 34, 50, 101, 152)
-    },
-    **{f"seresnext{d}_32x4d": _resnext(d, 32, 4, reduction=16) for d in (50, 101)},
+    | _networks("seresnet{}", _seresnet, (18, 34, 50, 101, 152))
+    | _networks("seresnext{}_{}x{}d", _resnext, ((50, 32, 4), (101, 32, 4)), reduction=16)
     # He et al. 2016, Table 5.
-    **{f"preresnet{d}": imagenet_architecture(d, order=FullPreactivation) for d in IMAGENET_STAGES},
-    # Zagoruyko and Komodakis 2016, Section 3 (ImageNet): the bottleneck's inside twice as wide.
-    **{
-        f"wide_resnet{d}_2": imagenet_architecture(
-            d, branch=component(BottleneckV15, base_width=128)
-        )
-        for d in (50, 101)
-    },
-    **{
-        f"resnext{depth}_{c}x{w}d": _resnext(depth, c, w)
-        for depth, rows in _RESNEXT.items()
-        for c, w in rows
-    },
-    **{f"densenet{d}": densenet_architecture(d, imagenet=True) for d in DENSENET_STAGES},
+    | _networks("preresnet{}", imagenet_architecture, _DEPTHS, order=FullPreactivation)
+    # Zagoruyko and Komodakis 2016, Section 3 (ImageNet).
+    | _networks("wide_resnet{}_2", imagenet_architecture, (50, 101), **_TWICE_AS_WIDE)
+    # ResNeXt (arXiv 1611.05431), Tables 3 and 4: cardinality x width.
+    | _networks("resnext{}_{}x{}d", _resnext, _RESNEXT50 + _RESNEXT101 + _RESNEXT101_LARGE)
+    | _networks("densenet{}", densenet_architecture, DENSENET_STAGES, imagenet=True)
     # Small images. He et al. 2015, Section 4.2.
-    **{f"cifar_resnet{d}": cifar_architecture(d) for d in _CIFAR_DEPTHS},
-    **{f"cifar_plain{d}": cifar_architecture(d, shortcut=NoShortcut) for d in _CIFAR_DEPTHS},
+    | _networks("cifar_resnet{}", cifar_architecture, _CIFAR_DEPTHS)
+    | _networks("cifar_plain{}", cifar_architecture, _CIFAR_DEPTHS, shortcut=NoShortcut)
     # He et al. 2016, Tables 2 to 4.
-    **{
-        f"cifar_resnet{d}": cifar_architecture(d, branch=Bottleneck, shortcut=Projection)
-        for d in (164, 1001)
-    },
-    "cifar_preresnet110": _preactivated(110),
-    **{f"cifar_preresnet{d}": _preactivated(d, branch=Bottleneck) for d in (164, 1001)},
-    "cifar_resnet110_single": cifar_architecture(110, branch=SingleLayer),
-    "cifar_preresnet110_single": _preactivated(110, branch=SingleLayer),
+    | _networks("cifar_resnet{}", cifar_architecture, (164, 1001), **_BOTTLENECK)
+    | _networks("cifar_preresnet{}", _preactivated, (110,))
+    | _networks("cifar_preresnet{}", _preactivated, (164, 1001), branch=Bottleneck)
+    | _networks("cifar_resnet{}_single", cifar_architecture, (110,), branch=SingleLayer)
+    | _networks("cifar_preresnet{}_single", _preactivated, (110,), branch=SingleLayer)
     # Huang et al. 2016, Section 4.
-    **{
-        f"cifar_stochastic{d}": cifar_architecture(
-            d, shortcut=PooledZeroPad, stochastic_depth=StochasticDepth(survival=0.5)
-        )
-        for d in (110, 1202)
-    },
-    **{f"wrn{d}_{k}": wide_architecture(d, k) for d, k in _WIDE},
-    **{
-        f"wrn{d}_{k}_dropout": wide_architecture(d, k, branch=component(Basic, dropout=0.3))
-        for d, k in ((16, 8), (28, 10), (40, 10))
-    },
-    **{f"resnext29_{c}x{w}d": _resnext29(c, w) for c, w in ((32, 4), (8, 64), (16, 64))},
-    "cifar_seresnet110": cifar_architecture(110, branch=component(Basic, reduction=16)),
-    "cifar_seresnet164": cifar_architecture(
-        164, branch=component(Bottleneck, reduction=16), shortcut=Projection
-    ),
-    "cifar_fixup110": cifar_architecture(110, order=Fixup),
+    | _networks("cifar_stochastic{}", cifar_architecture, (110, 1202), **_STOCHASTIC)
+    | _networks("wrn{}_{}", wide_architecture, _WIDE + _WIDE_40)
+    | _networks("wrn{}_{}_dropout", wide_architecture, ((16, 8), (28, 10), (40, 10)), **_DROPOUT)
+    | _networks("resnext{}_{}x{}d", _resnext, ((29, 32, 4), (29, 8, 64), (29, 16, 64)))
+    | _networks("cifar_seresnet{}", cifar_architecture, (110,), **_SE)
+    | _networks("cifar_seresnet{}", cifar_architecture, (164,), **_SE_BOTTLENECK)
+    | _networks("cifar_fixup{}", cifar_architecture, (110,), order=Fixup)
     # Huang et al. 2017, Table 2.
-    **{
-        f"cifar_densenet{d}_{k}": densenet_architecture(d, k, bottleneck=False)
-        for d, k in ((40, 12), (100, 12), (100, 24))
-    },
-    **{
-        f"cifar_densenet_bc{d}_{k}": densenet_architecture(d, k)
-        for d, k in ((100, 12), (190, 40), (250, 24))
-    },
-}
-
-# Families that take any depth.
-FAMILIES: dict[str, Any] = {
-    "cifar_resnet": cifar_architecture,
-    "cifar_plain": lambda d: cifar_architecture(d, shortcut=NoShortcut),
-    "cifar_preresnet": _preactivated,
-    "imagenet_resnet": imagenet_architecture,
-    "imagenet_plain": lambda d: imagenet_architecture(d, shortcut=NoShortcut),
-    "imagenet_preresnet": lambda d: imagenet_architecture(d, order=FullPreactivation),
-}
+    | _networks("cifar_densenet{}_{}", densenet_architecture, _DENSE, bottleneck=False)
+    | _networks("cifar_densenet_bc{}_{}", densenet_architecture, _DENSE_BC)
+)
 
 
 def architecture(name: str, depth: int | None = None) -> Architecture:
-    """Returns a network of ``NETWORKS``, or of ``FAMILIES`` by depth: ``cifar_resnet``, 26 or ``cifar_resnet26``."""
-    if depth is None and name in NETWORKS:
-        return NETWORKS[name]
-    stem = name.rstrip("0123456789")
-    digits = name[len(stem) :]
-    family = {
-        "resnet": "imagenet_resnet",
-        "plain": "imagenet_plain",
-        "preresnet": "imagenet_preresnet",
-    }.get(stem, stem)
-    if family not in FAMILIES:
-        if name in NETWORKS:
-            raise UserError(f"{name!r} has its depth in its name: leave out --depth {depth}")
+    """Returns a network of ``NETWORKS``, or of ``FAMILIES`` by depth: ``cifar_resnet26``."""
+    if depth is not None and (name in NETWORKS or name[-1:].isdigit()):
+        raise UserError(f"{name!r}: give the depth once, leave out --depth {depth}")
+    full = name if depth is None else f"{name}{depth}"
+    if full in NETWORKS:
+        return NETWORKS[full]
+    stem = full.rstrip("0123456789")
+    family = FAMILIES.get(stem) or FAMILIES.get(f"imagenet_{stem}")
+    if not family:
         raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
-    if (depth is None) == (not digits):
+    if full == stem:
         raise UserError(
-            f"{name!r}: give the depth once, as in 'cifar_resnet --depth 110' or 'resnet50'"
+            f"{name!r}: give the depth once, as 'cifar_resnet --depth 110' or 'resnet50'"
         )
-    wanted = int(digits) if depth is None else depth
-    known = f"{stem}{wanted}"
-    return NETWORKS[known] if known in NETWORKS else FAMILIES[family](wanted)
+    return family(int(full.removeprefix(stem)))
 
 
 def build(
@@ -308,23 +264,130 @@ def build(
     return replace(architecture(name), **fields).build(rngs=rngs, execution=execution)
 
 
-def cifar_resnet(
-    depth: int, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any
-) -> ResNet:
-    """Builds ``cifar_architecture(depth, **fields)``."""
-    return cifar_architecture(depth, **fields).build(rngs=rngs, execution=execution)
+# Components by short names, as on the command line, in the ledger and in tables.
+
+_NONE: Mapping[str, Factory] = MappingProxyType({})
 
 
-def imagenet_resnet(
-    depth: int, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any
-) -> ResNet:
-    """Builds ``imagenet_architecture(depth, **fields)``."""
-    return imagenet_architecture(depth, **fields).build(rngs=rngs, execution=execution)
+def parts_of(*modules: ModuleType) -> dict[str, Factory]:
+    """Returns the public classes that modules define, and the components in them, by name."""
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Component) or getattr(value, "__module__", None) == module.__name__
+        if isinstance(value, Component | type) and not name.startswith("_")
+    }
 
 
-resnet18 = functools.partial(imagenet_resnet, 18)
-resnet34 = functools.partial(imagenet_resnet, 34)
-resnet50 = functools.partial(imagenet_resnet, 50)
-resnet101 = functools.partial(imagenet_resnet, 101)
-resnet152 = functools.partial(imagenet_resnet, 152)
-resnet200 = functools.partial(imagenet_resnet, 200)
+@cache
+def known() -> dict[str, Factory]:
+    """Returns every component of a network in the package by its short name."""
+    named = parts_of(blocks, norms, orders, shortcuts, stems)
+    del named["ResidualBlock"]
+    return named | shortcuts.OPTIONS
+
+
+def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
+    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
+    return components.parse(
+        text, lambda name: components.load(name) if ":" in name else _own(name, others)
+    )
+
+
+def _own(name: str, others: Mapping[str, Factory] = _NONE) -> Factory:
+    if ":" in name:
+        raise UserError(f"{name}: a file cannot bring code along, so give the network itself")
+    names = {**known(), **others}
+    if name not in names:
+        raise UserError(
+            f"{name!r} is no known class{nearest(name, names)}; for your own write FILE.py:CLASS"
+        )
+    return names[name]
+
+
+def name_of(value: Factory, others: Mapping[str, Factory] = _NONE) -> str:
+    """Returns the short name or the reference of a component, with its arguments."""
+    names = {**known(), **others}
+    for name, named in names.items():
+        if named == value:
+            return name
+    return components.text(
+        value,
+        lambda cls: cls.__name__ if names.get(cls.__name__) is cls else components.describe(cls),
+    )
+
+
+def variant(name: str, **fields: Any) -> Architecture:
+    """Returns a network with fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
+    return replace(architecture(name), **_fields(fields, load_part))
+
+
+def write(architecture: Architecture) -> dict[str, Any]:
+    """Returns a network as plain JSON, components by their short names."""
+    fields = {f.name: getattr(architecture, f.name) for f in dataclasses.fields(architecture)}
+    for name, value in fields.items():
+        if isinstance(value, Component | type):
+            fields[name] = name_of(value)
+    return fields | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
+
+
+def read(written: dict[str, Any]) -> Architecture:
+    """Undoes ``write`` of an untrusted description; imports nothing.
+
+    Raises:
+      UserError: for a missing, unknown or invalid field, or a class that is not the package's.
+    """
+
+    def load(text: str) -> Factory:
+        # Python's parser needs memory and time for long texts.
+        if len(text) > 300:
+            raise UserError(f"{text[:60]}... is {len(text)} characters long: give at most 300")
+        return components.parse(text, _own)
+
+    try:
+        network = Architecture(**_fields(written, load))
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"this describes no network: {error!s:.200}") from error
+    hints = typing.get_type_hints(Architecture)
+    invalid = [name for name, hint in hints.items() if not _is_valid(getattr(network, name), hint)]
+    if invalid:
+        raise UserError(f"this describes no network; invalid fields: {', '.join(invalid)}")
+    return network
+
+
+def _is_valid(value: Any, hint: Any) -> bool:
+    """Returns whether a value is of the annotated type, within bounds on untrusted sizes."""
+    arguments = typing.get_args(hint)
+    if _is_factory(hint):
+        return isinstance(value, type | Component)
+    if typing.get_origin(hint) is Literal:
+        return value in arguments
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple) or not all(_is_valid(size, int) for size in value):
+            return False
+        return len(value) <= 100 if arguments[-1] is ... else len(value) == len(arguments)
+    if hint is StochasticDepth:
+        fields = typing.get_type_hints(hint).items()
+        return isinstance(value, StochasticDepth) and all(
+            _is_valid(getattr(value, name), inner) for name, inner in fields
+        )
+    return type(value) is int and 0 <= value < 2**31 if hint is int else type(value) in (int, float)
+
+
+def _is_factory(hint: Any) -> bool:
+    return typing.get_origin(hint) is type or Component in typing.get_args(hint)
+
+
+def _fields(fields: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
+    hints, values = typing.get_type_hints(Architecture), dict(fields)
+    for field, value in fields.items():
+        if field not in hints:
+            raise UserError(f"Architecture has no field {field!r}{nearest(field, hints)}")
+        if _is_factory(hints[field]) and isinstance(value, str):
+            values[field] = load(value)
+        elif isinstance(value, list):
+            values[field] = tuple(value)
+        elif isinstance(value, dict):
+            values[field] = StochasticDepth(**value)
+    return values

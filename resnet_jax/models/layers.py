@@ -1,28 +1,28 @@
-"""Convolution and small layers of the papers, on top of Flax's.
+"""Convolution and small layers of the papers, and their sequences.
 
 Every layer computes in the dtype of its input; parameters and statistics are float32.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Key
 
-from resnet_jax import kernels as kernels_lib
 from resnet_jax.errors import UserError
-from resnet_jax.kernels import Kernels, convolution
+from resnet_jax.kernels.convolution import conv_general_dilated
+from resnet_jax.models import components
 
 Activation = Float[Array, "n h w c"]
-# As Conv: (in_features, out_features, kernel_size, stride=1, *, dilation=1, groups=1, rngs) -> module.
-ConvFactory = Callable[..., Any]
-# (features, *, rngs) -> module, called with (x) and, if its call names it, train.
+Output = Float[Array, "n ho wo co"]
+# (features, *, rngs) -> module, called with (x) and, if its call declares it, train.
 NormFactory = Callable[..., Any]
+Layers = tuple[type, ...]
 
-# He et al. 2015b (arXiv 1502.01852), eq. 10, not truncated. One object, so that equal layers compare equal.
+# He et al. 2015b (arXiv 1502.01852), eq. 10, not truncated. One object: equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -31,10 +31,9 @@ def _follow_input(arrays: Any, /, **_: Any) -> Any:
 
 
 class Conv(nnx.Conv):
-    """Convolution without bias, He-initialized, padded symmetrically by dilation * (kernel - 1) / 2.
+    """He-initialized convolution without bias, padded by dilation * (kernel - 1) / 2 on each side.
 
-    ``SAME`` is not used: at stride 2 it pads asymmetrically, unlike the papers' implementations. ``kernel_size`` is odd,
-    ``groups`` is ResNeXt's cardinality.
+    At stride 2 ``SAME`` pads asymmetrically, unlike the papers' implementations.
     """
 
     def __init__(
@@ -46,16 +45,13 @@ class Conv(nnx.Conv):
         *,
         dilation: int = 1,
         groups: int = 1,
-        kernels: Kernels = "auto",
         rngs: nnx.Rngs,
     ):
-        if kernel_size % 2 == 0 or kernel_size < 1:
-            raise UserError(
-                f"A {kernel_size}x{kernel_size} kernel cannot be padded symmetrically: use an odd size."
-            )
+        if kernel_size % 2 == 0:
+            raise UserError(f"a {kernel_size}x{kernel_size} kernel has no center: use an odd size.")
         if groups < 1 or in_features % groups or out_features % groups:
             raise UserError(
-                f"groups={groups} does not divide a convolution from {in_features} to {out_features} features."
+                f"groups={groups} does not divide {in_features} to {out_features} features."
             )
         side = dilation * (kernel_size - 1) // 2
         super().__init__(
@@ -68,9 +64,7 @@ class Conv(nnx.Conv):
             feature_group_count=groups,
             use_bias=False,
             kernel_init=he_normal,
-            conv_general_dilated=convolution.convolve
-            if kernels_lib.resolve(kernels) == "cpu"
-            else lax.conv_general_dilated,
+            conv_general_dilated=conv_general_dilated,
             promote_dtype=_follow_input,
             rngs=rngs,
         )
@@ -87,7 +81,7 @@ class ReLU(nnx.Module):
 
 
 class Bias(nnx.Module):
-    """Scalar bias, initially 0. Fixup (Zhang et al. 2019, arXiv 1901.09321), Section 3.2, rule 3."""
+    """Scalar bias, initially 0. Fixup (arXiv 1901.09321), Section 3.2, rule 3."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.bias = nnx.Param(jnp.zeros(()))
@@ -107,16 +101,11 @@ class Multiplier(nnx.Module):
 
 
 class SqueezeExcitation(nnx.Module):
-    """Squeeze-and-excitation with biases (Hu et al. 2018, arXiv 1709.01507, eqs. 2 to 4).
-
-    The hidden layer has ``features // reduction`` channels.
-    """
+    """Squeeze-and-excitation with biases (Hu et al. 2018, arXiv 1709.01507, eqs. 2 to 4)."""
 
     def __init__(self, features: int, *, reduction: int = 16, rngs: nnx.Rngs):
         if not 1 <= reduction <= features:
-            raise UserError(
-                f"Squeeze-and-excitation cannot reduce {features} features by {reduction}: use 1 to {features}."
-            )
+            raise UserError(f"reduction={reduction}: give 1 to {features}, the features.")
         self.squeeze = nnx.Linear(features, features // reduction, kernel_init=he_normal, rngs=rngs)
         self.excite = nnx.Linear(features // reduction, features, kernel_init=he_normal, rngs=rngs)
 
@@ -126,12 +115,33 @@ class SqueezeExcitation(nnx.Module):
         return x * gates[:, None, None].astype(x.dtype)
 
 
+class Norm:
+    """Placeholder for the network's normalization in a sequence of layers."""
+
+
+class Sequence(nnx.Module):
+    """Layers in a row. One whose call takes ``rectify`` also applies the ReLU behind it."""
+
+    def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
+        classes = [norm if layer is Norm else layer for layer in layers]
+        self.layers = nnx.List([cls(features, rngs=rngs) for cls in classes])
+
+    def __call__(self, x: Activation, *, train: bool) -> Activation:
+        rectified = False
+        for layer, following in itertools.pairwise([*self.layers, None]):
+            if rectified:
+                rectified = False
+                continue
+            rectified = type(following) is ReLU and components.takes(layer, "rectify")
+            options = {"rectify": True} if rectified else {}
+            x = components.call(layer, x, train=train, **options)
+        return x
+
+
 def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
     """Returns the key; raises UserError if there is none."""
     if key is None:
-        raise UserError(
-            f"{what} is random in training: call the network with key=jax.random.key(...)."
-        )
+        raise UserError(f"{what} is random in training: call with key=jax.random.key(...).")
     return key
 
 

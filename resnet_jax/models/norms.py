@@ -1,14 +1,15 @@
 """Normalization layers: over the batch or groups of its images, frozen, over channels, and none."""
 
+from collections.abc import Set
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jaxtyping import Array
 
-from resnet_jax import kernels as kernels_lib
 from resnet_jax.errors import UserError
-from resnet_jax.kernels import Kernels, batch_norm
+from resnet_jax.kernels import batch_norm
 from resnet_jax.models.layers import Activation
 
 Variables = dict[Any, Any]
@@ -20,9 +21,9 @@ class BatchNorm(nnx.Module):
     Args:
       momentum: ``running = momentum running + (1 - momentum) batch``; 0.9 is torch's 0.1.
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
-      group_size: neighboring images that share statistics, on whatever devices; 0: the whole batch. He et al. had
-        32 (ImageNet, 8 GPUs) and 64 (CIFAR-10, 2 GPUs). Running statistics average over groups and biased variances.
-      kernels: autodiff or the custom VJP in training, see ``resnet_jax.kernels``.
+      group_size: neighboring images that share statistics, on whatever devices; 0: the whole batch.
+        He et al. had 32 (ImageNet, 8 GPUs) and 64 (CIFAR-10, 2 GPUs). Running statistics average
+        over groups and biased variances.
     """
 
     def __init__(
@@ -32,15 +33,9 @@ class BatchNorm(nnx.Module):
         momentum: float = 0.9,
         epsilon: float = 1e-5,
         group_size: int = 0,
-        kernels: Kernels = "auto",
         rngs: nnx.Rngs,
     ):
-        if group_size < 0:
-            raise UserError(
-                f"BatchNorm(group_size={group_size}): give the number of images of a group, or 0 for the whole batch."
-            )
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
-        self.kernels: Kernels = kernels
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -48,23 +43,16 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Activation, *, train: bool, rectify: bool = False) -> Activation:
         """Normalizes x; ``rectify`` applies the ReLU that follows."""
-        scale, bias = self.scale[...], self.bias[...]
+        weights = self.scale[...], self.bias[...], self.epsilon, rectify
         if not train:
-            return batch_norm.affine(
-                x, self.mean[...], self.var[...], scale, bias, self.epsilon, rectify
-            )
+            return batch_norm.affine(x, self.mean[...], self.var[...], *weights)
         images, group = len(x), self.group_size or len(x)
-        if images % group:
+        if group < 1 or images % group:
             raise UserError(
-                f"A batch of {images} images does not split into BatchNorm groups of {group}: use a multiple of {group}."
+                f"BatchNorm(group_size={group}) does not divide a batch of {images} images."
             )
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        normalize = (
-            batch_norm.autodiff
-            if kernels_lib.resolve(self.kernels) == "plain"
-            else batch_norm.custom
-        )
-        y, mean, var = normalize(grouped, scale, bias, self.epsilon, rectify)
+        y, mean, var = batch_norm.normalize(grouped, *weights)
         for running, batch in ((self.mean, mean), (self.var, var)):
             average = batch if group == images else batch.mean(0)
             running[...] = _moved(running[...], average, self.momentum)
@@ -85,9 +73,8 @@ class FrozenBatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features))
 
     def __call__(self, x: Activation) -> Activation:
-        return batch_norm.affine(
-            x, self.mean[...], self.var[...], self.scale[...], self.bias[...], self.epsilon
-        )
+        weights = self.scale[...], self.bias[...], self.epsilon
+        return batch_norm.affine(x, self.mean[...], self.var[...], *weights)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -98,16 +85,16 @@ class GroupNorm(nnx.GroupNorm):
     ):
         if features % num_groups:
             raise UserError(
-                f"GroupNorm(num_groups={num_groups}) does not divide {features} features: use a divisor of every width."
+                f"GroupNorm(num_groups={num_groups}) does not divide {features} features."
             )
         super().__init__(features, num_groups=num_groups, epsilon=epsilon, rngs=rngs)
 
-    def __call__(self, x: Activation) -> Activation:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().__call__(x).astype(x.dtype)
+    def __call__(self, x: Activation, *, mask: Array | None = None) -> Activation:
+        return super().__call__(x, mask=mask).astype(x.dtype)
 
 
 class NoNorm(nnx.Module):
-    """A bias per channel and no normalization. SkipInit (De and Smith 2020, arXiv 2002.10444), Section 2."""
+    """Only a bias per channel. SkipInit (De and Smith 2020, arXiv 2002.10444), Section 2."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.bias = nnx.Param(jnp.zeros(features))
@@ -142,47 +129,28 @@ def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
 
 def moved(momenta: dict[tuple[Any, ...], float], before: Variables, batch: Variables) -> Variables:
     """Returns running statistics from those before a batch and those of the batch alone."""
-    flat_before, flat = (
-        nnx.traversals.flatten_mapping(before),
-        nnx.traversals.flatten_mapping(batch),
+    running, averages = flatten_mapping(before), flatten_mapping(batch)
+    return unflatten_mapping(
+        {p: _moved(running[p], a, momenta.get(p[:-1], 0.0)) for p, a in averages.items()}
     )
-    after = {
-        path: _moved(flat_before[path], value, momenta.get(path[:-1], 0.0))
-        for path, value in flat.items()
-    }
-    return nnx.traversals.unflatten_mapping(after)
 
 
 def freeze(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
-    """Converts variables for ``norm=FrozenBatchNorm``: moves scales and biases from the parameters to the statistics."""
-    if "mean" in batch_stats and "var" in batch_stats:
-        return {}, batch_stats | {name: params[name] for name in ("scale", "bias")}
-    trained, frozen = {}, dict(batch_stats)
-    for name, value in params.items():
-        if name not in batch_stats:
-            trained[name] = value
-            continue
-        inner, frozen[name] = freeze(value, batch_stats[name])
-        if inner:
-            trained[name] = inner
-    return trained, frozen
+    """Converts variables for ``norm=FrozenBatchNorm``: scales and biases become statistics."""
+    variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
+    frozen = {path for path in variables if (*path[:-1], "mean") in stats}
+    return _split(variables | stats, frozen | stats.keys())
 
 
 def thaw(params: Variables, batch_stats: Variables) -> tuple[Variables, Variables]:
     """Undoes ``freeze``."""
-    affine = {
-        name: batch_stats[name]
-        for name in ("scale", "bias")
-        if name in batch_stats and "mean" in batch_stats
-    }
-    if affine:
-        return params | affine, {
-            name: value for name, value in batch_stats.items() if name not in affine
-        }
-    inner = {
-        name: thaw(params.get(name, {}), value)
-        for name, value in batch_stats.items()
-        if isinstance(value, dict)
-    }
-    trained, kept = ({name: both[part] for name, both in inner.items()} for part in (0, 1))
-    return params | trained, batch_stats | kept
+    variables, stats = flatten_mapping(params), flatten_mapping(batch_stats)
+    norms = {path[:-1] for path in stats if path[-1] == "mean"}
+    affine = {p for p in stats if p[-1] in ("scale", "bias") and p[:-1] in norms}
+    return _split(variables | stats, stats.keys() - affine)
+
+
+def _split(variables: Variables, stats: Set[Any]) -> tuple[Variables, Variables]:
+    trained = {path: value for path, value in variables.items() if path not in stats}
+    kept = {path: value for path, value in variables.items() if path in stats}
+    return unflatten_mapping(trained), unflatten_mapping(kept)

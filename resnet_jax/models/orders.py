@@ -1,24 +1,13 @@
-"""Order of normalization, activation and addition: He et al. 2016 (arXiv 1603.05027), Figure 4, Table 2.
+"""Order of normalization, activation and addition: He et al. 2016 (arXiv 1603.05027), Figure 4.
 
-An order is a subclass of ``Order`` whose tuples name layers: ``Norm``, the network's normalization, or classes called with
-``(features, rngs=)``.
+An order is a subclass of ``Order`` whose tuples name layers: ``Norm``, the network's normalization,
+or classes called with ``(features, rngs=)``.
 """
 
 from typing import ClassVar
 
-from flax import nnx
-
 from resnet_jax.errors import UserError
-from resnet_jax.models import components
-from resnet_jax.models.components import method_parameters
-from resnet_jax.models.layers import Activation, Bias, Multiplier, NormFactory, ReLU
-
-
-class Norm:
-    """Placeholder for the network's normalization."""
-
-
-Layers = tuple[type, ...]
+from resnet_jax.models.layers import Bias, Layers, Multiplier, Norm, ReLU
 
 
 class Order:
@@ -41,7 +30,7 @@ class Order:
 
     @classmethod
     def initial_scales(cls, convolutions: int, num_blocks: int) -> tuple[float, ...]:
-        """Returns factors on the He-initialized weights of a branch in a network of ``num_blocks`` blocks."""
+        """Returns factors on the He-initialized weights of a branch."""
         del num_blocks
         return (1.0,) * convolutions
 
@@ -82,8 +71,8 @@ class ReluOnlyPreactivation(Order):
 class FullPreactivation(Order):
     """BN, ReLU, conv, BN, ReLU, conv, add. Figure 4 (e).
 
-    The first block's pre-activation is shared by both paths, and one more follows the last block (Appendix). A
-    projection's input is the pre-activation.
+    The first block's pre-activation is shared by both paths, and one more follows the last block
+    (Appendix). A projection's input is the pre-activation.
     """
 
     before_convolution = (Norm, ReLU)
@@ -93,10 +82,11 @@ class FullPreactivation(Order):
 
 
 class Fixup(Order):
-    """Scaled initialization, scalar biases and multipliers, no normalization (Zhang et al. 2019, arXiv 1901.09321).
+    """Scaled initialization, scalars in place of normalization (Zhang et al. 2019, 1901.09321).
 
-    Section 3.2: branch weights times L^(-1/(2m-2)) for L blocks of m convolutions; the last of a branch and the
-    classifier are zero. The authors train the scalars with a tenth of the learning rate; here all parameters have one.
+    Section 3.2: branch weights times L^(-1/(2m-2)) for L blocks of m convolutions; the last of a
+    branch and the classifier are zero. The authors train the scalars with a tenth of the learning
+    rate; here all parameters have one.
     """
 
     before_convolution = (Bias,)
@@ -112,29 +102,6 @@ class Fixup(Order):
     def initial_scales(cls, convolutions: int, num_blocks: int) -> tuple[float, ...]:
         if convolutions < 2:
             raise UserError(
-                "Fixup's initialization L^(-1/(2m-2)) is undefined for branches of m = 1 convolution: use two or more."
+                "Fixup's factor L^(-1/(2m-2)) is undefined for m = 1 convolution: use two or more."
             )
         return (*[num_blocks ** (-1 / (2 * convolutions - 2))] * (convolutions - 1), 0.0)
-
-
-class Sequence(nnx.Module):
-    """Layers of an order. One whose call names ``rectify`` also applies the ReLU behind it."""
-
-    def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
-        self.layers = nnx.List(
-            [(norm if layer is Norm else layer)(features, rngs=rngs) for layer in layers]
-        )
-
-    def __call__(self, x: Activation, *, train: bool) -> Activation:
-        layers = list(self.layers)
-        while layers:
-            layer, *layers = layers
-            options = {}
-            if (
-                layers
-                and type(layers[0]) is ReLU
-                and "rectify" in method_parameters(type(layer), "__call__")[0]
-            ):
-                options, layers = {"rectify": True}, layers[1:]
-            x = components.call(layer, x, train=train, **options)
-        return x

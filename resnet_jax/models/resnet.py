@@ -1,32 +1,317 @@
-"""Residual network: stem, stages of blocks, classifier."""
+"""Residual network: its architecture as a frozen value, and its modules."""
 
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.core import Tracer
+from jax.extend.core import primitives
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
+from resnet_jax import kernels
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, ResidualBlock
-from resnet_jax.models.components import Component, Factory, component, parts
-from resnet_jax.models.execution import Execution, Stack
-from resnet_jax.models.layers import Conv, NormFactory, he_normal
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Order, Original, Sequence
+from resnet_jax.models.components import Factory
+from resnet_jax.models.execution import Execution, quick_to_compile
+from resnet_jax.models.layers import Conv, NormFactory, Sequence, he_normal
+from resnet_jax.models.norms import BatchNorm, moved, set_momentum_aside
+from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
 
+Variables = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Description of a network. A class may carry arguments, ``NAME(argument=value)``."""
+
+    stages: tuple[int, ...]
+    """Residual blocks per stage."""
+    features: tuple[int, ...]
+    """Width of each stage, before a bottleneck's expansion."""
+    stem_features: int = 0
+    """Width of the stem; 0: that of the first stage."""
+    branch: Factory = Basic
+    """Basic, Bottleneck, BottleneckV15, SingleLayer, "Branch(kernels=(3, 1, 3))", FILE.py:CLASS."""
+    order: type[Order] = Original
+    """Original, NormAfterAddition, ReluBeforeAddition, ReluOnlyPreactivation, FullPreactivation,
+    Fixup, FILE.py:CLASS."""
+    shortcut: Factory = Projection
+    """none, A, B, C, D, "Scaled(shortcut=0.5)", "ShortcutOnlyGating(bias=-6)", FILE.py:CLASS."""
+    stem: Factory = SmallImageStem
+    """SmallImageStem, ImageNetStem, DeepStem, FILE.py:CLASS."""
+    norm: Factory = BatchNorm
+    """BatchNorm, "BatchNorm(group_size=64)", FrozenBatchNorm, "GroupNorm(num_groups=8)", NoNorm,
+    FILE.py:CLASS."""
+    transition: Factory = NoTransition
+    """Between stages: NoTransition, "DenseTransition(compression=0.5)", FILE.py:CLASS."""
+    stochastic_depth: StochasticDepth = field(default_factory=StochasticDepth)
+    output_stride: int = 0
+    """8 or 16: later stages are dilated instead of strided; 0: strided."""
+    input_shape: tuple[int, int, int] = (32, 32, 3)
+    """Height, width, channels of the images. The network depends only on the channels."""
+    num_classes: int = 10
+    """Number of logits."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of computation. Parameters and statistics are float32."""
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
+        """Returns the initialized module.
+
+        It is compiled as one program: eager initialization of ResNet-50 takes tens of seconds.
+        """
+        key = rngs.params()
+        # Inside of another trace there is nothing to compile, and jax rejects the options.
+        options = None if isinstance(key, Tracer) else quick_to_compile()
+
+        def variables(key: Array) -> Any:
+            return nnx.split(ResNet(self, rngs=nnx.Rngs(key), execution=execution))
+
+        return nnx.merge(*jax.jit(variables, compiler_options=options)(key))
+
+    def init(
+        self, key: Array, *, execution: Execution = Execution()
+    ) -> tuple["Apply", Variables, Variables]:
+        """Returns ``(apply, params, batch_stats)`` as of ``build``. To be traced."""
+        model = ResNet(self, rngs=nnx.Rngs(nnx.Rngs(key).params()), execution=execution)
+        graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+        return Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Apply:
+    """Network without its variables: a static, hashable function of them."""
+
+    graphdef: nnx.GraphDef[Callable[..., Array]]
+
+    def __call__(
+        self,
+        params: Variables,
+        batch_stats: Variables,
+        images: Array,
+        *,
+        train: bool,
+        **options: Any,
+    ) -> tuple[Array, Variables]:
+        """Returns float32 logits ``(n, classes)`` and the statistics, updated if ``train``.
+
+        ``options``: key, multipliers and permutation, as of ``ResNet.features``.
+        """
+        model: Any = nnx.merge(self.graphdef, params, batch_stats, copy=True)
+        # Running statistics are updated here, whole stacks at once: XLA copies updated slices.
+        momenta = set_momentum_aside(model) if train else {}
+        logits = model(images, train, **options)
+        after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        return logits, moved(momenta, batch_stats, after) if train else after
+
+
+class ResNet(nnx.Module):
+    """Deep residual network. He et al. 2015, Sections 3.3 and 4.2; plain with ``NoShortcut``."""
+
+    def __init__(
+        self, architecture: Architecture, *, rngs: nnx.Rngs, execution: Execution = Execution()
+    ):
+        stages, features = architecture.stages, architecture.features
+        channels, num_classes = architecture.input_shape[2], architecture.num_classes
+        sizes = (*stages, *features, architecture.stem_features or 1, channels, num_classes)
+        if not stages or len(stages) != len(features) or min(sizes) < 1:
+            raise UserError(
+                f"stages={stages} and features={features} must have equal lengths, and every size "
+                "be at least 1."
+            )
+        self.num_blocks = sum(stages)
+        self.dtype, self.kernels = architecture.dtype, execution.kernels
+        self.stochastic_depth = architecture.stochastic_depth
+        self.stochastic_depth.check(self.num_blocks)
+        order, norm = architecture.order, architecture.norm
+        shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
+        width = architecture.stem_features or features[0]
+        self.stem = components.make(architecture.stem, channels, width, **shared)
+        block = functools.partial(
+            ResidualBlock,
+            branch=architecture.branch,
+            shortcut=architecture.shortcut,
+            num_blocks=self.num_blocks,
+            order=order,
+            norm=norm,
+        )
+        stack = functools.partial(
+            Stack, scan=execution.scans(self.num_blocks), remat=execution.remat, rngs=rngs
+        )
+        transitions, built = [], []
+        for index, (stride, dilation) in enumerate(_strides(architecture, self.stem)):
+            transition = architecture.transition if index else NoTransition
+            transitions.append(components.make(transition, width, **shared))
+            first = {
+                "features": features[index],
+                "in_features": transitions[-1].out_features,
+                "stride": stride,
+                "dilation": dilation,
+                "first": index == 0 and order.shares_first,
+            }
+            built.append(nnx.List(_stacks(block, first, stages[index], stack)))
+            width = built[-1][-1].out_features
+        self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
+        self.out_features = width
+        self.head = Head(width, num_classes, order=order, norm=norm, rngs=rngs)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each map of ``features``."""
+        stages = {f"stage{i}": stacks[-1].out_features for i, stacks in enumerate(self.stages, 1)}
+        return {"stem": self.transitions[0].out_features} | stages
+
+    def features(
+        self,
+        images: Num[Array, "n h w c"],
+        train: bool = False,
+        *,
+        key: Key[Array, ""] | None = None,
+        multipliers: Float[ArrayLike, "blocks *n"] | None = None,
+        permutation: Int[ArrayLike, "blocks"] | None = None,
+    ) -> dict[str, Float[Array, "n _ _ _"]]:
+        """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ...
+
+        Args:
+          images: of any numeric dtype.
+          train: use batch statistics, update the running ones in place, enable stochastic parts.
+          key: for stochastic depth and dropout in training.
+          multipliers: factors on the branches, per block or per block and image.
+          permutation: index of the block at each position, within ``exchangeable``; traced values
+            are not checked.
+        """
+        factors = self._factors(len(images), train, key, multipliers)
+        order = None if permutation is None else self._checked(permutation)
+        with kernels.active(self.kernels):
+            # The scopes name sections of profiles and of the counts per stage.
+            with jax.named_scope("stem"):
+                x = components.call(self.stem, jnp.asarray(images, self.dtype), train=train)
+            maps, start = {"stem": x}, 0
+            stages = zip(self.transitions, self.stages, strict=True)
+            for index, (transition, stacks) in enumerate(stages, 1):
+                with jax.named_scope(f"stage{index}"):
+                    x = components.call(transition, x, train=train)
+                    for stack in stacks:
+                        places = slice(start, start + stack.count)
+                        x = stack(
+                            x,
+                            train=train,
+                            key=None if key is None else jax.random.fold_in(key, start),
+                            multipliers=None if factors is None else factors[places],
+                            permutation=None if order is None else order[places] - start,
+                        )
+                        start += stack.count
+                    maps[f"stage{index}"] = x
+        return maps
+
+    def __call__(
+        self, images: Num[Array, "n h w c"], train: bool = False, **options: Any
+    ) -> Float[Array, "n classes"]:
+        """Returns float32 logits. Arguments as of ``features``."""
+        *_, last = self.features(images, train, **options).values()
+        with kernels.active(self.kernels), jax.named_scope("head"):
+            return self.head(last, train=train)
+
+    def exchangeable(self) -> list[range]:
+        """Returns the ranges of blocks of equal structure, within which they may be permuted."""
+        counts = [stack.count for stacks in self.stages for stack in stacks]
+        ends = itertools.accumulate(counts, initial=0)
+        return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+    def _factors(
+        self, images: int, train: bool, key: Any, multipliers: Any
+    ) -> Float[Array, "blocks _"] | None:
+        key = None if key is None else jax.random.fold_in(key, self.num_blocks)
+        drawn = self.stochastic_depth.multipliers(self.num_blocks, images, train=train, key=key)
+        if multipliers is None:
+            return drawn
+        factors = jnp.asarray(multipliers, jnp.float32)
+        shapes = (self.num_blocks,), (self.num_blocks, images)
+        if factors.shape not in shapes:
+            raise UserError(
+                f"multipliers must have shape {shapes[0]} or {shapes[1]}, got {factors.shape}."
+            )
+        factors = factors.reshape(self.num_blocks, -1)
+        return factors if drawn is None else factors * drawn
+
+    def _checked(self, permutation: Any) -> Int[Array, "blocks"]:
+        if np.shape(permutation) != (self.num_blocks,):
+            raise UserError(f"permutation must have length {self.num_blocks}, one index per block.")
+        if not isinstance(permutation, Tracer):
+            order, runs = np.asarray(permutation), self.exchangeable()
+            if any(sorted(order[run]) != list(run) for run in runs):
+                allowed = [f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1]
+                raise UserError(
+                    f"permutation {order.tolist()} exchanges blocks of unequal structure: only "
+                    f"{', '.join(allowed)} may change places."
+                )
+        return jnp.asarray(permutation)
+
+
+def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int, int]]]:
+    """Returns each stage's stride, and its dilations up to the strided convolution and after it.
+
+    Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's
+    outputs are among the dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
+    """
+    later, wanted = len(architecture.stages) - 1, architecture.output_stride
+    transition = components.parts(architecture.transition)[0]
+    if not wanted:
+        return [(1, (1, 1))] + [(2 // transition.stride, (1, 1))] * later
+    # Stems without a stride and transitions with one cannot be dilated.
+    reached: int = getattr(stem, "stride", None) or 0
+    possible = [reached * 2**i for i in range(later + 1) if reached and transition.stride == 1]
+    if wanted not in possible:
+        raise UserError(
+            f"output_stride={wanted} is not possible with {later + 1} stages, this stem and "
+            f"{transition.__name__}: give one of {possible}."
+        )
+    strided = (wanted // reached).bit_length() - 1
+    dilated = [(1, (2**i, 2 ** (i + 1))) for i in range(later - strided)]
+    return [(1, (1, 1))] + [(2, (1, 1))] * strided + dilated
+
+
+def _stacks(
+    block: Callable[..., ResidualBlock],
+    first: dict[str, Any],
+    count: int,
+    stack: Callable[..., "Stack"],
+) -> list["Stack"]:
+    """Builds a stage; consecutive blocks of equal arguments are one stack."""
+    stacks, arguments = [], first
+    following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
+    while count:
+        make = functools.partial(block, **arguments)
+        alike = (
+            count > 1
+            and arguments == arguments | following
+            and _out_features(make) == arguments["in_features"]
+        )
+        stacks.append(stack(make, count if alike else 1))
+        count -= stacks[-1].count
+        arguments = arguments | following | {"in_features": stacks[-1].out_features}
+    return stacks
+
+
+def _out_features(make: Callable[..., ResidualBlock]) -> int:
+    widths: list[int] = []
+    jax.eval_shape(lambda: widths.append(make(rngs=nnx.Rngs(0)).out_features))
+    return widths[0]
+
 
 class Head(nnx.Module):
-    """Global average pooling and a fully connected layer; float32 whatever the dtype of the network."""
+    """Global average pooling and a fully connected layer, in float32."""
 
     def __init__(
         self,
@@ -47,246 +332,94 @@ class Head(nnx.Module):
         return self.linear(jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32))
 
 
-class ResNet(nnx.Module):
-    """Deep residual network (He et al. 2015, Sections 3.3 and 4.2); plain with ``shortcut=NoShortcut``.
+class Stack(nnx.Module):
+    """Consecutive blocks ``make(rngs=)`` of equal structure, as a loop or one ``lax.scan``.
 
-    Arguments are fields of ``Architecture``. ``out_features`` are the classifier's inputs, ``widths`` the channels of
-    each map of ``features``.
+    Each variable is one array with the blocks along its first axis.
     """
 
     def __init__(
-        self,
-        *,
-        stages: tuple[int, ...],
-        features: tuple[int, ...],
-        stem_features: int = 0,
-        branch: Factory = Basic,
-        order: type[Order] = Original,
-        shortcut: Factory = Projection,
-        stem: Factory = SmallImageStem,
-        norm: Factory = BatchNorm,
-        transition: Factory = NoTransition,
-        stochastic_depth: StochasticDepth = StochasticDepth(),
-        output_stride: int = 0,
-        num_classes: int,
-        in_features: int = 3,
-        dtype: str = "float32",
-        execution: Execution = Execution(),
-        rngs: nnx.Rngs,
+        self, make: Callable[..., Any], count: int, *, scan: bool, remat: bool, rngs: nnx.Rngs
     ):
-        if len(stages) != len(features) or not stages or min(stages) < 1:
-            raise UserError(
-                f"stages={stages} and features={features}: give one width and at least one block for every stage."
-            )
-        if min(*features, stem_features or 1, num_classes, in_features) < 1:
-            widths = f"features={features}, stem_features={stem_features}, num_classes={num_classes}, in_features={in_features}"
-            raise UserError(f"{widths}: every width is at least 1.")
-        stochastic_depth.check(sum(stages))
-        self.dtype, self.stochastic_depth = dtype, stochastic_depth
-        self.num_blocks = num_blocks = sum(stages)
-        kernels = execution.kernels
-        stack = functools.partial(Stack, scan=execution.scans(num_blocks), remat=execution.remat)
-        shared: dict[str, Any] = {
-            "order": order,
-            "conv": component(Conv, kernels=kernels),
-            "norm": components.bound(norm, kernels=kernels),
-        }
-        width = stem_features or features[0]
-        self.stem = components.make(stem, in_features, width, **shared, kernels=kernels, rngs=rngs)
-        widths = {"stem": width}
-        transitions, built = [], []
-        strides = _strides(len(stages), output_stride, self.stem, parts(transition)[0])
-        for index, (stride, *dilation) in enumerate(strides):
-            transitions.append(
-                components.make(transition if index else NoTransition, width, **shared, rngs=rngs)
-            )
-            block = components.bound(
-                ResidualBlock,
-                features=features[index],
-                branch=branch,
-                shortcut=shortcut,
-                num_blocks=num_blocks,
-                **shared,
-            )
-            first = {
-                "in_features": transitions[-1].out_features,
-                "stride": stride,
-                "dilation": tuple(dilation),
-                "first": index == 0 and order.shares_first,
-            }
-            stacks = _stacks(block, first, stages[index], stack, rngs)
-            built.append(nnx.List(stacks))
-            width = widths[f"stage{index + 1}"] = stacks[-1].out_features
-        self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
-        self.out_features = width
-        self._widths = tuple(
-            widths.items()
-        )  # hashable, as static attributes of a module have to be
-        self.head = Head(width, num_classes, order=order, norm=shared["norm"], rngs=rngs)
+        def variables(key: Array) -> tuple[nnx.GraphDef[Any], Any]:
+            graphdef, state = nnx.split(make(rngs=nnx.Rngs(key)))
+            return graphdef, nnx.to_pure_dict(state)
 
-    @property
-    def widths(self) -> dict[str, int]:
-        return dict(self._widths)
+        graphdef, stacked = jax.vmap(variables)(jax.random.split(rngs.params(), count))
+        self.stacked = nnx.merge(graphdef, stacked)
+        self.count, self.scan, self.remat = count, scan, remat
+        self.out_features: int = self.stacked.out_features
 
-    def features(
-        self,
-        images: Num[Array, "n h w c"],
-        train: bool = False,
-        *,
-        key: Key[Array, ""] | None = None,
-        multipliers: Float[ArrayLike, "blocks *n"] | None = None,
-        permutation: Int[ArrayLike, "blocks"] | None = None,
-    ) -> dict[str, Float[Array, "n _ _ _"]]:
-        """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ... in the network's dtype, NHWC.
-
-        Args:
-          images: of any numeric dtype.
-          train: use batch statistics, update the running ones in place, and enable stochastic parts.
-          key: for stochastic depth and dropout in training.
-          multipliers: factors on the branches, per block or per block and image; 0 deletes a branch.
-          permutation: index of the block at each position, within ``exchangeable``; traced values are not checked.
-        """
-        factors = self._factors(len(images), train, key, multipliers)
-        order = None if permutation is None else self._checked(permutation)
-        # The scopes name sections of profiles and of the counts per stage.
-        with jax.named_scope("stem"):
-            x = components.call(self.stem, jnp.asarray(images, self.dtype), train=train)
-        maps, start = {"stem": x}, 0
-        for index, (transition, stacks) in enumerate(
-            zip(self.transitions, self.stages, strict=True)
-        ):
-            name = f"stage{index + 1}"
-            with jax.named_scope(name):
-                x = components.call(transition, x, train=train)
-                for stack in stacks:
-                    places = slice(start, start + stack.count)
-                    x = stack(
-                        x,
-                        train=train,
-                        key=None if key is None else jax.random.fold_in(key, start),
-                        multipliers=None if factors is None else factors[places],
-                        permutation=None if order is None else order[places] - start,
-                    )
-                    start += stack.count
-                maps[name] = x
-        return maps
+    def block(self, index: int) -> nnx.Module:
+        """Returns a copy of one block."""
+        graphdef, state = nnx.split(self.stacked)
+        return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
 
     def __call__(
         self,
-        images: Num[Array, "n h w c"],
-        train: bool = False,
+        x: Float[Array, "n h w c"],
         *,
+        train: bool,
         key: Key[Array, ""] | None = None,
-        multipliers: Float[ArrayLike, "blocks *n"] | None = None,
-        permutation: Int[ArrayLike, "blocks"] | None = None,
-    ) -> Float[Array, "n classes"]:
-        """Returns float32 logits. Arguments as of ``features``."""
-        *_, last = self.features(
-            images, train, key=key, multipliers=multipliers, permutation=permutation
-        ).values()
-        with jax.named_scope("head"):
-            return self.head(last, train=train)
+        multipliers: Float[Array, "blocks _"] | None = None,
+        permutation: Int[Array, "blocks"] | None = None,
+    ) -> Float[Array, "n ho wo co"]:
+        """Runs the blocks in order, or in that of ``permutation``.
 
-    def exchangeable(self) -> list[range]:
-        """Returns the runs of positions with blocks of equal structure, which ``permutation`` may exchange."""
-        counts = [stack.count for stacks in self.stages for stack in stacks]
-        return [
-            range(start, end)
-            for start, end in itertools.pairwise(itertools.accumulate(counts, initial=0))
-        ]
+        Multipliers and keys belong to positions, not to blocks.
+        """
+        graphdef, state = nnx.split(self.stacked)
+        variables = nnx.to_pure_dict(state)
+        if permutation is not None:
+            variables = jax.tree.map(lambda a: a[permutation], variables)
+        keys = None if key is None else jax.random.split(key, self.count)
 
-    def _factors(
-        self, images: int, train: bool, key: Any, multipliers: Any
-    ) -> Float[Array, "blocks _"] | None:
-        depth_key = None if key is None else jax.random.fold_in(key, self.num_blocks)
-        drawn = self.stochastic_depth.multipliers(
-            self.num_blocks, images, train=train, key=depth_key
-        )
-        if multipliers is None:
-            return drawn
-        factors = jnp.asarray(multipliers, jnp.float32)
-        if factors.shape not in ((self.num_blocks,), (self.num_blocks, images)):
-            raise UserError(
-                f"multipliers have shape {factors.shape}: give ({self.num_blocks},), one per block, or ({self.num_blocks}, {images})."
-            )
-        factors = factors.reshape(self.num_blocks, -1)
-        return factors if drawn is None else factors * drawn
+        def run(x: Array, inputs: Any) -> tuple[Array, Any]:
+            variables, key, multiplier = inputs
+            block = nnx.merge(graphdef, variables, copy=True)
+            x = block(x, train=train, key=key, multiplier=multiplier)
+            return x, nnx.to_pure_dict(nnx.state(block, nnx.Not(nnx.Param)))
 
-    def _checked(self, permutation: Any) -> Int[Array, "blocks"]:
-        if np.shape(permutation) != (self.num_blocks,):
-            raise UserError(
-                f"permutation has shape {np.shape(permutation)}: give ({self.num_blocks},), the block at each position."
-            )
-        if not isinstance(permutation, Tracer):
-            order = np.asarray(permutation)
-            runs = self.exchangeable()
-            if any(sorted(order[run.start : run.stop].tolist()) != list(run) for run in runs):
-                allowed = ", ".join(
-                    f"{run.start} to {run.stop - 1}" for run in runs if len(run) > 1
-                )
-                raise UserError(
-                    f"permutation {order.tolist()} exchanges blocks of unequal structure: only {allowed} may change places."
-                )
-        return jnp.asarray(permutation)
+        inputs = (variables, keys, multipliers)
+        scan = self.scan and self.count > 1
+        if self.remat or scan:
+            policy = None if self.remat else _is_expensive
+            run = jax.checkpoint(run, prevent_cse=not scan, policy=policy)
+        if scan:
+            x, changed = lax.scan(run, x, inputs)
+        else:
+            afters = []
+            for block_inputs in _unstacked(inputs, self.count):
+                x, after = run(x, block_inputs)
+                afters.append(after)
+            changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *afters)
+        if train:
+            if permutation is not None:
+                changed = jax.tree.map(lambda a: a[jnp.argsort(permutation)], changed)
+            nnx.update(self.stacked, changed)
+        return x
 
 
-def _strides(
-    stages: int, output_stride: int, stem: Any, transition: Any
-) -> list[tuple[int, int, int]]:
-    """Returns each stage's stride, and its dilation up to the strided convolution and after it.
-
-    Stages whose stride would exceed ``output_stride`` are dilated, so that the strided network's outputs are among the
-    dilated one's (Chen et al. 2017, arXiv 1706.05587, Section 3.2).
-    """
-    if not output_stride:
-        return [(1, 1, 1)] + [(2 // transition.stride, 1, 1)] * (stages - 1)
-    reached = getattr(stem, "stride", None)
-    if reached is None or transition.stride != 1:
-        what = (
-            f"the stem {type(stem).__name__} has no stride"
-            if reached is None
-            else f"{transition.__name__} cannot be dilated"
-        )
-        raise UserError(f"output_stride={output_stride} is not possible: {what}.")
-    possible = [reached * 2**i for i in range(stages)]
-    if output_stride not in possible:
-        raise UserError(
-            f"output_stride={output_stride}: with {stages} stages after a stem of stride {reached} it is one of {possible}."
-        )
-    strides, dilation = [], 1
-    for index in range(stages):
-        stride, before = (2 if index else 1), dilation
-        if reached * stride > output_stride:
-            stride, dilation = 1, dilation * stride
-        reached *= stride
-        strides.append((stride, before, dilation))
-    return strides
+_EXPENSIVE = (
+    primitives.conv_general_dilated_p,
+    primitives.dot_general_p,
+    primitives.reduce_sum_p,
+    primitives.random_bits_p,
+)
 
 
-def _stacks(
-    block: Component, first: dict[str, Any], count: int, stack: Callable[..., Stack], rngs: nnx.Rngs
-) -> list[Stack]:
-    """Builds a stage; consecutive blocks of equal arguments are one stack."""
-    stacks, arguments = [], first
-    following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
-    while count:
-        make = components.bound(block, **arguments)
-        alike = (
-            count > 1
-            and arguments == arguments | following
-            and _out_features(make) == arguments["in_features"]
-        )
-        stacks.append(stack(make, count if alike else 1, rngs=rngs))
-        count, arguments = (
-            count - stacks[-1].count,
-            following | {"in_features": stacks[-1].out_features},
-        )
-    return stacks
+def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
+    """Remat policy of scans, which copy what is saved: cheap results are recomputed."""
+    return operation in _EXPENSIVE
 
 
-@functools.lru_cache(maxsize=1024)
-def _out_features(make: Component) -> int:
-    """Returns the width of a block. Cached: tracing one block takes as long as tracing a stack of them."""
-    widths: list[int] = []
-    jax.eval_shape(lambda: widths.append(make(rngs=nnx.Rngs(0)).out_features))
-    return widths[0]
+def _unstacked(tree: Any, count: int) -> list[Any]:
+    # The gradient of a split is one concatenation; that of `count` slices a sum of padded arrays.
+    def split(leaf: Array) -> list[Array]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return [leaf[i] for i in range(count)]
+        return [lax.squeeze(part, (0,)) for part in lax.split(leaf, (1,) * count)]
+
+    leaves, treedef = jax.tree.flatten(tree)
+    parts = [split(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [part[i] for part in parts]) for i in range(count)]

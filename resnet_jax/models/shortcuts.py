@@ -1,10 +1,9 @@
 """Shortcut connections and how they merge with the residual branch.
 
-A shortcut is an NNX module, constructed with ``(in_features, out_features, stride, rngs)`` and called
-with ``(x, branch)``; it returns the merged activation. Optional arguments that it names are passed:
-``conv`` and ``norm`` (the network's layer factories) to the constructor, ``train`` and ``key`` (of this
-block and step, or None) to the call. If the result is wider than the branch, the attribute
-``merged_features`` is its width. Classes defined elsewhere are treated alike.
+A shortcut is an NNX module, constructed with ``(in_features, out_features, stride, *, rngs)`` and
+called with ``(x, branch)``; it returns the merged activation. More is passed if it is declared:
+``conv`` and ``norm``, layers of the network, to the constructor, ``train`` and ``key`` (of the block,
+or None) to the call. ``merged_features`` is the width of a result that is wider than the branch.
 """
 
 from collections.abc import Callable
@@ -18,17 +17,16 @@ from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import components
-from resnet_jax.models.components import Component, component
-from resnet_jax.models.layers import Activation, Conv, ConvFactory, NormFactory, keep
+from resnet_jax.models.components import Factory, component
+from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, keep
 from resnet_jax.models.norms import BatchNorm
-
-Branch = Float[Array, "n ho wo co"]
 
 
 class _Pad(nnx.Module):
     """Strided subsampling and zero channels behind those of x, as in fb.resnet.torch.
 
-    ``pool``: average pooling instead; ``both``: half of the zeros before x, as in akamaster/pytorch_resnet_cifar10.
+    ``pool``: average pooling instead; ``both``: half of the zeros before x, as in
+    akamaster/pytorch_resnet_cifar10.
     """
 
     def __init__(
@@ -42,14 +40,13 @@ class _Pad(nnx.Module):
         **_: Any,
     ):
         if out_features < in_features:
-            raise UserError(
-                f"Option A cannot shrink {in_features} features to {out_features}: use a projection (B, Projection)."
-            )
+            widths = f"{in_features} features to {out_features}"
+            raise UserError(f"Option A cannot shrink {widths}: use a projection.")
         missing = out_features - in_features
         before = missing // 2 if both else 0
         self.stride, self.pool, self.channels = stride, pool, (before, missing - before)
 
-    def __call__(self, x: Activation, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, *, train: bool) -> Output:
         if self.stride > 1:
             x = _pool(x, self.stride) if self.pool else x[:, :: self.stride, :: self.stride]
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.channels)) if any(self.channels) else x
@@ -59,24 +56,17 @@ class _ProjectAlways(nnx.Module):
     """Strided 1x1 convolution and normalization. He et al. 2015, eq. 2."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        *,
-        conv: ConvFactory,
-        norm: NormFactory,
-        rngs: nnx.Rngs,
+        self, in_features: int, out_features: int, stride: int, *, norm: NormFactory, rngs: nnx.Rngs
     ):
-        self.conv = conv(in_features, out_features, 1, stride, rngs=rngs)
+        self.conv = Conv(in_features, out_features, 1, stride, rngs=rngs)
         self.norm = norm(out_features, rngs=rngs)
 
-    def __call__(self, x: Activation, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, *, train: bool) -> Output:
         return components.call(self.norm, self.conv(x), train=train)
 
 
 class _Project(nnx.Module):
-    """A projection where shapes change, else the identity. ``pool``: average pooling in place of its stride."""
+    """A projection where shapes change, else the identity. ``pool``: it is strided by pooling."""
 
     def __init__(
         self,
@@ -85,29 +75,26 @@ class _Project(nnx.Module):
         stride: int,
         *,
         pool: bool = False,
-        **factories: Any,
+        **options: Any,
     ):
         changes = stride != 1 or in_features != out_features
         self.pool_stride, stride = (stride, 1) if pool else (1, stride)
         self.projection = (
-            _ProjectAlways(in_features, out_features, stride, **factories) if changes else None
+            _ProjectAlways(in_features, out_features, stride, **options) if changes else None
         )
 
-    def __call__(self, x: Activation, *, train: bool) -> Branch:
-        return (
-            x
-            if self.projection is None
-            else self.projection(_pool(x, self.pool_stride), train=train)
-        )
+    def __call__(self, x: Activation, *, train: bool) -> Output:
+        if self.projection is None:
+            return x
+        return self.projection(_pool(x, self.pool_stride), train=train)
 
 
-def _pool(x: Activation, stride: int) -> Branch:
+def _pool(x: Activation, stride: int) -> Output:
     # Windows at the edge average the pixels that exist, so odd sizes round up as the branch's do.
     if stride == 1:
         return x
-    return nnx.avg_pool(
-        x, (stride, stride), strides=(stride, stride), padding="SAME", count_include_pad=False
-    )
+    window = (stride, stride)
+    return nnx.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
 
 
 # Ways to match the branch's shape where a block changes resolution or width.
@@ -127,12 +114,12 @@ class NoShortcut(nnx.Module):
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         pass
 
-    def __call__(self, x: Activation, branch: Branch) -> Branch:
+    def __call__(self, x: Activation, branch: Output) -> Output:
         return branch
 
 
 class Shortcut(nnx.Module):
-    """x + F(x), x resized where resolution or width changes, as ``RESIZES[resize or resized_by]`` does."""
+    """x + F(x), x resized by ``RESIZES[resize or resized_by]`` where its shape changes."""
 
     resized_by: ClassVar[str] = "pad"
 
@@ -142,18 +129,15 @@ class Shortcut(nnx.Module):
         out_features: int,
         stride: int,
         rngs: nnx.Rngs,
-        conv: ConvFactory = Conv,
         norm: NormFactory = BatchNorm,
         resize: str = "",
     ):
         name = resize or self.resized_by
         if name not in RESIZES:
             raise UserError(f"resize={name!r} is unknown{nearest(name, RESIZES)}")
-        self.carry = RESIZES[name](
-            in_features, out_features, stride, conv=conv, norm=norm, rngs=rngs
-        )
+        self.carry = RESIZES[name](in_features, out_features, stride, norm=norm, rngs=rngs)
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
         return self.carry(x, train=train) + branch
 
 
@@ -162,7 +146,7 @@ class ZeroPad(Shortcut):
 
 
 class Projection(Shortcut):
-    """Option B: 1x1 convolution and normalization where shapes change. He et al. 2015, Sections 3.3 and 4.1."""
+    """Option B: 1x1 convolution, normalization where shapes change. He et al. 2015, Section 3.3."""
 
     resized_by = "project"
 
@@ -174,7 +158,7 @@ class ProjectionEverywhere(Shortcut):
 
 
 class PooledProjection(Shortcut):
-    """ResNet-D: average pooling, then a 1x1 convolution. He et al. 2018 (arXiv 1812.01187), Figure 2c."""
+    """ResNet-D: average pooling, 1x1 convolution. He et al. 2018 (arXiv 1812.01187), Figure 2c."""
 
     resized_by = "pool-project"
 
@@ -186,28 +170,19 @@ class PooledZeroPad(Shortcut):
 
 
 class Scaled(Shortcut):
-    """``shortcut * x + branch * F(x)``. He et al. 2016, Section 3.1: (0, 1) is plain, (0.5, 0.5) frozen gating."""
+    """``shortcut * x + branch * F(x)``. He et al. 2016, Section 3.1."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        rngs: nnx.Rngs,
-        shortcut: float = 0.5,
-        branch: float = 0.5,
-        **layers: Any,
-    ):
-        super().__init__(in_features, out_features, stride, rngs, **layers)
+    def __init__(self, *args: Any, shortcut: float = 0.5, branch: float = 0.5, **options: Any):
+        super().__init__(*args, **options)
         self.factors = (float(shortcut), float(branch))
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
         of_shortcut, of_branch = self.factors
         return of_shortcut * self.carry(x, train=train) + of_branch * branch
 
 
 class _Gated(Shortcut):
-    """g(x) = sigmoid(W_g x + b_g), W_g a strided 1x1 convolution, b_g initially ``bias``. He et al. 2016, Section 3.1, Table 1."""
+    """g(x) = sigmoid(W_g x + b_g); b_g is initially ``bias``. He et al. 2016, Section 3.1."""
 
     def __init__(
         self,
@@ -216,83 +191,63 @@ class _Gated(Shortcut):
         stride: int,
         rngs: nnx.Rngs,
         bias: float = -6.0,
-        conv: ConvFactory = Conv,
-        **layers: Any,
+        **options: Any,
     ):
-        super().__init__(in_features, out_features, stride, rngs, conv=conv, **layers)
-        self.gate = conv(in_features, out_features, 1, stride, rngs=rngs)
+        super().__init__(in_features, out_features, stride, rngs, **options)
+        self.gate = Conv(in_features, out_features, 1, stride, rngs=rngs)
         self.gate_bias = nnx.Param(jnp.full(out_features, float(bias)))
 
-    def _logits(self, x: Activation) -> Branch:
+    def _logits(self, x: Activation) -> Output:
         return self.gate(x) + self.gate_bias[...].astype(x.dtype)
 
 
 class ExclusiveGating(_Gated):
     """``(1 - g(x)) x + g(x) F(x)``, as in Highway Networks. He et al. 2016, Section 3.1."""
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
         logits = self._logits(x)
         # 1 - sigmoid(z) = sigmoid(-z), without the cancellation.
-        return (
-            jax.nn.sigmoid(-logits) * self.carry(x, train=train) + jax.nn.sigmoid(logits) * branch
-        )
+        carried = jax.nn.sigmoid(-logits) * self.carry(x, train=train)
+        return carried + jax.nn.sigmoid(logits) * branch
 
 
 class ShortcutOnlyGating(_Gated):
     """``(1 - g(x)) x + F(x)``. He et al. 2016, Section 3.1."""
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
         return jax.nn.sigmoid(-self._logits(x)) * self.carry(x, train=train) + branch
 
 
 class DropoutShortcut(Shortcut):
-    """Dropout on the shortcut (He et al. 2016, Section 3.1), scaled by ``1 - rate`` in evaluation (Hinton et al. 2012)."""
+    """Dropout of x, scaled by ``1 - rate`` in evaluation. He et al. 2016, Section 3.1."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        rngs: nnx.Rngs,
-        rate: float = 0.5,
-        **layers: Any,
-    ):
+    def __init__(self, *args: Any, rate: float = 0.5, **options: Any):
         if not 0 <= rate < 1:
             raise UserError(f"DropoutShortcut(rate={rate}): give 0 or more and less than 1.")
-        super().__init__(in_features, out_features, stride, rngs, **layers)
+        super().__init__(*args, **options)
         self.rate = rate
 
     def __call__(
-        self, x: Activation, branch: Branch, *, train: bool, key: Key[Array, ""] | None = None
-    ) -> Branch:
-        resized = self.carry(x, train=train)
-        factor = (
-            keep(key, self.rate, resized.shape, "dropout on the shortcut")
-            if train
-            else 1 - self.rate
-        )
-        return resized * jnp.asarray(factor, resized.dtype) + branch
+        self, x: Activation, branch: Output, *, train: bool, key: Key[Array, ""] | None = None
+    ) -> Output:
+        carried, factor = self.carry(x, train=train), 1 - self.rate
+        if train:
+            factor = keep(key, self.rate, carried.shape, "dropout on the shortcut")
+        return carried * jnp.asarray(factor, carried.dtype) + branch
 
 
 class LearnedScalar(Shortcut):
     """``x + alpha F(x)``, alpha a parameter per block, initially 0.
 
-    ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3); SkipInit (De and Smith 2020, arXiv 2002.10444, Section 4).
+    ReZero (Bachlechner et al. 2020, arXiv 2003.04887, eq. 3); SkipInit (De and Smith 2020,
+    arXiv 2002.10444, Section 4).
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        stride: int,
-        rngs: nnx.Rngs,
-        initial: float = 0.0,
-        **layers: Any,
-    ):
-        super().__init__(in_features, out_features, stride, rngs, **layers)
+    def __init__(self, *args: Any, initial: float = 0.0, **options: Any):
+        super().__init__(*args, **options)
         self.alpha = nnx.Param(jnp.full((), float(initial)))
 
-    def __call__(self, x: Activation, branch: Branch, *, train: bool) -> Branch:
+    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
         return self.carry(x, train=train) + self.alpha[...].astype(branch.dtype) * branch
 
 
@@ -301,17 +256,15 @@ class Concatenation(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, stride: int, rngs: nnx.Rngs):
         if stride != 1:
-            raise UserError(
-                f"Concatenation cannot have a stride of {stride}: give the network a transition (DenseTransition)."
-            )
+            raise UserError(f"Concatenation cannot have a stride of {stride}: use DenseTransition.")
         self.merged_features = in_features + out_features
 
-    def __call__(self, x: Activation, branch: Branch) -> Float[Array, "n ho wo c+co"]:
+    def __call__(self, x: Activation, branch: Output) -> Float[Array, "n h w c+co"]:
         return jnp.concatenate([x, branch], axis=-1)
 
 
 # Short names: the options of He et al. 2015, and names of later papers.
-OPTIONS: dict[str, type[nnx.Module] | Component] = {
+OPTIONS: dict[str, Factory] = {
     "none": NoShortcut,
     "A": ZeroPad,
     "B": Projection,

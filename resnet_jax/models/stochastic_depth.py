@@ -1,4 +1,4 @@
-"""Stochastic depth: residual branches dropped at random in training (Huang et al. 2016, arXiv 1603.09382)."""
+"""Residual branches dropped at random in training (Huang et al. 2016, arXiv 1603.09382)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,17 +30,11 @@ class StochasticDepth:
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
         if not 0 < self.survival <= 1:
-            raise UserError(
-                f"stochastic_depth.survival is {self.survival}: give more than 0 and at most 1, which drops nothing."
-            )
+            raise UserError(f"stochastic_depth.survival must be in (0, 1], got {self.survival}.")
         if not 0 <= self.kept <= num_blocks:
-            raise UserError(
-                f"stochastic_depth.kept is {self.kept}: give 1 to {num_blocks}, the number of blocks, or 0."
-            )
+            raise UserError(f"stochastic_depth.kept must be 0 to {num_blocks}, got {self.kept}.")
         if self.kept and (self.survival != 1 or self.drops != "batch"):
-            raise UserError(
-                "stochastic_depth.kept excludes a survival below 1 and drops='image': leave those at their defaults."
-            )
+            raise UserError("stochastic_depth.kept excludes survival below 1 and drops='image'.")
 
     def probabilities(self, num_blocks: int) -> Float[Array, "blocks"]:
         """Returns p_1 to p_L."""
@@ -53,22 +47,17 @@ class StochasticDepth:
     def multipliers(
         self, num_blocks: int, images: int, *, train: bool, key: Key[Array, ""] | None
     ) -> Float[Array, "blocks _"] | None:
-        """Returns factors on the branches, ``(num_blocks, 1)`` or ``(num_blocks, images)``; None if nothing is ever dropped."""
+        """Returns factors on branches, ``(blocks, 1 or images)``; None if nothing is dropped."""
         if self.survival == 1 and not self.kept:
             return None
-        kept = self.probabilities(num_blocks)[:, None]
+        probability = self.probabilities(num_blocks)[:, None]
         if not train:
-            return kept if self.scaled == "test" else None
+            return probability if self.scaled == "test" else None
         if self.kept:
             key = needs_key(key, "stochastic depth")
-            drawn = jax.random.permutation(key, jnp.arange(num_blocks) < self.kept)[:, None].astype(
-                jnp.float32
-            )
+            drawn = jax.random.permutation(key, jnp.arange(num_blocks) < self.kept)
+            drawn = drawn[:, None].astype(jnp.float32)
         else:
-            drawn = keep(
-                key,
-                1 - kept,
-                (num_blocks, images if self.drops == "image" else 1),
-                "stochastic depth",
-            )
-        return drawn / kept if self.scaled == "training" else drawn
+            shape = (num_blocks, images if self.drops == "image" else 1)
+            drawn = keep(key, 1 - probability, shape, "stochastic depth")
+        return drawn / probability if self.scaled == "training" else drawn

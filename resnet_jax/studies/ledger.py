@@ -12,7 +12,7 @@ from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import Architecture
-from resnet_jax.models.parts import variant
+from resnet_jax.models.catalog import variant
 
 METRICS = {
     "top1_error": "top-1 error %",

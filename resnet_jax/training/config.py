@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
+from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import protocols
@@ -330,6 +331,37 @@ class Experiment:
             raise UserError(f"evaluation.protocol must crop to {shape[:2]} for pixel constants.")
         if data.pad:
             raise UserError(f"data.pad must be 0 with a data.crop, got {data.pad}.")
+
+
+# Shared by the recipes in experiments/.
+
+IMAGENET = Data(
+    name="imagenet2012",
+    test_split="validation",
+    normalization="imagenet",
+    pad=0,
+    crop=RandomResizedCrop,
+)
+
+
+def evaluate_every(
+    steps: int, protocol: str = "256/224", statistics_batches: int = 0
+) -> dict[str, Any]:
+    """Returns the fields ``evaluation`` (on ImageNet) and ``checkpointing`` of an experiment."""
+    evaluation = Evaluation(
+        every=steps, batch_size=256, protocol=protocol, statistics_batches=statistics_batches
+    )
+    return {"evaluation": evaluation, "checkpointing": Checkpointing(every=steps)}
+
+
+def on_cifar100(variant: Experiment) -> Experiment:
+    """Returns an experiment of CIFAR-10 on CIFAR-100, named ``cifar100-NAME``."""
+    return replace(
+        variant,
+        name=f"cifar100-{variant.name}",
+        model=replace(variant.model, num_classes=100),
+        data=replace(variant.data, name="cifar100"),
+    )
 
 
 # Fields that change no result; ``start`` counts by its digest.

@@ -16,9 +16,9 @@ from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import norms
-from resnet_jax.models.architecture import Variables
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training import program as program_lib
 from resnet_jax.training import sharding
 from resnet_jax.training.checkpoint import Checkpoints

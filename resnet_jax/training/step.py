@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.models import Apply, Architecture, Execution
-from resnet_jax.models.architecture import Variables
+from resnet_jax.models.resnet import Variables
 from resnet_jax.training.config import Loss
 
 

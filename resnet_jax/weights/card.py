@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import parts
-from resnet_jax.models.architecture import Architecture
+from resnet_jax.models import catalog
+from resnet_jax.models.resnet import Architecture
 
 # Metadata keys of the card, in this project's files and in exported ones.
 KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
@@ -70,7 +70,7 @@ class Card:
 
     def text(self) -> str:
         """Returns the card as one line of JSON; ``read`` undoes it."""
-        architecture = parts.write(self.architecture)
+        architecture = catalog.write(self.architecture)
         return json.dumps(vars(self) | {"view": vars(self.view), "architecture": architecture})
 
     def constants(self) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def read(text: str, architecture: Architecture | None = None) -> Card:
     try:
         fields = json.loads(text)
         description, view = fields.pop("architecture"), View(**fields.pop("view"))
-        card = Card(architecture=architecture or parts.read(description), view=view, **fields)
+        card = Card(architecture=architecture or catalog.read(description), view=view, **fields)
         card.check()
     except UserError:
         raise

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import parts as parts_lib
-from resnet_jax.models.architecture import Architecture
+from resnet_jax.models import catalog
 from resnet_jax.models.blocks import Basic, Bottleneck
 from resnet_jax.models.catalog import NETWORKS
 from resnet_jax.models.components import Component, Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
+from resnet_jax.models.resnet import Architecture
 from resnet_jax.models.shortcuts import PooledProjection, Projection, ProjectionEverywhere
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights.names import Convention, Shape
@@ -109,7 +109,7 @@ def field_text(architecture: Architecture, field: str) -> str:
     value: Any = getattr(architecture, field)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return parts_lib.name_of(value) if isinstance(value, type | Component) else str(value)
+    return catalog.name_of(value) if isinstance(value, type | Component) else str(value)
 
 
 def known_as(architecture: Architecture) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError, nearest
-from resnet_jax.models.architecture import Architecture, Variables
 from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.resnet import Architecture, Variables
 from resnet_jax.models.shortcuts import PooledProjection, ZeroPad
 from resnet_jax.weights.card import IMAGENET_VIEW, View
 

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.architecture import Architecture
+from resnet_jax.models.resnet import Architecture
 from resnet_jax.weights.card import EXPORTED_KEY, KEY
 from resnet_jax.weights.files import Arrays
 from resnet_jax.weights.inference import differing, infer

@@ -10,10 +10,10 @@ from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models import NETWORKS, StochasticDepth, cifar_architecture, components, shortcuts
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
+from resnet_jax.models.catalog import known, load_part, name_of, read, variant, write
 from resnet_jax.models.components import Factory, component
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.models.parts import known, load_part, name_of, read, variant, write
 from resnet_jax.models.shortcuts import (
     DropoutShortcut,
     LearnedScalar,

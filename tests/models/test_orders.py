@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
-from resnet_jax.models import ResNet
+from resnet_jax.models import Architecture, ResNet
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.execution import quick_to_compile
-from resnet_jax.models.layers import Bias, Multiplier, ReLU
+from resnet_jax.models.layers import Bias, Multiplier, Norm, ReLU, Sequence
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Fixup, Norm, Order, Original, Sequence
+from resnet_jax.models.orders import Fixup, Order, Original
 from resnet_jax.models.shortcuts import PooledProjection, PooledZeroPad, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem
 
@@ -29,14 +29,14 @@ def words(sequence: Sequence) -> str:
 def abstract(**fields: Any) -> ResNet:
     """A network whose variables are shapes."""
     arguments = dict(stages=(2, 2), features=(4, 8), num_classes=3) | fields
-    return nnx.merge(*jax.eval_shape(lambda: nnx.split(ResNet(**arguments, rngs=nnx.Rngs(0)))))
+    return nnx.merge(*jax.eval_shape(lambda: nnx.split(ResNet(Architecture(**arguments), rngs=nnx.Rngs(0)))))
 
 
 def initialized(**fields: Any) -> dict[str, Any]:
     """Initial variables of a network."""
 
     def run(key: jax.Array) -> Any:
-        return nnx.to_pure_dict(nnx.state(ResNet(num_classes=3, shortcut=ZeroPad, **fields, rngs=nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(ResNet(Architecture(num_classes=3, shortcut=ZeroPad, **fields), rngs=nnx.Rngs(key))))
 
     return jax.tree.map(np.float64, jax.jit(run, compiler_options=quick_to_compile())(jax.random.key(0)))
 

@@ -11,7 +11,7 @@ from others import written
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
 from resnet_jax.models import StochasticDepth
-from resnet_jax.models.parts import variant
+from resnet_jax.models.catalog import variant
 from resnet_jax.weights import Card, View
 from resnet_jax.weights import card as card_lib
 

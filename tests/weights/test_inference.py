@@ -8,9 +8,9 @@ from others import GOLDEN, convention_of, golden, shapes
 from resnet_jax import models
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15
+from resnet_jax.models.catalog import variant
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.models.parts import variant
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights.inference import differing, field_text, infer, known_as

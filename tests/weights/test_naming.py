@@ -13,7 +13,7 @@ from others import COUNTER, Shapes, convention_of, filled, golden, identical, no
 from resnet_jax import models
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models.parts import variant
+from resnet_jax.models.catalog import variant
 from resnet_jax.weights import names as names_lib
 from resnet_jax.weights import saving
 from resnet_jax.weights.inference import infer

@@ -11,8 +11,8 @@ from others import COUNTER, apart, filled, identical, logits, metadata, shapes, 
 from resnet_jax import models
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
+from resnet_jax.models.catalog import variant
 from resnet_jax.models.norms import FrozenBatchNorm, freeze
-from resnet_jax.models.parts import variant
 from resnet_jax.weights import Card, Pretrained, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
 from resnet_jax.weights.loading import abstract
@@ -53,7 +53,7 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
 def test_own_file_rejects_another_network_of_equal_shapes(tmp_path: Path) -> None:
     plain = trained("cifar_plain20", stages=(1, 1, 1))
     file = saving.save(plain, tmp_path / "plain")
-    with pytest.raises(UserError, match=r"another network: shortcut: A here"):
+    with pytest.raises(UserError, match=r"another network: shortcut: ZeroPad here"):
         weights_lib.load_pretrained(file, network=variant("cifar_resnet20", stages=(1, 1, 1)))
     assert weights_lib.load_pretrained(file, network=plain.architecture).architecture == plain.architecture
 
