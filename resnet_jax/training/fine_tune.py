@@ -21,11 +21,12 @@ from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.resnet import Variables
 from resnet_jax.training import program as program_lib
 from resnet_jax.training import sharding
+from resnet_jax.training import step as step_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Start
 from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.step import TrainState, tree_digest
+from resnet_jax.training.step import TrainState
 from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import KEY, Card, View
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, abstract, load_pretrained
@@ -189,7 +190,7 @@ def initial_state(state: TrainState, experiment: Experiment, weights: Pretrained
 def digest(weights: Pretrained) -> str:
     """Returns the sha256 of parameters, statistics and normalization constants."""
     view = repr(dataclasses.astuple(weights.card.view))
-    arrays = tree_digest((weights.params, weights.batch_stats))
+    arrays = step_lib.digest((weights.params, weights.batch_stats))
     return hashlib.sha256(f"{view} {arrays}".encode()).hexdigest()
 
 

@@ -204,28 +204,29 @@ def contents(
     info: DatasetInfo,
     records: list[Record],
     scores: dict[str, exact.Score] | None = None,
-    training_error_percent: float = 100.0,
     **values: Any,
 ) -> dict[str, Any]:
     """Returns the contents of ``result.json``, or of ``diverged.json`` without scores.
 
     Args:
       scores: of the last step by split.
-      training_error_percent: of the last augmented batches.
       **values: further fields.
     """
     split = experiment.data.test_split
-    if scores:
-        test, training = scores["test"], scores.get("train")
-        measured = "all training images, last step" if training else "the last augmented batches"
-    else:
-        # A diverged network has an error of 100 %.
-        count, training, measured = info.examples[split], None, "a network that diverged"
-        test = exact.Score(count, math.nan, count, count)
-    test_errors, validation_errors = (
+    test_errors, validation_errors, training_errors = (
         {record["step"]: record["error_percent"] for record in records if record["split"] == name}
-        for name in ("test", "validation")
+        for name in ("test", "validation", "train")
     )
+    if scores is None:
+        # A diverged network has an error of 100 %.
+        count, training_error, measured = info.examples[split], 100.0, "a network that diverged"
+        test = exact.Score(count, math.nan, count, count)
+    elif "train" in scores:
+        measured = "all training images, last step"
+        test, training_error = scores["test"], scores["train"].error_percent
+    else:
+        measured = "the last augmented batches"
+        test, training_error = scores["test"], training_errors[max(training_errors)]
     # The earliest of equal errors, as early stopping would choose.
     steps = sorted(validation_errors.keys() & test_errors)
     selected = min(steps, key=validation_errors.__getitem__, default=None)
@@ -243,7 +244,7 @@ def contents(
         "best_over_training": min(test_errors.values(), default=100.0),
         # At the step of the lowest validation error.
         "selected_on_validation": None if selected is None else test_errors[selected],
-        "training_error_percent": training.error_percent if training else training_error_percent,
+        "training_error_percent": training_error,
         "training_error_of": measured,
         "diverged_at_step": None,
         "protocol": protocol(experiment, info),

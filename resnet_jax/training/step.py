@@ -56,12 +56,7 @@ def create(
     return apply, TrainState(jnp.int32(0), params, batch_stats, opt_state, key, *averages)
 
 
-def digest(state: TrainState) -> str:
-    """Returns the sha256 of a state, see ``tree_digest``."""
-    return tree_digest(plain(state))
-
-
-def tree_digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective if sharded."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -69,7 +64,8 @@ def tree_digest(tree: Any) -> str:
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()

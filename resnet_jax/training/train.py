@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import math
 import signal
 import time
 from collections.abc import Callable
@@ -22,13 +21,11 @@ from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import feed, fine_tune, sharding
 from resnet_jax.training import program as program_lib
-from resnet_jax.training import run_dir as run_dir_lib
-from resnet_jax.training import step as step_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.feed import Feed
-from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, write_json
-from resnet_jax.training.step import Metrics, finite
+from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
+from resnet_jax.training.step import Metrics, digest, finite
 
 
 class Interruption:
@@ -177,12 +174,10 @@ def train(
         stack.push(_closing(batches))
         profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
         stack.callback(profile.close)
-        leaves = jax.tree.leaves(state.params)
-        contents = functools.partial(
-            run_dir_lib.contents, experiment, seed, info, parameters=sum(a.size for a in leaves)
-        )
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        result = functools.partial(contents, experiment, seed, info, parameters=parameters)
         every = max(1, evaluation.every // 10)
-        log = _Log(run_dir, contents, step, every, batches, checkpoints, progress)
+        log = _Log(run_dir, result, step, every, batches, checkpoints, progress)
         stack.push(_closing(log))
 
         # The loop. A dispatch ends where a record, a score or a checkpoint is due.
@@ -230,7 +225,7 @@ def train(
                 # After the last checkpoint and all records are on disk.
                 log.close()
                 checkpoints.wait()
-                return log.finish(scores, step_lib.digest(state))
+                return log.finish(scores, digest(state))
             count = min(most, experiment.steps - step, *(every - step % every for every in ends))
             batch, started = batches.next(), time.perf_counter()
             with jax.transfer_guard("disallow"):
@@ -259,26 +254,24 @@ class _Log:
     def __init__(
         self,
         run_dir: Workdir,
-        contents: Callable[..., dict[str, Any]],
+        result: Callable[..., dict[str, Any]],
         step: int,
         every: int,
         batches: Feed,
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        self._run_dir, self._contents, self._every = run_dir, contents, every
+        self._run_dir, self._result, self._every = run_dir, result, every
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self._writer = MetricsWriter(run_dir, step=step)
         self.pending: tuple[int, Metrics] | None = None
         """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
         self._compile_seconds: float | None = None
-        training = [record for record in self._writer.records if record["split"] == "train"]
-        last = training[-1] if training else {"error_percent": math.nan, "seconds": 0.0}
-        self._training_error_percent: float = last["error_percent"]
         self.restart_rate()
         # As if the sessions of the run were one.
-        self._started = self._rate_started - last["seconds"]
+        seconds = [record.get("seconds", 0.0) for record in self._writer.records]
+        self._started = self._rate_started - max(seconds, default=0.0)
 
     def restart_rate(self) -> None:
         """Starts a new image rate: after an evaluation, or after compilation."""
@@ -315,13 +308,12 @@ class _Log:
         )
         # Over all records since the last evaluation: dispatches can end late or at once.
         self._rate_examples += examples
-        self._training_error_percent = 100 * errors / examples
         now = time.perf_counter()
         record = {
             "step": step,
             "split": "train",
             "loss": loss / examples,
-            "error_percent": self._training_error_percent,
+            "error_percent": 100 * errors / examples,
             "learning_rate": float(self._window[-1].learning_rate[-1]),
             "images_per_second": self._rate_examples / (now - self._rate_started),
             "seconds": now - self._started,
@@ -351,7 +343,6 @@ class _Log:
         return self._write_result(
             self._run_dir.result_file,
             scores=scores,
-            training_error_percent=self._training_error_percent,
             state_digest=state_digest,
             compile_seconds=self._compile_seconds,
             seconds=round(time.perf_counter() - self._started, 2),
@@ -364,7 +355,7 @@ class _Log:
         return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
     def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
-        result = self._contents(self._writer.records, **values)
+        result = self._result(self._writer.records, **values)
         if distributed.is_first():
             write_json(file, result)
         distributed.wait("the result is written")
