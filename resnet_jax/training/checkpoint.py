@@ -37,7 +37,7 @@ class SaveFailed(UserError):
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         reason = os.strerror(number) if number else _one_line(error)
-        kept = "there is none" if last is None else f"the newest is that of step {last}"
+        kept = "no step is saved" if last is None else f"the newest is that of step {last}"
         remedy = "To continue, fix the cause and repeat the command."
         super().__init__(
             f"the checkpoint of step {step} could not be saved: {reason}; {kept}. {remedy}"
@@ -153,15 +153,12 @@ class Checkpoints:
     ) -> tuple[TrainState, Preprocessing] | None:
         """Restores one step as ``restore_newest``; None if it is corrupt or of another run."""
         self.wait()
-
-        def target(array: Any, sharding: Any = like.step.sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-        key = jax.eval_shape(jax.random.key_data, like.key)
-        tree: Any = {
-            "state": like._replace(key=target(key, like.key.sharding)),
-            "preprocessing": jax.tree.map(target, preprocessing),
-        }
+        key: Any = jax.eval_shape(jax.random.key_data, like.key).update(sharding=like.key.sharding)
+        constants = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=like.step.sharding),
+            preprocessing,
+        )
+        tree: Any = {"state": like._replace(key=key), "preprocessing": constants}
         problem: str | None = distributed.by_first(lambda: self._problem(step, _arrays(tree)))
         if problem is None:
             restored = tree
@@ -273,7 +270,7 @@ def _score(metrics: Any) -> float:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """Returns the dtype and shape of each leaf, by path."""
+    """Returns dtype and shape by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -281,7 +278,7 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of each file of a step, by path."""
+    """Returns the sha256 of the files of a step by path."""
     checksums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (name := path.relative_to(folder).as_posix()) not in _UNVERIFIED:

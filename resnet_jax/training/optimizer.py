@@ -1,7 +1,6 @@
 """Update rules and learning-rate schedules, composed of optax transformations."""
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,7 +77,7 @@ def _by_prefix(tree: Any, values: Mapping[str, str], default: str, field: str) -
         [prefix for prefix in values if f"{path}/".startswith(f"{prefix.rstrip('/')}/")]
         for path in paths
     ]
-    for unused in values.keys() - set(itertools.chain(*prefixes)):
+    for unused in values.keys() - set[str]().union(*prefixes):
         known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
         hint = nearest(unused, known)
         raise UserError(f"optimizer.{field}: no parameter lies below {unused!r}{hint}")

@@ -350,22 +350,22 @@ PACKAGES = (
 
 def commit() -> str | None:
     """Returns the commit of this checkout, with ``-dirty`` if files differ; None outside one."""
-    file = Path(__file__)
+    folder, name = os.path.split(__file__)
 
     def git(*words: str) -> str:
-        options: Any = {"cwd": file.parent, "text": True, "stderr": subprocess.DEVNULL}
+        options: Any = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
         return subprocess.check_output(["git", *words], timeout=10, **options).strip()
 
     try:
         # An installed package inside another repository is not part of it.
-        git("ls-files", "--error-unmatch", file.name)
+        git("ls-files", "--error-unmatch", name)
         return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python, this package and those that affect its numbers."""
+    """Returns the versions of Python and ``PACKAGES``."""
     numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

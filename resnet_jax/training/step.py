@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
     batch_stats: Variables
     opt_state: Any
     key: Key[Array, ""]
-    """Root key: all randomness is a function of it and of the step."""
+    """Root key: all randomness is a function of it and the step."""
     ema: Variables
     """Moving average of ``params``; empty without one."""
     statistics: Variables
@@ -165,7 +165,7 @@ def train_steps(
     if steps > 1:
         return lax.scan(lambda s, i: train_step(s, batch(s.step, i), learning), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
-    indices = None if indices is None else indices[0]
+    indices = jax.tree.map(lambda i: i[0], indices)
     state, metrics = train_step(state, batch(state.step, indices), learning)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
@@ -296,7 +296,7 @@ def add_batch_moments(
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
     batch_key = jax.random.fold_in(key, number + 1)
     indices = _indices(jax.random.fold_in(key, 0), number, 1, data, learning)
-    indices = None if indices is None else indices[0]
+    indices = jax.tree.map(lambda i: i[0], indices)
     images, *_ = augment(batch_key, data, indices, preprocessing, learning)
     groups = images.reshape(-1, learning.group_size or learning.batch_size, *images.shape[1:])
     params, _ = state.scored()
@@ -328,5 +328,5 @@ def _map_variance(tree: Any, function: Callable[..., Array]) -> Any:
 @jax.jit
 def finite(state: TrainState) -> Array:
     """Returns whether the state is finite."""
-    learned = state._replace(step=(), key=())
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))
+    leaves = jax.tree.leaves(state._replace(key=()))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
