@@ -79,7 +79,7 @@ def weights_of(source: Path, step: int | None = None) -> Pretrained:
     """Returns the weights that a run is evaluated with, see ``restore``, or imported weights."""
     if not source.exists():
         raise UserError(f"there is neither a run nor a file of weights at {source}")
-    if not is_run(source):
+    if step is None and not is_run(source):
         try:
             return load_pretrained(source)
         except UserError as error:

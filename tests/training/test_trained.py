@@ -62,7 +62,7 @@ def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsy
     assert "checkpoint of step 4 is corrupt" in err
 
 
-def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short_run: Path) -> None:
+def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short_run: Path, tmp_path: Path) -> None:
     found = fine_tune.restore(short_run, 2)
     assert (found.step, int(found.state.step)) == (2, 2)
     begun = fine_tune.restore(short_run, 0)
@@ -73,6 +73,8 @@ def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short
         np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(UserError, match="run has no step 3, but 0, 2, 4"):
         fine_tune.restore(short_run, 3)
+    with pytest.raises(UserError, match="is not a run"):
+        fine_tune.weights_of(saving.save(fine_tune.weights_of(short_run), tmp_path / "weights.safetensors"), 2)
 
 
 @pytest.mark.slow
