@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flax import nnx
-
-    from resnet_jax.models import ResNet, shortcuts
+    from resnet_jax.models import build as create_model
+    from resnet_jax.models import shortcuts
     from resnet_jax.training.config import Experiment
     from resnet_jax.training.train import train
     from resnet_jax.weights import load_pretrained
@@ -25,33 +24,21 @@ __all__ = [
 ]
 # Imported at the first use, so that `import resnet_jax` imports no JAX.
 _LAZY = {
-    "Experiment": "resnet_jax.training.config",
-    "load_pretrained": "resnet_jax.weights",
-    "shortcuts": "resnet_jax.models",
-    "train": "resnet_jax.training.train",
+    "Experiment": "training.config:Experiment",
+    "create_model": "models:build",
+    "load_pretrained": "weights:load_pretrained",
+    "shortcuts": "models:shortcuts",
+    "train": "training.train:train",
 }
-
-
-def create_model(name: str, *, rngs: "nnx.Rngs", **fields: Any) -> "ResNet":
-    """Builds a network by name: ``create_model("resnet50", num_classes=10, rngs=nnx.Rngs(0))``.
-
-    Args:
-      name: one of ``list_models()``, or a family with a depth: ``cifar_resnet26``.
-      rngs: source of the initialization.
-      **fields: fields of ``models.Architecture``, and ``execution``.
-    """
-    from resnet_jax import models
-
-    return models.build(name, rngs=rngs, **fields)
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Returns the names of networks that match a pattern: ``list_models("cifar_*")``."""
-    from fnmatch import fnmatchcase
+    import fnmatch
 
     from resnet_jax.models import NETWORKS
 
-    return [name for name in NETWORKS if fnmatchcase(name, pattern)]
+    return fnmatch.filter(NETWORKS, pattern)
 
 
 def evaluate(
@@ -67,7 +54,7 @@ def evaluate(
 
     Args:
       source: run directory, or weights that ``resnet-jax weights import`` wrote.
-      data: data set; by default that of the training.
+      data: name of the data set; by default that of the training.
       split: by default the test split.
       protocol: crops of an image, such as ``256/224``; by default those of the run or the weights.
       batch_size: images per call.
@@ -79,7 +66,7 @@ def evaluate(
     from resnet_jax.evaluation import protocols
     from resnet_jax.studies.score import score
 
-    requested = [None if protocol is None else protocols.parse(protocol)]
+    requested = [protocols.parse(protocol) if protocol else None]
     where = {"data": data, "split": split, "batch_size": batch_size, "data_dir": data_dir}
     return score(Path(source), requested=requested, **where)[0]
 
@@ -87,7 +74,8 @@ def evaluate(
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name].split(":")
+    return getattr(importlib.import_module(f"resnet_jax.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

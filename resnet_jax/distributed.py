@@ -18,8 +18,6 @@ from jax.experimental import multihost_utils
 from resnet_jax.errors import NeverMet, UserError
 
 T = TypeVar("T", bound=Any)
-# Exit code EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
-PEER_LOST = NeverMet.exit_code
 # Size of a broadcast message, which has to be equal in all processes.
 _BYTES = 16_384
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
@@ -78,22 +76,22 @@ def detected(joining: Joining = Joining()) -> str | None:
     hosts = variables.get("TPU_WORKER_HOSTNAMES", "")
     if "," in hosts:
         return f"Cloud TPU: worker {variables.get('TPU_WORKER_ID')} of {hosts}"
-    uses_tpu = "tpu" in variables.get("JAX_PLATFORMS", "tpu") and find_spec("libtpu") is not None
-    if not uses_tpu or "TPU_SKIP_MDS_QUERY" in variables:
+    excluded = "tpu" not in variables.get("JAX_PLATFORMS", "tpu")
+    if excluded or "TPU_SKIP_MDS_QUERY" in variables or find_spec("libtpu") is None:
         return None
     return _TPU_VM if glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*") else None
 
 
 def connect(joining: Joining = Joining()) -> None:
-    """Joins the other processes, before JAX looks for devices; returns at once if alone.
-
-    Raises:
-      NeverMet: after ``meeting_seconds``.
-    """
+    """Joins the other processes, if any, before JAX looks for devices."""
     place = detected(joining)
     if place is None:
         return
-    _redirect_stdout_of_libraries()
+    if sys.stdout is sys.__stdout__:  # C++ libraries write to stderr: gloo logs its connections.
+        sys.stdout.flush()
+        results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
+        os.dup2(2, 1)
+        sys.stdout = sys.__stdout__ = results
     coordinator, count, index = joining.place() or (None, None, None)
     # A coordinator on this machine opens its port to this machine alone.
     local = coordinator if (coordinator or "").startswith(("localhost:", "127.0.0.1:")) else None
@@ -110,19 +108,8 @@ def connect(joining: Joining = Joining()) -> None:
         if place == _TPU_VM and isinstance(error, ValueError):
             return  # A device file like a TPU's, without a metadata server.
         reason = str(error).partition("\n")[0]
-        raise NeverMet(
-            f"{place}: the processes did not meet within {joining.meeting_seconds} s: {reason}"
-        ) from error
-
-
-def _redirect_stdout_of_libraries() -> None:
-    """Redirects stdout of C++ libraries to stderr: gloo logs its connections."""
-    if sys.stdout is not sys.__stdout__:
-        return  # Redirected already.
-    sys.stdout.flush()
-    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, buffering=1)
-    os.dup2(2, 1)
-    sys.stdout = sys.__stdout__ = results
+        problem = f"the processes did not meet within {joining.meeting_seconds} s"
+        raise NeverMet(f"{place}: {problem}: {reason}") from error
 
 
 def several() -> bool:
@@ -136,13 +123,11 @@ def is_first() -> bool:
 
 def lost(error: BaseException) -> bool:
     """Returns whether an error means that another process is gone."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, jax.errors.JaxRuntimeError):
-            own = "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED"
-            return not str(cause).startswith(own)
-        cause = cause.__cause__ or cause.__context__
-    return False
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+        return not str(error).startswith(own)
+    cause = error.__cause__ or error.__context__
+    return cause is not None and lost(cause)
 
 
 def leave(code: int) -> NoReturn:
@@ -170,14 +155,13 @@ def anyone(flag: bool) -> bool:
 
 
 def by_first(act: Callable[[], T]) -> T:
-    """Runs ``act`` on process 0 and returns its result, a JSON value, in every process. Collective.
+    """Runs ``act`` on process 0 and returns its JSON value in every process. Collective.
 
-    Raises:
-      UserError: in every process, where ``act`` raises.
+    If ``act`` raises, every process raises, all but the first a UserError.
     """
     if jax.process_count() == 1:
         return act()
-    value, message, failure = None, None, None
+    value = message = failure = None
     if is_first():
         try:
             value = act()

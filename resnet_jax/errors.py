@@ -21,18 +21,17 @@ class UserError(CommandError, ValueError):
 class NeverMet(CommandError):
     """The other processes of a run did not connect in time."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
 
 
 class Interrupted(CommandError):
     """A run stopped by a signal, with its state saved."""
 
     def __init__(self, number: int, step: int):
-        saved = f"after step {step}; the state is saved, the same command continues"
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} "
-            + (saved if step else "before its first step was done")
-        )
+        when = "before its first step was done"
+        if step:
+            when = f"after step {step}; the state is saved, the same command continues"
+        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
         self.exit_code = 128 + number
 
 
@@ -41,10 +40,11 @@ class NonFiniteLoss(CommandError):
 
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
         saved = f"the last good checkpoint is that of step {checkpoint}"
+        if checkpoint is None:
+            saved = "no checkpoint was written before"
         super().__init__(
-            f"{what} of step {step} is non-finite: "
-            f"{'no checkpoint was written before' if checkpoint is None else saved}. Lower "
-            "schedule.learning_rate, or warm up (schedule.warmup_steps), in another --workdir"
+            f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, "
+            "or warm up (schedule.warmup_steps), in another --workdir"
         )
         self.step = step
 

@@ -3,11 +3,11 @@
 The compilers are in the extras ``plan-tpu`` and ``plan-gpu``.
 """
 
-import dataclasses
 import functools
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,27 +69,20 @@ def target(name: str) -> Target:
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
     if kind not in USABLE or (platform == "tpu" and not shape):
-        raise UserError(
-            f"--target is {name!r}{nearest(kind, USABLE)}. "
-            "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
-        )
-    options: dict[str, Any] = {"topology_name": rest}
+        allowed = "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
+        raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. {allowed}")
+    backend, options = platform, {}
     if platform == "gpu":
         description, memory, bandwidth = _GPUS[kind]
-        # Slices, hosts and the GPUs of one host.
-        options["topology_name"] = options["topology"] = f"1x1x{shape or 1}"
-        options["target_config"] = _HOPPER.format(
-            name=description, memory=memory, bandwidth=bandwidth
-        )
+        config = _HOPPER.format(name=description, memory=memory, bandwidth=bandwidth)
+        rest = f"1x1x{shape or 1}"  # Slices, hosts and the GPUs of one host.
+        backend, options = "cuda", {"topology": rest, "target_config": config}
     try:
-        topology = topologies.get_topology_desc(
-            platform={"gpu": "cuda"}.get(platform, platform), **options
-        )
+        topology = topologies.get_topology_desc(rest, backend, **options)
     except (RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{name} has no compiler: {reason}. Is 'resnet-jax-lab[plan-{platform}]' installed?"
-        ) from error
+        reason = f"{name} has no compiler: {str(error).splitlines()[0]}"
+        extra = f"resnet-jax-lab[plan-{platform}]"
+        raise UserError(f"{reason}. Is '{extra}' installed?") from error
     return Target(name, platform, USABLE[kind], tuple(topology.devices))
 
 
@@ -113,12 +106,8 @@ def variants(
         group = 0 if group == batch * chips else group
     # Above 16 devices the parts of a parameter are too small to be worth sending.
     share = fsdp or max(n for n in range(1, 17) if chips % n == 0)
-    found = {
-        "data": Variant(1, group),
-        "global": Variant(1, whole),
-        "fsdp": Variant(share, group),
-    }
-    return list(dict.fromkeys(found[kind] for kind in kinds))
+    places = {"data": (1, group), "global": (1, whole), "fsdp": (share, group)}
+    return list(dict.fromkeys(Variant(*places[kind]) for kind in kinds))
 
 
 def adapt(
@@ -127,19 +116,18 @@ def adapt(
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
     model, settings = experiment.model, experiment.execution
     if variant.group_size is not None:
-        norm = component(model.norm, group_size=variant.group_size)
-        model = dataclasses.replace(model, norm=norm)
+        model = replace(model, norm=component(model.norm, group_size=variant.group_size))
     resolved: dict[str, Any] = {
         "blocks": "scan" if settings.scans(sum(model.stages), platform) else "loop",
         "kernels": kernels.resolve(settings.kernels, platform),
     }
-    return dataclasses.replace(
+    return replace(
         experiment,
         model=model,
         batch_size=batch_size,
-        execution=dataclasses.replace(settings, **resolved | execution),
+        execution=replace(settings, **resolved | execution),
         # Not in this program, but must divide among the same devices.
-        evaluation=dataclasses.replace(experiment.evaluation, batch_size=batch_size),
+        evaluation=replace(experiment.evaluation, batch_size=batch_size),
     )
 
 
@@ -147,13 +135,13 @@ def lower_step(
     experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
-    streams, everywhere = experiment.data.crop is not None, sharding.replicated(compiled.mesh)
-    count = experiment.batch_size if streams else examples
-    at = sharding.batch(compiled.mesh) if streams else everywhere
-    images: Any = jax.ShapeDtypeStruct(
-        (count, *experiment.model.input_shape), jnp.uint8, sharding=at
-    )
-    labels: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=at)
+    everywhere = sharding.replicated(compiled.mesh)
+    count, place = examples, everywhere
+    if experiment.data.crop is not None:
+        count, place = experiment.batch_size, sharding.batch(compiled.mesh)
+    shape = (count, *experiment.model.input_shape)
+    images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
+    labels: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=place)
     constants = program.abstract_preprocessing(experiment)
     constants = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), constants)
     train: Any = compiled.train
@@ -177,12 +165,9 @@ def _shape_bytes(shapes: str) -> int:
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Returns count and result bytes by kind; asynchronous pairs and channels count once."""
     counts: dict[str, dict[str, int]] = {}
-    # The first of each channel, in reverse.
-    distinct = {
-        channel or name: (kind, shapes)
-        for name, shapes, kind, channel in reversed(_COLLECTIVE.findall(hlo))
-    }
-    for kind, shapes in reversed(distinct.values()):
+    found = _COLLECTIVE.findall(hlo)
+    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in found}
+    for kind, shapes in distinct.values():
         entry = counts.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         entry["bytes"] += _shape_bytes(shapes)
@@ -241,24 +226,19 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     }
 
 
-def largest_batch(memory: Callable[[int], int | None], usable: int, batch: int) -> int:
+def largest_batch(memory: Callable[[int], float], usable: int, batch: int) -> int:
     """Returns the largest ``batch * 2**k`` (k an integer) that fits into ``usable`` bytes; 0: none.
 
-    ``memory`` maps images to bytes, or None for a rejected program. It compiles, so the search
+    ``memory`` maps images to bytes, infinity for a rejected program. It compiles, so the search
     starts where the line through two batches meets ``usable``.
     """
-
-    def fits(images: int) -> bool:
-        needed = memory(images)
-        return needed is not None and needed <= usable
-
-    if fits(batch) and fits(2 * batch):
-        first, second = memory(batch) or 0, memory(2 * batch) or 0
-        batch *= 2 ** max(1, int(math.log2(1 + (usable - first) / max(second - first, 1))))
-    while not fits(batch):
+    if memory(batch) <= usable and memory(2 * batch) <= usable:
+        doubling = max(memory(2 * batch) - memory(batch), 1)
+        batch *= 2 ** max(1, int(math.log2(1 + (usable - memory(batch)) / doubling)))
+    while memory(batch) > usable:
         if batch % 2:
             return 0
         batch //= 2
-    while fits(2 * batch):
+    while memory(2 * batch) <= usable:
         batch *= 2
     return batch

@@ -2,21 +2,16 @@
 
 import csv
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import rich.table
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from resnet_jax import distributed
@@ -63,13 +58,13 @@ class RunProgress(RunLines):
 
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
-        self._bar = Progress(
-            SpinnerColumn(),
+        self._bar = progress.Progress(
+            progress.SpinnerColumn(),
             "[bold]{task.description}",
-            BarColumn(),
-            MofNCompleteColumn(),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
             "{task.fields[numbers]}",
-            TimeRemainingColumn(),
+            progress.TimeRemainingColumn(),
             console=console,
             disable=not (console.is_terminal and distributed.is_first()),
             transient=True,
@@ -102,21 +97,33 @@ class Table:
     """Texts and numbers; None and NaN are shown as empty."""
     note: str = ""
 
+    @classmethod
+    def from_rows(cls, title: str, rows: Iterable[Mapping[str, Any]]) -> "Table":
+        """Returns a table of rows with equal keys, which name the columns."""
+        rows = list(rows)
+        columns = rows[0] if rows else ()
+        return cls(title, tuple(columns), tuple(tuple(row.values()) for row in rows))
+
     def cells(self) -> list[list[str]]:
         """Returns the rows as text, numbers with four digits."""
         return [[_text(value) for value in row] for row in self.rows]
 
 
 def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:
         return ""
     if isinstance(value, float | np.floating):
         return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def show(*parts: Table | str) -> None:
-    """Prints tables and lines to stdout."""
+def show(as_json: bool, value: Any, *parts: Table | str) -> None:
+    """Prints a value as JSON, or tables and lines in its place, to stdout in process 0."""
+    if not distributed.is_first():
+        return
+    if as_json:
+        print(json.dumps(value))
+        return
     for part in parts:
         if isinstance(part, Table):
             out.print(terminal(part))
@@ -139,10 +146,8 @@ def terminal(table: Table, **style: Any) -> rich.table.Table:
 
 def markdown(table: Table) -> list[str]:
     """Returns the lines of a table in GitHub's Markdown."""
-    rows = [
-        [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in table.cells()
-    ]
-    heading, *lines = [f"| {' | '.join(row)} |" for row in (table.columns, *rows)]
+    cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in r] for r in table.cells()]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in (table.columns, *cells)]
     return [heading, "|" + "---|" * len(table.columns), *lines]
 
 

@@ -228,7 +228,7 @@ def test_closed_pipe_ends_a_command_quietly() -> None:
 
 def test_package_and_help_import_no_jax() -> None:
     program = """
-import sys, tomllib
+import sys
 import resnet_jax
 from resnet_jax import cli
 assert set(resnet_jax.__all__) <= set(dir(resnet_jax))
@@ -237,7 +237,6 @@ try:
 except SystemExit:
     pass
 assert not {"jax", "flax", "numpy"} & set(sys.modules)
-assert tomllib.load(open("pyproject.toml", "rb"))["project"]["version"] == resnet_jax.__version__
 """
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
@@ -325,7 +324,7 @@ def test_fine_tuning_from_a_run_is_another_run(
     run = tmp_path / "tuned"
     begin = [*command, "--workdir", str(run), "--init-from", str(short_run), "--new-head", "--freeze-trunk"]
     text = fails(capsys, *begin)
-    assert "model.shortcut is ZeroPad, of the weights Projection. Ask for theirs: --model.shortcut Projection" in text
+    assert "the weights are of another network. Use --model.shortcut Projection" in text
     assert not run.exists()
     fitting = ["--model.shortcut", "Projection", "--optimizer.rates", "stages", "0.1", "head", "2"]
     result = prints_json(capsys, *begin, *fitting)

@@ -109,7 +109,7 @@ def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyP
         with pytest.raises(plan.UserError, match=message):
             plan.target(name)
 
-    def absent(**words: Any) -> None:
+    def absent(*words: Any, **more: Any) -> None:
         raise NotImplementedError("no plugin")
 
     monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
@@ -137,9 +137,9 @@ def test_largest_batch_compiles_few_programs() -> None:
     def search(base: int, per_image: int, rejected_above: int, start: int) -> int:
         compiled = set()
 
-        def memory(images: int) -> int | None:
+        def memory(images: int) -> float:
             compiled.add(images)
-            return base + per_image * images if images <= rejected_above else None
+            return base + per_image * images if images <= rejected_above else float("inf")
 
         found = plan.largest_batch(memory, 1000, start)
         assert len(compiled) <= 5

@@ -1,7 +1,5 @@
-"""Error against depth, the degradation of plain networks: He et al. 2015, Section 1 and Figure 1."""
+"""Error against depth, the degradation of plain networks: He et al. 2015, Figure 1."""
 
-import collections
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +10,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
-from resnet_jax.studies.results import Spread, VariantRuns
-from resnet_jax.training import config
+from resnet_jax.studies.results import VariantRuns
+from resnet_jax.terminal import Table
 
 Family = list[VariantRuns]
-"""Networks that differ in depth alone and share a training recipe, sorted by depth."""
+"""Networks that differ in depth alone, by depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,44 +33,36 @@ class Options(subjects.Output):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze depth``."""
     lines = families(results_lib.collect(options.sources))
     threshold = options.threshold
     return describe(lines, threshold), lambda: draw(lines, threshold)
 
 
 def families(collected: Sequence[VariantRuns]) -> list[Family]:
-    """Groups finished variants that differ in ``stages`` alone, one per depth."""
+    """Groups finished variants that differ in ``stages`` alone."""
     finished = [variant for variant in collected if variant.results]
     if not finished:
         raise UserError("no run is finished. Continue the runs, or name others.")
-    groups: dict[tuple[str, int], Family] = {}
-    seen: collections.Counter[tuple[str, int]] = collections.Counter()
+    networks = []
     for variant in sorted(finished, key=depth):
-        model, protocol = variant.results[0]["model"], variant.results[0]["protocol"]
-        key = config.fingerprint({"protocol": protocol, **model, "stages": None})
-        # Variants of equal depth that differ otherwise start another line.
-        groups.setdefault((key, seen[key, depth(variant)]), []).append(variant)
-        seen[key, depth(variant)] += 1
-    return list(groups.values())
+        result = variant.results[0]
+        fields = result["model"] | {"protocol": result["protocol"]}
+        networks.append((fields, depth(variant), variant))
+    return results_lib.families(networks)
 
 
 def title(family: Family) -> str:
-    """Returns the common part of the names."""
     return figures.common_name([variant.name for variant in family])
 
 
-def training(variant: VariantRuns) -> Spread:
-    """Returns the training error of the last step in percent."""
-    return variant.spread("training_error_percent")
-
-
 def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
-    """Returns the least depth from which on the median training error exceeds ``threshold``."""
-    failing = itertools.takewhile(
-        lambda variant: training(variant).median > threshold, reversed(family)
-    )
-    return min(map(depth, failing), default=None)
+    """Returns the least depth from which on the median training error is above ``threshold``."""
+    stop = None
+    for variant in reversed(family):
+        if not variant.training_error.median > threshold:
+            break
+        stop = depth(variant)
+    return stop
 
 
 def depth(variant: VariantRuns) -> int:
@@ -91,72 +81,53 @@ def layers(model: dict[str, Any]) -> int:
 
 
 def describe(lines: Sequence[Family], threshold: float) -> Finding:
-    """Returns tables and numbers."""
-    variants = [variant for family in lines for variant in family]
-    kinds = sorted({run["training_error_of"] for variant in variants for run in variant.results})
-    errors = [
-        {
-            "network": variant.name,
-            "layers": depth(variant),
-            "seeds": len(variant.results),
-            "training error %, mean": training(variant).mean,
-            "median": training(variant).median,
-            "test error %, mean": variant.error.mean,
-        }
-        for variant in variants
-    ]
+    errors, limits, rows, kinds = [], [], [], set()
+    for family in lines:
+        depths = " ".join(str(depth(variant)) for variant in family)
+        limits.append((title(family), depths, stops_learning(family, threshold) or "none"))
+        for variant in family:
+            name, training = variant.name, variant.training_error
+            numbers = training.mean, training.median, variant.error.mean
+            errors.append((name, depth(variant), len(variant.results), *numbers))
+            place = {"networks": title(family), "network": name, "layers": depth(variant)}
+            for result in variant.results:
+                kinds.add(result["training_error_of"])
+                percent = {"training error percent": result["training_error_percent"]}
+                percent["test error percent"] = result["value"]
+                rows.append(place | {"seed": result["seed"]} | percent)
+    percents = "training error %, mean", "median", "test error %, mean"
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
-    limits = [
-        {
-            "networks": title(family),
-            "depths": " ".join(str(depth(variant)) for variant in family),
-            heading: stops_learning(family, threshold) or "none",
-        }
-        for family in lines
-    ]
     return Finding(
         name="depth",
         title="Depth",
-        caption=f"Training error (bold; of {', or '.join(kinds)}) and test error (thin) of the "
+        caption=f"Training error (bold; of {', or '.join(sorted(kinds))}) and test error (thin) of the "
         f"last step, mean and range over seeds; dotted: {threshold:g} %. "
         "After He et al. 2015, Figure 1.",
         tables=(
-            subjects.table("error by depth", errors),
-            subjects.table("depth at which learning stops", limits),
+            Table("error by depth", ("network", "layers", "seeds", *percents), tuple(errors)),
+            Table("depth at which learning stops", ("networks", "depths", heading), tuple(limits)),
         ),
-        rows=[
-            {
-                "networks": title(family),
-                "network": variant.name,
-                "layers": depth(variant),
-                "seed": run["seed"],
-                "training error percent": run["training_error_percent"],
-                "test error percent": run["value"],
-            }
-            for family in lines
-            for variant in family
-            for run in variant.results
-        ],
+        rows=rows,
     )
 
 
 def draw(lines: Sequence[Family], threshold: float) -> Figure:
     """Draws Figure 1 of He et al. 2015, by depth."""
-    figure, (panel,) = plots.panels(["layers with weights"], ["error (%)"])
-    for _, family, style in plots.styled(dict(enumerate(lines))):
+    figure, (panel,) = subjects.panels(["layers with weights"], ["error (%)"])
+    looks = ("training", "training_error_percent", "-", 1.8), ("test", "value", "--", 0.7)
+    for family, style in subjects.styled(lines):
         depths = list(map(depth, family))
-        errors = [training(variant) for variant in family], [variant.error for variant in family]
-        looks = ("training", "-", 1.8), ("test", "--", 0.7)
-        for spreads, (name, linestyle, width) in zip(errors, looks, strict=True):
+        for name, field, stroke, width in looks:
+            spreads = [variant.spread(field) for variant in family]
             mean = np.array([spread.mean for spread in spreads])
             low = mean - [min(spread.values) for spread in spreads]
             high = [max(spread.values) for spread in spreads] - mean
-            line = style | {"linestyle": linestyle, "linewidth": width, "capsize": 2}
+            line = style | {"linestyle": stroke, "linewidth": width, "capsize": 2}
             label = f"{figures.shortened(title(family))}, {name}"
             panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
     panel.set_xticks(sorted({depth(variant) for family in lines for variant in family}))
     # Room for the markers of errors of 0.
     panel.set_ylim(bottom=-0.02 * panel.get_ylim()[1])
-    panel.legend(frameon=False)
+    panel.legend()
     return figure

@@ -1,7 +1,6 @@
 """Distance of residual blocks from the identity (He et al. 2015, Section 3.1).
 
-A block that maps 5 to 5.1 has the branch F(5) = 0.1. To reach 5.2, the output changes by 2 %, the
-branch by 100 %.
+A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 100 % more branch.
 """
 
 import functools
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
@@ -33,12 +33,9 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze identity``."""
     return subjects.analyze(
         options,
-        functools.partial(
-            measure, change=options.change / 100, batch_size=options.batch_size, seed=options.seed
-        ),
+        functools.partial(measure, change=options.change / 100, seed=options.seed),
         draw,
         name="identity",
         title="Distance from the identity",
@@ -65,9 +62,8 @@ class Identity(NamedTuple):
     branch_change: Float[np.ndarray, "blocks"]
     """Relative change of the branch under the noise."""
     output_change: Float[np.ndarray, "blocks"]
-    """Relative change of the output under the noise."""
 
-    def columns(self) -> dict[str, Float[np.ndarray, "blocks"]]:
+    def ratios(self) -> dict[str, Float[np.ndarray, "blocks"]]:
         change = 100 * self.change
         return {
             "distance from the identity": self.distance,
@@ -78,10 +74,10 @@ class Identity(NamedTuple):
         }
 
     def summary(self) -> Row:
-        return {name: np.nanmedian(values) for name, values in self.columns().items()}
+        return {name: np.nanmedian(values) for name, values in self.ratios().items()}
 
-    def rows(self) -> list[Row]:
-        return subjects.rows({"block": range(len(self.distance)), **self.columns()})
+    def columns(self) -> dict[str, ArrayLike]:
+        return {"block": range(len(self.distance)), **self.ratios()}
 
 
 def measure(
@@ -107,7 +103,6 @@ def measure(
 def _ratios(
     network: Network, images: Array, key: Key[Array, ""], change: float
 ) -> Float[Array, "4 blocks n"]:
-    """Returns the ratios of ``Identity`` for every image."""
     images = network.constants(images)
     noise = jax.random.normal(key, images.shape)
     noise *= (change * norm(images) / norm(noise)).reshape(-1, 1, 1, 1)
@@ -130,15 +125,13 @@ def _ratios(
 
 
 def draw(results: Mapping[str, Identity]) -> Figure:
-    """Draws one panel per ratio."""
     ylabels = "distance from the identity", "output over branch", "branch change over output change"
-    figure, panels = plots.panels(["block"] * 3, ylabels)
-    for name, result, style in plots.styled(results):
+    figure, panels = subjects.panels(["block"] * 3, ylabels)
+    for (name, result), style in subjects.styled(results.items()):
         changes = result.branch_change / result.output_change
-        ratios = result.distance, result.leverage, changes
-        for panel, values in zip(panels, ratios, strict=True):
+        for panel, values in zip(panels, (result.distance, result.leverage, changes), strict=True):
             panel.plot(values, label=name, **style)
     for panel in panels:
         panel.set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -37,11 +37,9 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze landscape``."""
-    names = "points", "reach", "seed", "batch_size"
     return subjects.analyze(
         options,
-        functools.partial(measure, **{name: getattr(options, name) for name in names}),
+        functools.partial(measure, points=options.points, reach=options.reach, seed=options.seed),
         draw,
         name="landscape",
         title="Loss landscape",
@@ -81,22 +79,20 @@ class Landscape(NamedTuple):
             "% of the slice better than guessing": 100 * np.mean(self.loss < guessing),
         }
 
-    def rows(self) -> list[Row]:
-        return subjects.rows(
-            {
-                "direction 1": self.offsets[:, None],
-                "direction 2": self.offsets,
-                "loss": self.loss,
-                "error percent": self.error_percent,
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        return {
+            "direction 1": self.offsets[:, None],
+            "direction 2": self.offsets,
+            "loss": self.loss,
+            "error percent": self.error_percent,
+        }
 
 
 def directions(params: Variables, seed: int, number: int) -> Variables:
     """Returns a Gaussian direction with the filter norms of the parameters (Section 4).
 
-    d_ij / |d_ij| * |theta_ij|; 0 for biases and normalization (``ignore='biasbn'`` in the authors'
-    code). Equal seeds draw equal numbers at equal paths.
+    0 for biases and normalization, as ``ignore='biasbn'`` in the authors' code. Equal seeds draw
+    equal numbers at equal paths.
     """
 
     def direction(path: Any, leaf: Any) -> np.ndarray:
@@ -107,9 +103,8 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
         path_hash = zlib.crc32(jax.tree_util.keystr(path).encode())
         gaussian = np.random.default_rng((seed, number, path_hash)).standard_normal(leaf.shape)
         axes = tuple(range(stacked, leaf.ndim - 1))
-        norms, drawn_norms = (
-            np.sqrt(np.square(np.float64(x)).sum(axes, keepdims=True)) for x in (leaf, gaussian)
-        )
+        squares = (np.square(np.float64(x)).sum(axes, keepdims=True) for x in (leaf, gaussian))
+        norms, drawn_norms = map(np.sqrt, squares)
         return (gaussian / drawn_norms * norms).astype(np.float32)
 
     return jax.tree.map_with_path(direction, params)
@@ -124,12 +119,10 @@ def measure(
     seed: int = 0,
     batch_size: int = 200,
 ) -> Landscape:
-    """Measures the loss on a square grid with one compiled program; arguments as in ``Options``."""
+    """Measures the loss on a square grid with one compiled program."""
     if points < 3 or points % 2 == 0 or not 0 < reach < math.inf:
-        raise UserError(
-            "points must be odd and at least 3, reach finite and above 0, "
-            f"got {points} and {reach:g}."
-        )
+        allowed = "points must be odd and at least 3, reach finite and above 0"
+        raise UserError(f"{allowed}, got {points} and {reach:g}.")
     half = points // 2
     offsets = reach * np.arange(-half, half + 1) / half
     both = jax.device_put([directions(weights.params, seed, number) for number in (0, 1)])
@@ -152,7 +145,7 @@ def _move(params: Variables, both: list[Variables], offset: Float[np.ndarray, "2
 def draw(results: Mapping[str, Landscape]) -> Figure:
     """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
     xlabels = ["direction 1, in norms of each filter"] * len(results)
-    figure, panels = plots.panels(xlabels, ["direction 2"], sharey=True)
+    figure, panels = subjects.panels(xlabels, ["direction 2"], sharey=True)
     levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
     size = 0.75 * figures.FONT_SIZE
     for panel, (name, result) in zip(panels, results.items(), strict=True):
@@ -165,7 +158,7 @@ def draw(results: Mapping[str, Landscape]) -> Figure:
         non_finite = np.stack(np.nonzero(~np.isfinite(result.loss)))
         panel.plot(*result.offsets[non_finite], ".", color=figures.INK, markersize=3)
         panel.plot(0, 0, "+", color=figures.COLORS[1], markersize=8, markeredgewidth=1.6)
-        panel.set_title(figures.shortened(name), fontsize=figures.FONT_SIZE)
+        panel.set_title(figures.shortened(name))
         panel.set_aspect("equal")
         panel.grid(visible=False)
     return figure

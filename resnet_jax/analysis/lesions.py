@@ -1,4 +1,4 @@
-"""Blocks of trained networks deleted and exchanged: Veit et al. 2016 (arXiv 1605.06431), Section 4."""
+"""Blocks deleted and exchanged after training: Veit et al. 2016 (arXiv 1605.06431), Section 4."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from scipy import stats
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -70,7 +71,6 @@ class Errors(NamedTuple):
     errors: Float[np.ndarray, "lesions"]
 
     def of(self, kind: Kind) -> list[tuple[Lesion, float]]:
-        """Returns the lesions of a kind and their errors."""
         pairs = zip(self.lesions, self.errors.tolist(), strict=True)
         return [(lesion, error) for lesion, error in pairs if lesion.kind == kind]
 
@@ -92,26 +92,21 @@ class Errors(NamedTuple):
             "lesions": len(self.lesions),
         }
 
-    def rows(self) -> list[Row]:
-        return [
-            {
-                "lesion": lesion.kind,
-                "blocks": " ".join(map(str, lesion.deleted or lesion.order)),
-                "number": lesion.number,
-                "tau": lesion.tau,
-                "error percent": error,
-            }
-            for lesion, error in zip(self.lesions, self.errors.tolist(), strict=True)
-        ]
+    def columns(self) -> dict[str, ArrayLike]:
+        return {
+            "lesion": [lesion.kind for lesion in self.lesions],
+            "blocks": [" ".join(map(str, one.deleted or one.order)) for one in self.lesions],
+            "number": [lesion.number for lesion in self.lesions],
+            "tau": [lesion.tau for lesion in self.lesions],
+            "error percent": self.errors,
+        }
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze lesions``."""
-
-    def measure_network(weights: Pretrained, examples: Examples) -> Errors:
+    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Errors:
         numbers = options.deleted, options.exchanged, options.draws, options.seed
         lesions = plan(weights.build().exchangeable(), *numbers)
-        return Errors(lesions, measure(weights, examples, lesions, batch_size=options.batch_size))
+        return Errors(lesions, measure(weights, examples, lesions, batch_size=batch_size))
 
     return subjects.analyze(
         options,
@@ -134,13 +129,11 @@ def plan(
     draws: int = 10,
     seed: int = 0,
 ) -> list[Lesion]:
-    """Returns the lesions of the paper; at least one block is left.
+    """Returns none, each block, 1, 2, ... blocks (Figure 5a) and 1, 2, ... exchanges (Figure 5b).
 
-    None, each block alone, 1, 2, ... at once (Figure 5a), 1, 2, ... exchanges (Figure 5b).
-    ``exchangeable`` are the ranges of blocks of equal structure, see ``ResNet.exchangeable``.
+    At least one block is left. See ``ResNet.exchangeable``.
     """
-    blocks = exchangeable[-1].stop
-    rng = np.random.default_rng(seed)
+    blocks, rng = exchangeable[-1].stop, np.random.default_rng(seed)
     lesions = [Lesion("none"), *(Lesion("one", (block,)) for block in range(blocks))]
     for count in range(1, min(most_deleted, blocks - 1) + 1):
         for _ in range(draws):
@@ -162,8 +155,7 @@ def measure(
 ) -> Float[np.ndarray, "lesions"]:
     """Returns the error after each lesion in percent; all lesions share one compiled program.
 
-    A block is deleted by a factor of 0 on its branch. A deleted block of a plain network returns
-    its input, resized as by option A (Section 4.1).
+    A deleted block returns its shortcut, in a plain network its input, resized as by option A.
     """
     groups = weights.build().exchangeable()
     intact = list(range(groups[-1].stop))
@@ -173,27 +165,28 @@ def measure(
         # The compiled program checks neither.
         if not set(lesion.deleted) <= set(intact) or list(map(list, groups)) != list(parts):
             raise UserError(f"{lesion} does not fit: blocks may be exchanged within {groups}.")
-    network, switched = subjects.network(weights), None
     if subjects.is_plain(weights):
         switched = subjects.switched(weights, ZeroPad, keep_branch, keep_input)
+    else:
+        shortcut = weights.architecture.shortcut
+        switched = subjects.switched(weights, shortcut, keep_both, keep_input)
     errors = []
     for lesion in subjects.track(lesions, weights.card.source):
         kept = np.array([block not in lesion.deleted for block in intact], np.float32)
-        options = {"permutation": np.array(lesion.order or intact)}
-        if switched:
-            network = switched(kept)
-        else:
-            options["multipliers"] = kept
-        score = functools.partial(_score, network, options)
+        score = functools.partial(_score, switched(kept), np.array(lesion.order or intact))
         total = exact.tally(score, examples, batch_size=batch_size, expected_examples=len(examples))
         errors.append(total.error_percent)
     return np.asarray(errors)
 
 
 @jax.jit
-def _score(network: Network, options: dict[str, Array], images: Array, labels: Array) -> exact.Sums:
-    lesioned = functools.partial(network.apply, **options)
-    return exact.score_batch(*network[1:], images, labels, apply=lesioned)
+def _score(network: Network, order: Array, images: Array, labels: Array) -> exact.Sums:
+    exchanged = functools.partial(network.apply, permutation=order)
+    return exact.score_batch(*network[1:], images, labels, apply=exchanged)
+
+
+def keep_both(shortcut: Any, x: Array, branch: Array) -> Array:
+    return shortcut(x, branch)
 
 
 def keep_branch(_shortcut: Any, _x: Array, branch: Array) -> Array:
@@ -205,36 +198,31 @@ def keep_input(shortcut: Any, x: Array, branch: Array) -> Array:
 
 
 def tabulate_numbers(name: str, errors: Errors) -> Table:
-    """Returns the table of errors by number of blocks or pairs."""
-    verbs: dict[Kind, str] = {"several": "deleted", "exchanged": "exchanged"}
-    rows = [
-        {
-            "lesion": f"{number} {verb}",
-            "error %, median": np.median(values),
-            "minimum": min(values),
-            "maximum": max(values),
-        }
-        for kind, verb in verbs.items()
+    kinds: dict[str, Kind] = {"deleted": "several", "exchanged": "exchanged"}
+    rows = tuple(
+        (f"{number} {verb}", np.median(values), min(values), max(values))
+        for verb, kind in kinds.items()
         for number, values in errors.by_number(kind).items()
-    ]
-    return subjects.table(f"{name}, by number of blocks or pairs", rows)
+    )
+    columns = ("lesion", "error %, median", "minimum", "maximum")
+    return Table(f"{name}, by number of blocks or pairs", columns, rows)
 
 
 def draw(results: Mapping[str, Errors]) -> Figure:
     """Draws errors after one deletion, several (Figure 5a), and exchanges (Figure 5b)."""
     labels = "block deleted", "blocks deleted at once", "Kendall's tau of the block order"
-    figure, panels = plots.panels(labels, ["error (%)"], sharey=True)
-    for name, errors, style in plots.styled(results):
+    figure, panels = subjects.panels(labels, ["error (%)"], sharey=True)
+    for (name, errors), style in subjects.styled(results.items()):
         panels[0].plot([error for _, error in errors.of("one")], label=name, **style)
         panels[0].axhline(errors.errors[0], color=style["color"], linewidth=0.6)
         several = errors.by_number("several")
         numbers, values = list(several), list(several.values())
         panels[1].plot(numbers, list(map(np.median, values)), **style)
-        plots.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
+        subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
         exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
             panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
+    panels[0].legend()
     panels[2].invert_xaxis()
     return figure

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from scipy import stats
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -37,12 +37,9 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze paths``."""
     return subjects.analyze(
         options,
-        functools.partial(
-            measure, draws=options.draws, batch_size=options.batch_size, seed=options.seed
-        ),
+        functools.partial(measure, draws=options.draws, seed=options.seed),
         draw,
         name="paths",
         title="Paths",
@@ -78,7 +75,6 @@ class Paths(NamedTuple):
 
     @property
     def effective(self) -> slice:
-        """Lengths of the effective paths."""
         return shortest_range(self.carried, EFFECTIVE_SHARE)
 
     def summary(self) -> Row:
@@ -91,17 +87,15 @@ class Paths(NamedTuple):
             "mean length": self.blocks / 2,
         }
 
-    def rows(self) -> list[Row]:
-        draws, lengths = self.gradient.shape
-        return subjects.rows(
-            {
-                "length": np.arange(lengths)[:, None],
-                "draw": np.arange(draws),
-                "share of paths": self.share[:, None],
-                "gradient of one path": self.gradient.T,
-                "share of the gradient": self.carried[:, None],
-            }
-        )
+    def columns(self) -> dict[str, np.ndarray]:
+        draws, lengths = map(np.arange, self.gradient.shape)
+        return {
+            "length": lengths[:, None],
+            "draw": draws,
+            "share of paths": self.share[:, None],
+            "gradient of one path": self.gradient.T,
+            "share of the gradient": self.carried[:, None],
+        }
 
 
 def shortest_range(shares: Float[np.ndarray, "lengths"], least: float) -> slice:
@@ -124,33 +118,27 @@ def measure(
     batch_size: int = 200,
     seed: int = 0,
 ) -> Paths:
-    """Samples the gradients of paths of every length.
+    """Samples the gradients of paths of every length, by the normalized image.
 
-    As in the paper, the forward pass is that of the whole network. In the backward pass k random
-    blocks propagate through their branch alone, all others through their shortcut alone: the
-    Jacobian of a block is a sum, so the gradients of all paths add up to that of the network. The
-    gradient is that of an image's cross-entropy by the normalized image, in inference mode.
+    The forward pass is that of the network, in inference mode. In the backward pass k random blocks
+    propagate through their branch alone, the others through their shortcut alone: the Jacobian of a
+    block is a sum, so the gradients of all paths add up to that of the network.
     """
     source, blocks = weights.card.source, sum(weights.architecture.stages)
     if subjects.is_plain(weights):
-        raise UserError(
-            f"{source} is a plain network, which has a single path. Name a residual network."
-        )
+        raise UserError(f"{source} is a plain network, which has a single path.")
     shortcut = weights.architecture.shortcut
     switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
     paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
+    batches = subjects.batches(examples, batch_size)
     means = [
-        subjects.mean(
-            _norms(switched(path), *batch) for batch in subjects.batches(examples, batch_size)
-        )
+        subjects.mean(_norms(switched(path), *batch) for batch in batches)
         for path in subjects.track(paths, source)
     ]
     gradient = np.reshape(means, (draws, blocks + 1))
     if not 0 < gradient.sum() < np.inf:
-        raise UserError(
-            f"the gradients that paths through {source} carry are all 0, or some are non-finite. "
-            "The network may have diverged."
-        )
+        problem = "carry are all 0, or some are non-finite. The network may have diverged."
+        raise UserError(f"the gradients that paths through {source} {problem}")
     return Paths(gradient)
 
 
@@ -162,12 +150,10 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
 
 
 def route_by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
-    """Merges as the shortcut; the gradient flows through the branch alone."""
     return shortcut(lax.stop_gradient(x), branch)
 
 
 def route_by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
-    """Merges as the shortcut; the gradient flows through the shortcut alone."""
     return shortcut(x, lax.stop_gradient(branch))
 
 
@@ -189,28 +175,25 @@ def _norms(network: Network, images: Array, labels: Array) -> Float[Array, "n"]:
 
 def draw(results: Mapping[str, Paths]) -> Figure:
     """Draws Figure 6 of Veit et al. 2016."""
-    ylabels = (
-        "share of all paths (%)",
-        "norm of the gradient of one path",
-        "share of the gradient (%)",
-    )
-    figure, panels = plots.panels(["length (branches passed)"] * 3, ylabels)
-    for name, result, style in plots.styled(results):
-        lengths = np.arange(result.blocks + 1)
-        panels[0].plot(lengths, 100 * result.share, label=figures.shortened(name), **style)
+    xlabels = ["length (branches passed)"] * 3
+    ylabels = ["share of all paths (%)", "norm of the gradient of one path"]
+    ylabels += ["share of the gradient (%)"]
+    figure, (shares, norms, carried) = subjects.panels(xlabels, ylabels)
+    for (name, result), style in subjects.styled(results.items()):
+        lengths, effective = np.arange(result.blocks + 1), result.effective
+        shares.plot(lengths, 100 * result.share, label=figures.shortened(name), **style)
         # A logarithmic axis cannot show zeros.
-        low, high = result.gradient.min(axis=0), result.gradient.max(axis=0)
-        positive = low > 0
-        panels[1].plot(lengths[positive], result.gradient.mean(axis=0)[positive], **style)
-        plots.fill(panels[1], lengths[positive], low[positive], high[positive], style)
-        panels[2].plot(lengths, 100 * result.carried, **style)
-        effective = result.effective
-        plots.fill(panels[2], lengths[effective], 0, 100 * result.carried[effective], style)
-    panels[0].set_ylim(bottom=0)
-    panels[2].set_ylim(bottom=0)
-    panels[1].set_yscale("log")
+        positive = result.gradient.min(axis=0) > 0
+        gradient = result.gradient[:, positive]
+        norms.plot(lengths[positive], gradient.mean(axis=0), **style)
+        subjects.fill(norms, lengths[positive], gradient.min(axis=0), gradient.max(axis=0), style)
+        carried.plot(lengths, 100 * result.carried, **style)
+        subjects.fill(carried, lengths[effective], 0, 100 * result.carried[effective], style)
+    shares.set_ylim(bottom=0)
+    carried.set_ylim(bottom=0)
+    norms.set_yscale("log")
     # The default writes formulas, which the style does not render.
-    panels[1].yaxis.set_major_formatter(LogFormatter())
-    panels[1].yaxis.set_minor_formatter(LogFormatter())
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    norms.yaxis.set_major_formatter(LogFormatter())
+    norms.yaxis.set_minor_formatter(LogFormatter())
+    figure.legend(loc="outside upper center", ncols=2)
     return figure

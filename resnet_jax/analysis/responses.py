@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from resnet_jax.analysis import plots, subjects
+from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
@@ -37,12 +38,10 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    """Runs ``resnet-jax analyze responses``."""
-
-    def measure_network(weights: Pretrained, examples: Examples) -> Responses:
+    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Responses:
         if options.steps:
             weights = with_batch_statistics(weights, examples)
-        return measure(weights, examples, batch_size=options.batch_size)
+        return measure(weights, examples, batch_size=batch_size)
 
     return subjects.analyze(
         options,
@@ -83,8 +82,8 @@ class Responses(NamedTuple):
             "maximum": deviation.max(),
         }
 
-    def rows(self) -> list[Row]:
-        return subjects.rows({"layer": self.layers, "standard deviation": self.deviation})
+    def columns(self) -> dict[str, ArrayLike]:
+        return {"layer": self.layers, "standard deviation": self.deviation}
 
 
 def with_batch_statistics(weights: Pretrained, examples: Examples) -> Pretrained:
@@ -104,17 +103,14 @@ def _statistics(network: Network, images: Array) -> Variables:
 
 
 def measure(weights: Pretrained, examples: Examples, *, batch_size: int = 200) -> Responses:
-    """Measures the responses of a network.
+    """Measures "the outputs of each 3x3 layer, after BN and before other nonlinearity".
 
-    "The responses are the outputs of each 3x3 layer, after BN and before other nonlinearity
-    (ReLU/addition)" (Section 4.2). Without a normalization the output of the convolution counts.
+    Without a normalization the output of the convolution counts.
     """
     names, network = layers(weights), subjects.network(weights, EXECUTION)
     if not names:
-        raise UserError(
-            f"{weights.card.source} has no 3x3 convolution, whose responses Figure 7 shows."
-        )
-    batches = list(subjects.batches(examples, batch_size))
+        raise UserError(f"{weights.card.source} has no 3x3 convolution.")
+    batches = subjects.batches(examples, batch_size)
     mean, square, ratio, cosine = subjects.mean(
         _responses(network, images, names=names) for images, _ in batches
     )
@@ -127,8 +123,7 @@ def layers(weights: Pretrained) -> tuple[str, ...]:
     """Returns the activations with the responses of 3x3 convolutions of stem and branches."""
     model: Any = weights.build()
     order, names = weights.architecture.order, []
-    conv = getattr(model.stem, "conv", None)
-    if conv is not None and conv.kernel_size == (3, 3):
+    if getattr(getattr(model.stem, "conv", None), "kernel_size", ()) == (3, 3):
         names.append("stem/after/layers/0" if order.after_stem[:1] == (Norm,) else "stem/conv")
     stacks = (stack for stage in model.stages for stack in stage)
     blocks = (stack.stacked for stack in stacks for _ in range(stack.count))
@@ -148,8 +143,7 @@ def forward(
 ) -> tuple[list[Array], list[list[Array]]]:
     """Returns named activations, and (branch, merged branch, input) of each block, in float32."""
     parts = "/branch", "/shortcut", activations.INPUT
-    patterns = (*names, *(f"block*{part}" for part in parts))
-    _, taps = activations.of(*network[:3], images, patterns)
+    _, taps = activations.of(*network[:3], images, (*names, *(f"block*{part}" for part in parts)))
     taps = {name: value.astype(jnp.float32) for name, value in taps.items()}
     blocks = []
     while f"block{len(blocks)}/branch" in taps:
@@ -194,24 +188,20 @@ def _gradient(network: Network, images: Array, labels: Array) -> Float[Array, "b
 
 
 def tabulate_blocks(name: str, result: Responses) -> Table:
-    """Returns the table of the measurements per block."""
-    columns = {
-        "block": [str(block) for block in range(len(result.ratio))],
-        "branch over input": result.ratio,
-        "cosine with the shortcut": result.cosine,
-        "gradient": result.gradient,
-    }
-    return subjects.table(f"{name}, per block", subjects.rows(columns))
+    columns = ("block", "branch over input", "cosine with the shortcut", "gradient")
+    values = zip(result.ratio, result.cosine, result.gradient, strict=True)
+    rows = tuple((str(block), *numbers) for block, numbers in enumerate(values))
+    return Table(f"{name}, per block", columns, rows)
 
 
 def draw(results: Mapping[str, Responses]) -> Figure:
     """Draws Figure 7 of He et al. 2015."""
     labels = ["layer", "layer, sorted by magnitude"], ["standard deviation of the response"]
-    figure, panels = plots.panels(*labels, sharey=True)
-    for name, result, style in plots.styled(results):
+    figure, (ordered, by_size) = subjects.panels(*labels, sharey=True)
+    for (name, result), style in subjects.styled(results.items()):
         layers = np.arange(1, len(result.deviation) + 1)
-        panels[0].plot(layers, result.deviation, **style)
-        panels[1].plot(layers, np.sort(result.deviation)[::-1], label=name, **style)
-    panels[0].set_ylim(bottom=0)
-    panels[1].legend(frameon=False)
+        ordered.plot(layers, result.deviation, **style)
+        by_size.plot(layers, np.sort(result.deviation)[::-1], label=name, **style)
+    ordered.set_ylim(bottom=0)
+    by_size.legend()
     return figure

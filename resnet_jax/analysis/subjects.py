@@ -1,4 +1,4 @@
-"""Trained networks, the images they are analyzed on, and switches in their blocks."""
+"""Trained networks, images to analyze them on, switches in their blocks, panels of figures."""
 
 import dataclasses
 import functools
@@ -15,7 +15,9 @@ import numpy as np
 import rich.progress
 from flax import nnx
 from jaxtyping import Array, Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from tyro.conf import Positional
 
@@ -28,6 +30,7 @@ from resnet_jax.models import Apply, Execution
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.resnet import Variables
 from resnet_jax.models.shortcuts import NoShortcut
+from resnet_jax.studies import figures, score
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
 from resnet_jax.training import fine_tune
@@ -41,11 +44,11 @@ Outcome = tuple[Finding, Callable[[], Figure]]
 
 
 class Result(Protocol):
-    """The measurements of one network: its row of the first table, and all numbers."""
+    """The measurements of one network: its row of the first table, and columns that broadcast."""
 
     def summary(self) -> Row: ...
 
-    def rows(self) -> list[Row]: ...
+    def columns(self) -> Mapping[str, ArrayLike]: ...
 
 
 T = TypeVar("T")
@@ -69,9 +72,8 @@ class Options(Output):
     sources: Positional[tuple[Path, ...]]
     """Run directories, or weights written by 'resnet-jax weights import'."""
     images: int = 1000
-    """Number of images."""
     data: str | None = None
-    """Data set. Default: the training set's."""
+    """Default: the training set's."""
     split: str | None = None
     """Default: the test split."""
     batch_size: int = 200
@@ -80,15 +82,13 @@ class Options(Output):
 
     def __post_init__(self) -> None:
         if min(self.images, self.batch_size) < 1:
-            raise UserError(
-                "--images and --batch-size must be at least 1, "
-                f"got {self.images} and {self.batch_size}."
-            )
+            numbers = f"{self.images} and {self.batch_size}"
+            raise UserError(f"--images and --batch-size must be at least 1, got {numbers}.")
 
 
 def analyze(
     options: Options,
-    measure: Callable[[Pretrained, Examples], R],
+    measure: Callable[..., R],
     draw: Callable[[dict[str, R]], Figure],
     details: Callable[[str, R], Table] | None = None,
     *,
@@ -101,10 +101,8 @@ def analyze(
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
 
-    Args:
-      details: returns a further table of a network, by its name and result.
-      heading: title of the first table.
-      after: the publication of which the figure is one.
+    ``measure`` also receives the batch size, ``details`` returns a further table of a network,
+    ``heading`` is that of the first table, and ``after`` is the source of the figure.
     """
     networks = {
         network if step is None else f"{network}, step {step}": load(source, options, step)
@@ -114,20 +112,22 @@ def analyze(
     results, summaries, images = {}, [], 0
     for network, (weights, examples) in networks.items():
         start, images = time.perf_counter(), len(examples)
-        results[network] = result = measure(weights, examples)
+        result = measure(weights, examples, batch_size=options.batch_size)
         seconds = round(time.perf_counter() - start, 1)
         head = {"network": network, "images": images}
         summaries.append(head | result.summary() | {"seconds": seconds})
+        results[network] = result
     others = [details(*item) for item in results.items()] if details else []
+    first = Table(heading, tuple(summaries[0]), tuple(tuple(row.values()) for row in summaries))
     finding = Finding(
         name=name,
         title=title,
         caption=f"{caption}; {images:,} images. After {after}.",
-        tables=(table(heading, summaries), *others),
+        tables=(first, *others),
         rows=[
             {"network": network} | row
             for network, result in results.items()
-            for row in result.rows()
+            for row in rows(result.columns())
         ],
     )
     return finding, lambda: draw(results)
@@ -136,19 +136,8 @@ def analyze(
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
     """Returns the weights of a run (at a step, by default the newest) or file, and its images."""
     weights = fine_tune.weights_of(source, step)
-    name = options.data or weights.card.data
-    if not name:
-        raise UserError(
-            f"the data set of {weights.card.source} is unknown. Name one, as --data cifar10."
-        )
-    info, network = datasets.describe(name, options.data_dir), weights.architecture
-    if (tuple(info.image_shape), info.num_classes) != (network.input_shape, network.num_classes):
-        raise UserError(
-            f"{name} has images of shape {info.image_shape} and {info.num_classes} classes; the "
-            f"network takes {network.input_shape} and has {network.num_classes}. "
-            "Give a data set that fits, --data."
-        )
-    split = options.split or ("test" if "test" in info.examples else "validation")
+    info, split = score.dataset_of(weights, options.data, options.split, options.data_dir)
+    score.check_images(info, weights.architecture)
     examples, count = datasets.read(info, split), options.images
     return weights, Examples(examples.images[:count], examples.labels[:count])
 
@@ -170,33 +159,30 @@ class Network(NamedTuple):
 
 
 def network(weights: Pretrained, execution: Execution = Execution()) -> Network:
-    """Puts a network on the device."""
     params, batch_stats = jax.device_put((weights.params, weights.batch_stats))
     constants = Preprocessing(*weights.card.constants())
     return Network(weights.apply(execution), params, batch_stats, constants)
 
 
-def batches(examples: Examples, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the images and labels of each batch."""
-    for start in range(0, len(examples), size):
-        batch = slice(start, start + size)
-        yield examples.images[batch], examples.labels[batch]
+def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    images, labels = examples.images, examples.labels
+    starts = range(0, len(examples), size)
+    return [(images[start : start + size], labels[start : start + size]) for start in starts]
 
 
 def mean(values: Iterable[T]) -> T:
     """Averages the arrays of all batches over images, their last axis, in float64."""
-    return jax.tree.map(
-        lambda *batches: np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64),
-        *map(jax.device_get, values),
-    )
+
+    def of(*batches: np.ndarray) -> np.ndarray:
+        return np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64)
+
+    return jax.tree.map(of, *map(jax.device_get, values))
 
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterates with a progress bar on a terminal."""
-    err = terminal.err
-    return rich.progress.track(
-        items, description, console=err, transient=True, disable=not err.is_terminal
-    )
+    options = {"console": terminal.err, "transient": True, "disable": not terminal.err.is_terminal}
+    return rich.progress.track(items, description, **options)
 
 
 def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
@@ -205,13 +191,34 @@ def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def table(title: str, rows: Sequence[Row]) -> Table:
-    """Returns the table of rows with the same columns."""
-    return Table(title, tuple(rows[0] if rows else ()), tuple(tuple(row.values()) for row in rows))
+def panels(
+    xlabels: Sequence[str], ylabels: Sequence[str], **subplots: Any
+) -> tuple[Figure, list[Axes]]:
+    """Returns a row of panels, one per label of the horizontal axis."""
+    figure = Figure(figsize=(7.2, 3.0))
+    axes = list(figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0])
+    for panel, label, ylabel in itertools.zip_longest(axes, xlabels, ylabels):
+        panel.set(xlabel=label, ylabel=ylabel)
+        panel.xaxis.set_major_locator(MaxNLocator(6, integer=not label.startswith("Kendall")))
+    return figure, axes
+
+
+def styled(items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Yields items with line styles that differ in color, stroke and marker."""
+    cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
+    for item, color, stroke, marker in zip(items, *cycles, strict=False):
+        line = {"color": color, "linestyle": stroke, "linewidth": 1}
+        yield item, line | {"marker": marker, "markersize": 2.5}
+
+
+def fill(
+    panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Mapping[str, Any]
+) -> None:
+    """Shades a range around a line."""
+    panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def is_plain(weights: Pretrained) -> bool:
-    """Returns whether the network has no shortcuts."""
     return parts(weights.architecture.shortcut)[0] is NoShortcut
 
 
@@ -220,8 +227,8 @@ def switched(
 ) -> Callable[[Float[ArrayLike, "blocks"]], Network]:
     """Returns the network as a function of switches, with one compiled program for all.
 
-    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0, with
-    ``call(x, branch)`` of the shortcut, which has the variables of the network's own.
+    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
+    ``call(x, branch)`` is that of the shortcut, with the variables of the network's own.
     """
     original, (cls, arguments) = network(weights), parts(shortcut)
     switch = component(_switchable(cls, on, off), **arguments)

@@ -1,7 +1,6 @@
-"""The command line, ``resnet-jax COMMAND``.
+"""The command line: ``resnet-jax COMMAND`` calls a function, whose parameters are its options.
 
-A command is a function, whose parameters are its options (tyro). It is imported when it is called:
-``resnet-jax --help`` needs neither JAX nor Flax.
+A command is imported when it is called: ``resnet-jax --help`` needs neither JAX nor Flax.
 """
 
 import logging
@@ -9,33 +8,32 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 from tyro.extras import SubcommandApp
 
-from resnet_jax.errors import CommandError
+from resnet_jax.errors import CommandError, NeverMet
 
-# MODULE:FUNCTION, and the line in the list of commands.
+# MODULE:FUNCTION in this package, and the line in the list of commands.
 COMMANDS = {
-    "train": ("cli.train:train", "Train an experiment, or continue it."),
-    "evaluate": ("cli.train:evaluate", "Score a run, or imported weights."),
-    "study": ("cli.study:study", "Compare experiments over seeds."),
-    "report": ("cli.study:report", "Tables of runs, and a page; a paper's numbers beside ours."),
-    "list": ("cli.info:list_", "List networks and recipes."),
-    "summary": ("cli.info:summary", "Count a network without building it."),
-    "doctor": ("cli.info:doctor", "List versions, devices, data sets, and problems with remedies."),
-    "prepare": ("cli.data:prepare", "Write a data set into the data directory."),
-    "data preview": ("cli.data:preview", "Draw the images of a training step."),
-    "weights import": ("cli.weights:import_", "Convert weights of torchvision, timm or akamaster."),
-    "weights export": ("cli.weights:export", "Write weights in the names of another code base."),
-    "weights show": ("cli.weights:show_", "Print the card of weights and the origin of tensors."),
-    "analyze responses": ("cli.analyze:responses", "Strength of layers (He et al. 2015)."),
-    "analyze lesions": ("cli.analyze:lesions", "Deleted blocks (Veit et al. 2016)."),
-    "analyze paths": ("cli.analyze:paths", "Lengths and gradients of paths (Veit et al. 2016)."),
-    "analyze identity": ("cli.analyze:identity", "Distance of blocks from the identity."),
-    "analyze landscape": ("cli.analyze:landscape", "Loss landscape (Li et al. 2018)."),
-    "analyze depth": ("cli.analyze:depth", "Error against depth (He et al. 2015)."),
-    "plan": ("cli.plan:plan", "Compile a step for target hardware that is not attached."),
+    "train": ("train:train", "Train an experiment, or continue it."),
+    "evaluate": ("train:evaluate", "Score a run, or imported weights."),
+    "study": ("study:study", "Compare experiments over seeds."),
+    "report": ("study:report", "Tables of runs, and a page; a paper's numbers beside ours."),
+    "list": ("info:list_", "List networks and recipes."),
+    "summary": ("info:summary", "Count a network without building it."),
+    "doctor": ("info:doctor", "List versions, devices, data sets, and problems with remedies."),
+    "prepare": ("data:prepare", "Write a data set into the data directory."),
+    "data preview": ("data:preview", "Draw the images of a training step."),
+    "weights import": ("weights:import_", "Convert weights of torchvision, timm or akamaster."),
+    "weights export": ("weights:export", "Write weights in the names of another code base."),
+    "weights show": ("weights:show_", "Print the card of weights and the origin of tensors."),
+    "analyze responses": ("analyze:responses", "Strength of layers (He et al. 2015)."),
+    "analyze lesions": ("analyze:lesions", "Deleted blocks (Veit et al. 2016)."),
+    "analyze paths": ("analyze:paths", "Lengths and gradients of paths (Veit et al. 2016)."),
+    "analyze identity": ("analyze:identity", "Distance of blocks from the identity."),
+    "analyze landscape": ("analyze:landscape", "Loss landscape (Li et al. 2018)."),
+    "analyze depth": ("analyze:depth", "Error against depth (He et al. 2015)."),
+    "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
 }
 _GROUPS = {
     "data": "Look at data sets.",
@@ -54,42 +52,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _run(list(sys.argv[1:] if arguments is None else arguments))
         finally:
             sys.stdout.flush()
+        return
     except BrokenPipeError:  # The reader, such as `head`, has ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(141)
-    except CommandError as error:
-        print(f"resnet-jax: {error}", file=sys.stderr)
-        _leave(error.exit_code)
+        code, message = 141, ""
     except KeyboardInterrupt:
-        print("resnet-jax: stopped", file=sys.stderr)
-        _leave(130)
+        code, message = 130, "stopped"
+    except CommandError as error:
+        code, message = error.exit_code, str(error)
     except Exception as error:
         from resnet_jax import distributed
 
         if not distributed.several():
             raise
         traceback.print_exc()
-        if not distributed.lost(error):
-            _leave(1)
-        print("resnet-jax: another process was lost; run all of them again", file=sys.stderr)
-        _leave(distributed.PEER_LOST)
+        code, message = 1, ""
+        if distributed.lost(error):
+            code, message = NeverMet.exit_code, "another process was lost; run all of them again"
+    if message:
+        print(f"resnet-jax: {message}", file=sys.stderr)
+    if "resnet_jax.distributed" in sys.modules:
+        sys.modules["resnet_jax.distributed"].leave(code)
+    raise SystemExit(code)
 
 
 def _run(words: list[str]) -> None:
     called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
-    command, registry = None, None
-    if called:
-        from resnet_jax.cli import options
-
-        rest = words[len(called.split()) :]
-        command, registry = options.bind(f"resnet_jax.{COMMANDS[called][0]}", rest)
+    registry = None
     apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
-    for name, (_, text) in COMMANDS.items():
+    for name, (reference, text) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
-        if name == called and command:
+        if name == called:
+            from resnet_jax.cli import options
+
+            rest = words[len(name.split()) :]
+            command, registry = options.bind(f"resnet_jax.cli.{reference}", rest)
             apps[group].command(name=last)(command)
         else:
-            apps[group].command(name=last, help=text)(_placeholder)
+            apps[group].command(name=last, help=text)(lambda: None)
     for group, text in _GROUPS.items():
         apps[""].command(apps[group], name=group, help=text)
     apps[""].cli(
@@ -98,12 +98,3 @@ def _run(words: list[str]) -> None:
         args=["--help" if word == "--help-all" else word for word in words],
         registry=registry,
     )
-
-
-def _placeholder() -> None: ...
-
-
-def _leave(code: int) -> NoReturn:
-    if "resnet_jax.distributed" in sys.modules:
-        sys.modules["resnet_jax.distributed"].leave(code)
-    raise SystemExit(code)

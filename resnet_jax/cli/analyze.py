@@ -1,7 +1,6 @@
 """``resnet-jax analyze``: runs an analysis, prints it and writes it beside the first run."""
 
 import importlib
-import json
 import shlex
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -26,18 +25,16 @@ def __getattr__(name: str) -> Callable[..., None]:
         finding, draw = analysis.run(options)
         line = shlex.join(["resnet-jax", "analyze", name, *words])
         directories = (source for source in options.sources if source.is_dir())
-        runs = [run for directory in directories for run in results.find(directory)]
-        folder = options.to or (runs[0] / findings.FOLDER if runs else None)
+        runs = (run / findings.FOLDER for folder in directories for run in results.find(folder))
+        folder = options.to or next(runs, None)
+        parts = [*finding.tables]
         try:  # The numbers are also printed where they cannot be written.
-            files = findings.write(finding, line, draw, folder) if folder else []
+            if folder:
+                files = findings.write(finding, line, draw, folder)
+                endings = ", ".join(file.suffix for file in files)
+                parts += finding.caption, f"{files[0].with_suffix('')}{endings}"
         finally:
-            if options.json:
-                print(json.dumps(finding.plain(line), allow_nan=False))
-            else:
-                show(*finding.tables)
-        if files and not options.json:
-            endings = ", ".join(file.suffix for file in files)
-            show(finding.caption, f"{files[0].with_suffix('')}{endings}")
+            show(options.json, finding.plain(line), *parts)
 
     analyze.__doc__ = analysis.Options.__doc__
     analyze.__annotations__["options"] = Annotated[analysis.Options, tyro.conf.arg(name="")]

@@ -1,6 +1,5 @@
 """``resnet-jax prepare`` and ``resnet-jax data preview``."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,45 +62,28 @@ def preview(
       step: Training step of the images, from 0.
     """
     if images < 1 or step < 0:
-        raise UserError(
-            f"--images must be at least 1 and --step at least 0, got {images} and {step}."
-        )
+        raise UserError(f"--images must be at least 1, --step at least 0, got {images} and {step}.")
     if to.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--to must end in .png, .pdf or .svg, got {to}.")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)
-    batch = shown(experiment, info, seed=seed, step=step, count=images)
-    figure = _draw(batch)
+    pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
+    figure = _draw(pixels, captions)
     figure.suptitle(f"{experiment.name}, seed {seed}, step {step}")
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=100)
-    print(f"{len(batch.captions)} images of {info.name} are in {to}")
+    print(f"{len(captions)} images of {info.name} are in {to}")
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Images of a training step."""
-
-    images: Float[np.ndarray, "n h w c"]
-    """Values 0 to 1."""
-    captions: list[str]
-    """Class names; of mixed images with their shares."""
-
-
-def shown(
-    experiment: Experiment, info: DatasetInfo, *, seed: int = 0, step: int = 0, count: int = 32
-) -> Shown:
-    """Returns the first ``count`` images of the batch after ``step`` steps, as in training."""
+def images_of_step(
+    experiment: Experiment, info: DatasetInfo, *, seed: int, step: int, count: int
+) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
+    """Returns the first ``count`` images of a training step, 0 to 1, and their classes as text."""
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
-        (order,) = batch_indices(
-            jax.random.fold_in(key, 1),
-            jnp.int32(step),
-            steps=1,
-            batch_size=experiment.batch_size,
-            examples=len(examples),
-        )
+        size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
+        (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
@@ -109,27 +91,26 @@ def shown(
         rows = [stream[i] for i in range(len(stream))]
         images, labels, _ = map(np.stack, zip(*rows, strict=True))
     augment = jax.jit(program.augmentation(experiment), static_argnums=4)
-    augmented, targets = augment(
-        augmentation_key(key, step), preprocessing, images, labels, info.num_classes
-    )
+    key = augmentation_key(key, step)
+    augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
     pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
     pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
     if targets is None:
-        return Shown(pixels, [names[label] for label in labels[:count]])
+        return pixels, [names[label] for label in labels[:count]]
     captions = [
         " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
         for row in np.asarray(targets[:count])
     ]
-    return Shown(pixels, captions)
+    return pixels, captions
 
 
-def _draw(batch: Shown) -> Figure:
-    columns = min(8, len(batch.captions))
-    rows = -(-len(batch.captions) // columns)
+def _draw(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:
+    columns = min(8, len(captions))
+    rows = -(-len(captions) // columns)
     figure = Figure(figsize=(1.9 * columns, 2.1 * rows + 0.5), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for axes, image, caption in zip(figure.axes, batch.images, batch.captions, strict=False):
+    for axes, image, caption in zip(figure.axes, pixels, captions, strict=False):
         axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
         axes.set_title(caption.replace(" + ", "\n"), fontsize=7)
     return figure

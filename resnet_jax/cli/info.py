@@ -2,13 +2,12 @@
 
 import ast
 import dataclasses
+import fnmatch
 import glob
-import json
+import os
 import re
-from fnmatch import fnmatchcase
 from typing import Annotated
 
-import jax
 import tyro
 from tyro.conf import Positional
 
@@ -33,12 +32,10 @@ _PAPERS = {
     r"(cifar_)?preresnet|cifar_resnet(164|1001|110_single)": "He et al. 2016, arXiv 1603.05027",
     r"": "He et al. 2015, arXiv 1512.03385",
 }
-# Counting traces the network, which takes about a second.
-_MAX_COUNTED = 10
-_DEVICE_FILES = {
-    "an NVIDIA GPU": ("/dev/nvidia[0-9]*", "jax[cuda12]"),
-    "a TPU": ("/dev/accel[0-9]*", "jax[tpu]"),
-}
+_DEVICE_FILES = (
+    ("an NVIDIA GPU", "/dev/nvidia[0-9]*", "cuda12"),
+    ("a TPU", "/dev/accel[0-9]*", "tpu"),
+)
 
 
 def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
@@ -47,8 +44,9 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
     Args:
       pattern: Part of a name, such as resnet50 or he2015_*:plain*. Up to ten networks are counted.
     """
-    names = [name for name in models.NETWORKS if fnmatchcase(name, f"*{pattern}*")]
-    counted = len(names) <= _MAX_COUNTED
+    names = fnmatch.filter(models.NETWORKS, f"*{pattern}*")
+    # Counting traces the network, which takes about a second.
+    counted = len(names) <= 10
     networks = [
         {
             "name": name,
@@ -66,15 +64,12 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
         for file in sorted(options.recipes().glob("*.py"))
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.returns and not node.name.startswith("_")
-        if fnmatchcase(f"{file.stem}:{node.name}", f"*{pattern}*")
+        if fnmatch.fnmatchcase(f"{file.stem}:{node.name}", f"*{pattern}*")
     ]
     if not networks and not recipes:
         raise UserError(f"no network and no recipe is called {pattern!r}; resnet-jax list has all")
-    if as_json:
-        print(json.dumps({"networks": networks, "recipes": recipes}))
-        return
-    for rows in filter(None, (networks, recipes)):
-        show(Table("", tuple(rows[0]), tuple(tuple(row.values()) for row in rows)))
+    tables = [Table.from_rows("", rows) for rows in (networks, recipes) if rows]
+    show(as_json, {"networks": networks, "recipes": recipes}, *tables)
 
 
 def summary(
@@ -93,47 +88,36 @@ def summary(
         imagenet families.
     """
     counts = models.count(model)
-    if as_json:
-        print(json.dumps(dataclasses.asdict(counts)))
-        return
-    rows = [
-        (
-            stage.name,
-            stage.num_blocks or None,
-            "x".join(map(str, stage.output_shape)),
-            stage.parameters,
-            stage.multiply_adds,
-            stage.projections or None,
-        )
-        for stage in counts.stages
-    ]
+    rows = []
+    for stage in counts.stages:
+        shape = "x".join(map(str, stage.output_shape))
+        numbers = (stage.parameters, stage.multiply_adds, stage.projections or None)
+        rows.append((stage.name, stage.num_blocks or None, shape, *numbers))
     blocks = sum(stage.num_blocks for stage in counts.stages)
     rows.append(("all", blocks, "", counts.parameters, counts.multiply_adds, counts.projections))
-    title = f"{network}{f' --depth {depth}' if depth else ''}, one image of "
-    title += "x".join(map(str, model.input_shape))
+    title = network if depth is None else f"{network} --depth {depth}"
+    title += f", one image of {'x'.join(map(str, model.input_shape))}"
     header = ("", "blocks", "output", "parameters", "multiply-adds", "projections")
-    show(Table(title, header, tuple(rows)))
+    show(as_json, dataclasses.asdict(counts), Table(title, header, tuple(rows)))
 
 
 def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
-    versions, device = run_dir.versions(), run_dir.devices()
-    problems = [
-        (f"{name} is missing", f"pip install {name}")
-        for name, version in versions.items()
-        if version.startswith("not")
-    ]
-    alone = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
+    report = run_dir.describe()
+    versions, device = report["versions"].items(), report["devices"]
+    missing = (name for name, version in versions if version.startswith("not"))
+    problems = [(f"{name} is missing", f"pip install {name}") for name in missing]
+    processes = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
     try:
-        processes = distributed.detected() or alone
+        processes = distributed.detected() or processes
     except UserError as error:
         processes = "incomplete"
         problems.append((f"processes would not meet: {error}", "set all variables, or none"))
-    for name, (files, extra) in _DEVICE_FILES.items():
+    for name, files, extra in _DEVICE_FILES:
         if device["backend"] == "cpu" and glob.glob(files):
-            remedy = f"pip install -U '{extra}'"
+            remedy = f"pip install -U 'jax[{extra}]'"
             problems.append((f"{name} is attached, and jax uses the CPU", remedy))
-    data_sets: dict[str, str] = {}
+    data_sets = {}
     for name, folder in datasets.prepared(data_dir).items():
         try:
             info = datasets.describe(name, data_dir)
@@ -144,25 +128,20 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     if not data_sets:
         remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
         problems.append(("no data set is prepared", remedy))
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    report = {
-        "versions": versions,
-        "commit": run_dir.commit(),
-        "devices": device,
+    report |= {
         "processes": processes,
-        "compiled_programs": cache,
-        "data_dirs": [str(directory) for directory in datasets.data_dirs(data_dir)],
+        "compiled_programs": os.environ["JAX_COMPILATION_CACHE_DIR"],
+        "data_dirs": list(map(str, datasets.data_dirs(data_dir))),
         "data_sets": data_sets,
         "problems": problems,
     }
-    lines = report | {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    texts = report | {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions),
         "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
         "data_dirs": ", ".join(report["data_dirs"]),
         "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),
         "problems": "".join(f"\n  {text}. Do: {remedy}" for text, remedy in problems) or "none",
     }
-    text = "\n".join(f"{name.replace('_', ' ')}: {text}" for name, text in lines.items())
-    print(json.dumps(report) if as_json else text)
+    show(as_json, report, *(f"{name.replace('_', ' ')}: {text}" for name, text in texts.items()))
     if problems:
         raise SystemExit(1)

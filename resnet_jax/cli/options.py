@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
-import tyro
+from tyro.conf import Positional, Suppress, arg
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -29,22 +29,14 @@ from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
 
 _REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20"
-Reference = Annotated[
-    str,
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}."),
-]
-Fields = Annotated[Experiment, tyro.conf.arg(name="")]
-AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
-DataDir = Annotated[
-    str | None,
-    tyro.conf.arg(
-        help="Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
-    ),
-]
-Processes = Annotated[Joining, tyro.conf.arg(name="")]
+Reference = Annotated[Positional[str], arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}.")]
+Fields = Annotated[Experiment, arg(name="")]
+AsJson = Annotated[bool, arg(name="json", help="Print JSON.")]
+_DIRS = "Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
+DataDir = Annotated[str | None, arg(help=_DIRS)]
+Processes = Annotated[Joining, arg(name="")]
 # The arguments of the command, for records and for options that are set explicitly.
-Words = Annotated[tuple[str, ...], tyro.conf.Suppress]
+Words = Annotated[tuple[str, ...], Suppress]
 
 # For help without an experiment.
 _EXAMPLE = Experiment(
@@ -62,14 +54,13 @@ _FREQUENT = {
 
 
 def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], ConstructorRegistry]:
-    """Imports a command, and fills the defaults of its options that depend on its first argument.
+    """Imports a command, and fills the defaults of its options that depend on its arguments.
 
     Parameters called ``experiment`` and ``model`` get what the first argument refers to, an
     example for help alone; ``words`` gets the arguments.
     """
-    module_name, _, name = reference.partition(":")
-    module = importlib.import_module(module_name)
-    function = getattr(module, name)
+    module, _, name = reference.partition(":")
+    function = getattr(importlib.import_module(module), name)
     # tyro keeps the line breaks of an argument's description.
     function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     parameters = inspect.signature(function).parameters
@@ -80,23 +71,22 @@ def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], Con
         defaults["words"] = tuple(words)
     if "experiment" in parameters:
         if {"-h", "--help"} & {*words}:
-            registry.struct_rule(_frequent_fields())
+            registry.struct_rule(_FrequentFields())
         elif first is None and "--help-all" not in words:
             raise UserError(f"{name}: first name the experiment, {_REFERENCE}")
         defaults["experiment"] = experiment(first) if first else _EXAMPLE
     if "model" in parameters:
         depth = re.search(r"--depth[= ](\d+)", " ".join(words))
-        defaults["model"] = (
-            network(first, int(depth[1]) if depth else None) if first else _EXAMPLE.model
-        )
+        model = network(first, int(depth[1]) if depth else None) if first else _EXAMPLE.model
+        defaults["model"] = model
     return functools.partial(function, **defaults), registry
 
 
 def recipes() -> Path:
-    """Returns the folder of recipes: of this checkout, or of the installed package."""
+    """Returns the folder of recipes: in the installed package, or in the checkout."""
     package = Path(__file__).parents[1]
-    inside = package / "experiments"
-    return inside if inside.is_dir() else package.parent / "experiments"
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
 
 
 def resolve(reference: str) -> str:
@@ -121,34 +111,28 @@ def network(name: str, depth: int | None = None) -> models.Architecture:
 
 def _call(reference: str, *types: type[Any]) -> Any:
     function = components.load(resolve(reference))
-    if not callable(function):
-        raise UserError(f"{reference} is no function; write a function without arguments")
-    returned = function()
+    returned = function() if callable(function) else None
     if not isinstance(returned, types):
         names = " or ".join(cls.__name__ for cls in types)
-        raise UserError(
-            f"{reference} returned no {names}; "
-            "'resnet-jax study' takes a function that returns several experiments"
-        )
+        hint = "'resnet-jax study' takes a function that returns several experiments"
+        raise UserError(f"{reference} returned no {names}; {hint}")
     return returned
 
 
-def _frequent_fields() -> Callable[[StructTypeInfo], StructConstructorSpec | None]:
-    """Returns a rule that leaves the fields of ``_FREQUENT``."""
+class _FrequentFields:
+    """Rule of tyro that leaves the fields of ``_FREQUENT``."""
+
     is_active = True
 
-    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal is_active
+    def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
-        if fields is None or not is_active:
+        if fields is None or not self.is_active:
             return None
-        is_active = False  # For the rules of tyro.
+        self.is_active = False  # For the rules of tyro.
         spec: Any = ConstructorRegistry.get_struct_spec(info)
-        is_active = True
+        self.is_active = True
         kept = tuple(field for field in spec.fields if field.name in fields)
         return dataclasses.replace(spec, fields=kept)
-
-    return rule
 
 
 def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -162,14 +146,15 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     optional = NoneType in arguments
 
     def read(words: list[str]) -> Factory | None:
-        if optional and words[0] == "none":
+        (text,) = words
+        if optional and text == "none":
             return None
-        part = catalog.load_part(words[0], others)
+        part = catalog.load_part(text, others)
         if base is None or (isinstance(part, type) and issubclass(part, base)):
             return part
         known = catalog.known().items()
         fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
-        raise UserError(f"{words[0]} is no {base.__name__}{nearest(words[0], fitting)}")
+        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
 
     return PrimitiveConstructorSpec(
         nargs=1,

@@ -1,6 +1,5 @@
 """``resnet-jax plan``: the training step on target hardware that is not attached."""
 
-import json
 import math
 import os
 import shlex
@@ -13,11 +12,6 @@ from resnet_jax.cli.options import AsJson, Fields, Reference, Words
 from resnet_jax.errors import UserError
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
-
-_COLUMNS = (
-    *("target", "fsdp", "BatchNorm images", "images per device", "fits", "GB", "of"),
-    *("GFLOP per image", "MB per image", "collectives (of a scan once)", "largest batch"),
-)
 
 
 def plan(
@@ -62,35 +56,36 @@ def plan(
         share, rest = divmod(experiment.batch_size, chips)
         batch = (0 if rest else share) if batch_per_device is None else batch_per_device
         if batch < 1:
-            raise UserError(
-                f"batch_size must be a multiple of the {chips} devices of {one.name}. "
-                "Give --batch-per-device N."
-            )
+            wrong = f"batch_size must be a multiple of the {chips} devices of {one.name}"
+            raise UserError(f"{wrong}. Give --batch-per-device N.")
         first, *others = measured(one, batch)
         if search:
 
-            def memory(images: int, one: plan_lib.Target = one) -> int | None:
-                return measured(one, images, variants[:1])[0].get("memory_bytes")
+            def memory(images: int, one: plan_lib.Target = one) -> float:
+                return measured(one, images, variants[:1])[0].get("memory_bytes", math.inf)
 
             largest = plan_lib.largest_batch(memory, one.usable, batch)
             first = first | {"largest_batch_per_device": largest}
         rows += [first, *others]
-    if as_json:
-        command = shlex.join(["resnet-jax", "plan", *words])
-        result = {"kind": "plan", "command": command, "experiment": experiment.name}
-        print(json.dumps(result | run_dir.describe() | {"rows": rows}))
-    else:
-        show(Table("", _COLUMNS, tuple(map(_cells, rows))))
+    command = shlex.join(["resnet-jax", "plan", *words])
+    result = {"kind": "plan", "command": command, "experiment": experiment.name}
+    table = Table.from_rows("", map(_cells, rows))
+    show(as_json, result | run_dir.describe() | {"rows": rows}, table)
 
 
-def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
     collectives = row.get("collectives", {}).items()
-    return (
-        *(row[name] for name in ("target", "fsdp", "group_size", "batch_per_device")),
-        "yes" if row["fits"] else row.get("refusal", "no"),
-        *(row.get(name, math.nan) / 1e9 for name in ("memory_bytes", "usable_bytes")),
-        row.get("flops_per_image", math.nan) / 1e9,
-        row.get("bytes_per_image", math.nan) / 1e6,
-        "\n".join(f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives),
-        row.get("largest_batch_per_device"),
-    )
+    texts = (f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives)
+    return {
+        "target": row["target"],
+        "fsdp": row["fsdp"],
+        "BatchNorm images": row["group_size"],
+        "images per device": row["batch_per_device"],
+        "fits": "yes" if row["fits"] else row.get("refusal", "no"),
+        "GB": row.get("memory_bytes", math.nan) / 1e9,
+        "of": row["usable_bytes"] / 1e9,
+        "GFLOP per image": row.get("flops_per_image", math.nan) / 1e9,
+        "MB per image": row.get("bytes_per_image", math.nan) / 1e6,
+        "collectives (of a scan once)": "\n".join(texts),
+        "largest batch": row.get("largest_batch_per_device"),
+    }

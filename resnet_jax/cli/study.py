@@ -1,12 +1,10 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
 import contextlib
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from tyro.conf import Positional
@@ -21,12 +19,9 @@ from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
-from resnet_jax.studies.results import VariantRuns
 from resnet_jax.studies.study import StudyTable
 from resnet_jax.terminal import show
 from resnet_jax.training.config import Experiment
-
-COMMITTED = Path("experiments/results")
 
 
 def study(
@@ -66,12 +61,10 @@ def study(
         raise UserError("--workers and --devices exclude each other; a worker has one device")
     distributed.connect(joining)
     if distributed.several() and workers not in (None, 1):
-        raise UserError(
-            f"--workers is {workers} in a study of several processes; "
-            "start one process, or leave out --workers"
-        )
+        raise UserError(f"--workers is {workers} in a study of several processes: leave it out")
     file = options.resolve(reference)
-    every = study_lib.load_variants(file, **({} if depth is None else {"depth": depth}))
+    arguments = {} if depth is None else {"depth": depth}
+    every = study_lib.load_variants(file, **arguments)
     variants = _select(every, only)
     if data is not None:
         info = datasets.describe(data, data_dir)
@@ -83,11 +76,12 @@ def study(
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
-    scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
     command = ["resnet-jax", "study", reference]
+    scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
     for name, value in scale.items():
         command += [] if value is None else [name, str(value)]
-    command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
+    command += ["--only", *only] if only else []
+    command += ["--workdir", workdir.name]
     note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
@@ -103,8 +97,7 @@ def study(
     if not distributed.is_first():
         return
     # Also variants of earlier commands.
-    variants, notes = results_lib.collect([workdir]), results_lib.notes([workdir])
-    _show(variants, workdir / "report.html", notes, as_json)
+    _report([workdir], workdir / "report.html", as_json)
     for folder, reason in failed.items():
         print(f"resnet-jax: {folder}: {reason}", file=sys.stderr)
     if failed:
@@ -121,15 +114,18 @@ def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experim
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    theirs, ours = (
-        (one.data.name, f"{one.steps:,} steps", f"{sum(one.model.stages)} blocks")
-        for one in (full, variant)
-    )
-    pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0] != pair[1]]
-    if not pairs:
+    changes = [
+        f"{ours}{unit} in place of {theirs}"
+        for ours, theirs, unit in (
+            (variant.data.name, full.data.name, ""),
+            (f"{variant.steps:,}", f"{full.steps:,}", " steps"),
+            (sum(variant.model.stages), sum(full.model.stages), " blocks"),
+        )
+        if ours != theirs
+    ]
+    if not changes:
         return ""
-    changes = ", ".join(f"{our} in place of {their.split()[0]}" for our, their in pairs)
-    return f"At reduced scale: {changes}. Not comparable with the paper's numbers."
+    return f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
 
 
 def report(
@@ -157,30 +153,24 @@ def report(
         print(f"{fill}: {changed} of its tables changed")
         return
     if not runs and not paper:
-        raise UserError(
-            "report needs run directories, files of results, or --paper; "
-            "see resnet-jax report --help"
-        )
+        raise UserError("report needs run directories, files of results, or --paper")
     if output is not None and output.suffix != ".html":
         raise UserError(f"--output is {output}; give a name that ends in .html")
     # Findings are committed there too.
-    runs = runs or tuple(filter(results_lib.is_study, sorted(COMMITTED.glob("*.json"))))
-    variants, notes = results_lib.collect(runs), results_lib.notes(runs)
+    committed = sorted(Path("experiments/results").glob("*.json"))
+    runs = runs or tuple(filter(results_lib.is_study, committed))
     if save is not None:
-        results = [result for variant in variants for result in variant.results]
+        results = [r for variant in results_lib.collect(runs) for r in variant.results]
         if not results:
-            raise UserError(
-                f"{', '.join(map(str, runs))}: no run is finished, there is nothing to save"
-            )
-        texts = {name: notes.get(name, "") for name in ("command", "reduced")}
+            raise UserError(f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
+        notes = {"command": "", "reduced": ""} | results_lib.notes(runs)
         with _file_access(save):
-            results_lib.write(save, results, **texts)
+            results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
     if paper:
-        _compare(paper, variants, output, as_json)
+        _compare(paper, runs, output, as_json)
         return
-    folders = [path for path in runs if path.is_dir()]
-    page = output or (folders[0] if folders else Path()) / "report.html"
-    _show(variants, page, notes, as_json)
+    folder = next((path for path in runs if path.is_dir()), Path())
+    _report(runs, output or folder / "report.html", as_json)
 
 
 @contextlib.contextmanager
@@ -191,29 +181,23 @@ def _file_access(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
 
 
-def _show(
-    variants: Sequence[VariantRuns], page: Path, notes: dict[str, Any], as_json: bool
-) -> None:
+def _report(runs: Sequence[Path], page: Path, as_json: bool) -> None:
+    variants, notes = results_lib.collect(runs), results_lib.notes(runs)
     with _file_access(page):
         report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
-    if as_json:
-        print(json.dumps(results_lib.table(variants)))
-        return
     lines = filter(None, [notes.get("reduced"), f"report: {page}"])
-    show(*results_lib.tables(variants), *lines)
+    show(as_json, results_lib.table(variants), *results_lib.tables(variants), *lines)
 
 
-def _compare(key: str, variants: Sequence[VariantRuns], page: Path | None, as_json: bool) -> None:
-    paper = ledger.load(key)
+def _compare(key: str, runs: Sequence[Path], page: Path | None, as_json: bool) -> None:
+    variants, paper = results_lib.collect(runs), ledger.load(key)
     targets = [entry for entry in paper.entries if entry.verified]
     compared = [comparison.compare(entry, variants) for entry in targets]
     if page:
         notes = {"command": f"resnet-jax report --paper {key}"}
         with _file_access(page):
             report_lib.write(variants, page, study=notes, comparisons=compared)
-    if as_json:
-        print(json.dumps([comparison.plain(row) for row in compared]))
-        return
-    show(f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared))
+    parts = [f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared)]
     if more := len(paper.entries) - len(targets):
-        show(f"{more} more numbers are unverified: in the ledger, but no targets.")
+        parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")
+    show(as_json, [comparison.plain(row) for row in compared], *parts)

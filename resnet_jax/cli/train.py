@@ -1,7 +1,6 @@
 """``resnet-jax train`` and ``resnet-jax evaluate``."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -12,7 +11,6 @@ from resnet_jax.cli.options import AsJson, DataDir, Fields, Processes, Reference
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError
-from resnet_jax.training.config import Experiment
 
 
 def train(
@@ -46,9 +44,12 @@ def train(
       freeze_trunk: Train only the classifier; see also --optimizer.frozen and --optimizer.rates.
       profile: Steps to trace into WORKDIR/profile.
     """
-    if profile < 0:
-        raise UserError(f"--profile must be a number of steps, got {profile}")
-    experiment = _rescaled(options.experiment(reference), experiment)
+    base = options.experiment(reference)
+    before, now = base.schedule, experiment.schedule
+    # --steps rescales the schedule, unless the lengths of its phases are set too.
+    if (now.decay_steps, now.cosine_steps) == (before.decay_steps, before.cosine_steps):
+        unscaled = dataclasses.replace(experiment, steps=base.steps)
+        experiment = unscaled.shortened(experiment.steps)
     # Reported before the slow imports.
     datasets.describe(experiment.data.name, data_dir)
     distributed.connect(joining)
@@ -81,28 +82,17 @@ def train(
             fsdp=fsdp,
             profile_steps=profile,
         )
-    if not distributed.is_first():
-        return
-    if as_json:
-        print(json.dumps(result))
-        return
     published = "".join(
         f" (published: {entry}, {entry.paper}, {entry.table})"
         for entry in comparison.published_beside(result)
     )
     show(
+        as_json,
+        result,
         f"{title}: test error {result['value']:.2f} %{published} on {result['examples']} images, "
         f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), "
-        f"{result['seconds']:.0f} s; {workdir / 'result.json'}"
+        f"{result['seconds']:.0f} s; {workdir / 'result.json'}",
     )
-
-
-def _rescaled(base: Experiment, changed: Experiment) -> Experiment:
-    """Rescales the schedule to --steps, unless the lengths of its phases are set too."""
-    before, now = base.schedule, changed.schedule
-    if (now.decay_steps, now.cosine_steps) != (before.decay_steps, before.cosine_steps):
-        return changed
-    return dataclasses.replace(changed, steps=base.steps).shortened(changed.steps)
 
 
 def evaluate(
@@ -127,9 +117,9 @@ def evaluate(
       batch_size: Images per call; ten crops count as ten images, and larger images as several.
     """
     distributed.connect(joining)
-    from resnet_jax import terminal
     from resnet_jax.evaluation import protocols
     from resnet_jax.studies import score
+    from resnet_jax.terminal import Table, show
 
     results = score.score(
         run,
@@ -139,25 +129,21 @@ def evaluate(
         data_dir=data_dir,
         requested=[protocols.parse(text) for text in protocol] or [None],
     )
-    if not distributed.is_first():
-        return
     first = results[0]
     title = f"{run}" if first["step"] is None else f"{run}, step {first['step']}"
-    if as_json:
-        print(json.dumps(first if len(results) == 1 else results))
-    elif len(results) == 1:
+    if len(results) == 1:
         error, examples = first["error_percent"], first["examples"]
-        print(f"{title}: error {error:.2f} % on {examples} images of {first['split']}")
-    else:
-        rows = [
-            (
-                one["protocol"]["view"],
-                f"{one['error_percent']:.2f}",
-                (top5 := one["top5_error_percent"]) and f"{top5:.2f}",
-                one["examples"],
-                one["seconds"],
-            )
-            for one in results
-        ]
-        header = ("protocol", "top-1 error, %", "top-5 error, %", "images", "seconds")
-        terminal.show(terminal.Table(f"{title}, {first['split']}", header, tuple(rows)))
+        text = f"{title}: error {error:.2f} % on {examples} images of {first['split']}"
+        show(as_json, first, text)
+        return
+    rows = [
+        {
+            "protocol": one["protocol"]["view"],
+            "top-1 error, %": f"{one['error_percent']:.2f}",
+            "top-5 error, %": (top5 := one["top5_error_percent"]) and f"{top5:.2f}",
+            "images": one["examples"],
+            "seconds": one["seconds"],
+        }
+        for one in results
+    ]
+    show(as_json, results, Table.from_rows(f"{title}, {first['split']}", rows))

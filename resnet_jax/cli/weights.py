@@ -57,11 +57,10 @@ class Source:
     def load(self) -> Pretrained:
         names = ("mean", "deviation", "resize", "crop", "interpolation")
         view = {name: getattr(self, name) for name in names}
-        network = self.network
         return load_pretrained(
             self.file,
             self.as_ or "",
-            network=network and options.network(network),
+            network=options.network(self.network) if self.network else None,
             view={name: value for name, value in view.items() if value not in ((), None)},
             num_classes=self.num_classes,
             allow_new_head=self.allow_new_head,
@@ -82,10 +81,9 @@ def import_(source: Weights, *, to: Path, as_json: AsJson = False) -> None:
     _require_free(to)
     weights = source.load()
     file = saving.save(weights, to)
-    _print(weights, as_json, file=str(file))
-    if not as_json:
-        data = "" if weights.card.data else " --data NAME"
-        show(f"Written to {to}. To score it: resnet-jax evaluate {to}{data}")
+    data = "" if weights.card.data else " --data NAME"
+    text = f"Written to {to}. To score it: resnet-jax evaluate {to}{data}"
+    _show(weights, as_json, text, file=str(file))
 
 
 def export(
@@ -105,53 +103,46 @@ def export(
     """
     _require_free(to)
     rows = saving.export(fine_tune.weights_of(source), as_, to, prefix=prefix)
-    if as_json:
-        print(json.dumps({"file": str(to), "tensors": [row._asdict() for row in rows]}))
-        return
-    show(
-        _table(rows, f"name in {to.name}"),
-        f"{len(rows)} tensors written to {to} in the names of {as_}",
-    )
+    text = f"{len(rows)} tensors written to {to} in the names of {as_}"
+    data = {"file": str(to), "tensors": [row._asdict() for row in rows]}
+    show(as_json, data, _table(rows, to.name), text)
 
 
 def show_(source: Weights, *, as_json: AsJson = False) -> None:
     """Print the card of weights, and the origin of every tensor."""
-    _print(source.load(), as_json)
+    _show(source.load(), as_json)
 
 
 def _require_free(to: Path) -> None:
     """Raises UserError if a file would be overwritten, or for a name of another format."""
     if to.suffix not in ("", ".safetensors"):
-        raise UserError(
-            f"{to} ends in {to.suffix}, but safetensors is written: "
-            "use FILE.safetensors, or a folder"
-        )
+        raise UserError(f"{to} ends in {to.suffix}, but safetensors is written: use .safetensors")
     if Workdir(to).experiment_file.exists() or to.is_file() or (to / FILE_NAME).exists():
         raise UserError(f"{to} exists: delete it, or use another --to")
 
 
-def _print(weights: Pretrained, as_json: bool, **more: str) -> None:
+def _show(weights: Pretrained, as_json: bool, *texts: str, **more: str) -> None:
     card, view, rows = weights.card, weights.card.view, weights.rows
     network = inference.known_as(card.architecture)
-    if as_json:
-        tensors = [row._asdict() for row in rows]
-        described = {"network": network, "card": json.loads(card.text()), "tensors": tensors}
-        print(json.dumps(described | more))
-        return
+    tensors = [row._asdict() for row in rows]
+    data = {"network": network, "card": json.loads(card.text()), "tensors": tensors, **more}
     mean = "an image" if isinstance(view.mean[0], tuple) else view.mean
-    claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"
+    images = vars(view) | {"mean": mean}
+    claimed = "nothing"
+    if card.claimed_error is not None:
+        claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"
     show(
-        _table(rows, f"name in {card.source}"),
+        as_json,
+        data,
+        _table(rows, card.source),
         f"network:  {network}, {card.architecture.num_classes} classes",
-        f"images:   mean {mean}, deviation {view.deviation}, resize {view.resize}, "
-        f"crop {view.crop}, {view.interpolation}",
-        f"claimed:  {'nothing' if card.claimed_error is None else claimed}",
+        "images:   " + ", ".join(f"{name} {value}" for name, value in images.items()),
+        f"claimed:  {claimed}",
         f"drawn:    {sum(not row.source for row in rows)} of {len(rows)} tensors",
+        *texts,
     )
 
 
-def _table(rows: Sequence[Row], source: str) -> Table:
-    cells = [
-        (row.name, "x".join(map(str, row.shape)) or "()", row.source or "drawn") for row in rows
-    ]
-    return Table("", ("name", "shape", source), tuple(cells))
+def _table(rows: Sequence[Row], file: str) -> Table:
+    cells = ((r.name, "x".join(map(str, r.shape)) or "()", r.source or "drawn") for r in rows)
+    return Table("", ("name", "shape", f"name in {file}"), tuple(cells))

@@ -1,9 +1,9 @@
-"""Preprocessing and augmentation on the device: pure functions of a key, for any devices."""
+"""Preprocessing and augmentation on the devices: pure functions of a key."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,10 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """``(image / 255 - mean) / deviation``."""
+    """``(image / 255 - mean) / deviation``; the mean is an image or one value per channel."""
 
-    mean: Float[Array | np.ndarray, "..."]
-    """(h, w, c) or (c,), in [0, 1]."""
-    deviation: Float[Array | np.ndarray, "..."]
-    """(c,), in [0, 1]."""
+    mean: Float[Array | np.ndarray, "*size c"]
+    deviation: Float[Array | np.ndarray, "c"]
 
     def __call__(self, images: UInt8[Array, "n h w c"]) -> Images:
         return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
@@ -40,37 +38,32 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
     ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division.
     ``channel``: mean and deviation per channel, as in fb.resnet.torch. ``imagenet``: constants.
     """
-    mean: Any = IMAGENET_MEAN
-    deviation: Any = IMAGENET_DEVIATION
-    if kind != "imagenet":
+    if kind == "imagenet":
+        mean, deviation = np.asarray(IMAGENET_MEAN), np.asarray(IMAGENET_DEVIATION)
+    else:
         count, total, squares = 0, 0.0, 0.0
         for image in images:
             scaled = image / 255
             count, total = count + 1, total + scaled
             if kind == "channel":
-                squares = squares + np.square(scaled).mean(axis=(0, 1))
+                squares = squares + scaled * scaled
         mean = np.asarray(total / count)
         deviation = np.ones(mean.shape[-1])
         if kind == "channel":
-            mean = mean.mean(axis=(0, 1))
-            deviation = np.sqrt(squares / count - mean * mean)
-    return Preprocessing(np.asarray(mean, np.float32), np.asarray(deviation, np.float32))
+            mean, square = mean.mean(axis=(0, 1)), np.mean(squares / count, axis=(0, 1))
+            deviation = np.sqrt(square - mean * mean)
+    return Preprocessing(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def crop_and_flip(key: RandomKey, images: Images, *, pad: int, flip: bool) -> Images:
-    """Crops images padded with zeros at random positions, then mirrors them with probability 1/2.
-
-    He et al. 2015, Section 4.2; fb.resnet.torch.
-    """
+    """Random crops of zero-padded images, half of them mirrored (He et al. 2015, Section 4.2)."""
     crop_key, flip_key = jax.random.split(key)
     if pad:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
         corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
-
-        def crop(image: Array, corner: Array) -> Array:
-            return lax.dynamic_slice(image, (*corner, 0), images.shape[1:])
-
-        images = jax.vmap(crop)(padded, corners)
+        shape = images.shape[1:]
+        crop = jax.vmap(lambda image, corner: lax.dynamic_slice(image, (*corner, 0), shape))
+        images = crop(padded, corners)
     if flip:
         mirrored = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
@@ -79,7 +72,7 @@ def crop_and_flip(key: RandomKey, images: Images, *, pad: int, flip: bool) -> Im
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Augmentation of a batch; ``color`` comes first, before the normalization."""
+    """Augmentation of a batch; ``color`` comes before the normalization."""
 
     pad: int = 0
     """Padding of random crops, in pixels. 0: no crops."""
@@ -96,7 +89,7 @@ class Augmentation:
         labels: Int32[Array, "n"],
         classes: int,
     ) -> tuple[Images, Float[Array, "n classes"] | None]:
-        """Returns normalized images, and the mixed targets if there is ``mix``."""
+        """Returns normalized images, and the targets if they are mixed."""
         x = images.astype(jnp.float32) / 255
         if self.color is not None:
             x = self.color()(jax.random.fold_in(key, 1), x)
@@ -117,10 +110,9 @@ _GRAY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class PcaLighting:
-    """Adds one random color along ImageNet's principal components to an image. Not clipped.
+    """Adds one random color along ImageNet's principal components to an image, without clipping.
 
-    Krizhevsky et al. 2012 ("AlexNet"), Section 4.1; He et al. 2015, Section 3.4, "the standard
-    color augmentation".
+    Krizhevsky et al. 2012 ("AlexNet"), Section 4.1, used in He et al. 2015, Section 3.4.
     """
 
     deviation: float = 0.1
@@ -135,7 +127,7 @@ class PcaLighting:
         return "color" + f" of deviation {self.deviation:g}" * (self.deviation != 0.1)
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
-        _check_rgb(images)
+        check_rgb(images)
         amounts = self.deviation * jax.random.normal(key, (len(images), 3))
         scaled = (amounts * jnp.asarray(_EIGENVALUES))[:, None, :]
         # A sum, since some devices round matrix products more coarsely.
@@ -161,7 +153,7 @@ class ColorJitter:
         check(self, "brightness", "contrast", "saturation", "lighting")
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
-        _check_rgb(images)
+        check_rgb(images)
         order_key, factor_key, lighting_key = jax.random.split(key, 3)
         amounts = jnp.asarray([self.brightness, self.contrast, self.saturation])
         low, high = jnp.maximum(0, 1 - amounts), 1 + amounts
@@ -175,24 +167,12 @@ class ColorJitter:
 
 
 def adjusted(images: Images, step: Int32[Array, "n"], factor: Float[Array, "n"]) -> Images:
-    """Mixes each image with another: step 0 black, 1 its mean gray, 2 its own gray.
-
-    These are brightness, contrast and saturation.
-    """
+    """Brightness (step 0), contrast (1), saturation (2): mixes with black, mean gray, own gray."""
     step, factor = step[:, None, None, None], factor[:, None, None, None]
     gray = (images * jnp.asarray(_GRAY)).sum(axis=-1, keepdims=True)
     mean = gray.mean(axis=(1, 2), keepdims=True)
     other = jnp.where(step == 0, 0.0, jnp.where(step == 1, mean, gray))
     return jnp.clip(factor * images + (1 - factor) * other, 0, 1)
-
-
-def _check_rgb(images: Images) -> None:
-    # One channel would be broadcast to three.
-    if images.shape[-1] != 3:
-        raise UserError(f"color changes need RGB images, got {images.shape[-1]} channels.")
-
-
-_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -206,9 +186,9 @@ class RandomErasing:
     probability: float = 0.1
     """Per image."""
     area: tuple[float, float] = (0.02, 0.33)
-    """Range of the area, as a fraction of the image."""
+    """Fraction of the image."""
     ratio: tuple[float, float] = (0.3, 3.3)
-    """Range of height over width."""
+    """Height over width."""
     value: float = 0.0
     """Of erased pixels; 0 in normalized images is the mean."""
 
@@ -219,16 +199,15 @@ class RandomErasing:
     def __call__(self, key: RandomKey, images: Images) -> Images:
         count, height, width, _ = images.shape
         chosen_key, area_key, ratio_key, row_key, column_key = jax.random.split(key, 5)
-        shape, logarithms = (count, _TRIES), map(math.log, self.ratio)
+        shape, logarithms = (count, 10), map(math.log, self.ratio)
         area = height * width * jax.random.uniform(area_key, shape, jnp.float32, *self.area)
         ratio = jnp.exp(jax.random.uniform(ratio_key, shape, jnp.float32, *logarithms))
         rows = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
         columns = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
         fits = (rows < height) & (columns < width)
         first = jnp.argmax(fits, axis=1, keepdims=True)
-        fit, rows, columns = (
-            jnp.take_along_axis(values, first, axis=1)[:, 0] for values in (fits, rows, columns)
-        )
+        tries = (fits, rows, columns)
+        fit, rows, columns = (jnp.take_along_axis(t, first, axis=1)[:, 0] for t in tries)
         top = jax.random.randint(row_key, (count,), 0, jnp.maximum(height - rows + 1, 1))
         left = jax.random.randint(column_key, (count,), 0, jnp.maximum(width - columns + 1, 1))
         chosen = fit & jax.random.bernoulli(chosen_key, self.probability, (count,))
@@ -238,7 +217,7 @@ class RandomErasing:
 
 
 def _boxes(*axes: tuple[int, Array, Array]) -> Bool[Array, "n h w"]:
-    """Masks of boxes from (size, first, end) of their rows and columns; ends are exclusive."""
+    """Masks of boxes from (size, first, exclusive end) of rows and of columns."""
     rows, columns = (
         (jnp.arange(size) >= first[:, None]) & (jnp.arange(size) < end[:, None])
         for size, first, end in axes
@@ -246,25 +225,12 @@ def _boxes(*axes: tuple[int, Array, Array]) -> Bool[Array, "n h w"]:
     return rows[:, :, None] & columns[:, None, :]
 
 
-class _Draws(NamedTuple):
-    """Random numbers per group."""
-
-    mixed: Bool[Array, "g"]
-    cut: Bool[Array, "g"]
-    """Cutmix, else mixup."""
-    share: Float[Array, "g"]
-    """Lambda, the share of the image itself; for cutmix before the box is rounded and clipped."""
-    row: Array
-    column: Array
-    """(g,) integers: center of the box."""
-
-
 @dataclass(frozen=True)
 class Mix:
     """Mixup (Zhang et al. 2017, arXiv 1710.09412) or cutmix (Yun et al. 2019, arXiv 1905.04899).
 
     An image is mixed with the one at the mirrored position of its group, as in timm. The cutmix box
-    follows torchvision; targets, class distributions, are mixed by the share of pixels.
+    follows torchvision; targets (class distributions) are mixed by the share of pixels.
     """
 
     mixup: float = 0.2
@@ -272,7 +238,7 @@ class Mix:
     cutmix: float = 1.0
     """The area of the box is 1 - Beta(cutmix, cutmix). 0: no cutmix."""
     group: int = 128
-    """Consecutive images that share a draw, as those of one GPU. 0: the whole batch."""
+    """Consecutive images with one draw, as those of one GPU. 0: the whole batch."""
     switch: float = 0.5
     """Probability of cutmix if both are on."""
     probability: float = 1.0
@@ -291,16 +257,24 @@ class Mix:
         group = self.group or count
         if count % group:
             raise UserError(f"a batch of {count} images does not consist of groups of {group}.")
-        draws = self._draw(key, count // group, height, width)
-        radius = 0.5 * jnp.sqrt(1 - draws.share)
+        groups = (count // group,)
+        mixed_key, cut_key, share_key, row_key, column_key = jax.random.split(key, 5)
+        mixed = jax.random.bernoulli(mixed_key, self.probability, groups)
+        switch = self.switch if self.mixup and self.cutmix else float(self.cutmix > 0)
+        cut = jax.random.bernoulli(cut_key, switch, groups)
+        alpha = jnp.where(cut, self.cutmix, self.mixup)
+        share = jax.random.beta(share_key, alpha, alpha)
+        row = jax.random.randint(row_key, groups, 0, height)
+        column = jax.random.randint(column_key, groups, 0, width)
+
+        radius = 0.5 * jnp.sqrt(1 - share)
         down, across = ((radius * extent).astype(jnp.int32) for extent in (height, width))
-        row, column = draws.row, draws.column
         box = _boxes((height, row - down, row + down), (width, column - across, column + across))
         box = box.astype(jnp.float32)
         outside = 1 - box.mean(axis=(1, 2))
-        mixed, cut, share = (values[:, None, None] for values in draws[:3])
+        shares = jnp.where(mixed, jnp.where(cut, outside, share), 1)
+        mixed, cut, share = (values[:, None, None] for values in (mixed, cut, share))
         weights = jnp.where(mixed, jnp.where(cut, 1 - box, share), 1)
-        shares = jnp.where(draws.mixed, jnp.where(draws.cut, outside, draws.share), 1)
 
         def mix(values: Array, weights: Array) -> Array:
             grouped = values.reshape(-1, group, *values.shape[1:])
@@ -308,22 +282,16 @@ class Mix:
 
         return mix(images, weights[:, None, :, :, None]), mix(targets, shares[:, None, None])
 
-    def _draw(self, key: RandomKey, groups: int, height: int, width: int) -> _Draws:
-        mixed_key, cut_key, share_key, row_key, column_key = jax.random.split(key, 5)
-        switch = self.switch if self.mixup and self.cutmix else float(self.cutmix > 0)
-        cut = jax.random.bernoulli(cut_key, switch, (groups,))
-        alpha = jnp.where(cut, self.cutmix, self.mixup)
-        return _Draws(
-            jax.random.bernoulli(mixed_key, self.probability, (groups,)),
-            cut,
-            jax.random.beta(share_key, alpha, alpha),
-            jax.random.randint(row_key, (groups,), 0, height),
-            jax.random.randint(column_key, (groups,), 0, width),
-        )
+
+def check_rgb(images: Array | np.ndarray) -> None:
+    """Raises UserError for gray images, which would be broadcast to three channels."""
+    channels = images.shape[-1]
+    if channels != 3:
+        raise UserError(f"color changes and policies need RGB images, got {channels} channels.")
 
 
 def check(config: object, *names: str, high: float = math.inf) -> None:
-    """Raises UserError unless these fields, numbers or ascending pairs, are in ``[0, high]``."""
+    """Raises UserError unless fields, numbers or ascending pairs, are in ``[0, high]``."""
     for name in names:
         value = getattr(config, name)
         first, last = value if isinstance(value, tuple) else (value, value)

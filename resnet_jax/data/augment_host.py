@@ -3,24 +3,22 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 
-from resnet_jax.data.augment_device import check
+from resnet_jax.data.augment_device import check, check_rgb
 from resnet_jax.errors import UserError
 
 Filter = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source image
 Pixels = UInt8[np.ndarray, "h w c"]
-Crop = UInt8[np.ndarray, "ho wo c"]
-_TRIES = 10
 
 
-def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> Crop:
+def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> Pixels:
     """Resizes an image to (height, width) with Pillow's antialiased filter."""
     channels = image.shape[2]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
@@ -32,15 +30,14 @@ def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> Crop:
 class RandomResizedCrop:
     """A box of random area, aspect ratio and position, resized ("Inception crop").
 
-    The ranges are those of Szegedy et al. 2015 (arXiv 1409.4842), Section 6. The algorithm is
-    torchvision's: ratios are log-uniform, ten boxes are tried, and if none fits, the largest
-    central box within the ratio range is taken.
+    Ranges of Szegedy et al. 2015 (arXiv 1409.4842), Section 6. As in torchvision, ratios are
+    log-uniform, and if none of ten boxes fits, the largest central one within the ratios is taken.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
-    """Range of the area, as a fraction of the image."""
+    """Fraction of the image."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of width over height."""
+    """Width over height."""
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
@@ -53,14 +50,14 @@ class RandomResizedCrop:
         usual = self == RandomResizedCrop(filter=self.filter)
         return "scale and aspect ratio" + ("" if usual else f" in {self.area} and {self.ratio}")
 
-    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
+    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
         left, top, right, bottom = self.box(image.shape[0], image.shape[1], rng)
         return resample(image[top:bottom, left:right], size, self.filter)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        """Samples the box for an image of the given size."""
+        """Samples a box."""
         narrow, wide = self.ratio
-        for _ in range(_TRIES):
+        for _ in range(10):
             area = height * width * rng.uniform(*self.area)
             ratio = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -75,13 +72,10 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """A random crop of the image with a shorter side of random length.
-
-    He et al. 2015, Section 3.4, after VGG.
-    """
+    """A random crop of the image with a shorter side of random length (He et al. 2015, 3.4)."""
 
     shorter_side: tuple[int, int] = (256, 480)
-    """Range of the shorter side, in pixels, both ends included."""
+    """Range in pixels, both ends included."""
     filter: Filter = "bilinear"
 
     def __post_init__(self) -> None:
@@ -90,10 +84,11 @@ class ShorterSideCrop:
     @property
     def described(self) -> str:
         """Text for result records."""
-        return f"scale {self.shorter_side[0]} to {self.shorter_side[1]}, random crop"
+        return "scale {} to {}, random crop".format(*self.shorter_side)
 
-    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
-        side = int(rng.integers(self.shorter_side[0], self.shorter_side[1] + 1))
+    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+        first, last = self.shorter_side
+        side = int(rng.integers(first, last + 1))
         return _resized_crop(image, side, size, self.filter, lambda n: int(rng.integers(n + 1)))
 
 
@@ -104,38 +99,29 @@ class CenterCrop:
     shorter_side: int = 256
     filter: Filter = "bilinear"
 
-    def __post_init__(self) -> None:
-        check(self, "shorter_side")
-
-    def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Crop:
+    def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Pixels:
         return _resized_crop(image, self.shorter_side, size, self.filter, lambda n: round(n / 2))
 
 
 def _resized_crop(
-    image: Pixels,
-    side: int,
-    size: tuple[int, int],
-    filter: Filter,
-    position: Callable[[int], int],
-) -> Crop:
-    """Crops the image with a shorter side of ``side`` at a position in [0, n] per axis.
+    image: Pixels, side: int, size: tuple[int, int], filter: Filter, offset: Callable[[int], int]
+) -> Pixels:
+    """Crops the image with a shorter side of ``side``, at offsets in [0, n].
 
-    Only the window of the crop is resized, rounded to whole pixels of the source image.
+    Only the window of the crop is resized, rounded to whole pixels of the source.
     """
-    height, width, _ = image.shape
+    sources = image.shape[:2]
     # The longer side is rounded down, as in torchvision.
-    resized = tuple(side * extent // min(height, width) for extent in (height, width))
-    if resized[0] < size[0] or resized[1] < size[1]:
-        raise UserError(
-            f"shorter_side {side} resizes an image to {resized[0]}x{resized[1]}, "
-            f"smaller than the {size[0]}x{size[1]} of the model."
-        )
+    height, width = (side * source // min(sources) for source in sources)
+    if height < size[0] or width < size[1]:
+        small = f"shorter_side {side} resizes an image to {height}x{width}"
+        raise UserError(f"{small}, smaller than the {size[0]}x{size[1]} of the model.")
     windows = []
-    for source, whole, extent in zip((height, width), resized, size, strict=True):
-        offset = position(whole - extent)
-        # Rounding the extent instead of both ends keeps it the same at every position.
-        length = max(1, round(extent * source / whole))
-        first = min(round(offset * source / whole), source - length)
+    for source, resized, extent in zip(sources, (height, width), size, strict=True):
+        start = offset(resized - extent)
+        # Rounding the extent instead of both ends keeps it the same at every offset.
+        length = max(1, round(extent * source / resized))
+        first = min(round(start * source / resized), source - length)
         windows.append(slice(first, first + length))
     return resample(image[tuple(windows)], size, filter)
 
@@ -147,47 +133,45 @@ class Sampling(NamedTuple):
     fill: tuple[int, int, int]
 
 
-def _affine(image: Image.Image, sampling: Sampling, *matrix: float) -> Image.Image:
+Operation = Callable[[Image.Image, float, Sampling], Image.Image]
+
+
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
     """Maps the output pixel (x, y) to the input position (ax + by + c, dx + ey + f)."""
-    affine = Image.Transform.AFFINE
-    return image.transform(image.size, affine, matrix, sampling.resample, fillcolor=sampling.fill)
+    kind = Image.Transform.AFFINE
+    return lambda image, argument, sampling: image.transform(
+        image.size, kind, matrix(argument), sampling.resample, fillcolor=sampling.fill
+    )
 
 
-def _rotate(image: Image.Image, degrees: float, sampling: Sampling) -> Image.Image:
-    return image.rotate(degrees, sampling.resample, fillcolor=sampling.fill)
+def _enhance(kind: Callable[[Image.Image], Any]) -> Operation:
+    return lambda image, factor, _: kind(image).enhance(factor)
 
 
-def _posterize(image: Image.Image, bits: float, _: Sampling) -> Image.Image:
-    # ImageOps.posterize rejects 0 bits, which timm's policy can draw.
-    step = 2 ** (8 - int(bits))
-    return image.point([value // step * step for value in range(256)] * 3)
-
-
-def _solarize_add(image: Image.Image, amount: float, _: Sampling) -> Image.Image:
-    table = [min(255, value + int(amount)) if value < 128 else value for value in range(256)]
-    return image.point(table * 3)
+def _per_value(function: Callable[[int, float], int]) -> Operation:
+    return lambda image, argument, _: image.point([function(v, argument) for v in range(256)] * 3)
 
 
 # Arguments: shear factor about the upper left corner; pixels to the right or down; degrees
 # counterclockwise; enhancement factor (1: none); bits kept (Posterize); threshold from which
 # values are inverted (Solarize); amount added below 128 (SolarizeAdd).
-OPERATIONS: dict[str, Callable[[Image.Image, float, Sampling], Image.Image]] = {
+OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, _, __: image,
-    "ShearX": lambda image, factor, sampling: _affine(image, sampling, 1, factor, 0, 0, 1, 0),
-    "ShearY": lambda image, factor, sampling: _affine(image, sampling, 1, 0, 0, factor, 1, 0),
-    "TranslateX": lambda image, pixels, sampling: _affine(image, sampling, 1, 0, -pixels, 0, 1, 0),
-    "TranslateY": lambda image, pixels, sampling: _affine(image, sampling, 1, 0, 0, 0, 1, -pixels),
-    "Rotate": _rotate,
-    "Brightness": lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor),
-    "Color": lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
-    "Contrast": lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
-    "Sharpness": lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
-    "Posterize": _posterize,
-    "Solarize": lambda image, threshold, _: ImageOps.solarize(image, math.ceil(threshold)),
-    "SolarizeAdd": _solarize_add,
+    "ShearX": _affine(lambda factor: (1, factor, 0, 0, 1, 0)),
+    "ShearY": _affine(lambda factor: (1, 0, 0, factor, 1, 0)),
+    "TranslateX": _affine(lambda pixels: (1, 0, -pixels, 0, 1, 0)),
+    "TranslateY": _affine(lambda pixels: (1, 0, 0, 0, 1, -pixels)),
+    "Rotate": lambda image, degrees, s: image.rotate(degrees, s.resample, fillcolor=s.fill),
+    "Brightness": _enhance(ImageEnhance.Brightness),
+    "Color": _enhance(ImageEnhance.Color),
+    "Contrast": _enhance(ImageEnhance.Contrast),
+    "Sharpness": _enhance(ImageEnhance.Sharpness),
+    "Posterize": _per_value(lambda value, bits: value & (256 - 2 ** (8 - int(bits)))),
+    "Solarize": _per_value(lambda value, threshold: value if value < threshold else 255 - value),
+    "SolarizeAdd": _per_value(lambda value, n: min(255, value + int(n)) if value < 128 else value),
     "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
-    "Invert": lambda image, _, __: ImageOps.invert(image),
+    "Invert": _per_value(lambda value, _: 255 - value),
 }
 TIMM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
 _TORCHVISION = tuple(name for name in OPERATIONS if name not in ("SolarizeAdd", "Invert"))
@@ -197,42 +181,39 @@ _NEAREST = Sampling(Resampling.NEAREST, (0, 0, 0))
 _BINS = 31  # magnitudes in torchvision
 
 
+def _signed_arguments(
+    signed: float, shear: float, translate: tuple[float, float], rotate: float, enhance: float
+) -> dict[str, float]:
+    """Arguments of the operations of ``_SIGNED``."""
+    return {
+        "ShearX": signed * shear,
+        "ShearY": signed * shear,
+        "TranslateX": signed * translate[0],
+        "TranslateY": signed * translate[1],
+        "Rotate": signed * rotate,
+        **dict.fromkeys(_ENHANCING, 1 + signed * enhance),
+    }
+
+
 def _apply_random(
-    picture: Image.Image,
-    strength: float,
-    rng: np.random.Generator,
-    *,
-    shear: float,
-    translate: tuple[float, float],
-    rotate: float,
-    enhance: float,
-    bits: int,
+    picture: Image.Image, strength: float, rng: np.random.Generator, *, bits: int, **limits: Any
 ) -> Image.Image:
     """Applies one operation of torchvision, chosen uniformly; strength 1 is the largest change."""
     name = _TORCHVISION[rng.integers(len(_TORCHVISION))]
     signed = -strength if name in _SIGNED and rng.integers(2) else strength
-    arguments = {
-        "ShearX": signed * shear,
-        "ShearY": signed * shear,
-        "TranslateX": int(signed * translate[0]),
-        "TranslateY": int(signed * translate[1]),
-        "Rotate": signed * rotate,
-        **dict.fromkeys(_ENHANCING, 1 + signed * enhance),
+    arguments = _signed_arguments(signed, **limits) | {
         "Posterize": round(8 - bits * strength),
         "Solarize": 255 - 255 * strength,
     }
-    return OPERATIONS[name](picture, arguments.get(name, 0), _NEAREST)
-
-
-def _picture(image: Pixels) -> Image.Image:
-    if image.shape[2] != 3:
-        raise UserError(f"policies need RGB images, got {image.shape[2]} channels. Give no policy.")
-    return Image.fromarray(image)
+    argument = arguments.get(name, 0)
+    if name in ("TranslateX", "TranslateY"):
+        argument = int(argument)
+    return OPERATIONS[name](picture, argument, _NEAREST)
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Several operations of one magnitude. Cubuk et al. 2019, arXiv 1909.13719; torchvision's."""
+    """Several operations of one magnitude. Cubuk et al. 2019 (1909.13719); torchvision's."""
 
     operations: int = 2
     magnitude: int = 9
@@ -243,46 +224,33 @@ class RandAugment:
         check(self, "magnitude", high=_BINS - 1)
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        picture = _picture(image)
+        check_rgb(image)
+        picture = Image.fromarray(image)
         # AutoAugment translates images of 331 pixels by up to 150 (Cubuk et al. 2018).
         translate = (150 / 331 * picture.width, 150 / 331 * picture.height)
-        strength = self.magnitude / (_BINS - 1)
+        limits = {"shear": 0.3, "translate": translate, "rotate": 30, "enhance": 0.9, "bits": 4}
         for _ in range(self.operations):
-            picture = _apply_random(
-                picture,
-                strength,
-                rng,
-                shear=0.3,
-                translate=translate,
-                rotate=30,
-                enhance=0.9,
-                bits=4,
-            )
+            picture = _apply_random(picture, self.magnitude / (_BINS - 1), rng, **limits)
         return np.asarray(picture)
 
 
 @dataclass(frozen=True)
 class TrivialAugment:
-    """One operation of a random magnitude. Müller and Hutter 2021, arXiv 2103.10158.
-
-    As torchvision's TrivialAugmentWide.
-    """
+    """One operation of random magnitude. Müller and Hutter 2021 (2103.10158); torchvision's."""
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        picture, strength = _picture(image), int(rng.integers(_BINS)) / (_BINS - 1)
-        picture = _apply_random(
-            picture, strength, rng, shear=0.99, translate=(32, 32), rotate=135, enhance=0.99, bits=6
-        )
-        return np.asarray(picture)
+        check_rgb(image)
+        picture, strength = Image.fromarray(image), int(rng.integers(_BINS)) / (_BINS - 1)
+        limits = {"shear": 0.99, "translate": (32, 32), "rotate": 135, "enhance": 0.99, "bits": 6}
+        return np.asarray(_apply_random(picture, strength, rng, **limits))
 
 
 @dataclass(frozen=True)
 class TimmRandAugment:
     """timm's ``rand-m7-mstd0.5-inc1``, of Wightman et al. 2021, arXiv 2110.00476.
 
-    Each operation is applied with a probability; its magnitude is normal, clipped to [0, 10].
-    Geometric operations interpolate bilinearly or bicubically at random and fill with ImageNet's
-    mean.
+    Magnitudes are normal, clipped to [0, 10]. Geometric operations interpolate bilinearly or
+    bicubically at random and fill with ImageNet's mean.
     """
 
     magnitude: float = 7
@@ -291,6 +259,7 @@ class TimmRandAugment:
     """Standard deviation of the magnitude."""
     operations: int = 2
     probability: float = 0.5
+    """Per operation, of being applied."""
 
     def __post_init__(self) -> None:
         check(self, "magnitude", high=10)
@@ -298,7 +267,8 @@ class TimmRandAugment:
         check(self, "probability", high=1)
 
     def __call__(self, image: Pixels, rng: np.random.Generator) -> Pixels:
-        picture = _picture(image)
+        check_rgb(image)
+        picture = Image.fromarray(image)
         for number in rng.integers(len(TIMM_OPERATIONS), size=self.operations):
             if rng.random() < self.probability:
                 strength = min(max(rng.normal(self.magnitude, self.deviation) / 10, 0.0), 1.0)
@@ -312,14 +282,8 @@ class TimmRandAugment:
 
 def timm_argument(name: str, strength: float, sign: int, size: tuple[int, int]) -> float:
     """Argument of an operation at a strength in [0, 1], for images of ``size`` (width, height)."""
-    signed = sign * strength
-    arguments = {
-        "ShearX": 0.3 * signed,
-        "ShearY": 0.3 * signed,
-        "TranslateX": 0.45 * signed * size[0],
-        "TranslateY": 0.45 * signed * size[1],
-        "Rotate": 30 * signed,
-        **dict.fromkeys(_ENHANCING, 1 + 0.9 * signed),
+    translate = (0.45 * size[0], 0.45 * size[1])
+    arguments = _signed_arguments(sign * strength, 0.3, translate, 30, 0.9) | {
         "Posterize": 4 - int(4 * strength),
         "Solarize": 256 - int(256 * strength),
         "SolarizeAdd": int(110 * strength),

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +21,14 @@ from PIL import Image
 
 from resnet_jax.errors import UserError
 
-HOME_DATA_DIR = Path("~/tensorflow_datasets")  # the default of TFDS
+HOME_DATA_DIR = Path("~/tensorflow_datasets")
 Encoded = Sequence[tuple[bytes, int]]
 """Random access to the encoded images and labels of a split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """Description of a set."""
+    """Metadata of a set."""
 
     name: str
     version: str
@@ -45,7 +46,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images of a split or a batch, in the set's own order, each in one view or several."""
+    """Images of a split or a batch in order, each in one view or several."""
 
     images: UInt8[np.ndarray, "n *views h w c"]
     labels: Int32[np.ndarray, "n"]
@@ -56,17 +57,14 @@ class Examples:
 
 
 def data_dirs(data_dir: str | None = None) -> list[Path]:
-    """Directories in the order of the search: the argument, ``$TFDS_DATA_DIR``, TFDS's default."""
-    directories = [data_dir, os.environ.get("TFDS_DATA_DIR"), str(HOME_DATA_DIR)]
+    """Searched directories: the argument, ``$TFDS_DATA_DIR``, the default of TFDS."""
+    directories = (data_dir, os.environ.get("TFDS_DATA_DIR"), HOME_DATA_DIR)
     return [Path(directory).expanduser() for directory in directories if directory]
 
 
 def prepared(data_dir: str | None = None) -> dict[str, Path]:
     """Folder of every prepared set; the first of ``data_dirs`` and the newest version win."""
-    folders: dict[str, Path] = {}
-    for directory in reversed(data_dirs(data_dir)):
-        folders |= prepared_in(directory)
-    return folders
+    return dict(ChainMap(*map(prepared_in, data_dirs(data_dir))))
 
 
 def prepared_in(directory: Path) -> dict[str, Path]:
@@ -87,49 +85,41 @@ def is_folder(name: str) -> bool:
 
 
 def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Describes a prepared set, or a folder ``SPLIT/CLASS/IMAGE`` by its path.
-
-    Raises:
-      UserError: if the set is not prepared, or its metadata is corrupt.
-    """
+    """Returns the metadata of a prepared set, or of a folder ``SPLIT/CLASS/IMAGE`` by its path."""
     if is_folder(name):
         return _scan(Path(name).expanduser()).info
     folder = prepared(data_dir).get(name)
     if folder is None:
         searched = ", ".join(map(str, data_dirs(data_dir)))
-        raise UserError(
-            f"data set {name!r} is not prepared in {searched}. Run: resnet-jax prepare {name}"
-        )
+        remedy = f"Run: resnet-jax prepare {name}"
+        raise UserError(f"data set {name!r} is not prepared in {searched}. {remedy}")
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
         if info.get("fileFormat") != "array_record":
-            raise UserError(
-                f"{folder} holds {info.get('fileFormat')} files, not array_record. "
-                f"Run: resnet-jax prepare {name} --data-dir DIR"
-            )
+            problem = f"{folder} holds {info.get('fileFormat')} files, not array_record"
+            raise UserError(f"{problem}. Run: resnet-jax prepare {name} --data-dir DIR")
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
         if not {"image", "label"} <= features.keys():
             raise UserError(f"{name} has {sorted(features)}, but 'image' and 'label' are needed.")
-        shape = [int(size) for size in features["image"]["image"]["shape"]["dimensions"]]
-        splits = {split["name"]: split["shardLengths"] for split in info["splits"]}
+        shape = map(int, features["image"]["image"]["shape"]["dimensions"])
+        splits = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
         return DatasetInfo(
             name=name,
             version=folder.name,
             directory=folder,
-            examples={split: sum(map(int, lengths)) for split, lengths in splits.items()},
+            examples=splits,
             image_shape=tuple(size if size > 0 else None for size in shape),
             num_classes=int(features["label"]["classLabel"]["numClasses"]),
         )
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder} is corrupt ({error!r}). Delete it and run: resnet-jax prepare {name}"
-        ) from error
+        remedy = f"Delete it and run: resnet-jax prepare {name}"
+        raise UserError(f"{folder} is corrupt ({error!r}). {remedy}") from error
 
 
 def class_names(info: DatasetInfo) -> list[str]:
-    """Class names by label; the numbers themselves if the set has no names."""
+    """Class names by label; numbers if the set has no names."""
     if is_folder(info.name):
         return _scan(info.directory).classes
     file = info.directory / "label.labels.txt"
@@ -137,28 +127,35 @@ def class_names(info: DatasetInfo) -> list[str]:
     return names if len(names) == info.num_classes else list(map(str, range(info.num_classes)))
 
 
-class _Records(Sequence[tuple[bytes, int]]):
-    """A split of a prepared set."""
+class _Lazy(Sequence[tuple[bytes, int]]):
+    """Examples that are loaded one at a time."""
 
-    def __init__(self, info: DatasetInfo, split: str):
-        import tensorflow_datasets as tfds  # takes 0.8 s
-
-        builder: Any = tfds.builder_from_directory(info.directory)
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        self._records: Sequence[Any] = builder.as_data_source(split, decoders=decoders)
+    def __init__(self, items: Sequence[Any], load: Callable[[Any], tuple[bytes, int]]):
+        self._items, self._load = items, load
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        record = self._records[index]
-        return record["image"], int(record["label"])
+        return self._load(self._items[index])
 
 
 def encoded(info: DatasetInfo, split: str) -> Encoded:
-    """Random access to the encoded examples of a split. Raises UserError for an unknown split."""
+    """Random access to the encoded examples of a split."""
     _check_split(info, split)
-    return _scan(info.directory).splits[split] if is_folder(info.name) else _Records(info, split)
+    if is_folder(info.name):
+        return _Lazy(_scan(info.directory).splits[split], _read_file)
+    import tensorflow_datasets as tfds  # takes 0.8 s
+
+    builder: Any = tfds.builder_from_directory(info.directory)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    records = builder.as_data_source(split, decoders=decoders)
+    return _Lazy(records, lambda record: (record["image"], int(record["label"])))
+
+
+def _read_file(item: tuple[str, int]) -> tuple[bytes, int]:
+    path, label = item
+    return Path(path).read_bytes(), label
 
 
 def _check_split(info: DatasetInfo, split: str) -> None:
@@ -167,7 +164,7 @@ def _check_split(info: DatasetInfo, split: str) -> None:
 
 
 def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
-    """Decodes one example of an ``encoded`` split to ``image`` and ``label``."""
+    """Decodes an example of ``encoded`` to ``image`` and ``label``."""
     try:
         content, label = source[index]
         image = decode(content, info.image_shape[2] or 3)
@@ -175,10 +172,9 @@ def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[
             raise ValueError(f"its image is {image.shape}, not {info.image_shape}")
         return {"image": image, "label": label}
     except Exception as error:  # ArrayRecord and the decoders raise many types.
-        raise UserError(
-            f"{shard_of(info, split, index)}: example {index} of split {split!r} is damaged "
-            f"({error}). Prepare {info.name} again, or replace the file."
-        ) from error
+        damaged = f"{shard_of(info, split, index)}: example {index} of split {split!r} is damaged"
+        remedy = f"Prepare {info.name} again, or replace the file."
+        raise UserError(f"{damaged} ({error}). {remedy}") from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -195,10 +191,9 @@ def read(info: DatasetInfo, split: str) -> Examples:
 
 
 def decode(encoded: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image as RGB (``channels=3``) or gray (1). An EXIF orientation is ignored.
+    """Decodes an image as RGB (``channels=3``) or gray (1). Raises ValueError for invalid bytes.
 
-    Raises ValueError for invalid bytes. Pillow decodes the 22 training images of ImageNet that are
-    CMYK and the one that is a PNG.
+    An EXIF orientation is ignored. Pillow decodes ImageNet's 22 CMYK images and its one PNG.
     """
     try:
         jpeg = channels == 3 and encoded[:2] == b"\xff\xd8"
@@ -215,35 +210,22 @@ def decode(encoded: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
 
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-# Names of folders to the split names of TFDS.
-_SPLITS = {name: name for name in ("train", "validation", "test")}
-_SPLITS |= {"val": "validation", "valid": "validation"}
-
-
-class _Files(Sequence[tuple[bytes, int]]):
-    """A split of a folder, in the order of class and file names."""
-
-    def __init__(self, paths: list[str], labels: list[int]):
-        self.paths, self._labels = paths, labels
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Path(self.paths[index]).read_bytes(), self._labels[index]
+# Names of folders and of the splits of TFDS.
+_SPLITS = {"train": "train", "test": "test"}
+_SPLITS |= dict.fromkeys(("validation", "val", "valid"), "validation")
 
 
 class _Folder(NamedTuple):
     info: DatasetInfo
     classes: list[str]
-    splits: dict[str, _Files]
+    splits: dict[str, list[tuple[str, int]]]  # path and label of every image
 
 
 @functools.lru_cache(maxsize=8)
 def _scan(root: Path) -> _Folder:
     """Scans a folder. Its version is a hash of all names and sizes."""
     try:
-        folders = {path.name: _classes(path) for path in _folders(root)}
+        folders = {entry.name: _classes(entry.path) for entry in _visible(root) if entry.is_dir()}
         if not any(folders.values()) and not folders.keys() & _SPLITS.keys():
             folders = {"train": _classes(root)}
     except OSError as error:
@@ -258,14 +240,13 @@ def _scan(root: Path) -> _Folder:
     for split, by_class in sorted(tree.items()):
         if missing := sorted(set(classes) - by_class.keys()):
             raise UserError(f"split {split!r} of {root} lacks the class folder {missing[0]!r}.")
-        files = [
-            (label, path, f"{split}/{name}/{os.path.basename(path)} {size}\n")
-            for label, name in enumerate(classes)
-            for path, size in by_class[name]
-        ]
-        digest.update("".join(line for _, _, line in files).encode(errors="surrogateescape"))
-        splits[split] = _Files([path for _, path, _ in files], [label for label, _, _ in files])
-    if not all(map(len, splits.values())) or not splits:
+        splits[split] = []
+        for label, name in enumerate(classes):
+            for path, size in by_class[name]:
+                line = f"{split}/{name}/{os.path.basename(path)} {size}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+                splits[split].append((path, label))
+    if not all(splits.values()) or not splits:
         raise UserError(f"{root} has no images in folders SPLIT/CLASS, such as train/dog.")
     info = DatasetInfo(
         name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
@@ -278,35 +259,28 @@ def _scan(root: Path) -> _Folder:
     return _Folder(info, classes, splits)
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(
-        path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-
-
-def _classes(folder: Path) -> dict[str, list[tuple[str, int]]]:
+def _classes(folder: str | Path) -> dict[str, list[tuple[str, int]]]:
     """Paths and sizes of the images of each class."""
-    return {path.name: _images(path) for path in _folders(folder)}
+    return {
+        entry.name: [
+            (image.path, image.stat().st_size)
+            for image in _visible(entry.path)
+            if image.name.lower().endswith(_SUFFIXES) and image.is_file()
+        ]
+        for entry in _visible(folder)
+        if entry.is_dir()
+    }
 
 
-def _images(folder: Path) -> list[tuple[str, int]]:
+def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    # Hidden files are those of systems, such as ._1.jpg of macOS.
     with os.scandir(folder) as entries:
-        return sorted(
-            (entry.path, entry.stat().st_size)
-            for entry in entries
-            if entry.name.lower().endswith(_SUFFIXES)
-            # Files of systems, such as ._1.jpg of macOS.
-            and not entry.name.startswith(".")
-            and entry.is_file()
-        )
-
-
-# Opening a file takes a millisecond, and more over a network.
-_OPENED = 64
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(visible, key=lambda entry: entry.name)
 
 
 def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
-    """Files of a split of a TFDS set with their numbers of examples, from its metadata."""
+    """Files of a split of a TFDS set and their numbers of examples, from its metadata."""
     splits = json.loads((info.directory / "dataset_info.json").read_text())["splits"]
     (lengths,) = [entry["shardLengths"] for entry in splits if entry["name"] == split]
     # Named as TFDS names them; the template in the metadata could lead anywhere.
@@ -318,9 +292,8 @@ def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
 
 
 def shard_of(info: DatasetInfo, split: str, index: int) -> Path:
-    """File of an example."""
     if is_folder(info.name):
-        return Path(_scan(info.directory).splits[split].paths[index])
+        return Path(_scan(info.directory).splits[split][index][0])
     files = shards(info, split)
     ends = np.cumsum([length for _, length in files])
     return files[np.searchsorted(ends, index, side="right")][0]
@@ -329,28 +302,27 @@ def shard_of(info: DatasetInfo, split: str, index: int) -> Path:
 def check(info: DatasetInfo, split: str) -> None:
     """Checks that the files of a split exist, and that up to 64 of them are whole.
 
-    Counts the records of a file and reads the first and the last. A flipped bit in another record
-    is found when that record is read.
+    Counts the records of a file and reads the first and the last; others are checked when read.
     """
     _check_split(info, split)
     if is_folder(info.name):
         return
-    from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+    from array_record.python import array_record_module as array_record  # pyright: ignore
 
     files = shards(info, split)
     remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare {info.name}"
     if missing := [file for file, _ in files if not file.exists()]:
-        number = f"{len(missing)} of the {len(files)} files of split {split!r}"
-        raise UserError(f"{missing[0]} is missing ({number}). {remedy}")
-    for number in np.unique(np.linspace(0, len(files) - 1, _OPENED, dtype=int)):
+        part = f"{len(missing)} of the {len(files)} files of split {split!r}"
+        raise UserError(f"{missing[0]} is missing ({part}). {remedy}")
+    # Opening a file takes a millisecond, and more over a network.
+    for number in np.unique(np.linspace(0, len(files) - 1, 64, dtype=int)):
         file, length = files[number]
         try:
-            with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+            with contextlib.closing(array_record.ArrayRecordReader(str(file))) as reader:
                 if reader.num_records() != length:
                     raise ValueError(f"it holds {reader.num_records()} records, not {length}")
                 if length and not all(reader.read([0, length - 1])):
                     raise ValueError("a record is empty")
         except Exception as error:  # ValueError, RuntimeError or IndexError
-            raise UserError(
-                f"{file}, of split {split!r}, is damaged ({error!s:.200}). {remedy}"
-            ) from error
+            problem = f"{file}, of split {split!r}, is damaged ({error!s:.200})"
+            raise UserError(f"{problem}. {remedy}") from error

@@ -16,11 +16,10 @@ from resnet_jax.errors import UserError, nearest
 # scikit-learn's copy of the set; licenses are stated in digits.LICENSE.txt.
 _FILE = Path(__file__).with_name("digits.npz")
 _TEST_IMAGES = 360
-_RECORD = 1 + 32 * 32 * 3  # label, then the red, green and blue planes
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """8x8 gray images of the digits 0-9, the embedded set; needs neither network nor TensorFlow.
+    """8x8 gray images of the digits 0-9, the embedded set.
 
     The part of UCI "Optical Recognition of Handwritten Digits" that scikit-learn ships, divided by
     its ``train_test_split(test_size=0.2, random_state=0)``. Values 0-16 are stored as 0-255.
@@ -29,17 +28,12 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=self.__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-        )
+        image = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
+        label = tfds.features.ClassLabel(num_classes=10)
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return self.dataset_info_from_configs(description=self.__doc__, features=features)
 
-    def _split_generators(self, _: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+    def _split_generators(self, _: Any) -> dict[str, Iterator[Any]]:
         # train_test_split permutes with RandomState, whose stream NumPy keeps.
         shuffled = np.random.RandomState(0).permutation(1797)
         return {
@@ -47,7 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "test": self._generate_examples(shuffled[:_TEST_IMAGES]),
         }
 
-    def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _generate_examples(self, indices: np.ndarray) -> Iterator[Any]:  # pyright: ignore
         with np.load(_FILE) as arrays:
             images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
             labels = arrays["labels"]
@@ -59,7 +53,8 @@ class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
     """TFDS's ``cifar10`` (same name, version, keys and examples), written without TensorFlow."""
 
     def _generate_examples(self, split_prefix: str, filepaths: Iterable[str]) -> Any:
-        files = [np.fromfile(path, np.uint8).reshape(-1, _RECORD) for path in filepaths]
+        # Records: label, then the red, green and blue planes.
+        files = [np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32) for path in filepaths]
         for index, record in enumerate(np.concatenate(files)):
             image = _png(record[1:].reshape(3, 32, 32).transpose(1, 2, 0))
             label = int(record[0])
@@ -84,7 +79,7 @@ def prepare(
 
     Args:
       name: ``digits``, ``cifar10``, or any set of TFDS, which needs TensorFlow.
-      data_dir: see ``datasets.data_dirs``.
+      data_dir: directory to search first.
       archives: folder of files that TFDS cannot download (``manual_dir``), as of ``imagenet2012``.
     """
     directory = datasets.data_dirs(data_dir)[0]
@@ -96,8 +91,8 @@ def prepare(
         try:
             builder.download_and_prepare(download_config=config)
         except Exception as error:  # of the HTTP client, the disk or TensorFlow
-            message = f"{type(error).__name__}: {error}"
-            raise UserError(f"{name} could not be prepared in {directory}: {message}") from error
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"{name} could not be prepared in {directory}: {problem}") from error
     return datasets.describe(name, str(directory))
 
 

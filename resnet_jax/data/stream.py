@@ -1,4 +1,4 @@
-"""Streamed training batches: a function of (seed, step) for any number of processes and workers."""
+"""Streamed training batches: a function of (seed, step), whatever the processes and workers."""
 
 import functools
 import math
@@ -12,21 +12,20 @@ from absl import flags
 from jaxtyping import Int32, UInt8
 
 from resnet_jax.data import datasets
-from resnet_jax.data.datasets import DatasetInfo, Encoded
+from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import Factory
 
-# Per thread: the largest images of ImageNet have ten million pixels.
-_DECODING_MB = 32
+_DECODING_MB = 32  # per thread: the largest images of ImageNet have ten million pixels
 
 
 class Streamed(NamedTuple):
-    """One batch, or the part of one process, in host memory."""
+    """Images, or one of them, in host memory."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n"]
     replaced: Int32[np.ndarray, "n"]
-    """Number of corrupt images that each image replaces."""
+    """Number of corrupt images that an image replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Stream:
     info: DatasetInfo
     split: str
     examples: int
-    """The first ones of the split."""
+    """Number of images, the first ones of the split."""
     seed: int
     batch_size: int
     """Images per step, over all processes."""
@@ -51,7 +50,7 @@ class Stream:
     """Replace a corrupt image by the next one of the set, instead of raising."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the cached data sets, which workers build for themselves.
+        # Workers build the cached data sets themselves.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @functools.cached_property
@@ -69,29 +68,26 @@ class Stream:
         policy = self.policy() if self.policy else None
 
         def load(index: int, rng: np.random.Generator) -> Streamed:
-            image, label, replaced = self._decode(source, int(index))
-            image = crop(image, self.size, rng)
+            replaced = 0
+            while True:
+                place = (int(index) + replaced) % self.examples
+                try:
+                    record = datasets.example(source, self.info, self.split, place)
+                    break
+                except UserError:
+                    replaced += 1
+                    if not self.replaces_damaged or replaced == self.examples:
+                        raise
+            image = crop(record["image"], self.size, rng)
             image = policy(image, rng) if policy else image
-            return Streamed(image, np.asarray(label, np.int32), np.asarray(replaced, np.int32))
+            return Streamed(image, *np.array([record["label"], replaced], np.int32))
 
         return self.order.random_map(load)
-
-    def _decode(self, source: Encoded, index: int) -> tuple[np.ndarray, int, int]:
-        replaced = 0
-        while True:
-            place = (index + replaced) % self.examples
-            try:
-                record = datasets.example(source, self.info, self.split, place)
-                return record["image"], record["label"], replaced
-            except UserError:
-                replaced += 1
-                if not self.replaces_damaged or replaced == self.examples:
-                    raise
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of one process in a range of steps: a contiguous share of every global batch."""
+    """Images of one process in a range of steps: a contiguous share of every batch."""
 
     stream: Stream
     _: KW_ONLY
@@ -99,13 +95,6 @@ class Rows:
     last_step: int
     process: int = 0
     processes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.stream.batch_size % self.processes:
-            raise UserError(
-                f"batch_size must be a multiple of the {self.processes} processes, "
-                f"got {self.stream.batch_size}."
-            )
 
     @property
     def share(self) -> int:
@@ -118,7 +107,7 @@ class Rows:
     def __getitem__(self, index: int) -> Streamed:
         step, row = divmod(index, self.share)
         batch = (self.first_step + step) * self.stream.batch_size
-        return self.stream.images[batch + self.process * self.share + row]  # pyright: ignore[reportReturnType]
+        return self.stream.images[batch + self.process * self.share + row]  # pyright: ignore
 
 
 def reading_ahead(
@@ -128,7 +117,7 @@ def reading_ahead(
 
     Args:
       rows: images of this process.
-      threads: decoding threads; 0: one per core. With ``workers``: per worker, and 0 is one.
+      threads: decoding threads, per worker if there are any; 0: one per core, or one per worker.
       workers: decoding processes; 0: this process.
       memory_mb: bound on prefetched decoded images.
     """
@@ -136,27 +125,27 @@ def reading_ahead(
     batch_mb = rows.share * image_mb
     # One batch is assembled, one waits, one is transferred.
     room = memory_mb - 3 * batch_mb
-    threads = threads or (1 if workers else _cores())
     if workers:
+        threads, readers = threads or 1, f"{workers} workers"
         # Whole batches: one per thread of a worker, and one ready in each worker.
         ahead, least = threads, workers * (threads + 1) * batch_mb
     else:
+        threads = threads or _cores()
         ahead = min(int((room - threads * _DECODING_MB) / image_mb), rows.share)
         least = threads * _DECODING_MB + min(threads, rows.share) * image_mb
+        readers = f"{threads} threads"
     if least > room:
-        readers = f"{workers} workers" if workers else f"{threads} threads"
         least = math.ceil(least + 3 * batch_mb)
         raise UserError(f"loading.memory_mb is {memory_mb}, but {readers} need at least {least}.")
     return grain.ReadOptions(threads, ahead)
 
 
 def _cores() -> int:
-    """Cores of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def batches(rows: Rows, *, workers: int = 0, **loading: int) -> grain.DatasetIterator[Streamed]:
-    """Yields prefetched batches in order; options as of ``reading_ahead``. Close the iterator."""
+    """Yields prefetched batches in order, see ``reading_ahead``. Close the iterator."""
     options = reading_ahead(rows, workers=workers, **loading)
     source = grain.MapDataset.source(rows)
     if not workers:

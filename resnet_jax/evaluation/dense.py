@@ -5,6 +5,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -24,22 +25,17 @@ from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply
 from resnet_jax.models.resnet import Variables
 
-# The total stride of ImageNet networks; bounds the number of compiled shapes.
-_MULTIPLE = 32
-# Images per group of header reads and of the final scoring.
-_CHUNK = 4096
-
 
 def shape(height: int, width: int, scale: int) -> tuple[int, int]:
     """Height and width of a resized image: the shorter side is ``scale``.
 
-    The longer one is the nearest multiple of 32 (halves are rounded up), and at least ``scale``.
-    Squares stay square.
+    The longer one is the nearest multiple of 32 (halves up), at least ``scale``. Squares stay so.
     """
     if height == width:
         return scale, scale
     short, long = min(height, width), max(height, width)
-    nearest = (2 * scale * long + _MULTIPLE * short) // (2 * _MULTIPLE * short) * _MULTIPLE
+    # 32 is the stride of ImageNet networks, and bounds the number of compiled shapes.
+    nearest = (scale * long + 16 * short) // (32 * short) * 32
     side = max(scale, nearest)
     return (side, scale) if height > width else (scale, side)
 
@@ -58,12 +54,9 @@ def evaluate(
 ) -> Score:
     """Scores the average of the softmax scores of each image and its mirror image at all scales.
 
-    He et al. 2015, Section 3.4, "the fully-convolutional form". Batches hold images of one shape.
-    The host holds the summed scores (200 MB for ImageNet) and at most four batches.
-
-    Args:
-      pixels: per batch, mirror images included; a batch has at least one image per device.
-      sharding: of a batch; None: one device.
+    He et al. 2015, Section 3.4, "the fully-convolutional form". Batches hold images of one shape:
+    ``pixels``, mirror images included, but at least one image per device. The host holds the summed
+    scores (200 MB for ImageNet) and at most four batches. Without ``sharding``, one device is used.
 
     Raises:
       RuntimeError: if an image was not scored exactly once at each scale.
@@ -75,10 +68,10 @@ def evaluate(
         image = augment_host.resample(record["image"], place.size, protocol.interpolation)
         return image, record["label"]
 
-    read_size = functools.partial(_size, source, info, split)
-    groups = protocols.ahead(read_size, _groups(list(range(count)), _CHUNK))
-    sizes = [size for _, group in groups for size in group]
-    shards = 1 if sharding is None else sharding.num_devices
+    with ThreadPoolExecutor() as pool:
+        read_size = functools.partial(_size, source, info, split)
+        sizes = list(pool.map(read_size, range(count)))
+    shards = sharding.num_devices if sharding else 1
     labels, contributions = np.full(count, -1, np.int32), np.zeros(count, np.int64)
     total: np.ndarray | None = None
     for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
@@ -88,14 +81,19 @@ def evaluate(
         scores = _scores(params, batch_stats, preprocessing, batch, apply=apply)
         # Every process adds up all scores.
         scores = multihost_utils.process_allgather(scores, tiled=True)
-        total = np.zeros((count, scores.shape[1]), np.float32) if total is None else total
+        if total is None:
+            total = np.zeros((count, scores.shape[1]), np.float32)
         total[indices] += scores[: len(group)]
         labels[indices] = [label for _, label in loaded]
         contributions[indices] += 1
     scales = len(protocol.scales)
     if total is None or (contributions != scales).any():
         raise RuntimeError(f"not every image was scored at {scales} scales. Report this.")
-    return _score(total / np.float32(2 * scales), labels)
+    total /= np.float32(2 * scales)
+    wrong, wrong5 = jax.jit(exact.errors)(total, labels)
+    with np.errstate(divide="ignore"):
+        loss = -np.log(total[np.arange(count), labels].astype(np.float64)).sum()
+    return Score(int(wrong.sum()), float(loss), count, int(wrong5.sum()))
 
 
 @functools.partial(jax.jit, static_argnames="apply")
@@ -107,38 +105,25 @@ def _scores(
     *,
     apply: Apply,
 ) -> Float[Array, "n classes"]:
-    """Sums of the softmax scores of images and their mirror images."""
+    """Softmax scores of images plus those of their mirror images."""
     # Interleaved, so that a device keeps its images.
     both = jnp.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
     logits, _ = apply(params, batch_stats, preprocessing(both), train=False)
     return jax.nn.softmax(logits).reshape(len(images), 2, -1).sum(1)
 
 
-def _score(scores: np.ndarray, labels: np.ndarray) -> Score:
-    count = len(labels)
-    errors = [
-        exact.errors(jnp.asarray(scores[group]), jnp.asarray(labels[group]))
-        for group in _groups(list(range(count)), _CHUNK)
-    ]
-    wrong, wrong5 = (sum(int(part.sum()) for part in parts) for parts in zip(*errors, strict=True))
-    with np.errstate(divide="ignore"):
-        loss = -np.log(scores[np.arange(count), labels].astype(np.float64)).sum()
-    return Score(wrong, float(loss), count, wrong5)
-
-
 class _Place(NamedTuple):
-    """An image at one scale."""
+    """An image at one scale, in batches of ``capacity`` rows."""
 
     number: int
     size: tuple[int, int]
     capacity: int
-    """Images per batch of this shape, padding included."""
 
 
 def _batches(
     sizes: list[tuple[int, int]], scales: tuple[int, ...], pixels: int, shards: int
 ) -> Iterator[list[_Place]]:
-    """Every image at every scale, in batches of one shape."""
+    """All images at all scales, in batches of one shape."""
     for scale in scales:
         by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, size in enumerate(sizes):
@@ -147,18 +132,15 @@ def _batches(
             # Shapes of few images are not padded to the full batch.
             full = protocols.rows(pixels, 2 * math.prod(size), shards)
             capacity = min(full, protocols.rows(len(indices), 1, shards))
-            for group in _groups(indices, capacity):
-                yield [_Place(index, size, capacity) for index in group]
-
-
-def _groups(indices: list[int], size: int) -> Iterator[list[int]]:
-    return (indices[start : start + size] for start in range(0, len(indices), size))
+            places = [_Place(index, size, capacity) for index in indices]
+            for start in range(0, len(places), capacity):
+                yield places[start : start + capacity]
 
 
 def _size(source: Encoded, info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
     """Height and width of an image, from its header."""
     height, width, _ = info.image_shape
-    if height is not None and width is not None:
+    if height and width:
         return height, width
     try:
         with Image.open(io.BytesIO(source[index][0])) as header:

@@ -20,8 +20,6 @@ from resnet_jax.models import Apply
 from resnet_jax.models.resnet import Variables
 
 TOP = 5
-# Batches that wait on the devices, beside the one that they compute.
-_WAITING = 2
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,10 @@ class Score:
 
     @property
     def error_percent(self) -> float:
-        """Top-1 error."""
         return 100 * self.errors / self.examples
 
     @property
     def top5_error_percent(self) -> float:
-        """Top-5 error."""
         return 100 * self.top5_errors / self.examples
 
     @property
@@ -68,21 +64,16 @@ def score_batch(
     *,
     apply: Callable[..., tuple[Array, Variables]],
 ) -> Sums:
-    """Scores one batch, negative labels being padding.
-
-    Softmax scores of several views are averaged, and the loss is that of the average.
-    """
+    """Scores a batch; negative labels are padding, and softmax scores of views are averaged."""
     real = labels >= 0
-    shape = images.shape[1:-3]
+    views = math.prod(images.shape[1:-3])
     flat = images.reshape(-1, *images.shape[-3:])
     logits, _ = apply(params, batch_stats, preprocessing(flat), train=False)
-    if shape:
+    if views > 1:
         # Averaged as logarithms, so that small probabilities do not underflow.
-        scores = jax.nn.log_softmax(logits).reshape(len(labels), math.prod(shape), -1)
-        logits = jax.nn.logsumexp(scores, axis=1) - math.log(math.prod(shape))
-        losses = -jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], axis=1)[:, 0]
-    else:
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+        scores = jax.nn.log_softmax(logits).reshape(len(labels), views, -1)
+        logits = jax.nn.logsumexp(scores, axis=1) - math.log(views)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     wrong, wrong5 = (wrong & real for wrong in errors(logits, labels))
     return Sums(jnp.sum(wrong), jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real), jnp.sum(wrong5))
 
@@ -90,7 +81,7 @@ def score_batch(
 def errors(
     scores: Float[Array, "n classes"], labels: Int32[Array, "n"]
 ) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
-    """Top-1 and top-5 errors; ties go to the smaller class. Non-finite scores are errors."""
+    """Top-1 and top-5 errors. Ties go to the smaller class; non-finite scores are errors."""
     of_label = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[:, None], axis=1)
     before = jnp.arange(scores.shape[1]) < labels[:, None]
     better = jnp.sum((scores > of_label) | ((scores == of_label) & before), axis=1)
@@ -113,7 +104,7 @@ def evaluate(
     expected_examples: int,
     sharding: Sharding | None = None,
 ) -> Score:
-    """Scores every example of ``data`` once, see ``tally``."""
+    """Scores every example once, see ``tally``."""
     score = functools.partial(_score_batch, params, batch_stats, preprocessing, apply=apply)
     return tally(
         score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding
@@ -130,13 +121,11 @@ def tally(
     processes: int = 1,
     between: Callable[[], None] = lambda: None,
 ) -> Score:
-    """Adds up the sums of ``score`` over all batches; the last one is padded.
+    """Adds up ``score`` of images and labels over all batches; labels of padding are -1.
 
     Args:
-      score: function of images and labels, where -1 is padding.
-      data: images and labels in host memory, or batches of at most ``batch_size`` views.
+      data: a set in host memory, or batches of at most ``batch_size`` views.
       batch_size: views per call, rounded up to a multiple of the devices.
-      expected_examples: number of examples according to the set's metadata.
       sharding: of a batch; None: one device.
       processes: number of processes that yield equal parts of every batch; 1: batches are global.
       between: called after every batch; may raise to stop.
@@ -144,27 +133,25 @@ def tally(
     Raises:
       RuntimeError: if the number of scored examples is not ``expected_examples``.
     """
-    shards = 1 if sharding is None else sharding.num_devices
+    shards = sharding.num_devices if sharding else 1
     sums: list[Sums] = []
     for batch in _batches(data, batch_size) if isinstance(data, Examples) else data:
-        several = math.prod(batch.images.shape[1:-3])
-        rows = protocols.rows(batch_size, several, shards) // processes
+        views = math.prod(batch.images.shape[1:-3])
+        rows = protocols.rows(batch_size, views, shards) // processes
         images = place(batch.images, rows, sharding, processes)
         labels = place(batch.labels, rows, sharding, processes, padding=-1)
         sums.append(score(images, labels))
-        if len(sums) > _WAITING:
-            # Bounds the device memory of batches that are dispatched faster than computed.
-            jax.block_until_ready(sums[-1 - _WAITING])
+        if len(sums) > 2:
+            # Bounds device memory: dispatch is faster than computation.
+            jax.block_until_ready(sums[-3])
         between()
     # In float64 on the host: up to rounding, the loss does not depend on the batch size.
-    errors, loss, examples, top5_errors = (
-        np.sum(parts, dtype=np.float64) for parts in zip(*jax.device_get(sums), strict=True)
-    )
+    totals = np.asarray(jax.device_get(sums), np.float64).sum(axis=0)
+    errors, loss, examples, top5_errors = totals.tolist()
     if examples != expected_examples:
-        raise RuntimeError(
-            f"{int(examples)} examples were scored, the set has {expected_examples}. Report this."
-        )
-    return Score(int(errors), float(loss), int(examples), int(top5_errors))
+        scored = f"{int(examples)} examples were scored"
+        raise RuntimeError(f"{scored}, the set has {expected_examples}. Report this.")
+    return Score(int(errors), loss, int(examples), int(top5_errors))
 
 
 def place(

@@ -1,4 +1,4 @@
-"""Evaluation protocols, and their images: one crop, ten crops, or several sizes (``dense``)."""
+"""Evaluation protocols and their images: one crop, ten crops, or several sizes (``dense``)."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resnet_jax.data import augment_host, datasets
-from resnet_jax.data.augment_host import Crop, Pixels
+from resnet_jax.data.augment_host import Pixels
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.errors import UserError
 from resnet_jax.weights.card import Interpolation, View
@@ -27,38 +27,33 @@ _ABBREVIATIONS = {
     "multi-scale": f"multi-scale-{','.join(map(str, SCALES))}",
 }
 _MAX_PIXELS = 2**16
-# Groups of images that wait for their use, beside the one in use.
-_AHEAD = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """An evaluation protocol. Softmax scores are averaged over the views of an image."""
+    """Views of an image, whose softmax scores are averaged."""
 
     resize: int | None = None
-    """Length of the shorter side before the crop. None: no resizing."""
+    """Shorter side before the crop. None: no resizing."""
     crop: int | None = None
     """Side of the square. None: the whole image."""
     interpolation: Interpolation = "bilinear"
     crops: int = 1
-    """1: the central crop. 10: the four corners, the center, and their mirror images."""
+    """1: the center. 10: the four corners, the center, and their mirror images."""
     scales: tuple[int, ...] = ()
-    """Shorter sides of whole images and mirror images (``dense``), in place of the other fields."""
+    """Shorter sides of whole images and mirror images (``dense``); other sizes are unused."""
 
     def view(self, height: int | None = None, width: int | None = None) -> str:
-        """Text for result records, e.g. "single 224x224 of 256".
-
-        Height and width are those of uncropped images.
-        """
+        """Text for result records, as "single 224x224 of 256"; ``height``, ``width``: uncropped."""
         if self.scales:
-            scales = "" if self.scales == SCALES else " " + ", ".join(map(str, self.scales))
-            text = "multi-scale" + scales
+            scales = ", ".join(map(str, self.scales))
+            text = "multi-scale" + f" {scales}" * (self.scales != SCALES)
         else:
             number = f"{self.crops} crops" if self.crops > 1 else "single"
             text = f"{number} {self.crop or height}x{self.crop or width}"
             text += f" of {self.resize}" if self.resize else ""
-        resized = bool(self.resize or self.scales)
-        return text + ", bicubic" * (resized and self.interpolation == "bicubic")
+        bicubic = self.interpolation == "bicubic" and (self.resize or self.scales)
+        return text + (", bicubic" if bicubic else "")
 
 
 def parse(text: str) -> Protocol:
@@ -81,10 +76,8 @@ def parse(text: str) -> Protocol:
         scales = tuple(map(int, match[1].split(",")))
         if all(0 < scale < _MAX_PIXELS for scale in scales) and len(set(scales)) == len(scales):
             return Protocol(scales=scales, interpolation=interpolation)
-    raise UserError(
-        f"{text!r} is no protocol. Give SHORTER_SIDE/CROP, as 256/224 or ten-crop-256/224-bicubic, "
-        "or shorter sides, as multi-scale-224,256,384."
-    )
+    allowed = "256/224 (shorter side, crop), ten-crop-256/224-bicubic or multi-scale-224,256,384"
+    raise UserError(f"{text!r} is no protocol. Give one such as {allowed}.")
 
 
 def of(view: View) -> Protocol:
@@ -93,8 +86,8 @@ def of(view: View) -> Protocol:
     return Protocol(resize=resize, crop=crop, interpolation=view.interpolation)
 
 
-def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
-    """Resizes (antialiased) and crops an image like torchvision's ``Resize`` and ``CenterCrop``."""
+def resize_and_crop(image: Pixels, protocol: Protocol) -> Pixels:
+    """Resizes (antialiased) and crops like torchvision's ``Resize`` and ``CenterCrop``."""
     if protocol.resize:
         # The longer side is rounded down.
         short = min(image.shape[:2])
@@ -110,10 +103,7 @@ def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
 
 
 def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo c"]:
-    """Corners and center of the resized image, and their mirror images.
-
-    Krizhevsky et al. 2012, Section 4.1.
-    """
+    """Corners, center and their mirror images (Krizhevsky et al. 2012, Section 4.1)."""
     size = protocol.crop
     assert size
     whole = resize_and_crop(image, dataclasses.replace(protocol, crop=None))
@@ -141,24 +131,21 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Examples]:
-    """Yields the images of a split in order; black images of label -1 pad the last batch.
+    """Yields ``count`` images of a split in order; black images of label -1 pad the last batch.
 
-    Args:
-      batch_size: views per batch over all processes; ten crops count as ten.
-      first: index of the first image.
-      count: number of images; None: all from ``first`` on.
-      process: index of this process. Each decodes an equal, contiguous part of every batch.
-      processes: their number; the images of a batch are rounded up to a multiple of it.
+    ``batch_size`` counts the views over all processes. Each process decodes an equal, contiguous
+    part of every batch, whose number of images is rounded up to a multiple of ``processes``.
     """
     if None in info.image_shape and not (protocol.resize and protocol.crop):
         raise UserError(f"the images of {info.name} differ in size. Give --protocol 256/224.")
-    source = datasets.encoded(info, split)
-    end = info.examples[split] if count is None else min(first + count, info.examples[split])
+    source, end = datasets.encoded(info, split), info.examples[split]
+    if count is not None:
+        end = min(first + count, end)
     share = rows(batch_size, protocol.crops, processes) // processes
+    crop = ten_crops if protocol.crops > 1 else resize_and_crop
 
     def load(index: int) -> tuple[np.ndarray, int]:
         record = datasets.example(source, info, split, index)
-        crop = ten_crops if protocol.crops > 1 else resize_and_crop
         return crop(record["image"], protocol), record["label"]
 
     # The part of a process in the last batch can be padding only.
@@ -173,7 +160,7 @@ def batches(
 def load(
     info: DatasetInfo, split: str, protocol: Protocol, batch_size: int
 ) -> Examples | Iterator[Examples]:
-    """Images of a split: whole if they have one size and stay as they are, else ``batches``."""
+    """The whole split if its images have one size and stay as they are, else ``batches``."""
     if None in info.image_shape or protocol.resize or protocol.crop:
         return batches(info, split, protocol, batch_size)
     return datasets.read(info, split)
@@ -193,7 +180,7 @@ def ahead(
     try:
         for group in groups:
             waiting.append((group, pool.map(function, group)))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > 2:
                 members, results = waiting.popleft()
                 yield members, list(results)
         for members, results in waiting:

@@ -24,7 +24,6 @@ _SELECTED = {
 }
 _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
 _UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
-_NOT_STRUCTURE = ("input_shape", "num_classes", "dtype")
 _WHOLE = "all training images, last step"
 _counts = functools.cache(models.count)
 
@@ -44,7 +43,7 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Our results for one published number."""
+    """Our results beside a published number."""
 
     entry: Entry
     counted: int | None = None
@@ -74,26 +73,23 @@ class Comparison:
             return "no network of this codebase"
         if self.entry.metric not in MEASURED:
             return "not measured here"
-        lines = [
-            f"{error}, median {error.median:.2f}, best {error.best:.2f}, "
-            f"n={len(error.values)} ({variant.name})"
-            for variant, error in self.ours
-        ]
+        lines = []
+        for variant, error in self.ours:
+            others = f"median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)}"
+            lines.append(f"{error}, {others} ({variant.name})")
         return "\n".join([*lines, *map(str, self.mismatches), *["not run"] * self.missing])
 
 
 def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
     """Compares an entry with the variants of its network; protocols need a length."""
-    architecture = entry.architecture()
-    if architecture is None:
-        return Comparison(entry)
-    if entry.metric in _COUNTED:
-        name = "multiply_adds" if entry.metric == "flops" else entry.metric
+    architecture, metric = entry.architecture(), entry.metric
+    if architecture and metric in _COUNTED:
+        name = "multiply_adds" if metric == "flops" else metric
         return Comparison(entry, counted=getattr(_counts(architecture), name))
-    if entry.metric not in MEASURED:
+    if architecture is None or metric not in MEASURED:
         return Comparison(entry)
     network = structure(config.resolve(architecture))
-    training = entry.metric == "training_error"
+    training = metric == "training_error"
     name = "training_error_percent" if training else _SELECTED[selection(entry)]
     ours, mismatches = [], []
     for variant in variants:
@@ -108,16 +104,12 @@ def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
 
 def differences(entry: Entry, variant: VariantRuns) -> dict[str, tuple[Any, Any]]:
     """Returns the protocol fields that differ as (published, ours), also an unstated length."""
-    protocol = dict(variant.results[0]["protocol"])
-    selected = selection(entry)
+    protocol, selected = dict(variant.results[0]["protocol"]), selection(entry)
     if all(result[_SELECTED[selected]] is not None for result in variant.results):
         protocol["selection"] = selected
     stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": selected}
-    differing = {
-        name: (value, protocol.get(name))
-        for name, value in stated.items()
-        if protocol.get(name) != value
-    }
+    pairs = {name: (value, protocol.get(name)) for name, value in stated.items()}
+    differing = {name: (theirs, ours) for name, (theirs, ours) in pairs.items() if theirs != ours}
     images = {result["training_error_of"] for result in variant.results} - {_WHOLE}
     if entry.metric == "training_error" and images:
         differing["training_error_of"] = (_WHOLE, ", ".join(sorted(images)))
@@ -136,18 +128,15 @@ def selection(entry: Entry) -> str:
 
 def structure(model: dict[str, Any]) -> str:
     """Returns a hash of a resolved network, without its data, dtype and arguments of its norm."""
-    kept = {name: value for name, value in model.items() if name not in _NOT_STRUCTURE}
-    return config.fingerprint(kept | {"norm": model["norm"].partition("(")[0]})
+    others = dict.fromkeys(("input_shape", "num_classes", "dtype"))
+    return config.fingerprint(model | others | {"norm": model["norm"].partition("(")[0]})
 
 
 def beside(variants: Sequence[VariantRuns]) -> list[Comparison]:
     """Returns the verified published errors with a result, joined or rejected."""
-    comparisons = [
-        compare(entry, variants)
-        for key in ledger.papers()
-        for entry in ledger.load(key).entries
-        if entry.verified and entry.metric == "top1_error" and entry.network
-    ]
+    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
+    errors = (e for e in entries if e.verified and e.metric == "top1_error" and e.network)
+    comparisons = (compare(entry, variants) for entry in errors)
     return [comparison for comparison in comparisons if comparison.ours or comparison.mismatches]
 
 
@@ -161,12 +150,11 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     """Returns a comparison as a JSON object."""
     entry = comparison.entry
     names = ("paper", "table", "row", "metric", "relation", "statistic", "mark")
+    pairs = comparison.ours
     return {name: getattr(entry, name) for name in names} | {
         "published": entry.value,
         "counted": comparison.counted,
-        "ours": [
-            {"variant": v.name} | terminal.plain(error._asdict()) for v, error in comparison.ours
-        ],
+        "ours": [{"variant": v.name} | terminal.plain(error._asdict()) for v, error in pairs],
         "mismatches": [
             {"variant": mismatch.variant.name, "differing": mismatch.differing}
             for mismatch in comparison.mismatches
@@ -185,9 +173,9 @@ def tables(comparisons: Sequence[Comparison]) -> list[terminal.Table]:
     columns = ("row", "metric", "published", "mark", "ours")
     rendered = []
     for title, group in groups.items():
-        commands = dict.fromkeys(c.command for c in group if c.missing and c.command)
-        note = "\n".join(f"to run: {command}" for command in commands)
-        rendered.append(terminal.Table(title, columns, tuple(map(_row, group)), note))
+        commands = dict.fromkeys(f"to run: {c.command}" for c in group if c.missing and c.command)
+        rows, note = tuple(map(_row, group)), "\n".join(commands)
+        rendered.append(terminal.Table(title, columns, rows, note))
     return rendered
 
 

@@ -5,7 +5,6 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,15 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from resnet_jax.studies import results
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.studies.results import VariantRuns
-from resnet_jax.training import config
 from resnet_jax.training.run_dir import Record, Workdir
 
 # Okabe and Ito's colors: distinguishable with any color vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STROKES = ("-", "--", ":", "-.")
-GRAY = "#808080"
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
 LONGEST_NAME = 36
@@ -38,13 +36,22 @@ def style() -> Iterator[None]:
     """Context manager with the style in which every figure is drawn and written."""
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     parameters: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "resnet_jax",
-        "font.size": FONT_SIZE,
-        "text.parse_math": False,  # names may contain dollars
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
         "axes.spines.left": False,
         "axes.spines.right": False,
         "axes.spines.top": False,
+        "axes.titlesize": FONT_SIZE,
+        "figure.constrained_layout.use": True,
+        "font.size": FONT_SIZE,
+        "grid.alpha": 0.25,
+        "grid.color": "#808080",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "resnet_jax",
+        "text.parse_math": False,  # names may contain dollars
         **dict.fromkeys(inked, INK),
     }
     with matplotlib.rc_context(parameters), warnings.catch_warnings():
@@ -54,19 +61,15 @@ def style() -> Iterator[None]:
 
 
 def svg(figure: Figure, label: str, key: str) -> Markup:
-    """Renders a figure as an ``<svg>`` element; see ``inline``."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return inline(text.getvalue(), label, key)
 
 
 def inline(text: str, label: str, key: str) -> Markup:
-    """Returns the text of an SVG file, written within ``style``, as an ``<svg>`` element.
+    """Returns an SVG file, written within ``style``, as an ``<svg>`` element.
 
-    Args:
-      text: contents of the file.
-      label: description of the figure.
-      key: prefix of its identifiers, unique in a page.
+    ``key`` is the prefix of its identifiers, unique in a page.
     """
     # Styles would apply to the whole page.
     body = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -81,17 +84,19 @@ def inline(text: str, label: str, key: str) -> Markup:
 
 
 def shortened(name: str) -> str:
-    """Returns the name, without its middle if it is too long."""
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+
+
+def without_fingerprint(name: str) -> str:
+    return re.sub(r" \([\da-f]{6}\)$", "", name)
 
 
 def common_name(names: Sequence[str]) -> str:
     """Returns the common part of names that differ in numbers: "plain" for plain-20, plain-56."""
     if len(names) == 1:
         return names[0]
-    # Without parts of fingerprints.
-    words = [re.findall(r"\d+|\D+", re.sub(r" \(\w{6}\)$", "", name)) for name in names]
+    words = [re.findall(r"\d+|\D+", without_fingerprint(name)) for name in names]
     columns = zip(*words, strict=False)
     title = "".join(column[0] if len(set(column)) == 1 else "…" for column in columns)
     return title.strip(" -_…") or ", ".join(map(shortened, names))
@@ -107,7 +112,7 @@ class Curve(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A variant in its family."""
+    """A variant with curves."""
 
     name: str
     blocks: int
@@ -127,30 +132,22 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
     errors = np.ma.masked_invalid([[run.get(step, np.nan) for step in steps] for run in points])
     windows = np.array_split(np.arange(steps.size), min(POINTS, steps.size))
     means = np.ma.stack([errors[:, window].mean(axis=1) for window in windows])
-    statistics = (means.mean(axis=1), means.min(axis=1), means.max(axis=1))
-    return Curve(
-        np.array([steps[window].mean() for window in windows]),
-        *(np.ma.filled(statistic, np.nan) for statistic in statistics),
-    )
+    statistics = means.mean(axis=1), means.min(axis=1), means.max(axis=1)
+    centers = np.array([steps[window].mean() for window in windows])
+    return Curve(centers, *(np.ma.filled(values, np.nan) for values in statistics))
 
 
 def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
-    """Groups variants with curves that differ in ``stages`` alone, one of each depth."""
-    groups: dict[tuple[str, int], list[Member]] = {}
-    # Networks of one depth that were trained differently would be two lines of one color.
-    counts: Counter[tuple[str, int]] = Counter()
+    """Groups variants with curves that differ in ``stages`` alone."""
+    members = []
     for variant in variants:
-        workdirs = [Workdir(run.source) for run in variant.runs if run.source.is_dir()]
-        records = [workdir.records() for workdir in workdirs]
+        records = [Workdir(run.source).records() for run in variant.runs if run.source.is_dir()]
         train, test = curve(records, "train"), curve(records, "test")
-        if train is None and test is None:
-            continue
-        model = workdirs[0].read_experiment_file()["experiment"]["model"]
-        kind = config.fingerprint({k: value for k, value in model.items() if k != "stages"})
-        member = Member(variant.name, sum(model["stages"]), train, test)
-        groups.setdefault((kind, counts[kind, member.blocks]), []).append(member)
-        counts[kind, member.blocks] += 1
-    return [sorted(members, key=lambda member: member.blocks) for members in groups.values()]
+        if train or test:
+            model = variant.experiment["model"]
+            blocks = sum(model["stages"])
+            members.append((model, blocks, Member(variant.name, blocks, train, test)))
+    return results.families(members)
 
 
 def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
@@ -160,21 +157,20 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
     if not members:
         return []
     depths = sorted({member.blocks for member in members})
-    limits = axis_limits(members)
+    last_step, highest = axis_limits(members)
     drawn = []
     for number, family in enumerate(grouped):
         names = [member.name for member in family]
         columns = 2 if max(map(len, names)) < 17 else 1
         height = 2.9 + 0.18 * math.ceil(len(family) / columns)
         with style():
-            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+            figure = Figure(figsize=(_WIDTH, height))
             panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
-            panel.set(xlim=(0, limits[0]), ylim=(0, limits[1]))
+            panel.set(xlim=(0, last_step), ylim=(0, highest))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            panel.grid(axis="y", color=GRAY, alpha=0.3, linewidth=0.6)
             for member in family:
                 _draw_member(panel, member, depths.index(member.blocks))
-            figure.legend(loc="outside upper left", ncols=columns, frameon=False)
+            figure.legend(loc="outside upper left", ncols=columns)
             label = f"Training and test error against steps: {', '.join(names)}"
             drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
     return drawn
@@ -209,26 +205,22 @@ def _draw_member(panel: Axes, member: Member, depth: int) -> None:
 def draw_errors(
     variants: Sequence[VariantRuns], published: Mapping[str, Sequence[float]]
 ) -> Markup:
-    """Draws the errors of the last step, one row per variant; empty without results.
-
-    A row has one dot per seed, the mean, a band of one standard deviation, and published errors.
-    """
+    """Draws a row per variant: a dot per seed, mean ± standard deviation, published errors."""
     finished = [variant for variant in variants if variant.results]
     if not finished:
         return Markup()
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)))
         panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
         panel.set_ylim(len(finished) - 0.3, -0.7)
         values = [value for variant in finished for value in variant.error.values]
         _scale(panel, values + [value for errors in published.values() for value in errors])
-        panel.grid(axis="x", color=GRAY, alpha=0.25, linewidth=0.6)
-        panel.set_axisbelow(True)
+        panel.grid(axis="x")
         for row, variant in enumerate(finished):
             _draw_row(panel, row, variant, published.get(variant.name, ()))
         if any(variant.failed for variant in finished):
             panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
-            panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %", fontsize=FONT_SIZE)
+            panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %")
         label = f"Test error of the last step of {len(finished)} variants, seed by seed"
         return svg(figure, label, "errors")
 

@@ -32,11 +32,8 @@ class Finding:
     """Every measured number in long format."""
 
     def plain(self, command: str) -> dict[str, Any]:
-        """Returns a JSON object with the command, the date and the environment."""
-        head = {"kind": KIND, "name": self.name, "title": self.title, "caption": self.caption}
-        head |= {"date": datetime.date.today().isoformat(), "command": command}
-        tables = [asdict(table) for table in self.tables]
-        return plain(head | run_dir.describe() | {"tables": tables, "rows": self.rows})
+        head = {"kind": KIND, "date": datetime.date.today().isoformat(), "command": command}
+        return plain(head | run_dir.describe() | asdict(self))
 
 
 def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
@@ -51,9 +48,8 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
             figure.savefig(files[2], metadata={"Date": None})
             figure.savefig(files[3], dpi=200)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written ({error.strerror}): give another with --to DIR"
-            ) from error
+            problem = f"{folder} cannot be written ({error.strerror})"
+            raise UserError(f"{problem}: give another with --to DIR") from error
     return files
 
 
@@ -65,17 +61,13 @@ def read(folders: Iterable[Path]) -> list[tuple[Finding, str]]:
 def _read(file: Path) -> tuple[Finding, str]:
     try:
         text = json.loads(file.read_text())
-        tables = tuple(map(table, text["tables"]))
-        svg = file.with_suffix(".svg").read_text()
-        names = ("name", "title", "caption", "rows")
-        return Finding(tables=tables, **{name: text[name] for name in names}), svg
+        fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
+        finding = Finding(tables=tuple(map(table, text["tables"])), **fields)
+        return finding, file.with_suffix(".svg").read_text()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} is corrupt, or its figure is missing ({error!r}): "
-            "delete it, or repeat its command"
-        ) from error
+        problem = f"{file} is corrupt, or its figure is missing ({error!r})"
+        raise UserError(f"{problem}: delete it, or repeat its command") from error
 
 
 def table(text: Mapping[str, Any]) -> Table:
-    """Returns the table of a JSON object."""
     return Table(text["title"], tuple(text["columns"]), tuple(map(tuple, text["rows"])))

@@ -6,6 +6,7 @@ published count, ``M`` is from memory and never a target.
 
 import functools
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any
@@ -37,10 +38,6 @@ METRICS = {
 FAIL_PERCENT = 20.0
 """He et al. 2016, Table 1: "we report 'fail' when the test error is higher than 20%"."""
 
-# Fields of the files; a misspelled one would be ignored.
-_TABLE = "name caption protocol statistic mark study rows"
-_ROW = f"row network study note mark statistic protocol differs {' '.join(METRICS)}"
-_VALUE = "value spread n statistic mark digits note"
 _PROTOCOL = (
     "dataset training_images validation_images test_images steps epochs batch_size normalization "
     "batch_norm_group batch_norm_statistics padding preprocessing augmentation view selection "
@@ -101,8 +98,6 @@ class Entry:
 
 @dataclass(frozen=True)
 class Paper:
-    """One source of numbers."""
-
     key: str
     title: str
     authors: str
@@ -111,29 +106,28 @@ class Paper:
 
 
 _FOLDER = resources.files("resnet_jax.studies") / "published"
+_FIELDS = [*METRICS, *(f.name for f in fields(Entry)), "differs", "n", "name", "rows"]
 
 
 def papers() -> list[str]:
-    """Returns the keys of all sources."""
-    names = (file.name for file in _FOLDER.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    return sorted(f.name[:-5] for f in _FOLDER.iterdir() if f.name.endswith(".toml"))
 
 
 @functools.cache
 def load(key: str) -> Paper:
-    """Reads one source. Raises UserError for unknown names and invalid numbers."""
+    """Reads one source; raises UserError for unknown names and invalid numbers."""
     if key not in papers():
         raise UserError(f"the ledger has no paper {key!r}{nearest(key, papers())}")
     text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())
     entries = []
     for table in text["table"]:
-        _check(f"{key}.toml, {table['name']}", table, _TABLE)
+        _check(f"{key}.toml, {table['name']}", table)
         for row in table["rows"]:
             place = f"{key}.toml, {table['name']}, {row['row']}"
-            _check(place, row, _ROW)
+            _check(place, row)
             name = row.get("protocol", table.get("protocol"))
             protocol = (text["protocol"][name] if name else {}) | row.get("differs", {})
-            _check(place, protocol, _PROTOCOL)
+            _check(place, protocol, _PROTOCOL.split())
             head = {"paper": key, "table": table["name"], "protocol": protocol}
             if isinstance(row.get("network"), str):
                 head["network"] = {"name": row["network"]}
@@ -143,24 +137,23 @@ def load(key: str) -> Paper:
     return Paper(entries=tuple(entries), **text["paper"])
 
 
-def _check(place: str, text: dict[str, Any], allowed: str) -> None:
-    names = allowed.split()
-    if unknown := sorted(text.keys() - set(names)):
-        raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], names)}")
+def _check(place: str, text: dict[str, Any], allowed: Sequence[str] = _FIELDS) -> None:
+    # A misspelled field would be ignored.
+    if unknown := sorted(text.keys() - set(allowed)):
+        raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], allowed)}")
 
 
 def _entry(place: str, row: dict[str, Any], metric: str) -> Entry:
     number = row[metric] if isinstance(row[metric], dict) else {"value": row[metric]}
-    _check(f"{place}, {metric}", number, _VALUE)
+    _check(f"{place}, {metric}", number)
     relation, value = "=", number["value"]
     if value == "fail":
         relation, value = ">", FAIL_PERCENT
     elif isinstance(value, str):
         relation, _, value = value.partition(" ")
     if relation not in ("=", ">", "<", "~"):
-        raise UserError(
-            f"{place}: {number['value']!r} is no number; write 8.75, 'fail', '> 60' or '~ 25'"
-        )
+        remedy = "write 8.75, 'fail', '> 60' or '~ 25'"
+        raise UserError(f"{place}: {number['value']!r} is no number; {remedy}")
     facts = row | number | {"metric": metric, "relation": relation, "value": float(value)}
     facts["runs"] = number.get("n")
     return Entry(**{f.name: facts[f.name] for f in fields(Entry) if f.name in facts})

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 
@@ -17,7 +16,7 @@ from resnet_jax.studies import figures, findings
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
-from resnet_jax.training.run_dir import Workdir, write_text
+from resnet_jax.training.run_dir import write_text
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
@@ -45,22 +44,17 @@ def write(
     runs = []
     for variant in variants:
         for run in sorted(variant.runs, key=lambda run: run.seed):
-            source = os.path.relpath(run.source.resolve(), page.parent.resolve())
-            place = {
-                "variant": variant.name,
-                "seed": run.seed,
-                "source": Path(source).as_posix() + ("/" if run.source.is_dir() else ""),
-            }
-            runs.append((variant, run, place))
+            source = Path(os.path.relpath(run.source.resolve(), page.parent.resolve())).as_posix()
+            runs.append((variant, run, source + "/" * run.source.is_dir()))
+    present = {figures.without_fingerprint(variant.name) for variant in variants}
+    absent = [name for name in study.get("variants", ()) if name not in present]
     text = _TEMPLATES.get_template("report.html.j2").render(
         title=_title(variants, study),
         study=study,
         variants=variants,
-        tables=results_lib.tables(variants, _absent(variants, study)),
+        tables=results_lib.tables(variants, absent),
         papers=comparison_lib.tables(verified),
-        comparable=any(
-            row.ours or row.counted is not None or not row.mismatches for row in verified
-        ),
+        comparable=any(c.ours or c.counted is not None or not c.mismatches for c in verified),
         unverified=len(comparisons) - len(verified),
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
@@ -68,32 +62,32 @@ def write(
             (finding, figures.inline(svg, finding.title, f"lab{number}"))
             for number, (finding, svg) in enumerate(findings.read(run.source for _, run, _ in runs))
         ],
-        runs=[
-            (variant, run, place["source"], quote(place["source"])) for variant, run, place in runs
-        ],
+        runs=runs,
+        json=json,
         details=[
-            (
-                variant,
-                _distinct(result["protocol"] for result in variant.results),
-                json.dumps(_experiment(variant), indent=2, ensure_ascii=False),
-            )
+            (variant, _distinct(result["protocol"] for result in variant.results))
             for variant in variants
         ],
         environment=_environment(run.result for _, run, _ in runs if run.result),
     )
+    results, rows, unfinished = [], [], []
+    for variant, run, source in runs:
+        place, result = {"variant": variant.name, "seed": run.seed, "source": source}, run.result
+        if result is None:
+            unfinished.append(place)
+            rows.append(place)
+            continue
+        results.append(place | result)
+        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
+        protocol = {f"protocol.{name}": value for name, value in result["protocol"].items()}
+        rows.append(place | fields | protocol)
     data = {
         "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
         "variants": results_lib.table(variants),
-        "comparisons": [comparison_lib.plain(comparison) for comparison in comparisons],
-        "results": [place | run.result for _, run, place in runs if run.result],
-        "unfinished": [place for _, run, place in runs if not run.result],
+        "comparisons": list(map(comparison_lib.plain, comparisons)),
+        "results": results,
+        "unfinished": unfinished,
     }
-    rows = []
-    for _, run, place in runs:
-        result = run.result or {}
-        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
-        protocol = {f"protocol.{k}": value for k, value in result.get("protocol", {}).items()}
-        rows.append(place | fields | protocol)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, text)
     write_text(page.with_suffix(".csv"), terminal.csv_text(rows))
@@ -109,15 +103,8 @@ def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
     return (", ".join(variant.name for variant in variants[:3]) or "No runs") + more
 
 
-def _absent(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> list[str]:
-    """Returns variants of the study without a run."""
-    # Without a part of their fingerprint.
-    present = {re.sub(r" \([\da-f]{6}\)$", "", variant.name) for variant in variants}
-    return [name for name in study.get("variants", ()) if name not in present]
-
-
 def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
-    """Returns the published errors of the last step by variant, without bounds."""
+    """Returns published errors of the last step, except bounds, by variant."""
     errors: dict[str, list[float]] = {}
     for comparison in comparisons:
         entry = comparison.entry
@@ -128,15 +115,7 @@ def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
     return errors
 
 
-def _experiment(variant: VariantRuns) -> dict[str, Any]:
-    for run in variant.runs:
-        if run.source.is_dir():
-            return Workdir(run.source).read_experiment_file()["experiment"]
-    return {"model": variant.results[0]["model"]}
-
-
 def _distinct(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Returns the distinct values by name."""
     values: dict[str, dict[str, None]] = {}
     for mapping in mappings:
         for name, value in mapping.items():
@@ -149,14 +128,7 @@ _BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?:(?!{_BEGIN}).)*?{_END}", 
 
 
 def fill(path: Path) -> int:
-    """Rewrites every block ``<!-- results FILE.json --> ... <!-- end -->`` of a Markdown file.
-
-    Returns:
-      Number of blocks that changed.
-
-    Raises:
-      UserError: for an open block, or a file of results that is missing or of another kind.
-    """
+    """Fills blocks ``<!-- results FILE.json --> ... <!-- end -->``; returns how many changed."""
     text, changed = filled(path.read_text(), path.parent)
     if changed:
         path.write_text(text)
@@ -193,16 +165,12 @@ def table(path: Path, link: str) -> str:
         environments = [text | {"device": text["devices"]}]
     else:
         raise UserError(f"{path} holds results of kind {kind!r}; give a study or a finding")
-    environment = _environment(environments)
-    commits = [
-        re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in environment["commit"]
-    ]
-    texts = (environment["device"], [f"jax {version}" for version in environment["jax"]], commits)
-    where = "; ".join(" and ".join(dict.fromkeys(text)) for text in texts)
-    note = (
-        f"`{text['command']}`; {where}; {text['date']}; [data]({link}). {text.get('reduced', '')}"
-    )
-    return "\n".join([*terminal.markdown(rendered), "", note.rstrip()]) + "\n"
+    where = _environment(environments)
+    commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
+    parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
+    notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
+    notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
+    return "\n".join([*terminal.markdown(rendered), "", "; ".join(notes)]) + "\n"
 
 
 def _environment(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:

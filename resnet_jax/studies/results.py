@@ -1,13 +1,15 @@
 """Runs of a study grouped by variant: statistics, paired differences, tables and committed JSON."""
 
 import datetime
+import functools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from scipy import special
 
@@ -16,6 +18,13 @@ from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
 from resnet_jax.training.run_dir import Workdir, write_json, write_text
+
+SELECTED = {
+    "best_over_training": "best over training (selected on test) %",
+    "selected_on_validation": "selected on validation %",
+}
+"""Errors of selected steps, to their headings."""
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -29,11 +38,11 @@ class Run(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A number over the seeds of a variant; NaN without values."""
+    """Statistics of a number over the seeds of a variant; NaN without values."""
 
     mean: float
     deviation: float
-    """Sample standard deviation; NaN for fewer than two values."""
+    """Sample standard deviation; NaN for one value."""
     median: float
     best: float
     values: tuple[float, ...]
@@ -45,14 +54,12 @@ class Spread(NamedTuple):
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Computes the statistics of a number over seeds."""
     values = tuple(values)
     if not values:
         return Spread(math.nan, math.nan, math.nan, math.nan, ())
+    mean, median = statistics.fmean(values), statistics.median(values)
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return Spread(
-        statistics.fmean(values), deviation, statistics.median(values), min(values), values
-    )
+    return Spread(mean, deviation, median, min(values), values)
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,17 @@ class VariantRuns:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Results of the finished runs, by seed."""
+        """By seed, of the finished runs."""
         runs = sorted(self.runs, key=lambda run: run.seed)
         return [run.result for run in runs if run.result is not None]
+
+    @functools.cached_property
+    def experiment(self) -> dict[str, Any]:
+        """The experiment, or for committed results its network."""
+        for run in self.runs:
+            if run.source.is_dir():
+                return Workdir(run.source).read_experiment_file()["experiment"]
+        return {"model": self.results[0]["model"]}
 
     def spread(self, name: str) -> Spread:
         """Returns a field of the results over the seeds that have a number there."""
@@ -77,6 +92,10 @@ class VariantRuns:
     def error(self) -> Spread:
         """Test error of the last step in percent."""
         return self.spread("value")
+
+    @property
+    def training_error(self) -> Spread:
+        return self.spread("training_error_percent")
 
     @property
     def diverged(self) -> int:
@@ -140,17 +159,14 @@ def find(path: Path) -> list[Path]:
 
 
 def collect(paths: Iterable[Path]) -> list[VariantRuns]:
-    """Groups the runs in run directories, their parents and files of committed results by variant.
+    """Groups the runs in run directories, their parents and files of results by variant.
 
-    Different variants with one name get part of their fingerprint as well.
-
-    Raises:
-      UserError: for a path without runs.
+    Variants of one name get part of their fingerprint.
     """
     # Variants of a study may compute the same, by scan and by loop: their names differ.
     groups: dict[tuple[str, str], dict[int, Run]] = {}
-    for group, name, run in (item for path in paths for item in _runs(path)):
-        runs = groups.setdefault((group, name), {})
+    for variant, run in (item for path in paths for item in _runs(path)):
+        runs = groups.setdefault(variant, {})
         # A run in a directory and in a committed file counts once, with its result.
         if run.seed not in runs or runs[run.seed].result is None:
             runs[run.seed] = run
@@ -161,93 +177,87 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
     ]
 
 
-def _runs(path: Path) -> list[tuple[str, str, Run]]:
-    """Returns fingerprint and name of the variant with every run."""
+def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
+    """Returns runs with fingerprint and name of their variant."""
     if path.is_file():
-        results = read(path)
-        return [(r["group"], r["experiment"], Run(r["seed"], r, path)) for r in results]
+        return [((r["group"], r["experiment"]), Run(r["seed"], r, path)) for r in read(path)]
     runs = []
-    for folder in find(path):
-        workdir = Workdir(folder)
+    for workdir in map(Workdir, find(path)):
         text = workdir.read_experiment_file()
-        run = Run(text["seed"], workdir.result(), folder)
-        runs.append((config.group(text["identity"]), text["experiment"]["name"], run))
+        variant = config.group(text["identity"]), text["experiment"]["name"]
+        runs.append((variant, Run(text["seed"], workdir.result(), workdir.path)))
     if not runs:
         raise UserError(f"there is no run in {path}: 'resnet-jax train' writes run directories")
     return runs
 
 
+def families(networks: Iterable[tuple[dict[str, Any], int, T]]) -> list[list[T]]:
+    """Groups (fields, depth, item) by fields other than ``stages``, one per depth, by depth."""
+    groups: dict[tuple[str, int], dict[int, T]] = {}
+    # Networks of one depth were trained differently: they start further groups.
+    seen: Counter[tuple[str, int]] = Counter()
+    for fields, depth, item in networks:
+        kind = config.fingerprint(fields | {"stages": None})
+        groups.setdefault((kind, seen[kind, depth]), {})[depth] = item
+        seen[kind, depth] += 1
+    return [[group[depth] for depth in sorted(group)] for group in groups.values()]
+
+
 def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
     """Returns one JSON object per variant with results; the first is the baseline."""
-    finished = [variant for variant in variants if variant.results]
-    return [plain(_row(variant, finished[0])) for variant in finished]
-
-
-def _row(variant: VariantRuns, baseline: VariantRuns) -> dict[str, Any]:
-    errors = {
-        "test_error": "value",
-        "training_error": "training_error_percent",
-        "best_over_training": "best_over_training",
-        "selected_on_validation": "selected_on_validation",
-    }
-    paired = difference(variant, baseline)
-    compared = paired._asdict() | {"distinguishable": paired.distinguishable}
-    return {
-        "name": variant.name,
-        "seeds": len(variant.results),
-        "unfinished": len(variant.runs) - len(variant.results),
-        "diverged": variant.diverged,
-        "failed": variant.failed,
-        **{name: variant.spread(field)._asdict() for name, field in errors.items()},
-        "difference": None if variant is baseline else compared,
-        "parameters": variant.results[0]["parameters"],
-        "seconds": variant.spread("seconds").mean,
-    }
+    finished, rows = [variant for variant in variants if variant.results], []
+    for variant in finished:
+        errors = {"test_error": variant.error, "training_error": variant.training_error}
+        errors |= {name: variant.spread(name) for name in SELECTED}
+        paired = difference(variant, finished[0])
+        compared = paired._asdict() | {"distinguishable": paired.distinguishable}
+        row = {
+            "name": variant.name,
+            "seeds": len(variant.results),
+            "unfinished": len(variant.runs) - len(variant.results),
+            "diverged": variant.diverged,
+            "failed": variant.failed,
+            **{name: spread._asdict() for name, spread in errors.items()},
+            "difference": compared if rows else None,
+            "parameters": variant.results[0]["parameters"],
+            "seconds": variant.spread("seconds").mean,
+        }
+        rows.append(plain(row))
+    return rows
 
 
 def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[Table]:
     """Returns the headline (errors of the last step), then selected errors and costs.
 
-    Args:
-      variants: the first with results is the baseline of the differences.
-      absent: names of further variants without runs.
+    The first variant with results is the baseline; ``absent`` are names of variants without runs.
     """
     finished = [variant for variant in variants if variant.results]
-    baseline = finished[0] if finished else None
-    title = "error of the last step: mean ± standard deviation over seeds"
-    columns = ["variant", "seeds", "test error %", "median", "best seed", "training error %"]
-    columns.append(f"difference to {baseline.name if baseline else 'the first'}, paired (95 %)")
-    rows = [_headline(variant, baseline) for variant in variants]
-    rows += [(name, "0", "not run", *[""] * 4) for name in absent]
-    failed = any(variant.failed for variant in variants)
-    note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" if failed else ""
-    headline = Table(title, tuple(columns), tuple(rows), note)
-    selected = {"best_over_training": "best over training (selected on test) %"}
-    if any(variant.spread("selected_on_validation").values for variant in finished):
-        selected["selected_on_validation"] = "selected on validation %"
-    costs = []
-    for variant in finished:
+    rows, costs = [], []
+    # Omitted without numbers.
+    selected = [s for s in SELECTED if any(variant.spread(s).values for variant in finished)]
+    for variant in variants:
+        done, error = len(variant.results), variant.error
+        seeds = f"{done}" if done == len(variant.runs) else f"{done}/{len(variant.runs)}"
+        if not done:
+            rows.append((variant.name, seeds, "not finished", *[""] * 4))
+            continue
+        seeds += f", {variant.diverged} diverged" * bool(variant.diverged)
+        mean = f"{error}{' fail' if variant.failed else ''}"
+        errors = mean, f"{error.median:.2f}", f"{error.best:.2f}", str(variant.training_error)
+        compared = str(difference(variant, finished[0])) if costs else ""
+        rows.append((variant.name, seeds, *errors, compared))
         errors = (str(variant.spread(name)) for name in selected)
         parameters, seconds = variant.results[0]["parameters"], variant.spread("seconds").mean
         costs.append((variant.name, *errors, parameters, seconds))
-    names = ("variant", *selected.values(), "parameters", "seconds per run")
-    return [headline, Table("selected errors (not comparable) and costs", names, tuple(costs))]
-
-
-def _headline(variant: VariantRuns, baseline: VariantRuns | None) -> tuple[str, ...]:
-    done, error = len(variant.results), variant.error
-    seeds = f"{done}" if done == len(variant.runs) else f"{done}/{len(variant.runs)}"
-    if baseline is None or not done:
-        return (variant.name, seeds, "not finished", *[""] * 4)
-    return (
-        variant.name,
-        seeds + f", {variant.diverged} diverged" * bool(variant.diverged),
-        f"{error}{' fail' if variant.failed else ''}",
-        f"{error.median:.2f}",
-        f"{error.best:.2f}",
-        str(variant.spread("training_error_percent")),
-        "" if variant is baseline else str(difference(variant, baseline)),
-    )
+    rows += [(name, "0", "not run", *[""] * 4) for name in absent]
+    failed = any(variant.failed for variant in variants)
+    note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" if failed else ""
+    baseline = f"difference to {finished[0].name if finished else 'the first'}, paired (95 %)"
+    errors = "test error %", "median", "best seed", "training error %"
+    title = "error of the last step: mean ± standard deviation over seeds"
+    headline = Table(title, ("variant", "seeds", *errors, baseline), tuple(rows), note)
+    columns = ("variant", *(SELECTED[name] for name in selected), "parameters", "seconds per run")
+    return [headline, Table("selected errors (not comparable) and costs", columns, tuple(costs))]
 
 
 def write(
@@ -258,10 +268,8 @@ def write(
     shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
     head = {"kind": "study", "date": datetime.date.today().isoformat()}
     head |= {"command": command, "reduced": reduced, "common": shared}
-    rows = ",\n  ".join(
-        json.dumps({k: value for k, value in result.items() if k not in shared})
-        for result in results
-    )
+    own = ({k: value for k, value in result.items() if k not in shared} for result in results)
+    rows = ",\n  ".join(map(json.dumps, own))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
 
@@ -272,52 +280,40 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         return [text["common"] | row for row in text["results"]]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} holds no results of runs ({error!r}): "
-            "'resnet-jax report RUNS --save FILE' writes such a file"
-        ) from None
+        remedy = "'resnet-jax report RUNS --save FILE' writes such a file"
+        raise UserError(f"{path} holds no results of runs ({error!r}): {remedy}") from None
 
 
 def is_study(path: Path) -> bool:
-    """Returns whether a JSON file holds results of runs."""
     return read_object(path).get("kind") == "study"
 
 
 def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
     """Adds the command of a study and its reductions to ``study.json`` in its directory."""
-    before = notes([workdir])
-    text = {
-        "command": _joined(before.get("command", ""), command),
-        "variants": list(variants),
-        "reduced": _joined(before.get("reduced", ""), reduced),
-    }
+    text = _merged(notes([workdir]), {"command": command, "reduced": reduced})
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "study.json", text)
+        write_json(workdir / "study.json", text | {"variants": list(variants)})
     except OSError as error:
-        raise UserError(
-            f"{workdir} cannot be written ({error.strerror}): use another --workdir"
-        ) from error
+        problem = f"{workdir} cannot be written ({error.strerror})"
+        raise UserError(f"{problem}: use another --workdir") from error
 
 
 def notes(paths: Iterable[Path]) -> dict[str, Any]:
     """Merges the notes of studies, by directory or file of results; empty without any."""
     files = (path / "study.json" if path.is_dir() else path for path in paths)
-    studies = [
-        study for file in files if file.is_file() and "command" in (study := read_object(file))
-    ]
-    if not studies:
-        return {}
-    return {
-        "command": _joined(*(study["command"] for study in studies)),
-        "variants": list(dict.fromkeys(v for study in studies for v in study.get("variants", ()))),
-        "reduced": _joined(*(study.get("reduced", "") for study in studies)),
-    }
+    texts = map(read_object, filter(Path.is_file, files))
+    studies = [text for text in texts if "command" in text]
+    return _merged(*studies) if studies else {}
 
 
-def _joined(*texts: str) -> str:
-    parts = (part for text in texts for part in text.split("; ") if part)
-    return "; ".join(dict.fromkeys(parts))
+def _merged(*studies: dict[str, Any]) -> dict[str, Any]:
+    def joined(name: str) -> str:
+        parts = (part for study in studies for part in study.get(name, "").split("; ") if part)
+        return "; ".join(dict.fromkeys(parts))
+
+    variants = dict.fromkeys(name for study in studies for name in study.get("variants", ()))
+    return {"command": joined("command"), "variants": [*variants], "reduced": joined("reduced")}
 
 
 def read_object(path: Path) -> dict[str, Any]:

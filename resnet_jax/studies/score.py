@@ -14,6 +14,7 @@ from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
+from resnet_jax.models import Architecture
 from resnet_jax.training import fine_tune, run_dir, sharding
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.weights.loading import Pretrained
@@ -33,11 +34,9 @@ def score(
     """Scores the newest valid checkpoint of a run, or weights, once per protocol.
 
     Args:
-      source: run directory, file of weights, or weights.
       data: None: the training set's.
       split: None: the test split.
       batch_size: views of the network's input size per call.
-      data_dir: prepared data sets.
       requested: protocols; None: that of the run, or of the weights' card. A mean image of another
         size than a requested crop is averaged over its pixels.
 
@@ -45,42 +44,50 @@ def score(
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
       for weights.
     """
-    experiment = None
-    if isinstance(source, Pretrained):
-        weights = source
-    else:
-        weights = fine_tune.weights_of(source)
-        if fine_tune.is_run(source):
-            experiment, _ = Workdir(source).experiment()
-            split = split or experiment.data.test_split
-    name = data or weights.card.data
-    if not name:
-        raise UserError(
-            f"{weights.card.source} does not name its data set: give one, as --data cifar10"
-        )
-    info = datasets.describe(name, data_dir)
-    split = split or ("test" if "test" in info.examples else "validation")
-    if split not in info.examples:
-        names = ", ".join(sorted(info.examples))
-        raise UserError(f"{info.name} has no split {split!r}; it has {names}")
-    own = None
-    if experiment is not None:
+    experiment = own = None
+    weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
+    if isinstance(source, Path) and fine_tune.is_run(source):
+        experiment, _ = Workdir(source).experiment()
+        split = split or experiment.data.test_split
         text = experiment.evaluation.protocol
         own = protocols.parse(text) if text else Protocol()
-    results = []
-    for protocol in requested:
-        result = _score(weights, info, split, protocol or own, batch_size)
-        if experiment is not None:
+    info, split = dataset_of(weights, data, split, data_dir)
+    results = [_score(weights, info, split, one or own, batch_size) for one in requested]
+    if experiment is not None:
+        for result, protocol in zip(results, requested, strict=True):
             theirs, ours = result["protocol"], run_dir.protocol(experiment, info)
             changed = {"test_images": theirs["test_images"]}
             if protocol:
                 changed["view"] = protocol.view()
             if theirs["preprocessing"] == AVERAGED:
                 changed["preprocessing"] = AVERAGED
-            step = int(weights.card.counters[""])
-            result |= {"step": step, "protocol": ours | changed}
-        results.append(result)
+            result |= {"step": int(weights.card.counters[""]), "protocol": ours | changed}
     return results
+
+
+def dataset_of(
+    weights: Pretrained, data: str | None, split: str | None, data_dir: str | None
+) -> tuple[DatasetInfo, str]:
+    """Returns the data set, by default that of the training, and the split, by default test."""
+    name = data or weights.card.data
+    if not name:
+        source = weights.card.source
+        raise UserError(f"{source} does not name its data set: give one, as --data cifar10")
+    info = datasets.describe(name, data_dir)
+    split = split or ("test" if "test" in info.examples else "validation")
+    if split not in info.examples:
+        names = ", ".join(sorted(info.examples))
+        raise UserError(f"{info.name} has no split {split!r}; it has {names}")
+    return info, split
+
+
+def check_images(info: DatasetInfo, model: Architecture, *, any_size: bool = False) -> None:
+    """Raises UserError unless the network takes the images and has their classes."""
+    shape, classes = info.image_shape, info.num_classes
+    same = (shape[2], classes) == (model.input_shape[2], model.num_classes)
+    if not same or not (any_size or shape == model.input_shape):
+        taken = f"the network takes {model.input_shape} in {model.num_classes}"
+        raise UserError(f"{info.name} has images of {shape} in {classes} classes; {taken}")
 
 
 def _score(
@@ -89,20 +96,13 @@ def _score(
     card, model = weights.card, weights.architecture
     protocol = requested or protocols.of(card.view)
     # Crops fit every network, and the input size of foreign files is a guess.
-    sized = not (protocol.crop or protocol.scales or card.convention)
-    same = info.image_shape[2] == model.input_shape[2] and info.num_classes == model.num_classes
-    if not same or (sized and info.image_shape != model.input_shape):
-        raise UserError(
-            f"{info.name} has images of {info.image_shape} in {info.num_classes} classes; "
-            f"the network takes {model.input_shape} in {model.num_classes}"
-        )
+    any_size = bool(protocol.crop or protocol.scales or card.convention)
+    check_images(info, model, any_size=any_size)
     mean, deviation = card.constants()
     size = (protocol.crop,) * 2 if protocol.crop else info.image_shape[:2]
     if requested is None and mean.ndim == 3 and mean.shape[:2] != size:
-        raise UserError(
-            f"the weights subtract a mean image of {mean.shape}; "
-            f"the images of {info.name} are scored as {(*size, mean.shape[2])}"
-        )
+        images = f"the images of {info.name} are scored as {(*size, mean.shape[2])}"
+        raise UserError(f"the weights subtract a mean image of {mean.shape}; {images}")
     if not _fits(mean, protocol):
         mean = mean.mean((0, 1))
     began = time.perf_counter()
@@ -159,7 +159,6 @@ def weights_protocol(
 
 
 def _fits(mean: np.ndarray, protocol: Protocol) -> bool:
-    """Returns whether the images of a protocol have the shape of the mean."""
     if mean.ndim == 1:
         return True
     if protocol.crop:

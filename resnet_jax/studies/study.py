@@ -35,32 +35,23 @@ from resnet_jax.training.train import Interruption, Progress, train
 
 
 class Run(NamedTuple):
-    """One run of a study."""
-
     variant: Experiment
     seed: int
     folder: Path
 
 
 def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
-    """Calls the function of a study, FILE.py:FUNCTION.
-
-    Raises:
-      UserError: unless it returns experiments with distinct names.
-    """
+    """Calls the function of a study, FILE.py:FUNCTION, which returns experiments."""
     function = components.load(reference)
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise UserError(
-            f"{reference} cannot be called with {arguments or 'no arguments'}: {error}"
-        ) from None
+        words = arguments or "no arguments"
+        raise UserError(f"{reference} cannot be called with {words}: {error}") from None
     variants = function(**arguments)
     if not isinstance(variants, tuple | list) or {type(v) for v in variants} != {Experiment}:
-        raise UserError(
-            f"{reference} returned no sequence of experiments; "
-            "'resnet-jax train' takes a function that returns one"
-        )
+        remedy = "'resnet-jax train' takes a function that returns one"
+        raise UserError(f"{reference} returned no sequence of experiments; {remedy}")
     names = [variant.name for variant in variants]
     for name in names:
         if names.count(name) > 1 or not re.fullmatch(r"[^./\0][^/\0]*", name):
@@ -82,7 +73,6 @@ def run(
     """Runs every variant, seed by seed, in ``workdir/VARIANT/seed-S``, or resumes it.
 
     Args:
-      watcher: displays the progress.
       devices: number of devices of each run in this process.
       environments: variables of the worker processes; empty: everything runs in this process.
       on_start: is called after every check, before the first run.
@@ -97,13 +87,13 @@ def run(
     size = 1 if environments else sharding.make(devices).size
     runs = []
     for seed, variant in itertools.product(seeds, variants):
-        folder = workdir / variant.name / f"seed-{seed}"
+        run_dir = Workdir(workdir / variant.name / f"seed-{seed}")
         with _naming(variant):
             variant.check(datasets.describe(variant.data.name, data_dir), size)
-            Workdir(folder).check(variant, seed)
-            result = Workdir(folder).result()
+            run_dir.check(variant, seed)
+            result = run_dir.result()
         if result is None:
-            runs.append(Run(variant, seed, folder))
+            runs.append(Run(variant, seed, run_dir.path))
         else:
             watcher.finished(variant, result)
     if environments:
@@ -116,15 +106,13 @@ def run(
     distributed.wait("results are read")
     if distributed.is_first():
         on_start()
-    for variant, seed, folder in runs:
-        with watcher.running(variant, seed) as progress:
+    for one in runs:
+        with watcher.running(one.variant, one.seed) as progress:
             try:
-                result = train(
-                    variant, seed, folder, progress=progress, data_dir=data_dir, devices=devices
-                )
+                result = train(*one, progress=progress, data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
-                result = Workdir(folder).result() or {}
-        watcher.finished(variant, result)
+                result = Workdir(one.folder).result() or {}
+        watcher.finished(one.variant, result)
     return {}
 
 
@@ -144,11 +132,7 @@ _COUNT = (
 
 
 def environments(workers: int | None) -> list[dict[str, str]]:
-    """Returns the variables that show each worker process its device; [] for no worker.
-
-    Args:
-      workers: None: one per accelerator.
-    """
+    """Returns the variables of each worker process (None: one per accelerator), or none."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; give at least 1")
     if workers == 1 or (workers is None and os.environ.get("JAX_PLATFORMS") == "cpu"):
@@ -167,18 +151,14 @@ def visible(backend: str, count: int, workers: int | None) -> list[dict[str, str
         return [{}] * (workers or 0)
     workers = workers or count
     if workers > count:
-        raise UserError(
-            f"--workers is {workers} for {count} devices; give at most one worker per device"
-        )
+        remedy = "give at most one worker per device"
+        raise UserError(f"--workers is {workers} for {count} devices; {remedy}")
     if workers == 1:
         return []
     if backend == "tpu":
         # https://github.com/jax-ml/jax/issues/8809; libtpu renamed DEVICES to CHIPS.
-        one = {
-            "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1",
-            "TPU_PROCESS_BOUNDS": "1,1,1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        }
+        one = dict.fromkeys(("TPU_CHIPS_PER_PROCESS_BOUNDS", "TPU_PROCESS_BOUNDS"), "1,1,1")
+        one |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         names = ("TPU_VISIBLE_CHIPS", "TPU_VISIBLE_DEVICES")
         return [one | dict.fromkeys(names, str(chip)) for chip in range(workers)]
     devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
@@ -192,11 +172,7 @@ def train_in_workers(
     watcher: "StudyTable",
     data_dir: str | None,
 ) -> dict[Path, str]:
-    """Trains runs in worker processes, one per element of ``variables``; returns as ``run``.
-
-    Raises:
-      SystemExit: after SIGINT, SIGTERM or SIGUSR1, when every worker has saved its state.
-    """
+    """Trains runs in worker processes, one per element of ``variables``; see ``run``."""
     pending = iter(runs)
     processes: list[subprocess.Popen[str]] = []
     failed: dict[Path, str] = {}
@@ -217,8 +193,8 @@ def train_in_workers(
             if (result := Workdir(run.folder).result()) is not None:
                 watcher.finished(run.variant, result)
             elif not interruption.requested:
-                last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
-                failed[run.folder] = f"exit code {code}: {last or 'no message'}; see {log}"
+                last = (log.read_text(errors="replace").strip() or "no message").splitlines()[-1]
+                failed[run.folder] = f"exit code {code}: {last}; see {log}"
                 continue
             log.unlink()
 
@@ -242,10 +218,8 @@ def train_in_workers(
         future.result()
     if interruption.requested:
         name = signal.Signals(interruption.requested).name
-        print(
-            f"resnet-jax: stopped by {name}; the states are saved, the same command continues",
-            file=sys.stderr,
-        )
+        remedy = "the states are saved, the same command continues"
+        print(f"resnet-jax: stopped by {name}; {remedy}", file=sys.stderr)
         raise SystemExit(128 + interruption.requested)
     return failed
 
@@ -272,14 +246,10 @@ class _CallsToStdout:
     """A ``training.train.Progress`` that writes every call to stdout."""
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments: print(
-            json.dumps({"call": name, "arguments": arguments}), flush=True
-        )
+        return lambda *words: print(json.dumps({"call": name, "arguments": words}), flush=True)
 
 
 def _work(request: str) -> None:
-    """Trains the run that ``_start`` describes."""
-
     def stop_with_parent() -> None:
         os.read(0, 1)  # Returns at the end of stdin.
         os.kill(os.getpid(), signal.SIGTERM)
@@ -288,9 +258,8 @@ def _work(request: str) -> None:
     experiment, seed, folder, data_dir = json.loads(request)
     variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
     try:
-        train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
-    except NonFiniteLoss:
-        pass  # its result
+        with contextlib.suppress(NonFiniteLoss):
+            train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except UserError as error:
@@ -310,9 +279,8 @@ class StudyTable:
         self._current: list[_Running] = []
         self._began: float | None = None  # Of the first run of this session.
         self._done_before = 0.0
-        self._live = Live(
-            get_renderable=self.render, console=console, refresh_per_second=2, transient=True
-        )
+        options: Any = {"console": console, "refresh_per_second": 2, "transient": True}
+        self._live = Live(get_renderable=self.render, **options)
 
     def __enter__(self) -> "StudyTable":
         if self._console.is_terminal and distributed.is_first():
@@ -335,7 +303,7 @@ class StudyTable:
             self._current.remove(run)
 
     def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
-        """Receives the result of a finished run, including those of earlier sessions."""
+        """Receives the result of a run, including those of earlier sessions."""
         self._errors[variant.name].append(result["value"])
         # Earlier runs appear in the table only.
         if self._began is not None and not self._console.is_terminal:
@@ -359,7 +327,7 @@ class StudyTable:
         return text
 
     def render(self) -> Group:
-        """The table, and a line with the number of runs and the remaining time."""
+        """Returns the table, and a line with the number of runs and the remaining time."""
         rows = []
         for name, errors in self._errors.items():
             error = spread(errors)

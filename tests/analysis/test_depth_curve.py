@@ -40,7 +40,7 @@ def test_families_group_networks_that_differ_in_depth(tmp_path: Path) -> None:
     residual, plain = families(write(tmp_path))
     assert (depth.title(residual), depth.title(plain)) == ("ResNet", "plain")
     assert [depth.depth(cell) for cell in plain] == [20, 32, 44, 56]
-    assert [depth.training(cell).values for cell in plain] == list(PLAIN.values())
+    assert [cell.training_error.values for cell in plain] == list(PLAIN.values())
     assert [cell.error.mean for cell in residual] == pytest.approx([2.6, 2.2])
 
 

@@ -16,5 +16,5 @@ def test_short_names_tell_paths_apart() -> None:
 def test_load_rejects_missing_sources_and_other_image_sizes(short_run: Path, tmp_path: Path, cifar10: object) -> None:
     with pytest.raises(UserError, match="neither a run nor"):
         subjects.load(tmp_path / "nothing", Options(sources=(tmp_path,)))
-    with pytest.raises(UserError, match=r"shape \(32, 32, 3\) .* the network takes \(8, 8, 1\)"):
+    with pytest.raises(UserError, match=r"images of \(32, 32, 3\) .* the network takes \(8, 8, 1\)"):
         subjects.load(short_run, Options(sources=(short_run,), data="cifar10"))

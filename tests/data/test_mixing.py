@@ -22,33 +22,42 @@ def black_and_white(count: int, size: int) -> tuple[jax.Array, jax.Array]:
     return jnp.broadcast_to(values[:, None, None, None], (count, size, size, 1)), jax.nn.one_hot(values.astype(int), 2)
 
 
+def draws(groups: int, height: int, width: int) -> list[np.ndarray]:
+    """Per group: mixed or not, cutmix or mixup, lambda, and the center of the box."""
+    keys = jax.random.split(KEY, 5)
+    mixed, cut = (jax.random.bernoulli(key, p, (groups,)) for key, p in zip(keys, (MIX.probability, MIX.switch), strict=False))
+    alpha = jnp.where(cut, MIX.cutmix, MIX.mixup)
+    center = (jax.random.randint(key, (groups,), 0, extent) for key, extent in zip(keys[3:], (height, width), strict=True))
+    return [np.asarray(values) for values in (mixed, cut, jax.random.beta(keys[2], alpha, alpha), *center)]
+
+
 def test_images_and_targets_are_mixed_as_by_loops_on_any_devices() -> None:
     """Eight devices, groups within a device; the draws are of every kind."""
-    drawn = jax.tree.map(np.asarray, MIX._draw(KEY, 8, 9, 12))
-    assert {(bool(mixed), bool(cut)) for mixed, cut in zip(drawn.mixed, drawn.cut, strict=True)} >= {(True, True), (True, False)}
-    assert not drawn.mixed.all()
+    mixed, cut, lambdas, rows, columns = draws(8, 9, 12)
+    assert {*zip(mixed.tolist(), cut.tolist(), strict=True)} >= {(True, True), (True, False)}
+    assert not mixed.all()
     images, targets = IMAGES.astype(np.float64), TARGETS.astype(np.float64)
     expected, shares = images.copy(), targets.copy()
     for position in range(32):
         group, within = divmod(position, 4)
         other = group * 4 + 3 - within
-        if not drawn.mixed[group]:
+        if not mixed[group]:
             continue
-        if drawn.cut[group]:
-            radius = 0.5 * math.sqrt(1 - drawn.share[group])
-            y, x, down, across = drawn.row[group], drawn.column[group], int(radius * 9), int(radius * 12)
+        if cut[group]:
+            radius = 0.5 * math.sqrt(1 - lambdas[group])
+            y, x, down, across = rows[group], columns[group], int(radius * 9), int(radius * 12)
             top, bottom, left, right = max(y - down, 0), min(y + down, 9), max(x - across, 0), min(x + across, 12)
             expected[position, top:bottom, left:right] = images[other, top:bottom, left:right]
             share = 1 - (bottom - top) * (right - left) / (9 * 12)
         else:
-            share = float(drawn.share[group])
+            share = float(lambdas[group])
             expected[position] = share * images[position] + (1 - share) * images[other]
         shares[position] = share * targets[position] + (1 - share) * targets[other]
     over = sharding.batch(sharding.make(8))
-    mixed, mixed_targets = jax.jit(MIX, out_shardings=over)(KEY, jax.device_put(IMAGES, over), jax.device_put(TARGETS, over))
-    assert len(mixed.sharding.device_set) == 8
-    np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(mixed_targets, shares, rtol=0, atol=1e-6)
+    results = jax.jit(MIX, out_shardings=over)(KEY, jax.device_put(IMAGES, over), jax.device_put(TARGETS, over))
+    assert len(results[0].sharding.device_set) == 8
+    for result, wanted in zip(results, (expected, shares), strict=True):
+        np.testing.assert_allclose(result, wanted, rtol=0, atol=1e-6)
 
 
 def test_mixup_shares_are_beta_distributed() -> None:

@@ -31,33 +31,34 @@ PHOTOGRAPHS = Experiment(
 
 def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> None:
     """Back to the very bytes that were cropped, with the names of their classes."""
-    found = data.shown(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
+    images, captions = data.images_of_step(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
     rows = Rows(feed.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
     names = datasets.class_names(photographs)
     for number in range(5):
-        assert np.abs(found.images[number] * 255 - rows[number].images).max() < 0.01
-        assert found.captions[number] == names[int(rows[number].labels)]
-    assert len(found.captions) == 5
+        assert np.abs(images[number] * 255 - rows[number].images).max() < 0.01
+        assert captions[number] == names[int(rows[number].labels)]
+    assert len(captions) == 5
 
 
 def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: str) -> None:
     """Step 2 without augmentation has the pixels of the examples in the order of training."""
     info = datasets.describe("digits", digits_dir)
     experiment = replace(tiny, data=replace(tiny.data, normalization="channel", pad=0, flip=False))
-    found = data.shown(experiment, info, seed=1, step=2, count=4)
+    images, captions = data.images_of_step(experiment, info, seed=1, step=2, count=4)
     train = datasets.read(info, "train")
     key = jax.random.fold_in(jax.random.key(1), 1)
     chosen = np.asarray(step.batch_indices(key, jnp.int32(2), steps=1, batch_size=experiment.batch_size, examples=1437))[0, :4]
-    assert found.captions == [str(label) for label in train.labels[chosen]]
-    assert np.abs(found.images * 255 - train.images[chosen]).max() < 0.01
+    assert captions == [str(label) for label in train.labels[chosen]]
+    assert np.abs(images * 255 - train.images[chosen]).max() < 0.01
 
 
 def test_captions_of_mixed_images_have_shares(photographs: DatasetInfo) -> None:
     mix = component(Mix, mixup=1.0, cutmix=0.0, group=8)
-    found = data.shown(replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix)), photographs, seed=4, step=3, count=8)
-    shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in found.captions]
+    mixed = replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix))
+    _, captions = data.images_of_step(mixed, photographs, seed=4, step=3, count=8)
+    shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in captions]
     assert shares == pytest.approx([1.0] * 8, abs=0.011)
-    assert any(" + " in caption for caption in found.captions)
+    assert any(" + " in caption for caption in captions)
 
 
 def test_command_writes_an_image(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
