@@ -69,7 +69,7 @@ def like(parts: int, size: int = 16) -> tuple[TrainState, Preprocessing]:
 
 def digest(state: TrainState) -> str:
     plain = step_lib.plain(state)
-    return step_lib.tree_digest(jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), plain))
+    return step_lib.digest(jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), plain))
 
 
 def opened(run: Path, said: list[str], **options: Any) -> Checkpoints:

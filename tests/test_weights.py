@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from resnet_jax import cli
 from resnet_jax.data import datasets
-from resnet_jax.training import run_dir
+from resnet_jax.training import fine_tune
 from resnet_jax.weights import load_pretrained, saving
 
 from test_cli import fails, prints_json
@@ -61,7 +61,7 @@ def test_export_lists_every_tensor(capsys: Captured, short_run: Path, tmp_path: 
     shown = prints_json(capsys, "weights", "show", str(file), "--as", "torchvision", "--json")
     assert sorted(row["source"] for row in shown["tensors"]) == sorted(names)
     assert shown["card"]["prefix"] == "module."
-    own = prints_json(capsys, "weights", "show", str(saving.save(run_dir.weights(short_run), tmp_path / "own.safetensors")), "--json")
+    own = prints_json(capsys, "weights", "show", str(saving.save(fine_tune.weights_of(short_run), tmp_path / "own.safetensors")), "--json")
     assert own["card"]["source"] == "run, step 4"
 
 

@@ -33,7 +33,7 @@ from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.studies import figures, score
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
-from resnet_jax.training import fine_tune, run_dir
+from resnet_jax.training import fine_tune
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
@@ -135,7 +135,7 @@ def analyze(
 
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
     """Returns the weights of a run (at a step, by default the newest) or file, and its images."""
-    weights = fine_tune.weights_of(source) if step is None else run_dir.weights(source, step)
+    weights = fine_tune.weights_of(source, step)
     info, split = score.dataset_of(weights, options.data, options.split, options.data_dir)
     score.check_images(info, weights.architecture)
     examples, count = datasets.read(info, split), options.images

@@ -24,7 +24,7 @@ from resnet_jax.training.config import Checkpointing
 from resnet_jax.training.step import TrainState
 
 MANIFEST = "manifest.json"
-# Orbax writes them after the manifest and does not read them in a restore.
+# Orbax writes the others after the manifest, and a restore does not read them.
 _UNVERIFIED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
 _TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
 
@@ -37,15 +37,15 @@ class SaveFailed(UserError):
         code = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(code[1]) if code else getattr(error, "errno", None)
         reason = os.strerror(number) if number else _one_line(error)
-        kept = "there is none" if last is None else f"the newest is that of step {last}"
+        kept = "no step is saved" if last is None else f"the newest is that of step {last}"
+        remedy = "To continue, fix the cause and repeat the command."
         super().__init__(
-            f"the checkpoint of step {step} could not be saved: {reason}; {kept}. "
-            "To continue, fix the cause and repeat the command."
+            f"the checkpoint of step {step} could not be saved: {reason}; {kept}. {remedy}"
         )
 
 
 class Checkpoints:
-    """Checkpoints of one run; of several processes, all call the same methods in the same order.
+    """Checkpoints of one run. All its processes call the same methods in the same order.
 
     Orbax restores flipped bits silently. Each step has a manifest with the sha256 of its files,
     written before Orbax commits the step. Corrupt steps are moved to ``quarantine/``.
@@ -66,7 +66,7 @@ class Checkpoints:
     ):
         self._directory, self._checkpointing = directory.absolute(), checkpointing
         self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
-        self._manager: ocp.CheckpointManager | None = None
+        self._manager: Any = None
         self._step, self._arrays, self._saving = 0, dict[str, str](), False
 
     def steps(self) -> list[int]:
@@ -86,11 +86,8 @@ class Checkpoints:
     ) -> None:
         """Starts to save a step that is newer than all others; returns when arrays are copied.
 
-        Args:
-          error_percent: test error, which ranks the best steps; None or non-finite: never best.
-
-        Raises:
-          SaveFailed: this save or the one before it failed.
+        Raises SaveFailed if this save or the one before it failed. ``error_percent`` ranks the best
+        steps; None or non-finite: never best.
         """
         failure = None
         try:
@@ -102,13 +99,11 @@ class Checkpoints:
             raise failure or SaveFailed(self._step, self.newest(), elsewhere)
         tree = {"state": step_lib.plain(state), "preprocessing": preprocessing}
         self._step, self._arrays = step, _arrays(tree)
-        if error_percent is None or not math.isfinite(error_percent):
-            error_percent = math.inf
+        ranked = error_percent is not None and math.isfinite(error_percent)
+        metrics = {"error_percent": error_percent if ranked else math.inf}
         try:
             self._manager = self._manager or self._open()
-            saved = self._manager.save(
-                step, args=ocp.args.StandardSave(tree), metrics={"error_percent": error_percent}
-            )
+            saved = self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
         except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises the last two
             raise self._failed(error) from error
         # Otherwise a corrupt step was not quarantined.
@@ -117,12 +112,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveFailed if the background save has failed; does not wait."""
-        if self._saving and self._manager and not self._manager.is_saving_in_progress():
+        if self._saving and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Waits until the background save is committed. Raises SaveFailed if it has failed."""
-        if not self._saving or not self._manager:
+        if not self._saving:
             return
         self._saving = False
         try:
@@ -142,11 +137,7 @@ class Checkpoints:
     def restore_newest(
         self, like: TrainState, preprocessing: Preprocessing
     ) -> tuple[int, TrainState, Preprocessing] | None:
-        """Restores the newest intact step, if any.
-
-        Args:
-          like: structure, shapes, dtypes and shardings of the state.
-          preprocessing: shapes and dtypes; replicated.
+        """Restores the newest intact step, if any; ``like`` has shapes, dtypes and shardings.
 
         Raises:
           UserError: an intact checkpoint of this run has other arrays; it stays where it is.
@@ -162,18 +153,15 @@ class Checkpoints:
     ) -> tuple[TrainState, Preprocessing] | None:
         """Restores one step as ``restore_newest``; None if it is corrupt or of another run."""
         self.wait()
-
-        def target(array: Any, sharding: Any = like.step.sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-        key = jax.eval_shape(jax.random.key_data, like.key)
-        tree: Any = {
-            "state": like._replace(key=target(key, like.key.sharding)),
-            "preprocessing": jax.tree.map(target, preprocessing),
-        }
+        key: Any = jax.eval_shape(jax.random.key_data, like.key).update(sharding=like.key.sharding)
+        constants = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=like.step.sharding),
+            preprocessing,
+        )
+        tree: Any = {"state": like._replace(key=key), "preprocessing": constants}
         problem: str | None = distributed.by_first(lambda: self._problem(step, _arrays(tree)))
         if problem is None:
-            restored: Any = None
+            restored = tree
             try:
                 with ocp.StandardCheckpointer() as checkpointer:
                     restored = checkpointer.restore(self._directory / str(step) / "default", tree)
@@ -195,9 +183,8 @@ class Checkpoints:
         keep: list[policies.PreservationPolicy] = [
             policies.LatestN(self._checkpointing.keep),
             policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False),
+            *([policies.EveryNSteps(every)] if every else []),
         ]
-        if every:
-            keep.append(policies.EveryNSteps(every))
         options = ocp.CheckpointManagerOptions(
             best_fn=_score,  # without it metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -209,11 +196,8 @@ class Checkpoints:
     def _write_manifest(self) -> None:
         """Writes the checksums of a complete, uncommitted step; runs in Orbax's thread."""
         (folder,) = self._directory.glob(f"{self._step}{_TEMPORARY}*")
-        manifest = {
-            "fingerprint": self._fingerprint,
-            "arrays": self._arrays,
-            "files": _checksums(folder),
-        }
+        manifest = {"fingerprint": self._fingerprint, "arrays": self._arrays}
+        manifest["files"] = _checksums(folder)
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
 
     def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
@@ -223,7 +207,7 @@ class Checkpoints:
             manifest = json.loads((folder / MANIFEST).read_text())
             if manifest.pop("sha256") != _digest(manifest):
                 return f"is corrupt: {MANIFEST} has changed"
-            # A file more is not read.
+            # Further files are not read.
             changed = manifest["files"].items() - _checksums(folder).items()
         except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
             return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
@@ -234,11 +218,11 @@ class Checkpoints:
             return f"belongs to another run: its fingerprint is {theirs[:12]}, not {ours[:12]}"
         # Orbax casts to another dtype silently.
         saved = manifest["arrays"]
-        if different := sorted({name for name, _ in saved.items() ^ arrays.items()}):
-            theirs, ours = (tree.get(different[0], "absent") for tree in (saved, arrays))
+        if names := sorted({name for name, _ in saved.items() ^ arrays.items()}):
+            theirs, ours = (tree.get(names[0], "absent") for tree in (saved, arrays))
             raise UserError(
-                f"the checkpoint of step {step} is of another network: {len(different)} arrays "
-                f"differ, as {different[0]}, {theirs} in the checkpoint and {ours} in the experiment"
+                f"the checkpoint of step {step} is of another network: {len(names)} arrays differ, "
+                f"as {names[0]}, {theirs} in the checkpoint and {ours} in the experiment"
             )
         return None
 
@@ -251,7 +235,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveFailed:
         if jax.process_count() == 1:
-            # Other writes of a failed save, for which Orbax does not wait, may recreate files.
+            # Orbax does not wait for the other writes of a failed save, which may recreate files.
             absent, end = 0, time.monotonic() + 10
             while absent < 6 and time.monotonic() < end:
                 absent = 0 if self._remove_partial() else absent + 1
@@ -260,10 +244,10 @@ class Checkpoints:
 
     def _remove_partial(self) -> bool:
         """Removes uncommitted steps, and returns whether there were any."""
-        partials = list(self._directory.glob(f"*{_TEMPORARY}*"))
-        for partial in partials:
-            shutil.rmtree(partial, ignore_errors=True)
-        return bool(partials)
+        partial = list(self._directory.glob(f"*{_TEMPORARY}*"))
+        for folder in partial:
+            shutil.rmtree(folder, ignore_errors=True)
+        return bool(partial)
 
     def _quarantine(self, step: int, problem: str) -> None:
         place = self._directory.parent / "quarantine" / str(step)
@@ -286,7 +270,7 @@ def _score(metrics: Any) -> float:
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-    """Returns the dtype and shape of each leaf, by path."""
+    """Returns dtype and shape by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -294,7 +278,7 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of each file of a step, by path."""
+    """Returns the sha256 of the files of a step by path."""
     checksums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (name := path.relative_to(folder).as_posix()) not in _UNVERIFIED:
@@ -312,7 +296,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _ignore_closed_loops() -> None:
-    """Ignores errors of writes that end after a failed one: Orbax has closed its event loop."""
+    """Ignores errors of writes after a failed one: Orbax has closed its event loop."""
     previous = sys.unraisablehook
 
     def hook(report: Any) -> None:

@@ -30,16 +30,15 @@ class Data:
     """Evaluated split: 'validation' for imagenet2012."""
     normalization: Normalization = "pixel_mean"
     """pixel_mean: subtract the mean image (the paper); channel: standardize each channel; imagenet:
-    the usual constants of ImageNet; weights: those of the initial weights."""
+    its usual constants; weights: those of the initial weights."""
     pad: int = 4
     """Pixels of padding on each side before a random crop; 0: no crop."""
     flip: bool = True
     """Random left-right flips."""
     crop: Factory | None = None
-    """Crop of streamed images of any size: RandomResizedCrop, ShorterSideCrop. none:
-    device-resident images of one size."""
+    """Crop of streamed images: RandomResizedCrop, ShorterSideCrop. none: device-resident images."""
     policy: Factory | None = None
-    """Operations on cropped streamed images: TrivialAugment, RandAugment, none."""
+    """Operations on cropped images: TrivialAugment, RandAugment, none."""
     color: Factory | None = None
     """Augmentation of images in [0, 1]: PcaLighting (AlexNet's), ColorJitter, none."""
     erasing: Factory | None = None
@@ -49,7 +48,7 @@ class Data:
     repeats: int = 1
     """Copies of each streamed image in a batch (Hoffer et al. 2019, arXiv 1901.09335)."""
     damaged: Literal["stop", "replace"] = "stop"
-    """Streamed training images that cannot be decoded: stop, or use the next one and count."""
+    """Corrupt streamed training images: stop, or use the next one and count."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, "validation_examples", "pad")
@@ -61,8 +60,7 @@ class Loss:
     """Loss of an image; its mean over the batch is minimized."""
 
     kind: Literal["softmax", "binary"] = "softmax"
-    """softmax: cross-entropy over the classes; binary: mean over the classes of binary
-    cross-entropies (Wightman et al. 2021)."""
+    """softmax: cross-entropy; binary: mean of binary cross-entropies (Wightman et al. 2021)."""
     smoothing: float = 0.0
     """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
     threshold: float | None = None
@@ -76,7 +74,7 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Stochastic gradient descent with momentum, or a rule for large batches."""
+    """SGD with momentum, or a rule for large batches."""
 
     momentum: float = 0.9
     """lamb: beta_1."""
@@ -84,15 +82,15 @@ class Optimizer:
     weight_decay: float = 1e-4
     """Coefficient of the L2 term of the gradient; lamb: of Adam's direction."""
     decay: Literal["all", "kernels"] = "all"
-    """Parameters that decay: all (fb.resnet.torch), or convolution and classifier kernels."""
+    """Decayed parameters: all (fb.resnet.torch), or convolution and classifier kernels."""
     ema: float = 0.0
-    """Decay of a moving average of the parameters, which is evaluated; 0: none."""
+    """Decay of an evaluated moving average of the parameters; 0: none."""
     frozen: tuple[str, ...] = ()
-    """Path prefixes of parameters that are not trained: stem stages, or stages/0."""
+    """Path prefixes of untrained parameters: stem stages, or stages/0."""
     rates: tuple[tuple[str, float], ...] = ()
     """Factors of the learning rate by longest path prefix: stages 0.1 stages/2 0.3."""
     rule: Literal["sgd", "lars", "lamb"] = "sgd"
-    """lars, lamb: the rate of each layer is proportional to the norm of its kernel."""
+    """lars, lamb: a layer's rate is proportional to the norm of its kernel."""
     clip: float = 0.0
     """Largest global norm of the gradient; 0: no limit."""
     accumulation: int = 1
@@ -110,7 +108,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Warm-up, then a piecewise constant learning rate or half a cosine. Lengths are in steps."""
+    """Warm-up, then piecewise constant or half a cosine. Lengths are in steps."""
 
     learning_rate: float = 0.1
     decay_steps: tuple[int, ...] = (32_000, 48_000)
@@ -119,16 +117,15 @@ class Schedule:
     warmup_steps: int = 0
     """400 in He et al. 2016."""
     warmup_until_error: float = 1.0
-    """Training error, a fraction, below which the warm-up may end: 0.8 for the 110-layer network of
-    He et al. 2015."""
+    """Training error, a fraction, that ends the warm-up: 0.8 for 110 layers (He et al. 2015)."""
     linear_warmup: bool = False
-    """Linear increase to the learning rate (Goyal et al. 2017, arXiv 1706.02677, Section 2.2)."""
+    """Linear increase to the rate (Goyal et al. 2017, arXiv 1706.02677, Section 2.2)."""
     cosine_steps: int = 0
-    """Step where half a cosine ends (Loshchilov and Hutter 2016, arXiv 1608.03983), with empty
-    decay_steps; 0: piecewise constant."""
+    """End of half a cosine (Loshchilov and Hutter 2016, arXiv 1608.03983), with empty decay_steps;
+    0: piecewise constant."""
     cosine_from: Literal["start", "warmup"] = "start"
-    """start: the warm-up replaces the first steps of the cosine (timm); warmup: the cosine starts
-    after it (torchvision)."""
+    """start: the warm-up replaces the first steps (timm); warmup: the cosine follows it
+    (torchvision)."""
     final_learning_rate: float = 0.0
     """Rate after the cosine."""
 
@@ -136,13 +133,11 @@ class Schedule:
         if self.linear_warmup and self.warmup_until_error < 1:
             raise UserError("schedule.warmup_until_error must be 1 with schedule.linear_warmup.")
         if self.cosine_steps and (self.decay_steps or self.cosine_steps <= self.warmup_steps):
-            raise UserError(
-                "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
-            )
+            limits = "0, or above warmup_steps with empty decay_steps"
+            raise UserError(f"schedule.cosine_steps must be {limits}.")
         if self.cosine_steps and not 0 <= self.final_learning_rate <= self.learning_rate > 0:
-            raise UserError(
-                "schedule.final_learning_rate must be in [0, learning_rate], learning_rate positive."
-            )
+            limits = "in [0, learning_rate], learning_rate positive"
+            raise UserError(f"schedule.final_learning_rate must be {limits}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +148,8 @@ class Evaluation:
     """Steps between evaluations."""
     batch_size: int = 500
     statistics_batches: int = 0
-    """Training batches for precise BatchNorm statistics, recomputed before every evaluation and
-    checkpoint; 0: moving averages."""
+    """Training batches of precise BatchNorm statistics, before evaluations and checkpoints; 0:
+    moving averages."""
     training_images: bool = False
     """Also evaluate all training images, not augmented, after the last step."""
     protocol: str = ""
@@ -282,9 +277,8 @@ class Experiment:
         if (classes := info.num_classes) != model.num_classes:
             raise UserError(f"model.num_classes must be {classes}, got {model.num_classes}.")
         if missing := {"train", data.test_split} - examples.keys():
-            raise UserError(
-                f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
-            )
+            splits = ", ".join(examples)
+            raise UserError(f"{info.name} has no split {missing.pop()!r}, but {splits}.")
         if data.validation_examples >= examples["train"]:
             raise UserError(f"data.validation_examples must be below {examples['train']}.")
         if data.normalization == "weights" and not self.start.file:
@@ -295,15 +289,12 @@ class Experiment:
         if batches and not has_averages:
             raise UserError(f"evaluation.statistics_batches must be 0 for {norm.__name__}.")
         if ema and has_averages and not batches:
-            raise UserError(
-                f"optimizer.ema with {norm.__name__} needs evaluation.statistics_batches."
-            )
+            need = "evaluation.statistics_batches"
+            raise UserError(f"optimizer.ema with {norm.__name__} needs {need}.")
         multiple = self.optimizer.accumulation * (options.get("group_size", 0) or 1)
         if size % multiple:
-            raise UserError(
-                f"batch_size must be a multiple of {multiple}, optimizer.accumulation times the "
-                f"BatchNorm group size, got {size}."
-            )
+            factors = "optimizer.accumulation times the BatchNorm group size"
+            raise UserError(f"batch_size must be a multiple of {multiple}, {factors}, got {size}.")
         (self._check_resident if data.crop is None else self._check_streamed)(info)
 
     def _check_resident(self, info: DatasetInfo) -> None:

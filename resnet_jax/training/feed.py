@@ -22,9 +22,9 @@ from resnet_jax.training import program, sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Batch
 
-# Images that the constants of a streamed set are measured on: the mean is within 1/100 of a deviation.
+# Images that measure the constants of a streamed set: the mean is within 1/100 of a deviation.
 _MEASURED = 10_000
-# Images that are decoded concurrently for it.
+# Those that are decoded concurrently.
 _GROUP = 64
 
 
@@ -44,10 +44,7 @@ def check(experiment: Experiment, info: DatasetInfo) -> None:
     jax.eval_shape(augment, jax.random.key(0), constants, images, labels)
 
 
-Part = tuple[str, int, int]
-
-
-def parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
+def parts(experiment: Experiment, info: DatasetInfo) -> dict[str, tuple[str, int, int]]:
     """Returns split, first example and count of ``test``, ``validation`` (if any) and ``train``."""
     test, held_out = experiment.data.test_split, experiment.data.validation_examples
     count = info.examples["train"] - held_out
@@ -56,7 +53,7 @@ def parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
 
 
 def examples(
-    experiment: Experiment, info: DatasetInfo, part: Part
+    experiment: Experiment, info: DatasetInfo, part: tuple[str, int, int]
 ) -> Examples | Iterable[Examples]:
     """Returns the images of a part, of a streamed set in batches as they are evaluated."""
     split, first, count = part
@@ -64,8 +61,8 @@ def examples(
         whole = datasets.read(info, split)
         if count == info.examples[split]:
             return whole  # The same array for every run of a process.
-        last = first + count
-        return Examples(whole.images[first:last], whole.labels[first:last])
+        rows = slice(first, first + count)
+        return Examples(whole.images[rows], whole.labels[rows])
     protocol = protocols.parse(experiment.evaluation.protocol)
     batch_size = experiment.evaluation.batch_size
     return protocols.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
@@ -102,8 +99,7 @@ def constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
     """Returns the streamed training images of a seed."""
-    data = experiment.data
-    assert data.crop is not None
+    data: Any = experiment.data
     return Stream(
         info=info,
         split="train",

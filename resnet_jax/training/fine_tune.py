@@ -1,40 +1,107 @@
-"""Fine-tuning: start from trained weights."""
+"""Trained weights of runs and files, and experiments that start from them."""
 
 import dataclasses
+import functools
 import hashlib
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from resnet_jax.data.augment_device import Normalization, Preprocessing
 from resnet_jax.errors import UserError
+from resnet_jax.evaluation import protocols
 from resnet_jax.models import norms
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.resnet import Variables
-from resnet_jax.training import run_dir, sharding
+from resnet_jax.training import program as program_lib
+from resnet_jax.training import sharding
+from resnet_jax.training import step as step_lib
+from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Start
-from resnet_jax.training.step import TrainState, tree_digest
-from resnet_jax.weights import card, files, inference
+from resnet_jax.training.program import Program
+from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.step import TrainState
+from resnet_jax.weights import files, inference
+from resnet_jax.weights.card import KEY, Card, View
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, abstract, load_pretrained
 
 
-def weights_of(source: Path) -> Pretrained:
-    """Returns the weights of a run, or of a file or folder of imported weights."""
+class Restored(NamedTuple):
+    """A run at a step."""
+
+    experiment: Experiment
+    program: Program
+    step: int
+    state: TrainState
+    preprocessing: Preprocessing
+
+
+def restore(run: Path, step: int | None = None) -> Restored:
+    """Restores a run, possibly in progress, at a kept step; None: the newest; 0: initialized."""
+    workdir = Workdir(run)
+    experiment, seed = workdir.experiment()
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{run} has no checkpoint yet")
+    if step == 0 and experiment.start.file:
+        raise UserError(f"{run} starts from {experiment.start.file}: give that in place of step 0")
+    program = program_lib.compiled(experiment)
+    checkpoints = Checkpoints(
+        workdir.checkpoints,
+        experiment.checkpointing,
+        # Results go to stdout, possibly as JSON.
+        say=functools.partial(print, file=sys.stderr),
+        fingerprint=workdir.read_experiment_file()["fingerprint"],
+        read_only=True,
+    )
+    like = program.abstract_state, program_lib.abstract_preprocessing(experiment)
+    steps = 0, *checkpoints.steps()
+    if step and step not in steps:
+        raise UserError(f"{run} has no step {step}, but {', '.join(map(str, steps))}")
+    if step:
+        arrays = checkpoints.restore(step, *like)
+        restored = arrays and (step, *arrays)
+    else:
+        restored = checkpoints.restore_newest(*like)
+    if restored is None:
+        raise UserError(f"{run} has no intact checkpoint")
+    if step == 0:
+        restored = 0, program.init(jax.random.key(seed)), restored[2]
+    return Restored(experiment, program, *restored)
+
+
+def weights_of(source: Path, step: int | None = None) -> Pretrained:
+    """Returns the weights that a run is evaluated with, see ``restore``, or imported weights."""
     if not source.exists():
         raise UserError(f"there is neither a run nor a file of weights at {source}")
-    if is_run(source):
-        return run_dir.weights(source)
-    try:
-        return load_pretrained(source)
-    except UserError as error:
-        if source.is_dir() or card.KEY in files.read(source)[1]:
-            raise
-        command = f"resnet-jax weights import {source} --as NAMES --to FILE.safetensors"
-        raise UserError(f"{error}. Foreign weights: {command}") from error
+    if step is None and not is_run(source):
+        try:
+            return load_pretrained(source)
+        except UserError as error:
+            if source.is_dir() or KEY in files.read(source)[1]:
+                raise
+            command = f"resnet-jax weights import {source} --as NAMES --to FILE.safetensors"
+            raise UserError(f"{error}. Foreign weights: {command}") from error
+    experiment, _, step, state, constants = restore(source, step)
+    mean, deviation = (np.asarray(array, np.float64).tolist() for array in constants)
+    view = View(mean=mean, deviation=deviation)
+    if name := experiment.evaluation.protocol:
+        crop = protocols.parse(name)
+        sizes = {"resize": crop.resize or 0, "crop": crop.crop or 0}
+        view = replace(view, **sizes, interpolation=crop.interpolation)
+    card = Card(
+        architecture=experiment.model,
+        view=view,
+        source=f"{source.resolve().name}, step {step}",
+        data=experiment.data.name,
+        counters={"": float(step)},
+    )
+    return Pretrained(card, *jax.device_get(state.scored()))
 
 
 def is_run(source: Path) -> bool:
@@ -79,11 +146,9 @@ def start_from(
     return experiment
 
 
-def load(experiment: Experiment) -> Pretrained | None:
-    """Returns the initial weights, if any; raises UserError if they are missing or changed."""
+def load(experiment: Experiment) -> Pretrained:
+    """Returns the initial weights; raises UserError if they are missing or changed."""
     start = experiment.start
-    if not start.file:
-        return None
     weights = weights_of(Path(start.file))
     if digest(weights) != start.digest:
         raise UserError(f"{start.file} holds other weights than the experiment: use --init-from")
@@ -91,9 +156,9 @@ def load(experiment: Experiment) -> Pretrained | None:
     return weights
 
 
-def preprocessing(experiment: Experiment, weights: Pretrained | None) -> Preprocessing | None:
+def preprocessing(experiment: Experiment, weights: Pretrained) -> Preprocessing | None:
     """Returns the normalization constants of the weights, if the experiment uses them."""
-    if weights is None or experiment.data.normalization != "weights":
+    if experiment.data.normalization != "weights":
         return None
     mean, deviation = weights.card.constants()
     return Preprocessing(np.array(np.broadcast_to(mean, experiment.model.input_shape)), deviation)
@@ -125,7 +190,7 @@ def initial_state(state: TrainState, experiment: Experiment, weights: Pretrained
 def digest(weights: Pretrained) -> str:
     """Returns the sha256 of parameters, statistics and normalization constants."""
     view = repr(dataclasses.astuple(weights.card.view))
-    arrays = tree_digest((weights.params, weights.batch_stats))
+    arrays = step_lib.digest((weights.params, weights.batch_stats))
     return hashlib.sha256(f"{view} {arrays}".encode()).hexdigest()
 
 

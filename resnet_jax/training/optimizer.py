@@ -1,7 +1,6 @@
 """Update rules and learning-rate schedules, composed of optax transformations."""
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,11 +77,10 @@ def _by_prefix(tree: Any, values: Mapping[str, str], default: str, field: str) -
         [prefix for prefix in values if f"{path}/".startswith(f"{prefix.rstrip('/')}/")]
         for path in paths
     ]
-    for unused in values.keys() - set(itertools.chain(*prefixes)):
+    for unused in values.keys() - set[str]().union(*prefixes):
         known = {"/".join(path.split("/")[:depth]) for path in paths for depth in (1, 2)}
-        raise UserError(
-            f"optimizer.{field}: no parameter lies below {unused!r}{nearest(unused, known)}"
-        )
+        hint = nearest(unused, known)
+        raise UserError(f"optimizer.{field}: no parameter lies below {unused!r}{hint}")
     chosen = [values[max(names, key=len)] if names else default for names in prefixes]
     return jax.tree.unflatten(structure, chosen)
 
@@ -101,19 +99,15 @@ def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransf
 
         return (jax.vmap(scale_block) if is_stacked(path) else scale_block)(update, param)
 
-    blockwise = optax.stateless(
-        lambda updates, params: jax.tree.map_with_path(scale, updates, params)
-    )
+    blockwise = optax.stateless(functools.partial(jax.tree.map_with_path, scale))
     return blockwise if mask is None else optax.masked(blockwise, mask)
 
 
 def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Scales by the negative learning rate; steps count from 0. A warm-up does not restart."""
-    low, high = schedule.warmup_learning_rate, schedule.learning_rate
-    full = _after_warmup(schedule)
-    warmup = optax.linear_schedule(
-        low, high if schedule.linear_warmup else low, schedule.warmup_steps
-    )
+    low, full = schedule.warmup_learning_rate, _after_warmup(schedule)
+    high = schedule.learning_rate if schedule.linear_warmup else low
+    warmup = optax.linear_schedule(low, high, schedule.warmup_steps)
 
     def init(params: Any) -> ScheduleState:  # noqa: ARG001
         return ScheduleState(jnp.int32(0), jnp.float32(0), jnp.float32(1), jnp.bool(True))

@@ -17,9 +17,7 @@ from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.execution import quick_to_compile, quick_to_run
-from resnet_jax.training import optimizer as optimizer_lib
-from resnet_jax.training import sharding as sharding_lib
-from resnet_jax.training import step
+from resnet_jax.training import optimizer, sharding, step
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
@@ -36,15 +34,13 @@ class Program:
     train: Callable[[TrainState, Batch, Preprocessing, int], tuple[TrainState, Metrics]]
     """``step.train_steps``; the state is donated."""
     recompute_statistics: Callable[[TrainState, Iterable[Batch], Preprocessing], TrainState]
-    """Sets precise BatchNorm statistics, those of all images of some training batches.
-
-    As in He et al.'s released models (KaimingHe/deep-residual-networks, README). Averaged
-    parameters (EMA) need them: moving averages belong to the trained parameters.
-    """
+    """Sets precise BatchNorm statistics, those of all images of some training batches, as in He et
+    al.'s released models (KaimingHe/deep-residual-networks, README). EMA needs them: running
+    statistics belong to the trained parameters."""
 
     def put(self, arrays: Any) -> Any:
         """Puts a tree of arrays on every device."""
-        return sharding_lib.put(arrays, sharding_lib.replicated(self.mesh))
+        return sharding.put(arrays, sharding.replicated(self.mesh))
 
     def score(
         self,
@@ -57,14 +53,14 @@ class Program:
     ) -> exact.Score:
         """Evaluates every example once, see ``evaluation.exact.tally``."""
         # Replicated sums, so that every process can fetch them.
-        sums = _layout(sharding_lib.replicated(self.mesh))
+        sums = _layout(sharding.replicated(self.mesh))
         score_batch = _jit(exact.score_batch, self.mesh, sums, apply=self.apply)
         return exact.tally(
             functools.partial(score_batch, *state.scored(), preprocessing),
             data,
             batch_size=batch_size,
             expected_examples=expected_examples,
-            sharding=sharding_lib.batch(self.mesh),
+            sharding=sharding.batch(self.mesh),
             # Processes share streamed images; each holds those in memory whole.
             processes=1 if isinstance(data, Examples) else jax.process_count(),
             between=between,
@@ -78,22 +74,22 @@ def compiled(
     among: Sequence[Any] | None = None,
 ) -> Program:
     """Returns the program of an experiment on a mesh, see ``sharding.make``."""
-    mesh = sharding_lib.make(devices, fsdp, among)
+    mesh = sharding.make(devices, fsdp, among)
     model, batches = experiment.model, experiment.evaluation.statistics_batches
     group_size = parts(model.norm)[1].get("group_size", 0)
-    optimizer = optimizer_lib.make(experiment.optimizer, experiment.schedule)
+    update = optimizer.make(experiment.optimizer, experiment.schedule)
     options = {
-        "optimizer": optimizer,
+        "optimizer": update,
         "execution": experiment.execution,
         "ema": experiment.optimizer.ema > 0,
         "statistics": batches > 0,
     }
     apply, shapes = _traced(model, **options)
-    shardings = sharding_lib.of_state(mesh, shapes)
-    layout, whole = _layout(shardings), sharding_lib.replicated(mesh)
+    shardings = sharding.of_state(mesh, shapes)
+    layout, whole = _layout(shardings), sharding.replicated(mesh)
     learning = Learning(
         apply,
-        optimizer,
+        update,
         experiment.loss,
         experiment.optimizer.ema,
         accumulation=_microbatches(experiment, group_size, mesh.size),
@@ -102,7 +98,7 @@ def compiled(
         classes=model.num_classes,
         batch_size=experiment.batch_size,
         streamed=experiment.data.crop is not None,
-        sharding=sharding_lib.batch(mesh) if mesh.size > 1 else None,
+        sharding=sharding.batch(mesh) if mesh.size > 1 else None,
         whole=whole if fsdp > 1 else None,
     )
 
@@ -119,11 +115,10 @@ def compiled(
             totals = add(state, totals, batch, preprocessing, jnp.int32(number))
         return _jit(step.set_statistics, mesh, layout, count=batches)(state, totals)
 
-    struct = jax.ShapeDtypeStruct
     return Program(
         mesh,
         apply,
-        jax.tree.map(lambda a, s: struct(a.shape, a.dtype, sharding=s), shapes, shardings),
+        jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings),
         init=_jit(_initial, mesh, layout, model=model, **options),
         train=_jit(step.train_steps, mesh, _layout((shardings, whole)), learning=learning),
         recompute_statistics=recompute_statistics,
@@ -131,14 +126,14 @@ def compiled(
 
 
 def _layout(shardings: Any) -> Any:
-    """Returns a tree of shardings as a hashable value."""
+    """Makes a tree of shardings hashable."""
     leaves, structure = jax.tree.flatten(shardings)
     return tuple(leaves), structure
 
 
 @functools.lru_cache(maxsize=256)
 def _jit(function: Callable[..., Any], mesh: Mesh, layout: Any, **static: Any) -> Any:
-    """Returns a function with static arguments, compiled; experiments share equal ones."""
+    """Compiles a function with static arguments; experiments share equal ones."""
     leaves, structure = layout
     options: dict[str, Any] = {"compiler_options": quick_to_run(mesh.devices.flat[0].platform)}
     if function is _initial:
@@ -156,14 +151,12 @@ def _initial(key: Key[Array, ""], *, model: Architecture, **options: Any) -> Tra
 @functools.lru_cache(maxsize=64)
 def _traced(model: Architecture, **options: Any) -> tuple[Apply, TrainState]:
     """Returns the network and the shapes of the state."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(functools.partial(step.create, model, **options), key=key)
+    return jax.eval_shape(lambda: step.create(model, key=jax.random.key(0), **options))
 
 
 def augmentation(experiment: Experiment) -> Augmentation:
     """Returns the augmentation on the device."""
-    names = (field.name for field in fields(Augmentation))
-    return Augmentation(**{name: getattr(experiment.data, name) for name in names})
+    return Augmentation(**{f.name: getattr(experiment.data, f.name) for f in fields(Augmentation)})
 
 
 def abstract_preprocessing(experiment: Experiment) -> Preprocessing:

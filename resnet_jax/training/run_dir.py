@@ -1,8 +1,7 @@
-"""Run directory: the experiment, its metrics, its result and its restored states."""
+"""Run directory: the experiment, its environment, its metrics and its result."""
 
 import contextlib
 import errno
-import functools
 import importlib.metadata
 import json
 import math
@@ -10,32 +9,23 @@ import os
 import platform
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
 import jax
-import numpy as np
 from tensorboardX import SummaryWriter
 
-from resnet_jax import distributed, models
-from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax import distributed
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import components
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import config
-from resnet_jax.training import program as program_lib
-from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Data, Experiment
-from resnet_jax.training.step import TrainState
-from resnet_jax.weights.card import Card, View
-from resnet_jax.weights.loading import Pretrained
 
 Record = dict[str, Any]
 
@@ -96,14 +86,14 @@ class Workdir:
         """Makes the directory this run's; raises UserError as ``check``."""
         self.check(experiment, seed)
         identity = config.identity(experiment, seed)
-        text = {"fingerprint": config.fingerprint(identity), "identity": identity}
-        text |= {"experiment": config.resolve(experiment), "seed": seed}
-        process = {"host": socket.gethostname(), "pid": os.getpid()}
-        process["since"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        run = {"fingerprint": config.fingerprint(identity), "identity": identity}
+        run |= {"experiment": config.resolve(experiment), "seed": seed}
+        since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         with _report_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.experiment_file.exists():
-                write_json(self.experiment_file, text)
+                write_json(self.experiment_file, run)
             write_json(self.environment_file, describe() | {"process": process})
 
     def check(self, experiment: Experiment, seed: int) -> None:
@@ -111,9 +101,9 @@ class Workdir:
         if self.experiment_file.exists():
             ours = config.identity(experiment, seed)
             theirs = self.read_experiment_file()["identity"]
-            if fields := "".join(f"\n  {line}" for line in config.differences(ours, theirs)):
+            if fields := "\n  ".join(config.differences(ours, theirs)):
                 remedy = "use another --workdir. Fields that differ:"
-                raise UserError(f"{self.path} holds another run: {remedy}{fields}")
+                raise UserError(f"{self.path} holds another run: {remedy}\n  {fields}")
         elif self.path.is_dir() and any(path != self._lock_file for path in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and holds no run: use another --workdir")
 
@@ -121,54 +111,50 @@ class Workdir:
         """Returns fingerprint, identity, experiment and seed."""
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json")
-        text = self.experiment_file.read_text()
-        with _report_errors(self.experiment_file):
-            return json.loads(text)
+        return _parse(self.experiment_file, self.experiment_file.read_text())
 
     def experiment(self) -> tuple[Experiment, int]:
         """Returns the experiment and its seed."""
-        text = self.read_experiment_file()
-        return config.restore(Experiment, text["experiment"]), text["seed"]
+        run = self.read_experiment_file()
+        return config.restore(Experiment, run["experiment"]), run["seed"]
 
     def records(self) -> list[Record]:
         """Returns the records of ``metrics.jsonl``, without a last line that a kill cut short."""
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text().splitlines()
-        with _report_errors(self.metrics_file):
-            return [json.loads(line) for line in lines if line.endswith("}")]
+        file = self.metrics_file
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [_parse(file, line) for line in lines if line.endswith("}")]
 
     def result(self) -> Record | None:
         """Returns the result, or that of a run that diverged; None before the run has ended."""
         for file in filter(Path.exists, (self.result_file, self.diverged_file)):
-            text = file.read_text()
-            with _report_errors(file):
-                return json.loads(text)
+            return _parse(file, file.read_text())
         return None
 
 
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and TensorBoard event files, on process 0.
 
-    A record has ``step``, ``split`` (train, test, ...) and numbers. Records until ``step``, after
-    which the run continues, are ``kept``.
+    A record has ``step``, ``split`` (train, test, ...) and numbers. Those after ``step``, of which
+    the run continues, are dropped.
     """
 
     def __init__(self, workdir: Workdir, *, step: int):
         # All processes read before process 0 rewrites the file.
         distributed.wait("records are written")
-        self.kept = [record for record in workdir.records() if record["step"] <= step]
+        self.records = [record for record in workdir.records() if record["step"] <= step]
         distributed.wait("records are read")
         self._file, self._summary = workdir.metrics_file, None
         if distributed.is_first():
+            text = "".join(json.dumps(record) + "\n" for record in self.records)
             folder = str(workdir.path / "tensorboard")
             with _report_errors(self._file):
-                write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.kept))
+                write_text(self._file, text)
                 # A bounded queue would block forever on a full disk.
                 self._summary = SummaryWriter(folder, purge_step=step + 1, max_queue=0)
 
     def write(self, record: Record) -> None:
         """Appends a record."""
+        self.records.append(record)
         if self._summary is None:
             return
         with _report_errors(self._file), self._file.open("a") as file:
@@ -191,8 +177,13 @@ def _report_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space, or use another --workdir"
         raise UserError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
+
+
+def _parse(file: Path, text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is corrupt ({error}): restore or delete it") from error
+        raise UserError(f"{file} is corrupt ({error}): restore or delete it") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -213,27 +204,29 @@ def contents(
     info: DatasetInfo,
     records: list[Record],
     scores: dict[str, exact.Score] | None = None,
-    training_error_percent: float = 100.0,
     **values: Any,
 ) -> dict[str, Any]:
     """Returns the contents of ``result.json``, or of ``diverged.json`` without scores.
 
     Args:
-      records: contents of ``metrics.jsonl``.
       scores: of the last step by split.
-      training_error_percent: of the last augmented batches.
       **values: further fields.
     """
-    split, classes = experiment.data.test_split, info.num_classes
-    # A diverged network has an error of 100 %.
-    count = info.examples[split]
-    test = scores["test"] if scores else exact.Score(count, math.nan, count, count)
-    training = scores.get("train") if scores else None
-    measured = "all training images, last step" if training else "the last augmented batches"
-    test_errors, validation_errors = (
+    split = experiment.data.test_split
+    test_errors, validation_errors, training_errors = (
         {record["step"]: record["error_percent"] for record in records if record["split"] == name}
-        for name in ("test", "validation")
+        for name in ("test", "validation", "train")
     )
+    if scores is None:
+        # A diverged network has an error of 100 %.
+        count, training_error, measured = info.examples[split], 100.0, "a network that diverged"
+        test = exact.Score(count, math.nan, count, count)
+    elif "train" in scores:
+        measured = "all training images, last step"
+        test, training_error = scores["test"], scores["train"].error_percent
+    else:
+        measured = "the last augmented batches"
+        test, training_error = scores["test"], training_errors[max(training_errors)]
     # The earliest of equal errors, as early stopping would choose.
     steps = sorted(validation_errors.keys() & test_errors)
     selected = min(steps, key=validation_errors.__getitem__, default=None)
@@ -246,21 +239,20 @@ def contents(
         "statistic": "single",
         "split": split,
         "examples": test.examples,
-        "top5_error_percent": test.top5_error_percent if classes > exact.TOP else None,
+        "top5_error_percent": test.top5_error_percent if info.num_classes > exact.TOP else None,
         # Selected on the images that it is an error of.
         "best_over_training": min(test_errors.values(), default=100.0),
         # At the step of the lowest validation error.
         "selected_on_validation": None if selected is None else test_errors[selected],
-        "training_error_percent": training.error_percent if training else training_error_percent,
-        "training_error_of": measured if scores else "a network that diverged",
+        "training_error_percent": training_error,
+        "training_error_of": measured,
         "diverged_at_step": None,
         "protocol": protocol(experiment, info),
         "model": config.resolve(experiment.model),
         "seed": seed,
         "steps": experiment.steps,
-        "parameters": models.count(experiment.model).parameters,
-        # Training and evaluation over all sessions.
-        **dict.fromkeys(("compile_seconds", "seconds", "state_digest")),
+        # Seconds of training and evaluation are over all sessions.
+        **dict.fromkeys(("parameters", "compile_seconds", "seconds", "state_digest")),
         "fingerprint": config.fingerprint(identity),
         "group": config.group(identity),
         "commit": commit(),
@@ -274,8 +266,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
     """Returns the circumstances of a score as named fields."""
     data, optimizer, schedule = experiment.data, experiment.optimizer, experiment.schedule
     height, width, _ = experiment.model.input_shape
-    name, loss = experiment.evaluation.protocol, experiment.loss
-    view = protocols.parse(name) if name else protocols.Protocol()
+    view, loss = experiment.evaluation.protocol, experiment.loss
     training_images = info.examples["train"] - data.validation_examples
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
@@ -299,7 +290,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
         "padding": "explicit symmetric",
         "preprocessing": data.normalization,
         "augmentation": _augmentation(data),
-        "view": view.view(height, width),
+        "view": protocols.parse(view).view() if view else f"single {height}x{width}",
         "selection": "last step",
         "learning_rate": schedule.learning_rate,
         "momentum": optimizer.momentum,
@@ -312,17 +303,14 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
 
 
 def _augmentation(data: Data) -> str:
-    def text(part: components.Factory | None) -> str:
-        if part is None:
-            return ""
+    def text(part: components.Factory) -> str:
         return getattr(part(), "described", "") or components.text(part, lambda cls: cls.__name__)
 
     operations = (
         f"pad {data.pad}, random crop" if data.pad else "",
-        text(data.crop),
-        text(data.policy),
+        *(text(part) for part in (data.crop, data.policy) if part),
         "random flip" if data.flip else "",
-        *map(text, (data.color, data.erasing, data.mix)),
+        *(text(part) for part in (data.color, data.erasing, data.mix) if part),
         f"{data.repeats} of each image" if data.repeats > 1 else "",
     )
     return ", ".join(filter(None, operations)) or "none"
@@ -362,22 +350,22 @@ PACKAGES = (
 
 def commit() -> str | None:
     """Returns the commit of this checkout, with ``-dirty`` if files differ; None outside one."""
-    file = Path(__file__)
+    folder, name = os.path.split(__file__)
 
     def git(*words: str) -> str:
-        options: Any = {"cwd": file.parent, "text": True, "stderr": subprocess.DEVNULL}
+        options: Any = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
         return subprocess.check_output(["git", *words], timeout=10, **options).strip()
 
     try:
         # An installed package inside another repository is not part of it.
-        git("ls-files", "--error-unmatch", file.name)
+        git("ls-files", "--error-unmatch", name)
         return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python, this package and those that affect its numbers."""
+    """Returns the versions of Python and ``PACKAGES``."""
     numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -406,77 +394,3 @@ def describe() -> dict[str, Any]:
         "devices": devices(),
         "platform": platform.platform(),
     }
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run at a step."""
-
-    experiment: Experiment
-    program: program_lib.Program
-    step: int
-    state: TrainState
-    preprocessing: Preprocessing
-
-
-def newest(run: Path) -> Trained:
-    """Restores the newest intact checkpoint of a run; see ``at``."""
-    return at(run, None)
-
-
-def at(run: Path, step: int | None) -> Trained:
-    """Restores a run, possibly in progress, at a kept step; None: the newest; 0: initialized."""
-    workdir = Workdir(run)
-    experiment, seed = workdir.experiment()
-    if not workdir.checkpoints.is_dir():
-        raise UserError(f"{run} has no checkpoint yet")
-    if step == 0 and experiment.start.file:
-        raise UserError(f"{run} starts from {experiment.start.file}: give that in place of step 0")
-    program = program_lib.compiled(experiment)
-    checkpoints = Checkpoints(
-        workdir.checkpoints,
-        experiment.checkpointing,
-        # Results go to stdout, possibly as JSON.
-        say=functools.partial(print, file=sys.stderr),
-        fingerprint=workdir.read_experiment_file()["fingerprint"],
-        read_only=True,
-    )
-    like = (program.abstract_state, program_lib.abstract_preprocessing(experiment))
-    steps = checkpoints.steps()
-    if step and step not in steps:
-        raise UserError(f"{run} has no step {step}, but {', '.join(map(str, (0, *steps)))}")
-    if step:
-        arrays = checkpoints.restore(step, *like)
-        restored = arrays and (step, *arrays)
-    else:
-        restored = checkpoints.restore_newest(*like)
-    if restored is None:
-        raise UserError(f"{run} has no intact checkpoint")
-    if step == 0:
-        restored = (0, program.init(jax.random.key(seed)), restored[2])
-    return Trained(experiment, program, *restored)
-
-
-def weights(run: Path, step: int | None = None) -> Pretrained:
-    """Returns the weights that a run is evaluated with; see ``at``."""
-    restored = at(run, step)
-    experiment = restored.experiment
-    mean, deviation = (
-        np.asarray(constants, np.float64).tolist() for constants in restored.preprocessing
-    )
-    name = experiment.evaluation.protocol
-    protocol = protocols.parse(name) if name else protocols.Protocol()
-    card = Card(
-        architecture=experiment.model,
-        view=View(
-            mean=mean,
-            deviation=deviation,
-            resize=protocol.resize or 0,
-            crop=protocol.crop or 0,
-            interpolation=protocol.interpolation,
-        ),
-        source=f"{run.resolve().name}, step {restored.step}",
-        data=experiment.data.name,
-        counters={"": float(restored.step)},
-    )
-    return Pretrained(card, *jax.device_get(restored.state.scored()))

@@ -33,12 +33,12 @@ def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of constants and device-resident data sets."""
+    """Returns the sharding of constants and device-resident data sets."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch(mesh: Mesh) -> NamedSharding:
-    """Sharding of batches: split along the first axis."""
+    """Returns the sharding of batches: split along the first axis."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -52,18 +52,15 @@ def of_state(mesh: Mesh, state: TrainState) -> TrainState:
 
     def split(path: Any, leaf: Any) -> NamedSharding:
         # A scan runs over the first axis of stacked blocks.
-        first, shape = int(is_stacked(path)), leaf.shape
-        axes = [axis for axis in range(first, len(shape)) if shape[axis] % parts == 0]
-        if parts == 1 or not axes:
+        axes = range(is_stacked(path), leaf.ndim)
+        sizes = [(leaf.shape[axis], axis) for axis in axes if leaf.shape[axis] % parts == 0]
+        if parts == 1 or not sizes:
             return replicated(mesh)
         # The last of equal axes: output features.
-        largest = max(axes, key=lambda axis: (shape[axis], axis))
-        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * max(sizes)[1], "fsdp"))
 
-    fields = {
-        name: jax.tree.map_with_path(split, getattr(state, name))
-        for name in ("params", "opt_state", "ema")
-    }
+    names = ("params", "opt_state", "ema")
+    fields = {name: jax.tree.map_with_path(split, getattr(state, name)) for name in names}
     return jax.tree.map(lambda _: replicated(mesh), state)._replace(**fields)
 
 

@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
     batch_stats: Variables
     opt_state: Any
     key: Key[Array, ""]
-    """Root key: all randomness is a function of it and of the step."""
+    """Root key: all randomness is a function of it and the step."""
     ema: Variables
     """Moving average of ``params``; empty without one."""
     statistics: Variables
@@ -56,12 +56,7 @@ def create(
     return apply, TrainState(jnp.int32(0), params, batch_stats, opt_state, key, *averages)
 
 
-def digest(state: TrainState) -> str:
-    """Returns the sha256 of a state, see ``tree_digest``."""
-    return tree_digest(plain(state))
-
-
-def tree_digest(tree: Any) -> str:
+def digest(tree: Any) -> str:
     """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective if sharded."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -69,7 +64,8 @@ def tree_digest(tree: Any) -> str:
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
             leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
@@ -129,7 +125,7 @@ class Metrics(NamedTuple):
     errors: Int32[Array, "..."]
     examples: Int32[Array, "..."]
     learning_rate: Float[Array, "..."]
-    """Learning rate of the step; not a sum."""
+    """Of the step; not a sum."""
 
 
 @dataclass(frozen=True)
@@ -142,34 +138,35 @@ class Learning:
     ema: float = 0.0
     """Decay of the moving average of the parameters; 0: none."""
     accumulation: int = 1
-    """Number of microbatches."""
+    """Microbatches per batch."""
     group_size: int = 0
     """Images that BatchNorm normalizes together; 0: a whole (micro)batch."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     classes: int = 0
     batch_size: int = 0
     streamed: bool = False
-    """Data are streamed batches rather than the whole training set."""
+    """Data are batches rather than the whole training set."""
     sharding: jax.sharding.Sharding | None = None
-    """Sharding of a batch; None: one device."""
+    """Of a batch; None: one device."""
     whole: jax.sharding.Sharding | None = None
-    """Sharding of parameters and gradients in use, under fsdp; None: that of the state."""
+    """Of parameters and gradients in use, under fsdp; None: that of the state."""
 
 
 def train_steps(
     state: TrainState, data: Batch, preprocessing: Preprocessing, steps: int, learning: Learning
 ) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` training steps, 1 on a streamed batch; metrics have shape (steps,)."""
+    root = state.key
 
-    def one(state: TrainState, indices: Array | None) -> tuple[TrainState, Metrics]:
-        key = augmentation_key(state.key, state.step)
-        return train_step(state, augment(key, data, indices, preprocessing, learning), learning)
+    def batch(step: Array, indices: Array | None) -> Batch:
+        return augment(augmentation_key(root, step), data, indices, preprocessing, learning)
 
-    indices = _indices(state.key, state.step, steps, data, learning)
+    indices = _indices(root, state.step, steps, data, learning)
     if steps > 1:
-        return lax.scan(one, state, indices)
+        return lax.scan(lambda s, i: train_step(s, batch(s.step, i), learning), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
-    state, metrics = one(state, None if indices is None else indices[0])
+    indices = jax.tree.map(lambda i: i[0], indices)
+    state, metrics = train_step(state, batch(state.step, indices), learning)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
 
@@ -200,33 +197,15 @@ def augment(
     if indices is not None:
         images, labels = images[indices], labels[indices]
     images, targets = learning.augmentation(key, preprocessing, images, labels, learning.classes)
-    batch = Batch(images, labels, targets)
-    if learning.sharding is None:
-        return batch
-    return lax.with_sharding_constraint(batch, learning.sharding)
+    return _constrain(Batch(images, labels, targets), learning.sharding)
+
+
+def _constrain(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    return tree if sharding is None else lax.with_sharding_constraint(tree, sharding)
 
 
 def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[TrainState, Metrics]:
     """One update by the gradient of the mean loss over the batch. Pure."""
-    examples = len(batch.labels)
-    (loss, (errors, batch_stats)), gradients = _gradients(state, batch, learning)
-    updates, opt_state = learning.optimizer.update(
-        gradients, state.opt_state, state.params, error=errors / examples
-    )
-    params: Any = optax.apply_updates(state.params, updates)
-    ema: Any = state.ema
-    if learning.ema:
-        ema = optax.incremental_update(params, ema, 1 - learning.ema)
-    rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
-    metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
-    state = TrainState(
-        state.step + 1, params, batch_stats, opt_state, state.key, ema, state.statistics
-    )
-    return state, metrics
-
-
-def _gradients(state: TrainState, batch: Batch, learning: Learning) -> Any:
-    """Returns ((mean loss, (errors, batch_stats)), gradients)."""
     examples = len(batch.labels)
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
@@ -238,18 +217,25 @@ def _gradients(state: TrainState, batch: Batch, learning: Learning) -> Any:
         errors = jnp.sum(jnp.argmax(logits, axis=-1) != part.labels, dtype=jnp.int32)
         return losses(logits, part, learning.loss).sum() / examples, (errors, batch_stats)
 
-    def whole(tree: Any) -> Any:
-        # Without it the compiler splits convolutions as the parameters are and moves activations.
-        if learning.whole is None:
-            return tree
-        return lax.with_sharding_constraint(tree, learning.whole)
-
-    of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole(state.params))
+    # Otherwise the compiler splits convolutions as the parameters are and moves activations.
+    whole = _constrain(state.params, learning.whole)
+    of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole)
     if learning.accumulation == 1:
-        values, gradients = of_part(batch, key)
+        (loss, (errors, batch_stats)), gradients = of_part(batch, key)
     else:
-        values, gradients = _accumulated(of_part, batch, key, learning)
-    return values, whole(gradients)
+        (loss, (errors, batch_stats)), gradients = _accumulated(of_part, batch, key, learning)
+    gradients = _constrain(gradients, learning.whole)
+    updates, opt_state = learning.optimizer.update(
+        gradients, state.opt_state, state.params, error=errors / examples
+    )
+    params: Any = optax.apply_updates(state.params, updates)
+    ema: Any = state.ema
+    if learning.ema:
+        ema = optax.incremental_update(params, ema, 1 - learning.ema)
+    rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+    metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
+    after = state.step + 1, params, batch_stats, opt_state, state.key, ema, state.statistics
+    return TrainState(*after), metrics
 
 
 def _accumulated(
@@ -260,18 +246,17 @@ def _accumulated(
 
     def divided(array: Array) -> Array:
         # Every parts-th group: a microbatch lies on all devices of the batch.
-        shape = array.shape[1:]
-        groups = array.reshape(-1, parts, group, *shape)
-        return groups.swapaxes(0, 1).reshape(parts, -1, *shape)
+        groups = array.reshape(-1, parts, group, *array.shape[1:])
+        return groups.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
 
-    def one(totals: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+    def add(totals: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
         part, number = inputs
         return jax.tree.map(jnp.add, totals, of_part(part, jax.random.fold_in(key, number))), None
 
     microbatches = jax.tree.map(divided, batch)
-    first = jax.tree.map(lambda array: array[0], microbatches)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, first, key))
-    totals, _ = lax.scan(one, zeros, (microbatches, jnp.arange(parts)))
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda array: array[0], microbatches), key)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    totals, _ = lax.scan(add, zeros, (microbatches, jnp.arange(parts)))
     (loss, (errors, batch_stats)), gradients = totals
     return (loss, (errors, jax.tree.map(lambda total: total / parts, batch_stats))), gradients
 
@@ -311,13 +296,12 @@ def add_batch_moments(
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
     batch_key = jax.random.fold_in(key, number + 1)
     indices = _indices(jax.random.fold_in(key, 0), number, 1, data, learning)
-    indices = None if indices is None else indices[0]
+    indices = jax.tree.map(lambda i: i[0], indices)
     images, *_ = augment(batch_key, data, indices, preprocessing, learning)
-    group_size = learning.group_size or learning.batch_size
-    groups = images.reshape(-1, group_size, *images.shape[1:])
+    groups = images.reshape(-1, learning.group_size or learning.batch_size, *images.shape[1:])
+    params, _ = state.scored()
 
     def moments(images: Array, key: Array) -> Variables:
-        params, _ = state.scored()
         _, stats = learning.apply(params, state.batch_stats, images, train=True, key=key)
         return _map_variance(stats, lambda mean, var: var + mean * mean)
 
@@ -344,5 +328,5 @@ def _map_variance(tree: Any, function: Callable[..., Array]) -> Any:
 @jax.jit
 def finite(state: TrainState) -> Array:
     """Returns whether the state is finite."""
-    learned = state._replace(step=(), key=())
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(learned)]))
+    leaves = jax.tree.leaves(state._replace(key=()))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -2,45 +2,38 @@
 
 import contextlib
 import functools
-import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from resnet_jax import distributed
 from resnet_jax.data import datasets
-from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import feed, fine_tune, sharding
 from resnet_jax.training import program as program_lib
-from resnet_jax.training import run_dir as run_dir_lib
-from resnet_jax.training import step as step_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.feed import Feed
-from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, write_json
-from resnet_jax.training.step import Metrics, finite
+from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
+from resnet_jax.training.step import Metrics, digest, finite
 
 
 class Interruption:
-    """Context that records the first signal.
+    """Records the first signal. A later Ctrl-C raises KeyboardInterrupt, others are ignored."""
 
-    A later Ctrl-C raises KeyboardInterrupt; other later signals are ignored.
-    """
+    requested = 0
 
-    requested: int | None = None
-
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Self:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -49,39 +42,35 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _record(self, number: int, _: FrameType | None) -> None:
         self.requested = self.requested or number
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
-class StopRequest:
+class StopRequest(Interruption):
     """Signal that any process received, pending in all processes at the same step."""
 
-    def __init__(self, interruption: Interruption, mesh: Mesh):
-        self._interruption, self._single = interruption, jax.process_count() == 1
-        if not self._single:
-            self._rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            self._maximum = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
-            self._sent = self._send()
+    def __init__(self, mesh: Mesh):
+        self._batch = sharding.batch(mesh)
+        self._maximum = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+        self._sent = self._send() if jax.process_count() > 1 else None
 
     def pending(self, step: int) -> Interrupted | None:
-        """Returns the error of a signal, if any. Collective."""
-        number = self._interruption.requested or 0
-        if not self._single:
+        """Returns the error of a signal, if any. Collective, as the next."""
+        number = self.requested
+        if self._sent is not None:
             # The maximum of the previous call, so that the host never waits.
             received, self._sent = self._sent, self._send()
             number = int(received)
         return Interrupted(number, step) if number else None
 
     def raise_if_pending(self, step: int) -> None:
-        """Raises the error of a signal, if any. Collective."""
         if error := self.pending(step):
             raise error
 
     def _send(self) -> Int[Array, ""]:
-        local = np.full(jax.local_device_count(), self._interruption.requested or 0, np.int32)
-        return self._maximum(jax.make_array_from_process_local_data(self._rows, local))
+        local = np.full(jax.local_device_count(), self.requested, np.int32)
+        return self._maximum(jax.make_array_from_process_local_data(self._batch, local))
 
 
 class Profile:
@@ -91,7 +80,6 @@ class Profile:
         self._folder, self._left, self._say, self._running = folder, steps, say, False
 
     def after_dispatch(self, metrics: Metrics, steps: int) -> None:
-        """Starts or stops the trace after a dispatch."""
         if self._left <= 0:
             return
         jax.block_until_ready(metrics)
@@ -104,7 +92,6 @@ class Profile:
             self._running = True
 
     def close(self) -> None:
-        """Ends the trace."""
         if self._running:
             jax.profiler.stop_trace()
             self._left, self._running = 0, False
@@ -114,19 +101,12 @@ class Profile:
 
 
 class Progress(Protocol):
-    """Callbacks of a run."""
+    """Callbacks: training starts, steps were dispatched, a record was written, a message."""
 
-    def start(self, step: int, steps: int) -> None:
-        """Training starts at ``step``."""
-
-    def advance(self, step: int) -> None:
-        """Steps up to ``step`` were dispatched."""
-
-    def update(self, record: Record) -> None:
-        """A record was written to ``metrics.jsonl``."""
-
-    def say(self, message: str) -> None:
-        """A message for the user."""
+    def start(self, step: int, steps: int) -> None: ...
+    def advance(self, step: int) -> None: ...
+    def update(self, record: Record) -> None: ...
+    def say(self, message: str) -> None: ...
 
 
 def train(
@@ -146,7 +126,7 @@ def train(
       seed: of initialization, data order and augmentation.
       workdir: run directory; one of another experiment or seed is rejected.
       data_dir: directory that is searched first for prepared data sets.
-      devices, fsdp: see ``sharding.make``.
+      devices, fsdp: as of ``sharding.make``.
       profile_steps: steps to trace into ``profile/``; 0: none.
 
     Raises:
@@ -157,24 +137,26 @@ def train(
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
     feed.check(experiment, info)
-    weights = fine_tune.load(experiment)
+    weights = fine_tune.load(experiment) if experiment.start.file else None
     program = program_lib.compiled(experiment, devices, fsdp)
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
-        fingerprint = run_dir.read_experiment_file()["fingerprint"]
         checkpoints = Checkpoints(
-            run_dir.checkpoints, experiment.checkpointing, say=progress.say, fingerprint=fingerprint
+            run_dir.checkpoints,
+            experiment.checkpointing,
+            say=progress.say,
+            fingerprint=run_dir.read_experiment_file()["fingerprint"],
         )
         if (finished := run_dir.result()) is not None:
             progress.say(f"{run_dir.path} is finished; nothing to do")
             if finished["diverged_at_step"] is not None:
                 raise NonFiniteLoss(finished["diverged_at_step"], checkpoints.newest())
             return finished
-        stop = StopRequest(stack.enter_context(Interruption()), program.mesh)
+        stop = stack.enter_context(StopRequest(program.mesh))
 
         # The newest intact checkpoint, or a new state.
-        stack.enter_context(_closing(checkpoints))
+        stack.push(_closing(checkpoints))
         restored = checkpoints.restore_newest(
             program.abstract_state, program_lib.abstract_preprocessing(experiment)
         )
@@ -182,21 +164,25 @@ def train(
             step, state, constants = restored
             progress.say(f"continuing after step {step}")
         else:
-            step, state = 0, program.init(jax.random.key(seed))
-            state = fine_tune.initial_state(state, experiment, weights) if weights else state
-            constants = fine_tune.preprocessing(experiment, weights)
+            step, state, constants = 0, program.init(jax.random.key(seed)), None
+            if weights:
+                state = fine_tune.initial_state(state, experiment, weights)
+                constants = fine_tune.preprocessing(experiment, weights)
             constants = constants or feed.constants(experiment, info)
         constants = program.put(constants)
-        batches = stack.enter_context(_closing(Feed(experiment, info, program.mesh, seed, step)))
-        parts = feed.parts(experiment, info)
+        batches = Feed(experiment, info, program.mesh, seed, step)
+        stack.push(_closing(batches))
         profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
         stack.callback(profile.close)
-        log = _Log(experiment, seed, info, run_dir, step, batches, checkpoints, progress)
-        stack.enter_context(_closing(log))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        result = functools.partial(contents, experiment, seed, info, parameters=parameters)
+        every = max(1, evaluation.every // 10)
+        log = _Log(run_dir, result, step, every, batches, checkpoints, progress)
+        stack.push(_closing(log))
 
         # The loop. A dispatch ends where a record, a score or a checkpoint is due.
-        save_every = experiment.checkpointing.every
-        ends = log.every, evaluation.every, save_every
+        save_every, parts = experiment.checkpointing.every, feed.parts(experiment, info)
+        ends = every, evaluation.every, save_every
         most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
         scores, saved = dict[str, Score](), step
         progress.start(step, experiment.steps)
@@ -239,113 +225,95 @@ def train(
                 # After the last checkpoint and all records are on disk.
                 log.close()
                 checkpoints.wait()
-                return log.write_result(scores, step_lib.digest(state))
+                return log.finish(scores, digest(state))
             count = min(most, experiment.steps - step, *(every - step % every for every in ends))
-            batch = batches.next()
-            with log.timing_compilation(), jax.transfer_guard("disallow"):
+            batch, started = batches.next(), time.perf_counter()
+            with jax.transfer_guard("disallow"):
                 state, metrics = program.train(state, batch, constants, count)
             step += count
-            log.push(step, metrics)
+            log.push(step, metrics, time.perf_counter() - started)
             progress.advance(step)
             profile.after_dispatch(metrics, count)
             checkpoints.check()
 
 
-_T = TypeVar("_T", bound=Any)
+def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
+    """Closes at exit, but not after an error in one of several processes: the others wait."""
 
-
-@contextlib.contextmanager
-def _closing(resource: _T) -> Iterator[_T]:
-    """Closes at the end, but not after an error in one of several processes: the others wait."""
-    try:
-        yield resource
-    except BaseException as error:
-        if jax.process_count() == 1 or isinstance(error, Interrupted | NonFiniteLoss | UserError):
+    def close(_: Any, error: BaseException | None, __: Any) -> None:
+        ended = error is None or isinstance(error, Interrupted | NonFiniteLoss | UserError)
+        if ended or jax.process_count() == 1:
             resource.close()
-        raise
-    resource.close()
+
+    return close
 
 
 class _Log:
-    """Records of a run from its last saved ``step`` on, and its result."""
+    """Records of a run from its last saved ``step`` on, every ``every`` steps, and its result."""
 
     def __init__(
         self,
-        experiment: Experiment,
-        seed: int,
-        info: DatasetInfo,
         run_dir: Workdir,
+        result: Callable[..., dict[str, Any]],
         step: int,
+        every: int,
         batches: Feed,
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        self._contents = functools.partial(run_dir_lib.contents, experiment, seed, info)
-        self._run_dir, self._batches, self._checkpoints = run_dir, batches, checkpoints
-        self._progress = progress
+        self._run_dir, self._result, self._every = run_dir, result, every
+        self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self._writer = MetricsWriter(run_dir, step=step)
-        self._records: list[Record] = list(self._writer.kept)
-        self.every = max(1, experiment.evaluation.every // 10)
-        """Steps between training records."""
         self.pending: tuple[int, Metrics] | None = None
         """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
-        training = [record for record in self._records if record["split"] == "train"]
-        last = training[-1] if training else {"error_percent": math.nan, "seconds": 0.0}
-        self._training_error_percent: float = last["error_percent"]
         self._compile_seconds: float | None = None
         self.restart_rate()
         # As if the sessions of the run were one.
-        self._started = self._rate_started - last["seconds"]
+        seconds = [record.get("seconds", 0.0) for record in self._writer.records]
+        self._started = self._rate_started - max(seconds, default=0.0)
 
     def restart_rate(self) -> None:
         """Starts a new image rate: after an evaluation, or after compilation."""
         self._rate_started, self._rate_examples = time.perf_counter(), 0.0
 
-    @contextlib.contextmanager
-    def timing_compilation(self) -> Iterator[None]:
-        # The first dispatch compiles.
-        started = time.perf_counter()
-        yield
-        if self._compile_seconds is None:
-            self.restart_rate()
-            self._compile_seconds = round(self._rate_started - started, 2)
-
-    def push(self, step: int, metrics: Metrics) -> None:
+    def push(self, step: int, metrics: Metrics, seconds: float) -> None:
         # One dispatch late, so that the devices never wait for the host.
         self.fetch()
         self.pending = step, metrics
+        # The first dispatch compiles.
+        if self._compile_seconds is None:
+            self._compile_seconds = round(seconds, 2)
+            self.restart_rate()
 
     def fetch(self) -> None:
         """Adds pending metrics, and writes a record that is due. Raises NonFiniteLoss."""
         if not self.pending:
             return
-        step, metrics = self.pending
+        step, metrics = jax.device_get(self.pending)
         self.pending = None
-        fetched: Metrics = jax.device_get(metrics)
-        bad = np.flatnonzero(~np.isfinite(fetched.loss))
+        (bad,) = np.nonzero(~np.isfinite(metrics.loss))
         if bad.size:
-            raise self.diverged(step - len(fetched.loss) + int(bad[0]) + 1, "the loss")
-        self._window.append(fetched)
-        if step % self.every == 0:
+            raise self.diverged(step - len(metrics.loss) + int(bad[0]) + 1, "the loss")
+        self._window.append(metrics)
+        if step % self._every == 0:
             self.write_training(step)
 
     def write_training(self, step: int) -> None:
         if not self._window:
             return
+        columns = zip(*(metrics[:3] for metrics in self._window), strict=True)
         loss, errors, examples = (
-            sum(float(np.sum(values, dtype=np.float64)) for values in column)
-            for column in zip(*(metrics[:3] for metrics in self._window), strict=True)
+            float(sum(np.sum(values, dtype=np.float64) for values in column)) for column in columns
         )
         # Over all records since the last evaluation: dispatches can end late or at once.
         self._rate_examples += examples
-        self._training_error_percent = 100 * errors / examples
         now = time.perf_counter()
         record = {
             "step": step,
             "split": "train",
             "loss": loss / examples,
-            "error_percent": self._training_error_percent,
+            "error_percent": 100 * errors / examples,
             "learning_rate": float(self._window[-1].learning_rate[-1]),
             "images_per_second": self._rate_examples / (now - self._rate_started),
             "seconds": now - self._started,
@@ -366,15 +334,15 @@ class _Log:
         """Returns the splits whose scores of a step are written."""
         return {
             record["split"].removesuffix("_scored")
-            for record in self._records
+            for record in self._writer.records
             if record["step"] == step and "examples" in record
         }
 
-    def write_result(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
+    def finish(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
+        """Writes ``result.json``. Collective."""
         return self._write_result(
             self._run_dir.result_file,
             scores=scores,
-            training_error_percent=self._training_error_percent,
             state_digest=state_digest,
             compile_seconds=self._compile_seconds,
             seconds=round(time.perf_counter() - self._started, 2),
@@ -387,14 +355,13 @@ class _Log:
         return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
     def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
-        result = self._contents(self._records, **values)
+        result = self._result(self._writer.records, **values)
         if distributed.is_first():
             write_json(file, result)
         distributed.wait("the result is written")
         return result
 
     def _write(self, record: Record) -> None:
-        self._records.append(record)
         self._writer.write(record)
         self._progress.update(record)
 

@@ -17,7 +17,7 @@ from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Architecture, architecture
 from resnet_jax.studies import score
 from resnet_jax.terminal import out
-from resnet_jax.training import run_dir
+from resnet_jax.training import fine_tune
 from resnet_jax.weights import Card, Pretrained, View, loading, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
 
@@ -36,7 +36,7 @@ def scored(source: Path | Pretrained, digits_dir: str, **fields: Any) -> dict[st
 
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_score_of_a_run_equals_that_of_its_weights(split: str, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
-    file = saving.save(run_dir.weights(short_run), tmp_path / "weights.safetensors")
+    file = saving.save(fine_tune.weights_of(short_run), tmp_path / "weights.safetensors")
     ours, theirs = (scored(source, digits_dir, split=split) for source in (short_run, file))
     for name in ("error_percent", "top5_error_percent", "mean_loss", "examples", "split"):
         assert ours[name] == theirs[name]
@@ -120,7 +120,7 @@ def test_score_does_not_depend_on_the_batch_size(short_run: Path, digits_dir: st
         "10 crops 8x8 of 12",
         "multi-scale 8, 12",
     ]
-    file = saving.save(run_dir.weights(short_run), tmp_path / "weights.safetensors")
+    file = saving.save(fine_tune.weights_of(short_run), tmp_path / "weights.safetensors")
     (theirs,) = score.score(file, data=None, split=None, batch_size=400, data_dir=digits_dir, requested=requested[3:4])
     assert {**theirs, "step": 4, "seconds": 0, "protocol": {}} == {**several[400][3], "seconds": 0, "protocol": {}}
 

@@ -223,7 +223,7 @@ def test_step_is_committed_with_its_manifest_or_not_at_all(tmp_path: Path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "_checksums", checksums)
-        with pytest.raises(SaveFailed, match="step 1 could not be saved: No space left on device; there is none"):
+        with pytest.raises(SaveFailed, match="step 1 could not be saved: No space left on device; no step is saved"):
             save(tmp_path, 1)
     assert names(tmp_path) == []
     save(tmp_path, 1)

@@ -16,7 +16,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, program, run_dir
+from resnet_jax.training import feed, fine_tune, program
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
 from resnet_jax.training.train import train
 
@@ -59,7 +59,7 @@ def test_every_validation_image_is_scored_once(straight: tuple[dict, Path], phot
     assert result["examples"] == count
     assert result["protocol"]["view"] == "single 32x32 of 40"
     assert 0 <= result["value"] <= 100
-    card = run_dir.weights(folder).card
+    card = fine_tune.weights_of(folder).card
     assert (card.view.resize, card.view.crop, card.view.interpolation) == (40, 32, "bilinear"), "weights say how images are shown"
     assert result["value"] * count / 100 == pytest.approx(round(result["value"] * count / 100))
 

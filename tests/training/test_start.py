@@ -16,7 +16,7 @@ from resnet_jax.models import Architecture, norms
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.training import config, fine_tune, program, run_dir
+from resnet_jax.training import config, fine_tune, program
 from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.step import Batch
@@ -31,7 +31,7 @@ GREY = View(mean=(0.3,), deviation=(0.4,))
 @pytest.fixture(scope="module")
 def file(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its weights in a file."""
-    return saving.save(run_dir.weights(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
+    return saving.save(fine_tune.weights_of(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
 
 
 def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def still(experiment: Experiment) -> Experiment:
 def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run: Path, file: Path, tmp_path: Path) -> None:
     """A file in torchvision's format also has the normalization constants."""
     folder = tmp_path / "folder"
-    saving.save(run_dir.weights(short_run), folder)
-    saving.export(run_dir.weights(short_run), "torchvision", tmp_path / "torch.safetensors")
+    saving.save(fine_tune.weights_of(short_run), folder)
+    saving.export(fine_tune.weights_of(short_run), "torchvision", tmp_path / "torch.safetensors")
     back = saving.save(load_pretrained(tmp_path / "torch.safetensors", "torchvision"), tmp_path / "back.safetensors")
     begun = [fine_tune.start_from(short, each) for each in (short_run, file, folder, back)]
     assert len({each.start.digest for each in begun}) == 1
@@ -73,7 +73,7 @@ def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run:
 
 
 def test_digest_includes_the_normalization_constants(short: Experiment, short_run: Path, file: Path) -> None:
-    found = run_dir.weights(short_run)
+    found = fine_tune.weights_of(short_run)
     other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
     assert fine_tune.digest(other) != fine_tune.digest(found) == fine_tune.digest(load_pretrained(file))
 
@@ -84,7 +84,7 @@ def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digi
     weights = load_pretrained(file)
     for new_head, seed in ((False, 3), (True, 4)):
         run(still(fine_tune.start_from(short, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
-        found = run_dir.newest(tmp_path / f"{seed}")
+        found = fine_tune.restore(tmp_path / f"{seed}")
         same(found.state.params | {"head": {}}, weights.params | {"head": {}})
         for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -114,11 +114,11 @@ def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
 @pytest.mark.slow
 def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
     """Parameters and statistics; the classifier learns. A run that goes on from there trains all of it."""
-    weights = run_dir.weights(short_run)
+    weights = fine_tune.weights_of(short_run)
     experiment = fine_tune.start_from(short, short_run, freeze_trunk=True)
     result = run(experiment, tmp_path / "frozen", digits_dir)
     assert result["protocol"]["normalization"] == "FrozenBatchNorm"
-    found = run_dir.newest(tmp_path / "frozen").state
+    found = fine_tune.restore(tmp_path / "frozen").state
     params, batch_stats = norms.freeze(weights.params, weights.batch_stats)
     same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
     assert differs(found.params["head"], params["head"])
@@ -126,7 +126,7 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
     again = fine_tune.start_from(short, tmp_path / "frozen", freeze_trunk=True)
     assert again.model.norm is FrozenBatchNorm
     thawed = fine_tune.start_from(short, tmp_path / "frozen")
-    state = fine_tune.initial_state(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, run_dir.weights(tmp_path / "frozen"))
+    state = fine_tune.initial_state(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, fine_tune.weights_of(tmp_path / "frozen"))
     same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
     same(state.params["head"], found.params["head"])
 
@@ -235,7 +235,7 @@ def test_other_channels_and_mean_image_sizes_are_rejected(short: Experiment, fil
 
 def test_foreign_file_is_rejected_with_the_import_command(short_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
-    saving.export(run_dir.weights(short_run), "torchvision", file)
+    saving.export(fine_tune.weights_of(short_run), "torchvision", file)
     with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
         fine_tune.weights_of(file)
     (tmp_path / "empty").mkdir()

@@ -18,7 +18,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.studies import score as score_lib
-from resnet_jax.training import program, run_dir
+from resnet_jax.training import fine_tune, program
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.program import Program
@@ -191,7 +191,7 @@ def test_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tm
     (scored,) = score_lib.score(tmp_path / "run", data=None, split=None, batch_size=72, data_dir=digits_dir)
     assert (scored["error_percent"], scored["step"]) == (result["value"], 12)
     assert scored["protocol"] == result["protocol"]
-    assert step_lib.digest(run_dir.newest(tmp_path / "run").state) == result["state_digest"]
+    assert step_lib.digest(fine_tune.restore(tmp_path / "run").state) == result["state_digest"]
     plain = run(variant(tiny, batches=0), 0, tmp_path / "plain")
     assert plain["protocol"]["batch_norm_statistics"] == "moving average"
     assert plain["protocol"]["parameters"] == "last step"

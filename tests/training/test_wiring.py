@@ -22,7 +22,7 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Mix
 from resnet_jax.models import Architecture, StochasticDepth, component
 from resnet_jax.models.shortcuts import DropoutShortcut, ZeroPad
-from resnet_jax.training import run_dir
+from resnet_jax.training import fine_tune
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.train import train
 
@@ -134,7 +134,7 @@ def follow(
     params, stats = (each(np.float64, jax.device_get(tree)) for tree in (params, stats))
     state, chosen = State(params, stats, each(np.zeros_like, params), params), []
     for step in (1, 2):
-        weights = run_dir.weights(directory, step)
+        weights = fine_tune.weights_of(directory, step)
         observed = leaves(each(np.float64, jax.device_get(weights.params)))
         before = leaves(state.average if experiment.optimizer.ema else state.params)
         errors = []

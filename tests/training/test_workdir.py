@@ -199,7 +199,7 @@ def test_records_are_lines_of_json_that_are_readable_at_once(claimed: Workdir) -
 def test_records_after_the_step_of_a_resumed_run_are_dropped(claimed: Workdir) -> None:
     written(claimed, record(1), record(4), record(4, "test"), record(5), record(6, "test"))
     with contextlib.closing(MetricsWriter(claimed, step=4)) as writer:
-        assert writer.kept == [record(1), record(4), record(4, "test")]
+        assert writer.records == [record(1), record(4), record(4, "test")]
         writer.write(record(5, loss=0.5))
     assert claimed.records() == [record(1), record(4), record(4, "test"), record(5, loss=0.5)]
     written(claimed, record(1, loss=0.25))
