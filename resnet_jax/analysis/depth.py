@@ -100,8 +100,8 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
     return Finding(
         name="depth",
         title="Depth",
-        caption=f"Training error (bold; of {', or '.join(sorted(kinds))}) and test error (thin) of the "
-        f"last step, mean and range over seeds; dotted: {threshold:g} %. "
+        caption=f"Training error (bold; of {', or '.join(sorted(kinds))}) and test error (thin) "
+        f"of the last step, mean and range over seeds; dotted: {threshold:g} %. "
         "After He et al. 2015, Figure 1.",
         tables=(
             Table("error by depth", ("network", "layers", "seeds", *percents), tuple(errors)),
