@@ -6,14 +6,13 @@ A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 10
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
@@ -76,7 +75,7 @@ class Identity(NamedTuple):
     def summary(self) -> Row:
         return {name: np.nanmedian(values) for name, values in self.ratios().items()}
 
-    def columns(self) -> dict[str, ArrayLike]:
+    def columns(self) -> dict[str, Any]:
         return {"block": range(len(self.distance)), **self.ratios()}
 
 
@@ -101,7 +100,7 @@ def measure(
 
 @jax.jit
 def _ratios(
-    network: Network, images: Array, key: Key[Array, ""], change: float
+    network: Network, images: Array, key: Key[Array, ""], change: Float[Array, ""]
 ) -> Float[Array, "4 blocks n"]:
     images = network.constants(images)
     noise = jax.random.normal(key, images.shape)

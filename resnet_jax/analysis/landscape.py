@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
@@ -138,7 +138,7 @@ def measure(
 
 
 @jax.jit
-def _move(params: Variables, both: list[Variables], offset: Float[np.ndarray, "2"]) -> Variables:
+def _move(params: Variables, both: list[Variables], offset: Float[Array, "2"]) -> Variables:
     return jax.tree.map(lambda x, d1, d2: x + offset[0] * d1 + offset[1] * d2, params, *both)
 
 

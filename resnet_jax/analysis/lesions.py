@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 from scipy import stats
 
 from resnet_jax.analysis import subjects
@@ -92,7 +91,7 @@ class Errors(NamedTuple):
             "lesions": len(self.lesions),
         }
 
-    def columns(self) -> dict[str, ArrayLike]:
+    def columns(self) -> dict[str, Any]:
         return {
             "lesion": [lesion.kind for lesion in self.lesions],
             "blocks": [" ".join(map(str, one.deleted or one.order)) for one in self.lesions],

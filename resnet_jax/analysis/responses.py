@@ -13,7 +13,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
@@ -82,7 +81,7 @@ class Responses(NamedTuple):
             "maximum": deviation.max(),
         }
 
-    def columns(self) -> dict[str, ArrayLike]:
+    def columns(self) -> dict[str, Any]:
         return {"layer": self.layers, "standard deviation": self.deviation}
 
 

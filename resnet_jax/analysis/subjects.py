@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ Outcome = tuple[Finding, Callable[[], Figure]]
 """A finding, and the function that draws its figure."""
 
 
+@runtime_checkable
 class Result(Protocol):
     """The measurements of one network: its row of the first table, and columns that broadcast."""
 
@@ -60,7 +61,7 @@ class Output:
     """Options of every analysis."""
 
     to: Path | None = None
-    """Output directory. Default: lab/ in the first run directory, for 'resnet-jax report'."""
+    """Output directory. Default: analysis/ in the first run directory, for 'resnet-jax report'."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -173,7 +174,7 @@ def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]
 def mean(values: Iterable[T]) -> T:
     """Averages the arrays of all batches over images, their last axis, in float64."""
 
-    def of(*batches: np.ndarray) -> np.ndarray:
+    def of(*batches: np.ndarray) -> Any:
         return np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64)
 
     return jax.tree.map(of, *map(jax.device_get, values))
@@ -185,7 +186,7 @@ def track(items: Sequence[T], description: str) -> Iterable[T]:
     return rich.progress.track(items, description, **options)
 
 
-def rows(columns: Mapping[str, ArrayLike]) -> list[Row]:
+def rows(columns: Mapping[str, Any]) -> list[Row]:
     """Returns one row per element of columns that broadcast against each other."""
     values = (array.ravel().tolist() for array in np.broadcast_arrays(*columns.values()))
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]

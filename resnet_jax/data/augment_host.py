@@ -16,9 +16,10 @@ from resnet_jax.errors import UserError
 Filter = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source image
 Pixels = UInt8[np.ndarray, "h w c"]
+Crop = UInt8[np.ndarray, "ho wo c"]
 
 
-def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> Pixels:
+def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> UInt8[np.ndarray, "ho wo c"]:
     """Resizes an image to (height, width) with Pillow's antialiased filter."""
     channels = image.shape[2]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
@@ -50,7 +51,7 @@ class RandomResizedCrop:
         usual = self == RandomResizedCrop(filter=self.filter)
         return "scale and aspect ratio" + ("" if usual else f" in {self.area} and {self.ratio}")
 
-    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
         left, top, right, bottom = self.box(image.shape[0], image.shape[1], rng)
         return resample(image[top:bottom, left:right], size, self.filter)
 
@@ -86,7 +87,7 @@ class ShorterSideCrop:
         """Text for result records."""
         return "scale {} to {}, random crop".format(*self.shorter_side)
 
-    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
+    def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
         first, last = self.shorter_side
         side = int(rng.integers(first, last + 1))
         return _resized_crop(image, side, size, self.filter, lambda n: int(rng.integers(n + 1)))
@@ -99,13 +100,13 @@ class CenterCrop:
     shorter_side: int = 256
     filter: Filter = "bilinear"
 
-    def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Pixels:
+    def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Crop:
         return _resized_crop(image, self.shorter_side, size, self.filter, lambda n: round(n / 2))
 
 
 def _resized_crop(
     image: Pixels, side: int, size: tuple[int, int], filter: Filter, offset: Callable[[int], int]
-) -> Pixels:
+) -> Crop:
     """Crops the image with a shorter side of ``side``, at offsets in [0, n].
 
     Only the window of the crop is resized, rounded to whole pixels of the source.

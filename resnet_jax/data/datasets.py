@@ -22,7 +22,7 @@ from PIL import Image
 from resnet_jax.errors import UserError
 
 HOME_DATA_DIR = Path("~/tensorflow_datasets")
-Encoded = Sequence[tuple[bytes, int]]
+Encoded = Sequence[Any]
 """Random access to the encoded images and labels of a split."""
 
 
@@ -127,10 +127,10 @@ def class_names(info: DatasetInfo) -> list[str]:
     return names if len(names) == info.num_classes else list(map(str, range(info.num_classes)))
 
 
-class _Lazy(Sequence[tuple[bytes, int]]):
+class _Lazy(Sequence[Any]):
     """Examples that are loaded one at a time."""
 
-    def __init__(self, items: Sequence[Any], load: Callable[[Any], tuple[bytes, int]]):
+    def __init__(self, items: Sequence[Any], load: Callable[[Any], tuple[bytes, Any]]):
         self._items, self._load = items, load
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from resnet_jax.data import augment_host, datasets
-from resnet_jax.data.augment_host import Pixels
+from resnet_jax.data.augment_host import Crop, Pixels
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.errors import UserError
 from resnet_jax.weights.card import Interpolation, View
@@ -86,7 +86,7 @@ def of(view: View) -> Protocol:
     return Protocol(resize=resize, crop=crop, interpolation=view.interpolation)
 
 
-def resize_and_crop(image: Pixels, protocol: Protocol) -> Pixels:
+def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
     """Resizes (antialiased) and crops like torchvision's ``Resize`` and ``CenterCrop``."""
     if protocol.resize:
         # The longer side is rounded down.

@@ -4,6 +4,7 @@ XLA:CPU canonicalizes convolution layouts in the entry computation only: autodif
 inside a ``while`` body (any ``lax.scan``) runs a naive loop, 17 to 29 times slower.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 from resnet_jax.kernels import active, resolve
 
 Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+Padding = Sequence[tuple[int, int]]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -284,7 +284,7 @@ def known() -> dict[str, Factory]:
 def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
 
-    def load(name: str) -> Factory:
+    def load(name: str) -> Any:
         return components.load(name) if ":" in name else _own(name, others)
 
     return components.parse(text, load)

@@ -15,7 +15,7 @@ from resnet_jax.terminal import Table, csv_text, plain
 from resnet_jax.training import run_dir
 from resnet_jax.training.run_dir import write_text
 
-FOLDER = "lab"  # in a run directory
+FOLDER = "analysis"  # in a run directory
 KIND = "finding"
 
 

@@ -58,8 +58,8 @@ def write(
         unverified=len(comparisons) - len(verified),
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
-        laboratory=[
-            (finding, figures.inline(svg, finding.title, f"lab{number}"))
+        analyses=[
+            (finding, figures.inline(svg, finding.title, f"analysis{number}"))
             for number, (finding, svg) in enumerate(findings.read(run.source for _, run, _ in runs))
         ],
         runs=runs,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Any:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -100,6 +100,7 @@ class Profile:
             self._say("no step was profiled: the run has one dispatch, which compiles")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Callbacks: training starts, steps were dispatched, a record was written, a message."""
 

@@ -2,6 +2,7 @@
 
 import json
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,9 +26,9 @@ def _tuples(value: Any) -> Any:
 class View:
     """Resize, crop, ``(image / 255 - mean) / deviation``. Channels are RGB."""
 
-    mean: tuple[Any, ...]
+    mean: Sequence[Any]
     """One number per channel, or an (h, w, c) image of them; scale 0 to 1."""
-    deviation: tuple[float, ...]
+    deviation: Sequence[float]
     """One number per channel; scale 0 to 1."""
     resize: int = 0
     """Pixels of the shorter side before the crop. 0: no resize."""

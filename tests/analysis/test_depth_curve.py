@@ -83,7 +83,7 @@ def test_depth_command_writes_beside_the_first_run(tmp_path: Path, capsys: pytes
     write(tmp_path)
     cli.main(["analyze", "depth", str(tmp_path), "--threshold", "4"])
     assert "depth at which learning stops" in capsys.readouterr().out
-    (folder,) = tmp_path.glob("*/*/lab")
+    (folder,) = tmp_path.glob("*/*/analysis")
     assert folder.parent == results_lib.find(tmp_path)[0]
     result = json.loads((folder / "depth.json").read_text())
     assert {row[0]: row[2] for row in result["tables"][1]["rows"]} == {"plain": 32, "ResNet": "none"}

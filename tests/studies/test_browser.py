@@ -92,7 +92,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     table = Table("deletions", ("network", *(f"error of unit {number} %" for number in range(16))), (("resnet-20", *range(16)),))
     finding = Finding(name="x", title="Lesions", caption="One block removed.", tables=(table, table), rows=[{"a": 1}])
-    findings.write(finding, "", drawn, base / "resnet-20-20" / "seed-0" / "lab")
+    findings.write(finding, "", drawn, base / "resnet-20-20" / "seed-0" / "analysis")
     report.write(variants, base / "report.html", study=study, comparisons=compared)
     return base / "report.html"
 

@@ -417,7 +417,7 @@ def drawn() -> Figure:
 
 def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) -> None:
     write_run(tmp_path / "run", experiment("resnet-20", 20), 0, 8.5)
-    assert "Laboratory" not in page_of(collect([tmp_path]), tmp_path / "report.html").words
+    assert "Analyses" not in page_of(collect([tmp_path]), tmp_path / "report.html").words
     files = findings.write(FINDING, "resnet-jax analyze synthetic", drawn, tmp_path / "run" / findings.FOLDER)
     assert [file.name for file in files] == ["synthetic.json", "synthetic.csv", "synthetic.svg", "synthetic.png"]
     written = json.loads(files[0].read_text())
@@ -428,8 +428,7 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert [table.cells() for table in finding.tables] == [[["a", "12.35"], ["b", ""]], [["0", "12,345"]]]
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     assert ["a", "12.35"] in page.rows
-    assert "A <title>" in page.words
-    assert "a length (m)" in page.words
+    assert all(text in page.words for text in ("Analyses", "A <title>", "a length (m)"))
     for file in (files[2], files[0]):
         text = file.read_text()
         file.unlink() if file.suffix == ".svg" else file.write_text("{")
@@ -437,7 +436,7 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
             findings.read([tmp_path / "run"])
         file.write_text(text)
     with pytest.raises(UserError, match="cannot be written"):
-        findings.write(FINDING, "x", drawn, tmp_path / "report.html" / "lab")
+        findings.write(FINDING, "x", drawn, tmp_path / "report.html" / "analysis")
 
 
 # Markdown.
