@@ -83,13 +83,9 @@ def main(
 
     Args:
       network: family, or a network such as resnet50_v15 with an empty --depths.
-      depths: of the family.
-      blocks: forms of the stages.
-      batch_size: images per step.
       steps: steps per call of the dispatch rows (first depth).
       size: height and width of the images; 0: the network's.
       rounds: of the dispatch rows.
-      output: JSON file of the results.
     """
     jax.config.update("jax_enable_compilation_cache", False)
     networks = {}

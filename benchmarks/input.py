@@ -118,11 +118,7 @@ def main(
       experiment: FILE.py:FUNCTION, for data set, crop and policy. Default: ImageNet, random crops.
       data: data set in place of the experiment's.
       data_dir: folder of prepared data sets.
-      images: images per round.
       size: height and width after the crop.
-      batch_size: images per streamed batch.
-      rounds: interleaved rounds.
-      output: JSON file of the results.
     """
     recipe = load(experiment)().data if experiment else IMAGENET
     recipe = replace(recipe, name=data or recipe.name)

@@ -73,14 +73,7 @@ def main(
     data_dir: str | None = None,
     output: Path | None = None,
 ) -> None:
-    """Trains an experiment for some steps and extrapolates to all of its steps.
-
-    Args:
-      experiment: FILE.py:FUNCTION.
-      steps: steps to train.
-      data_dir: folder of prepared data sets.
-      output: JSON file of the results.
-    """
+    """Trains an experiment for some steps and extrapolates to all of its steps."""
     jax.config.update("jax_enable_compilation_cache", False)
     harness.write([measure(load(experiment)(), steps, data_dir)], output)
 

@@ -269,12 +269,6 @@ def main(
 
     Args:
       networks: of the catalog; torchvision's and timm's resnet50 is resnet50_v15.
-      batch_sizes: images per step.
-      dtype: dtype of computation.
-      blocks: form of the stages.
-      peers: also measure other implementations.
-      rounds: interleaved rounds.
-      output: JSON file of the results.
     """
     rows = []
     for name in networks:
