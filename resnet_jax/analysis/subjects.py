@@ -225,7 +225,7 @@ def is_plain(weights: Pretrained) -> bool:
 
 def switched(
     weights: Pretrained, shortcut: Factory, on: Merge, off: Merge
-) -> Callable[[Float[ArrayLike, "blocks"]], Network]:
+) -> Callable[[Float[np.ndarray | Array, "blocks"]], Network]:
     """Returns the network as a function of switches, with one compiled program for all.
 
     A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
