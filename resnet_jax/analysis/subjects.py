@@ -25,7 +25,7 @@ from resnet_jax import terminal
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import at_least
 from resnet_jax.models import Apply, Execution
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.resnet import Variables
@@ -82,9 +82,7 @@ class Options(Output):
     """Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
 
     def __post_init__(self) -> None:
-        if min(self.images, self.batch_size) < 1:
-            numbers = f"{self.images} and {self.batch_size}"
-            raise UserError(f"--images and --batch-size must be at least 1, got {numbers}.")
+        at_least(self, 1, "images", "batch_size")
 
 
 def analyze(
