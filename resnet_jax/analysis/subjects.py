@@ -227,7 +227,7 @@ def switched(
     """Returns the network as a function of switches, with one compiled program for all.
 
     A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
-    ``call(x, branch)`` is that of the shortcut, with the variables of the network's own.
+    ``call(x, branch)`` calls the block's shortcut, with the variables of the network.
     """
     original, (cls, arguments) = network(weights), parts(shortcut)
     switch = component(_switchable(cls, on, off), **arguments)
