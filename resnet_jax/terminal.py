@@ -146,8 +146,9 @@ def terminal(table: Table, **style: Any) -> rich.table.Table:
 
 def markdown(table: Table) -> list[str]:
     """Returns the lines of a table in GitHub's Markdown."""
-    cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in r] for r in table.cells()]
-    heading, *lines = [f"| {' | '.join(row)} |" for row in (table.columns, *cells)]
+    rows = [table.columns, *table.cells()]
+    cells = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows)
+    heading, *lines = [f"| {' | '.join(row)} |" for row in cells]
     return [heading, "|" + "---|" * len(table.columns), *lines]
 
 

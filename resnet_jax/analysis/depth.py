@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 from resnet_jax.analysis import subjects
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
@@ -30,6 +30,9 @@ class Options(subjects.Output):
     """Runs, their parents, or committed results. Networks that differ in depth alone are a line."""
     threshold: float = 10.0
     """Training error in percent above which a network has not learned."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "threshold", below=100)
 
 
 def run(options: Options) -> subjects.Outcome:

@@ -144,8 +144,8 @@ def _move(params: Variables, both: list[Variables], offset: Float[Array, "2"]) -
 
 def draw(results: Mapping[str, Landscape]) -> Figure:
     """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
-    xlabels = ["direction 1, in norms of each filter"] * len(results)
-    figure, panels = subjects.panels(xlabels, ["direction 2"], sharey=True)
+    figure, panels = subjects.panels([""] * len(results), ["direction 2"], sharey=True)
+    figure.supxlabel("direction 1, in norms of each filter", fontsize=figures.FONT_SIZE)
     levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
     size = 0.75 * figures.FONT_SIZE
     for panel, (name, result) in zip(panels, results.items(), strict=True):

@@ -15,7 +15,7 @@ from scipy import stats
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import exact
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.terminal import Table
@@ -35,6 +35,11 @@ class Options(subjects.Options):
     draws: int = 10
     """Random lesions per number."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "draws")
+        at_least(self, 0, "deleted", "exchanged")
 
 
 class Lesion(NamedTuple):

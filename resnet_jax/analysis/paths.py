@@ -18,7 +18,7 @@ from scipy import stats
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Network, Row
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.studies import figures
 from resnet_jax.weights.loading import Pretrained
 
@@ -34,6 +34,10 @@ class Options(subjects.Options):
     draws: int = 10
     """Random paths per length."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "draws")
 
 
 def run(options: Options) -> subjects.Outcome:

@@ -25,7 +25,7 @@ from resnet_jax import terminal
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import at_least
 from resnet_jax.models import Apply, Execution
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.resnet import Variables
@@ -82,9 +82,7 @@ class Options(Output):
     """Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
 
     def __post_init__(self) -> None:
-        if min(self.images, self.batch_size) < 1:
-            numbers = f"{self.images} and {self.batch_size}"
-            raise UserError(f"--images and --batch-size must be at least 1, got {numbers}.")
+        at_least(self, 1, "images", "batch_size")
 
 
 def analyze(
@@ -229,7 +227,7 @@ def switched(
     """Returns the network as a function of switches, with one compiled program for all.
 
     A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
-    ``call(x, branch)`` is that of the shortcut, with the variables of the network's own.
+    ``call(x, branch)`` calls the block's shortcut, with the variables of the network.
     """
     original, (cls, arguments) = network(weights), parts(shortcut)
     switch = component(_switchable(cls, on, off), **arguments)

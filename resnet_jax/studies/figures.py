@@ -213,12 +213,14 @@ def draw_errors(
         figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)))
         panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
         panel.set_ylim(len(finished) - 0.3, -0.7)
+        failed = any(variant.failed for variant in finished)
         values = [value for variant in finished for value in variant.error.values]
-        _scale(panel, values + [value for errors in published.values() for value in errors])
+        values += [value for errors in published.values() for value in errors]
+        _scale(panel, values + [FAIL_PERCENT] * failed)
         panel.grid(axis="x")
         for row, variant in enumerate(finished):
             _draw_row(panel, row, variant, published.get(variant.name, ()))
-        if any(variant.failed for variant in finished):
+        if failed:
             panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
             panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %")
         label = f"Test error of the last step of {len(finished)} variants, seed by seed"

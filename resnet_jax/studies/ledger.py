@@ -106,7 +106,9 @@ class Paper:
 
 
 _FOLDER = resources.files("resnet_jax.studies") / "published"
-_FIELDS = [*METRICS, *(f.name for f in fields(Entry)), "differs", "n", "name", "rows"]
+_TABLE = ["name", "caption", "protocol", "statistic", "mark", "study", "rows"]
+_ROW = ["row", "network", "study", "note", "mark", "statistic", "protocol", "differs", *METRICS]
+_NUMBER = ["value", "spread", "n", "statistic", "mark", "digits", "note"]
 
 
 def papers() -> list[str]:
@@ -121,10 +123,10 @@ def load(key: str) -> Paper:
     text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())
     entries = []
     for table in text["table"]:
-        _check(f"{key}.toml, {table['name']}", table)
+        _check(f"{key}.toml, {table['name']}", table, _TABLE)
         for row in table["rows"]:
             place = f"{key}.toml, {table['name']}, {row['row']}"
-            _check(place, row)
+            _check(place, row, _ROW)
             name = row.get("protocol", table.get("protocol"))
             protocol = (text["protocol"][name] if name else {}) | row.get("differs", {})
             _check(place, protocol, _PROTOCOL.split())
@@ -137,7 +139,7 @@ def load(key: str) -> Paper:
     return Paper(entries=tuple(entries), **text["paper"])
 
 
-def _check(place: str, text: dict[str, Any], allowed: Sequence[str] = _FIELDS) -> None:
+def _check(place: str, text: dict[str, Any], allowed: Sequence[str]) -> None:
     # A misspelled field would be ignored.
     if unknown := sorted(text.keys() - set(allowed)):
         raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], allowed)}")
@@ -145,7 +147,7 @@ def _check(place: str, text: dict[str, Any], allowed: Sequence[str] = _FIELDS) -
 
 def _entry(place: str, row: dict[str, Any], metric: str) -> Entry:
     number = row[metric] if isinstance(row[metric], dict) else {"value": row[metric]}
-    _check(f"{place}, {metric}", number)
+    _check(f"{place}, {metric}", number, _NUMBER)
     relation, value = "=", number["value"]
     if value == "fail":
         relation, value = ">", FAIL_PERCENT

@@ -96,7 +96,7 @@ def write(
 
 
 def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
-    pattern = r"([\w-]+)\.py:(\w+)|--paper (\S+)"
+    pattern = r"([\w-]+)(?:\.py)?:(\w+)|--paper (\S+)"
     if named := re.search(pattern, study.get("command", "")):
         return ", ".join(filter(None, named.groups()))
     more = f" and {len(variants) - 3} other variants" if len(variants) > 3 else ""

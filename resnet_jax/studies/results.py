@@ -24,6 +24,12 @@ SELECTED = {
     "selected_on_validation": "selected on validation %",
 }
 """Errors of selected steps, to their headings."""
+_READ = (
+    "best_over_training commit device diverged_at_step experiment fingerprint group model "
+    "parameters protocol seconds seed selected_on_validation training_error_of "
+    "training_error_percent value versions"
+)
+"""Fields of a result that tables, figures and comparisons read."""
 T = TypeVar("T")
 
 
@@ -180,15 +186,26 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
 def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
     """Returns runs with fingerprint and name of their variant."""
     if path.is_file():
-        return [((r["group"], r["experiment"]), Run(r["seed"], r, path)) for r in read(path)]
+        committed = [_complete(result, path) for result in read(path)]
+        return [((r["group"], r["experiment"]), Run(r["seed"], r, path)) for r in committed]
     runs = []
     for workdir in map(Workdir, find(path)):
-        text = workdir.read_experiment_file()
+        text, result = workdir.read_experiment_file(), workdir.result()
         variant = config.group(text["identity"]), text["experiment"]["name"]
-        runs.append((variant, Run(text["seed"], workdir.result(), workdir.path)))
+        if result is not None:
+            _complete(result, workdir.path)
+        runs.append((variant, Run(text["seed"], result, workdir.path)))
     if not runs:
         raise UserError(f"there is no run in {path}: 'resnet-jax train' writes run directories")
     return runs
+
+
+def _complete(result: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Returns the result. Raises UserError unless it has every field that a report reads."""
+    if missing := ", ".join(sorted(set(_READ.split()) - result.keys())):
+        remedy = "run it again with this version of resnet_jax"
+        raise UserError(f"a result in {source} lacks {missing}: {remedy}")
+    return result
 
 
 def families(networks: Iterable[tuple[dict[str, Any], int, T]]) -> list[list[T]]:

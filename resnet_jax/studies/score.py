@@ -44,6 +44,8 @@ def score(
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
       for weights.
     """
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; give at least 1")
     experiment = own = None
     weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
     if isinstance(source, Path) and fine_tune.is_run(source):

@@ -53,9 +53,12 @@ def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
         remedy = "'resnet-jax train' takes a function that returns one"
         raise UserError(f"{reference} returned no sequence of experiments; {remedy}")
     names = [variant.name for variant in variants]
+    # The report is beside the directories of the variants.
+    pattern = r"(?!.*\.(json|html|csv)$)[^./\0][^/\0]{0,99}"
     for name in names:
-        if names.count(name) > 1 or not re.fullmatch(r"[^./\0][^/\0]*", name):
-            raise UserError(f"{reference}: {name!r} must be the name of one directory")
+        if names.count(name) > 1 or not re.fullmatch(pattern, name, re.DOTALL):
+            allowed = "with at most 100 characters and no .json, .html or .csv"
+            raise UserError(f"{reference}: {name!r} must be the name of one directory, {allowed}")
     return tuple(variants)
 
 

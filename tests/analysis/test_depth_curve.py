@@ -39,16 +39,16 @@ def families(folder: Path) -> list[depth.Family]:
 def test_families_group_networks_that_differ_in_depth(tmp_path: Path) -> None:
     residual, plain = families(write(tmp_path))
     assert (depth.title(residual), depth.title(plain)) == ("ResNet", "plain")
-    assert [depth.depth(cell) for cell in plain] == [20, 32, 44, 56]
-    assert [cell.training_error.values for cell in plain] == list(PLAIN.values())
-    assert [cell.error.mean for cell in residual] == pytest.approx([2.6, 2.2])
+    assert [depth.depth(variant) for variant in plain] == [20, 32, 44, 56]
+    assert [variant.training_error.values for variant in plain] == list(PLAIN.values())
+    assert [variant.error.mean for variant in residual] == pytest.approx([2.6, 2.2])
 
 
 def test_families_separate_training_recipes(tmp_path: Path) -> None:
     for steps in (100, 200):
         for layers in (20, 32):
             write_run(tmp_path / f"{layers}-{steps}", experiment(f"plain-{layers}-{steps}", layers, plain=True, steps=steps), 0, 10.0)
-    assert [[depth.depth(cell) for cell in family] for family in families(tmp_path)] == [[20, 32], [20, 32]]
+    assert [[depth.depth(variant) for variant in family] for family in families(tmp_path)] == [[20, 32], [20, 32]]
 
 
 def test_learning_stops_where_no_deeper_network_learns(tmp_path: Path) -> None:

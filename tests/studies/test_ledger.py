@@ -222,6 +222,8 @@ def test_load_rejects_misspelled_fields_and_numbers(tmp_path: Path, monkeypatch:
         cases = {
             'row = "a", top1_eror = 5': "made.toml, Table 9, a: unknown top1_eror; did you mean .*top1_error",
             'row = "a", top1_error = { value = 6.61, sprad = 0.16 }': "Table 9, a, top1_error: unknown sprad",
+            'row = "a", top1_error = { value = 6.61, runs = 5 }': "Table 9, a, top1_error: unknown runs",
+            'row = "a", top1_error = 5, n = 5': "Table 9, a: unknown n",
             'row = "a", top1_error = 5, differs = { stps = 3 }': "Table 9, a: unknown stps",
             "row = \"a\", top1_error = '>60'": "Table 9, a: '>60' is no number; write 8.75, 'fail', '> 60' or '~ 25'",
         }

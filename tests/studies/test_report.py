@@ -142,12 +142,12 @@ def test_headline_is_the_same_in_every_renderer(variants: list[VariantRuns], tmp
 
 def test_tables_show_names_as_they_are() -> None:
     """Brackets are markup to rich, bars end a cell in Markdown."""
-    table = Table("[b]", ("name", "n"), (("[red]a|b[/red]", 12_345), (None, float("nan")), ("c", 12.34567)), note="[i]")
+    table = Table("[b]", ("name", "n|m"), (("[red]a|b[/red]", 12_345), (None, float("nan")), ("c", 12.34567)), note="[i]")
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(terminal.terminal(table))
     text = console.export_text()
     assert all(each in text for each in ("[b]", "[red]a|b[/red]", "12,345", "12.35", "[i]"))
-    assert terminal.markdown(table)[2:] == ["| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
+    assert terminal.markdown(table) == ["| name | n\\|m |", "|---|---|", "| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
 
 
 def test_variants_without_results_and_validation_errors_have_their_place(runs: Path, variants: list[VariantRuns], tmp_path: Path) -> None:
@@ -160,6 +160,8 @@ def test_variants_without_results_and_validation_errors_have_their_place(runs: P
     assert any("difference to plain-20, paired (95 %)" in row for row in page.rows), "the first with results is the baseline"
     assert "selected on validation %" in page.words
     assert "selected on validation %" not in page_of(variants, tmp_path / "report.html").words
+    short = STUDY | {"command": STUDY["command"].replace("experiments/he2015_cifar10.py", "he2015_cifar10")}
+    assert "he2015_cifar10, figure6" in page_of(variants, tmp_path / "report.html", study=short).words
     for text in (STUDY["command"], STUDY["reduced"], "he2015_cifar10, figure6", "neither the best over training nor selected"):
         assert text in page.words
 
@@ -307,6 +309,8 @@ def test_every_seed_is_a_dot_in_the_figure_of_errors() -> None:
     failing = figures.draw_errors([variant("a", 7.0), variant("b", 60.0, 100.0, diverged=1)], {})
     assert len(dots(failing)) == 2, "a diverged seed is a cross"
     assert any("fail: above 20 %" in text for text in texts(failing))
+    high = figures.draw_errors([variant("b", 60.0, 100.0)], {})
+    assert "20" in texts(high), "the axis includes the dashed line"
     assert figures.draw_errors([VariantRuns("a", [Run(0, None, Path())])], {}) == ""
 
 

@@ -87,6 +87,8 @@ def test_score_rejects_bad_input(digits_dir: str, short: Any, tmp_path: Path) ->
         scored(file, digits_dir)
     with pytest.raises(UserError, match="digits has no split 'validation'; it has test, train"):
         scored(file, digits_dir, data="digits", split="validation")
+    with pytest.raises(UserError, match="--batch-size is 0; give at least 1"):
+        scored(file, digits_dir, data="digits", batch_size=0)
     five = saving.save(drawn(replace(short.model, num_classes=5)), tmp_path / "five.safetensors")
     with pytest.raises(UserError, match=r"in 10 classes; the network takes \(8, 8, 1\) in 5"):
         scored(five, digits_dir, data="digits")

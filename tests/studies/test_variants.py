@@ -157,6 +157,18 @@ def test_collect_rejects_paths_without_runs(tmp_path: Path) -> None:
             collect([good, tmp_path / name])
 
 
+def test_collect_rejects_results_without_the_fields_of_a_report(tmp_path: Path) -> None:
+    """Results of other versions."""
+    contents = result(experiment("resnet20", 20), 0, 8.0)
+    del contents["group"], contents["versions"]
+    results.write(tmp_path / "r20.json", [contents], command="x")
+    folder = write_run(tmp_path / "run", experiment("resnet20", 20), 0)
+    (folder / "result.json").write_text(json.dumps(contents))
+    for path in (tmp_path / "r20.json", folder):
+        with pytest.raises(UserError, match=f"a result in {path} lacks group, versions: run it again"):
+            collect([path])
+
+
 def test_table_row_matches_arithmetic_by_hand() -> None:
     """Against 7, 8.5, 10: differences -1, -1.5, -1.5, mean -4/3; deviation 0.288675, 4.3027 x 0.288675 / sqrt(3) = 0.717117."""
     baseline = runs_of("original", {0: 7.0, 1: 8.5, 2: 10.0}, seconds=300.0)
