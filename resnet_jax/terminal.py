@@ -24,12 +24,11 @@ err = Console(stderr=True)
 
 
 class RunLines:
-    """A ``training.train.Progress`` without a bar: one line per evaluation in a log."""
+    """The ``training.train.Progress`` of a log: one line per evaluation."""
 
     def __init__(self, title: str, console: Console = err):
         self.title, self.console = title, console
-        self.steps = 0
-        self.numbers = ""
+        self.steps, self.numbers = 0, ""
 
     def start(self, step: int, steps: int) -> None:
         self.steps = steps
@@ -54,7 +53,7 @@ class RunLines:
 
 
 class RunProgress(RunLines):
-    """The ``training.train.Progress`` of one run, with a bar on a terminal; a context manager."""
+    """Also shows a bar on a terminal; a context manager."""
 
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
@@ -93,23 +92,23 @@ def say(text: str, console: Console = err) -> None:
 class Table:
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[object, ...], ...]
     """Texts and numbers; None and NaN are shown as empty."""
     note: str = ""
 
     @classmethod
-    def from_rows(cls, title: str, rows: Iterable[Mapping[str, Any]]) -> "Table":
+    def from_rows(cls, title: str, rows: Iterable[Mapping[str, object]]) -> "Table":
         """Returns a table of rows with equal keys, which name the columns."""
-        rows = list(rows)
-        columns = rows[0] if rows else ()
-        return cls(title, tuple(columns), tuple(tuple(row.values()) for row in rows))
+        first, *others = rows
+        cells = (tuple(row.values()) for row in (first, *others))
+        return cls(title, tuple(first), tuple(cells))
 
     def cells(self) -> list[list[str]]:
         """Returns the rows as text, numbers with four digits."""
         return [[_text(value) for value in row] for row in self.rows]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float | np.floating):
@@ -117,8 +116,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def show(as_json: bool, value: Any, *parts: Table | str) -> None:
-    """Prints a value as JSON, or tables and lines in its place, to stdout in process 0."""
+def show(as_json: bool, value: object, *parts: Table | str) -> None:
+    """Prints a value as JSON, or tables and lines instead, to stdout in process 0."""
     if not distributed.is_first():
         return
     if as_json:
@@ -152,8 +151,8 @@ def markdown(table: Table) -> list[str]:
     return [heading, "|" + "---|" * len(table.columns), *lines]
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Renders rows as CSV with all their keys as columns."""
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Returns rows as CSV; the columns are the keys of all rows."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

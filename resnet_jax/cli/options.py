@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional, Suppress, arg
 from tyro.constructors import (
     ConstructorRegistry,
@@ -23,7 +25,7 @@ from tyro.constructors import (
 from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import CommandError, UserError, nearest
 from resnet_jax.models import catalog, components
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
@@ -53,33 +55,40 @@ _FREQUENT = {
 }
 
 
-def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], ConstructorRegistry]:
-    """Imports a command, and fills the defaults of its options that depend on its arguments.
+def call(command: str, reference: str, words: Sequence[str]) -> None:
+    """Calls the function of a command, MODULE:FUNCTION, with the options in its arguments.
 
     Parameters called ``experiment`` and ``model`` get what the first argument refers to, an
     example for help alone; ``words`` gets the arguments.
     """
     module, _, name = reference.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    function = getattr(importlib.import_module(f"resnet_jax.cli.{module}"), name)
     # tyro keeps the line breaks of an argument's description.
     function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     parameters = inspect.signature(function).parameters
     first = words[0] if words and not words[0].startswith("-") else None
-    registry, defaults = ConstructorRegistry(), {}
-    registry.primitive_rule(_part_rule)
+    short_help, full_help = bool({"-h", "--help"} & {*words}), "--help-all" in words
+    defaults: dict[str, object] = {}
     if "words" in parameters:
         defaults["words"] = tuple(words)
     if "experiment" in parameters:
-        if {"-h", "--help"} & {*words}:
-            registry.struct_rule(_FrequentFields())
-        elif first is None and "--help-all" not in words:
-            raise UserError(f"{name}: first name the experiment, {_REFERENCE}")
-        defaults["experiment"] = experiment(first) if first else _EXAMPLE
+        defaults["experiment"] = _EXAMPLE if first is None else experiment(first)
     if "model" in parameters:
-        depth = re.search(r"--depth[= ](\d+)", " ".join(words))
-        model = network(first, int(depth[1]) if depth else None) if first else _EXAMPLE.model
-        defaults["model"] = model
-    return functools.partial(function, **defaults), registry
+        depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
+        number = int(depth[1]) if depth else None
+        defaults["model"] = _EXAMPLE.model if first is None else network(first, number)
+    needs_reference = bool({"experiment", "model"} & defaults.keys())
+    if needs_reference and first is None and not (short_help or full_help):
+        raise UserError(f"the first argument is missing, see resnet-jax {command} --help")
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_part_rule)
+    registry.struct_rule(_Fields(short_help and "experiment" in parameters))
+    tyro.cli(
+        functools.partial(function, **defaults),
+        prog=f"resnet-jax {command}",
+        args=["--help" if word == "--help-all" else word for word in words],
+        registry=registry,
+    )
 
 
 def recipes() -> Path:
@@ -92,8 +101,12 @@ def recipes() -> Path:
 def resolve(reference: str) -> str:
     """Returns FILE.py:FUNCTION for the name of a recipe, ``he2015_cifar10:resnet20``."""
     place, _, name = reference.partition(":")
-    file = recipes() / f"{place}.py"
-    return f"{file}:{name}" if place.isidentifier() and file.is_file() else reference
+    files = {file.stem: file for file in recipes().glob("*.py")}
+    if place in files:
+        return f"{files[place]}:{name}"
+    if place.isidentifier() and importlib.util.find_spec(place) is None:
+        raise UserError(f"no recipe or module is called {place!r}{nearest(place, files)}")
+    return reference
 
 
 def experiment(reference: str) -> Experiment:
@@ -111,7 +124,11 @@ def network(name: str, depth: int | None = None) -> models.Architecture:
 
 def _call(reference: str, *types: type[Any]) -> Any:
     function = components.load(resolve(reference))
-    returned = function() if callable(function) else None
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{reference} cannot be called without arguments: {error}") from None
+    returned = function()
     if not isinstance(returned, types):
         names = " or ".join(cls.__name__ for cls in types)
         hint = "'resnet-jax study' takes a function that returns several experiments"
@@ -119,20 +136,38 @@ def _call(reference: str, *types: type[Any]) -> Any:
     return returned
 
 
-class _FrequentFields:
-    """Rule of tyro that leaves the fields of ``_FREQUENT``."""
+class _InvalidField(CommandError):
+    """A UserError that is no ValueError, which tyro would report under an internal name."""
 
-    is_active = True
+    exit_code = UserError.exit_code
+
+
+class _Fields:
+    """Rule of tyro: short help has the fields of ``_FREQUENT``; UserErrors end the command."""
+
+    def __init__(self, short_help: bool):
+        self.short_help = short_help
+        self.is_active = True
 
     def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
-        fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
-        if fields is None or not self.is_active:
+        if not self.is_active or not dataclasses.is_dataclass(info.type):
             return None
         self.is_active = False  # For the rules of tyro.
-        spec: Any = ConstructorRegistry.get_struct_spec(info)
+        spec = ConstructorRegistry.get_struct_spec(info)
         self.is_active = True
-        kept = tuple(field for field in spec.fields if field.name in fields)
-        return dataclasses.replace(spec, fields=kept)
+        assert isinstance(spec, StructConstructorSpec)
+        construct, fields = spec.instantiate, spec.fields
+        frequent = _FREQUENT.get(info.type.__name__)
+        if self.short_help and frequent is not None:
+            fields = tuple(field for field in fields if field.name in frequent)
+
+        def checked(**values: object) -> object:
+            try:
+                return construct(**values)
+            except UserError as error:
+                raise _InvalidField(str(error)) from error
+
+        return StructConstructorSpec(checked, fields)
 
 
 def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:

@@ -1,9 +1,8 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
-import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_range, nearest
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
@@ -55,8 +54,7 @@ def study(
     """
     if sum(word.partition("=")[0] == "--only" for word in words) > 1:
         raise UserError("--only is given more than once; give it once, with all the names")
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}; give at least 1")
+    check_range({"--seeds": seeds}, 1)
     if workers is not None and devices is not None:
         raise UserError("--workers and --devices exclude each other; a worker has one device")
     distributed.connect(joining)
@@ -148,9 +146,7 @@ def report(
       fill: Markdown file: its blocks <!-- results FILE.json --> are filled with tables.
     """
     if fill is not None:
-        with _file_access(fill):
-            changed = report_lib.fill(fill)
-        print(f"{fill}: {changed} of its tables changed")
+        print(f"{fill}: {report_lib.fill(fill)} of its tables changed")
         return
     if not runs and not paper:
         raise UserError("report needs run directories, files of results, or --paper")
@@ -164,8 +160,7 @@ def report(
         if not results:
             raise UserError(f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
         notes = {"command": "", "reduced": ""} | results_lib.notes(runs)
-        with _file_access(save):
-            results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
+        results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
     if paper:
         _compare(paper, runs, output, as_json)
         return
@@ -173,18 +168,9 @@ def report(
     _report(runs, output or folder / "report.html", as_json)
 
 
-@contextlib.contextmanager
-def _file_access(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
-
-
 def _report(runs: Sequence[Path], page: Path, as_json: bool) -> None:
     variants, notes = results_lib.collect(runs), results_lib.notes(runs)
-    with _file_access(page):
-        report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
+    report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
     lines = filter(None, [notes.get("reduced"), f"report: {page}"])
     show(as_json, results_lib.table(variants), *results_lib.tables(variants), *lines)
 
@@ -195,8 +181,7 @@ def _compare(key: str, runs: Sequence[Path], page: Path | None, as_json: bool) -
     compared = [comparison.compare(entry, variants) for entry in targets]
     if page:
         notes = {"command": f"resnet-jax report --paper {key}"}
-        with _file_access(page):
-            report_lib.write(variants, page, study=notes, comparisons=compared)
+        report_lib.write(variants, page, study=notes, comparisons=compared)
     parts = [f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared)]
     if more := len(paper.entries) - len(targets):
         parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")
