@@ -60,7 +60,7 @@ class Target(NamedTuple):
     name: str
     platform: str
     usable: int
-    devices: tuple[Any, ...]
+    devices: tuple[jax.Device, ...]
 
 
 def target(name: str) -> Target:
@@ -68,7 +68,8 @@ def target(name: str) -> Target:
     platform, _, rest = name.partition(":")
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
-    if kind not in USABLE or (platform == "tpu" and not shape):
+    pattern = r"[1-9]\d*(x[1-9]\d*)*" if platform == "tpu" else r"([1-9]\d*)?"
+    if kind not in USABLE or not re.fullmatch(pattern, shape):
         allowed = "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
         raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. {allowed}")
     backend, options = platform, {}
@@ -110,29 +111,27 @@ def variants(
     return list(dict.fromkeys(Variant(*places[kind]) for kind in kinds))
 
 
-def adapt(
-    experiment: Experiment, variant: Variant, batch_size: int, platform: str, **execution: Any
-) -> Experiment:
+def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: str) -> Experiment:
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
-    model, settings = experiment.model, experiment.execution
+    model, execution = experiment.model, experiment.execution
     if variant.group_size is not None:
         model = replace(model, norm=component(model.norm, group_size=variant.group_size))
-    resolved: dict[str, Any] = {
-        "blocks": "scan" if settings.scans(sum(model.stages), platform) else "loop",
-        "kernels": kernels.resolve(settings.kernels, platform),
-    }
     return replace(
         experiment,
         model=model,
         batch_size=batch_size,
-        execution=replace(settings, **resolved | execution),
+        execution=replace(
+            execution,
+            blocks="scan" if execution.scans(sum(model.stages), platform) else "loop",
+            kernels=kernels.resolve(execution.kernels, platform),
+        ),
         # Not in this program, but must divide among the same devices.
         evaluation=replace(experiment.evaluation, batch_size=batch_size),
     )
 
 
 def lower_step(
-    experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
+    experiment: Experiment, devices: Sequence[jax.Device], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     everywhere = sharding.replicated(compiled.mesh)
@@ -165,8 +164,8 @@ def _shape_bytes(shapes: str) -> int:
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Returns count and result bytes by kind; asynchronous pairs and channels count once."""
     counts: dict[str, dict[str, int]] = {}
-    found = _COLLECTIVE.findall(hlo)
-    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in found}
+    matches = _COLLECTIVE.findall(hlo)
+    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in matches}
     for kind, shapes in distinct.values():
         entry = counts.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
@@ -215,7 +214,8 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     total -= memory.alias_size_in_bytes
     hlo, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
     # Only attached devices analyze lowered programs.
-    unrolled = adapt(experiment, variant, batch, target.platform, blocks="loop")
+    single = adapt(experiment, variant, batch, target.platform)
+    unrolled = replace(single, execution=replace(single.execution, blocks="loop"))
     flops: Any = lower_step(unrolled, jax.devices("cpu")[:1], 1, batch).cost_analysis()
     return row | {
         "fits": total <= target.usable,
