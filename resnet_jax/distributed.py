@@ -1,4 +1,4 @@
-"""Multi-host helpers: join the processes of a run, leave them, and decide on process 0 for all."""
+"""Multi-host helpers: join and leave the processes of a run; process 0 decides for all."""
 
 import glob
 import json
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from resnet_jax.errors import NeverMet, UserError, at_least
 
 T = TypeVar("T")
-# Size of a broadcast message, which has to be equal in all processes.
+# Of a broadcast message: all processes need one size.
 _BYTES = 16_384
 _VARIABLES = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
@@ -93,8 +93,7 @@ def connect(joining: Joining = Joining()) -> None:
         os.dup2(2, 1)
         sys.stdout = sys.__stdout__ = results
     coordinator, count, index = joining.place() or (None, None, None)
-    # A coordinator on this machine opens its port to this machine alone.
-    local = coordinator if (coordinator or "").startswith(("localhost:", "127.0.0.1:")) else None
+    is_local = (coordinator or "").startswith(("localhost:", "127.0.0.1:"))
     try:
         jax.distributed.initialize(
             coordinator,
@@ -102,7 +101,8 @@ def connect(joining: Joining = Joining()) -> None:
             index,
             initialization_timeout=joining.meeting_seconds,
             heartbeat_timeout_seconds=joining.heartbeat_seconds,
-            coordinator_bind_address=local,
+            # A coordinator on this machine opens its port to this machine alone.
+            coordinator_bind_address=coordinator if is_local else None,
         )
     except (RuntimeError, ValueError) as error:
         if place == _TPU_VM and isinstance(error, ValueError):

@@ -39,9 +39,9 @@ class NonFiniteLoss(CommandError):
     """Training diverged at ``step``; ``checkpoint`` is the newest saved step."""
 
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
-        saved = f"the last good checkpoint is that of step {checkpoint}"
-        if checkpoint is None:
-            saved = "no checkpoint was written before"
+        saved = "no checkpoint was written before"
+        if checkpoint is not None:
+            saved = f"the last good checkpoint is that of step {checkpoint}"
         super().__init__(
             f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, "
             "or warm up (schedule.warmup_steps), in another --workdir"

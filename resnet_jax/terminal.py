@@ -1,4 +1,4 @@
-"""Tables and texts on the terminal, and the progress of a run."""
+"""Tables, lines and the progress of a run on the terminal."""
 
 import csv
 import io
@@ -37,16 +37,15 @@ class RunLines:
     def advance(self, step: int) -> None: ...
 
     def update(self, record: Mapping[str, Any]) -> None:
-        step, error = record["step"], record["error_percent"]
         if record["split"] == "train":
             self.numbers = (
-                f", loss {record['loss']:.4f}, training error {error:.1f} %, "
-                f"learning rate {record['learning_rate']:g}, "
-                f"{record['images_per_second']:,.0f} images/s"
-            )
-            self.advance(step)
+                ", loss {loss:.4f}, training error {error_percent:.1f} %, "
+                "learning rate {learning_rate:g}, {images_per_second:,.0f} images/s"
+            ).format(**record)
+            self.advance(record["step"])
         elif record["split"] == "test" and not self.console.is_terminal:
-            self.say(f"step {step}/{self.steps}, test error {error:.2f} %{self.numbers}")
+            error = f"test error {record['error_percent']:.2f} %"
+            self.say(f"step {record['step']}/{self.steps}, {error}{self.numbers}")
 
     def say(self, message: str) -> None:
         say(f"{self.title}: {message}", self.console)
@@ -154,8 +153,8 @@ def markdown(table: Table) -> list[str]:
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns rows as CSV; the columns are the keys of all rows."""
     text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

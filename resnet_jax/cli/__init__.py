@@ -1,7 +1,4 @@
-"""The command line: ``resnet-jax COMMAND`` calls a function, whose parameters are its options.
-
-A command is imported when it is called: ``resnet-jax --help`` needs neither JAX nor Flax.
-"""
+"""The command line: ``resnet-jax COMMAND`` imports and calls a function with its options."""
 
 import contextlib
 import logging

@@ -88,11 +88,17 @@ def summary(
         imagenet families.
     """
     counts = models.count(model)
-    rows = []
-    for stage in counts.stages:
-        shape = "x".join(map(str, stage.output_shape))
-        numbers = (stage.parameters, stage.multiply_adds, stage.projections or None)
-        rows.append((stage.name, stage.num_blocks or None, shape, *numbers))
+    rows = [
+        (
+            stage.name,
+            stage.num_blocks or None,
+            "x".join(map(str, stage.output_shape)),
+            stage.parameters,
+            stage.multiply_adds,
+            stage.projections or None,
+        )
+        for stage in counts.stages
+    ]
     blocks = sum(stage.num_blocks for stage in counts.stages)
     rows.append(("all", blocks, "", counts.parameters, counts.multiply_adds, counts.projections))
     title = network if depth is None else f"{network} --depth {depth}"

@@ -56,10 +56,9 @@ _FREQUENT = {
 
 
 def call(command: str, reference: str, words: Sequence[str]) -> None:
-    """Calls the function of a command, MODULE:FUNCTION, with the options in its arguments.
+    """Calls the function of a command, MODULE:FUNCTION, with its arguments.
 
-    Parameters called ``experiment`` and ``model`` get what the first argument refers to, an
-    example for help alone; ``words`` gets the arguments.
+    The defaults of ``experiment`` and ``model`` are what the first argument refers to.
     """
     module, _, name = reference.partition(":")
     function = getattr(importlib.import_module(f"resnet_jax.cli.{module}"), name)
@@ -67,24 +66,23 @@ def call(command: str, reference: str, words: Sequence[str]) -> None:
     function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     parameters = inspect.signature(function).parameters
     first = words[0] if words and not words[0].startswith("-") else None
-    short_help, full_help = bool({"-h", "--help"} & {*words}), "--help-all" in words
-    defaults: dict[str, object] = {}
-    if "words" in parameters:
-        defaults["words"] = tuple(words)
-    if "experiment" in parameters:
-        defaults["experiment"] = _EXAMPLE if first is None else experiment(first)
-    if "model" in parameters:
-        depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
-        number = int(depth[1]) if depth else None
-        defaults["model"] = _EXAMPLE.model if first is None else network(first, number)
-    needs_reference = bool({"experiment", "model"} & defaults.keys())
-    if needs_reference and first is None and not (short_help or full_help):
+    help_words = {"-h", "--help", "--help-all"} & {*words}
+    defaults: dict[str, object] = {"experiment": _EXAMPLE, "model": _EXAMPLE.model}
+    if not help_words and first is None and defaults.keys() & parameters.keys():
         raise UserError(f"the first argument is missing, see resnet-jax {command} --help")
+    if first is not None and "experiment" in parameters:
+        defaults["experiment"] = experiment(first)
+    if first is not None and "model" in parameters:
+        depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
+        defaults["model"] = network(first, int(depth[1]) if depth else None)
+    defaults["words"] = tuple(words)
     registry = ConstructorRegistry()
     registry.primitive_rule(_part_rule)
-    registry.struct_rule(_Fields(short_help and "experiment" in parameters))
+    is_short = "experiment" in parameters and help_words - {"--help-all"} != set()
+    registry.struct_rule(_Fields(is_short))
+    bound = {name: value for name, value in defaults.items() if name in parameters}
     tyro.cli(
-        functools.partial(function, **defaults),
+        functools.partial(function, **bound),
         prog=f"resnet-jax {command}",
         args=["--help" if word == "--help-all" else word for word in words],
         registry=registry,
@@ -142,12 +140,12 @@ class _InvalidField(CommandError):
     exit_code = UserError.exit_code
 
 
+@dataclasses.dataclass
 class _Fields:
     """Rule of tyro: short help has the fields of ``_FREQUENT``; UserErrors end the command."""
 
-    def __init__(self, short_help: bool):
-        self.short_help = short_help
-        self.is_active = True
+    is_short: bool
+    is_active: bool = True
 
     def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
         if not self.is_active or not dataclasses.is_dataclass(info.type):
@@ -156,40 +154,41 @@ class _Fields:
         spec = ConstructorRegistry.get_struct_spec(info)
         self.is_active = True
         assert isinstance(spec, StructConstructorSpec)
-        construct, fields = spec.instantiate, spec.fields
-        frequent = _FREQUENT.get(info.type.__name__)
-        if self.short_help and frequent is not None:
+        fields = spec.fields
+        if self.is_short and (frequent := _FREQUENT.get(info.type.__name__)) is not None:
             fields = tuple(field for field in fields if field.name in frequent)
 
-        def checked(**values: object) -> object:
+        def construct(**values: object) -> object:
             try:
-                return construct(**values)
+                return spec.instantiate(**values)
             except UserError as error:
                 raise _InvalidField(str(error)) from error
 
-        return StructConstructorSpec(checked, fields)
+        return StructConstructorSpec(construct, fields)
 
 
 def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
     arguments = typing.get_args(info.type)
-    base = arguments[0] if typing.get_origin(info.type) is type else None
-    if Component not in arguments and base is None:
+    base = arguments[0] if typing.get_origin(info.type) is type else object
+    if Component not in arguments and base is object:
         return None
     others = catalog.parts_of(augment_host, augment_device)
     # `none` is also the name of a shortcut, which is not optional.
     optional = NoneType in arguments
+
+    def fits(part: object) -> bool:
+        return base is object or (isinstance(part, type) and issubclass(part, base))
 
     def read(words: list[str]) -> Factory | None:
         (text,) = words
         if optional and text == "none":
             return None
         part = catalog.load_part(text, others)
-        if base is None or (isinstance(part, type) and issubclass(part, base)):
-            return part
-        known = catalog.known().items()
-        fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
-        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
+        if not fits(part):
+            names = (name for name, cls in catalog.known().items() if fits(cls))
+            raise UserError(f"{text} is no {base.__name__}{nearest(text, names)}")
+        return part
 
     return PrimitiveConstructorSpec(
         nargs=1,

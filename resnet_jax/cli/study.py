@@ -1,5 +1,6 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -74,13 +75,14 @@ def study(
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
-    command = ["resnet-jax", "study", reference]
-    scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
-    for name, value in scale.items():
-        command += [] if value is None else [name, str(value)]
+    scale = {"seeds": seeds, "data": data, "steps": steps, "depth": depth}
+    set_values = [(f"--{name}", str(value)) for name, value in scale.items() if value is not None]
+    command = ["resnet-jax", "study", reference, *itertools.chain(*set_values)]
     command += ["--only", *only] if only else []
-    command += ["--workdir", workdir.name]
-    note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
+    note = {
+        "command": shlex.join([*command, "--workdir", workdir.name]),
+        "variants": [variant.name for variant in every],
+    }
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
             variants,
