@@ -22,6 +22,7 @@ from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
+Devices = tuple[Any, ...]
 
 EXAMPLES = 50_000  # Of a device-resident data set: CIFAR's.
 
@@ -60,7 +61,7 @@ class Target(NamedTuple):
     name: str
     platform: str
     usable: int
-    devices: tuple[jax.Device, ...]
+    devices: Devices
 
 
 def target(name: str) -> Target:
@@ -131,7 +132,7 @@ def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: s
 
 
 def lower_step(
-    experiment: Experiment, devices: Sequence[jax.Device], fsdp: int, examples: int
+    experiment: Experiment, devices: Devices, fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     everywhere = sharding.replicated(compiled.mesh)
@@ -216,7 +217,7 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     # Only attached devices analyze lowered programs.
     single = adapt(experiment, variant, batch, target.platform)
     unrolled = replace(single, execution=replace(single.execution, blocks="loop"))
-    flops: Any = lower_step(unrolled, jax.devices("cpu")[:1], 1, batch).cost_analysis()
+    flops: Any = lower_step(unrolled, (jax.devices("cpu")[0],), 1, batch).cost_analysis()
     return row | {
         "fits": total <= target.usable,
         "memory_bytes": total,
