@@ -68,39 +68,17 @@ def helps(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return capsys.readouterr().out
 
 
-def test_train_evaluate_report(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
-    run, data = str(tmp_path / "run"), ["--data-dir", digits_dir]
-    train = ["train", TINY, "--workdir", run, "--devices", "1", *data]
-    result = prints_json(capsys, *train, "--seed", "5")
-    assert (result["seed"], result["examples"], result["experiment"]) == (5, 360, "tiny")
-    scored = prints_json(capsys, "evaluate", run, *data, "--batch-size", "56")
-    assert (scored["error_percent"], scored["examples"], scored["step"]) == (result["value"], 360, 12)
-    assert scored["protocol"] == result["protocol"]
-    assert prints_json(capsys, "evaluate", run, "--split", "train", *data, "--batch-size", "56")["examples"] == 1437
-    cli.main(["report", run])
-    out = capsys.readouterr().out
-    assert "tiny" in out
-    assert f"{result['value']:.2f}" in out
-    assert (tmp_path / "run" / "report.html").is_file()
-    cli.main([*train, "--seed", "5"])
-    assert f"test error {result['value']:.2f} %" in capsys.readouterr().out
-    before = files_of(tmp_path)
-    message = fails(capsys, *train, "--seed", "1", "--optimizer.momentum", "0.8")
-    assert "optimizer.momentum: 0.8 asked for, 0.9 in the run" in message
-    assert "seed: 1 asked for, 5 in the run" in message
-    assert files_of(tmp_path) == before
-
-
-def test_users_class_with_an_argument_trains_resumes_and_is_scored(
+def test_train_resume_evaluate_report_with_a_users_class(
     capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The argument is part of the run; --steps rescales the schedule; other fields can be set."""
+    """The argument of the class is part of the run; --steps rescales the schedule; other fields can be set."""
     (tmp_path / "my.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    fields = ["--steps", "4", "--optimizer.weight-decay", "5e-4", "--data.no-flip"]
+    fields = ["--steps", "4", "--optimizer.weight-decay", "5e-4", "--data.no-flip", "--seed", "5"]
     command = ["train", TINY, "--workdir", "run", "--data-dir", digits_dir, "--devices", "1", *fields]
     result = prints_json(capsys, *command, "--model.shortcut", "my.py:Mine(scale=0.7)")
-    written = json.loads((tmp_path / "run" / "experiment.json").read_text())
+    assert (result["seed"], result["examples"], result["experiment"]) == (5, 360, "tiny")
+    written = json.loads(Path("run/experiment.json").read_text())
     experiment = written["experiment"]
     assert experiment["model"]["shortcut"] == f"{tmp_path}/my.py:Mine(scale=0.7)"
     assert written["identity"]["model"]["shortcut"] == "my.py:Mine(scale=0.7)"
@@ -108,13 +86,22 @@ def test_users_class_with_an_argument_trains_resumes_and_is_scored(
     assert experiment["schedule"]["warmup_steps"] == 1  # at most a quarter of the run
     assert experiment["optimizer"]["weight_decay"] == 5e-4
     # As if killed after step 4 was saved and before the result was written.
-    (tmp_path / "run" / "result.json").unlink()
+    Path("run/result.json").unlink()
     again = prints_json(capsys, *command, "--model.shortcut", f"{tmp_path}/my.py:Mine( scale = 0.7 )")
     assert again["state_digest"] == result["state_digest"]
-    scored = prints_json(capsys, "evaluate", "run", "--data-dir", digits_dir, "--batch-size", "56")
-    assert scored["error_percent"] == result["value"]
-    message = fails(capsys, *command, "--model.shortcut", "my.py:Mine(scale=0.8)")
+    score = ["evaluate", "run", "--data-dir", digits_dir, "--batch-size", "56"]
+    scored = prints_json(capsys, *score)
+    assert (scored["error_percent"], scored["examples"], scored["step"]) == (result["value"], 360, 4)
+    assert scored["protocol"] == result["protocol"]
+    assert prints_json(capsys, *score, "--split", "train")["examples"] == 1437
+    cli.main(["report", "run"])
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("tiny", f"{result['value']:.2f}", "run/report.html"))
+    before = files_of(tmp_path)
+    message = fails(capsys, *command, "--model.shortcut", "my.py:Mine(scale=0.8)", "--seed", "1")
     assert "model.shortcut: 'my.py:Mine(scale=0.8)' asked for, 'my.py:Mine(scale=0.7)' in the run" in message
+    assert "seed: 1 asked for, 5 in the run" in message
+    assert files_of(tmp_path) == before
 
 
 def test_invalid_input_fails_before_anything_is_written(
@@ -129,7 +116,9 @@ def test_invalid_input_fails_before_anything_is_written(
     plan = ["plan", TINY, "--target"]
     before = files_of(tmp_path)
     for arguments, message in (
-        ([], "Expected one of {train, evaluate"),
+        ([], "no command is called ''; there is analyze depth, "),
+        (["trian", "--help"], "no command is called 'trian'; did you mean train?"),
+        (["analyze", "lesion", "x"], "no command is called 'analyze lesion'; did you mean analyze lesions?"),
         (["train", f"{ROOT}/experiments/he2015_cifar.py:resnet20", *train[2:]], "he2015_cifar10.py"),
         (["train", "he2015_cifar:resnet20", *train[2:]], "no recipe or module is called 'he2015_cifar'; did you mean he2015_cifar10"),
         (["train", f"{CIFAR}:resnet21", *train[2:]], "has no 'resnet21'; did you mean"),
@@ -244,7 +233,7 @@ def test_prepare_and_doctor_list_data_sets_and_problems(
 def test_help_has_the_frequent_options_and_help_all_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     for name in cli.COMMANDS:
         assert f"usage: resnet-jax {name}" in helps(capsys, *name.split(), "--help")
-        assert name.split()[-1] in helps(capsys, *name.split()[:-1], "--help")
+        assert f"  {name} " in helps(capsys, *name.split()[:-1], "--help")
     short, full = helps(capsys, "train", "--help"), helps(capsys, "train", TINY, "--help-all")
     frequent = ("--workdir", "--seed", "--steps", "--model.shortcut", "--data.name", "--schedule.learning-rate")
     assert all(option in text for option in frequent for text in (short, full))

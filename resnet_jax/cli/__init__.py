@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from resnet_jax.errors import CommandError, NeverMet, UserError
+from resnet_jax.errors import CommandError, NeverMet, UserError, nearest
 
 # MODULE:FUNCTION in this package, and the line in the list of commands.
 COMMANDS = {
@@ -32,11 +32,7 @@ COMMANDS = {
     "analyze depth": ("analyze:depth", "Error against depth (He et al. 2015)."),
     "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
 }
-_GROUPS = {
-    "data": "Look at data sets.",
-    "weights": "Import, export and show weights.",
-    "analyze": "Analyze trained networks.",
-}
+_USAGE = "usage: resnet-jax COMMAND [OPTIONS]; COMMAND --help lists the options of a command."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,6 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "resnet_jax.distributed" in sys.modules:
         sys.modules["resnet_jax.distributed"].leave(code)
     raise SystemExit(code)
+
+
+def _run(words: list[str]) -> None:
+    name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    if name is None:
+        group = words[0] if words and not words[0].startswith("-") else ""
+        listed = {n: text for n, (_, text) in COMMANDS.items() if group in ("", n.split()[0])}
+        if not listed or not {"-h", "--help"} & {*words}:
+            wrong = " ".join(words[: 2 if listed else 1])
+            raise UserError(f"no command is called {wrong!r}{nearest(wrong, COMMANDS)}")
+        print(_USAGE, *(f"  {n:18} {text}" for n, text in listed.items()), sep="\n")
+        return
+    if os.path.expanduser("~") == "~":
+        raise UserError("the home directory is unknown; set HOME")
+    # A KeyboardInterrupt inside the import of jaxlib ends in a crash.
+    handler = signal.signal(signal.SIGINT, _stop)
+    from resnet_jax.cli import options
+
+    signal.signal(signal.SIGINT, handler)
+    options.call(name, COMMANDS[name][0], words[len(name.split()) :])
+
+
+def _stop(*_: object) -> None:
+    print("resnet-jax: stopped", file=sys.stderr)
+    os._exit(130)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
@@ -88,11 +109,6 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     return 1, ""
 
 
-def _stop(*_: object) -> None:
-    print("resnet-jax: stopped", file=sys.stderr)
-    os._exit(130)
-
-
 def _users_line(error: BaseException) -> str:
     """Returns the innermost line of an error outside of this package and of installed ones."""
     installed = (os.path.dirname(os.path.dirname(__file__)), sys.prefix, sys.base_prefix, "<")
@@ -100,27 +116,3 @@ def _users_line(error: BaseException) -> str:
         if not frame.filename.startswith(installed):
             return f"{frame.filename}, line {frame.lineno}: "
     return ""
-
-
-def _run(words: list[str]) -> None:
-    for name in (" ".join(words[:2]), *words[:1]):
-        if name in COMMANDS:
-            if os.path.expanduser("~") == "~":
-                raise UserError("the home directory is unknown; set HOME")
-            # A KeyboardInterrupt inside the import of jaxlib ends in a crash.
-            handler = signal.signal(signal.SIGINT, _stop)
-            from resnet_jax.cli import options
-
-            signal.signal(signal.SIGINT, handler)
-            options.call(name, COMMANDS[name][0], words[len(name.split()) :])
-            return
-    from tyro.extras import SubcommandApp
-
-    apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
-    for name, (_, text) in COMMANDS.items():
-        group, _, last = name.rpartition(" ")
-        apps[group].command(name=last, help=text)(lambda: None)
-    for group, text in _GROUPS.items():
-        apps[""].command(apps[group], name=group, help=text)
-    description = "Residual networks in JAX. COMMAND --help lists the options of a command."
-    apps[""].cli(prog="resnet-jax", description=description, args=words)
