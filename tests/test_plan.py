@@ -62,7 +62,7 @@ def check(rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replaces target hardware by four virtual devices with 8 MB each."""
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.read("jax_enable_compilation_cache")
     monkeypatch.setattr(plan, "target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
     yield
     jax.config.update("jax_enable_compilation_cache", cached)

@@ -26,12 +26,12 @@ from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import CommandError, UserError, nearest
-from resnet_jax.models import catalog, components
+from resnet_jax.models import Architecture, catalog, components
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
 
-_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20"
-Reference = Annotated[Positional[str], arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}.")]
+_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20."
+Reference = Annotated[Positional[str], arg(metavar="FILE.py:FUNCTION", help=_REFERENCE)]
 Fields = Annotated[Experiment, arg(name="")]
 AsJson = Annotated[bool, arg(name="json", help="Print JSON.")]
 _DIRS = "Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
@@ -65,41 +65,40 @@ def call(command: str, reference: str, words: Sequence[str]) -> None:
     # tyro keeps the line breaks of an argument's description.
     function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     parameters = inspect.signature(function).parameters
-    first = words[0] if words and not words[0].startswith("-") else None
-    help_words = {"-h", "--help", "--help-all"} & {*words}
     defaults: dict[str, object] = {"experiment": _EXAMPLE, "model": _EXAMPLE.model}
-    if not help_words and first is None and defaults.keys() & parameters.keys():
+    is_short = bool({"-h", "--help"} & {*words})
+    if words and not words[0].startswith("-"):
+        if "experiment" in parameters:
+            defaults["experiment"] = experiment(words[0])
+        if "model" in parameters:
+            depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
+            defaults["model"] = network(words[0], int(depth[1]) if depth else None)
+    elif defaults.keys() & parameters.keys() and not is_short and "--help-all" not in words:
         raise UserError(f"the first argument is missing, see resnet-jax {command} --help")
-    if first is not None and "experiment" in parameters:
-        defaults["experiment"] = experiment(first)
-    if first is not None and "model" in parameters:
-        depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
-        defaults["model"] = network(first, int(depth[1]) if depth else None)
     defaults["words"] = tuple(words)
     registry = ConstructorRegistry()
     registry.primitive_rule(_part_rule)
-    is_short = "experiment" in parameters and help_words - {"--help-all"} != set()
-    registry.struct_rule(_Fields(is_short))
-    bound = {name: value for name, value in defaults.items() if name in parameters}
+    registry.struct_rule(_Fields(is_short and "experiment" in parameters))
     tyro.cli(
-        functools.partial(function, **bound),
+        functools.partial(function, **{k: v for k, v in defaults.items() if k in parameters}),
         prog=f"resnet-jax {command}",
         args=["--help" if word == "--help-all" else word for word in words],
         registry=registry,
     )
 
 
-def recipes() -> Path:
-    """Returns the folder of recipes: in the installed package, or in the checkout."""
+def recipes() -> dict[str, Path]:
+    """Returns the files of recipes by name, of the installed package or of the checkout."""
     package = Path(__file__).parents[1]
-    installed = package / "experiments"
-    return installed if installed.is_dir() else package.parent / "experiments"
+    folders = package / "experiments", package.parent / "experiments"
+    files = next(filter(Path.is_dir, folders), package).glob("*.py")
+    return {file.stem: file for file in sorted(files)}
 
 
 def resolve(reference: str) -> str:
     """Returns FILE.py:FUNCTION for the name of a recipe, ``he2015_cifar10:resnet20``."""
     place, _, name = reference.partition(":")
-    files = {file.stem: file for file in recipes().glob("*.py")}
+    files = recipes()
     if place in files:
         return f"{files[place]}:{name}"
     if place.isidentifier() and importlib.util.find_spec(place) is None:
@@ -112,11 +111,11 @@ def experiment(reference: str) -> Experiment:
     return _call(reference, Experiment)
 
 
-def network(name: str, depth: int | None = None) -> models.Architecture:
+def network(name: str, depth: int | None = None) -> Architecture:
     """Returns the network of FILE.py:FUNCTION, or of a name in the catalog."""
     if ":" not in name:
         return models.architecture(name, depth)
-    returned = _call(name, Experiment, models.Architecture)
+    returned = _call(name, Experiment, Architecture)
     return returned.model if isinstance(returned, Experiment) else returned
 
 
@@ -126,12 +125,11 @@ def _call(reference: str, *types: type[Any]) -> Any:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as error:
         raise UserError(f"{reference} cannot be called without arguments: {error}") from None
-    returned = function()
-    if not isinstance(returned, types):
-        names = " or ".join(cls.__name__ for cls in types)
-        hint = "'resnet-jax study' takes a function that returns several experiments"
-        raise UserError(f"{reference} returned no {names}; {hint}")
-    return returned
+    if isinstance(returned := function(), types):
+        return returned
+    names = " or ".join(cls.__name__ for cls in types)
+    hint = "'resnet-jax study' takes a function that returns several experiments"
+    raise UserError(f"{reference} returned no {names}; {hint}")
 
 
 class _InvalidField(CommandError):
@@ -167,7 +165,7 @@ class _Fields:
         return StructConstructorSpec(construct, fields)
 
 
-def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Factory | None] | None:
     """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
     arguments = typing.get_args(info.type)
     base = arguments[0] if typing.get_origin(info.type) is type else object
@@ -185,10 +183,10 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         if optional and text == "none":
             return None
         part = catalog.load_part(text, others)
-        if not fits(part):
-            names = (name for name, cls in catalog.known().items() if fits(cls))
-            raise UserError(f"{text} is no {base.__name__}{nearest(text, names)}")
-        return part
+        if fits(part):
+            return part
+        names = (name for name, cls in catalog.known().items() if fits(cls))
+        raise UserError(f"{text} is no {base.__name__}{nearest(text, names)}")
 
     return PrimitiveConstructorSpec(
         nargs=1,

@@ -88,13 +88,12 @@ def train(
         f" (published: {entry}, {entry.paper}, {entry.table})"
         for entry in comparison.published_beside(result)
     )
-    show(
-        as_json,
-        result,
-        f"{title}: test error {result['value']:.2f} %{published} on {result['examples']} images, "
-        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), "
-        f"{result['seconds']:.0f} s; {workdir / 'result.json'}",
+    text = (
+        "{title}: test error {value:.2f} %{published} on {examples} images, training error "
+        "{training_error_percent:.2f} % ({training_error_of}), {seconds:.0f} s; {file}"
     )
+    more = {"title": title, "published": published, "file": workdir / "result.json"}
+    show(as_json, result, text.format(**result | more))
 
 
 def evaluate(
