@@ -23,6 +23,7 @@ from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
 Devices = tuple[Any, ...]
+Row = dict[str, Any]
 
 EXAMPLES = 50_000  # Of a device-resident data set: CIFAR's.
 
@@ -188,11 +189,11 @@ def bytes_accessed(hlo: str) -> int:
 
 
 @functools.cache
-def measure(experiment: Experiment, target: Target, variant: Variant, batch: int) -> dict[str, Any]:
+def measure(experiment: Experiment, target: Target, variant: Variant, batch: int) -> Row:
     """Compiles a step with ``batch`` images per device. Memory and collectives are per device."""
     chips = len(target.devices)
     changed = adapt(experiment, variant, batch * chips, target.platform)
-    row: dict[str, Any] = {
+    row: Row = {
         "target": target.name,
         "chips": chips,
         "usable_bytes": target.usable,

@@ -57,12 +57,9 @@ class RunProgress(RunLines):
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
         self._bar = progress.Progress(
-            progress.SpinnerColumn(),
-            "[bold]{task.description}",
-            progress.BarColumn(),
+            *progress.Progress.get_default_columns(),
             progress.MofNCompleteColumn(),
             "{task.fields[numbers]}",
-            progress.TimeRemainingColumn(),
             console=console,
             disable=not (console.is_terminal and distributed.is_first()),
             transient=True,

@@ -62,7 +62,7 @@ def check(rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replaces target hardware by four virtual devices with 8 MB each."""
-    cached = jax.config.read("jax_enable_compilation_cache")
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(plan, "target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
     yield
     jax.config.update("jax_enable_compilation_cache", cached)
@@ -101,7 +101,7 @@ def test_plan_rejects_invalid_input_before_compiling(
         (["--target", "x", "--batch-per-device", "0"], "--batch-per-device must be at least 1, got 0."),
         (["--target", "x", "--batch-size", "30", "--evaluation.batch-size", "30"], "batch_size must be a multiple of the 4 devices of x"),
         (["--target", "x", "--fsdp", "3"], "fsdp must divide the 4 devices"),
-        (["--target"], "--target and --variants need at least one value"),
+        (["--target"], "number of --target must be at least 1, got 0."),
     ):
         assert message in fails(capsys, "plan", f"{__file__}:small", "--variants", "fsdp", *words)
     monkeypatch.undo()

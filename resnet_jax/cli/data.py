@@ -11,11 +11,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from resnet_jax.cli.options import DataDir, Fields, Reference
+from resnet_jax.cli.options import DataDir, Fields, Reference, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
-from resnet_jax.errors import UserError, check_range
+from resnet_jax.errors import check_range
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import augmentation_key, batch_indices
@@ -63,8 +63,7 @@ def preview(
     check_range({"--images": images}, 1)
     check_range({"--seed": seed}, 0, below=2**32)
     check_range({"--step": step}, 0, below=2**31)
-    if to.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--to must end in .png, .pdf or .svg, got {to}.")
+    check_suffix("--to", to, ".png", ".pdf", ".svg")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)
     pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
@@ -97,11 +96,10 @@ def images_of_step(
     pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
     if targets is None:
         return pixels, [names[label] for label in labels[:count]]
-    captions = [
+    return pixels, [
         " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
         for row in np.asarray(targets[:count])
     ]
-    return pixels, captions
 
 
 def _draw(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:

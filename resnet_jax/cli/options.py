@@ -87,6 +87,11 @@ def call(command: str, reference: str, words: Sequence[str]) -> None:
     )
 
 
+def check_suffix(option: str, path: Path, *allowed: str) -> None:
+    if path.suffix not in allowed:
+        raise UserError(f"{option} is {path}; give a name that ends in {' or '.join(allowed)}")
+
+
 def recipes() -> dict[str, Path]:
     """Returns the files of recipes by name, of the installed package or of the checkout."""
     package = Path(__file__).parents[1]

@@ -4,7 +4,6 @@ import math
 import os
 import shlex
 from functools import partial
-from typing import Any
 
 import jax
 
@@ -39,9 +38,8 @@ def plan(
       fsdp: Devices that share one copy of the parameters. Default: the largest divisor up to 16.
       search: Search the largest batch that fits with the first variant.
     """
-    check_range({"--batch-per-device": batch_per_device, "--fsdp": fsdp}, 1)
-    if not (target and variants):
-        raise UserError("--target and --variants need at least one value.")
+    counts = {"number of --target": len(target), "number of --variants": len(variants)}
+    check_range(counts | {"--batch-per-device": batch_per_device, "--fsdp": fsdp}, 1)
     # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
@@ -50,7 +48,7 @@ def plan(
     targets = [plan_lib.target(name) for name in target]
     jax.config.update("jax_enable_compilation_cache", False)
 
-    def measured(one: plan_lib.Target, images: int) -> list[dict[str, Any]]:
+    def measured(one: plan_lib.Target, images: int) -> list[plan_lib.Row]:
         distinct = plan_lib.variants(experiment, len(one.devices), images, variants, fsdp)
         return [plan_lib.measure(experiment, one, variant, images) for variant in distinct]
 
@@ -59,7 +57,7 @@ def plan(
         row = plan_lib.measure(experiment, one, variant, images)
         return row.get("memory_bytes", math.inf)
 
-    rows: list[dict[str, Any]] = []
+    rows: list[plan_lib.Row] = []
     for one in targets:
         batch, rest = divmod(experiment.batch_size, len(one.devices))
         if batch_per_device is not None:
@@ -73,12 +71,11 @@ def plan(
             first = first | {"largest_batch_per_device": largest}
         rows += [first, *others]
     command = shlex.join(["resnet-jax", "plan", *words])
-    result = {"kind": "plan", "command": command, "experiment": experiment.name}
-    table = Table.from_rows("", map(_cells, rows))
-    show(as_json, result | run_dir.describe() | {"rows": rows}, table)
+    result = {"kind": "plan", "command": command, "experiment": experiment.name, "rows": rows}
+    show(as_json, run_dir.describe() | result, Table.from_rows("", map(_cells, rows)))
 
 
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
+def _cells(row: plan_lib.Row) -> plan_lib.Row:
     collectives = row.get("collectives", {}).items()
     texts = (f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives)
     return {

@@ -1,6 +1,5 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
-import itertools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from tyro.conf import Positional
 
 from resnet_jax import distributed
 from resnet_jax.cli import options
-from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words
+from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, check_range, nearest
@@ -53,14 +52,14 @@ def study(
         --devices, or in several processes. 1: this process, with all devices for every run.
       devices: Devices to use, over all processes; default: all.
     """
+    check_range({"--seeds": seeds}, 1)
     if sum(word.partition("=")[0] == "--only" for word in words) > 1:
         raise UserError("--only is given more than once; give it once, with all the names")
-    check_range({"--seeds": seeds}, 1)
-    if workers is not None and devices is not None:
-        raise UserError("--workers and --devices exclude each other; a worker has one device")
     distributed.connect(joining)
-    if distributed.several() and workers not in (None, 1):
-        raise UserError(f"--workers is {workers} in a study of several processes: leave it out")
+    in_this_process = distributed.several() or devices is not None
+    if in_this_process and workers not in (None, 1):
+        other = "--devices" if devices is not None else "several processes"
+        raise UserError(f"--workers and {other} exclude each other; a worker has one device")
     file = options.resolve(reference)
     arguments = {} if depth is None else {"depth": depth}
     every = study_lib.load_variants(file, **arguments)
@@ -71,18 +70,15 @@ def study(
     if steps is not None:
         variants = [variant.shortened(steps) for variant in variants]
     reduced = _reduced(_select(study_lib.load_variants(file), only)[0], variants[0])
-    in_this_process = distributed.several() or devices is not None
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
     scale = {"seeds": seeds, "data": data, "steps": steps, "depth": depth}
-    set_values = [(f"--{name}", str(value)) for name, value in scale.items() if value is not None]
-    command = ["resnet-jax", "study", reference, *itertools.chain(*set_values)]
-    command += ["--only", *only] if only else []
-    note = {
-        "command": shlex.join([*command, "--workdir", workdir.name]),
-        "variants": [variant.name for variant in every],
-    }
+    command = ["resnet-jax", "study", reference]
+    for name, value in scale.items():
+        command += [] if value is None else [f"--{name}", str(value)]
+    command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
+    note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
             variants,
@@ -114,18 +110,14 @@ def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experim
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    changes = [
-        f"{ours}{unit} in place of {theirs}"
-        for ours, theirs, unit in (
-            (variant.data.name, full.data.name, ""),
-            (f"{variant.steps:,}", f"{full.steps:,}", " steps"),
-            (sum(variant.model.stages), sum(full.model.stages), " blocks"),
-        )
-        if ours != theirs
-    ]
-    if not changes:
-        return ""
-    return f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
+    compared = (
+        (variant.data.name, "", full.data.name),
+        (f"{variant.steps:,}", " steps", f"{full.steps:,}"),
+        (sum(variant.model.stages), " blocks", sum(full.model.stages)),
+    )
+    changes = [f"{a}{what} in place of {b}" for a, what, b in compared if a != b]
+    text = f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
+    return text if changes else ""
 
 
 def report(
@@ -152,8 +144,8 @@ def report(
         return
     if not runs and not paper:
         raise UserError("report needs run directories, files of results, or --paper")
-    if output is not None and output.suffix != ".html":
-        raise UserError(f"--output is {output}; give a name that ends in .html")
+    if output is not None:
+        check_suffix("--output", output, ".html")
     # Findings are committed there too.
     committed = sorted(Path("experiments/results").glob("*.json"))
     runs = runs or tuple(filter(results_lib.is_study, committed))

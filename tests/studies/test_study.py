@@ -200,7 +200,7 @@ def test_studies_of_several_processes_have_no_workers(
     command = ["study", f"{TINY}:pair", "--workdir", str(tmp_path)]
     cli.main(command)
     assert environments == [[]]
-    assert "--workers is 2 in a study of several processes" in fails(capsys, *command, "--workers", "2")
+    assert "--workers and several processes exclude each other" in fails(capsys, *command, "--workers", "2")
 
 
 @pytest.mark.slow
