@@ -72,8 +72,9 @@ def target(name: str) -> Target:
     kind = f"{platform}:{chip}"
     pattern = r"[1-9]\d*(x[1-9]\d*)*" if platform == "tpu" else r"([1-9]\d*)?"
     if kind not in USABLE or not re.fullmatch(pattern, shape):
-        allowed = "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
-        raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. {allowed}")
+        hint = "" if kind in USABLE else nearest(kind, USABLE)
+        forms = "tpu:v5e:4x4 for a slice or gpu:h100:8 for 8 GPUs"
+        raise UserError(f"--target is {name!r}, not {forms}{hint}")
     backend, options = platform, {}
     if platform == "gpu":
         description, memory, bandwidth = _GPUS[kind]
@@ -103,9 +104,9 @@ def variants(
     layer, arguments = parts(experiment.model.norm)
     group = whole = None
     if "group_size" in constructor_parameters(layer)[0]:
-        group, whole = arguments.get("group_size") or batch, 0
-        # Groups that extend over devices would communicate.
-        group = group if batch % group == 0 else batch
+        whole, group = 0, arguments.get("group_size") or batch
+        if batch % group:  # Groups that extend over devices would communicate.
+            group = batch
         group = 0 if group == batch * chips else group
     # Above 16 devices the parts of a parameter are too small to be worth sending.
     share = fsdp or max(n for n in range(1, 17) if chips % n == 0)
@@ -231,8 +232,8 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
 def largest_batch(memory: Callable[[int], float], usable: int, batch: int) -> int:
     """Returns the largest ``batch * 2**k`` (k an integer) that fits into ``usable`` bytes; 0: none.
 
-    ``memory`` maps images to bytes, infinity for a rejected program. It compiles, so the search
-    starts where the line through two batches meets ``usable``.
+    ``memory`` maps images to bytes, or to infinity. It compiles, so the search starts where the
+    line through two batches meets ``usable``.
     """
     if memory(batch) <= usable and memory(2 * batch) <= usable:
         doubling = max(memory(2 * batch) - memory(batch), 1)

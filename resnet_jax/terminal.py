@@ -132,8 +132,8 @@ def terminal(table: Table, **style: Any) -> rich.table.Table:
     rendered = rich.table.Table(title=title, caption=note, caption_justify="left", **style)
     rows = table.cells()
     for number, heading in enumerate(table.columns):
-        words = not number or any(len(row[number]) > 24 for row in rows)
-        rendered.add_column(Text(heading), justify="left" if words else "right", overflow="fold")
+        is_text = not number or any(len(row[number]) > 24 for row in rows)
+        rendered.add_column(Text(heading), justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         rendered.add_row(*map(Text, row))
     return rendered

@@ -137,7 +137,7 @@ def test_invalid_input_fails_before_anything_is_written(
         (["evaluate", "x" * 300], "cannot be written or read (File name too long)"),
         (["report", "."], "no run in"),
         (["data", "preview", TINY, "--step", "-1"], "--step must be in [0, 2147483648), got -1."),
-        ([*plan, "tpu:v5e:0x2"], "did you mean tpu:v5e"),
+        ([*plan, "tpu:v5e:0x2"], "--target is 'tpu:v5e:0x2', not tpu:v5e:4x4 for a slice"),
         ([*plan, "gpu:h100", "--fsdp", "0"], "--fsdp must be at least 1, got 0."),
         ([*train, "--model.shortcutt", "A"], "--model.shortcut"),
         ([*train, "--steps", "0"], "resnet-jax: steps must be at least 1, got 0."),

@@ -191,7 +191,7 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Factory | No
         if fits(part):
             return part
         names = (name for name, cls in catalog.known().items() if fits(cls))
-        raise UserError(f"{text} is no {base.__name__}{nearest(text, names)}")
+        raise ValueError(f"{text} is no {base.__name__}{nearest(text, names)}")
 
     return PrimitiveConstructorSpec(
         nargs=1,
