@@ -183,6 +183,12 @@ def test_files_of_users_fail_in_one_sentence_with_their_line(
             assert message.format(file) in fails(capsys, command[0], f"{file}:f", *command[1:])
     (tmp_path / "part.py").write_text("class Part:\n    def __init__(self, *_, **__):\n        raise SystemExit(0)\n")
     assert "part.py, line 3: SystemExit: 0" in fails(capsys, "summary", "resnet18", "--shortcut", "part.py:Part")
+    # A study may need its depth.
+    (tmp_path / "deep.py").write_text(
+        "from resnet_jax import models\nfrom resnet_jax.training.config import Data, Experiment\n"
+        "def f(depth):\n    return [Experiment(name='x', model=models.cifar_architecture(depth), data=Data(name='none'))]\n"
+    )
+    assert "data set 'none' is not prepared" in fails(capsys, "study", "deep.py:f", "--depth", "8", "--workdir", "run")
     assert not (tmp_path / "run").exists()
 
 

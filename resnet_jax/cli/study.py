@@ -1,5 +1,6 @@
 """``resnet-jax study`` and ``resnet-jax report``."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -62,14 +63,18 @@ def study(
         raise UserError(f"--workers and {other} exclude each other; a worker has one device")
     file = options.resolve(reference)
     arguments = {} if depth is None else {"depth": depth}
-    every = study_lib.load_variants(file, **arguments)
+    full = every = study_lib.load_variants(file, **arguments)
     variants = _select(every, only)
+    if depth is not None:
+        with contextlib.suppress(UserError):  # The depth may have no default.
+            full = study_lib.load_variants(file)
+    full_scale = full[min(every.index(variants[0]), len(full) - 1)]
     if data is not None:
         info = datasets.describe(data, data_dir)
         variants = [variant.on(info) for variant in variants]
     if steps is not None:
         variants = [variant.shortened(steps) for variant in variants]
-    reduced = _reduced(_select(study_lib.load_variants(file), only)[0], variants[0])
+    reduced = _reduced(full_scale, variants[0])
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
