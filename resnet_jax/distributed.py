@@ -40,7 +40,7 @@ class Joining:
     process: int | None = None
     """Index of this one, from 0. Default: JAX_PROCESS_ID."""
     heartbeat_seconds: int = 60
-    """After this silence a process counts as lost, and ends the others."""
+    """Silence after which a process counts as lost, and ends the others."""
     meeting_seconds: int = 300
     """Time that processes wait for each other to start."""
 
@@ -67,7 +67,7 @@ class Joining:
 
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes the place of this process among several; None: single process."""
+    """Describes the place of this process among several; None: one alone."""
     if place := joining.place():
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ

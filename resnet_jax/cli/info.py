@@ -113,19 +113,18 @@ def _size(shape: tuple[int, ...]) -> str:
 def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
     report = run_dir.describe()
-    versions, devices = report["versions"].items(), report["devices"]
-    missing = [name for name, version in versions if version.startswith("not")]
-    problems = [(f"{name} is missing", f"pip install {name}") for name in missing]
+    missing = [name for name, text in report["versions"].items() if text.startswith("not")]
+    problems = [f"{name} is missing. Do: pip install {name}" for name in missing]
     processes = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
     try:
         processes = distributed.detected() or processes
     except UserError as error:
         processes = "incomplete"
-        problems.append((f"processes would not meet: {error}", "set all variables, or none"))
+        problems.append(f"processes would not meet: {error}. Do: set all variables, or none")
     for name, files, extra in _DEVICE_FILES:
-        if devices["backend"] == "cpu" and glob.glob(files):
+        if report["devices"]["backend"] == "cpu" and glob.glob(files):
             remedy = f"pip install -U 'jax[{extra}]'"
-            problems.append((f"{name} is attached, and jax uses the CPU", remedy))
+            problems.append(f"{name} is attached, and jax uses the CPU. Do: {remedy}")
     data_sets = {}
     for name, folder in datasets.prepared(data_dir).items():
         try:
@@ -136,7 +135,7 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
             data_sets[name] = f"cannot be used: {error}"
     if not data_sets:
         remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
-        problems.append(("no data set is prepared", remedy))
+        problems.append(f"no data set is prepared. Do: {remedy}")
     report |= {
         "processes": processes,
         "compiled_programs": os.environ["JAX_COMPILATION_CACHE_DIR"],
@@ -144,13 +143,14 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
         "data_sets": data_sets,
         "problems": problems,
     }
-    texts = report | {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions),
-        "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**devices),
-        "data_dirs": ", ".join(report["data_dirs"]),
-        "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),
-        "problems": "".join(f"\n  {text}. Do: {remedy}" for text, remedy in problems) or "none",
-    }
-    show(as_json, report, *(f"{name.replace('_', ' ')}: {text}" for name, text in texts.items()))
+    show(as_json, report, *(f"{n.replace('_', ' ')}: {_text(v)}" for n, v in report.items()))
     if problems:
         raise SystemExit(1)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}: {text}" for name, text in value.items()]
+    if isinstance(value, list):
+        return "".join(f"\n  {text}" for text in value) or "none"
+    return str(value)
