@@ -66,10 +66,10 @@ def preview(
     check_suffix("--to", to, ".png", ".pdf", ".svg")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)
+    to.parent.mkdir(parents=True, exist_ok=True)
     pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
     figure = _draw(pixels, captions)
     figure.suptitle(f"{experiment.name}, seed {seed}, step {step}")
-    to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=100)
     print(f"{len(captions)} images of {info.name} are in {to}")
 
