@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,6 @@ import harness
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
 from resnet_jax import models
 from resnet_jax.models import Architecture, Execution
@@ -37,89 +36,79 @@ def measure(
     execution: Execution,
     peers: bool,
     rounds: int,
-) -> list[harness.Row]:
-    """Returns a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
-    candidates = [ours(network, batch_size, execution)]
+) -> Iterator[harness.Row]:
+    """Yields a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
+    step, arguments = harness.training_step(network, batch_size, execution)
+    state, batch = arguments()
+    ours = of_jax("resnet-jax", version("jax"), step, state, state.params, batch)
+    candidates = [ours]
     for make in makers(name, network, batch_size) if peers else ():
         try:
-            candidate = make()
-            candidate.run()
+            peer = make()
+            peer.run()
         except Exception as error:  # The others are still measured.
             reason = str(error).partition("\n")[0]
             print(f"a peer of {name} failed: {type(error).__name__}: {reason}")
             continue
-        if candidate.parameters != candidates[0].parameters:
-            counts = f"{candidate.parameters} parameters, not {candidates[0].parameters}"
-            raise RuntimeError(f"{candidate.name} has {counts} as {name}.")
-        candidates.append(candidate)
+        if peer.parameters != ours.parameters:
+            counts = f"{peer.parameters} parameters, not {ours.parameters}"
+            raise RuntimeError(f"{peer.name} has {counts} as {name}.")
+        candidates.append(peer)
     seconds = harness.interleave([candidate.run for candidate in candidates], rounds)
-    rows = []
     for candidate, measured in zip(candidates, seconds, strict=True):
         row = {"network": name, "batch_size": batch_size, "dtype": network.dtype}
         row |= {"what": candidate.name, "version": candidate.version}
         row |= {"parameters": candidate.parameters, **harness.summary(measured)}
         row["images_per_second"] = batch_size / row["seconds"]
-        row["ours_over_this"] = harness.ratio(measured, seconds[0])
-        rows.append(row)
-    return rows
-
-
-def ours(network: Architecture, batch_size: int, execution: Execution) -> Candidate:
-    step, arguments = harness.training_step(network, batch_size, execution)
-    state, batch = arguments()
-    return of_jax("resnet-jax", version("jax"), step, state, state.params, batch)
+        yield row | {"ours_over_this": harness.ratio(measured, seconds[0])}
 
 
 def of_jax(
     name: str, version: str, step: Callable[..., Any], state: Any, params: Any, *batch: Any
 ) -> Candidate:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-
     def run() -> None:
         nonlocal state
         state, metrics = step(state, *batch)
         jax.block_until_ready(metrics)
 
-    return Candidate(name, version, parameters, run)
+    return Candidate(name, version, sum(leaf.size for leaf in jax.tree.leaves(params)), run)
 
 
 def makers(name: str, network: Architecture, batch_size: int) -> Iterator[Callable[[], Candidate]]:
     """Yields makers of every installed implementation of the same network."""
-    classes = network.num_classes
+    stages, features, classes = network.stages, network.features, network.num_classes
     # He et al. 2015, Section 4.2.
-    plain = Architecture(
-        stages=network.stages,
-        features=network.features,
+    is_plain = network == Architecture(
+        stages=stages,
+        features=features,
         shortcut=ZeroPad,
         input_shape=network.input_shape,
         num_classes=classes,
         dtype=network.dtype,
     )
-    if network == plain:
-        module = LinenResNet(network.stages, network.features, classes, network.dtype)
-        called = "Flax Linen", version("flax"), module, {"train": True}
-        yield functools.partial(linen, *called, network, batch_size)
+    # The bottlenecks of the others have the stride in the 3x3 convolution.
+    comparable = network.branch != Bottleneck
     name = name.removesuffix("_v15")
-    jax_resnet, torchvision, timm = map(find, ("jax_resnet", "torchvision.models", "timm"))
-    if network.branch == Bottleneck:
-        # The bottlenecks of the others have the stride in the 3x3 convolution.
-        jax_resnet = torchvision = timm = None
+    jax_resnet, torch, torchvision, timm = map(
+        find, ("jax_resnet", "torch", "torchvision.models", "timm")
+    )
+    if is_plain:
+        module = LinenResNet(stages, features, classes, network.dtype)
+        yield partial(linen, "Flax Linen", version("flax"), module, network, batch_size, train=True)
     factory = getattr(jax_resnet, name.replace("resnet", "ResNet"), None)
-    if factory and network.dtype == "float32":
-        called = "jax-resnet", version("jax-resnet", "flax"), factory(n_classes=classes), {}
-        yield functools.partial(linen, *called, network, batch_size)
-    if not find("torch"):
-        return
+    if factory and comparable and network.dtype == "float32":
+        versions, module = version("jax-resnet", "flax"), factory(n_classes=classes)
+        yield partial(linen, "jax-resnet", versions, module, network, batch_size)
     modules: dict[str, Callable[[], Any]] = {}
-    if network == plain:
-        modules["torch"] = functools.partial(torch_cifar, network)
-    if factory := getattr(torchvision, name, None):
-        modules["torchvision"] = functools.partial(factory, num_classes=classes)
-    if timm and timm.is_model(name := name.replace("_d", "d")):
-        modules["timm"] = functools.partial(timm.create_model, name, num_classes=classes)
-    for package, make in modules.items():
+    if is_plain:
+        modules["torch"] = partial(torch_cifar, network)
+    if comparable and (factory := getattr(torchvision, name, None)):
+        modules["torchvision"] = partial(factory, num_classes=classes)
+    if comparable and timm and timm.is_model(name := name.replace("_d", "d")):
+        modules["timm"] = partial(timm.create_model, name, num_classes=classes)
+    for package, make in modules.items() if torch else ():
         for form in ("channels_last", "channels_last, torch.compile"):
-            yield functools.partial(torch_step, package, make, form, network, batch_size)
+            yield partial(torch_step, package, make, form, network, batch_size)
 
 
 def find(package: str) -> Any:
@@ -137,16 +126,13 @@ class LinenResNet(nn.Module):
     stages: tuple[int, ...]
     features: tuple[int, ...]
     classes: int
-    dtype: Any
+    dtype: str
 
     @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), padding=[(1, 1), (1, 1)], use_bias=False, dtype=self.dtype
-        )
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
-        )
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        options = {"padding": [(1, 1)] * 2, "use_bias": False, "dtype": self.dtype}
+        conv = partial(nn.Conv, kernel_size=(3, 3), **options)
+        norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype)
         x = nn.relu(norm()(conv(self.features[0])(x.astype(self.dtype))))
         for stage, (count, features) in enumerate(zip(self.stages, self.features, strict=True)):
             for block in range(count):
@@ -160,30 +146,23 @@ class LinenResNet(nn.Module):
 
 
 def linen(
-    name: str,
-    version: str,
-    module: Any,
-    training: dict[str, Any],
-    network: Architecture,
-    batch_size: int,
+    name: str, version: str, module: Any, network: Architecture, batch_size: int, **training: bool
 ) -> Candidate:
     """Returns a training step of a Linen module, called with ``**training``."""
-    images = jax.random.normal(jax.random.key(1), (batch_size, *network.input_shape))
-    labels = jax.random.randint(jax.random.key(2), (batch_size,), 0, network.num_classes)
+    images, labels, _ = harness.random_batch(network, batch_size)
     variables = jax.jit(lambda key: module.init(key, images[:1], **training))(jax.random.key(0))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
 
-    def loss_of(params: Any, stats: Any, images: Any, labels: Any) -> Any:
+    def loss_of(params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> Any:
         variables = {"params": params, "batch_stats": stats}
         logits, updates = module.apply(variables, images, mutable=["batch_stats"], **training)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean(), updates["batch_stats"]
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: Any, images: Any, labels: Any) -> Any:
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: Any, *batch: jax.Array) -> Any:
         params, stats, moments = state
-        differentiated = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, stats), gradients = differentiated(params, stats, images, labels)
+        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, stats, *batch)
         updates, moments = optimizer.update(gradients, moments, params)
         return (optax.apply_updates(params, updates), stats, moments), loss
 
@@ -204,9 +183,8 @@ def torch_cifar(network: Architecture) -> Any:
         def __init__(self, before: int, after: int, stride: int):
             super().__init__()
             self.stride, self.added = stride, after - before
-            self.branch = nn.Sequential(
-                *layers(before, after, stride), nn.ReLU(), *layers(after, after)
-            )
+            branch = *layers(before, after, stride), nn.ReLU(), *layers(after, after)
+            self.branch = nn.Sequential(*branch)
 
         def forward(self, x: Any) -> Any:
             y = self.branch(x)
@@ -270,14 +248,16 @@ def main(
     Args:
       networks: of the catalog; torchvision's and timm's resnet50 is resnet50_v15.
     """
-    rows = []
-    for name in networks:
-        network = dataclasses.replace(models.architecture(name), dtype=dtype)
-        for batch_size in batch_sizes:
-            execution = Execution(blocks=blocks)
-            rows += measure(name, network, batch_size, execution, peers, rounds)
+    harness.check_positive(rounds=rounds, batch_sizes=min(batch_sizes, default=1))
+    architectures = {n: dataclasses.replace(models.architecture(n), dtype=dtype) for n in networks}
+    rows = (
+        row
+        for name, network in architectures.items()
+        for batch_size in batch_sizes
+        for row in measure(name, network, batch_size, Execution(blocks=blocks), peers, rounds)
+    )
     harness.write(rows, output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    harness.cli(main)

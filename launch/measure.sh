@@ -31,8 +31,8 @@ measure() {
 
 measure step-resnet50 step --networks resnet50_v15 --batch-sizes 128 256 512 1024 --dtype bfloat16 --rounds 7
 measure step-cifar step --networks cifar_resnet20 cifar_resnet56 cifar_resnet110 --dtype bfloat16
-measure run-resnet20 run --experiment experiments/he2015_cifar10.py:resnet20 --steps 2000
-measure run-resnet110 run --experiment experiments/he2015_cifar10.py:resnet110 --steps 2000
+measure run-resnet20 run --experiment he2015_cifar10:resnet20 --steps 2000
+measure run-resnet110 run --experiment he2015_cifar10:resnet110 --steps 2000
 measure compile compile --depths 20 56 110
 measure dispatch-resnet50 compile --network resnet50_v15 --depths --size 32 --batch-size 2 --blocks loop
 measure input input
