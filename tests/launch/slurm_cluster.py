@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
-SBIN = "/usr/sbin"
-
+SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -52,10 +51,9 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str | None:
     """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
-    if os.geteuid() != 0:
-        return "a Slurm of its own needs root: run the tests as root after `apt-get install slurm-wlm munge`"
-    absent = [name for name in PROGRAMS if not shutil.which(name, path=_path())]
-    return f"{', '.join(absent)} not found: `apt-get install slurm-wlm munge` as root" if absent else None
+    absent = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH_PATH)]
+    reason = f"{', '.join(absent)} not found" if absent else "a Slurm of its own needs root"
+    return f"{reason}: run as root after `apt-get install slurm-wlm munge`" if absent or os.geteuid() else None
 
 
 @contextlib.contextmanager
@@ -63,15 +61,15 @@ def cluster() -> Iterator[dict[str, str]]:
     """Yields the environment for Slurm's commands; stops all jobs and daemons at the end."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     daemons: list[subprocess.Popen[bytes]] = []
-    environment = os.environ | {"PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
+    environment = os.environ | {"PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(*command: str) -> None:
         with (folder / "daemons.log").open("ab") as log:
             daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
 
-    def answers(*command: str, says: str = "") -> bool:
+    def output(*command: str) -> str | None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.returncode == 0 and says in done.stdout
+        return done.stdout if done.returncode == 0 else None
 
     try:
         # Daemons of root check the folder's permissions.
@@ -81,19 +79,20 @@ def cluster() -> Iterator[dict[str, str]]:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        values = {"host": socket.gethostname().partition(".")[0], "folder": folder, "controller_port": _port(), "node_port": _port()}
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
+        host = socket.gethostname().partition(".")[0]
+        ports = {"controller_port": _port(), "node_port": _port()}
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         # --force: the socket is not in the default folder.
         start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
-        wait_for(lambda: answers("munge", "-n", "-S", f"{folder}/munge.socket"), 60, "munged answers")
+        wait_for(lambda: output("munge", "-n", "-S", f"{folder}/munge.socket") is not None, 60, "munged answers")
         start("slurmctld", "-D", "-c")
-        start("slurmd", "-D", "-N", str(values["host"]))
-        wait_for(lambda: answers("sinfo", "--noheader", "--format=%T", says="idle"), 120, f"the node is idle; see {folder}/*.log")
+        start("slurmd", "-D", "-N", host)
+        wait_for(lambda: "idle" in (output("sinfo", "--noheader", "--format=%T") or ""), 120, "the node is idle")
         yield environment
-        subprocess.run(["scancel", "--full", "--user=root"], env=environment, capture_output=True)
+        output("scancel", "--full", "--user=root")
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout.strip(), 90, "no jobs")
+            wait_for(lambda: not (output("squeue", "-h") or "").strip(), 90, "no jobs")
     except TimeoutError:
         for log in sorted(folder.glob("*.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
@@ -122,14 +121,9 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.25)
 
 
-def _path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
-
-
 def _port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return chosen.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 if __name__ == "__main__":
