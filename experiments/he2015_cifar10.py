@@ -7,8 +7,8 @@ Recipe: SGD, momentum 0.9, weight decay 1e-4, batch 128, 0.1 divided by 10 at 32
     110 and 1202 layers start at 0.01 until the training error is below 80 %.
 Deviation: 50,000 training images (`--data.validation-examples 5000`: the paper's split); momentum
     as in torch.
-Expect: test error of the last step, see the functions; plain networks get worse with depth.
-Hardware: one GPU or TPU. 205 images/s for resnet20 on 2 CPU cores.
+Expect: test error of the last step; plain networks get worse with depth.
+Hardware: 205 images/s for resnet20 on 2 CPU cores.
 """
 
 from resnet_jax.models.catalog import variant

@@ -7,9 +7,7 @@ Recipe: SGD, momentum 0.9, weight decay 1e-4, batch 256, 0.1 divided by 10 at pl
     mean image; BatchNorm over 32 images (eight GPUs), precise BN as in the released models.
 Deviation: plateaus at 30 and 60 epochs of 5,005 steps, as in He et al. 2016; precise BN over 40
     batches is our choice; mean image of 10,000 training images.
-Expect: top-1 error with 10 crops, see the functions; one 224 crop from 256 (authors' repository):
-    resnet50 24.7, resnet101 23.6, resnet152 23.0.
-Hardware: paper: 8 GPUs.
+Expect: top-1 error with 10 crops; one crop: 224 from 256 (authors' repository).
 """
 
 from dataclasses import replace

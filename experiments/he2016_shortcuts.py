@@ -1,15 +1,13 @@
 """Shortcuts of He et al. 2016 (arXiv 1603.05027), Section 3 and Table 1.
 
 Command: resnet-jax study he2016_shortcuts:table1 --seeds 5 --workdir runs/he2016-table1
-Recipe: as he2015_cifar10.py, after 400 steps of 0.01; the shortcut on all 54 blocks, ReLU after the
-    addition, option A where the width changes.
-Deviation: 50,000 training images; momentum as in torch. Bias 0 represents the row "0 to -5" of
-    exclusive gating.
-Expect: median test error of 5 seeds, see the functions; "fail" is an error above 20 %.
-Hardware: one GPU or TPU.
+Recipe: as he2016_orders.py; the shortcut on all 54 blocks, ReLU after the addition, option A where
+    the width changes.
+Deviation: bias 0 represents the row "0 to -5" of exclusive gating.
+Expect: median test error of 5 seeds; "fail" is an error above 20 %.
 """
 
-from resnet_jax.models.catalog import variant
+from resnet_jax.models.catalog import cifar_architecture, variant
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule, Study
 
 ROWS = {
@@ -28,10 +26,14 @@ ROWS = {
 
 
 def _recipe(row: str, depth: int = 110) -> Experiment:
-    norm = "BatchNorm(group_size=64)"
     return Experiment(
         name=row,
-        model=variant(f"cifar_resnet{depth}", shortcut=ROWS[row], norm=norm),
+        model=variant(
+            "cifar_resnet110",
+            stages=cifar_architecture(depth).stages,
+            shortcut=ROWS[row],
+            norm="BatchNorm(group_size=64)",
+        ),
         data=Data(name="cifar10"),
         schedule=Schedule(warmup_steps=400),
         evaluation=Evaluation(batch_size=1000, training_images=True),

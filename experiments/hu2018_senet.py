@@ -4,7 +4,6 @@ Command: resnet-jax study hu2018_senet:imagenet --seeds 1 --workdir runs/senet
 Recipe: from memory: batch 1024 on 8 GPUs, 0.6 divided by 10 every 30 of 100 epochs, reduction 16,
     RandomResizedCrop, flip, mean per channel; one 224 crop from 256.
 Deviation: images are also divided by the deviation; bilinear crops; BatchNorm over 128 images.
-Hardware: paper: 8 GPUs.
 """
 
 from resnet_jax.models.catalog import variant

@@ -6,7 +6,7 @@ Recipe: 110 layers, average pooling and zero padding in the shortcuts; survival 
     and 3/4 of 500 epochs; 1202 layers: of 300, after 10 of 0.01. "+": pad 4, random crop, flip.
 Deviation: the paper reports the test error at the lowest validation error; both are recorded. Our
     choice: momentum 0.9, mean and deviation per channel, BatchNorm over the whole batch.
-Hardware: one GPU or TPU. Dropped branches are multiplied by 0: no training time is saved.
+    Dropped branches are multiplied by 0: no training time is saved.
 """
 
 from dataclasses import replace

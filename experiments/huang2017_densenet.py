@@ -6,7 +6,6 @@ Recipe: SGD, Nesterov, weight decay 1e-4, batch 64, 0.1 divided by 10 at 50 % an
 Deviation: one dropout per block, before its last convolution; paper: after every convolution (from
     memory). Our choice: momentum 0.9, mean and deviation per channel, BatchNorm over the whole
     batch, 50,000 images; the recipe of ImageNet.
-Hardware: one GPU or TPU.
 """
 
 from dataclasses import replace

@@ -6,8 +6,7 @@ Recipe: V1: batch 256, 0.1 divided by 10 every 30 of 90 epochs, RandomResizedCro
     TrivialAugment, random erasing, EMA, 176 pixels, 224 from 232, each image four times in a row.
     Bilinear, antialiased; BatchNorm over the images of one of 8 GPUs.
 Deviation: V2 has no weight decay on the classifier's bias; TrivialAugment samples the nearest
-    pixel; the EMA is updated every step (torchvision: every 32) and has precise BN over 20 batches.
-Hardware: torchvision: 8 V100.
+    pixel; the EMA is updated every step and has precise BN over 20 batches.
 """
 
 from dataclasses import replace
@@ -61,10 +60,10 @@ def v2() -> Experiment:
     epoch = -(-1_281_167 // 1024)
     # --model-ema-decay 0.99998 --model-ema-steps 32: this share is new every 32 steps.
     new = (1 - 0.99998) * 1024 * 32 / 600
-    norm = "BatchNorm(group_size=128)"
+    fields = {"norm": "BatchNorm(group_size=128)", "input_shape": (176, 176, 3)}
     return Experiment(
         name="resnet50-v2",
-        model=variant("resnet50_v15", norm=norm, input_shape=(176, 176, 3)),
+        model=variant("resnet50_v15", **fields),
         data=replace(
             DATA,
             policy=TrivialAugment,

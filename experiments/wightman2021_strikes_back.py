@@ -3,11 +3,9 @@
 Command: resnet-jax train wightman2021_strikes_back:a3 --workdir runs/a3
 Recipe: LAMB as in timm (clipping at norm 1, no trust ratio for scales and biases), batch 2048,
     cosine, 5 epochs of warm-up, binary cross-entropy, mixup, cutmix 1, rand-m7-mstd0.5-inc1; 224
-    from 235 pixels. A1: each image three times, drop path 0.05. A2: rest as A1. A3: 160 pixels,
-    m6, each image once, no drop path, rest as A2.
+    from 235 pixels. A1, A2: each image three times, drop path 0.05. A3: 160 pixels, m6.
 Deviation: from memory: targets above 0.2 count as 1, warm-up from 1e-4, cosine to 1e-6. Our choice:
     bicubic crops, BatchNorm and mixing over 512 images (4 GPUs), float32.
-Hardware: paper: 4 V100.
 """
 
 from dataclasses import replace

@@ -8,7 +8,6 @@ Recipe: ImageNet: batch 256, 0.1 divided by 10 three times, weight decay 1e-4, o
 Deviation: our choice: momentum 0.9 without Nesterov; decays at 30, 60, 90 of 100 epochs; on CIFAR
     pad 4, random crop, flip, mean and deviation per channel, 50,000 images. From memory: 0.1
     divided by 10 at 150 and 225 of 300 epochs. Table 5: resnet-jax evaluate RUN --protocol 320/320.
-Hardware: paper: 8 GPUs.
 """
 
 from dataclasses import replace
@@ -92,6 +91,6 @@ def table4() -> Study:
 
 def without_residual() -> Study:
     """Top-1 error with and without shortcuts: ResNet-50 23.9, 31.2 %; ResNeXt-50 22.2, 26.1 %."""
-    networks, plain = ("resnet50_v15", "resnext50_32x4d"), "-without-residual"
-    pairs = ((_imagenet(n), _imagenet(n, plain, shortcut="NoShortcut")) for n in networks)
-    return tuple(one for pair in pairs for one in pair)
+    networks = "resnet50_v15", "resnext50_32x4d"
+    plain = {"suffix": "-without-residual", "shortcut": "none"}
+    return tuple(_imagenet(network, **fields) for network in networks for fields in ({}, plain))

@@ -2,12 +2,11 @@
 
 Command: resnet-jax study zagoruyko2016_wide:cifar10 --seeds 5 --workdir runs/wide
 Recipe: full pre-activation, 6n+4 layers; SGD, Nesterov momentum 0.9, weight decay 5e-4, batch 128,
-    0.1 times 0.2 at 60, 120, 160 of 200 epochs of 391 steps; pad 4, random crop, flip; mean and
+    0.1 times 0.2 at 60, 120, 160 of 200 epochs; pad 4, random crop, flip; mean and
     deviation per channel; dropout 0.3 between the convolutions where named.
 Deviation: no ZCA whitening (0.2 to 0.5 points); BatchNorm over the whole batch (not stated); no
     SVHN, only B(3,3). The recipe of ImageNet is our choice.
-Expect: median test error of 5 seeds, see the functions.
-Hardware: one GPU or TPU.
+Expect: median test error of 5 seeds.
 """
 
 from resnet_jax.models import Architecture

@@ -65,11 +65,11 @@ def test_golden_study_holds_the_differences() -> None:
     assert changed({"a": [1, 2]}, {"a": [1]}) == {"a": [1]}
 
 
-def test_docstrings_give_command_recipe_hardware_and_source() -> None:
+def test_docstrings_give_command_recipe_and_source() -> None:
     for path in FILES:
         tree = ast.parse(path.read_text())
         text = ast.get_docstring(tree) or ""
-        assert all(word in text for word in ("Command:", "Recipe:", "Hardware:", "arXiv")), path.name
+        assert all(word in text for word in ("Command:", "Recipe:", "arXiv")), path.name
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{path.name}:{node.name} has no docstring"
