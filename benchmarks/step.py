@@ -13,11 +13,13 @@ import harness
 import jax
 import jax.numpy as jnp
 import optax
+from flax.training.train_state import TrainState
 
 from resnet_jax import models
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.shortcuts import ZeroPad
+from resnet_jax.training.step import Batch
 
 
 class Candidate(NamedTuple):
@@ -39,8 +41,7 @@ def measure(
 ) -> Iterator[harness.Row]:
     """Yields a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
     step, arguments = harness.training_step(network, batch_size, execution)
-    state, batch = arguments()
-    ours = of_jax("resnet-jax", version("jax"), step, state, state.params, batch)
+    ours = of_jax("resnet-jax", version("jax"), step, *arguments())
     candidates = [ours]
     for make in makers(name, network, batch_size) if peers else ():
         try:
@@ -64,49 +65,44 @@ def measure(
 
 
 def of_jax(
-    name: str, version: str, step: Callable[..., Any], state: Any, params: Any, *batch: Any
+    name: str, version: str, step: Callable[..., Any], state: Any, batch: Batch
 ) -> Candidate:
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, *batch)
+        state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
 
-    return Candidate(name, version, sum(leaf.size for leaf in jax.tree.leaves(params)), run)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return Candidate(name, version, parameters, run)
 
 
 def makers(name: str, network: Architecture, batch_size: int) -> Iterator[Callable[[], Candidate]]:
     """Yields makers of every installed implementation of the same network."""
-    stages, features, classes = network.stages, network.features, network.num_classes
     # He et al. 2015, Section 4.2.
-    is_plain = network == Architecture(
-        stages=stages,
-        features=features,
-        shortcut=ZeroPad,
-        input_shape=network.input_shape,
-        num_classes=classes,
-        dtype=network.dtype,
-    )
+    kept = ("stages", "features", "input_shape", "num_classes", "dtype")
+    fields = {field: getattr(network, field) for field in kept}
+    is_plain = network == Architecture(shortcut=ZeroPad, **fields)
     # The bottlenecks of the others have the stride in the 3x3 convolution.
     comparable = network.branch != Bottleneck
-    name = name.removesuffix("_v15")
-    jax_resnet, torch, torchvision, timm = map(
-        find, ("jax_resnet", "torch", "torchvision.models", "timm")
-    )
+    name, classes = name.removesuffix("_v15"), network.num_classes
     if is_plain:
-        module = LinenResNet(stages, features, classes, network.dtype)
+        module = LinenResNet(network)
         yield partial(linen, "Flax Linen", version("flax"), module, network, batch_size, train=True)
-    factory = getattr(jax_resnet, name.replace("resnet", "ResNet"), None)
+    factory = getattr(find("jax_resnet"), name.replace("resnet", "ResNet"), None)
     if factory and comparable and network.dtype == "float32":
         versions, module = version("jax-resnet", "flax"), factory(n_classes=classes)
         yield partial(linen, "jax-resnet", versions, module, network, batch_size)
-    modules: dict[str, Callable[[], Any]] = {}
-    if is_plain:
-        modules["torch"] = partial(torch_cifar, network)
-    if comparable and (factory := getattr(torchvision, name, None)):
+    if not find("torch"):
+        return
+    modules: dict[str, Callable[[], Any]] = {"torch": partial(torch_cifar, network)}
+    if not is_plain:
+        del modules["torch"]
+    if comparable and (factory := getattr(find("torchvision.models"), name, None)):
         modules["torchvision"] = partial(factory, num_classes=classes)
-    if comparable and timm and timm.is_model(name := name.replace("_d", "d")):
+    timm, name = find("timm"), name.replace("_d", "d")
+    if comparable and timm and timm.is_model(name):
         modules["timm"] = partial(timm.create_model, name, num_classes=classes)
-    for package, make in modules.items() if torch else ():
+    for package, make in modules.items():
         for form in ("channels_last", "channels_last, torch.compile"):
             yield partial(torch_step, package, make, form, network, batch_size)
 
@@ -120,55 +116,59 @@ def version(*packages: str) -> str:
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
+def blocks(network: Architecture) -> Iterator[tuple[int, int]]:
+    """Yields features and stride of each block."""
+    for stage, (count, features) in enumerate(zip(network.stages, network.features, strict=True)):
+        yield features, 2 if stage else 1
+        yield from [(features, 1)] * (count - 1)
+
+
 class LinenResNet(nn.Module):
     """Network of He et al. 2015, Section 4.2, with option A, built from Flax's own layers."""
 
-    stages: tuple[int, ...]
-    features: tuple[int, ...]
-    classes: int
-    dtype: str
+    network: Architecture
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        options = {"padding": [(1, 1)] * 2, "use_bias": False, "dtype": self.dtype}
-        conv = partial(nn.Conv, kernel_size=(3, 3), **options)
-        norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=self.dtype)
-        x = nn.relu(norm()(conv(self.features[0])(x.astype(self.dtype))))
-        for stage, (count, features) in enumerate(zip(self.stages, self.features, strict=True)):
-            for block in range(count):
-                stride = 2 if stage and not block else 1
-                y = nn.relu(norm()(conv(features, strides=(stride, stride))(x)))
-                y = norm()(conv(features)(y))
-                x = x[:, ::stride, ::stride]
-                x = jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[3])])
-                x = nn.relu(y + x)
-        return nn.Dense(self.classes)(x.mean((1, 2)).astype(jnp.float32))
+        dtype = self.network.dtype
+        conv = partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False, dtype=dtype)
+        norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=dtype)
+        x = nn.relu(norm()(conv(self.network.features[0])(x.astype(dtype))))
+        for features, stride in blocks(self.network):
+            y = nn.relu(norm()(conv(features, strides=stride)(x)))
+            y = norm()(conv(features)(y))
+            x = x[:, ::stride, ::stride]
+            x = jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[3])])
+            x = nn.relu(y + x)
+        return nn.Dense(self.network.num_classes)(x.mean((1, 2)).astype(jnp.float32))
+
+
+class LinenState(TrainState):
+    batch_stats: Any
 
 
 def linen(
     name: str, version: str, module: Any, network: Architecture, batch_size: int, **training: bool
 ) -> Candidate:
     """Returns a training step of a Linen module, called with ``**training``."""
-    images, labels, _ = harness.random_batch(network, batch_size)
-    variables = jax.jit(lambda key: module.init(key, images[:1], **training))(jax.random.key(0))
+    batch = harness.random_batch(network, batch_size)
+    init = jax.jit(lambda key: module.init(key, batch.images[:1], **training))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
-
-    def loss_of(params: Any, stats: Any, images: jax.Array, labels: jax.Array) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        logits, updates = module.apply(variables, images, mutable=["batch_stats"], **training)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), updates["batch_stats"]
+    state = LinenState.create(apply_fn=module.apply, tx=optimizer, **init(jax.random.key(0)))
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: Any, *batch: jax.Array) -> Any:
-        params, stats, moments = state
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, stats, *batch)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), stats, moments), loss
+    def step(state: LinenState, batch: Batch) -> tuple[LinenState, jax.Array]:
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            options = {"mutable": ["batch_stats"], **training}
+            logits, updates = module.apply(variables, batch.images, **options)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            return losses.mean(), updates
 
-    params = variables["params"]
-    state = params, variables["batch_stats"], optimizer.init(params)
-    return of_jax(name, version, step, state, params, images, labels)
+        (loss, updates), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return state.apply_gradients(grads=gradients, **updates), loss
+
+    return of_jax(name, version, step, state, batch)
 
 
 def torch_cifar(network: Architecture) -> Any:
@@ -195,10 +195,9 @@ def torch_cifar(network: Architecture) -> Any:
 
     before = network.features[0]
     modules = [*layers(network.input_shape[2], before), nn.ReLU()]
-    for stage, (count, after) in enumerate(zip(network.stages, network.features, strict=True)):
-        for block in range(count):
-            modules.append(Block(before, after, 2 if stage and not block else 1))
-            before = after
+    for after, stride in blocks(network):
+        modules.append(Block(before, after, stride))
+        before = after
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, network.num_classes)
     return nn.Sequential(*modules, *head)
 

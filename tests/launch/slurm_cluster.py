@@ -17,16 +17,12 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+# cred_expire: a requeued job waits this long before it restarts; default 120 s. config_overrides: the node has the CPUs stated below.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
-# cred_expire: a requeued job waits this long before it restarts; default 120 s.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -35,14 +31,11 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-# The node has the CPUs stated below, whatever the machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
-MpiDefault=none
 KillWait=60
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
@@ -76,11 +69,11 @@ def cluster() -> Iterator[dict[str, str]]:
         folder.chmod(0o755)
         for name in ("state", "spool"):
             (folder / name).mkdir(mode=0o755)
-        key = folder / "munge.key"
+        key, host = folder / "munge.key", socket.gethostname().partition(".")[0]
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        host = socket.gethostname().partition(".")[0]
-        ports = {"controller_port": _port(), "node_port": _port()}
+        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+            ports = {"controller_port": first.getsockname()[1], "node_port": second.getsockname()[1]}
         (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         # --force: the socket is not in the default folder.
@@ -109,11 +102,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Polls a condition four times per second.
-
-    Raises:
-      TimeoutError: if it stays false.
-    """
+    """Polls a condition four times per second; raises TimeoutError if it stays false."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -121,14 +110,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.25)
 
 
-def _port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
     with cluster() as environment:
-        code = subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode
-    raise SystemExit(code)
+        raise SystemExit(subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode)

@@ -2,7 +2,6 @@
 
 import copy
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -11,7 +10,9 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from resnet_jax import cli
 
-FILE = Path(__file__).parents[2] / "launch" / "gke_jobset.yaml"
+from conftest import ROOT
+
+FILE = ROOT / "launch" / "gke_jobset.yaml"
 LIST = yaml.safe_load(FILE.read_text())
 # Values that the schemas type as strings (JobSet v1alpha2 and Kubernetes batch/v1 API references).
 CHOICES = {
@@ -58,34 +59,16 @@ def test_jobsets_follow_the_schemas() -> None:
     walk(LIST["items"])
 
 
-def test_processes_find_the_first_one_by_its_stable_name() -> None:
+def test_processes_find_the_first_one_and_the_bucket() -> None:
     """JobSet names a pod JOBSET-JOB-INDEX-POD, in a domain with the JobSet's name."""
-    for jobset, job, _, container in PARTS:
+    for jobset, job, pod, container in PARTS:
         name, variables = jobset["metadata"]["name"], {variable["name"]: variable for variable in container["env"]}
         assert variables["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-workers-0-0.{name}:8476"
         assert variables["JAX_NUM_PROCESSES"]["value"] == str(job["completions"]) == str(job["parallelism"])
         source = variables["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
         assert source == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-        assert job["completionMode"] == "Indexed"
-
-
-def test_bad_input_ends_a_job_and_preemption_does_not() -> None:
-    for jobset, job, pod, _ in PARTS:
-        bad_input, preempted, saved = job["podFailurePolicy"]["rules"]
-        assert (bad_input["action"], bad_input["onExitCodes"]["values"]) == ("FailJob", [2])
-        assert preempted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-        assert (saved["action"], saved["onExitCodes"]["values"]) == ("Ignore", [75, 138, 143])
-        assert pod["restartPolicy"] == "Never"  # Kubernetes allows a podFailurePolicy with no other.
-        (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-        assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-        assert pod["terminationGracePeriodSeconds"] >= 60
-
-
-def test_paths_are_in_the_bucket_and_accelerators_add_up() -> None:
-    for _, job, pod, container in PARTS:
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert any(word.startswith("--workdir=/bucket/") for word in container["args"])
         assert volumes[mounted["/bucket"]]["csi"]["volumeAttributes"]["bucketName"] == "$BUCKET"
         assert set(mounted.values()) == set(volumes)
         # Without it GKE mounts nothing.
@@ -95,17 +78,27 @@ def test_paths_are_in_the_bucket_and_accelerators_add_up() -> None:
     rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert int(container["resources"]["limits"]["google.com/tpu"]) * job["completions"] == rows * columns
     assert gpu_container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
-    text = "\n".join(line for line in FILE.read_text().splitlines() if not line.startswith("#"))
-    assert set(re.findall(r"\$\w+", text)) == {"$IMAGE", "$BUCKET"}
+    assert set(re.findall(r"\$\w+", re.sub("^#.*", "", FILE.read_text(), flags=re.MULTILINE))) == {"$IMAGE", "$BUCKET"}
+
+
+def test_bad_input_ends_a_job_and_preemption_does_not() -> None:
+    for jobset, job, pod, _ in PARTS:
+        bad_input, preempted, saved = job["podFailurePolicy"]["rules"]
+        assert (bad_input["action"], bad_input["onExitCodes"]["values"]) == ("FailJob", [2])
+        assert preempted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        assert (saved["action"], saved["onExitCodes"]["values"]) == ("Ignore", [75, 138, 143])
+        assert pod["restartPolicy"] == "Never"  # Kubernetes allows a podFailurePolicy with no other.
+        assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+        assert pod["terminationGracePeriodSeconds"] >= 60
 
 
 def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The data set is missing, which is found after all options were parsed."""
-    monkeypatch.chdir(FILE.parents[1])
+    monkeypatch.chdir(ROOT)
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("HOME", "/no-such-home")
     for _, _, _, container in PARTS:
-        assert container["command"] == ["resnet-jax"]
+        assert any(word.startswith("--workdir=/bucket/") for word in container["args"])
         with pytest.raises(SystemExit):
             cli.main([word.replace("/bucket/", "/no-such-bucket/") for word in container["args"]])
         assert "data set 'imagenet2012' is not prepared" in capsys.readouterr().err

