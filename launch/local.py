@@ -1,7 +1,5 @@
 """Run a command as N processes on this machine, and restart all of them when one fails.
 
-python launch/local.py --processes 2 -- resnet-jax train FILE.py:FUNCTION --workdir runs/two
-
 See launch/README.md.
 """
 
@@ -22,7 +20,6 @@ from typing import IO
 BAD_INPUT = 2  # Never retried.
 PEER_LOST = 75  # A consequence, reported only if no cause is known.
 STOPPED = 128 + signal.SIGTERM, 128 + signal.SIGKILL
-POLL_SECONDS = 0.1
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 LIBC, LAUNCHER = ctypes.CDLL(None), os.getpid()
 
@@ -70,11 +67,12 @@ def run_once(
                 preexec_fn=stop_with_launcher,
             )
             processes.append(process)
-        # Threads start after the last fork: a child may inherit a held lock.
         for number, process in enumerate(processes):
             arguments = number, process.stdout or process.stderr
             printers.append(threading.Thread(target=print_lines, args=arguments, daemon=True))
-            printers[-1].start()
+        # After the last fork: a child may inherit a held lock.
+        for printer in printers:
+            printer.start()
         return wait(processes, signals, options.grace)
     except OSError as error:
         say(f"{options.command[0]} cannot be started: {error.strerror}")
@@ -110,7 +108,7 @@ def wait(processes: Processes, signals: list[int], grace: float) -> int:
         if time.monotonic() > deadline:
             say("some did not leave: killed")
             break
-        time.sleep(POLL_SECONDS)
+        time.sleep(0.1)
     if code == PEER_LOST:
         # The cause may end after a process that noticed its loss.
         code, _ = failure(processes, STOPPED)
@@ -164,8 +162,8 @@ def say(message: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Run a command as N processes on this machine.",
-        usage="%(prog)s [options] -- COMMAND ...",
+        usage="%(prog)s [options] -- resnet-jax train FILE.py:FUNCTION --workdir DIR",
+        description=__doc__,
     )
     add = parser.add_argument
     add("--processes", type=int, required=True)

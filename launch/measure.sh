@@ -1,15 +1,8 @@
 #!/usr/bin/env bash
 # Runs every benchmark of an accelerator and writes FOLDER/NAME.json, unless it exists: the same command continues.
-#
-#   pip install 'resnet-jax-lab[benchmarks]'      # and jax for the accelerator
-#   [LIMIT=20m] bash launch/measure.sh FOLDER
-#
-# Exit codes: 0 all files exist; 1 some do not; 2 wrong arguments.
+# Needs resnet-jax-lab[benchmarks], and jax for the accelerator. Exit codes: 0 all files exist; 1 some do not; 2 wrong arguments.
 set -euo pipefail
-if [ $# -ne 1 ] || [[ $1 == -* ]]; then
-  echo "usage: [LIMIT=20m] bash launch/measure.sh FOLDER" >&2
-  exit 2
-fi
+if [ $# -ne 1 ] || [[ $1 == -* ]]; then echo "usage: [LIMIT=20m] bash launch/measure.sh FOLDER" >&2; exit 2; fi
 benchmarks=$(dirname "$0")/../benchmarks
 folder=$1 missing=0
 mkdir -p "$folder"
@@ -18,10 +11,7 @@ mkdir -p "$folder"
 measure() {
   local file=$folder/$1.json script=$2
   shift 2
-  if [ -s "$file" ]; then
-    echo "== $file exists"
-    return
-  fi
+  if [ -s "$file" ]; then echo "== $file exists"; return; fi
   echo "== $script $*"
   timeout "${LIMIT:-20m}" "${PYTHON:-python}" "$benchmarks/$script.py" "$@" --output "$file" || {
     echo "== FAILED or exceeded ${LIMIT:-20m}: $script $*" >&2

@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
 # Runs a resnet-jax command on all workers of a Cloud TPU VM, from your machine; see launch/README.md:
-#
-#   export TPU_NAME=res50 ZONE=us-west4-a ACCELERATOR=v5litepod-16 BUCKET=my-bucket
 #   launch/tpu_vm.sh create|install|run COMMAND|resume COMMAND|status|delete
 set -euo pipefail
 
@@ -128,7 +126,7 @@ case ${1:-} in
   run | resume)
     need BUCKET
     [ "$1" = run ] || need ACCELERATOR
-    [ $# -gt 1 ] || fail "give a resnet-jax command: launch/tpu_vm.sh $1 train FILE.py:FUNCTION --workdir bucket/runs/NAME"
+    [ $# -gt 1 ] || fail "give a resnet-jax command, as in $1 train FILE.py:FUNCTION --workdir bucket/runs/NAME"
     ;;
   status | delete) need ;;
   *) fail "give create, install, run, resume, status or delete" ;;
