@@ -1,4 +1,7 @@
-"""The command line: ``resnet-jax COMMAND`` imports and calls a function with its options."""
+"""The command line: ``resnet-jax COMMAND`` calls a function, whose parameters are its options.
+
+A command is imported when it is called: ``resnet-jax --help`` needs neither JAX nor Flax.
+"""
 
 import contextlib
 import logging
@@ -7,6 +10,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+
+from tyro.extras import SubcommandApp
 
 from resnet_jax.errors import CommandError, NeverMet, UserError, nearest
 
@@ -32,7 +37,11 @@ COMMANDS = {
     "analyze depth": ("analyze:depth", "Error against depth (He et al. 2015)."),
     "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
 }
-_USAGE = "usage: resnet-jax COMMAND [OPTIONS]; COMMAND --help lists the options of a command."
+_GROUPS = {
+    "data": "Look at data sets.",
+    "weights": "Import, export and show weights.",
+    "analyze": "Analyze trained networks.",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,23 +65,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
-    name = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
-    if name is None:
-        group = words[0] if words and not words[0].startswith("-") else ""
-        listed = {n: text for n, (_, text) in COMMANDS.items() if group in ("", n.split()[0])}
-        if not listed or not {"-h", "--help"} & {*words}:
-            wrong = " ".join(words[: 2 if listed else 1])
-            raise UserError(f"no command is called {wrong!r}{nearest(wrong, COMMANDS)}")
-        print(_USAGE, *(f"  {n:18} {text}" for n, text in listed.items()), sep="\n")
-        return
+    called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    if called is None:
+        _check_command(words)
     if os.path.expanduser("~") == "~":
         raise UserError("the home directory is unknown; set HOME")
-    # A KeyboardInterrupt inside the import of jaxlib ends in a crash.
-    handler = signal.signal(signal.SIGINT, _stop)
-    from resnet_jax.cli import options
+    registry = None
+    apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
+    for name, (reference, text) in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if name == called:
+            # A KeyboardInterrupt inside the import of jaxlib ends in a crash.
+            handler = signal.signal(signal.SIGINT, _stop)
+            from resnet_jax.cli import options
 
-    signal.signal(signal.SIGINT, handler)
-    options.call(name, COMMANDS[name][0], words[len(name.split()) :])
+            signal.signal(signal.SIGINT, handler)
+            command, registry = options.bind(name, reference, words[len(name.split()) :])
+            apps[group].command(name=last)(command)
+        else:
+            apps[group].command(name=last, help=text)(lambda: None)
+    for group, text in _GROUPS.items():
+        apps[""].command(apps[group], name=group, help=text)
+    apps[""].cli(
+        prog="resnet-jax",
+        description="Residual networks in JAX. COMMAND --help lists the options of a command.",
+        args=["--help" if word == "--help-all" else word for word in words],
+        registry=registry,
+    )
+
+
+def _check_command(words: list[str]) -> None:
+    """Raises UserError if the first words name no command or group."""
+    group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
+    names = [word for word in words[: 1 + bool(group)] if not word.startswith("-")]
+    if names and (not group or len(names) > 1):
+        wrong = " ".join(names)
+        raise UserError(f"no command is called {wrong!r}{nearest(wrong, group or COMMANDS)}")
 
 
 def _stop(*_: object) -> None:

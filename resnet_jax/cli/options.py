@@ -7,12 +7,11 @@ import importlib.util
 import inspect
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import Positional, Suppress, arg
 from tyro.constructors import (
     ConstructorRegistry,
@@ -55,8 +54,10 @@ _FREQUENT = {
 }
 
 
-def call(command: str, reference: str, words: Sequence[str]) -> None:
-    """Calls the function of a command, MODULE:FUNCTION, with its arguments.
+def bind(
+    command: str, reference: str, words: Sequence[str]
+) -> tuple[Callable[..., None], ConstructorRegistry]:
+    """Returns the function of a command, MODULE:FUNCTION, and the rules that read its options.
 
     The defaults of ``experiment`` and ``model`` are what the first argument refers to.
     """
@@ -79,12 +80,8 @@ def call(command: str, reference: str, words: Sequence[str]) -> None:
     registry = ConstructorRegistry()
     registry.primitive_rule(_part_rule)
     registry.struct_rule(_Fields(is_short and "experiment" in parameters))
-    tyro.cli(
-        functools.partial(function, **{k: v for k, v in defaults.items() if k in parameters}),
-        prog=f"resnet-jax {command}",
-        args=["--help" if word == "--help-all" else word for word in words],
-        registry=registry,
-    )
+    bound = {name: value for name, value in defaults.items() if name in parameters}
+    return functools.partial(function, **bound), registry
 
 
 def check_suffix(option: str, path: Path, *allowed: str) -> None:
