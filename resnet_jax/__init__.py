@@ -33,7 +33,7 @@ _LAZY = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names of networks that match a pattern: ``list_models("cifar_*")``."""
+    """Returns the names of networks that match ``pattern``, such as ``cifar_*``."""
     import fnmatch
 
     from resnet_jax.models import NETWORKS
@@ -50,12 +50,11 @@ def evaluate(
     batch_size: int = 500,
     data_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Scores the newest checkpoint of a run, or a file of weights, on every example once.
+    """Scores the newest checkpoint of a run, or imported weights, on every example once.
 
     Args:
       source: run directory, or weights that ``resnet-jax weights import`` wrote.
-      data: name of the data set; by default that of the training.
-      split: by default the test split.
+      data: data set, and ``split``; by default the test split of the training's.
       protocol: crops of an image, such as ``256/224``; by default those of the run or the weights.
       batch_size: images per call.
       data_dir: prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets.
@@ -66,9 +65,15 @@ def evaluate(
     from resnet_jax.evaluation import protocols
     from resnet_jax.studies.score import score
 
-    requested = [protocols.parse(protocol) if protocol else None]
-    where = {"data": data, "split": split, "batch_size": batch_size, "data_dir": data_dir}
-    return score(Path(source), requested=requested, **where)[0]
+    (result,) = score(
+        Path(source),
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        requested=[protocols.parse(protocol) if protocol else None],
+    )
+    return result
 
 
 def __getattr__(name: str) -> Any:

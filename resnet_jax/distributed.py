@@ -1,4 +1,4 @@
-"""Multi-host helpers: join the processes of a run, leave them, and decide on process 0 for all."""
+"""Multi-host helpers: join and leave the processes of a run; process 0 decides for all."""
 
 import glob
 import json
@@ -9,17 +9,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resnet_jax.errors import NeverMet, UserError
+from resnet_jax.errors import NeverMet, UserError, at_least
 
-T = TypeVar("T", bound=Any)
-# Size of a broadcast message, which has to be equal in all processes.
+T = TypeVar("T")
+# Of a broadcast message: all processes need one size.
 _BYTES = 16_384
+_VARIABLES = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
 # Variables that jax.distributed.initialize detects, with the number and the index of processes.
 _LAUNCHERS = (
@@ -39,19 +40,19 @@ class Joining:
     process: int | None = None
     """Index of this one, from 0. Default: JAX_PROCESS_ID."""
     heartbeat_seconds: int = 60
-    """After this silence a process counts as lost, and ends the others."""
+    """Silence after which a process counts as lost, and ends the others."""
     meeting_seconds: int = 300
     """Time that processes wait for each other to start."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "heartbeat_seconds", "meeting_seconds")
+
     def place(self) -> tuple[str, int, int] | None:
         """Returns coordinator, number of processes and index by flags or variables, if any."""
-        flags = {
-            "JAX_COORDINATOR_ADDRESS": self.coordinator,
-            "JAX_NUM_PROCESSES": self.processes,
-            "JAX_PROCESS_ID": self.process,
-        }
+        flags = self.coordinator, self.processes, self.process
         coordinator, processes, process = values = [
-            os.environ.get(name, "") if flag is None else str(flag) for name, flag in flags.items()
+            os.environ.get(name, "") if flag is None else str(flag)
+            for name, flag in zip(_VARIABLES, flags, strict=True)
         ]
         if not any(values):
             return None
@@ -60,13 +61,13 @@ class Joining:
             raise UserError(
                 f"process {process!r} of {processes!r} with coordinator {coordinator!r} is no "
                 "place among several processes. Give --coordinator HOST:PORT, --processes N and "
-                f"--process 0 to N-1, or {', '.join(flags)}"
+                f"--process 0 to N-1, or {', '.join(_VARIABLES)}"
             )
         return coordinator, int(processes), int(process)
 
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes the place of this process among several; None: single process."""
+    """Describes the place of this process among several; None: one alone."""
     if place := joining.place():
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ
@@ -84,8 +85,7 @@ def detected(joining: Joining = Joining()) -> str | None:
 
 def connect(joining: Joining = Joining()) -> None:
     """Joins the other processes, if any, before JAX looks for devices."""
-    place = detected(joining)
-    if place is None:
+    if (place := detected(joining)) is None:
         return
     if sys.stdout is sys.__stdout__:  # C++ libraries write to stderr: gloo logs its connections.
         sys.stdout.flush()
@@ -93,8 +93,7 @@ def connect(joining: Joining = Joining()) -> None:
         os.dup2(2, 1)
         sys.stdout = sys.__stdout__ = results
     coordinator, count, index = joining.place() or (None, None, None)
-    # A coordinator on this machine opens its port to this machine alone.
-    local = coordinator if (coordinator or "").startswith(("localhost:", "127.0.0.1:")) else None
+    is_local = (coordinator or "").startswith(("localhost:", "127.0.0.1:"))
     try:
         jax.distributed.initialize(
             coordinator,
@@ -102,7 +101,8 @@ def connect(joining: Joining = Joining()) -> None:
             index,
             initialization_timeout=joining.meeting_seconds,
             heartbeat_timeout_seconds=joining.heartbeat_seconds,
-            coordinator_bind_address=local,
+            # A coordinator on this machine opens its port to this machine alone.
+            coordinator_bind_address=coordinator if is_local else None,
         )
     except (RuntimeError, ValueError) as error:
         if place == _TPU_VM and isinstance(error, ValueError):
@@ -117,12 +117,12 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this is process 0, which prints and writes for all."""
+    """True for process 0, which prints and writes for all."""
     return not several() or jax.process_index() == 0
 
 
 def lost(error: BaseException) -> bool:
-    """Returns whether an error means that another process is gone."""
+    """True if an error means that another process is gone."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
         return not str(error).startswith(own)
@@ -131,7 +131,7 @@ def lost(error: BaseException) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Exits; at once if one of several, because JAX waits for the others at a normal exit."""
+    """Exits; one of several at once, because JAX waits for the others at a normal exit."""
     if not several():
         raise SystemExit(code)
     for child in multiprocessing.active_children():
@@ -148,7 +148,7 @@ def wait(reason: str) -> None:
 
 
 def anyone(flag: bool) -> bool:
-    """Returns whether ``flag`` is set in any process. Collective."""
+    """True if ``flag`` is set in any process. Collective."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

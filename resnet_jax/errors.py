@@ -3,7 +3,7 @@
 import difflib
 import math
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class CommandError(Exception):
@@ -39,9 +39,9 @@ class NonFiniteLoss(CommandError):
     """Training diverged at ``step``; ``checkpoint`` is the newest saved step."""
 
     def __init__(self, step: int, checkpoint: int | None, what: str = "the loss"):
-        saved = f"the last good checkpoint is that of step {checkpoint}"
-        if checkpoint is None:
-            saved = "no checkpoint was written before"
+        saved = "no checkpoint was written before"
+        if checkpoint is not None:
+            saved = f"the last good checkpoint is that of step {checkpoint}"
         super().__init__(
             f"{what} of step {step} is non-finite: {saved}. Lower schedule.learning_rate, "
             "or warm up (schedule.warmup_steps), in another --workdir"
@@ -62,11 +62,17 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
 def at_least(config: object, minimum: float, *names: str, below: float = math.inf) -> None:
     """Raises UserError unless fields of a configuration dataclass are in ``[minimum, below)``."""
     part = type(config).__name__.lower()
-    for name in names:
-        value = getattr(config, name)
-        if not minimum <= value < below:
+    prefix = "" if part in ("experiment", "options", "joining") else f"{part}."
+    check_range({prefix + name: getattr(config, name) for name in names}, minimum, below)
+
+
+def check_range(
+    values: Mapping[str, float | None], minimum: float, below: float = math.inf
+) -> None:
+    """Raises UserError unless every value is None or in ``[minimum, below)``."""
+    for name, value in values.items():
+        if value is not None and not minimum <= value < below:
             allowed = f"in [{minimum}, {below})"
             if below == math.inf:
                 allowed = f"at least {minimum}" + ", and finite" * (value > minimum)
-            field = name if part == "experiment" else f"{part}.{name}"
-            raise UserError(f"{field} must be {allowed}, got {value}.")
+            raise UserError(f"{name} must be {allowed}, got {value}.")

@@ -22,6 +22,8 @@ from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
+Devices = tuple[Any, ...]
+Row = dict[str, Any]
 
 EXAMPLES = 50_000  # Of a device-resident data set: CIFAR's.
 
@@ -60,7 +62,7 @@ class Target(NamedTuple):
     name: str
     platform: str
     usable: int
-    devices: tuple[Any, ...]
+    devices: Devices
 
 
 def target(name: str) -> Target:
@@ -68,9 +70,11 @@ def target(name: str) -> Target:
     platform, _, rest = name.partition(":")
     chip, _, shape = rest.partition(":")
     kind = f"{platform}:{chip}"
-    if kind not in USABLE or (platform == "tpu" and not shape):
-        allowed = "Write tpu:v5e:4x4 for a slice, gpu:h100:8 for 8 GPUs."
-        raise UserError(f"--target is {name!r}{nearest(kind, USABLE)}. {allowed}")
+    pattern = r"[1-9]\d*(x[1-9]\d*)*" if platform == "tpu" else r"([1-9]\d*)?"
+    if kind not in USABLE or not re.fullmatch(pattern, shape):
+        hint = "" if kind in USABLE else nearest(kind, USABLE)
+        forms = "tpu:v5e:4x4 for a slice or gpu:h100:8 for 8 GPUs"
+        raise UserError(f"--target is {name!r}, not {forms}{hint}")
     backend, options = platform, {}
     if platform == "gpu":
         description, memory, bandwidth = _GPUS[kind]
@@ -100,9 +104,9 @@ def variants(
     layer, arguments = parts(experiment.model.norm)
     group = whole = None
     if "group_size" in constructor_parameters(layer)[0]:
-        group, whole = arguments.get("group_size") or batch, 0
-        # Groups that extend over devices would communicate.
-        group = group if batch % group == 0 else batch
+        whole, group = 0, arguments.get("group_size") or batch
+        if batch % group:  # Groups that extend over devices would communicate.
+            group = batch
         group = 0 if group == batch * chips else group
     # Above 16 devices the parts of a parameter are too small to be worth sending.
     share = fsdp or max(n for n in range(1, 17) if chips % n == 0)
@@ -110,29 +114,27 @@ def variants(
     return list(dict.fromkeys(Variant(*places[kind]) for kind in kinds))
 
 
-def adapt(
-    experiment: Experiment, variant: Variant, batch_size: int, platform: str, **execution: Any
-) -> Experiment:
+def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: str) -> Experiment:
     """Returns the experiment of a variant, with ``auto`` execution resolved."""
-    model, settings = experiment.model, experiment.execution
+    model, execution = experiment.model, experiment.execution
     if variant.group_size is not None:
         model = replace(model, norm=component(model.norm, group_size=variant.group_size))
-    resolved: dict[str, Any] = {
-        "blocks": "scan" if settings.scans(sum(model.stages), platform) else "loop",
-        "kernels": kernels.resolve(settings.kernels, platform),
-    }
     return replace(
         experiment,
         model=model,
         batch_size=batch_size,
-        execution=replace(settings, **resolved | execution),
+        execution=replace(
+            execution,
+            blocks="scan" if execution.scans(sum(model.stages), platform) else "loop",
+            kernels=kernels.resolve(execution.kernels, platform),
+        ),
         # Not in this program, but must divide among the same devices.
         evaluation=replace(experiment.evaluation, batch_size=batch_size),
     )
 
 
 def lower_step(
-    experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
+    experiment: Experiment, devices: Devices, fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
     everywhere = sharding.replicated(compiled.mesh)
@@ -165,8 +167,8 @@ def _shape_bytes(shapes: str) -> int:
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """Returns count and result bytes by kind; asynchronous pairs and channels count once."""
     counts: dict[str, dict[str, int]] = {}
-    found = _COLLECTIVE.findall(hlo)
-    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in found}
+    matches = _COLLECTIVE.findall(hlo)
+    distinct = {channel or name: (kind, shapes) for name, shapes, kind, channel in matches}
     for kind, shapes in distinct.values():
         entry = counts.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
@@ -188,11 +190,11 @@ def bytes_accessed(hlo: str) -> int:
 
 
 @functools.cache
-def measure(experiment: Experiment, target: Target, variant: Variant, batch: int) -> dict[str, Any]:
+def measure(experiment: Experiment, target: Target, variant: Variant, batch: int) -> Row:
     """Compiles a step with ``batch`` images per device. Memory and collectives are per device."""
     chips = len(target.devices)
     changed = adapt(experiment, variant, batch * chips, target.platform)
-    row: dict[str, Any] = {
+    row: Row = {
         "target": target.name,
         "chips": chips,
         "usable_bytes": target.usable,
@@ -215,8 +217,9 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     total -= memory.alias_size_in_bytes
     hlo, cost = compiled.as_text() or "", compiled.cost_analysis() or {}
     # Only attached devices analyze lowered programs.
-    unrolled = adapt(experiment, variant, batch, target.platform, blocks="loop")
-    flops: Any = lower_step(unrolled, jax.devices("cpu")[:1], 1, batch).cost_analysis()
+    single = adapt(experiment, variant, batch, target.platform)
+    unrolled = replace(single, execution=replace(single.execution, blocks="loop"))
+    flops: Any = lower_step(unrolled, (jax.devices("cpu")[0],), 1, batch).cost_analysis()
     return row | {
         "fits": total <= target.usable,
         "memory_bytes": total,
@@ -229,8 +232,8 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
 def largest_batch(memory: Callable[[int], float], usable: int, batch: int) -> int:
     """Returns the largest ``batch * 2**k`` (k an integer) that fits into ``usable`` bytes; 0: none.
 
-    ``memory`` maps images to bytes, infinity for a rejected program. It compiles, so the search
-    starts where the line through two batches meets ``usable``.
+    ``memory`` maps images to bytes, or to infinity. It compiles, so the search starts where the
+    line through two batches meets ``usable``.
     """
     if memory(batch) <= usable and memory(2 * batch) <= usable:
         doubling = max(memory(2 * batch) - memory(batch), 1)

@@ -1,4 +1,4 @@
-"""Tables and texts on the terminal, and the progress of a run."""
+"""Tables, lines and the progress of a run on the terminal."""
 
 import csv
 import io
@@ -24,12 +24,11 @@ err = Console(stderr=True)
 
 
 class RunLines:
-    """A ``training.train.Progress`` without a bar: one line per evaluation in a log."""
+    """The ``training.train.Progress`` of a log: one line per evaluation."""
 
     def __init__(self, title: str, console: Console = err):
         self.title, self.console = title, console
-        self.steps = 0
-        self.numbers = ""
+        self.steps, self.numbers = 0, ""
 
     def start(self, step: int, steps: int) -> None:
         self.steps = steps
@@ -38,33 +37,29 @@ class RunLines:
     def advance(self, step: int) -> None: ...
 
     def update(self, record: Mapping[str, Any]) -> None:
-        step, error = record["step"], record["error_percent"]
         if record["split"] == "train":
             self.numbers = (
-                f", loss {record['loss']:.4f}, training error {error:.1f} %, "
-                f"learning rate {record['learning_rate']:g}, "
-                f"{record['images_per_second']:,.0f} images/s"
-            )
-            self.advance(step)
+                ", loss {loss:.4f}, training error {error_percent:.1f} %, "
+                "learning rate {learning_rate:g}, {images_per_second:,.0f} images/s"
+            ).format(**record)
+            self.advance(record["step"])
         elif record["split"] == "test" and not self.console.is_terminal:
-            self.say(f"step {step}/{self.steps}, test error {error:.2f} %{self.numbers}")
+            error = f"test error {record['error_percent']:.2f} %"
+            self.say(f"step {record['step']}/{self.steps}, {error}{self.numbers}")
 
     def say(self, message: str) -> None:
         say(f"{self.title}: {message}", self.console)
 
 
 class RunProgress(RunLines):
-    """The ``training.train.Progress`` of one run, with a bar on a terminal; a context manager."""
+    """Also shows a bar on a terminal; a context manager."""
 
     def __init__(self, title: str, console: Console = err):
         super().__init__(title, console)
         self._bar = progress.Progress(
-            progress.SpinnerColumn(),
-            "[bold]{task.description}",
-            progress.BarColumn(),
+            *progress.Progress.get_default_columns(),
             progress.MofNCompleteColumn(),
             "{task.fields[numbers]}",
-            progress.TimeRemainingColumn(),
             console=console,
             disable=not (console.is_terminal and distributed.is_first()),
             transient=True,
@@ -93,23 +88,23 @@ def say(text: str, console: Console = err) -> None:
 class Table:
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
+    rows: tuple[tuple[object, ...], ...]
     """Texts and numbers; None and NaN are shown as empty."""
     note: str = ""
 
     @classmethod
-    def from_rows(cls, title: str, rows: Iterable[Mapping[str, Any]]) -> "Table":
+    def from_rows(cls, title: str, rows: Iterable[Mapping[str, object]]) -> "Table":
         """Returns a table of rows with equal keys, which name the columns."""
-        rows = list(rows)
-        columns = rows[0] if rows else ()
-        return cls(title, tuple(columns), tuple(tuple(row.values()) for row in rows))
+        first, *others = rows
+        cells = (tuple(row.values()) for row in (first, *others))
+        return cls(title, tuple(first), tuple(cells))
 
     def cells(self) -> list[list[str]]:
         """Returns the rows as text, numbers with four digits."""
         return [[_text(value) for value in row] for row in self.rows]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None or value != value:
         return ""
     if isinstance(value, float | np.floating):
@@ -117,8 +112,8 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
 
 
-def show(as_json: bool, value: Any, *parts: Table | str) -> None:
-    """Prints a value as JSON, or tables and lines in its place, to stdout in process 0."""
+def show(as_json: bool, value: object, *parts: Table | str) -> None:
+    """Prints a value as JSON, or tables and lines instead, to stdout in process 0."""
     if not distributed.is_first():
         return
     if as_json:
@@ -137,8 +132,8 @@ def terminal(table: Table, **style: Any) -> rich.table.Table:
     rendered = rich.table.Table(title=title, caption=note, caption_justify="left", **style)
     rows = table.cells()
     for number, heading in enumerate(table.columns):
-        words = not number or any(len(row[number]) > 24 for row in rows)
-        rendered.add_column(Text(heading), justify="left" if words else "right", overflow="fold")
+        is_text = not number or any(len(row[number]) > 24 for row in rows)
+        rendered.add_column(Text(heading), justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         rendered.add_row(*map(Text, row))
     return rendered
@@ -152,11 +147,11 @@ def markdown(table: Table) -> list[str]:
     return [heading, "|" + "---|" * len(table.columns), *lines]
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Renders rows as CSV with all their keys as columns."""
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Returns rows as CSV; the columns are the keys of all rows."""
     text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, [*columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

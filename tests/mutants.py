@@ -31,13 +31,7 @@ class Mutant(NamedTuple):
 
 STEP, OPTIMIZER, WIRING = "training/step.py", "training/optimizer.py", "training/test_wiring.py"
 MUTANTS = (
-    Mutant(
-        "label smoothing is skipped for unmixed images",
-        STEP,
-        "        if loss == Loss():",
-        "        if True:",
-        f"{WIRING} loss",
-    ),
+    Mutant("label smoothing is skipped for unmixed images", STEP, "        if loss == Loss():", "        if True:", f"{WIRING} loss"),
     Mutant(
         "the loss of the experiment is not passed on",
         "training/program.py",
@@ -62,13 +56,7 @@ MUTANTS = (
         "losses(logits, part, learning.loss).mean()",
         f"{WIRING} accumulates",
     ),
-    Mutant(
-        "EMA is evaluated with running statistics",
-        STEP,
-        "params, _ = state.scored()",
-        "params = state.params",
-        f"{WIRING} mixed",
-    ),
+    Mutant("EMA is evaluated with running statistics", STEP, "params, _ = state.scored()", "params = state.params", f"{WIRING} mixed"),
     Mutant(
         "the decay mask is inverted", OPTIMIZER, "leaf.ndim - is_stacked(path) > 1", "leaf.ndim - is_stacked(path) <= 1", f"{WIRING} loss"
     ),
@@ -119,13 +107,7 @@ MUTANTS = (
         'manifest["files"].keys() - _checksums(folder).keys()',
         "training/test_checkpoints.py",
     ),
-    Mutant(
-        "every epoch has the same order",
-        STEP,
-        "jax.random.fold_in(key, epoch)",
-        "jax.random.fold_in(key, 0)",
-        "data/test_order.py",
-    ),
+    Mutant("every epoch has the same order", STEP, "jax.random.fold_in(key, epoch)", "jax.random.fold_in(key, 0)", "data/test_order.py"),
     Mutant("clipping is skipped", OPTIMIZER, "(optimizer.clip > 0)", "False", f"{WIRING} loss"),
     Mutant("augmentation ignores the step", STEP, "fold_in(key, 2), step)", "fold_in(key, 2), 0)", "training/test_step.py"),
 )

@@ -1,25 +1,28 @@
 """``resnet-jax plan`` on virtual CPU devices, and for absent TPUs and GPUs."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 from resnet_jax import cli, plan
+from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
-from resnet_jax.plan import Variant
 from resnet_jax.training.config import Data, Experiment
 
-HERE = Path(__file__).parent
+from conftest import ROOT
+from test_cli import fails
+
 # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features; three norms of 4; a classifier of 10.
 KERNELS, CHANNELS, CLASSIFIER = 9 * (4 + 16 + 16), 3 * 4, 4 * 10 + 10
 
@@ -59,7 +62,7 @@ def check(rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replaces target hardware by four virtual devices with 8 MB each."""
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setattr(plan, "target", lambda name: plan.Target(name, "cpu", 8_000_000, tuple(jax.devices()[:4])))
     yield
     jax.config.update("jax_enable_compilation_cache", cached)
@@ -91,22 +94,19 @@ def test_plan_compiles_for_absent_hardware(target: str, module: str) -> None:
     check(rows)
 
 
-def test_plan_rejects_bad_input_before_compiling(cpu_target: None, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = {
-        ("--target", "x", "--batch-per-device", "0"): "Give --batch-per-device N",
-        ("--target", "x", "--batch-size", "30", "--evaluation.batch-size", "30"): "batch_size must be a multiple of the 4 devices",
-        ("--target", "x", "--fsdp", "3"): "fsdp must divide the 4 devices",
-    }
-    for words, message in cases.items():
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["plan", f"{__file__}:small", "--variants", "fsdp", *words])
-        assert stopped.value.code == 2
-        assert message in capsys.readouterr().err
-
-
-def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, message in {"tpu:v9:4x4": "did you mean", "tpu:v5e": "tpu:v5e:4x4", "h100": "gpu:h100:8"}.items():
-        with pytest.raises(plan.UserError, match=message):
+def test_plan_rejects_invalid_input_before_compiling(
+    cpu_target: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, message in (
+        (["--target", "x", "--batch-per-device", "0"], "--batch-per-device must be at least 1, got 0."),
+        (["--target", "x", "--batch-size", "30", "--evaluation.batch-size", "30"], "batch_size must be a multiple of the 4 devices of x"),
+        (["--target", "x", "--fsdp", "3"], "fsdp must divide the 4 devices"),
+        (["--target"], "number of --target must be at least 1, got 0."),
+    ):
+        assert message in fails(capsys, "plan", f"{__file__}:small", "--variants", "fsdp", *words)
+    monkeypatch.undo()
+    for name, message in {"tpu:v9:4x4": "did you mean", "tpu:v5e": "tpu:v5e:4x4", "tpu:v5e:0x2": "4x4", "h100": "gpu:h100:8"}.items():
+        with pytest.raises(UserError, match=message):
             plan.target(name)
 
     def absent(*words: Any, **more: Any) -> None:
@@ -114,39 +114,37 @@ def test_target_rejects_unknown_and_missing_hardware(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
     for name, extra in {"tpu:v5e:4x4": "plan-tpu", "gpu:h200": "plan-gpu"}.items():
-        with pytest.raises(plan.UserError, match=rf"no plugin.*{extra}"):
+        with pytest.raises(UserError, match=rf"no plugin.*{extra}"):
             plan.target(name)
-        assert f"\n{extra} = [" in (HERE.parent / "pyproject.toml").read_text()
+        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
 
 
 def test_variants_keep_groups_on_their_devices() -> None:
-    def made(norm: Any, batch: int, chips: int = 4, **options: Any) -> list[Variant]:
+    grouped = {size: component(BatchNorm, group_size=size) for size in (8, 32)}
+    for norm, chips, fsdp, expected in (
+        (BatchNorm, 4, None, [(1, 16), (1, 0), (4, 16)]),
+        (grouped[8], 4, None, [(1, 8), (1, 0), (4, 8)]),
+        (grouped[32], 4, None, [(1, 16), (1, 0), (4, 16)]),
+        (BatchNorm, 1, None, [(1, 0)]),
+        (component(GroupNorm, num_groups=2), 4, None, [(1, None), (4, None)]),
+        (BatchNorm, 48, 3, [(1, 16), (1, 0), (3, 16)]),
+        (BatchNorm, 48, None, [(1, 16), (1, 0), (16, 16)]),
+    ):
         experiment = dataclasses.replace(small(), model=dataclasses.replace(small().model, norm=norm))
-        return plan.variants(experiment, chips, batch, ("data", "global", "fsdp"), **options)
-
-    assert made(BatchNorm, 16) == [(1, 16), (1, 0), (4, 16)]
-    assert made(component(BatchNorm, group_size=8), 16) == [(1, 8), (1, 0), (4, 8)]
-    assert made(component(BatchNorm, group_size=32), 16) == [(1, 16), (1, 0), (4, 16)]
-    assert made(BatchNorm, 16, chips=1) == [(1, 0)]
-    assert made(component(GroupNorm, num_groups=2), 16) == [(1, None), (4, None)]
-    assert made(BatchNorm, 16, chips=48, fsdp=3)[-1] == (3, 16)
-    assert made(BatchNorm, 16, chips=48)[-1] == (16, 16)
+        assert plan.variants(experiment, chips, 16, ("data", "global", "fsdp"), fsdp) == expected
 
 
 def test_largest_batch_compiles_few_programs() -> None:
     def search(base: int, per_image: int, rejected_above: int, start: int) -> int:
-        compiled = set()
-
+        @functools.cache
         def memory(images: int) -> float:
-            compiled.add(images)
-            return base + per_image * images if images <= rejected_above else float("inf")
+            return base + per_image * images if images <= rejected_above else math.inf
 
-        found = plan.largest_batch(memory, 1000, start)
-        assert len(compiled) <= 5
-        return found
+        largest = plan.largest_batch(memory, 1000, start)
+        assert memory.cache_info().currsize <= 5
+        return largest
 
-    assert search(100, 10, 999, start=8) == 64
-    assert search(100, 10, 999, start=512) == 64
+    assert search(100, 10, 999, start=8) == search(100, 10, 999, start=512) == 64
     assert search(100, 10, 40, start=8) == 32
     assert search(2000, 10, 999, start=8) == 0
     assert search(100, 10, 999, start=6) == 48

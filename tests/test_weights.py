@@ -82,7 +82,7 @@ def test_no_file_is_overwritten(capsys: Captured, short_run: Path, torchs: Path,
 def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: Path, torchs: Path, tmp_path: Path) -> None:
     imports = ["import", str(torchs), "--as", "torchvision", "--to", f"{tmp_path}/TO"]
     cases: list[tuple[list[str], str]] = [
-        (["imprt"], "Unrecognized options: imprt"),
+        (["imprt"], "no command is called 'weights imprt'; did you mean weights import"),
         (["import", str(torchs), "--to", f"{tmp_path}/TO"], "give the convention of its names"),
         (["import", str(torchs), "--as", "nobody", "--to", f"{tmp_path}/TO"], "invalid choice 'nobody'"),
         (["import", "/nowhere.pth", "--as", "torchvision", "--to", f"{tmp_path}/TO"], "/nowhere.pth does not exist"),

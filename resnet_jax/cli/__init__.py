@@ -3,15 +3,17 @@
 A command is imported when it is called: ``resnet-jax --help`` needs neither JAX nor Flax.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
 from tyro.extras import SubcommandApp
 
-from resnet_jax.errors import CommandError, NeverMet
+from resnet_jax.errors import CommandError, NeverMet, UserError, nearest
 
 # MODULE:FUNCTION in this package, and the line in the list of commands.
 COMMANDS = {
@@ -53,22 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finally:
             sys.stdout.flush()
         return
-    except BrokenPipeError:  # The reader, such as `head`, has ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code, message = 141, ""
-    except KeyboardInterrupt:
-        code, message = 130, "stopped"
-    except CommandError as error:
-        code, message = error.exit_code, str(error)
-    except Exception as error:
-        from resnet_jax import distributed
-
-        if not distributed.several():
-            raise
-        traceback.print_exc()
-        code, message = 1, ""
-        if distributed.lost(error):
-            code, message = NeverMet.exit_code, "another process was lost; run all of them again"
+    except BaseException as error:
+        code, message = _outcome(error)
     if message:
         print(f"resnet-jax: {message}", file=sys.stderr)
     if "resnet_jax.distributed" in sys.modules:
@@ -78,15 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> None:
     called = next((n for n in (" ".join(words[:2]), *words[:1]) if n in COMMANDS), None)
+    if called is None:
+        _check_command(words)
+    if os.path.expanduser("~") == "~":
+        raise UserError("the home directory is unknown; set HOME")
     registry = None
     apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
     for name, (reference, text) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
         if name == called:
+            # A KeyboardInterrupt inside the import of jaxlib ends in a crash.
+            handler = signal.signal(signal.SIGINT, _stop)
             from resnet_jax.cli import options
 
-            rest = words[len(name.split()) :]
-            command, registry = options.bind(f"resnet_jax.cli.{reference}", rest)
+            signal.signal(signal.SIGINT, handler)
+            command, registry = options.bind(name, reference, words[len(name.split()) :])
             apps[group].command(name=last)(command)
         else:
             apps[group].command(name=last, help=text)(lambda: None)
@@ -98,3 +92,55 @@ def _run(words: list[str]) -> None:
         args=["--help" if word == "--help-all" else word for word in words],
         registry=registry,
     )
+
+
+def _check_command(words: list[str]) -> None:
+    """Raises UserError if the first words name no command or group."""
+    group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
+    names = [word for word in words[: 1 + bool(group)] if not word.startswith("-")]
+    if names and (not group or len(names) > 1):
+        wrong = " ".join(names)
+        raise UserError(f"no command is called {wrong!r}{nearest(wrong, group or COMMANDS)}")
+
+
+def _stop(*_: object) -> None:
+    print("resnet-jax: stopped", file=sys.stderr)
+    os._exit(130)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Returns the exit code of an error and its message; raises those of this package's code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "stopped"
+    if isinstance(error, CommandError):
+        return error.exit_code, str(error)
+    if isinstance(error, OSError):
+        with contextlib.suppress(OSError):  # Python flushes stdout once more, also a closed pipe.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # The reader, such as `head`, has ended.
+        return 141, ""
+    line = _users_line(error)
+    if isinstance(error, OSError) and error.filename and not line:
+        return 2, f"{error.filename} cannot be written or read ({error.strerror})"
+    if line or isinstance(error, OSError | SyntaxError):
+        reason = str(error).partition("\n")[0]
+        return 2, f"{line}{type(error).__name__}: {reason}"
+    if not isinstance(error, Exception):  # SystemExit of tyro or of a command.
+        raise error
+    from resnet_jax import distributed
+
+    if not distributed.several():
+        raise error
+    traceback.print_exception(error)
+    if distributed.lost(error):
+        return NeverMet.exit_code, "another process was lost; run all of them again"
+    return 1, ""
+
+
+def _users_line(error: BaseException) -> str:
+    """Returns the innermost line of an error outside of this package and of installed ones."""
+    installed = (os.path.dirname(os.path.dirname(__file__)), sys.prefix, sys.base_prefix, "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(installed):
+            return f"{frame.filename}, line {frame.lineno}: "
+    return ""

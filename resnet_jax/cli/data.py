@@ -11,11 +11,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from resnet_jax.cli.options import DataDir, Fields, Reference
+from resnet_jax.cli.options import DataDir, Fields, Reference, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
-from resnet_jax.errors import UserError
+from resnet_jax.errors import check_range
 from resnet_jax.training import feed, program
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import augmentation_key, batch_indices
@@ -30,8 +30,7 @@ def prepare(
     """Write a TFDS data set into the data directory. Training never downloads.
 
     Args:
-      name: digits (embedded, no network), cifar10, imagenet2012, or another image-classification
-        set of TFDS.
+      name: digits (embedded, no network), cifar10, imagenet2012, or another TFDS set of classes.
       from_: Folder of files that TFDS cannot download, such as ILSVRC2012_img_train.tar.
       data_dir: Folder to write to; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     """
@@ -59,18 +58,18 @@ def preview(
     Args:
       to: File of the picture: .png, .pdf, .svg.
       images: Number of images, from the start of the batch.
-      step: Training step of the images, from 0.
+      step: Training step, from 0.
     """
-    if images < 1 or step < 0:
-        raise UserError(f"--images must be at least 1, --step at least 0, got {images} and {step}.")
-    if to.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--to must end in .png, .pdf or .svg, got {to}.")
+    check_range({"--images": images}, 1)
+    check_range({"--seed": seed}, 0, below=2**32)
+    check_range({"--step": step}, 0, below=2**31)
+    check_suffix("--to", to, ".png", ".pdf", ".svg")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)
+    to.parent.mkdir(parents=True, exist_ok=True)
     pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
     figure = _draw(pixels, captions)
     figure.suptitle(f"{experiment.name}, seed {seed}, step {step}")
-    to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=100)
     print(f"{len(captions)} images of {info.name} are in {to}")
 
@@ -78,7 +77,7 @@ def preview(
 def images_of_step(
     experiment: Experiment, info: DatasetInfo, *, seed: int, step: int, count: int
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Returns the first ``count`` images of a training step, 0 to 1, and their classes as text."""
+    """Returns the first ``count`` images of a training step, in [0, 1], and their classes."""
     preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
         examples: Any = feed.training_set(experiment, info)
@@ -97,11 +96,10 @@ def images_of_step(
     pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
     if targets is None:
         return pixels, [names[label] for label in labels[:count]]
-    captions = [
+    return pixels, [
         " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
         for row in np.asarray(targets[:count])
     ]
-    return pixels, captions
 
 
 def _draw(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:

@@ -57,14 +57,14 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
     ]
     recipes = [
         {
-            "recipe": f"{file.stem}:{node.name}",
+            "recipe": f"{name}:{node.name}",
             "command": "train" if ast.unparse(node.returns) == "Experiment" else "study",
             "description": (ast.get_docstring(node) or "").partition("\n")[0],
         }
-        for file in sorted(options.recipes().glob("*.py"))
+        for name, file in options.recipes().items()
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.returns and not node.name.startswith("_")
-        if fnmatch.fnmatchcase(f"{file.stem}:{node.name}", f"*{pattern}*")
+        if fnmatch.fnmatchcase(f"{name}:{node.name}", f"*{pattern}*")
     ]
     if not networks and not recipes:
         raise UserError(f"no network and no recipe is called {pattern!r}; resnet-jax list has all")
@@ -84,39 +84,47 @@ def summary(
     Args:
       network: A name of 'resnet-jax list', a family with --depth such as cifar_resnet or
         imagenet_preresnet, or FILE.py:FUNCTION.
-      depth: Layers: 6n+2 for cifar_resnet, cifar_plain and cifar_preresnet, 18 to 200 for the
-        imagenet families.
+      depth: Layers: 6n+2 for the cifar families, 18 to 200 for the imagenet families.
     """
     counts = models.count(model)
-    rows = []
-    for stage in counts.stages:
-        shape = "x".join(map(str, stage.output_shape))
-        numbers = (stage.parameters, stage.multiply_adds, stage.projections or None)
-        rows.append((stage.name, stage.num_blocks or None, shape, *numbers))
+    rows = [
+        {
+            "": stage.name,
+            "blocks": stage.num_blocks or None,
+            "output": _size(stage.output_shape),
+            "parameters": stage.parameters,
+            "multiply-adds": stage.multiply_adds,
+            "projections": stage.projections or None,
+        }
+        for stage in counts.stages
+    ]
+    total = counts.parameters, counts.multiply_adds, counts.projections
     blocks = sum(stage.num_blocks for stage in counts.stages)
-    rows.append(("all", blocks, "", counts.parameters, counts.multiply_adds, counts.projections))
+    rows.append(dict(zip(rows[0], ("all", blocks, "", *total), strict=True)))
     title = network if depth is None else f"{network} --depth {depth}"
-    title += f", one image of {'x'.join(map(str, model.input_shape))}"
-    header = ("", "blocks", "output", "parameters", "multiply-adds", "projections")
-    show(as_json, dataclasses.asdict(counts), Table(title, header, tuple(rows)))
+    title += f", one image of {_size(model.input_shape)}"
+    show(as_json, dataclasses.asdict(counts), Table.from_rows(title, rows))
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List versions, devices, processes and data sets. Exits with 1 if there are problems."""
     report = run_dir.describe()
-    versions, device = report["versions"].items(), report["devices"]
-    missing = (name for name, version in versions if version.startswith("not"))
-    problems = [(f"{name} is missing", f"pip install {name}") for name in missing]
+    missing = [name for name, text in report["versions"].items() if text.startswith("not")]
+    problems = [f"{name} is missing. Do: pip install {name}" for name in missing]
     processes = "one alone: no --coordinator, JAX_COORDINATOR_ADDRESS, Slurm step or TPU slice"
     try:
         processes = distributed.detected() or processes
     except UserError as error:
         processes = "incomplete"
-        problems.append((f"processes would not meet: {error}", "set all variables, or none"))
+        problems.append(f"processes would not meet: {error}. Do: set all variables, or none")
     for name, files, extra in _DEVICE_FILES:
-        if device["backend"] == "cpu" and glob.glob(files):
+        if report["devices"]["backend"] == "cpu" and glob.glob(files):
             remedy = f"pip install -U 'jax[{extra}]'"
-            problems.append((f"{name} is attached, and jax uses the CPU", remedy))
+            problems.append(f"{name} is attached, and jax uses the CPU. Do: {remedy}")
     data_sets = {}
     for name, folder in datasets.prepared(data_dir).items():
         try:
@@ -127,7 +135,7 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
             data_sets[name] = f"cannot be used: {error}"
     if not data_sets:
         remedy = "resnet-jax prepare digits (no network needed), resnet-jax prepare cifar10"
-        problems.append(("no data set is prepared", remedy))
+        problems.append(f"no data set is prepared. Do: {remedy}")
     report |= {
         "processes": processes,
         "compiled_programs": os.environ["JAX_COMPILATION_CACHE_DIR"],
@@ -135,13 +143,14 @@ def doctor(*, data_dir: DataDir = None, as_json: AsJson = False) -> None:
         "data_sets": data_sets,
         "problems": problems,
     }
-    texts = report | {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions),
-        "devices": "{count} x {kind} ({backend}), {cores} host cores".format(**device),
-        "data_dirs": ", ".join(report["data_dirs"]),
-        "data_sets": "".join(f"\n  {name}: {text}" for name, text in data_sets.items()),
-        "problems": "".join(f"\n  {text}. Do: {remedy}" for text, remedy in problems) or "none",
-    }
-    show(as_json, report, *(f"{name.replace('_', ' ')}: {text}" for name, text in texts.items()))
+    show(as_json, report, *(f"{n.replace('_', ' ')}: {_text(v)}" for n, v in report.items()))
     if problems:
         raise SystemExit(1)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}: {text}" for name, text in value.items()]
+    if isinstance(value, list):
+        return "".join(f"\n  {text}" for text in value) or "none"
+    return str(value)

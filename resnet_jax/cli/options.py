@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 import typing
@@ -23,13 +24,13 @@ from tyro.constructors import (
 from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, nearest
-from resnet_jax.models import catalog, components
+from resnet_jax.errors import CommandError, UserError, nearest
+from resnet_jax.models import Architecture, catalog, components
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
 
-_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20"
-Reference = Annotated[Positional[str], arg(metavar="FILE.py:FUNCTION", help=f"{_REFERENCE}.")]
+_REFERENCE = "FILE.py:FUNCTION, or a recipe of 'resnet-jax list' such as he2015_cifar10:resnet20."
+Reference = Annotated[Positional[str], arg(metavar="FILE.py:FUNCTION", help=_REFERENCE)]
 Fields = Annotated[Experiment, arg(name="")]
 AsJson = Annotated[bool, arg(name="json", help="Print JSON.")]
 _DIRS = "Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
@@ -53,47 +54,58 @@ _FREQUENT = {
 }
 
 
-def bind(reference: str, words: Sequence[str]) -> tuple[Callable[..., None], ConstructorRegistry]:
-    """Imports a command, and fills the defaults of its options that depend on its arguments.
+def bind(
+    command: str, reference: str, words: Sequence[str]
+) -> tuple[Callable[..., None], ConstructorRegistry]:
+    """Returns the function of a command, MODULE:FUNCTION, and the rules that read its options.
 
-    Parameters called ``experiment`` and ``model`` get what the first argument refers to, an
-    example for help alone; ``words`` gets the arguments.
+    The defaults of ``experiment`` and ``model`` are what the first argument refers to.
     """
     module, _, name = reference.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    function = getattr(importlib.import_module(f"resnet_jax.cli.{module}"), name)
     # tyro keeps the line breaks of an argument's description.
     function.__doc__ = re.sub(r"\n {4,}", " ", inspect.getdoc(function) or "")
     parameters = inspect.signature(function).parameters
-    first = words[0] if words and not words[0].startswith("-") else None
-    registry, defaults = ConstructorRegistry(), {}
+    defaults: dict[str, object] = {"experiment": _EXAMPLE, "model": _EXAMPLE.model}
+    is_short = bool({"-h", "--help"} & {*words})
+    if words and not words[0].startswith("-"):
+        if "experiment" in parameters:
+            defaults["experiment"] = experiment(words[0])
+        if "model" in parameters:
+            depth = re.search(r"--depth[= ](-?\d+)", " ".join(words))
+            defaults["model"] = network(words[0], int(depth[1]) if depth else None)
+    elif defaults.keys() & parameters.keys() and not is_short and "--help-all" not in words:
+        raise UserError(f"the first argument is missing, see resnet-jax {command} --help")
+    defaults["words"] = tuple(words)
+    registry = ConstructorRegistry()
     registry.primitive_rule(_part_rule)
-    if "words" in parameters:
-        defaults["words"] = tuple(words)
-    if "experiment" in parameters:
-        if {"-h", "--help"} & {*words}:
-            registry.struct_rule(_FrequentFields())
-        elif first is None and "--help-all" not in words:
-            raise UserError(f"{name}: first name the experiment, {_REFERENCE}")
-        defaults["experiment"] = experiment(first) if first else _EXAMPLE
-    if "model" in parameters:
-        depth = re.search(r"--depth[= ](\d+)", " ".join(words))
-        model = network(first, int(depth[1]) if depth else None) if first else _EXAMPLE.model
-        defaults["model"] = model
-    return functools.partial(function, **defaults), registry
+    registry.struct_rule(_Fields(is_short and "experiment" in parameters))
+    bound = {name: value for name, value in defaults.items() if name in parameters}
+    return functools.partial(function, **bound), registry
 
 
-def recipes() -> Path:
-    """Returns the folder of recipes: in the installed package, or in the checkout."""
+def check_suffix(option: str, path: Path, *allowed: str) -> None:
+    if path.suffix not in allowed:
+        raise UserError(f"{option} is {path}; give a name that ends in {' or '.join(allowed)}")
+
+
+def recipes() -> dict[str, Path]:
+    """Returns the files of recipes by name, of the installed package or of the checkout."""
     package = Path(__file__).parents[1]
-    installed = package / "experiments"
-    return installed if installed.is_dir() else package.parent / "experiments"
+    folders = package / "experiments", package.parent / "experiments"
+    files = next(filter(Path.is_dir, folders), package).glob("*.py")
+    return {file.stem: file for file in sorted(files)}
 
 
 def resolve(reference: str) -> str:
     """Returns FILE.py:FUNCTION for the name of a recipe, ``he2015_cifar10:resnet20``."""
     place, _, name = reference.partition(":")
-    file = recipes() / f"{place}.py"
-    return f"{file}:{name}" if place.isidentifier() and file.is_file() else reference
+    files = recipes()
+    if place in files:
+        return f"{files[place]}:{name}"
+    if place.isidentifier() and importlib.util.find_spec(place) is None:
+        raise UserError(f"no recipe or module is called {place!r}{nearest(place, files)}")
+    return reference
 
 
 def experiment(reference: str) -> Experiment:
@@ -101,60 +113,82 @@ def experiment(reference: str) -> Experiment:
     return _call(reference, Experiment)
 
 
-def network(name: str, depth: int | None = None) -> models.Architecture:
+def network(name: str, depth: int | None = None) -> Architecture:
     """Returns the network of FILE.py:FUNCTION, or of a name in the catalog."""
     if ":" not in name:
         return models.architecture(name, depth)
-    returned = _call(name, Experiment, models.Architecture)
+    returned = _call(name, Experiment, Architecture)
     return returned.model if isinstance(returned, Experiment) else returned
 
 
 def _call(reference: str, *types: type[Any]) -> Any:
     function = components.load(resolve(reference))
-    returned = function() if callable(function) else None
-    if not isinstance(returned, types):
-        names = " or ".join(cls.__name__ for cls in types)
-        hint = "'resnet-jax study' takes a function that returns several experiments"
-        raise UserError(f"{reference} returned no {names}; {hint}")
-    return returned
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{reference} cannot be called without arguments: {error}") from None
+    if isinstance(returned := function(), types):
+        return returned
+    names = " or ".join(cls.__name__ for cls in types)
+    hint = "'resnet-jax study' takes a function that returns several experiments"
+    raise UserError(f"{reference} returned no {names}; {hint}")
 
 
-class _FrequentFields:
-    """Rule of tyro that leaves the fields of ``_FREQUENT``."""
+class _InvalidField(CommandError):
+    """A UserError that is no ValueError, which tyro would report under an internal name."""
 
-    is_active = True
+    exit_code = UserError.exit_code
+
+
+@dataclasses.dataclass
+class _Fields:
+    """Rule of tyro: short help has the fields of ``_FREQUENT``; UserErrors end the command."""
+
+    is_short: bool
+    is_active: bool = True
 
     def __call__(self, info: StructTypeInfo) -> StructConstructorSpec | None:
-        fields = _FREQUENT.get(getattr(info.type, "__name__", ""))
-        if fields is None or not self.is_active:
+        if not self.is_active or not dataclasses.is_dataclass(info.type):
             return None
         self.is_active = False  # For the rules of tyro.
-        spec: Any = ConstructorRegistry.get_struct_spec(info)
+        spec = ConstructorRegistry.get_struct_spec(info)
         self.is_active = True
-        kept = tuple(field for field in spec.fields if field.name in fields)
-        return dataclasses.replace(spec, fields=kept)
+        assert isinstance(spec, StructConstructorSpec)
+        fields = spec.fields
+        if self.is_short and (frequent := _FREQUENT.get(info.type.__name__)) is not None:
+            fields = tuple(field for field in fields if field.name in frequent)
+
+        def construct(**values: object) -> object:
+            try:
+                return spec.instantiate(**values)
+            except UserError as error:
+                raise _InvalidField(str(error)) from error
+
+        return StructConstructorSpec(construct, fields)
 
 
-def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Factory | None] | None:
     """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
     arguments = typing.get_args(info.type)
-    base = arguments[0] if typing.get_origin(info.type) is type else None
-    if Component not in arguments and base is None:
+    base = arguments[0] if typing.get_origin(info.type) is type else object
+    if Component not in arguments and base is object:
         return None
     others = catalog.parts_of(augment_host, augment_device)
     # `none` is also the name of a shortcut, which is not optional.
     optional = NoneType in arguments
+
+    def fits(part: object) -> bool:
+        return base is object or (isinstance(part, type) and issubclass(part, base))
 
     def read(words: list[str]) -> Factory | None:
         (text,) = words
         if optional and text == "none":
             return None
         part = catalog.load_part(text, others)
-        if base is None or (isinstance(part, type) and issubclass(part, base)):
+        if fits(part):
             return part
-        known = catalog.known().items()
-        fitting = [n for n, cls in known if isinstance(cls, type) and issubclass(cls, base)]
-        raise UserError(f"{text} is no {base.__name__}{nearest(text, fitting)}")
+        names = (name for name, cls in catalog.known().items() if fits(cls))
+        raise ValueError(f"{text} is no {base.__name__}{nearest(text, names)}")
 
     return PrimitiveConstructorSpec(
         nargs=1,

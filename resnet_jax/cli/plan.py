@@ -3,13 +3,13 @@
 import math
 import os
 import shlex
-from typing import Any
+from functools import partial
 
 import jax
 
 from resnet_jax import plan as plan_lib
 from resnet_jax.cli.options import AsJson, Fields, Reference, Words
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, check_range
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
 
@@ -38,6 +38,8 @@ def plan(
       fsdp: Devices that share one copy of the parameters. Default: the largest divisor up to 16.
       search: Search the largest batch that fits with the first variant.
     """
+    counts = {"number of --target": len(target), "number of --variants": len(variants)}
+    check_range(counts | {"--batch-per-device": batch_per_device, "--fsdp": fsdp}, 1)
     # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"
@@ -46,34 +48,34 @@ def plan(
     targets = [plan_lib.target(name) for name in target]
     jax.config.update("jax_enable_compilation_cache", False)
 
-    def measured(one: plan_lib.Target, images: int, kinds: Any = variants) -> list[dict[str, Any]]:
-        found = plan_lib.variants(experiment, len(one.devices), images, kinds, fsdp)
-        return [plan_lib.measure(experiment, one, variant, images) for variant in found]
+    def measured(one: plan_lib.Target, images: int) -> list[plan_lib.Row]:
+        distinct = plan_lib.variants(experiment, len(one.devices), images, variants, fsdp)
+        return [plan_lib.measure(experiment, one, variant, images) for variant in distinct]
 
-    rows: list[dict[str, Any]] = []
+    def memory(images: int, one: plan_lib.Target) -> float:
+        (variant,) = plan_lib.variants(experiment, len(one.devices), images, variants[:1], fsdp)
+        row = plan_lib.measure(experiment, one, variant, images)
+        return row.get("memory_bytes", math.inf)
+
+    rows: list[plan_lib.Row] = []
     for one in targets:
-        chips = len(one.devices)
-        share, rest = divmod(experiment.batch_size, chips)
-        batch = (0 if rest else share) if batch_per_device is None else batch_per_device
-        if batch < 1:
-            wrong = f"batch_size must be a multiple of the {chips} devices of {one.name}"
+        batch, rest = divmod(experiment.batch_size, len(one.devices))
+        if batch_per_device is not None:
+            batch = batch_per_device
+        elif rest:
+            wrong = f"batch_size must be a multiple of the {len(one.devices)} devices of {one.name}"
             raise UserError(f"{wrong}. Give --batch-per-device N.")
         first, *others = measured(one, batch)
         if search:
-
-            def memory(images: int, one: plan_lib.Target = one) -> float:
-                return measured(one, images, variants[:1])[0].get("memory_bytes", math.inf)
-
-            largest = plan_lib.largest_batch(memory, one.usable, batch)
+            largest = plan_lib.largest_batch(partial(memory, one=one), one.usable, batch)
             first = first | {"largest_batch_per_device": largest}
         rows += [first, *others]
     command = shlex.join(["resnet-jax", "plan", *words])
-    result = {"kind": "plan", "command": command, "experiment": experiment.name}
-    table = Table.from_rows("", map(_cells, rows))
-    show(as_json, result | run_dir.describe() | {"rows": rows}, table)
+    result = {"kind": "plan", "command": command, "experiment": experiment.name, "rows": rows}
+    show(as_json, run_dir.describe() | result, Table.from_rows("", map(_cells, rows)))
 
 
-def _cells(row: dict[str, Any]) -> dict[str, Any]:
+def _cells(row: plan_lib.Row) -> plan_lib.Row:
     collectives = row.get("collectives", {}).items()
     texts = (f"{k['count']} {name}, {k['bytes'] / 1e6:,.1f} MB" for name, k in collectives)
     return {

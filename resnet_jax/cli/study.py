@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -11,10 +11,10 @@ from tyro.conf import Positional
 
 from resnet_jax import distributed
 from resnet_jax.cli import options
-from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words
+from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, check_range, nearest
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
@@ -53,35 +53,36 @@ def study(
         --devices, or in several processes. 1: this process, with all devices for every run.
       devices: Devices to use, over all processes; default: all.
     """
+    check_range({"--seeds": seeds}, 1)
     if sum(word.partition("=")[0] == "--only" for word in words) > 1:
         raise UserError("--only is given more than once; give it once, with all the names")
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}; give at least 1")
-    if workers is not None and devices is not None:
-        raise UserError("--workers and --devices exclude each other; a worker has one device")
     distributed.connect(joining)
-    if distributed.several() and workers not in (None, 1):
-        raise UserError(f"--workers is {workers} in a study of several processes: leave it out")
+    in_this_process = distributed.several() or devices is not None
+    if in_this_process and workers not in (None, 1):
+        other = "--devices" if devices is not None else "several processes"
+        raise UserError(f"--workers and {other} exclude each other; a worker has one device")
     file = options.resolve(reference)
     arguments = {} if depth is None else {"depth": depth}
-    every = study_lib.load_variants(file, **arguments)
+    full = every = study_lib.load_variants(file, **arguments)
     variants = _select(every, only)
+    if depth is not None:
+        with contextlib.suppress(UserError):  # The depth may have no default.
+            full = study_lib.load_variants(file)
+    full_scale = full[min(every.index(variants[0]), len(full) - 1)]
     if data is not None:
         info = datasets.describe(data, data_dir)
         variants = [variant.on(info) for variant in variants]
     if steps is not None:
         variants = [variant.shortened(steps) for variant in variants]
-    reduced = _reduced(_select(study_lib.load_variants(file), only)[0], variants[0])
-    in_this_process = distributed.several() or devices is not None
+    reduced = _reduced(full_scale, variants[0])
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
+    scale = {"seeds": seeds, "data": data, "steps": steps, "depth": depth}
     command = ["resnet-jax", "study", reference]
-    scale = {"--seeds": seeds, "--data": data, "--steps": steps, "--depth": depth}
     for name, value in scale.items():
-        command += [] if value is None else [name, str(value)]
-    command += ["--only", *only] if only else []
-    command += ["--workdir", workdir.name]
+        command += [] if value is None else [f"--{name}", str(value)]
+    command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
     note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
@@ -114,18 +115,14 @@ def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experim
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
     """Returns the differences in scale to the study's file; empty without any."""
-    changes = [
-        f"{ours}{unit} in place of {theirs}"
-        for ours, theirs, unit in (
-            (variant.data.name, full.data.name, ""),
-            (f"{variant.steps:,}", f"{full.steps:,}", " steps"),
-            (sum(variant.model.stages), sum(full.model.stages), " blocks"),
-        )
-        if ours != theirs
-    ]
-    if not changes:
-        return ""
-    return f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
+    compared = (
+        (variant.data.name, "", full.data.name),
+        (f"{variant.steps:,}", " steps", f"{full.steps:,}"),
+        (sum(variant.model.stages), " blocks", sum(full.model.stages)),
+    )
+    changes = [f"{a}{what} in place of {b}" for a, what, b in compared if a != b]
+    text = f"At reduced scale: {', '.join(changes)}. Not comparable with the paper's numbers."
+    return text if changes else ""
 
 
 def report(
@@ -148,14 +145,12 @@ def report(
       fill: Markdown file: its blocks <!-- results FILE.json --> are filled with tables.
     """
     if fill is not None:
-        with _file_access(fill):
-            changed = report_lib.fill(fill)
-        print(f"{fill}: {changed} of its tables changed")
+        print(f"{fill}: {report_lib.fill(fill)} of its tables changed")
         return
     if not runs and not paper:
         raise UserError("report needs run directories, files of results, or --paper")
-    if output is not None and output.suffix != ".html":
-        raise UserError(f"--output is {output}; give a name that ends in .html")
+    if output is not None:
+        check_suffix("--output", output, ".html")
     # Findings are committed there too.
     committed = sorted(Path("experiments/results").glob("*.json"))
     runs = runs or tuple(filter(results_lib.is_study, committed))
@@ -164,8 +159,7 @@ def report(
         if not results:
             raise UserError(f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
         notes = {"command": "", "reduced": ""} | results_lib.notes(runs)
-        with _file_access(save):
-            results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
+        results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
     if paper:
         _compare(paper, runs, output, as_json)
         return
@@ -173,18 +167,9 @@ def report(
     _report(runs, output or folder / "report.html", as_json)
 
 
-@contextlib.contextmanager
-def _file_access(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be written or read ({error.strerror})") from error
-
-
 def _report(runs: Sequence[Path], page: Path, as_json: bool) -> None:
     variants, notes = results_lib.collect(runs), results_lib.notes(runs)
-    with _file_access(page):
-        report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
+    report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
     lines = filter(None, [notes.get("reduced"), f"report: {page}"])
     show(as_json, results_lib.table(variants), *results_lib.tables(variants), *lines)
 
@@ -195,8 +180,7 @@ def _compare(key: str, runs: Sequence[Path], page: Path | None, as_json: bool) -
     compared = [comparison.compare(entry, variants) for entry in targets]
     if page:
         notes = {"command": f"resnet-jax report --paper {key}"}
-        with _file_access(page):
-            report_lib.write(variants, page, study=notes, comparisons=compared)
+        report_lib.write(variants, page, study=notes, comparisons=compared)
     parts = [f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared)]
     if more := len(paper.entries) - len(targets):
         parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")

@@ -10,7 +10,7 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir, Fields, Processes, Reference, Words
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, check_range
 
 
 def train(
@@ -44,6 +44,8 @@ def train(
       freeze_trunk: Train only the classifier; see also --optimizer.frozen and --optimizer.rates.
       profile: Steps to trace into WORKDIR/profile.
     """
+    check_range({"--seed": seed}, 0, below=2**32)
+    check_range({"--profile": profile}, 0)
     base = options.experiment(reference)
     before, now = base.schedule, experiment.schedule
     # --steps rescales the schedule, unless the lengths of its phases are set too.
@@ -86,13 +88,12 @@ def train(
         f" (published: {entry}, {entry.paper}, {entry.table})"
         for entry in comparison.published_beside(result)
     )
-    show(
-        as_json,
-        result,
-        f"{title}: test error {result['value']:.2f} %{published} on {result['examples']} images, "
-        f"training error {result['training_error_percent']:.2f} % ({result['training_error_of']}), "
-        f"{result['seconds']:.0f} s; {workdir / 'result.json'}",
+    text = (
+        "{title}: test error {value:.2f} %{published} on {examples} images, training error "
+        "{training_error_percent:.2f} % ({training_error_of}), {seconds:.0f} s; {file}"
     )
+    more = {"title": title, "published": published, "file": workdir / "result.json"}
+    show(as_json, result, text.format(**result | more))
 
 
 def evaluate(

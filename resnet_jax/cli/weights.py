@@ -21,10 +21,8 @@ from resnet_jax.weights.loading import FILE_NAME, Row
 from resnet_jax.weights.names import CONVENTIONS
 
 Convention = Literal["torchvision", "timm", "cifar-torch"]
-_HELP = "Convention of the tensor names. " + " ".join(
-    f"{convention.name}: {convention.description}." for convention in CONVENTIONS.values()
-)
-As = tyro.conf.arg(name="as", help=_HELP)
+_HELP = " ".join(f"{one.name}: {one.description}." for one in CONVENTIONS.values())
+As = tyro.conf.arg(name="as", help=f"Convention of the tensor names. {_HELP}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +112,24 @@ def show_(source: Weights, *, as_json: AsJson = False) -> None:
 
 
 def _require_free(to: Path) -> None:
-    """Raises UserError if a file would be overwritten, or for a name of another format."""
-    if to.suffix not in ("", ".safetensors"):
-        raise UserError(f"{to} ends in {to.suffix}, but safetensors is written: use .safetensors")
-    if Workdir(to).experiment_file.exists() or to.is_file() or (to / FILE_NAME).exists():
-        raise UserError(f"{to} exists: delete it, or use another --to")
+    exists = Workdir(to).experiment_file.exists() or to.is_file() or (to / FILE_NAME).exists()
+    if exists or to.suffix not in ("", ".safetensors"):
+        problem = (
+            "exists: delete it, or"
+            if exists
+            else f"ends in {to.suffix}, but safetensors is written:"
+        )
+        raise UserError(f"{to} {problem} use another --to")
 
 
 def _show(weights: Pretrained, as_json: bool, *texts: str, **more: str) -> None:
-    card, view, rows = weights.card, weights.card.view, weights.rows
+    card, rows = weights.card, weights.rows
     network = inference.known_as(card.architecture)
     tensors = [row._asdict() for row in rows]
     data = {"network": network, "card": json.loads(card.text()), "tensors": tensors, **more}
-    mean = "an image" if isinstance(view.mean[0], tuple) else view.mean
-    images = vars(view) | {"mean": mean}
+    images = vars(card.view)
+    if isinstance(card.view.mean[0], tuple):
+        images = images | {"mean": "an image"}
     claimed = "nothing"
     if card.claimed_error is not None:
         claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"

@@ -133,7 +133,7 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
 def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     base = ["--workdir", str(tmp_path / "w"), "--data-dir", digits_dir]
     cases = [
-        ([f"{TINY}:pair", "--seeds", "0"], "--seeds is 0"),
+        ([f"{TINY}:pair", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         ([f"{TINY}:pair", "--only", "halve"], "no such variant; did you mean half"),
         ([f"{TINY}:pair", "--only", "tiny", "--only", "half"], "--only is given more than once"),
         ([f"{TINY}:pair", "--depth", "20"], "cannot be called with {'depth': 20}"),
@@ -200,7 +200,7 @@ def test_studies_of_several_processes_have_no_workers(
     command = ["study", f"{TINY}:pair", "--workdir", str(tmp_path)]
     cli.main(command)
     assert environments == [[]]
-    assert "--workers is 2 in a study of several processes" in fails(capsys, *command, "--workers", "2")
+    assert "--workers and several processes exclude each other" in fails(capsys, *command, "--workers", "2")
 
 
 @pytest.mark.slow
