@@ -68,5 +68,5 @@ def at_least(config: object, minimum: float, *names: str, below: float = math.in
             allowed = f"in [{minimum}, {below})"
             if below == math.inf:
                 allowed = f"at least {minimum}" + ", and finite" * (value > minimum)
-            field = name if part == "experiment" else f"{part}.{name}"
+            field = name if part in ("experiment", "options") else f"{part}.{name}"
             raise UserError(f"{field} must be {allowed}, got {value}.")

@@ -210,9 +210,9 @@ def draw_errors(
     if not finished:
         return Markup()
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)))
+        figure = Figure(figsize=(_WIDTH, 0.85 + 0.44 * len(finished)))
         panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
-        panel.set_ylim(len(finished) - 0.3, -0.7)
+        panel.set_ylim(len(finished) - 0.4, -0.75)
         failed = any(variant.failed for variant in finished)
         values = [value for variant in finished for value in variant.error.values]
         values += [value for errors in published.values() for value in errors]
@@ -234,15 +234,15 @@ def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[f
     values = np.array([result["value"] for result in variant.results])
     diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
     # Seeds with the same error remain separate dots.
-    heights = row + np.linspace(-0.12, 0.12, values.size) * (values.size > 1)
+    heights = row + np.linspace(-0.1, 0.1, values.size) * (values.size > 1)
     dots = {"markersize": 4.5, "clip_on": False, "in_layout": False}
     panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
     panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
     diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}
     panel.plot(published, [row] * len(published), "D", markersize=7, **diamond)
     text = {"transform": panel.get_yaxis_transform(), "va": "center"}
-    panel.text(0, row - 0.4, shortened(variant.name), **text)
-    panel.text(1, row - 0.4, str(error), ha="right", fontweight="bold", **text)
+    panel.text(0, row - 0.46, shortened(variant.name), **text)
+    panel.text(1, row - 0.46, str(error), ha="right", fontweight="bold", **text)
 
 
 def _scale(panel: Axes, errors: Sequence[float]) -> None:

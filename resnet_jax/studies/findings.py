@@ -63,7 +63,8 @@ def _read(file: Path) -> tuple[Finding, str]:
         text = json.loads(file.read_text())
         fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
         finding = Finding(tables=tuple(map(table, text["tables"])), **fields)
-        return finding, file.with_suffix(".svg").read_text()
+        figure = file.with_suffix(".svg").read_text()
+        return finding, figure[figure.index("<svg") :]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{file} is corrupt, or its figure is missing ({error!r})"
         raise UserError(f"{problem}: delete it, or repeat its command") from error

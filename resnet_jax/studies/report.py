@@ -157,19 +157,20 @@ def table(path: Path, link: str) -> str:
         raise UserError(f"there is no file {path}{nearest(str(path), names)}")
     text = results_lib.read_object(path)
     kind = text.get("kind")
-    if kind == "study":
-        rendered = results_lib.tables(results_lib.collect([path]))[0]
-        environments = results_lib.read(path)
-    elif kind == findings.KIND:
-        rendered = findings.table(text["tables"][0])
-        environments = [text | {"device": text["devices"]}]
-    else:
-        raise UserError(f"{path} holds results of kind {kind!r}; give a study or a finding")
-    where = _environment(environments)
-    commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
-    parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
-    notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
-    notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
+    try:
+        if kind == findings.KIND:
+            rendered = findings.table(text["tables"][0])
+            environments = [text | {"device": text["devices"]}]
+        else:
+            environments = results_lib.read(path)
+            rendered = results_lib.tables(results_lib.collect([path]))[0]
+        where = _environment(environments)
+        commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
+        parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
+        notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
+        notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is corrupt ({error!r}): restore it") from error
     return "\n".join([*terminal.markdown(rendered), "", "; ".join(notes)]) + "\n"
 
 

@@ -191,6 +191,7 @@ def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
     runs = []
     for workdir in map(Workdir, find(path)):
         text, result = workdir.read_experiment_file(), workdir.result()
+        _complete(text, workdir.experiment_file, "identity experiment seed")
         variant = config.group(text["identity"]), text["experiment"]["name"]
         if result is not None:
             _complete(result, workdir.path)
@@ -200,12 +201,13 @@ def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
     return runs
 
 
-def _complete(result: dict[str, Any], source: Path) -> dict[str, Any]:
-    """Returns the result. Raises UserError unless it has every field that a report reads."""
-    if missing := ", ".join(sorted(set(_READ.split()) - result.keys())):
+def _complete(text: dict[str, Any], source: Path, fields: str = _READ) -> dict[str, Any]:
+    """Returns the JSON object. Raises UserError unless it has the fields."""
+    present = text if isinstance(text, dict) else ()
+    if missing := ", ".join(sorted(set(fields.split()).difference(present))):
         remedy = "run it again with this version of resnet_jax"
-        raise UserError(f"a result in {source} lacks {missing}: {remedy}")
-    return result
+        raise UserError(f"{source} lacks {missing}: {remedy}")
+    return text
 
 
 def families(networks: Iterable[tuple[dict[str, Any], int, T]]) -> list[list[T]]:

@@ -50,20 +50,24 @@ def score(
     weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
     if isinstance(source, Path) and fine_tune.is_run(source):
         experiment, _ = Workdir(source).experiment()
-        split = split or experiment.data.test_split
+        if data in (None, experiment.data.name):
+            split = split or experiment.data.test_split
         text = experiment.evaluation.protocol
         own = protocols.parse(text) if text else Protocol()
     info, split = dataset_of(weights, data, split, data_dir)
     results = [_score(weights, info, split, one or own, batch_size) for one in requested]
     if experiment is not None:
         for result, protocol in zip(results, requested, strict=True):
+            result["step"] = int(weights.card.counters[""])
+            if info.name != experiment.data.name:
+                continue
             theirs, ours = result["protocol"], run_dir.protocol(experiment, info)
             changed = {"test_images": theirs["test_images"]}
             if protocol:
                 changed["view"] = protocol.view()
             if theirs["preprocessing"] == AVERAGED:
                 changed["preprocessing"] = AVERAGED
-            result |= {"step": int(weights.card.counters[""]), "protocol": ours | changed}
+            result["protocol"] = ours | changed
     return results
 
 

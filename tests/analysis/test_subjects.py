@@ -30,7 +30,7 @@ def test_short_names_tell_paths_apart() -> None:
 )
 def test_options_reject_numbers_out_of_range(options: Any, fields: dict[str, float]) -> None:
     ((name, value),) = fields.items()
-    with pytest.raises(UserError, match=f"options.{name} must be .* got {value}"):
+    with pytest.raises(UserError, match=f"^{name} must be .* got {value}"):
         options(sources=(), **fields)
 
 

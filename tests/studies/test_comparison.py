@@ -340,6 +340,7 @@ doubled = lambda: [one, named("one"), named("two")]
 slashed = lambda: [named("a/b")]
 hidden = lambda: [named("..")]
 long = lambda: [named("n" * 101)]
+wide = lambda: [named("層" * 40)]
 file = lambda: [named("report.html")]
 value = 3
 """
@@ -353,7 +354,7 @@ def test_studies_are_checked_when_called(tmp_path: Path) -> None:
     cases = {
         **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
         "doubled": "'one' must be the name of one directory",
-        **dict.fromkeys(("slashed", "hidden", "long", "file"), "must be the name of one directory"),
+        **dict.fromkeys(("slashed", "hidden", "long", "wide", "file"), "must be the name of one directory"),
         "value": "cannot be called with no arguments",
         "goood": "has no 'goood'; did you mean good",
     }

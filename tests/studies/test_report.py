@@ -292,8 +292,11 @@ def variant(name: str, *values: float, diverged: int | None = None) -> VariantRu
     )
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
 def texts(svg: str) -> set[str]:
-    return {element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}
+    return {element.text or "" for element in ET.fromstring(svg).iter(f"{SVG}text")}
 
 
 def dots(svg: str) -> list[tuple[float, float]]:
@@ -305,6 +308,9 @@ def test_every_seed_is_a_dot_in_the_figure_of_errors() -> None:
     svg = figures.draw_errors([variant("first", 6.0, 8.0), variant("same", 7.0, 7.0), VariantRuns("not run", [Run(0, None, Path())])], {})
     assert len(set(dots(svg))) == 4
     assert {"first", "7.00 ± 1.41", "same"} < texts(svg)
+    lines = [float(element.attrib["y"]) for element in ET.fromstring(svg).iter(f"{SVG}text") if element.text in ("first", "same")]
+    # A dot has a radius of 2.25 points, letters of 8.5 points descend by 2.
+    assert min(abs(y - line) for _, y in dots(svg) for line in lines) > 2.25 + 2 + 5
     assert not any("fail" in text for text in texts(svg))
     failing = figures.draw_errors([variant("a", 7.0), variant("b", 60.0, 100.0, diverged=1)], {})
     assert len(dots(failing)) == 2, "a diverged seed is a cross"
@@ -435,7 +441,7 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert all(text in page.words for text in ("Analyses", "A <title>", "a length (m)"))
     for file in (files[2], files[0]):
         text = file.read_text()
-        file.unlink() if file.suffix == ".svg" else file.write_text("{")
+        file.write_text("{")
         with pytest.raises(UserError, match=r"synthetic\.json is corrupt, or its figure is missing"):
             findings.read([tmp_path / "run"])
         file.write_text(text)
@@ -499,7 +505,8 @@ def test_markdown_rejects_missing_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "step.json").write_text("{}")
     with pytest.raises(UserError, match=r"there is no file .*steps.json; did you mean .*step.json"):
         report.fill(tmp_path / "readme.md")
-    for text in ('{"kind": "other"}', '{"rows": []}', '{"kind": "stu', "[]"):
+    empty = '{"kind": "study", "common": {}, "results": []}'
+    for text in ('{"kind": "other"}', '{"kind": "finding", "tables": []}', '{"kind": "finding"}', empty, '{"kind": "stu', "[]"):
         (tmp_path / "r.json").write_text(text)
         with pytest.raises(UserError, match="r.json"):
             block(tmp_path / "r.json")

@@ -147,6 +147,14 @@ def test_mean_image_of_another_size_is_averaged_over_pixels(digits_dir: str, sho
     assert ours["protocol"]["preprocessing"] == "pixel_mean"
 
 
+def test_score_of_a_run_on_other_images_has_no_training_protocol(short_run: Path, digits_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = datasets.describe("digits", digits_dir)
+    monkeypatch.setattr(datasets, "describe", lambda name, data_dir: replace(info, name=name, examples={"test": 360}))
+    result = scored(short_run, digits_dir, data="other")
+    assert (result["protocol"]["dataset"], result["step"], result["split"]) == ("other", 4, "test")
+    assert "steps" not in result["protocol"]
+
+
 def test_top5_error_of_few_classes_is_none(digits_dir: str, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     info = datasets.describe("digits", digits_dir)
     read = datasets.read

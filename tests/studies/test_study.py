@@ -245,9 +245,13 @@ def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment]
     folder = tmp_path / "second" / "seed-0"
     Workdir(folder).claim(variants[1], 0)
     (folder / "metrics.jsonl").write_text("{broken}\n")
+    (tmp_path / "blocked" / "seed-0.log").mkdir(parents=True)
+    blocked = dataclasses.replace(variants[0], name="blocked")
     watching = Watching()
-    failed = study_lib.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
-    assert list(failed) == [folder]
+    # One device: an error of this process leaves it to the other runs.
+    failed = study_lib.run([blocked, *variants[::-1]], [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}])
+    assert list(failed) == [tmp_path / "blocked" / "seed-0", folder]
+    assert failed[tmp_path / "blocked" / "seed-0"].startswith("IsADirectoryError: ")
     assert "exit code 1: " in failed[folder]
     assert "metrics.jsonl is corrupt" in failed[folder]
     assert failed[folder].endswith(f"see {tmp_path}/second/seed-0.log")

@@ -165,8 +165,11 @@ def test_collect_rejects_results_without_the_fields_of_a_report(tmp_path: Path) 
     folder = write_run(tmp_path / "run", experiment("resnet20", 20), 0)
     (folder / "result.json").write_text(json.dumps(contents))
     for path in (tmp_path / "r20.json", folder):
-        with pytest.raises(UserError, match=f"a result in {path} lacks group, versions: run it again"):
+        with pytest.raises(UserError, match=f"{path} lacks group, versions: run it again"):
             collect([path])
+    (folder / "experiment.json").write_text("[]")
+    with pytest.raises(UserError, match=r"experiment\.json lacks experiment, identity, seed"):
+        collect([folder])
 
 
 def test_table_row_matches_arithmetic_by_hand() -> None:
