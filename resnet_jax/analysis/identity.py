@@ -6,7 +6,7 @@ A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 10
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 
@@ -72,10 +73,10 @@ class Identity(NamedTuple):
             "branch over output": self.branch_change / self.output_change,
         }
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         return {name: np.nanmedian(values) for name, values in self.ratios().items()}
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {"block": range(len(self.distance)), **self.ratios()}
 
 

@@ -5,7 +5,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Row
+from resnet_jax.analysis.subjects import Columns
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
+from resnet_jax.training.run_dir import Record
 from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained
 
@@ -67,7 +68,7 @@ class Landscape(NamedTuple):
         ring = np.abs(distances - distance) <= (self.offsets[1] - self.offsets[0]) / 2
         return float(np.median(self.loss[ring]))
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         reach, center = self.offsets[-1], (len(self.offsets) // 2,) * 2
         guessing = math.log(self.num_classes)
         return {
@@ -79,7 +80,7 @@ class Landscape(NamedTuple):
             "% of the slice better than guessing": 100 * np.mean(self.loss < guessing),
         }
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> Columns:
         return {
             "direction 1": self.offsets[:, None],
             "direction 2": self.offsets,
@@ -95,7 +96,7 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
     equal numbers at equal paths.
     """
 
-    def direction(path: Any, leaf: Any) -> np.ndarray:
+    def direction(path: jax.tree_util.KeyPath, leaf: np.ndarray) -> np.ndarray:
         # The blocks of a stack have separate filters.
         stacked = int(is_stacked(path))
         if leaf.ndim - stacked <= 1:

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import exact
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.terminal import Table
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 Kind = Literal["none", "one", "several", "exchanged"]
@@ -85,7 +86,7 @@ class Errors(NamedTuple):
             groups.setdefault(lesion.number, []).append(error)
         return groups
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         one = [error for _, error in self.of("one")]
         return {
             "blocks": len(one),
@@ -96,7 +97,7 @@ class Errors(NamedTuple):
             "lesions": len(self.lesions),
         }
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {
             "lesion": [lesion.kind for lesion in self.lesions],
             "blocks": [" ".join(map(str, one.deleted or one.order)) for one in self.lesions],
@@ -189,15 +190,15 @@ def _score(network: Network, order: Array, images: Array, labels: Array) -> exac
     return exact.score_batch(*network[1:], images, labels, apply=exchanged)
 
 
-def keep_both(shortcut: Any, x: Array, branch: Array) -> Array:
+def keep_both(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, branch)
 
 
-def keep_branch(_shortcut: Any, _x: Array, branch: Array) -> Array:
+def keep_branch(_shortcut: Shortcut, _x: Array, branch: Array) -> Array:
     return branch
 
 
-def keep_input(shortcut: Any, x: Array, branch: Array) -> Array:
+def keep_input(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, jnp.zeros_like(branch))
 
 
@@ -225,7 +226,8 @@ def draw(results: Mapping[str, Errors]) -> Figure:
         subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
         exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
-            panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
+            style["linestyle"] = "none"
+            panels[2].plot(*np.transpose(exchanged), **style, alpha=0.7)
     panels[0].set_ylim(bottom=0)
     panels[0].legend()
     panels[2].invert_xaxis()

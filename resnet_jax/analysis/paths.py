@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ from matplotlib.ticker import LogFormatter
 from scipy import stats
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.studies import figures
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 # Share of the gradient that effective paths carry; the paper says "almost all".
@@ -81,7 +82,7 @@ class Paths(NamedTuple):
     def effective(self) -> slice:
         return shortest_range(self.carried, EFFECTIVE_SHARE)
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         effective = self.effective
         return {
             "blocks": self.blocks,
@@ -91,7 +92,7 @@ class Paths(NamedTuple):
             "mean length": self.blocks / 2,
         }
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> Columns:
         draws, lengths = map(np.arange, self.gradient.shape)
         return {
             "length": lengths[:, None],
@@ -153,11 +154,11 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
     return (ranks < np.arange(blocks + 1)[:, None]).astype(np.float32)
 
 
-def route_by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_branch(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(lax.stop_gradient(x), branch)
 
 
-def route_by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_shortcut(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, lax.stop_gradient(branch))
 
 

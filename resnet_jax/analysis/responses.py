@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, StochasticDepth, activations, norms
 from resnet_jax.models.orders import Norm
 from resnet_jax.models.resnet import Variables
 from resnet_jax.terminal import Table
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
@@ -71,7 +72,7 @@ class Responses(NamedTuple):
     gradient: Float[np.ndarray, "blocks"]
     """Norm of the gradient by a block's parameters, of the first batch's mean training loss."""
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         deviation = self.deviation
         return {
             "layers": len(deviation),
@@ -81,7 +82,7 @@ class Responses(NamedTuple):
             "maximum": deviation.max(),
         }
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {"layer": self.layers, "standard deviation": self.deviation}
 
 

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     folder: Path
 
 
-def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
+def load_variants(reference: str, **arguments: object) -> tuple[Experiment, ...]:
     """Calls the function of a study, FILE.py:FUNCTION, which returns experiments."""
     function = components.load(reference)
     try:
@@ -77,7 +77,7 @@ def run(
 
     Args:
       devices: number of devices of each run in this process.
-      environments: variables of the worker processes; empty: everything runs in this process.
+      environments: variables of each worker process; empty: everything runs in this process.
       on_start: is called after every check, before the first run.
 
     Returns:
@@ -186,11 +186,13 @@ def train_in_workers(
             if interruption.requested:
                 return
             try:
-                train_one(run, environment)
+                reason = train_one(run, environment)
             except Exception as error:  # The device remains for the other runs.
-                failed[run.folder] = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error}"
+            if reason:
+                failed[run.folder] = reason
 
-    def train_one(run: Run, environment: dict[str, str]) -> None:
+    def train_one(run: Run, environment: dict[str, str]) -> str:
         log = run.folder.with_name(f"{run.folder.name}.log")
         process = _start(run, environment, log, data_dir)
         processes.append(process)
@@ -199,14 +201,13 @@ def train_in_workers(
                 if line.startswith('{"call": '):
                     message = json.loads(line)
                     getattr(progress, message["call"])(*message["arguments"])
-            code = process.wait()
         if (result := Workdir(run.folder).result()) is not None:
             watcher.finished(run.variant, result)
         elif not interruption.requested:
-            last = (log.read_text(errors="replace").strip() or "no message").splitlines()[-1]
-            failed[run.folder] = f"exit code {code}: {last}; see {log}"
-            return
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2] or "no message"
+            return f"exit code {process.returncode}: {last}; see {log}"
         log.unlink()
+        return ""
 
     terminated = 0
     with (
@@ -224,8 +225,6 @@ def train_in_workers(
             for process in processes:
                 process.kill()
             raise
-    for future in trained:
-        future.result()
     if interruption.requested:
         name = signal.Signals(interruption.requested).name
         remedy = "the states are saved, the same command continues"
