@@ -1,13 +1,9 @@
 """Distances from the identity against blocks called one by one, and the command on a run."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import identity
 from resnet_jax.models import components
 from resnet_jax.weights.loading import Pretrained
@@ -58,17 +54,3 @@ def test_identity_of_plain_blocks_has_branch_as_output() -> None:
     for number, (x, _, output) in enumerate(blocks_by_hand(weights, normalized(EXAMPLES.images))[:2]):
         np.testing.assert_allclose(result.distance[number], (norm(output - x) / norm(x)).mean(), rtol=1e-3)
     assert np.isnan(result.distance[2]), "nothing resizes the input"
-
-
-def test_identity_command_writes_files_and_rejects_bad_input(
-    short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    cli.main(["analyze", "identity", str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path), "--json"])
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "identity.json").read_text())
-    assert [row["block"] for row in printed["rows"]] == [0, 1, 2]
-    assert "distance from the identity" in (tmp_path / "identity.svg").read_text()
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["analyze", "identity", str(short_run), "--change", "0", "--data-dir", digits_dir])
-    assert ended.value.code == 2
-    assert "change must be above 0, got 0" in capsys.readouterr().err

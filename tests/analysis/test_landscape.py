@@ -1,17 +1,13 @@
 """Loss slices against networks whose parameters are changed by hand, and the command on a run."""
 
-import csv
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from matplotlib.contour import ContourSet
-from resnet_jax import cli
 from resnet_jax.analysis import landscape
 from resnet_jax.analysis.landscape import Landscape
 from resnet_jax.errors import UserError
@@ -129,17 +125,3 @@ def test_landscape_rejects_bad_input() -> None:
     for options in cases:
         with pytest.raises(UserError, match="points must be odd and at least 3, reach finite and above 0"):
             landscape.measure(weights_of(SMALL), EXAMPLES, **options)
-
-
-def test_landscape_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    options = ["--points", "3", "--reach", "0.5", "--images", "40", "--data-dir", digits_dir, "--to", str(tmp_path)]
-    cli.main(["analyze", "landscape", str(short_run), *options])
-    assert "loss around the network" in capsys.readouterr().out
-    result = json.loads((tmp_path / "landscape.json").read_text())
-    with (tmp_path / "landscape.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result["rows"]]
-    center = result["rows"][4]
-    assert result["tables"][0]["rows"][0][1:4] == [40, center["error percent"], center["loss"]]
-    assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
-    assert "direction 2" in (tmp_path / "landscape.svg").read_text()

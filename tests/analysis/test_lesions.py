@@ -1,17 +1,13 @@
 """Lesions against networks whose blocks are called one by one, and the command on a run."""
 
-import csv
 import functools
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import lesions, subjects
 from resnet_jax.analysis.lesions import Lesion
 from resnet_jax.errors import UserError
@@ -124,15 +120,3 @@ def test_lesions_reject_blocks_that_do_not_exist_or_differ() -> None:
     for lesion in (Lesion("one", (3,)), Lesion("exchanged", order=(0, 2, 1))):
         with pytest.raises(UserError, match="does not fit"):
             lesions.measure(residual(), EXAMPLES, [lesion])
-
-
-def test_lesions_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli.main(["analyze", "lesions", str(short_run), "--images", "60", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
-    assert "2 deleted" in capsys.readouterr().out
-    result = json.loads((tmp_path / "lesions.json").read_text())
-    with (tmp_path / "lesions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["lesion"] for row in rows[:4]] == ["none", "one", "one", "one"]
-    assert [float(row["error percent"]) for row in rows] == [row["error percent"] for row in result["rows"]]
-    assert (tmp_path / "lesions.png").read_bytes().startswith(b"\x89PNG")
-    assert "error (%)" in (tmp_path / "lesions.svg").read_text()

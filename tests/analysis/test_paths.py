@@ -1,13 +1,10 @@
 """Gradients of single paths against the chain rule, the number of paths, and the command on a run."""
 
-import csv
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import paths, subjects
 from resnet_jax.analysis.paths import Paths
 from resnet_jax.errors import UserError
@@ -168,22 +164,3 @@ def test_paths_reject_networks_without_paths_or_gradient() -> None:
     ):
         with pytest.raises(UserError, match=message):
             paths.measure(weights, EXAMPLES, draws=1)
-
-
-@pytest.mark.slow
-def test_paths_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli.main(["analyze", "paths", str(short_run), "--images", "20", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "effective paths" in printed
-    result = json.loads((tmp_path / "paths.json").read_text())
-    assert "20 images" in result["caption"]
-    with (tmp_path / "paths.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(int(row["length"]), int(row["draw"])) for row in rows] == list(itertools.product(range(4), range(2)))
-    assert [float(row["gradient of one path"]) for row in rows] == [row["gradient of one path"] for row in result["rows"]]
-    by_length = {row["length"]: row["share of the gradient"] for row in result["rows"]}
-    assert sum(by_length.values()) == pytest.approx(1)
-    shortest, longest = map(int, result["tables"][0]["rows"][0][3].split(" to "))
-    assert sum(by_length[length] for length in range(shortest, longest + 1)) >= 0.95
-    assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
-    assert "share of the gradient (%)" in (tmp_path / "paths.svg").read_text()

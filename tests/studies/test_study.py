@@ -105,6 +105,61 @@ def test_invalid_variants_stop_the_study_before_the_first_run(variants: list[Exp
     assert not (tmp_path / "w" / "first").exists()
 
 
+STUDIES = """
+import dataclasses
+from resnet_jax.models import cifar_architecture
+from resnet_jax.training.config import Data, Experiment
+
+one = Experiment(name="one", model=cifar_architecture(20), data=Data(name="cifar10"))
+
+
+def named(name):
+    return dataclasses.replace(one, name=name)
+
+
+def good(depth=20):
+    return [dataclasses.replace(one, model=cifar_architecture(depth)), named("two")]
+
+
+def broken(depth):
+    return int(None)
+
+
+empty = lambda: []
+single = lambda: one
+mixed = lambda: [one, "two"]
+by_name = lambda: {"one": one}
+doubled = lambda: [one, named("one"), named("two")]
+slashed = lambda: [named("a/b")]
+hidden = lambda: [named("..")]
+long = lambda: [named("n" * 101)]
+wide = lambda: [named("層" * 40)]
+file = lambda: [named("report.html")]
+value = 3
+"""
+
+
+def test_studies_are_checked_when_called(tmp_path: Path) -> None:
+    (tmp_path / "studies.py").write_text(STUDIES)
+    study = f"{tmp_path}/studies.py"
+    assert [each.name for each in study_lib.load_variants(f"{study}:good")] == ["one", "two"]
+    assert [sum(each.model.stages) for each in study_lib.load_variants(f"{study}:good", depth=56)] == [27, 9]
+    cases = {
+        **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
+        "doubled": "'one' must be the name of one directory",
+        **dict.fromkeys(("slashed", "hidden", "long", "wide", "file"), "must be the name of one directory"),
+        "value": "cannot be called with no arguments",
+        "goood": "has no 'goood'; did you mean good",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(UserError, match=f"studies.py.*{reason}"):
+            study_lib.load_variants(f"{study}:{name}")
+    with pytest.raises(UserError, match="studies.py:empty cannot be called with {'depth': 20}"):
+        study_lib.load_variants(f"{study}:empty", depth=20)
+    with pytest.raises(TypeError):  # A mistake inside of a study keeps its traceback.
+        study_lib.load_variants(f"{study}:broken", depth=20)
+
+
 @pytest.mark.slow
 def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
     """The same command with more seeds resumes and extends the table."""

@@ -8,7 +8,8 @@ from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.training import run_dir
 from resnet_jax.training.config import Data, Evaluation, Experiment, Optimizer, Start
-from synthetic_runs import INFO
+
+from studies.synthetic_runs import INFO
 
 
 def protocol(norm: Any = BatchNorm, **fields: Any) -> dict[str, Any]:

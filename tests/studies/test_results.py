@@ -1,9 +1,8 @@
-"""Statistics of variants against arithmetic by hand, and grouping of runs."""
+"""Statistics of variants against arithmetic by hand and SciPy, grouping of runs, committed results."""
 
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,8 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.studies import results
 from resnet_jax.studies.results import Difference, Run, VariantRuns, collect, difference, find, spread
+from scipy import stats
 from synthetic_runs import experiment, result, write_run
-
-# Student's t, two-sided 95 %, from a printed table, by degrees of freedom.
-T95 = {1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764}
 
 
 def runs_of(name: str, values: Mapping[int, float | None], **fields: Any) -> VariantRuns:
@@ -66,27 +63,20 @@ def test_failed_means_a_median_above_20() -> None:
         assert runs_of("a", dict(enumerate(values))).failed is failed, values
 
 
-def test_difference_has_students_t_interval() -> None:
-    pairs = [
-        ((7.0, 8.0), (8.0, 8.5)),
-        ((6.5, 7.0, 6.25, 7.5), (6.75, 7.0, 7.25, 7.0)),
-        ((6.43, 6.61, 6.7, 6.5, 6.8), (6.97, 7.1, 6.9, 7.3, 7.0)),
-    ]
-    for ours, theirs in pairs:
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        mean = sum(differences) / len(differences)
-        half = T95[len(ours) - 1] * statistics.stdev(differences) / math.sqrt(len(ours))
-        paired = difference(runs_of("ours", dict(enumerate(ours))), runs_of("theirs", dict(enumerate(theirs))))
-        assert (paired.baseline, paired.seeds) == ("theirs", len(ours))
-        assert (paired.mean, paired.low, paired.high) == pytest.approx((mean, mean - half, mean + half), rel=1e-4, abs=1e-4)
-        assert paired.distinguishable == (abs(mean) > half)
-
-
-def test_difference_pairs_common_seeds() -> None:
-    """Seeds 1 and 3 are common: 5 - 7 and 6 - 4. Deviation sqrt(8); 12.7062 x sqrt(8) / sqrt(2) = 25.4124."""
+def test_difference_has_students_t_interval_over_common_seeds() -> None:
+    """Seeds 1 and 3 are common: 5 - 7 and 6 - 4. Deviation sqrt(8); from a printed table 12.7062 x sqrt(8) / sqrt(2) = 25.4124."""
     paired = difference(runs_of("a", {3: 6.0, 1: 5.0, 9: 100.0, 4: None}), runs_of("b", {0: 50.0, 1: 7.0, 4: 8.0, 3: 4.0}))
     assert (paired.seeds, paired.mean) == (2, 0)
     assert (paired.low, paired.high) == pytest.approx((-25.4124, 25.4124), abs=1e-3)
+    for ours, theirs in (
+        ((7.0, 8.0), (8.0, 8.5)),
+        ((6.5, 7.0, 6.25, 7.5), (6.75, 7.0, 7.25, 7.0)),
+        ((6.43, 6.61, 6.7, 6.5, 6.8), (6.97, 7.1, 6.9, 7.3, 7.0)),
+    ):
+        test: Any = stats.ttest_rel(ours, theirs)
+        paired = difference(runs_of("ours", dict(enumerate(ours))), runs_of("theirs", dict(enumerate(theirs))))
+        assert (paired.baseline, paired.seeds, paired.distinguishable) == ("theirs", len(ours), test.pvalue < 0.05)
+        assert (paired.low, paired.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
 
 
 def test_difference_states_interval_or_its_absence() -> None:
@@ -148,28 +138,25 @@ def test_collect_counts_a_run_once_with_its_result(tmp_path: Path) -> None:
     assert open_.results == []
 
 
-def test_collect_rejects_paths_without_runs(tmp_path: Path) -> None:
-    good = write_run(tmp_path / "good", experiment("resnet20", 20), 0, 8.0)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "foreign.json").write_text("{}")
-    for name in ("missing", "empty", "foreign.json"):
-        with pytest.raises(UserError, match=name):
-            collect([good, tmp_path / name])
-
-
-def test_collect_rejects_results_without_the_fields_of_a_report(tmp_path: Path) -> None:
-    """Results of other versions."""
+def test_collect_rejects_paths_without_runs_and_incomplete_results(tmp_path: Path) -> None:
     contents = result(experiment("resnet20", 20), 0, 8.0)
     del contents["group"], contents["versions"]
     results.write(tmp_path / "r20.json", [contents], command="x")
     folder = write_run(tmp_path / "run", experiment("resnet20", 20), 0)
     (folder / "result.json").write_text(json.dumps(contents))
-    for path in (tmp_path / "r20.json", folder):
-        with pytest.raises(UserError, match=f"{path} lacks group, versions: run it again"):
-            collect([path])
-    (folder / "experiment.json").write_text("[]")
-    with pytest.raises(UserError, match=r"experiment\.json lacks experiment, identity, seed"):
-        collect([folder])
+    write_run(tmp_path / "other", experiment("resnet20", 20), 0)
+    (tmp_path / "other" / "experiment.json").write_text("[]")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign.json").write_text("{}")
+    cases = {
+        **dict.fromkeys(("r20.json", "run"), "lacks group, versions: run it again"),
+        "other": "/experiment.json lacks experiment, identity, seed",
+        **dict.fromkeys(("missing", "empty"), ": 'resnet-jax train' writes run directories"),
+        "foreign.json": "holds no results of runs",
+    }
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=f"{tmp_path / name}.*{message}"):
+            collect([tmp_path / name])
 
 
 def test_table_row_matches_arithmetic_by_hand() -> None:
@@ -201,4 +188,54 @@ def test_table_is_json_without_nan() -> None:
     assert (second["seeds"], second["diverged"], second["failed"], second["seconds"]) == (2, 2, True, None)
     assert (second["difference"]["mean"], second["difference"]["low"]) == (92.0, None)
     assert (third["difference"]["seeds"], third["difference"]["mean"]) == (0, None)
-    assert results.table([runs_of("not run", {0: None})]) == []
+    assert results.table(variants[:1]) == []
+
+
+def some() -> list[dict[str, Any]]:
+    """Two variants, two seeds; a number without a short decimal, and a diverged run."""
+    first, second = experiment("resnet20", 20), experiment("plain20", 20, plain=True)
+    return [
+        result(first, 0, 0.1 + 0.2),
+        result(first, 1, 26 / 3, selected_on_validation=7.5),
+        result(second, 0, 9.25),
+        result(second, 1, 100.0, diverged_at_step=17),
+    ]
+
+
+def test_committed_results_round_trip_exactly(tmp_path: Path) -> None:
+    """A diff of two commits shows the runs that changed: one result per line, shared fields once."""
+    file = tmp_path / "new" / "r.json"
+    for contents in (some()[:1], [some()[0]] * 2, [{"seed": 0, "value": 1.5}, {"seed": 1, "value": None}], some()):
+        results.write(file, contents, command='resnet-jax study "a b.py:c"', reduced="4 steps.")
+        assert results.read(file) == contents
+    assert [path.name for path in file.parent.iterdir()] == ["r.json"], "no temporary file remains"
+    text, written = file.read_text(), json.loads(file.read_text())
+    assert (written["kind"], written["command"], written["reduced"]) == ("study", 'resnet-jax study "a b.py:c"', "4 steps.")
+    assert written["common"].keys() >= {"metric", "split", "examples", "versions", "device", "commit", "steps", "protocol"}
+    assert text.count("NVIDIA H100 80GB HBM3") == 1
+    assert [json.loads(line.strip(" ,")) for line in text.splitlines() if line.strip().startswith('{"')] == written["results"]
+
+
+def test_read_rejects_corrupt_and_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    texts = [b'{"kind": "study", "common": {}, "results": [\n  {"seed": 0},', b"[1, 2]", b"3", b"{}", b"\x80\xff", b""]
+    texts += [b'{"kind": "study", "common": {}}', b'{"kind": "study", "common": {}, "results": [1, 2]}', b"{"]
+    for text in texts:
+        path.write_bytes(text)
+        for file in (path, tmp_path / "missing.json"):
+            with pytest.raises(UserError, match=f"{file}"):
+                results.read(file)
+    for read in (results.is_study, lambda path: results.notes([path])):
+        with pytest.raises(UserError, match=f"{path} is corrupt"):
+            read(path)
+
+
+def test_notes_merge_several_studies(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    for command, reduced in (("first", "Small."), ("again", ""), ("again", "")):
+        results.remember_study(folder, command=command, variants=["a", "b"], reduced=reduced)
+    results.write(tmp_path / "two.json", some(), command="second", reduced="4 steps.")
+    results.remember_study(tmp_path / "three", command="third", variants=["b", "c"], reduced="")
+    notes = results.notes([tmp_path / "three", folder, tmp_path / "two.json", tmp_path / "missing"])
+    assert notes == {"command": "third; first; again; second", "variants": ["b", "c", "a"], "reduced": "Small.; 4 steps."}
+    assert results.notes([tmp_path / "missing"]) == {}
