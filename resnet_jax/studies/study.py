@@ -288,8 +288,9 @@ class StudyTable:
         self._current: list[_Running] = []
         self._began: float | None = None  # Of the first run of this session.
         self._done_before = 0.0
-        options: Any = {"console": console, "refresh_per_second": 2, "transient": True}
-        self._live = Live(get_renderable=self.render, **options)
+        self._live = Live(
+            get_renderable=self.render, console=console, refresh_per_second=2, transient=True
+        )
 
     def __enter__(self) -> "StudyTable":
         if self._console.is_terminal and distributed.is_first():
