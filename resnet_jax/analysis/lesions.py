@@ -108,14 +108,9 @@ class Errors(NamedTuple):
 
 
 def run(options: Options) -> subjects.Outcome:
-    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Errors:
-        numbers = options.deleted, options.exchanged, options.draws, options.seed
-        lesions = plan(weights.build().exchangeable(), *numbers)
-        return Errors(lesions, measure(weights, examples, lesions, batch_size=batch_size))
-
     return subjects.analyze(
         options,
-        measure_network,
+        measure_planned,
         draw,
         tabulate_numbers,
         name="lesions",
@@ -127,26 +122,26 @@ def run(options: Options) -> subjects.Outcome:
     )
 
 
-def plan(
-    exchangeable: Sequence[range],
-    most_deleted: int = 20,
-    most_exchanged: int = 20,
-    draws: int = 10,
-    seed: int = 0,
-) -> list[Lesion]:
+def measure_planned(weights: Pretrained, examples: Examples, options: Options) -> Errors:
+    lesions = plan(weights.build().exchangeable(), options)
+    errors = measure(weights, examples, lesions, batch_size=options.batch_size)
+    return Errors(lesions, errors)
+
+
+def plan(exchangeable: Sequence[range], options: Options = Options()) -> list[Lesion]:
     """Returns none, each block, 1, 2, ... blocks (Figure 5a) and 1, 2, ... exchanges (Figure 5b).
 
     At least one block is left. See ``ResNet.exchangeable``.
     """
-    blocks, rng = exchangeable[-1].stop, np.random.default_rng(seed)
+    blocks, rng = exchangeable[-1].stop, np.random.default_rng(options.seed)
     lesions = [Lesion("none"), *(Lesion("one", (block,)) for block in range(blocks))]
-    for count in range(1, min(most_deleted, blocks - 1) + 1):
-        for _ in range(draws):
+    for count in range(1, min(options.deleted, blocks - 1) + 1):
+        for _ in range(options.draws):
             deleted = sorted(rng.choice(blocks, count, replace=False).tolist())
             lesions.append(Lesion("several", tuple(deleted)))
     pairs = [(i, j) for group in exchangeable for i in group for j in group if i < j]
-    for count in range(1, most_exchanged + 1 if pairs else 1):
-        for _ in range(draws):
+    for count in range(1, options.exchanged + 1 if pairs else 1):
+        for _ in range(options.draws):
             order = list(range(blocks))
             for number in rng.integers(len(pairs), size=count):
                 i, j = pairs[number]

@@ -1,6 +1,5 @@
 """Paths through residual networks: Veit et al. 2016 (arXiv 1605.06431), Section 4.3."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,7 +43,7 @@ class Options(subjects.Options):
 def run(options: Options) -> subjects.Outcome:
     return subjects.analyze(
         options,
-        functools.partial(measure, draws=options.draws, seed=options.seed),
+        measure,
         draw,
         name="paths",
         title="Paths",
@@ -115,14 +114,7 @@ def shortest_range(shares: Float[np.ndarray, "lengths"], least: float) -> slice:
     return slice(len(shares))
 
 
-def measure(
-    weights: Pretrained,
-    examples: Examples,
-    *,
-    draws: int = 10,
-    batch_size: int = 200,
-    seed: int = 0,
-) -> Paths:
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Paths:
     """Samples the gradients of paths of every length, by the normalized image.
 
     The forward pass is that of the network, in inference mode. In the backward pass k random blocks
@@ -134,13 +126,13 @@ def measure(
         raise UserError(f"{source} is a plain network, which has a single path.")
     shortcut = weights.architecture.shortcut
     switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
-    paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
-    batches = subjects.batches(examples, batch_size)
+    paths = list(draw_paths(blocks, options.draws, options.seed).reshape(-1, blocks))
+    batches = subjects.batches(examples, options.batch_size)
     means = [
         subjects.mean(_norms(switched(path), *batch) for batch in batches)
         for path in subjects.track(paths, source)
     ]
-    gradient = np.reshape(means, (draws, blocks + 1))
+    gradient = np.reshape(means, (options.draws, blocks + 1))
     if not 0 < gradient.sum() < np.inf:
         problem = "carry are all 0, or some are non-finite. The network may have diverged."
         raise UserError(f"the gradients that paths through {source} {problem}")

@@ -38,14 +38,9 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Responses:
-        if options.steps:
-            weights = with_batch_statistics(weights, examples)
-        return measure(weights, examples, batch_size=batch_size)
-
     return subjects.analyze(
         options,
-        measure_network,
+        measure,
         draw,
         tabulate_blocks,
         name="responses",
@@ -102,15 +97,17 @@ def _statistics(network: Network, images: Array) -> Variables:
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
-def measure(weights: Pretrained, examples: Examples, *, batch_size: int = 200) -> Responses:
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Responses:
     """Measures "the outputs of each 3x3 layer, after BN and before other nonlinearity".
 
     Without a normalization the output of the convolution counts.
     """
+    if options.steps:
+        weights = with_batch_statistics(weights, examples)
     names, network = layers(weights), subjects.network(weights, EXECUTION)
     if not names:
         raise UserError(f"{weights.card.source} has no 3x3 convolution.")
-    batches = subjects.batches(examples, batch_size)
+    batches = subjects.batches(examples, options.batch_size)
     mean, square, ratio, cosine = subjects.mean(
         _responses(network, images, names=names) for images, _ in batches
     )

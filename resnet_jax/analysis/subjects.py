@@ -73,7 +73,7 @@ class Output:
 class Options(Output):
     """Options of analyses on images."""
 
-    sources: Positional[tuple[Path, ...]]
+    sources: Positional[tuple[Path, ...]] = ()
     """Run directories, or weights written by 'resnet-jax weights import'."""
     images: int = 1000
     data: str | None = None
@@ -88,9 +88,12 @@ class Options(Output):
         at_least(self, 1, "images", "batch_size")
 
 
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
 def analyze(
-    options: Options,
-    measure: Callable[..., R],
+    options: OptionsT,
+    measure: Callable[[Pretrained, Examples, OptionsT], R],
     draw: Callable[[dict[str, R]], Figure],
     details: Callable[[str, R], Table] | None = None,
     *,
@@ -104,7 +107,6 @@ def analyze(
     """Measures every network, at every step if there are ``steps``.
 
     Args:
-      measure: also receives the batch size.
       details: returns a further table of a network.
       heading: heading of the first table.
       after: source of the figure.
@@ -117,7 +119,7 @@ def analyze(
     results, summaries, rows = {}, [], []
     for network, (weights, examples) in networks.items():
         start = time.perf_counter()
-        result = results[network] = measure(weights, examples, batch_size=options.batch_size)
+        result = results[network] = measure(weights, examples, options)
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
         head = {"network": network, "images": len(examples)}
         summaries.append(head | result.summary() | seconds)

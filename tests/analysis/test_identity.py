@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from resnet_jax.analysis import identity
+from resnet_jax.analysis.identity import Options
 from resnet_jax.models import components
 from resnet_jax.weights.loading import Pretrained
 from small_network import EXAMPLES, SMALL, SMALL_PLAIN, blocks_of, normalized, weights_of
@@ -31,7 +32,7 @@ def test_identity_equals_blocks_called_one_by_one() -> None:
     images = normalized(EXAMPLES.images)
     noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 0), images.shape))
     noise = noise * (0.1 * norm(images.reshape(5, -1)) / norm(noise.reshape(5, -1))).reshape(5, 1, 1, 1)
-    result = identity.measure(weights, EXAMPLES, change=0.1, seed=3)
+    result = identity.measure(weights, EXAMPLES, Options(change=10.0, seed=3))
     for number, (clean, noisy) in enumerate(zip(blocks_by_hand(weights, images), blocks_by_hand(weights, images + noise), strict=True)):
         (x, branch, output), (_, noisy_branch, noisy_output) = clean, noisy
         shortcut = x if number < 2 else output - branch
@@ -43,7 +44,7 @@ def test_identity_equals_blocks_called_one_by_one() -> None:
         }
         for name, values in expected.items():
             np.testing.assert_allclose(getattr(result, name)[number], values.mean(), rtol=2e-3, err_msg=f"{name} of block {number}")
-    np.testing.assert_allclose(identity.measure(weights, EXAMPLES, batch_size=2).distance, result.distance, rtol=1e-4)
+    np.testing.assert_allclose(identity.measure(weights, EXAMPLES, Options(batch_size=2)).distance, result.distance, rtol=1e-4)
 
 
 def test_identity_of_plain_blocks_has_branch_as_output() -> None:

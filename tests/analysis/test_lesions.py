@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from resnet_jax.analysis import lesions, subjects
-from resnet_jax.analysis.lesions import Lesion
+from resnet_jax.analysis.lesions import Lesion, Options
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.shortcuts import ZeroPad
@@ -82,7 +82,7 @@ def test_intact_network_is_bit_identical() -> None:
 
 
 def test_lesions_share_one_program() -> None:
-    planned = lesions.plan([range(2), range(2, 3)], draws=2)
+    planned = lesions.plan([range(2), range(2, 3)], Options(draws=2))
     lesions.measure(residual(), MANY, planned[:1], batch_size=35)
     with compilations() as compiled:
         lesions.measure(residual(), MANY, planned, batch_size=35)
@@ -92,7 +92,7 @@ def test_lesions_share_one_program() -> None:
 
 def test_plan_covers_every_block_and_number() -> None:
     groups = [range(4), range(4, 5), range(5, 8)]
-    planned = lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
+    planned = lesions.plan(groups, Options(deleted=5, exchanged=3, draws=4, seed=1))
     assert planned[0] == Lesion("none")
     assert [lesion.deleted for lesion in planned if lesion.kind == "one"] == [(block,) for block in range(8)]
     several = [lesion.deleted for lesion in planned if lesion.kind == "several"]
@@ -102,8 +102,8 @@ def test_plan_covers_every_block_and_number() -> None:
     one = [lesion for lesion in planned if lesion.pairs == 1]
     assert len(one) == 4
     assert all(sum(block != position for position, block in enumerate(lesion.order)) == 2 for lesion in one)
-    assert planned == lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
-    assert planned != lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=2)
+    assert planned == lesions.plan(groups, Options(deleted=5, exchanged=3, draws=4, seed=1))
+    assert planned != lesions.plan(groups, Options(deleted=5, exchanged=3, draws=4, seed=2))
     unequal = lesions.plan([range(1), range(1, 2), range(2, 3)])
     assert max(len(lesion.deleted) for lesion in unequal) == 2
     assert not any(lesion.order for lesion in unequal)

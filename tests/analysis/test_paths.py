@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from resnet_jax.analysis import paths, subjects
-from resnet_jax.analysis.paths import Paths
+from resnet_jax.analysis.paths import Options, Paths
 from resnet_jax.errors import UserError
 from resnet_jax.models import component
 from resnet_jax.models.execution import quick_to_compile
@@ -88,7 +88,7 @@ def test_path_gradient_equals_the_chain_rule() -> None:
     norm = norms_by_hand(weights)
     expected = [[norm(switches) for switches in draw] for draw in paths.draw_paths(3, 2, seed=3)]
     # Of 5 images the last batch holds one.
-    result = paths.measure(weights, EXAMPLES, draws=2, batch_size=2, seed=3)
+    result = paths.measure(weights, EXAMPLES, Options(draws=2, batch_size=2, seed=3))
     np.testing.assert_allclose(result.gradient, expected, rtol=2e-5)
     total = np.mean(expected, 0) * [1, 3, 3, 1]
     np.testing.assert_allclose(result.carried, total / total.sum(), rtol=2e-5)
@@ -102,7 +102,7 @@ def with_scaled_classifier(factor: float) -> Pretrained:
 
 
 def test_norms_do_not_underflow() -> None:
-    tiny, moderate = (paths.measure(with_scaled_classifier(factor), EXAMPLES, draws=1).gradient for factor in (1e-25, 1e-3))
+    tiny, moderate = (paths.measure(with_scaled_classifier(factor), EXAMPLES, Options(draws=1)).gradient for factor in (1e-25, 1e-3))
     assert tiny.max() < 1e-22
     # The loss is linear in logits this small.
     np.testing.assert_allclose(tiny, moderate * 1e-22, rtol=0.02)
@@ -150,9 +150,9 @@ def test_effective_paths_are_the_shortest_range_with_enough_gradient() -> None:
 
 def test_draws_share_one_program() -> None:
     weights = weights_of(SMALL)
-    paths.measure(weights, MANY, draws=1, batch_size=35)
+    paths.measure(weights, MANY, Options(draws=1, batch_size=35))
     with compilations() as compiled:
-        paths.measure(weights, MANY, draws=5, batch_size=35, seed=1)
+        paths.measure(weights, MANY, Options(draws=5, batch_size=35, seed=1))
     assert compiled == []
 
 
@@ -163,4 +163,4 @@ def test_paths_reject_networks_without_paths_or_gradient() -> None:
         (with_scaled_classifier(np.nan), "carry are all 0, or some are non-finite"),
     ):
         with pytest.raises(UserError, match=message):
-            paths.measure(weights, EXAMPLES, draws=1)
+            paths.measure(weights, EXAMPLES, Options(draws=1))

@@ -35,7 +35,7 @@ def layers_and_blocks(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, .
 
 def test_responses_equal_blocks_called_one_by_one() -> None:
     weights = weights_of(SMALL)
-    result = responses.measure(weights, EXAMPLES, batch_size=2)
+    result = responses.measure(weights, EXAMPLES, responses.Options(batch_size=2))
     layers, blocks = layers_and_blocks(weights)
     assert len(result.layers) == len(layers) == 7
     np.testing.assert_allclose(result.deviation, [layer.std() for layer in layers], rtol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from resnet_jax import cli
-from resnet_jax.analysis import depth, lesions, paths, subjects
+from resnet_jax.analysis import depth, identity, landscape, lesions, paths, subjects
 from resnet_jax.analysis.subjects import Options
 from resnet_jax.errors import UserError
 
@@ -52,6 +52,11 @@ def test_options_reject_numbers_out_of_range() -> None:
         (lesions.Options, "images", 0),
         (paths.Options, "draws", 0),
         (paths.Options, "batch_size", 0),
+        (identity.Options, "change", 0.0),
+        (landscape.Options, "points", 4),
+        (landscape.Options, "points", 1),
+        (landscape.Options, "reach", 0.0),
+        (landscape.Options, "reach", math.nan),
         (depth.Options, "threshold", 100.0),
         (depth.Options, "threshold", math.nan),
     ]
@@ -66,7 +71,7 @@ def test_commands_reject_bad_input(short_run: Path, digits_dir: str, cifar10: ob
         ("responses", "--split", "nowhere"): "no split 'nowhere'",
         ("responses", "--data", "nothing"): "nothing",
         ("responses", "--steps", "3"): "0, 2, 4",
-        ("identity", "--change", "0"): "change must be above 0, got 0",
+        ("identity", "--change", "0"): "change must be at least 0.001, got 0",
     }
     for (name, *options), message in cases.items():
         with pytest.raises(SystemExit) as ended:
