@@ -23,11 +23,10 @@ from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison, Mismatch
 from resnet_jax.studies.figures import Curve
 from resnet_jax.studies.findings import Finding
-from resnet_jax.studies.ledger import Entry
 from resnet_jax.studies.results import Run, VariantRuns, collect
 from resnet_jax.terminal import Table
 from rich.console import Console
-from synthetic_runs import experiment, records, result, write_run
+from synthetic_runs import entry, experiment, records, result, write_run
 
 STUDY = {
     "command": "resnet-jax study experiments/he2015_cifar10.py:figure6 --seeds 2 --workdir figure6",
@@ -75,22 +74,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def variants(runs: Path) -> list[VariantRuns]:
     order = ["plain-20", "resnet-20", "plain-56"]
     return sorted(collect([runs]), key=lambda variant: order.index(variant.name))
-
-
-def entry(**fields: Any) -> Entry:
-    base: dict[str, Any] = {
-        "paper": "synthetic",
-        "table": "Table 6",
-        "row": "ResNet-20",
-        "metric": "top1_error",
-        "value": 8.75,
-        "statistic": "single",
-        "mark": "V:S1",
-        "protocol": {"dataset": "cifar10"},
-        "network": {"name": "cifar_resnet20"},
-        "study": "experiments/he2015_cifar10.py:table6",
-    }
-    return Entry(**(base | fields))
 
 
 # Errors by hand. 12.5, 13.5: mean 13, deviation sqrt(2 x 0.25). Paired -3.0, -3.4: mean -3.2, t(0.975, 1) = 12.7062, ± 12.7062 x 0.2.

@@ -34,17 +34,13 @@ def runs_of(name: str, values: Mapping[int, float | None], **fields: Any) -> Var
 def test_spread_matches_arithmetic_by_hand() -> None:
     """(1, 2, 3, 6): mean 3, squares 4 + 1 + 0 + 9 = 14, deviation sqrt(14 / 3), median 2.5."""
     numbers = spread((6.0, 1.0, 3.0, 2.0))
-    assert (numbers.mean, numbers.median, numbers.best) == (3, 2.5, 1)
+    assert (numbers.mean, numbers.median, numbers.best, str(numbers)) == (3, 2.5, 1, "3.00 ± 2.16")
     assert numbers.deviation == pytest.approx(2.160246899)
-    assert str(numbers) == "3.00 ± 2.16"
     one, none = spread((8.75,)), spread(())
     assert (one.mean, one.median, one.best, str(one)) == (8.75, 8.75, 8.75, "8.75")
-    assert all(map(math.isnan, (one.deviation, none.mean, none.deviation, none.median, none.best)))
-
-
-def test_results_are_sorted_by_seed_without_unfinished_runs() -> None:
+    assert all(map(math.isnan, (one.deviation, *none[:4])))
     variant = runs_of("a", {2: 9.0, 0: 7.0, 3: None, 1: 8.0})
-    assert variant.error.values == (7.0, 8.0, 9.0)
+    assert variant.error.values == (7.0, 8.0, 9.0), "by seed"
     variant.results[1]["selected_on_validation"] = 7.5
     assert variant.spread("selected_on_validation").values == (7.5,)
 
@@ -96,46 +92,39 @@ def test_difference_states_interval_or_its_absence() -> None:
 
 
 def test_find_returns_runs_in_the_order_of_the_study(tmp_path: Path) -> None:
-    variants = {"b": experiment("b", 20), "a": experiment("a", 32), "c": experiment("c", 44), "z": experiment("z", 56)}
     folders = {}
     for begun, (name, seed) in enumerate([("z", 0), ("c", 1), ("a", 1), ("b", 0), ("a", 0), ("c", 0)]):
-        folders[name, seed] = write_run(tmp_path / name / f"seed-{seed}", variants[name], seed, 8.0)
+        recipe = experiment(name, {"b": 20, "a": 32, "c": 44, "z": 56}[name])
+        folders[name, seed] = write_run(tmp_path / name / f"seed-{seed}", recipe, seed, 8.0)
         os.utime(folders[name, seed] / "experiment.json", ns=(10**18, 10**18 + begun * 10**9))
     results.remember_study(tmp_path, command="x", variants=["c", "a", "b"], reduced="")
-    assert find(tmp_path) == [folders[each] for each in [("c", 1), ("c", 0), ("a", 1), ("a", 0), ("b", 0), ("z", 0)]]
+    assert find(tmp_path) == [folders[run] for run in [("c", 1), ("c", 0), ("a", 1), ("a", 0), ("b", 0), ("z", 0)]]
     assert find(folders["z", 0]) == [folders["z", 0]]
     (tmp_path / "study.json").unlink()
-    assert [each.name for each in collect([tmp_path])] == ["z", "c", "a", "b"], "by creation without a study"
+    assert [variant.name for variant in collect([tmp_path])] == ["z", "c", "a", "b"], "by creation without a study"
 
 
 def test_collect_groups_runs_that_differ_in_their_seed_alone(tmp_path: Path) -> None:
-    for seed, value in ((1, 8.5), (0, 9.0), (2, None)):
-        write_run(tmp_path / f"run-{seed}", experiment("resnet20", 20), seed, value)
-    # Equal apart from the name, as by scan and by loop; equal name, trained half as long.
-    write_run(tmp_path / "same", experiment("original", 20), 0, 7.5)
-    write_run(tmp_path / "short", experiment("original", 20, steps=32_000), 0, 10.0)
-    variants = collect([tmp_path])
-    by_errors = {each.error.values: each for each in variants}
-    assert set(by_errors) == {(9.0, 8.5), (7.5,), (10.0,)}
-    assert by_errors[9.0, 8.5].name == "resnet20"
-    assert sorted(run.seed for run in by_errors[9.0, 8.5].runs) == [0, 1, 2]
-    names = [each.name for each in variants]
-    assert len(set(names)) == 3
-    assert all(by_errors[values].name.startswith("original (") for values in ((7.5,), (10.0,)))
-
-
-def test_collect_counts_a_run_once_with_its_result(tmp_path: Path) -> None:
-    """A directory, its parent, and a committed file; the directory was copied before one run finished."""
+    """A run in a directory, its parent and a committed file counts once, with its result."""
     small = experiment("resnet20", 20)
-    folder = write_run(tmp_path / "runs" / "seed-0", small, 0, 8.0)
-    write_run(tmp_path / "runs" / "seed-2", small, 2, None, records=[{"step": 1, "split": "train"}])
-    file = tmp_path / "results" / "r20.json"
-    results.write(file, [result(small, seed, value) for seed, value in ((0, 8.0), (1, 9.0), (2, 10.0))], command="x")
-    for paths in ([folder, tmp_path / "runs", file, folder], [file, tmp_path / "runs"]):
-        (variant,) = collect(paths)
-        assert variant.error.values == (8.0, 9.0, 10.0)
-    (open_,) = collect([tmp_path / "runs" / "seed-2"])
-    assert open_.results == []
+    for seed, value in ((1, 8.5), (0, 9.0), (2, None)):
+        write_run(tmp_path / "runs" / f"seed-{seed}", small, seed, value)
+    # Equal apart from the name, as by scan and by loop; equal name, trained half as long.
+    write_run(tmp_path / "runs" / "same", experiment("original", 20), 0, 7.5)
+    write_run(tmp_path / "runs" / "short", experiment("original", 20, steps=32_000), 0, 10.0)
+    variants = {variant.error.values: variant for variant in collect([tmp_path])}
+    assert variants.keys() == {(9.0, 8.5), (7.5,), (10.0,)}
+    assert variants[9.0, 8.5].name == "resnet20"
+    assert sorted(run.seed for run in variants[9.0, 8.5].runs) == [0, 1, 2]
+    names = {variants[values].name for values in ((7.5,), (10.0,))}
+    assert len(names) == 2
+    assert all(name.startswith("original (") for name in names)
+    file = tmp_path / "committed.json"
+    results.write(file, [result(small, seed, value) for seed, value in ((0, 9.0), (2, 10.0), (3, 11.0))], command="x")
+    folder = tmp_path / "runs"
+    for paths in ([folder / "seed-0", folder, file, folder / "seed-0"], [file, folder]):
+        assert (9.0, 8.5, 10.0, 11.0) in {variant.error.values for variant in collect(paths)}
+    assert collect([folder / "seed-2"])[0].results == []
 
 
 def test_collect_rejects_paths_without_runs_and_incomplete_results(tmp_path: Path) -> None:
