@@ -69,7 +69,6 @@ def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
 
 
 def depth(variant: VariantRuns) -> int:
-    """Returns the number of layers with weights."""
     return layers(variant.results[0]["model"])
 
 

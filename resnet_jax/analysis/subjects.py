@@ -106,10 +106,7 @@ def analyze(
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
 
-    Args:
-      details: returns a further table of a network.
-      heading: heading of the first table.
-      after: source of the figure.
+    ``heading`` is that of the first table, ``details`` returns a further one of a network.
     """
     networks = {
         network if step is None else f"{network}, step {step}": load(source, options, step)
@@ -211,7 +208,6 @@ def styled(items: Iterable[T]) -> Iterator[tuple[T, Record]]:
 
 
 def fill(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Record) -> None:
-    """Shades a range around a line."""
     panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 

@@ -155,11 +155,9 @@ def published_beside(result: Record) -> list[Entry]:
 
 def plain(comparison: Comparison) -> Record:
     """Returns a comparison as a JSON object."""
-    entry = comparison.entry
-    names = ("paper", "table", "row", "metric", "relation", "statistic", "mark")
     mismatches = ((mismatch.variant.name, mismatch.differing) for mismatch in comparison.mismatches)
-    fields = {name: getattr(entry, name) for name in names} | {
-        "published": entry.value,
+    fields = vars(comparison.entry) | {
+        "published": comparison.entry.value,
         "counted": comparison.counted,
         "ours": [{"variant": ours.name, **error._asdict()} for ours, error in comparison.ours],
         "mismatches": [{"variant": name, "differing": fields} for name, fields in mismatches],

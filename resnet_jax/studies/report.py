@@ -135,15 +135,9 @@ def filled(text: str, base: Path) -> tuple[str, int]:
     """Returns the text and the number of changed blocks; files are relative to ``base``."""
     if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
         raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
-    changed = 0
-
-    def replace(block: re.Match[str]) -> str:
-        nonlocal changed
-        new = f"{block[1]}{table(base / block['file'], block['file'])}{_END}"
-        changed += new != block[0]
-        return new
-
-    return _BLOCK.sub(replace, text), changed
+    new = _BLOCK.sub(lambda old: f"{old[1]}{table(base / old['file'], old['file'])}{_END}", text)
+    blocks = zip(_BLOCK.finditer(text), _BLOCK.finditer(new), strict=True)
+    return new, sum(before[0] != after[0] for before, after in blocks)
 
 
 def table(path: Path, link: str) -> str:
@@ -152,9 +146,8 @@ def table(path: Path, link: str) -> str:
         names = map(str, path.parent.glob("*.json"))
         raise UserError(f"there is no file {path}{nearest(str(path), names)}")
     text = results_lib.read_object(path)
-    kind = text.get("kind")
     try:
-        if kind == findings.KIND:
+        if text.get("kind") == findings.KIND:
             rendered = findings.table(text["tables"][0])
             environments = [text | {"device": text["devices"]}]
         else:
