@@ -102,7 +102,7 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
     equal numbers at equal paths.
     """
 
-    def direction(path: jax.tree_util.KeyPath, leaf: np.ndarray) -> np.ndarray:
+    def direction(path: jax.tree_util.KeyPath, leaf: np.ndarray | Array) -> np.ndarray:
         # The blocks of a stack have separate filters.
         stacked = int(is_stacked(path))
         if leaf.ndim - stacked <= 1:

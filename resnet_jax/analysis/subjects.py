@@ -40,7 +40,7 @@ from resnet_jax.weights.loading import Pretrained
 
 Shortcut = Callable[[Array, Array], Array]
 Merge = Callable[[Shortcut, Array, Array], Array]
-Columns = Mapping[str, ArrayLike]
+Columns = Mapping[str, Any]
 """Columns of a table, which broadcast against each other."""
 Outcome = tuple[Finding, Callable[[], Figure]]
 """A finding, and the function that draws its figure."""
@@ -174,7 +174,7 @@ def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]
 def mean(values: Iterable[T]) -> T:
     """Averages the arrays of all batches over images, their last axis, in float64."""
 
-    def average(*batches: np.ndarray) -> np.ndarray:
+    def average(*batches: np.ndarray) -> np.ndarray | np.generic:
         return np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64)
 
     return jax.tree.map(average, *map(jax.device_get, values))

@@ -134,7 +134,7 @@ def test_collect_rejects_paths_without_runs_and_incomplete_results(tmp_path: Pat
     folder = write_run(tmp_path / "run", experiment("resnet20", 20), 0)
     (folder / "result.json").write_text(json.dumps(contents))
     write_run(tmp_path / "other", experiment("resnet20", 20), 0)
-    (tmp_path / "other" / "experiment.json").write_text("[]")
+    (tmp_path / "other" / "experiment.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign.json").write_text("{}")
     cases = {
