@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.results import VariantRuns
 from resnet_jax.terminal import Table
+from resnet_jax.training.run_dir import Record
 
 Family = list[VariantRuns]
 """Networks that differ in depth alone, by depth."""
@@ -69,11 +69,10 @@ def stops_learning(family: Family, threshold: float = 10.0) -> int | None:
 
 
 def depth(variant: VariantRuns) -> int:
-    """Returns the number of layers with weights."""
     return layers(variant.results[0]["model"])
 
 
-def layers(model: dict[str, Any]) -> int:
+def layers(model: Record) -> int:
     """Counts layers with weights: stem, convolutions of branches and transitions, classifier."""
     kernels = re.search(r"kernels=\(([\d, ]+)\)", model["branch"])
     convolutions = len(re.findall(r"\d+", kernels[1])) if kernels else 2

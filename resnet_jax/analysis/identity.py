@@ -3,10 +3,9 @@
 A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 100 % more branch.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,10 @@ from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import at_least
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 
@@ -30,11 +30,15 @@ class Options(subjects.Options):
     """Norm of the noise, in percent of the image's norm."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1e-3, "change")
+
 
 def run(options: Options) -> subjects.Outcome:
     return subjects.analyze(
         options,
-        functools.partial(measure, change=options.change / 100, seed=options.seed),
+        measure,
         draw,
         name="identity",
         title="Distance from the identity",
@@ -53,7 +57,7 @@ class Identity(NamedTuple):
     """
 
     change: float
-    """Norm of the noise over that of the image."""
+    """Norm of the noise in percent of that of the image."""
     distance: Float[np.ndarray, "blocks"]
     """Distance of the output from the shortcut over the norm of the shortcut; NaN without one."""
     leverage: Float[np.ndarray, "blocks"]
@@ -63,39 +67,29 @@ class Identity(NamedTuple):
     output_change: Float[np.ndarray, "blocks"]
 
     def ratios(self) -> dict[str, Float[np.ndarray, "blocks"]]:
-        change = 100 * self.change
         return {
             "distance from the identity": self.distance,
-            f"branch change for {change:g} % of the output, %": change * self.leverage,
+            f"branch change for {self.change:g} % of the output, %": self.change * self.leverage,
             "branch changed, %": 100 * self.branch_change,
             "output changed, %": 100 * self.output_change,
             "branch over output": self.branch_change / self.output_change,
         }
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         return {name: np.nanmedian(values) for name, values in self.ratios().items()}
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {"block": range(len(self.distance)), **self.ratios()}
 
 
-def measure(
-    weights: Pretrained,
-    examples: Examples,
-    *,
-    change: float = 0.02,
-    batch_size: int = 200,
-    seed: int = 0,
-) -> Identity:
-    """Measures a network; ``change`` is the norm of the noise over that of the image."""
-    if not change > 0:
-        raise UserError(f"the change must be above 0, got {change:g}.")
-    network, key = subjects.network(weights, EXECUTION), jax.random.key(seed)
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Identity:
+    network, key = subjects.network(weights, EXECUTION), jax.random.key(options.seed)
+    size, change = options.batch_size, options.change / 100
     ratios = subjects.mean(
-        _ratios(network, images, jax.random.fold_in(key, number * batch_size), change)
-        for number, (images, _) in enumerate(subjects.batches(examples, batch_size))
+        _ratios(network, images, jax.random.fold_in(key, number * size), change)
+        for number, (images, _) in enumerate(subjects.batches(examples, size))
     )
-    return Identity(change, *ratios)
+    return Identity(options.change, *ratios)
 
 
 @jax.jit

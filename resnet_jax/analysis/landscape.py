@@ -1,11 +1,10 @@
 """Loss along filter-normalized random directions: Li et al. 2018 (arXiv 1712.09913), Section 4."""
 
-import functools
 import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,12 +12,13 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Row
+from resnet_jax.analysis.subjects import Columns
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import exact
 from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
+from resnet_jax.training.run_dir import Record
 from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained
 
@@ -35,11 +35,18 @@ class Options(subjects.Options):
     """Seed of the directions."""
     images: int = 500
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 3, "points")
+        at_least(self, 1e-6, "reach")
+        if self.points % 2 == 0:
+            raise UserError(f"points must be odd, got {self.points}.")
+
 
 def run(options: Options) -> subjects.Outcome:
     return subjects.analyze(
         options,
-        functools.partial(measure, points=options.points, reach=options.reach, seed=options.seed),
+        measure,
         draw,
         name="landscape",
         title="Loss landscape",
@@ -67,7 +74,7 @@ class Landscape(NamedTuple):
         ring = np.abs(distances - distance) <= (self.offsets[1] - self.offsets[0]) / 2
         return float(np.median(self.loss[ring]))
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         reach, center = self.offsets[-1], (len(self.offsets) // 2,) * 2
         guessing = math.log(self.num_classes)
         return {
@@ -79,7 +86,7 @@ class Landscape(NamedTuple):
             "% of the slice better than guessing": 100 * np.mean(self.loss < guessing),
         }
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> Columns:
         return {
             "direction 1": self.offsets[:, None],
             "direction 2": self.offsets,
@@ -95,7 +102,7 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
     equal numbers at equal paths.
     """
 
-    def direction(path: Any, leaf: Any) -> np.ndarray:
+    def direction(path: jax.tree_util.KeyPath, leaf: np.ndarray | Array) -> np.ndarray:
         # The blocks of a stack have separate filters.
         stacked = int(is_stacked(path))
         if leaf.ndim - stacked <= 1:
@@ -110,28 +117,18 @@ def directions(params: Variables, seed: int, number: int) -> Variables:
     return jax.tree.map_with_path(direction, params)
 
 
-def measure(
-    weights: Pretrained,
-    examples: Examples,
-    *,
-    points: int = 21,
-    reach: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 200,
-) -> Landscape:
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Landscape:
     """Measures the loss on a square grid with one compiled program."""
-    if points < 3 or points % 2 == 0 or not 0 < reach < math.inf:
-        allowed = "points must be odd and at least 3, reach finite and above 0"
-        raise UserError(f"{allowed}, got {points} and {reach:g}.")
-    half = points // 2
-    offsets = reach * np.arange(-half, half + 1) / half
-    both = jax.device_put([directions(weights.params, seed, number) for number in (0, 1)])
+    points, size, half = options.points, options.batch_size, options.points // 2
+    offsets = options.reach * np.arange(-half, half + 1) / half
+    both = [directions(weights.params, options.seed, number) for number in (0, 1)]
+    both = jax.device_put(both)
     network, count = subjects.network(weights), len(examples)
     loss, error = np.zeros((2, points, points))
     for index in subjects.track(list(np.ndindex(points, points)), weights.card.source):
         params = _move(network.params, both, offsets[list(index)].astype(np.float32))
         moved = network._replace(params=params)
-        score = exact.evaluate(*moved, examples, batch_size=batch_size, expected_examples=count)
+        score = exact.evaluate(*moved, examples, batch_size=size, expected_examples=count)
         loss[index], error[index] = score.mean_loss, score.error_percent
     loss[np.isnan(loss)] = np.inf
     return Landscape(offsets, loss, error, weights.architecture.num_classes)

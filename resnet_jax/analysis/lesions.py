@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.evaluation import exact
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.terminal import Table
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 Kind = Literal["none", "one", "several", "exchanged"]
@@ -85,7 +86,7 @@ class Errors(NamedTuple):
             groups.setdefault(lesion.number, []).append(error)
         return groups
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         one = [error for _, error in self.of("one")]
         return {
             "blocks": len(one),
@@ -96,7 +97,7 @@ class Errors(NamedTuple):
             "lesions": len(self.lesions),
         }
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {
             "lesion": [lesion.kind for lesion in self.lesions],
             "blocks": [" ".join(map(str, one.deleted or one.order)) for one in self.lesions],
@@ -107,14 +108,9 @@ class Errors(NamedTuple):
 
 
 def run(options: Options) -> subjects.Outcome:
-    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Errors:
-        numbers = options.deleted, options.exchanged, options.draws, options.seed
-        lesions = plan(weights.build().exchangeable(), *numbers)
-        return Errors(lesions, measure(weights, examples, lesions, batch_size=batch_size))
-
     return subjects.analyze(
         options,
-        measure_network,
+        measure_planned,
         draw,
         tabulate_numbers,
         name="lesions",
@@ -126,26 +122,26 @@ def run(options: Options) -> subjects.Outcome:
     )
 
 
-def plan(
-    exchangeable: Sequence[range],
-    most_deleted: int = 20,
-    most_exchanged: int = 20,
-    draws: int = 10,
-    seed: int = 0,
-) -> list[Lesion]:
+def measure_planned(weights: Pretrained, examples: Examples, options: Options) -> Errors:
+    lesions = plan(weights.build().exchangeable(), options)
+    errors = measure(weights, examples, lesions, batch_size=options.batch_size)
+    return Errors(lesions, errors)
+
+
+def plan(exchangeable: Sequence[range], options: Options = Options()) -> list[Lesion]:
     """Returns none, each block, 1, 2, ... blocks (Figure 5a) and 1, 2, ... exchanges (Figure 5b).
 
     At least one block is left. See ``ResNet.exchangeable``.
     """
-    blocks, rng = exchangeable[-1].stop, np.random.default_rng(seed)
+    blocks, rng = exchangeable[-1].stop, np.random.default_rng(options.seed)
     lesions = [Lesion("none"), *(Lesion("one", (block,)) for block in range(blocks))]
-    for count in range(1, min(most_deleted, blocks - 1) + 1):
-        for _ in range(draws):
+    for count in range(1, min(options.deleted, blocks - 1) + 1):
+        for _ in range(options.draws):
             deleted = sorted(rng.choice(blocks, count, replace=False).tolist())
             lesions.append(Lesion("several", tuple(deleted)))
     pairs = [(i, j) for group in exchangeable for i in group for j in group if i < j]
-    for count in range(1, most_exchanged + 1 if pairs else 1):
-        for _ in range(draws):
+    for count in range(1, options.exchanged + 1 if pairs else 1):
+        for _ in range(options.draws):
             order = list(range(blocks))
             for number in rng.integers(len(pairs), size=count):
                 i, j = pairs[number]
@@ -189,15 +185,15 @@ def _score(network: Network, order: Array, images: Array, labels: Array) -> exac
     return exact.score_batch(*network[1:], images, labels, apply=exchanged)
 
 
-def keep_both(shortcut: Any, x: Array, branch: Array) -> Array:
+def keep_both(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, branch)
 
 
-def keep_branch(_shortcut: Any, _x: Array, branch: Array) -> Array:
+def keep_branch(_shortcut: Shortcut, _x: Array, branch: Array) -> Array:
     return branch
 
 
-def keep_input(shortcut: Any, x: Array, branch: Array) -> Array:
+def keep_input(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, jnp.zeros_like(branch))
 
 
@@ -225,7 +221,8 @@ def draw(results: Mapping[str, Errors]) -> Figure:
         subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
         exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
         if exchanged:
-            panels[2].plot(*np.transpose(exchanged), **style | {"linestyle": "none"}, alpha=0.7)
+            style["linestyle"] = "none"
+            panels[2].plot(*np.transpose(exchanged), **style, alpha=0.7)
     panels[0].set_ylim(bottom=0)
     panels[0].legend()
     panels[2].invert_xaxis()

@@ -1,9 +1,8 @@
 """Paths through residual networks: Veit et al. 2016 (arXiv 1605.06431), Section 4.3."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,11 @@ from matplotlib.ticker import LogFormatter
 from scipy import stats
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.studies import figures
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
 # Share of the gradient that effective paths carry; the paper says "almost all".
@@ -43,7 +43,7 @@ class Options(subjects.Options):
 def run(options: Options) -> subjects.Outcome:
     return subjects.analyze(
         options,
-        functools.partial(measure, draws=options.draws, seed=options.seed),
+        measure,
         draw,
         name="paths",
         title="Paths",
@@ -81,7 +81,7 @@ class Paths(NamedTuple):
     def effective(self) -> slice:
         return shortest_range(self.carried, EFFECTIVE_SHARE)
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         effective = self.effective
         return {
             "blocks": self.blocks,
@@ -91,7 +91,7 @@ class Paths(NamedTuple):
             "mean length": self.blocks / 2,
         }
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> Columns:
         draws, lengths = map(np.arange, self.gradient.shape)
         return {
             "length": lengths[:, None],
@@ -114,14 +114,7 @@ def shortest_range(shares: Float[np.ndarray, "lengths"], least: float) -> slice:
     return slice(len(shares))
 
 
-def measure(
-    weights: Pretrained,
-    examples: Examples,
-    *,
-    draws: int = 10,
-    batch_size: int = 200,
-    seed: int = 0,
-) -> Paths:
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Paths:
     """Samples the gradients of paths of every length, by the normalized image.
 
     The forward pass is that of the network, in inference mode. In the backward pass k random blocks
@@ -133,13 +126,13 @@ def measure(
         raise UserError(f"{source} is a plain network, which has a single path.")
     shortcut = weights.architecture.shortcut
     switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
-    paths = list(draw_paths(blocks, draws, seed).reshape(-1, blocks))
-    batches = subjects.batches(examples, batch_size)
+    paths = list(draw_paths(blocks, options.draws, options.seed).reshape(-1, blocks))
+    batches = subjects.batches(examples, options.batch_size)
     means = [
         subjects.mean(_norms(switched(path), *batch) for batch in batches)
         for path in subjects.track(paths, source)
     ]
-    gradient = np.reshape(means, (draws, blocks + 1))
+    gradient = np.reshape(means, (options.draws, blocks + 1))
     if not 0 < gradient.sum() < np.inf:
         problem = "carry are all 0, or some are non-finite. The network may have diverged."
         raise UserError(f"the gradients that paths through {source} {problem}")
@@ -153,11 +146,11 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
     return (ranks < np.arange(blocks + 1)[:, None]).astype(np.float32)
 
 
-def route_by_branch(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_branch(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(lax.stop_gradient(x), branch)
 
 
-def route_by_shortcut(shortcut: Any, x: Array, branch: Array) -> Array:
+def route_by_shortcut(shortcut: Shortcut, x: Array, branch: Array) -> Array:
     return shortcut(x, lax.stop_gradient(branch))
 
 

@@ -15,13 +15,14 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 from resnet_jax.analysis import subjects
-from resnet_jax.analysis.subjects import Network, Row
+from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, StochasticDepth, activations, norms
 from resnet_jax.models.orders import Norm
 from resnet_jax.models.resnet import Variables
 from resnet_jax.terminal import Table
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
@@ -37,14 +38,9 @@ class Options(subjects.Options):
 
 
 def run(options: Options) -> subjects.Outcome:
-    def measure_network(weights: Pretrained, examples: Examples, *, batch_size: int) -> Responses:
-        if options.steps:
-            weights = with_batch_statistics(weights, examples)
-        return measure(weights, examples, batch_size=batch_size)
-
     return subjects.analyze(
         options,
-        measure_network,
+        measure,
         draw,
         tabulate_blocks,
         name="responses",
@@ -71,7 +67,7 @@ class Responses(NamedTuple):
     gradient: Float[np.ndarray, "blocks"]
     """Norm of the gradient by a block's parameters, of the first batch's mean training loss."""
 
-    def summary(self) -> Row:
+    def summary(self) -> Record:
         deviation = self.deviation
         return {
             "layers": len(deviation),
@@ -81,7 +77,7 @@ class Responses(NamedTuple):
             "maximum": deviation.max(),
         }
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> Columns:
         return {"layer": self.layers, "standard deviation": self.deviation}
 
 
@@ -101,15 +97,17 @@ def _statistics(network: Network, images: Array) -> Variables:
     return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
 
-def measure(weights: Pretrained, examples: Examples, *, batch_size: int = 200) -> Responses:
+def measure(weights: Pretrained, examples: Examples, options: Options = Options()) -> Responses:
     """Measures "the outputs of each 3x3 layer, after BN and before other nonlinearity".
 
     Without a normalization the output of the convolution counts.
     """
+    if options.steps:
+        weights = with_batch_statistics(weights, examples)
     names, network = layers(weights), subjects.network(weights, EXECUTION)
     if not names:
         raise UserError(f"{weights.card.source} has no 3x3 convolution.")
-    batches = subjects.batches(examples, batch_size)
+    batches = subjects.batches(examples, options.batch_size)
     mean, square, ratio, cosine = subjects.mean(
         _responses(network, images, names=names) for images, _ in batches
     )

@@ -34,22 +34,25 @@ from resnet_jax.studies import figures, score
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
 from resnet_jax.training import fine_tune
+from resnet_jax.training.run_dir import Record
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
-Row = dict[str, Any]
-Merge = Callable[[Callable[[Array, Array], Array], Array, Array], Array]
+Shortcut = Callable[[Array, Array], Array]
+Merge = Callable[[Shortcut, Array, Array], Array]
+Columns = Mapping[str, Any]
+"""Columns of a table, which broadcast against each other."""
 Outcome = tuple[Finding, Callable[[], Figure]]
 """A finding, and the function that draws its figure."""
 
 
 @runtime_checkable
 class Result(Protocol):
-    """The measurements of one network: its row of the first table, and columns that broadcast."""
+    """The measurements of one network; ``summary`` is its row of the first table."""
 
-    def summary(self) -> Row: ...
+    def summary(self) -> Record: ...
 
-    def columns(self) -> Mapping[str, ArrayLike]: ...
+    def columns(self) -> Columns: ...
 
 
 T = TypeVar("T")
@@ -70,7 +73,7 @@ class Output:
 class Options(Output):
     """Options of analyses on images."""
 
-    sources: Positional[tuple[Path, ...]]
+    sources: Positional[tuple[Path, ...]] = ()
     """Run directories, or weights written by 'resnet-jax weights import'."""
     images: int = 1000
     data: str | None = None
@@ -85,9 +88,12 @@ class Options(Output):
         at_least(self, 1, "images", "batch_size")
 
 
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
 def analyze(
-    options: Options,
-    measure: Callable[..., R],
+    options: OptionsT,
+    measure: Callable[[Pretrained, Examples, OptionsT], R],
     draw: Callable[[dict[str, R]], Figure],
     details: Callable[[str, R], Table] | None = None,
     *,
@@ -100,34 +106,30 @@ def analyze(
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
 
-    ``measure`` also receives the batch size, ``details`` returns a further table of a network,
-    ``heading`` is that of the first table, and ``after`` is the source of the figure.
+    ``heading`` is that of the first table, ``details`` returns a further one of a network.
     """
     networks = {
         network if step is None else f"{network}, step {step}": load(source, options, step)
         for network, source in zip(short_names(options.sources), options.sources, strict=True)
         for step in steps or (None,)
     }
-    results, summaries, images = {}, [], 0
+    results, summaries, rows = {}, [], []
     for network, (weights, examples) in networks.items():
-        start, images = time.perf_counter(), len(examples)
-        result = measure(weights, examples, batch_size=options.batch_size)
-        seconds = round(time.perf_counter() - start, 1)
-        head = {"network": network, "images": images}
-        summaries.append(head | result.summary() | {"seconds": seconds})
-        results[network] = result
+        start = time.perf_counter()
+        result = results[network] = measure(weights, examples, options)
+        seconds = {"seconds": round(time.perf_counter() - start, 1)}
+        head = {"network": network, "images": len(examples)}
+        summaries.append(head | result.summary() | seconds)
+        columns = {"network": network, **result.columns()}
+        values = (array.ravel().tolist() for array in np.broadcast_arrays(*columns.values()))
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     others = [details(*item) for item in results.items()] if details else []
-    first = Table(heading, tuple(summaries[0]), tuple(tuple(row.values()) for row in summaries))
     finding = Finding(
         name=name,
         title=title,
-        caption=f"{caption}; {images:,} images. After {after}.",
-        tables=(first, *others),
-        rows=[
-            {"network": network} | row
-            for network, result in results.items()
-            for row in rows(result.columns())
-        ],
+        caption=f"{caption}; {summaries[-1]['images']:,} images. After {after}.",
+        tables=(Table.from_rows(heading, summaries), *others),
+        rows=rows,
     )
     return finding, lambda: draw(results)
 
@@ -172,22 +174,17 @@ def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]
 def mean(values: Iterable[T]) -> T:
     """Averages the arrays of all batches over images, their last axis, in float64."""
 
-    def of(*batches: np.ndarray) -> Any:
+    def average(*batches: np.ndarray) -> np.ndarray | np.generic:
         return np.concatenate(batches, axis=-1).mean(axis=-1, dtype=np.float64)
 
-    return jax.tree.map(of, *map(jax.device_get, values))
+    return jax.tree.map(average, *map(jax.device_get, values))
 
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterates with a progress bar on a terminal."""
-    options = {"console": terminal.err, "transient": True, "disable": not terminal.err.is_terminal}
-    return rich.progress.track(items, description, **options)
-
-
-def rows(columns: Mapping[str, Any]) -> list[Row]:
-    """Returns one row per element of columns that broadcast against each other."""
-    values = (array.ravel().tolist() for array in np.broadcast_arrays(*columns.values()))
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    console = terminal.err
+    hidden = not console.is_terminal
+    return rich.progress.track(items, description, console=console, transient=True, disable=hidden)
 
 
 def panels(
@@ -202,7 +199,7 @@ def panels(
     return figure, axes
 
 
-def styled(items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+def styled(items: Iterable[T]) -> Iterator[tuple[T, Record]]:
     """Yields items with line styles that differ in color, stroke and marker."""
     cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
     for item, color, stroke, marker in zip(items, *cycles, strict=False):
@@ -210,10 +207,7 @@ def styled(items: Iterable[T]) -> Iterator[tuple[T, Any]]:
         yield item, line | {"marker": marker, "markersize": 2.5}
 
 
-def fill(
-    panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Mapping[str, Any]
-) -> None:
-    """Shades a range around a line."""
+def fill(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Record) -> None:
     panel.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -226,8 +220,7 @@ def switched(
 ) -> Callable[[Float[np.ndarray | Array, "blocks"]], Network]:
     """Returns the network as a function of switches, with one compiled program for all.
 
-    A block merges by ``on(call, x, branch)`` where its switch is 1, by ``off`` where it is 0.
-    ``call(x, branch)`` calls the block's shortcut, with the variables of the network.
+    A block merges by ``on(shortcut, x, branch)`` where its switch is 1, by ``off`` where it is 0.
     """
     original, (cls, arguments) = network(weights), parts(shortcut)
     switch = component(_switchable(cls, on, off), **arguments)
@@ -237,7 +230,7 @@ def switched(
     places = [path for path in nnx.traversals.flatten_mapping(shapes) if path[-1] == "switch"]
     stacks = weights.build().exchangeable()
 
-    def switch_blocks(switches: Any) -> Network:
+    def switch_blocks(switches: np.ndarray | Array) -> Network:
         by_stack = (switches[stack.start : stack.stop] for stack in stacks)
         both = stats | dict(zip(places, by_stack, strict=True))
         batch_stats = nnx.traversals.unflatten_mapping(both)
@@ -250,11 +243,11 @@ def switched(
 @functools.cache
 def _switchable(shortcut: type[Any], on: Merge, off: Merge) -> type[nnx.Module]:
     class Switchable(shortcut):
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, *args: object, **kwargs: object):
             super().__init__(*args, **kwargs)
             self.switch = nnx.Variable(jnp.ones(()))
 
-        def __call__(self, x: Array, branch: Array, **kwargs: Any) -> Array:
+        def __call__(self, x: Array, branch: Array, **kwargs: object) -> Array:
             call = functools.partial(super().__call__, **kwargs)
             return jnp.where(self.switch[...] > 0, on(call, x, branch), off(call, x, branch))
 

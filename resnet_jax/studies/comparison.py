@@ -1,21 +1,26 @@
 """Published numbers beside ours: joined where the protocols agree, else the differing fields."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from resnet_jax import models, terminal
 from resnet_jax.studies import ledger
 from resnet_jax.studies.ledger import METRICS, Entry
 from resnet_jax.studies.results import Run, Spread, VariantRuns
 from resnet_jax.training import config
+from resnet_jax.training.run_dir import Record
 
 MEASURED = ("top1_error", "training_error")
-"""Metrics that runs measure."""
-# Metrics that need no run.
-_COUNTED = ("parameters", "multiply_adds", "flops", "projections")
+# Metrics that need no run, to fields of ``models.Counts``.
+_COUNTED = {
+    "parameters": "parameters",
+    "projections": "projections",
+    "multiply_adds": "multiply_adds",
+    "flops": "multiply_adds",
+}
 # Selection of the reported step to the field of ``result.json``.
 _SELECTED = {
     "last step": "value",
@@ -26,6 +31,8 @@ _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
 _UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
 _WHOLE = "all training images, last step"
 _counts = functools.cache(models.count)
+Differences = dict[str, tuple[object, object]]
+"""Fields of a protocol to (published, ours)."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,7 @@ class Mismatch:
     """Results under another protocol."""
 
     variant: VariantRuns
-    differing: dict[str, tuple[Any, Any]]
-    """Field to (published, ours)."""
+    differing: Differences
 
     def __str__(self) -> str:
         fields = (f"{name} {a} there, {b} here" for name, (a, b) in self.differing.items())
@@ -47,7 +53,6 @@ class Comparison:
 
     entry: Entry
     counted: int | None = None
-    """Our count."""
     ours: tuple[tuple[VariantRuns, Spread], ...] = ()
     """Variants under the same protocol, and their errors."""
     mismatches: tuple[Mismatch, ...] = ()
@@ -73,24 +78,25 @@ class Comparison:
             return "no network of this codebase"
         if self.entry.metric not in MEASURED:
             return "not measured here"
-        lines = []
-        for variant, error in self.ours:
-            others = f"median {error.median:.2f}, best {error.best:.2f}, n={len(error.values)}"
-            lines.append(f"{error}, {others} ({variant.name})")
+        lines = [
+            f"{error}, median {error.median:.2f}, best {error.best:.2f}, "
+            f"n={len(error.values)} ({variant.name})"
+            for variant, error in self.ours
+        ]
         return "\n".join([*lines, *map(str, self.mismatches), *["not run"] * self.missing])
 
 
 def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
-    """Compares an entry with the variants of its network; protocols need a length."""
+    """Compares an entry with the variants of its network."""
     architecture, metric = entry.architecture(), entry.metric
     if architecture and metric in _COUNTED:
-        name = "multiply_adds" if metric == "flops" else metric
-        return Comparison(entry, counted=getattr(_counts(architecture), name))
+        return Comparison(entry, counted=getattr(_counts(architecture), _COUNTED[metric]))
     if architecture is None or metric not in MEASURED:
         return Comparison(entry)
     network = structure(config.resolve(architecture))
-    training = metric == "training_error"
-    name = "training_error_percent" if training else _SELECTED[selection(entry)]
+    name = "training_error_percent"
+    if metric == "top1_error":
+        name = _SELECTED[selection(entry)]
     ours, mismatches = [], []
     for variant in variants:
         if not variant.results or structure(variant.results[0]["model"]) != network:
@@ -102,23 +108,24 @@ def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
     return Comparison(entry, ours=tuple(ours), mismatches=tuple(mismatches))
 
 
-def differences(entry: Entry, variant: VariantRuns) -> dict[str, tuple[Any, Any]]:
-    """Returns the protocol fields that differ as (published, ours), also an unstated length."""
-    protocol, selected = dict(variant.results[0]["protocol"]), selection(entry)
+def differences(entry: Entry, variant: VariantRuns) -> Differences:
+    """Returns the fields of the protocol that differ, also an unstated length."""
+    stated, selected = entry.protocol, selection(entry)
+    protocol = dict(variant.results[0]["protocol"])
     if all(result[_SELECTED[selected]] is not None for result in variant.results):
         protocol["selection"] = selected
-    stated: dict[str, Any] = _UNLESS_STATED | entry.protocol | {"selection": selected}
-    pairs = {name: (value, protocol.get(name)) for name, value in stated.items()}
-    differing = {name: (theirs, ours) for name, (theirs, ours) in pairs.items() if theirs != ours}
-    images = {result["training_error_of"] for result in variant.results} - {_WHOLE}
-    if entry.metric == "training_error" and images:
-        differing["training_error_of"] = (_WHOLE, ", ".join(sorted(images)))
-    # Papers round the steps of the last epoch up or down.
-    if "epochs" in stated and abs(stated["epochs"] - protocol["epochs"]) <= 0.01 * stated["epochs"]:
-        differing.pop("epochs", None)
+    published = _UNLESS_STATED | stated | {"selection": selected}
     if not {"steps", "epochs"} & stated.keys():
-        differing["epochs"] = ("not stated", protocol["epochs"])
-    return differing
+        published["epochs"] = "not stated"
+    if entry.metric == "training_error":
+        published["training_error_of"] = _WHOLE
+        images = {result["training_error_of"] for result in variant.results}
+        protocol["training_error_of"] = ", ".join(sorted(images))
+    # Papers round the steps of the last epoch up or down.
+    if "epochs" in stated and math.isclose(stated["epochs"], protocol["epochs"], rel_tol=0.01):
+        del published["epochs"]
+    pairs = {name: (value, protocol.get(name)) for name, value in published.items()}
+    return {name: (theirs, ours) for name, (theirs, ours) in pairs.items() if theirs != ours}
 
 
 def selection(entry: Entry) -> str:
@@ -126,7 +133,7 @@ def selection(entry: Entry) -> str:
     return entry.protocol.get("selection", _IMPLIED.get(entry.statistic, "last step"))
 
 
-def structure(model: dict[str, Any]) -> str:
+def structure(model: Record) -> str:
     """Returns a hash of a resolved network, without its data, dtype and arguments of its norm."""
     others = dict.fromkeys(("input_shape", "num_classes", "dtype"))
     return config.fingerprint(model | others | {"norm": model["norm"].partition("(")[0]})
@@ -140,27 +147,23 @@ def beside(variants: Sequence[VariantRuns]) -> list[Comparison]:
     return [comparison for comparison in comparisons if comparison.ours or comparison.mismatches]
 
 
-def published_beside(result: dict[str, Any]) -> list[Entry]:
+def published_beside(result: Record) -> list[Entry]:
     """Returns the published errors comparable with the result of one run."""
     variant = VariantRuns(result["experiment"], [Run(result["seed"], result, Path())])
     return [comparison.entry for comparison in beside([variant]) if comparison.ours]
 
 
-def plain(comparison: Comparison) -> dict[str, Any]:
+def plain(comparison: Comparison) -> Record:
     """Returns a comparison as a JSON object."""
-    entry = comparison.entry
-    names = ("paper", "table", "row", "metric", "relation", "statistic", "mark")
-    pairs = comparison.ours
-    return {name: getattr(entry, name) for name in names} | {
-        "published": entry.value,
+    mismatches = ((mismatch.variant.name, mismatch.differing) for mismatch in comparison.mismatches)
+    fields = vars(comparison.entry) | {
+        "published": comparison.entry.value,
         "counted": comparison.counted,
-        "ours": [{"variant": v.name} | terminal.plain(error._asdict()) for v, error in pairs],
-        "mismatches": [
-            {"variant": mismatch.variant.name, "differing": mismatch.differing}
-            for mismatch in comparison.mismatches
-        ],
+        "ours": [{"variant": ours.name, **error._asdict()} for ours, error in comparison.ours],
+        "mismatches": [{"variant": name, "differing": fields} for name, fields in mismatches],
         "command": comparison.command,
     }
+    return terminal.plain(fields)
 
 
 def tables(comparisons: Sequence[Comparison]) -> list[terminal.Table]:

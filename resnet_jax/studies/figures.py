@@ -6,11 +6,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
+from matplotlib import rc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -26,35 +27,25 @@ STROKES = ("-", "--", ":", "-.")
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
 FONT_SIZE = 8.5
 LONGEST_NAME = 36
-POINTS = 200
-"""Maximum number of points of a curve: a panel has about 300 pixels."""
+POINTS = 200  # of a curve at most: a panel has about 300 pixels
 _WIDTH = 4.1  # inches; phones are 390 pixels wide
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Context manager with the style in which every figure is drawn and written."""
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-    parameters: dict[Any, Any] = {
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": FONT_SIZE,
-        "figure.constrained_layout.use": True,
-        "font.size": FONT_SIZE,
-        "grid.alpha": 0.25,
-        "grid.color": "#808080",
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "resnet_jax",
-        "text.parse_math": False,  # names may contain dollars
-        **dict.fromkeys(inked, INK),
-    }
-    with matplotlib.rc_context(parameters), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        rc("axes", axisbelow=True, edgecolor=INK, grid=True, labelcolor=INK, titlesize=FONT_SIZE)
+        rc("axes.grid", axis="y")
+        rc("axes.spines", left=False, right=False, top=False)
+        rc("figure.constrained_layout", use=True)
+        rc("font", size=FONT_SIZE)
+        rc("grid", alpha=0.25, color="#808080", linewidth=0.6)
+        rc("legend", frameon=False)
+        rc("svg", fonttype="none", hashsalt="resnet_jax")
+        rc("text", color=INK, parse_math=False)  # names may contain dollars
+        rc("xtick", color=INK)
+        rc("ytick", color=INK)
         # The browser has the glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
@@ -67,10 +58,7 @@ def svg(figure: Figure, label: str, key: str) -> Markup:
 
 
 def inline(text: str, label: str, key: str) -> Markup:
-    """Returns an SVG file, written within ``style``, as an ``<svg>`` element.
-
-    ``key`` is the prefix of its identifiers, unique in a page.
-    """
+    """Returns an SVG written within ``style`` as an element; ``key`` prefixes its identifiers."""
     # Styles would apply to the whole page.
     body = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\1{key}-", body)
@@ -111,13 +99,8 @@ class Curve(NamedTuple):
     high: np.ndarray
 
 
-class Member(NamedTuple):
-    """A variant with curves."""
-
-    name: str
-    blocks: int
-    train: Curve | None
-    test: Curve | None
+Curves = dict[str, Curve]
+"""Curves of a variant by split."""
 
 
 def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
@@ -137,30 +120,25 @@ def curve(runs: Sequence[Sequence[Record]], split: str) -> Curve | None:
     return Curve(centers, *(np.ma.filled(values, np.nan) for values in statistics))
 
 
-def families(variants: Sequence[VariantRuns]) -> list[list[Member]]:
-    """Groups variants with curves that differ in ``stages`` alone."""
-    members = []
+def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
+    """Draws the curves of variants on equal axes; returns titles and ``<svg>``.
+
+    Variants that differ in ``stages`` alone share a panel.
+    """
+    networks = []
     for variant in variants:
         records = [Workdir(run.source).records() for run in variant.runs if run.source.is_dir()]
-        train, test = curve(records, "train"), curve(records, "test")
-        if train or test:
+        curves = {split: line for split in ("test", "train") if (line := curve(records, split))}
+        if curves:
             model = variant.experiment["model"]
-            blocks = sum(model["stages"])
-            members.append((model, blocks, Member(variant.name, blocks, train, test)))
-    return results.families(members)
-
-
-def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
-    """Draws one panel per family with curves, on the same axes; returns titles and ``<svg>``."""
-    grouped = families(variants)
-    members = [member for family in grouped for member in family]
-    if not members:
+            networks.append((model, sum(model["stages"]), (variant, curves)))
+    if not networks:
         return []
-    depths = sorted({member.blocks for member in members})
-    last_step, highest = axis_limits(members)
+    last_step, highest = axis_limits([curves for *_, (_, curves) in networks])
+    depths = sorted({blocks for _, blocks, _ in networks})
     drawn = []
-    for number, family in enumerate(grouped):
-        names = [member.name for member in family]
+    for number, family in enumerate(results.families(networks)):
+        names = [variant.name for variant, _ in family]
         columns = 2 if max(map(len, names)) < 17 else 1
         height = 2.9 + 0.18 * math.ceil(len(family) / columns)
         with style():
@@ -168,36 +146,34 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
             panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
             panel.set(xlim=(0, last_step), ylim=(0, highest))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            for member in family:
-                _draw_member(panel, member, depths.index(member.blocks))
+            for variant, curves in family:
+                depth = depths.index(sum(variant.experiment["model"]["stages"]))
+                _draw_curves(panel, shortened(variant.name), curves, depth)
             figure.legend(loc="outside upper left", ncols=columns)
             label = f"Training and test error against steps: {', '.join(names)}"
             drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
     return drawn
 
 
-def axis_limits(members: Sequence[Member]) -> tuple[float, float]:
+def axis_limits(variants: Sequence[Curves]) -> tuple[float, float]:
     """Returns the last step, and an error above 95 % of late errors and every best test error."""
-    curves = [curve for member in members for curve in (member.train, member.test) if curve]
-    steps = np.concatenate([curve.steps for curve in curves])
-    errors = np.concatenate([curve.mean for curve in curves])
+    lines = [line for curves in variants for line in curves.values()]
+    steps = np.concatenate([line.steps for line in lines])
+    errors = np.concatenate([line.mean for line in lines])
     late = errors[steps > steps.max() / 4]
-    best = [member.test.mean.min() for member in members if member.test]
+    best = [curves["test"].mean.min() for curves in variants if "test" in curves]
     highest = max(np.percentile(late, 95), *best, 0.5)
     return float(steps.max()), min(100.0, 1.1 * float(highest))
 
 
-def _draw_member(panel: Axes, member: Member, depth: int) -> None:
+def _draw_curves(panel: Axes, name: str, curves: Curves, depth: int) -> None:
     color, stroke = COLORS[depth % len(COLORS)], STROKES[depth % len(STROKES)]
-    label = shortened(member.name)
-    for curve, width, alpha in ((member.test, 1.8, 0.16), (member.train, 0.8, 0.1)):
-        if curve is None:
-            continue
-        steps, mean, low, high = curve
+    for split, (steps, mean, low, high) in curves.items():
+        width, alpha = (1.8, 0.16) if split == "test" else (0.8, 0.1)
+        label = name if split == next(iter(curves)) else None
         marker = "." if steps.size < 5 else ""
         line = {"color": color, "linestyle": stroke, "linewidth": width, "marker": marker}
         panel.plot(steps, mean, label=label, zorder=2 + width, **line)
-        label = None
         if (high > low).any():
             panel.fill_between(steps, low, high, color=color, alpha=alpha, linewidth=0)
 
@@ -210,9 +186,9 @@ def draw_errors(
     if not finished:
         return Markup()
     with style():
-        figure = Figure(figsize=(_WIDTH, 0.85 + 0.4 * len(finished)))
+        figure = Figure(figsize=(_WIDTH, 0.85 + 0.44 * len(finished)))
         panel = figure.add_subplot(xlabel="test error of the last step (%)", yticks=[])
-        panel.set_ylim(len(finished) - 0.3, -0.7)
+        panel.set_ylim(len(finished) - 0.4, -0.75)
         failed = any(variant.failed for variant in finished)
         values = [value for variant in finished for value in variant.error.values]
         values += [value for errors in published.values() for value in errors]
@@ -234,15 +210,15 @@ def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[f
     values = np.array([result["value"] for result in variant.results])
     diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
     # Seeds with the same error remain separate dots.
-    heights = row + np.linspace(-0.12, 0.12, values.size) * (values.size > 1)
+    heights = row + np.linspace(-0.1, 0.1, values.size) * (values.size > 1)
     dots = {"markersize": 4.5, "clip_on": False, "in_layout": False}
     panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
     panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
     diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}
     panel.plot(published, [row] * len(published), "D", markersize=7, **diamond)
     text = {"transform": panel.get_yaxis_transform(), "va": "center"}
-    panel.text(0, row - 0.4, shortened(variant.name), **text)
-    panel.text(1, row - 0.4, str(error), ha="right", fontweight="bold", **text)
+    panel.text(0, row - 0.46, shortened(variant.name), **text)
+    panel.text(1, row - 0.46, str(error), ha="right", fontweight="bold", **text)
 
 
 def _scale(panel: Axes, errors: Sequence[float]) -> None:

@@ -2,18 +2,17 @@
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
-from resnet_jax.studies import figures
+from resnet_jax.studies import figures, results
 from resnet_jax.terminal import Table, csv_text, plain
 from resnet_jax.training import run_dir
-from resnet_jax.training.run_dir import write_text
+from resnet_jax.training.run_dir import Record, write_text
 
 FOLDER = "analysis"  # in a run directory
 KIND = "finding"
@@ -28,10 +27,10 @@ class Finding:
     title: str
     caption: str
     tables: tuple[Table, ...]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Record]
     """Every measured number in long format."""
 
-    def plain(self, command: str) -> dict[str, Any]:
+    def plain(self, command: str) -> Record:
         head = {"kind": KIND, "date": datetime.date.today().isoformat(), "command": command}
         return plain(head | run_dir.describe() | asdict(self))
 
@@ -39,17 +38,13 @@ class Finding:
 def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
     """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
     files = [folder / f"{finding.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
-    with figures.style():
+    with figures.style(), results.writing(folder, "--to"):
         figure = draw()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(files[0], json.dumps(finding.plain(command), allow_nan=False) + "\n")
-            write_text(files[1], csv_text(finding.rows))
-            figure.savefig(files[2], metadata={"Date": None})
-            figure.savefig(files[3], dpi=200)
-        except OSError as error:
-            problem = f"{folder} cannot be written ({error.strerror})"
-            raise UserError(f"{problem}: give another with --to DIR") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(files[0], json.dumps(finding.plain(command), allow_nan=False) + "\n")
+        write_text(files[1], csv_text(finding.rows))
+        figure.savefig(files[2], metadata={"Date": None})
+        figure.savefig(files[3], dpi=200)
     return files
 
 
@@ -63,11 +58,12 @@ def _read(file: Path) -> tuple[Finding, str]:
         text = json.loads(file.read_text())
         fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
         finding = Finding(tables=tuple(map(table, text["tables"])), **fields)
-        return finding, file.with_suffix(".svg").read_text()
+        figure = file.with_suffix(".svg").read_text()
+        return finding, figure[figure.index("<svg") :]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{file} is corrupt, or its figure is missing ({error!r})"
         raise UserError(f"{problem}: delete it, or repeat its command") from error
 
 
-def table(text: Mapping[str, Any]) -> Table:
+def table(text: Record) -> Table:
     return Table(text["title"], tuple(text["columns"]), tuple(map(tuple, text["rows"])))

@@ -4,10 +4,10 @@ Marks: ``V:S1`` was read in a transcript or the authors' repository, ``C`` was c
 published count, ``M`` is from memory and never a target.
 """
 
+import dataclasses
 import functools
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -38,12 +38,6 @@ METRICS = {
 FAIL_PERCENT = 20.0
 """He et al. 2016, Table 1: "we report 'fail' when the test error is higher than 20%"."""
 
-_PROTOCOL = (
-    "dataset training_images validation_images test_images steps epochs batch_size normalization "
-    "batch_norm_group batch_norm_statistics padding preprocessing augmentation view selection "
-    "learning_rate momentum nesterov weight_decay dtype parameters"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -63,9 +57,9 @@ class Entry:
     """Significant digits of a rounded count."""
     statistic: str
     mark: str
-    protocol: dict[str, Any] = field(hash=False)
+    protocol: dict[str, Any]
     """Stated protocol, in the fields of ``result.json``."""
-    network: dict[str, Any] | None = field(default=None, hash=False)
+    network: dict[str, Any] | None = None
     study: str | None = None
     """FILE.py:FUNCTION."""
     note: str = ""
@@ -106,9 +100,6 @@ class Paper:
 
 
 _FOLDER = resources.files("resnet_jax.studies") / "published"
-_TABLE = ["name", "caption", "protocol", "statistic", "mark", "study", "rows"]
-_ROW = ["row", "network", "study", "note", "mark", "statistic", "protocol", "differs", *METRICS]
-_NUMBER = ["value", "spread", "n", "statistic", "mark", "digits", "note"]
 
 
 def papers() -> list[str]:
@@ -123,39 +114,31 @@ def load(key: str) -> Paper:
     text = tomllib.loads((_FOLDER / f"{key}.toml").read_text())
     entries = []
     for table in text["table"]:
-        _check(f"{key}.toml, {table['name']}", table, _TABLE)
-        for row in table["rows"]:
-            place = f"{key}.toml, {table['name']}, {row['row']}"
-            _check(place, row, _ROW)
-            name = row.get("protocol", table.get("protocol"))
-            protocol = (text["protocol"][name] if name else {}) | row.get("differs", {})
-            _check(place, protocol, _PROTOCOL.split())
-            head = {"paper": key, "table": table["name"], "protocol": protocol}
-            if isinstance(row.get("network"), str):
-                head["network"] = {"name": row["network"]}
-            entries += [
-                _entry(place, table | row | head, metric) for metric in METRICS if metric in row
-            ]
+        rows, table["table"], table["paper"] = table.pop("rows"), table.pop("name"), key
+        for fields in (table | row for row in rows):
+            place = f"{key}.toml, {fields['table']}, {fields['row']}"
+            name, differing = fields.pop("protocol", None), fields.pop("differs", {})
+            fields["protocol"] = (text["protocol"][name] if name else {}) | differing
+            if isinstance(fields.get("network"), str):
+                fields["network"] = {"name": fields["network"]}
+            numbers = {metric: fields.pop(metric) for metric in METRICS if metric in fields}
+            _check(place, fields)
+            for metric, number in numbers.items():
+                number = number if isinstance(number, dict) else {"value": number}
+                _check(f"{place}, {metric}", number)
+                entries.append(_entry(fields | number | {"metric": metric}))
     return Paper(entries=tuple(entries), **text["paper"])
 
 
-def _check(place: str, text: dict[str, Any], allowed: Sequence[str]) -> None:
-    # A misspelled field would be ignored.
-    if unknown := sorted(text.keys() - set(allowed)):
-        raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], allowed)}")
+def _check(place: str, facts: dict[str, Any]) -> None:
+    allowed = {f.name for f in dataclasses.fields(Entry)}
+    if unknown := sorted(facts.keys() - allowed):
+        names = allowed | METRICS.keys()
+        raise UserError(f"{place}: unknown {', '.join(unknown)}{nearest(unknown[0], names)}")
 
 
-def _entry(place: str, row: dict[str, Any], metric: str) -> Entry:
-    number = row[metric] if isinstance(row[metric], dict) else {"value": row[metric]}
-    _check(f"{place}, {metric}", number, _NUMBER)
-    relation, value = "=", number["value"]
-    if value == "fail":
-        relation, value = ">", FAIL_PERCENT
-    elif isinstance(value, str):
-        relation, _, value = value.partition(" ")
-    if relation not in ("=", ">", "<", "~"):
-        remedy = "write 8.75, 'fail', '> 60' or '~ 25'"
-        raise UserError(f"{place}: {number['value']!r} is no number; {remedy}")
-    facts = row | number | {"metric": metric, "relation": relation, "value": float(value)}
-    facts["runs"] = number.get("n")
-    return Entry(**{f.name: facts[f.name] for f in fields(Entry) if f.name in facts})
+def _entry(facts: dict[str, Any]) -> Entry:
+    relation, value = "=", facts["value"]
+    if isinstance(value, str):
+        relation, _, value = value.replace("fail", f"> {FAIL_PERCENT}").partition(" ")
+    return Entry(**(facts | {"relation": relation, "value": float(value)}))

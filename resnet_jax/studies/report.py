@@ -3,9 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -16,7 +15,7 @@ from resnet_jax.studies import figures, findings
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
-from resnet_jax.training.run_dir import write_text
+from resnet_jax.training.run_dir import Record, write_text
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
@@ -31,7 +30,7 @@ def write(
     variants: Sequence[VariantRuns],
     page: Path,
     *,
-    study: Mapping[str, Any],
+    study: Record,
     comparisons: Sequence[Comparison] = (),
 ) -> None:
     """Writes ``page`` (HTML), ``.csv`` (one row per run) and ``.json`` (everything).
@@ -47,12 +46,13 @@ def write(
             source = Path(os.path.relpath(run.source.resolve(), page.parent.resolve())).as_posix()
             runs.append((variant, run, source + "/" * run.source.is_dir()))
     present = {figures.without_fingerprint(variant.name) for variant in variants}
-    absent = [name for name in study.get("variants", ()) if name not in present]
+    absent = [VariantRuns(name, []) for name in study.get("variants", ()) if name not in present]
+    analyses = findings.read(run.source for _, run, _ in runs)
     text = _TEMPLATES.get_template("report.html.j2").render(
         title=_title(variants, study),
         study=study,
         variants=variants,
-        tables=results_lib.tables(variants, absent),
+        tables=results_lib.tables([*variants, *absent]),
         papers=comparison_lib.tables(verified),
         comparable=any(c.ours or c.counted is not None or not c.mismatches for c in verified),
         unverified=len(comparisons) - len(verified),
@@ -60,27 +60,24 @@ def write(
         curves=figures.panels(variants),
         analyses=[
             (finding, figures.inline(svg, finding.title, f"analysis{number}"))
-            for number, (finding, svg) in enumerate(findings.read(run.source for _, run, _ in runs))
+            for number, (finding, svg) in enumerate(analyses)
         ],
         runs=runs,
         json=json,
-        details=[
-            (variant, _distinct(result["protocol"] for result in variant.results))
-            for variant in variants
-        ],
+        details=[(v, _distinct(result["protocol"] for result in v.results)) for v in variants],
         environment=_environment(run.result for _, run, _ in runs if run.result),
     )
     results, rows, unfinished = [], [], []
     for variant, run, source in runs:
-        place, result = {"variant": variant.name, "seed": run.seed, "source": source}, run.result
-        if result is None:
+        place = {"variant": variant.name, "seed": run.seed, "source": source}
+        rows.append(place)
+        if run.result is None:
             unfinished.append(place)
-            rows.append(place)
             continue
-        results.append(place | result)
-        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
-        protocol = {f"protocol.{name}": value for name, value in result["protocol"].items()}
-        rows.append(place | fields | protocol)
+        results.append(place | run.result)
+        fields = {name: value for name, value in run.result.items() if not isinstance(value, dict)}
+        protocol = {f"protocol.{name}": value for name, value in run.result["protocol"].items()}
+        rows[-1] = place | fields | protocol
     data = {
         "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
         "variants": results_lib.table(variants),
@@ -95,7 +92,7 @@ def write(
     write_text(page.with_suffix(".json"), text + "\n")
 
 
-def _title(variants: Sequence[VariantRuns], study: Mapping[str, Any]) -> str:
+def _title(variants: Sequence[VariantRuns], study: Record) -> str:
     pattern = r"([\w-]+)(?:\.py)?:(\w+)|--paper (\S+)"
     if named := re.search(pattern, study.get("command", "")):
         return ", ".join(filter(None, named.groups()))
@@ -115,12 +112,11 @@ def _published(comparisons: Sequence[Comparison]) -> dict[str, list[float]]:
     return errors
 
 
-def _distinct(mappings: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    values: dict[str, dict[str, None]] = {}
-    for mapping in mappings:
-        for name, value in mapping.items():
-            values.setdefault(name, {})["–" if value is None else str(value)] = None
-    return {name: list(distinct) for name, distinct in values.items()}
+def _distinct(mappings: Iterable[Record]) -> dict[str, list[str]]:
+    values: dict[str, list[str]] = {}
+    for name, value in (item for mapping in mappings for item in mapping.items()):
+        values.setdefault(name, []).append("–" if value is None else str(value))
+    return {name: list(dict.fromkeys(texts)) for name, texts in values.items()}
 
 
 _BEGIN, _END = "<!-- results ", "<!-- end -->"
@@ -139,15 +135,9 @@ def filled(text: str, base: Path) -> tuple[str, int]:
     """Returns the text and the number of changed blocks; files are relative to ``base``."""
     if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
         raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
-    changed = 0
-
-    def replace(block: re.Match[str]) -> str:
-        nonlocal changed
-        new = f"{block[1]}{table(base / block['file'], block['file'])}{_END}"
-        changed += new != block[0]
-        return new
-
-    return _BLOCK.sub(replace, text), changed
+    new = _BLOCK.sub(lambda old: f"{old[1]}{table(base / old['file'], old['file'])}{_END}", text)
+    blocks = zip(_BLOCK.finditer(text), _BLOCK.finditer(new), strict=True)
+    return new, sum(before[0] != after[0] for before, after in blocks)
 
 
 def table(path: Path, link: str) -> str:
@@ -156,24 +146,24 @@ def table(path: Path, link: str) -> str:
         names = map(str, path.parent.glob("*.json"))
         raise UserError(f"there is no file {path}{nearest(str(path), names)}")
     text = results_lib.read_object(path)
-    kind = text.get("kind")
-    if kind == "study":
-        rendered = results_lib.tables(results_lib.collect([path]))[0]
-        environments = results_lib.read(path)
-    elif kind == findings.KIND:
-        rendered = findings.table(text["tables"][0])
-        environments = [text | {"device": text["devices"]}]
-    else:
-        raise UserError(f"{path} holds results of kind {kind!r}; give a study or a finding")
-    where = _environment(environments)
-    commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
-    parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
-    notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
-    notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
+    try:
+        if text.get("kind") == findings.KIND:
+            rendered = findings.table(text["tables"][0])
+            environments = [text | {"device": text["devices"]}]
+        else:
+            environments = results_lib.read(path)
+            rendered = results_lib.tables(results_lib.collect([path]))[0]
+        where = _environment(environments)
+        commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
+        parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
+        notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
+        notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is corrupt ({error!r}): restore it") from error
     return "\n".join([*terminal.markdown(rendered), "", "; ".join(notes)]) + "\n"
 
 
-def _environment(results: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _environment(results: Iterable[Record]) -> dict[str, list[str]]:
     return _distinct(
         {
             "commit": result["commit"] or "no checkout",

@@ -1,15 +1,16 @@
 """Runs of a study grouped by variant: statistics, paired differences, tables and committed JSON."""
 
+import contextlib
 import datetime
 import functools
 import json
 import math
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from scipy import special
 
@@ -17,19 +18,19 @@ from resnet_jax.errors import UserError
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
-from resnet_jax.training.run_dir import Workdir, write_json, write_text
+from resnet_jax.training.run_dir import Record, Workdir, write_json, write_text
 
-SELECTED = {
+# Errors of selected steps to their headings.
+_SELECTED = {
     "best_over_training": "best over training (selected on test) %",
     "selected_on_validation": "selected on validation %",
 }
-"""Errors of selected steps, to their headings."""
-_READ = (
+# Fields of a result that tables, figures and comparisons read.
+_RESULT = (
     "best_over_training commit device diverged_at_step experiment fingerprint group model "
     "parameters protocol seconds seed selected_on_validation training_error_of "
     "training_error_percent value versions"
 )
-"""Fields of a result that tables, figures and comparisons read."""
 T = TypeVar("T")
 
 
@@ -37,14 +38,14 @@ class Run(NamedTuple):
     """One seed of a variant."""
 
     seed: int
-    result: dict[str, Any] | None
+    result: Record | None
     """Contents of ``result.json``; None for an unfinished run."""
     source: Path
     """Run directory, or file of committed results."""
 
 
 class Spread(NamedTuple):
-    """Statistics of a number over the seeds of a variant; NaN without values."""
+    """Statistics of a number over seeds; NaN without values."""
 
     mean: float
     deviation: float
@@ -63,9 +64,9 @@ def spread(values: Iterable[float]) -> Spread:
     values = tuple(values)
     if not values:
         return Spread(math.nan, math.nan, math.nan, math.nan, ())
-    mean, median = statistics.fmean(values), statistics.median(values)
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return Spread(mean, deviation, median, min(values), values)
+    middle = statistics.median(values)
+    return Spread(statistics.fmean(values), deviation, middle, min(values), values)
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class VariantRuns:
     runs: list[Run]
 
     @property
-    def results(self) -> list[dict[str, Any]]:
-        """By seed, of the finished runs."""
+    def results(self) -> list[Record]:
+        """Results of the finished runs, by seed."""
         runs = sorted(self.runs, key=lambda run: run.seed)
         return [run.result for run in runs if run.result is not None]
 
     @functools.cached_property
-    def experiment(self) -> dict[str, Any]:
+    def experiment(self) -> Record:
         """The experiment, or for committed results its network."""
         for run in self.runs:
             if run.source.is_dir():
@@ -132,8 +133,7 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         if not self.seeds:
             return "no interval (no common seed)"
-        # -0.0 + 0.0 is 0.0.
-        mean, low, high = (f"{round(x, 2) + 0.0:+.2f}" for x in (self.mean, self.low, self.high))
+        mean, low, high = (f"{x:+z.2f}" for x in (self.mean, self.low, self.high))
         if math.isnan(self.low):
             reason = "one seed" if self.seeds == 1 else f"the same in each of {self.seeds} seeds"
             return f"{mean}, no interval ({reason})"
@@ -142,8 +142,9 @@ class Difference(NamedTuple):
 
 def difference(variant: VariantRuns, baseline: VariantRuns) -> Difference:
     """Compares errors of the last step; the interval covers the seeds, not the test images."""
-    theirs = {result["seed"]: result["value"] for result in baseline.results}
-    ours = {result["seed"]: result["value"] for result in variant.results}
+    ours, theirs = (
+        {result["seed"]: result["value"] for result in runs.results} for runs in (variant, baseline)
+    )
     paired = spread(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
     seeds, half = len(paired.values), math.nan
     # Errors are quotients of counts: differences beyond the 9th digit are rounding.
@@ -183,49 +184,48 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
     ]
 
 
-def _runs(path: Path) -> list[tuple[tuple[str, str], Run]]:
-    """Returns runs with fingerprint and name of their variant."""
+def _runs(path: Path) -> Iterator[tuple[tuple[str, str], Run]]:
+    """Yields runs with fingerprint and name of their variant."""
     if path.is_file():
-        committed = [_complete(result, path) for result in read(path)]
-        return [((r["group"], r["experiment"]), Run(r["seed"], r, path)) for r in committed]
-    runs = []
-    for workdir in map(Workdir, find(path)):
-        text, result = workdir.read_experiment_file(), workdir.result()
-        variant = config.group(text["identity"]), text["experiment"]["name"]
-        if result is not None:
-            _complete(result, workdir.path)
-        runs.append((variant, Run(text["seed"], result, workdir.path)))
-    if not runs:
+        for result in read(path):
+            _check(result, path, _RESULT)
+            yield (result["group"], result["experiment"]), Run(result["seed"], result, path)
+        return
+    folders = find(path)
+    if not folders:
         raise UserError(f"there is no run in {path}: 'resnet-jax train' writes run directories")
-    return runs
+    for workdir in map(Workdir, folders):
+        text, result = workdir.read_experiment_file(), workdir.result()
+        _check(text, workdir.experiment_file, "identity experiment seed")
+        if result is not None:
+            _check(result, workdir.path, _RESULT)
+        variant = config.group(text["identity"]), text["experiment"]["name"]
+        yield variant, Run(text["seed"], result, workdir.path)
 
 
-def _complete(result: dict[str, Any], source: Path) -> dict[str, Any]:
-    """Returns the result. Raises UserError unless it has every field that a report reads."""
-    if missing := ", ".join(sorted(set(_READ.split()) - result.keys())):
+def _check(text: object, source: Path, fields: str) -> None:
+    present = text if isinstance(text, dict) else ()
+    if missing := ", ".join(sorted(set(fields.split()).difference(present))):
         remedy = "run it again with this version of resnet_jax"
-        raise UserError(f"a result in {source} lacks {missing}: {remedy}")
-    return result
+        raise UserError(f"{source} lacks {missing}: {remedy}")
 
 
-def families(networks: Iterable[tuple[dict[str, Any], int, T]]) -> list[list[T]]:
+def families(networks: Iterable[tuple[Record, int, T]]) -> list[list[T]]:
     """Groups (fields, depth, item) by fields other than ``stages``, one per depth, by depth."""
-    groups: dict[tuple[str, int], dict[int, T]] = {}
-    # Networks of one depth were trained differently: they start further groups.
-    seen: Counter[tuple[str, int]] = Counter()
+    groups: defaultdict[tuple[str, int], dict[int, T]] = defaultdict(dict)
     for fields, depth, item in networks:
-        kind = config.fingerprint(fields | {"stages": None})
-        groups.setdefault((kind, seen[kind, depth]), {})[depth] = item
-        seen[kind, depth] += 1
+        kind, number = config.fingerprint(fields | {"stages": None}), 0
+        # Networks of one depth were trained differently.
+        while depth in groups[kind, number]:
+            number += 1
+        groups[kind, number][depth] = item
     return [[group[depth] for depth in sorted(group)] for group in groups.values()]
 
 
-def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
+def table(variants: Sequence[VariantRuns]) -> list[Record]:
     """Returns one JSON object per variant with results; the first is the baseline."""
     finished, rows = [variant for variant in variants if variant.results], []
     for variant in finished:
-        errors = {"test_error": variant.error, "training_error": variant.training_error}
-        errors |= {name: variant.spread(name) for name in SELECTED}
         paired = difference(variant, finished[0])
         compared = paired._asdict() | {"distinguishable": paired.distinguishable}
         row = {
@@ -234,7 +234,9 @@ def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
             "unfinished": len(variant.runs) - len(variant.results),
             "diverged": variant.diverged,
             "failed": variant.failed,
-            **{name: spread._asdict() for name, spread in errors.items()},
+            "test_error": variant.error._asdict(),
+            "training_error": variant.training_error._asdict(),
+            **{name: variant.spread(name)._asdict() for name in _SELECTED},
             "difference": compared if rows else None,
             "parameters": variant.results[0]["parameters"],
             "seconds": variant.spread("seconds").mean,
@@ -243,43 +245,41 @@ def table(variants: Sequence[VariantRuns]) -> list[dict[str, Any]]:
     return rows
 
 
-def tables(variants: Sequence[VariantRuns], absent: Sequence[str] = ()) -> list[Table]:
+def tables(variants: Sequence[VariantRuns]) -> list[Table]:
     """Returns the headline (errors of the last step), then selected errors and costs.
 
-    The first variant with results is the baseline; ``absent`` are names of variants without runs.
+    The first variant with results is the baseline.
     """
     finished = [variant for variant in variants if variant.results]
     rows, costs = [], []
     # Omitted without numbers.
-    selected = [s for s in SELECTED if any(variant.spread(s).values for variant in finished)]
+    selected = [s for s in _SELECTED if any(variant.spread(s).values for variant in finished)]
     for variant in variants:
-        done, error = len(variant.results), variant.error
-        seeds = f"{done}" if done == len(variant.runs) else f"{done}/{len(variant.runs)}"
-        if not done:
-            rows.append((variant.name, seeds, "not finished", *[""] * 4))
-            continue
+        done, begun, error = len(variant.results), len(variant.runs), variant.error
+        seeds = f"{done}" + f"/{begun}" * (done < begun)
         seeds += f", {variant.diverged} diverged" * bool(variant.diverged)
-        mean = f"{error}{' fail' if variant.failed else ''}"
+        if not done:
+            state = "not finished" if begun else "not run"
+            rows.append((variant.name, seeds, state, *[""] * 4))
+            continue
+        mean = f"{error}" + " fail" * variant.failed
         errors = mean, f"{error.median:.2f}", f"{error.best:.2f}", str(variant.training_error)
         compared = str(difference(variant, finished[0])) if costs else ""
         rows.append((variant.name, seeds, *errors, compared))
         errors = (str(variant.spread(name)) for name in selected)
         parameters, seconds = variant.results[0]["parameters"], variant.spread("seconds").mean
         costs.append((variant.name, *errors, parameters, seconds))
-    rows += [(name, "0", "not run", *[""] * 4) for name in absent]
     failed = any(variant.failed for variant in variants)
-    note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" if failed else ""
+    note = f"fail: median above {FAIL_PERCENT:g} % (He et al. 2016)" * failed
     baseline = f"difference to {finished[0].name if finished else 'the first'}, paired (95 %)"
     errors = "test error %", "median", "best seed", "training error %"
     title = "error of the last step: mean ± standard deviation over seeds"
     headline = Table(title, ("variant", "seeds", *errors, baseline), tuple(rows), note)
-    columns = ("variant", *(SELECTED[name] for name in selected), "parameters", "seconds per run")
+    columns = ("variant", *(_SELECTED[name] for name in selected), "parameters", "seconds per run")
     return [headline, Table("selected errors (not comparable) and costs", columns, tuple(costs))]
 
 
-def write(
-    path: Path, results: Sequence[dict[str, Any]], *, command: str, reduced: str = ""
-) -> None:
+def write(path: Path, results: Sequence[Record], *, command: str, reduced: str = "") -> None:
     """Writes the fields that all results share once, then one line per result."""
     first, *others = results
     shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
@@ -291,7 +291,7 @@ def write(
     write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Record]:
     """Reads what ``write`` wrote. Raises UserError for any other file."""
     text = read_object(path)
     try:
@@ -305,18 +305,25 @@ def is_study(path: Path) -> bool:
     return read_object(path).get("kind") == "study"
 
 
-def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
-    """Adds the command of a study and its reductions to ``study.json`` in its directory."""
-    text = _merged(notes([workdir]), {"command": command, "reduced": reduced})
+@contextlib.contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """Turns OSError into UserError, with the option that names another path."""
     try:
+        yield
+    except OSError as error:
+        problem = f"{path} cannot be written ({error.strerror})"
+        raise UserError(f"{problem}: use another {option}") from error
+
+
+def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
+    """Adds a command and its reductions to ``study.json``."""
+    text = _merged(notes([workdir]), {"command": command, "reduced": reduced})
+    with writing(workdir, "--workdir"):
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "study.json", text | {"variants": list(variants)})
-    except OSError as error:
-        problem = f"{workdir} cannot be written ({error.strerror})"
-        raise UserError(f"{problem}: use another --workdir") from error
 
 
-def notes(paths: Iterable[Path]) -> dict[str, Any]:
+def notes(paths: Iterable[Path]) -> Record:
     """Merges the notes of studies, by directory or file of results; empty without any."""
     files = (path / "study.json" if path.is_dir() else path for path in paths)
     texts = map(read_object, filter(Path.is_file, files))
@@ -324,7 +331,7 @@ def notes(paths: Iterable[Path]) -> dict[str, Any]:
     return _merged(*studies) if studies else {}
 
 
-def _merged(*studies: dict[str, Any]) -> dict[str, Any]:
+def _merged(*studies: Record) -> Record:
     def joined(name: str) -> str:
         parts = (part for study in studies for part in study.get(name, "").split("; ") if part)
         return "; ".join(dict.fromkeys(parts))
@@ -333,7 +340,7 @@ def _merged(*studies: dict[str, Any]) -> dict[str, Any]:
     return {"command": joined("command"), "variants": [*variants], "reduced": joined("reduced")}
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> Record:
     """Reads a JSON object. Raises UserError for anything else."""
     try:
         return {**json.loads(path.read_text())}

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Architecture
 from resnet_jax.training import fine_tune, run_dir, sharding
-from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.run_dir import Record, Workdir
 from resnet_jax.weights.loading import Pretrained
 
 AVERAGED = "pixel_mean, averaged over pixels"
@@ -30,40 +29,45 @@ def score(
     batch_size: int,
     data_dir: str | None,
     requested: Sequence[Protocol | None] = (None,),
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Scores the newest valid checkpoint of a run, or weights, once per protocol.
 
     Args:
       data: None: the training set's.
       split: None: the test split.
       batch_size: views of the network's input size per call.
-      requested: protocols; None: that of the run, or of the weights' card. A mean image of another
+      requested: None: the protocol of the run, or of the weights' card. A mean image of another
         size than a requested crop is averaged over its pixels.
 
     Returns:
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
-      for weights.
+      for weights. Protocols of weights, and of other data sets, have no training fields.
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; give at least 1")
-    experiment = own = None
+    experiment = own = step = None
     weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
     if isinstance(source, Path) and fine_tune.is_run(source):
         experiment, _ = Workdir(source).experiment()
-        split = split or experiment.data.test_split
-        text = experiment.evaluation.protocol
+        text, step = experiment.evaluation.protocol, int(weights.card.counters[""])
         own = protocols.parse(text) if text else Protocol()
+        if data not in (None, experiment.data.name):
+            experiment = None
+        elif not split:
+            split = experiment.data.test_split
     info, split = dataset_of(weights, data, split, data_dir)
-    results = [_score(weights, info, split, one or own, batch_size) for one in requested]
-    if experiment is not None:
-        for result, protocol in zip(results, requested, strict=True):
-            theirs, ours = result["protocol"], run_dir.protocol(experiment, info)
-            changed = {"test_images": theirs["test_images"]}
+    results = []
+    for protocol in requested:
+        result = _score(weights, info, split, protocol or own, batch_size)
+        result["step"] = step
+        if experiment is not None:
+            theirs, result["protocol"] = result["protocol"], run_dir.protocol(experiment, info)
+            result["protocol"]["test_images"] = theirs["test_images"]
             if protocol:
-                changed["view"] = protocol.view()
+                result["protocol"]["view"] = protocol.view()
             if theirs["preprocessing"] == AVERAGED:
-                changed["preprocessing"] = AVERAGED
-            result |= {"step": int(weights.card.counters[""]), "protocol": ours | changed}
+                result["protocol"]["preprocessing"] = AVERAGED
+        results.append(result)
     return results
 
 
@@ -94,7 +98,7 @@ def check_images(info: DatasetInfo, model: Architecture, *, any_size: bool = Fal
 
 def _score(
     weights: Pretrained, info: DatasetInfo, split: str, requested: Protocol | None, batch_size: int
-) -> dict[str, Any]:
+) -> Record:
     card, model = weights.card, weights.architecture
     protocol = requested or protocols.of(card.view)
     # Crops fit every network, and the input size of foreign files is a guess.
@@ -130,15 +134,14 @@ def _score(
         "examples": scored.examples,
         "split": split,
         "seconds": round(time.perf_counter() - began, 2),
-        "step": None,
         "protocol": weights_protocol(weights, info, split, protocol),
     }
 
 
 def weights_protocol(
     weights: Pretrained, info: DatasetInfo, split: str, protocol: Protocol
-) -> dict[str, Any]:
-    """Returns the protocol of a score of weights, without their training."""
+) -> Record:
+    """Returns the protocol of a score, without training fields."""
     card, model = weights.card, weights.architecture
     height, width, _ = model.input_shape if None in info.image_shape else info.image_shape
     mean, deviation = card.constants()

@@ -40,7 +40,7 @@ class Run(NamedTuple):
     folder: Path
 
 
-def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
+def load_variants(reference: str, **arguments: object) -> tuple[Experiment, ...]:
     """Calls the function of a study, FILE.py:FUNCTION, which returns experiments."""
     function = components.load(reference)
     try:
@@ -54,10 +54,10 @@ def load_variants(reference: str, **arguments: Any) -> tuple[Experiment, ...]:
         raise UserError(f"{reference} returned no sequence of experiments; {remedy}")
     names = [variant.name for variant in variants]
     # The report is beside the directories of the variants.
-    pattern = r"(?!.*\.(json|html|csv)$)[^./\0][^/\0]{0,99}"
+    pattern = rb"(?!.*\.(json|html|csv)$)[^./\0][^/\0]{0,99}"
     for name in names:
-        if names.count(name) > 1 or not re.fullmatch(pattern, name, re.DOTALL):
-            allowed = "with at most 100 characters and no .json, .html or .csv"
+        if names.count(name) > 1 or not re.fullmatch(pattern, os.fsencode(name), re.DOTALL):
+            allowed = "with at most 100 bytes and no .json, .html or .csv"
             raise UserError(f"{reference}: {name!r} must be the name of one directory, {allowed}")
     return tuple(variants)
 
@@ -77,7 +77,7 @@ def run(
 
     Args:
       devices: number of devices of each run in this process.
-      environments: variables of the worker processes; empty: everything runs in this process.
+      environments: variables of each worker process; empty: everything runs in this process.
       on_start: is called after every check, before the first run.
 
     Returns:
@@ -114,8 +114,9 @@ def run(
             try:
                 result = train(*one, progress=progress, data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
-                result = Workdir(one.folder).result() or {}
-        watcher.finished(one.variant, result)
+                result = Workdir(one.folder).result()
+        if result is not None:  # NFS may delay the files of process 0.
+            watcher.finished(one.variant, result)
     return {}
 
 
@@ -184,22 +185,29 @@ def train_in_workers(
         for run in pending:
             if interruption.requested:
                 return
-            log = run.folder.with_name(f"{run.folder.name}.log")
-            process = _start(run, environment, log, data_dir)
-            processes.append(process)
-            with process, watcher.running(run.variant, run.seed) as progress:
-                for line in process.stdout or ():
-                    if line.startswith('{"call": '):
-                        message = json.loads(line)
-                        getattr(progress, message["call"])(*message["arguments"])
-                code = process.wait()
-            if (result := Workdir(run.folder).result()) is not None:
-                watcher.finished(run.variant, result)
-            elif not interruption.requested:
-                last = (log.read_text(errors="replace").strip() or "no message").splitlines()[-1]
-                failed[run.folder] = f"exit code {code}: {last}; see {log}"
-                continue
-            log.unlink()
+            try:
+                reason = train_one(run, environment)
+            except Exception as error:  # The device remains for the other runs.
+                reason = f"{type(error).__name__}: {error}"
+            if reason:
+                failed[run.folder] = reason
+
+    def train_one(run: Run, environment: dict[str, str]) -> str:
+        log = run.folder.with_name(f"{run.folder.name}.log")
+        process = _start(run, environment, log, data_dir)
+        processes.append(process)
+        with process, watcher.running(run.variant, run.seed) as progress:
+            for line in process.stdout or ():
+                if line.startswith('{"call": '):
+                    message = json.loads(line)
+                    getattr(progress, message["call"])(*message["arguments"])
+        if (result := Workdir(run.folder).result()) is not None:
+            watcher.finished(run.variant, result)
+        elif not interruption.requested:
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2] or "no message"
+            return f"exit code {process.returncode}: {last}; see {log}"
+        log.unlink()
+        return ""
 
     terminated = 0
     with (
@@ -217,8 +225,6 @@ def train_in_workers(
             for process in processes:
                 process.kill()
             raise
-    for future in trained:
-        future.result()
     if interruption.requested:
         name = signal.Signals(interruption.requested).name
         remedy = "the states are saved, the same command continues"
@@ -282,8 +288,9 @@ class StudyTable:
         self._current: list[_Running] = []
         self._began: float | None = None  # Of the first run of this session.
         self._done_before = 0.0
-        options: Any = {"console": console, "refresh_per_second": 2, "transient": True}
-        self._live = Live(get_renderable=self.render, **options)
+        self._live = Live(
+            get_renderable=self.render, console=console, refresh_per_second=2, transient=True
+        )
 
     def __enter__(self) -> "StudyTable":
         if self._console.is_terminal and distributed.is_first():

@@ -1,14 +1,11 @@
 """Distances from the identity against blocks called one by one, and the command on a run."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import identity
+from resnet_jax.analysis.identity import Options
 from resnet_jax.models import components
 from resnet_jax.weights.loading import Pretrained
 from small_network import EXAMPLES, SMALL, SMALL_PLAIN, blocks_of, normalized, weights_of
@@ -35,7 +32,7 @@ def test_identity_equals_blocks_called_one_by_one() -> None:
     images = normalized(EXAMPLES.images)
     noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 0), images.shape))
     noise = noise * (0.1 * norm(images.reshape(5, -1)) / norm(noise.reshape(5, -1))).reshape(5, 1, 1, 1)
-    result = identity.measure(weights, EXAMPLES, change=0.1, seed=3)
+    result = identity.measure(weights, EXAMPLES, Options(change=10.0, seed=3))
     for number, (clean, noisy) in enumerate(zip(blocks_by_hand(weights, images), blocks_by_hand(weights, images + noise), strict=True)):
         (x, branch, output), (_, noisy_branch, noisy_output) = clean, noisy
         shortcut = x if number < 2 else output - branch
@@ -47,7 +44,7 @@ def test_identity_equals_blocks_called_one_by_one() -> None:
         }
         for name, values in expected.items():
             np.testing.assert_allclose(getattr(result, name)[number], values.mean(), rtol=2e-3, err_msg=f"{name} of block {number}")
-    np.testing.assert_allclose(identity.measure(weights, EXAMPLES, batch_size=2).distance, result.distance, rtol=1e-4)
+    np.testing.assert_allclose(identity.measure(weights, EXAMPLES, Options(batch_size=2)).distance, result.distance, rtol=1e-4)
 
 
 def test_identity_of_plain_blocks_has_branch_as_output() -> None:
@@ -58,17 +55,3 @@ def test_identity_of_plain_blocks_has_branch_as_output() -> None:
     for number, (x, _, output) in enumerate(blocks_by_hand(weights, normalized(EXAMPLES.images))[:2]):
         np.testing.assert_allclose(result.distance[number], (norm(output - x) / norm(x)).mean(), rtol=1e-3)
     assert np.isnan(result.distance[2]), "nothing resizes the input"
-
-
-def test_identity_command_writes_files_and_rejects_bad_input(
-    short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    cli.main(["analyze", "identity", str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path), "--json"])
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "identity.json").read_text())
-    assert [row["block"] for row in printed["rows"]] == [0, 1, 2]
-    assert "distance from the identity" in (tmp_path / "identity.svg").read_text()
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["analyze", "identity", str(short_run), "--change", "0", "--data-dir", digits_dir])
-    assert ended.value.code == 2
-    assert "change must be above 0, got 0" in capsys.readouterr().err

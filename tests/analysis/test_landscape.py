@@ -1,26 +1,20 @@
 """Loss slices against networks whose parameters are changed by hand, and the command on a run."""
 
-import csv
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import pytest
 from matplotlib.contour import ContourSet
-from resnet_jax import cli
 from resnet_jax.analysis import landscape
-from resnet_jax.analysis.landscape import Landscape
-from resnet_jax.errors import UserError
+from resnet_jax.analysis.landscape import Landscape, Options
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.studies.figures import style
 from resnet_jax.weights.loading import Pretrained
-from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
+from small_network import MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
 
 # 1x1 convolutions in shortcuts, and linear layers in branches.
 PROJECTED = replace(SMALL, shortcut=Projection, branch=component(Basic, reduction=1))
@@ -74,7 +68,7 @@ def by_hand(weights: Pretrained, first: float, second: float, seed: int = 0) -> 
 
 def test_losses_equal_those_of_changed_parameters_in_one_program() -> None:
     weights = weights_of(SMALL)
-    result = landscape.measure(weights, MANY, points=5, reach=0.5, seed=2, batch_size=35)
+    result = landscape.measure(weights, MANY, Options(points=5, reach=0.5, seed=2, batch_size=35))
     np.testing.assert_allclose(result.offsets, [-0.5, -0.25, 0, 0.25, 0.5])
     for index in ((0, 4), (4, 1), (2, 3)):
         expected = by_hand(weights, *result.offsets[list(index)], seed=2)
@@ -82,7 +76,7 @@ def test_losses_equal_those_of_changed_parameters_in_one_program() -> None:
     np.testing.assert_allclose(result.loss[2, 2], by_hand(weights, 0, 0)[0], rtol=1e-5)
     assert len(np.unique(result.loss.round(4))) > 20, "a constant loss would show nothing"
     with compilations() as compiled:
-        landscape.measure(weights, MANY, points=7, reach=2.0, seed=1, batch_size=35)
+        landscape.measure(weights, MANY, Options(points=7, reach=2.0, seed=1, batch_size=35))
     assert compiled == []
 
 
@@ -122,24 +116,3 @@ def test_contour_levels_lie_inside_the_range() -> None:
         levels = landscape.contour_levels(np.array([low, high]))
         assert 1 < len(levels) <= 10
         assert all(low < level < high for level in levels)
-
-
-def test_landscape_rejects_bad_input() -> None:
-    cases: list[dict[str, Any]] = [{"points": 4}, {"reach": 0.0}, {"reach": math.nan}]
-    for options in cases:
-        with pytest.raises(UserError, match="points must be odd and at least 3, reach finite and above 0"):
-            landscape.measure(weights_of(SMALL), EXAMPLES, **options)
-
-
-def test_landscape_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    options = ["--points", "3", "--reach", "0.5", "--images", "40", "--data-dir", digits_dir, "--to", str(tmp_path)]
-    cli.main(["analyze", "landscape", str(short_run), *options])
-    assert "loss around the network" in capsys.readouterr().out
-    result = json.loads((tmp_path / "landscape.json").read_text())
-    with (tmp_path / "landscape.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in result["rows"]]
-    center = result["rows"][4]
-    assert result["tables"][0]["rows"][0][1:4] == [40, center["error percent"], center["loss"]]
-    assert (tmp_path / "landscape.png").read_bytes().startswith(b"\x89PNG")
-    assert "direction 2" in (tmp_path / "landscape.svg").read_text()

@@ -1,19 +1,15 @@
 """Lesions against networks whose blocks are called one by one, and the command on a run."""
 
-import csv
 import functools
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import lesions, subjects
-from resnet_jax.analysis.lesions import Lesion
+from resnet_jax.analysis.lesions import Lesion, Options
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.shortcuts import ZeroPad
@@ -68,6 +64,9 @@ def test_lesions_equal_blocks_called_one_by_one() -> None:
         errors = lesions.measure(weights, MANY, LESIONS, batch_size=35)
         np.testing.assert_allclose(errors, [error_by_hand(weights, lesion) for lesion in LESIONS])
         assert len(set(errors)) > 3, "lesions that change nothing would show nothing"
+        with compilations() as compiled:
+            lesions.measure(weights, MANY, lesions.plan([range(2), range(2, 3)], Options(draws=2)), batch_size=35)
+        assert compiled == [], "all lesions share one program"
 
 
 def test_intact_network_is_bit_identical() -> None:
@@ -85,29 +84,20 @@ def test_intact_network_is_bit_identical() -> None:
         np.testing.assert_array_equal(logits(network, permutation=order, **options), intact)
 
 
-def test_lesions_share_one_program() -> None:
-    planned = lesions.plan([range(2), range(2, 3)], draws=2)
-    lesions.measure(residual(), MANY, planned[:1], batch_size=35)
-    with compilations() as compiled:
-        lesions.measure(residual(), MANY, planned, batch_size=35)
-    assert len(planned) > 40
-    assert compiled == []
-
-
 def test_plan_covers_every_block_and_number() -> None:
     groups = [range(4), range(4, 5), range(5, 8)]
-    planned = lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
+    planned, again, other = (lesions.plan(groups, Options(deleted=5, exchanged=3, draws=4, seed=seed)) for seed in (1, 1, 2))
+    assert planned == again
+    assert planned != other
     assert planned[0] == Lesion("none")
     assert [lesion.deleted for lesion in planned if lesion.kind == "one"] == [(block,) for block in range(8)]
     several = [lesion.deleted for lesion in planned if lesion.kind == "several"]
     assert [len(set(blocks)) for blocks in several] == [number for number in range(1, 6) for _ in range(4)]
-    for lesion in (lesion for lesion in planned if lesion.kind == "exchanged"):
+    exchanged = [lesion for lesion in planned if lesion.kind == "exchanged"]
+    assert [lesion.pairs for lesion in exchanged] == [number for number in range(1, 4) for _ in range(4)]
+    for lesion in exchanged:
         assert all(sorted(lesion.order[group.start : group.stop]) == list(group) for group in groups)
-    one = [lesion for lesion in planned if lesion.pairs == 1]
-    assert len(one) == 4
-    assert all(sum(block != position for position, block in enumerate(lesion.order)) == 2 for lesion in one)
-    assert planned == lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=1)
-    assert planned != lesions.plan(groups, most_deleted=5, most_exchanged=3, draws=4, seed=2)
+        assert lesion.pairs > 1 or sum(block != position for position, block in enumerate(lesion.order)) == 2
     unequal = lesions.plan([range(1), range(1, 2), range(2, 3)])
     assert max(len(lesion.deleted) for lesion in unequal) == 2
     assert not any(lesion.order for lesion in unequal)
@@ -124,15 +114,3 @@ def test_lesions_reject_blocks_that_do_not_exist_or_differ() -> None:
     for lesion in (Lesion("one", (3,)), Lesion("exchanged", order=(0, 2, 1))):
         with pytest.raises(UserError, match="does not fit"):
             lesions.measure(residual(), EXAMPLES, [lesion])
-
-
-def test_lesions_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli.main(["analyze", "lesions", str(short_run), "--images", "60", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
-    assert "2 deleted" in capsys.readouterr().out
-    result = json.loads((tmp_path / "lesions.json").read_text())
-    with (tmp_path / "lesions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["lesion"] for row in rows[:4]] == ["none", "one", "one", "one"]
-    assert [float(row["error percent"]) for row in rows] == [row["error percent"] for row in result["rows"]]
-    assert (tmp_path / "lesions.png").read_bytes().startswith(b"\x89PNG")
-    assert "error (%)" in (tmp_path / "lesions.svg").read_text()

@@ -1,13 +1,10 @@
 """Gradients of single paths against the chain rule, the number of paths, and the command on a run."""
 
-import csv
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,36 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from resnet_jax import cli
 from resnet_jax.analysis import paths, subjects
-from resnet_jax.analysis.paths import Paths
+from resnet_jax.analysis.paths import Options, Paths
 from resnet_jax.errors import UserError
-from resnet_jax.models import component
+from resnet_jax.models import Architecture, component
 from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import Concatenation, Projection, Scaled, ShortcutOnlyGating
 from resnet_jax.weights.loading import Pretrained
 from scipy import stats
-from small_network import EXAMPLES, MANY, SMALL, SMALL_PLAIN, blocks_of, compilations, normalized, weights_of
+from small_network import EXAMPLES, SMALL, SMALL_PLAIN, blocks_of, compilations, normalized, weights_of
 
 SETTINGS = np.array(list(itertools.product((0, 1), repeat=3)), np.float32)
-NETWORKS = {
-    "padded": SMALL,
-    "gated": replace(SMALL, shortcut=component(ShortcutOnlyGating, bias=-1)),
-    "scaled": replace(SMALL, shortcut=component(Scaled, shortcut=0.7, branch=0.4)),
-    "pre-activated": replace(SMALL, shortcut=Projection, order=FullPreactivation),
-    "dense": replace(SMALL, stages=(3,), features=(3,), shortcut=Concatenation),
-}
+OTHERS = [
+    replace(SMALL, shortcut=component(ShortcutOnlyGating, bias=-1)),
+    replace(SMALL, shortcut=component(Scaled, shortcut=0.7, branch=0.4)),
+    replace(SMALL, shortcut=Projection, order=FullPreactivation),
+    replace(SMALL, stages=(3,), features=(3,), shortcut=Concatenation),
+]
 
 
-def losses(logits: Any, labels: np.ndarray = EXAMPLES.labels) -> Any:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def losses(logits: Any) -> Any:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, EXAMPLES.labels)
 
 
-@pytest.mark.parametrize("name", ["padded", *(pytest.param(name, marks=pytest.mark.slow) for name in list(NETWORKS)[1:])])
-def test_path_gradients_sum_to_the_gradient_of_the_network(name: str) -> None:
+@pytest.mark.parametrize("network", [SMALL, *(pytest.param(network, marks=pytest.mark.slow) for network in OTHERS)])
+def test_path_gradients_sum_to_the_gradient_of_the_network(network: Architecture) -> None:
     """The Jacobian of a block is a sum, so that of three blocks is the sum of 2^3 products."""
-    network = NETWORKS[name]
     weights, images = weights_of(network), normalized(EXAMPLES.images)
     switched = subjects.switched(weights, network.shortcut, paths.route_by_branch, paths.route_by_shortcut)
 
@@ -79,9 +73,8 @@ def norms_by_hand(weights: Any) -> Callable[[Any], Any]:
             passed.append((carried + branch > 0, branch_vjp, shortcut_vjp))
             x = jax.nn.relu(carried + branch)
         gradient = jax.grad(lambda x: losses(model.head(x)).sum())(x)
-        for switch, (positive, branch_vjp, shortcut_vjp) in zip(switches[::-1], passed[::-1], strict=True):
-            below = jnp.where(positive, gradient, 0)
-            gradient = jnp.where(switch == 1, *(vjp(below)[0] for vjp in (branch_vjp, shortcut_vjp)))
+        for switch, (positive, *vjps) in zip(switches[::-1], passed[::-1], strict=True):
+            gradient = jnp.where(switch == 1, *(vjp(jnp.where(positive, gradient, 0))[0] for vjp in vjps))
         return jnp.sqrt(jnp.square(stem_vjp(gradient)[0]).sum((1, 2, 3))).mean()
 
     return norm
@@ -92,11 +85,14 @@ def test_path_gradient_equals_the_chain_rule() -> None:
     norm = norms_by_hand(weights)
     expected = [[norm(switches) for switches in draw] for draw in paths.draw_paths(3, 2, seed=3)]
     # Of 5 images the last batch holds one.
-    result = paths.measure(weights, EXAMPLES, draws=2, batch_size=2, seed=3)
+    result = paths.measure(weights, EXAMPLES, Options(draws=2, batch_size=2, seed=3))
     np.testing.assert_allclose(result.gradient, expected, rtol=2e-5)
     total = np.mean(expected, 0) * [1, 3, 3, 1]
     np.testing.assert_allclose(result.carried, total / total.sum(), rtol=2e-5)
     np.testing.assert_allclose(result.share, np.array([1, 3, 3, 1]) / 8)
+    with compilations() as compiled:
+        paths.measure(weights, EXAMPLES, Options(draws=3, batch_size=2, seed=1))
+    assert compiled == [], "all paths share one program"
 
 
 def with_scaled_classifier(factor: float) -> Pretrained:
@@ -106,7 +102,7 @@ def with_scaled_classifier(factor: float) -> Pretrained:
 
 
 def test_norms_do_not_underflow() -> None:
-    tiny, moderate = (paths.measure(with_scaled_classifier(factor), EXAMPLES, draws=1).gradient for factor in (1e-25, 1e-3))
+    tiny, moderate = (paths.measure(with_scaled_classifier(factor), EXAMPLES, Options(draws=1)).gradient for factor in (1e-25, 1e-3))
     assert tiny.max() < 1e-22
     # The loss is linear in logits this small.
     np.testing.assert_allclose(tiny, moderate * 1e-22, rtol=0.02)
@@ -129,15 +125,12 @@ def test_path_and_gradient_shares_are_binomial() -> None:
     shares = Paths(np.ones((1, 55))).share
     assert shares[19:36].sum() > 0.95
     assert round(100 * shares[5:18].sum(), 2) == 0.45
-    for blocks in (4, 54, 600):
+    for blocks, factor in itertools.product((4, 54, 600), (0.3, 1.0, 2.0)):
         lengths = np.arange(blocks + 1)
-        expected = [math.comb(blocks, length) / 2**blocks for length in lengths.tolist()]
-        np.testing.assert_allclose(Paths(np.ones((1, blocks + 1))).share, expected, rtol=1e-9)
-        for factor in (0.3, 2.0):
-            # NumPy's powers underflow below 1e-308.
-            gradient = np.where(factor**lengths > 1e-300, factor**lengths, 0)
-            expected = stats.binom.pmf(lengths, blocks, factor / (1 + factor))
-            np.testing.assert_allclose(Paths(gradient[None]).carried, expected, rtol=1e-8, atol=1e-15)
+        # NumPy's powers underflow below 1e-308.
+        result = Paths(np.where(factor**lengths > 1e-300, factor**lengths, 0)[None])
+        np.testing.assert_allclose(result.share, [math.comb(blocks, length) / 2**blocks for length in lengths.tolist()], rtol=1e-9)
+        np.testing.assert_allclose(result.carried, stats.binom.pmf(lengths, blocks, factor / (1 + factor)), rtol=1e-8, atol=1e-15)
 
 
 def test_effective_paths_are_the_shortest_range_with_enough_gradient() -> None:
@@ -152,14 +145,6 @@ def test_effective_paths_are_the_shortest_range_with_enough_gradient() -> None:
         assert paths.shortest_range(np.array(parts), least) == expected
 
 
-def test_draws_share_one_program() -> None:
-    weights = weights_of(SMALL)
-    paths.measure(weights, MANY, draws=1, batch_size=35)
-    with compilations() as compiled:
-        paths.measure(weights, MANY, draws=5, batch_size=35, seed=1)
-    assert compiled == []
-
-
 def test_paths_reject_networks_without_paths_or_gradient() -> None:
     for weights, message in (
         (weights_of(SMALL_PLAIN), "plain network, which has a single path"),
@@ -167,23 +152,4 @@ def test_paths_reject_networks_without_paths_or_gradient() -> None:
         (with_scaled_classifier(np.nan), "carry are all 0, or some are non-finite"),
     ):
         with pytest.raises(UserError, match=message):
-            paths.measure(weights, EXAMPLES, draws=1)
-
-
-@pytest.mark.slow
-def test_paths_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli.main(["analyze", "paths", str(short_run), "--images", "20", "--draws", "2", "--data-dir", digits_dir, "--to", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "effective paths" in printed
-    result = json.loads((tmp_path / "paths.json").read_text())
-    assert "20 images" in result["caption"]
-    with (tmp_path / "paths.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(int(row["length"]), int(row["draw"])) for row in rows] == list(itertools.product(range(4), range(2)))
-    assert [float(row["gradient of one path"]) for row in rows] == [row["gradient of one path"] for row in result["rows"]]
-    by_length = {row["length"]: row["share of the gradient"] for row in result["rows"]}
-    assert sum(by_length.values()) == pytest.approx(1)
-    shortest, longest = map(int, result["tables"][0]["rows"][0][3].split(" to "))
-    assert sum(by_length[length] for length in range(shortest, longest + 1)) >= 0.95
-    assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
-    assert "share of the gradient (%)" in (tmp_path / "paths.svg").read_text()
+            paths.measure(weights, EXAMPLES, Options(draws=1))

@@ -1,6 +1,5 @@
 """Responses against a network whose blocks are called one by one, and the command on a run."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def layers_and_blocks(weights: Pretrained) -> tuple[list[Any], list[tuple[Any, .
 
 def test_responses_equal_blocks_called_one_by_one() -> None:
     weights = weights_of(SMALL)
-    result = responses.measure(weights, EXAMPLES, batch_size=2)
+    result = responses.measure(weights, EXAMPLES, responses.Options(batch_size=2))
     layers, blocks = layers_and_blocks(weights)
     assert len(result.layers) == len(layers) == 7
     np.testing.assert_allclose(result.deviation, [layer.std() for layer in layers], rtol=1e-4)
@@ -77,32 +76,6 @@ def test_responses_are_taken_after_the_normalization_of_3x3_layers() -> None:
     assert [name for name in responses.layers(weights_of(bottlenecks)) if name.startswith("block")] == [
         f"block{number}/branch/after/1/layers/0" for number in (0, 1)
     ]
-
-
-def test_responses_command_writes_files(short_run: Path, digits_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    cli.main(["analyze", "responses", str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path)])
-    assert "standard deviation" in capsys.readouterr().out
-    result = json.loads((tmp_path / "responses.json").read_text())
-    assert result["tables"][0]["rows"][0][1:3] == [50, 7]
-    with (tmp_path / "responses.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["standard deviation"]) for row in rows] == [row["standard deviation"] for row in result["rows"]]
-    assert len(rows) == 7
-    assert (tmp_path / "responses.png").read_bytes().startswith(b"\x89PNG")
-    assert "standard deviation of the response" in (tmp_path / "responses.svg").read_text()
-
-
-def test_responses_reject_bad_input(short_run: Path, digits_dir: str, capsys: pytest.CaptureFixture) -> None:
-    for options, message in (
-        (("--images", "0"), "must be at least 1, got 0"),
-        (("--split", "nowhere"), "no split 'nowhere'"),
-        (("--data", "nothing"), "nothing"),
-        (("--steps", "3"), "0, 2, 4"),
-    ):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["analyze", "responses", str(short_run), "--data-dir", digits_dir, *options])
-        assert ended.value.code == 2
-        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,13 +1,42 @@
-"""Names and images of the analyzed networks."""
+"""Every analysis as a command on a run; names, images and options of the analyzed networks."""
 
+import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from resnet_jax.analysis import depth, lesions, paths, subjects
+from resnet_jax import cli
+from resnet_jax.analysis import depth, identity, landscape, lesions, paths, subjects
 from resnet_jax.analysis.subjects import Options
 from resnet_jax.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "rows", "label"),
+    [
+        ("identity", [], 3, "distance from the identity"),
+        ("landscape", ["--points", "3"], 9, "direction 2"),
+        ("lesions", ["--draws", "2"], 1 + 3 + 2 * 2, "error (%)"),
+        pytest.param("paths", ["--draws", "2"], 4 * 2, "share of the gradient (%)", marks=pytest.mark.slow),
+        ("responses", [], 7, "standard deviation of the response"),
+    ],
+)
+def test_command_prints_and_writes_its_finding(
+    name: str, options: list[str], rows: int, label: str, short_run: Path, digits_dir: str, tmp_path: Path, capsys: Any
+) -> None:
+    words = ["analyze", name, str(short_run), "--images", "50", "--data-dir", digits_dir, "--to", str(tmp_path), *options]
+    cli.main([*words, "--json"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / f"{name}.json").read_text())
+    assert "50 images" in printed["caption"]
+    assert printed["tables"][0]["rows"][0][:2] == ["run", 50]
+    written = list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines()))
+    texts = [{column: "nan" if value is None else str(value) for column, value in row.items()} for row in printed["rows"]]
+    assert (len(written), written) == (rows, texts)
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert label in (tmp_path / f"{name}.svg").read_text()
 
 
 def test_short_names_tell_paths_apart() -> None:
@@ -15,27 +44,41 @@ def test_short_names_tell_paths_apart() -> None:
     assert subjects.short_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
 
 
-@pytest.mark.parametrize(
-    ("options", "fields"),
-    [
-        (lesions.Options, {"draws": 0}),
-        (lesions.Options, {"deleted": -1}),
-        (lesions.Options, {"exchanged": -1}),
-        (lesions.Options, {"images": 0}),
-        (paths.Options, {"draws": 0}),
-        (paths.Options, {"batch_size": 0}),
-        (depth.Options, {"threshold": 100.0}),
-        (depth.Options, {"threshold": math.nan}),
-    ],
-)
-def test_options_reject_numbers_out_of_range(options: Any, fields: dict[str, float]) -> None:
-    ((name, value),) = fields.items()
-    with pytest.raises(UserError, match=f"options.{name} must be .* got {value}"):
-        options(sources=(), **fields)
+def test_options_reject_numbers_out_of_range() -> None:
+    cases: list[tuple[Any, str, float]] = [
+        (lesions.Options, "draws", 0),
+        (lesions.Options, "deleted", -1),
+        (lesions.Options, "exchanged", -1),
+        (lesions.Options, "images", 0),
+        (paths.Options, "draws", 0),
+        (paths.Options, "batch_size", 0),
+        (identity.Options, "change", 0.0),
+        (landscape.Options, "points", 4),
+        (landscape.Options, "points", 1),
+        (landscape.Options, "reach", 0.0),
+        (landscape.Options, "reach", math.nan),
+        (depth.Options, "threshold", 100.0),
+        (depth.Options, "threshold", math.nan),
+    ]
+    for options, name, value in cases:
+        with pytest.raises(UserError, match=f"^{name} must be .* got {value}"):
+            options(sources=(), **{name: value})
 
 
-def test_load_rejects_missing_sources_and_other_image_sizes(short_run: Path, tmp_path: Path, cifar10: object) -> None:
+def test_commands_reject_bad_input(short_run: Path, digits_dir: str, cifar10: object, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("responses", "--images", "0"): "images must be at least 1, got 0",
+        ("responses", "--split", "nowhere"): "no split 'nowhere'",
+        ("responses", "--data", "nothing"): "nothing",
+        ("responses", "--steps", "3"): "0, 2, 4",
+        ("identity", "--change", "0"): "change must be at least 0.001, got 0",
+    }
+    for (name, *options), message in cases.items():
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["analyze", name, str(short_run), "--data-dir", digits_dir, *options])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="neither a run nor"):
-        subjects.load(tmp_path / "nothing", Options(sources=(tmp_path,)))
+        subjects.load(short_run / "nothing", Options(sources=()))
     with pytest.raises(UserError, match=r"images of \(32, 32, 3\) .* the network takes \(8, 8, 1\)"):
-        subjects.load(short_run, Options(sources=(short_run,), data="cifar10"))
+        subjects.load(short_run, Options(sources=(), data="cifar10"))

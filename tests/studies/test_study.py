@@ -17,7 +17,6 @@ import pytest
 from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture, components
-from resnet_jax.studies import report
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.results import collect
@@ -94,15 +93,52 @@ def test_invalid_variants_stop_the_study_before_the_first_run(variants: list[Exp
     }
     for message, (model, data) in cases.items():
         wrong = Experiment(name="wrong", model=model, data=data, steps=4, evaluation=Evaluation(batch_size=72))
-        started: list[bool] = []
-        with pytest.raises(UserError) as caught:
-            run([*variants, wrong], [0], tmp_path / "w", digits_dir, on_start=lambda started=started: started.append(True))
-        assert message in str(caught.value)
-        assert not started
+        with pytest.raises(UserError, match=message):
+            run([*variants, wrong], [0], tmp_path / "w", digits_dir, on_start=lambda: pytest.fail("begun"))
     Workdir(tmp_path / "w" / "second" / "seed-1").claim(dataclasses.replace(variants[1], steps=3), 1)
     with pytest.raises(UserError, match="second: .*holds another run"):
         run(variants, [0, 1], tmp_path / "w", digits_dir)
     assert not (tmp_path / "w" / "first").exists()
+
+
+STUDIES = """
+from dataclasses import replace
+from resnet_jax.models import cifar_architecture
+from resnet_jax.training.config import Data, Experiment
+
+one = Experiment(name="one", model=cifar_architecture(20), data=Data(name="cifar10"))
+good = lambda depth=20: [replace(one, model=cifar_architecture(depth)), replace(one, name="two")]
+broken = lambda depth: int(None)
+empty = lambda: []
+single = lambda: one
+mixed = lambda: [one, "two"]
+by_name = lambda: {"one": one}
+doubled = lambda: [one, replace(one, steps=1)]
+value = 3
+slashed, hidden, long, wide, file = (
+    lambda name=name: [replace(one, name=name)] for name in ("a/b", "..", "n" * 101, "\u5c64" * 40, "report.html")
+)
+"""
+
+
+def test_studies_are_checked_when_called(tmp_path: Path) -> None:
+    (tmp_path / "studies.py").write_text(STUDIES)
+    study = f"{tmp_path}/studies.py"
+    for arguments, blocks in (({}, [9, 9]), ({"depth": 56}, [27, 9])):
+        assert [sum(variant.model.stages) for variant in study_lib.load_variants(f"{study}:good", **arguments)] == blocks
+    cases = {
+        **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
+        **dict.fromkeys(("doubled", "slashed", "hidden", "long", "wide", "file"), "must be the name of one directory"),
+        "value": "cannot be called with no arguments",
+        "goood": "has no 'goood'; did you mean good",
+    }
+    for name, reason in cases.items():
+        with pytest.raises(UserError, match=f"studies.py.*{reason}"):
+            study_lib.load_variants(f"{study}:{name}")
+    with pytest.raises(UserError, match="studies.py:empty cannot be called with {'depth': 20}"):
+        study_lib.load_variants(f"{study}:empty", depth=20)
+    with pytest.raises(TypeError):  # A mistake inside of a study keeps its traceback.
+        study_lib.load_variants(f"{study}:broken", depth=20)
 
 
 @pytest.mark.slow
@@ -130,7 +166,9 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
     assert [result["value"] for result in results_lib.read(tmp_path / "saved.json")] == row["test_error"]["values"]
 
 
-def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path) -> None:
+def test_commands_reject_invalid_arguments(
+    capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = ["--workdir", str(tmp_path / "w"), "--data-dir", digits_dir]
     cases = [
         ([f"{TINY}:pair", "--seeds", "0"], "--seeds must be at least 1, got 0"),
@@ -149,9 +187,6 @@ def test_command_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], d
     assert not (tmp_path / "w").exists()
     unwritable = ["--workdir", "/proc/x", "--data-dir", digits_dir, "--devices", "1"]
     assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *unwritable)
-
-
-def test_report_rejects_invalid_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Workdir(tmp_path / "begun").claim(components.load(f"{TINY}:tiny")(), 0)
     (tmp_path / "y.json").write_text("{}")
@@ -206,14 +241,13 @@ def test_studies_of_several_processes_have_no_workers(
 @pytest.mark.slow
 def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str, tmp_path: Path) -> None:
     """Two variants x two seeds in two processes, stopped by Ctrl-C, then killed, then resumed: equal state digests."""
-    command = [sys.executable, "-m", "resnet_jax.cli", "study", f"{TINY}:pair", "--seeds", "2", "--data-dir", digits_dir, "--json"]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    parallel = [*command, "--workdir", str(tmp_path / "parallel"), "--workers", "2"]
+    base = [sys.executable, "-m", "resnet_jax.cli", "study", f"{TINY}:pair", "--seeds", "2", "--data-dir", digits_dir, "--json"]
+    parallel = [*base, "--workdir", str(tmp_path / "parallel"), "--workers", "2"]
+    options: dict[str, Any] = {"env": os.environ | {"XLA_FLAGS": ""}, "text": True, "cwd": ROOT}
 
     def interrupted(number: int) -> int:
-        process = subprocess.Popen(parallel, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        known = set(tmp_path.glob("parallel/*/*/checkpoints/*"))
-        began = time.monotonic()
+        process = subprocess.Popen(parallel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+        known, began = set(tmp_path.glob("parallel/*/*/checkpoints/*")), time.monotonic()
         while not set(tmp_path.glob("parallel/*/*/checkpoints/*")) - known and process.poll() is None:
             assert time.monotonic() - began < 600
             time.sleep(0.02)
@@ -222,22 +256,19 @@ def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str,
         assert number == signal.SIGKILL or "the states are saved" in errors or process.returncode == 0
         return process.returncode
 
+    def finished(*command: str) -> list[Any]:
+        done = subprocess.run(command, capture_output=True, timeout=600, **options)
+        assert done.returncode == 0, done.stderr
+        return [(row["name"], row["test_error"]) for row in json.loads(done.stdout)]
+
     assert interrupted(signal.SIGINT) in (0, 128 + signal.SIGINT)
     interrupted(signal.SIGKILL)
     for path in tmp_path.glob("parallel/*/*/*.lock"):  # Workers of the killed parent stop and release their locks.
         with filelock.FileLock(path, timeout=600):
             pass
-    done = subprocess.run(parallel, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr
-    sequential = [*command, "--workdir", str(tmp_path / "sequential"), "--devices", "1"]
-    expected = subprocess.run(sequential, env=environment, capture_output=True, text=True, check=True, cwd=ROOT, timeout=600)
+    assert finished(*parallel) == finished(*base, "--workdir", str(tmp_path / "sequential"), "--devices", "1")
     assert len(digests(tmp_path / "parallel")) == 4
     assert digests(tmp_path / "parallel") == digests(tmp_path / "sequential")
-
-    def errors(text: str) -> list[Any]:
-        return [(row["name"], row["test_error"]) for row in json.loads(text)]
-
-    assert errors(done.stdout) == errors(expected.stdout)
 
 
 @pytest.mark.slow
@@ -245,22 +276,16 @@ def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment]
     folder = tmp_path / "second" / "seed-0"
     Workdir(folder).claim(variants[1], 0)
     (folder / "metrics.jsonl").write_text("{broken}\n")
+    (tmp_path / "blocked" / "seed-0.log").mkdir(parents=True)
+    blocked = dataclasses.replace(variants[0], name="blocked")
     watching = Watching()
-    failed = study_lib.run(variants, [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}, {}])
-    assert list(failed) == [folder]
+    # One device: an error of this process leaves it to the other runs.
+    failed = study_lib.run([blocked, *variants[::-1]], [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}])
+    assert list(failed) == [tmp_path / "blocked" / "seed-0", folder]
+    assert failed[tmp_path / "blocked" / "seed-0"].startswith("IsADirectoryError: ")
     assert "exit code 1: " in failed[folder]
     assert "metrics.jsonl is corrupt" in failed[folder]
     assert failed[folder].endswith(f"see {tmp_path}/second/seed-0.log")
     assert "first 0" in watching.events
     assert not (tmp_path / "first" / "seed-0.log").exists()
     assert watching.told.records, "progress arrives"
-
-
-def test_committed_results_of_this_project_have_tables() -> None:
-    files = sorted((ROOT / "experiments" / "results").glob("*.json"))
-    assert files
-    for file in files:
-        results = json.loads(file.read_text())
-        rows = results["tables"][0]["rows"] if results["kind"] == "finding" else {row["group"] for row in results_lib.read(file)}
-        lines = [line for line in report.table(file, file.name).splitlines() if line.startswith("|")]
-        assert len(lines) == 2 + len(rows), file
