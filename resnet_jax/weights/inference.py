@@ -23,7 +23,7 @@ _TRAINING = ("momentum", "group_size", "dropout", "zero_scale")
 
 
 def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
-    """Returns the network of tensors with these torchvision names and torch shapes."""
+    """Returns the network of these torchvision names and torch shapes."""
 
     def kernel(name: str) -> Shape:
         shape = shapes.get(name, ())
@@ -77,7 +77,7 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
 
 
 def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
-    """Returns the fields that make networks different functions, with a description."""
+    """Returns the fields that make networks different functions, described."""
     fields = (f.name for f in dataclasses.fields(Architecture) if f.name not in _NOT_SCORED)
     return {
         name: f"{name}: {field_text(ours, name)} here, {field_text(theirs, name)} there"
@@ -87,7 +87,7 @@ def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
 
 
 def _scored(architecture: Architecture, field: str) -> Any:
-    """Returns a field without defaults, and without what only matters in training."""
+    """Returns a field without defaults and what only matters in training."""
     value: Any = getattr(architecture, field)
     if field == "stem_features":
         return value or architecture.features[0]
