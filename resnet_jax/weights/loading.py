@@ -107,7 +107,8 @@ def load_pretrained(
         require(own is None or not names, f"this project wrote it: leave out --as {names}")
         chosen = _OWN if own is not None else convention(names)
         prefix = "" if own is not None else _prefix(arrays)
-        tensors = {chosen.rename(name.removeprefix(prefix)): a for name, a in arrays.items()}
+        sources = {chosen.rename(name.removeprefix(prefix)): name for name in arrays}
+        tensors = {name: arrays[source] for name, source in sources.items()}
         counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
         counts = {name: float(tensors.pop(name).item()) for name in counters}
         if own is not None:
@@ -140,7 +141,7 @@ def load_pretrained(
             # Other classes are of another data set.
             architecture = replace(card.architecture, num_classes=num_classes)
             card = replace(card, architecture=architecture, data=data)
-        return _fill(card, chosen, prefix, tensors, allow_new_head)
+        return _fill(card, chosen, prefix, sources, tensors, allow_new_head)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -207,18 +208,23 @@ def _check_network(network: Architecture, card: str) -> None:
 
 
 def _fill(
-    card: Card, chosen: Convention, prefix: str, tensors: Arrays, allow_new_head: bool
+    card: Card,
+    chosen: Convention,
+    prefix: str,
+    sources: Mapping[str, str],
+    tensors: Arrays,
+    allow_new_head: bool,
 ) -> Pretrained:
     """Returns the network with these tensors; each must have its place."""
     variables = leaves(*abstract(card.architecture)[1:])
     places = torch_places(card.architecture, variables) if chosen.name else own_places(variables)
     shapes = {name: array.shape for name, array in tensors.items()}
     expected = {place.name: place.shape for place in places}
-    sources = {name: prefix + chosen.rename(name) for name in expected | shapes}
+    sources = {name: prefix + chosen.rename(name) for name in expected} | dict(sources)
     head = {place.name for place in places if place.path[1:3] == ("head", "linear")}
-    wrong = {name for name in sources if shapes.get(name) != expected.get(name)}
+    wrong = {name for name in expected | shapes if shapes.get(name) != expected.get(name)}
     drawn = head if allow_new_head and head & wrong else set()
-    if faults := [name for name in sources if name in wrong - drawn]:
+    if faults := [name for name in expected | shapes if name in wrong - drawn]:
         text = f"nothing was loaded, because {len(faults)} tensors do not fit:"
         for name in faults[:20]:
             shape = shapes.get(name, "missing")

@@ -138,6 +138,8 @@ def test_prefix_of_every_name_is_removed(tmp_path: Path) -> None:
         file = written(tmp_path / "x.safetensors", {prefix + name: array for name, array in TINY.items()})
         weights = weights_lib.load_pretrained(file, "torchvision")
         assert (weights.card.prefix, weights.rows[0].source) == (prefix, f"{prefix}fc.bias")
+    queued = {f"encoder.{name}": array for name, array in TINY.items()} | {"queue": np.ones(3, np.float32)}
+    assert "\nqueue: (3,), expected none" in rejection(written(tmp_path / "x.safetensors", queued), "torchvision")
     two = {side + name: array for side in ("query.", "key.") for name, array in TINY.items()}
     assert "several networks, under key., query." in rejection(written(tmp_path / "x.safetensors", two), "torchvision")
 
