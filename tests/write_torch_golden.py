@@ -2,7 +2,7 @@
 
 The packages below are no dependencies of the project, so it runs in an environment of its own:
 ``pip install torch torchvision timm``, then ``python tests/write_torch_golden.py [NAME ...]``; without names it writes all.
-The files of torch.save are called tiny.
+The files of torch.save are called tiny. ``check NAME FILE.safetensors`` loads an exported file strictly into torchvision's network.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -139,9 +140,19 @@ def write_tiny() -> None:
     torch.save(checkpoint, GOLDEN / "tiny_legacy.pth.tar", _use_new_zipfile_serialization=False)
 
 
+def check(name: str, file: str) -> None:
+    """Prints the logits of ``drawn.images(128)`` as JSON."""
+    tensors = load_file(file)
+    model = torchvision.models.get_model(name, weights=None, num_classes=tensors["fc.weight"].shape[0])
+    model.load_state_dict(tensors, strict=True)
+    print(json.dumps(run(model.eval(), images(128))[0].tolist()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if sys.argv[1:2] == ["check"]:
+        sys.exit(check(*sys.argv[2:]))
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for case in sys.argv[1:] or (*CASES, "tiny"):
         write_tiny() if case == "tiny" else write(case)

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 
 from resnet_jax.data.augment_device import check, check_rgb
-from resnet_jax.errors import UserError
+from resnet_jax.errors import require
 
 Filter = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source image
@@ -87,9 +87,8 @@ class ShorterSideCrop:
         return "scale {} to {}, random crop".format(*self.shorter_side)
 
     def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
-        first, last = self.shorter_side
-        _require_room(first, size)
-        side = int(rng.integers(first, last + 1))
+        _require_room(self.shorter_side[0], size)
+        side = int(rng.integers(self.shorter_side[0], self.shorter_side[1] + 1))
         return _resized_crop(image, side, size, self.filter, lambda n: int(rng.integers(n + 1)))
 
 
@@ -106,9 +105,8 @@ class CenterCrop:
 
 
 def _require_room(side: int, size: tuple[int, int]) -> None:
-    if side < max(size):
-        model = "{}x{} of the model".format(*size)
-        raise UserError(f"shorter_side {side} is smaller than the {model}.")
+    model = "{}x{} of the model".format(*size)
+    require(side >= max(size), f"shorter_side {side} is smaller than the {model}.")
 
 
 def _resized_crop(
@@ -155,8 +153,7 @@ def _per_value(function: Callable[[int, float], int]) -> Operation:
 
 
 # Arguments: shear factor about the upper left corner; pixels to the right or down; degrees
-# counterclockwise; enhancement factor (1: none); bits kept (Posterize); threshold from which
-# values are inverted (Solarize); amount added below 128 (SolarizeAdd).
+# counterclockwise; enhancement factor (1: none); bits kept; threshold; amount added below 128.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, _, __: image,
     "ShearX": _affine(lambda factor: (1, factor, 0, 0, 1, 0)),
@@ -178,7 +175,7 @@ OPERATIONS: dict[str, Operation] = {
 TIMM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
 _TORCHVISION = tuple(name for name in OPERATIONS if name not in ("SolarizeAdd", "Invert"))
 _ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness")
-_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_ENHANCING)
+_GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _NEAREST = Sampling(Resampling.NEAREST, (0, 0, 0))
 _BINS = 31  # magnitudes in torchvision
 
@@ -186,14 +183,9 @@ _BINS = 31  # magnitudes in torchvision
 def _signed_arguments(
     signed: float, shear: float, translate: tuple[float, float], rotate: float, enhance: float
 ) -> dict[str, float]:
-    return {
-        "ShearX": signed * shear,
-        "ShearY": signed * shear,
-        "TranslateX": signed * translate[0],
-        "TranslateY": signed * translate[1],
-        "Rotate": signed * rotate,
-        **dict.fromkeys(_ENHANCING, 1 + signed * enhance),
-    }
+    limits = (shear, shear, *translate, rotate)
+    geometric = zip(_GEOMETRIC, (signed * limit for limit in limits), strict=True)
+    return {**dict(geometric), **dict.fromkeys(_ENHANCING, 1 + signed * enhance)}
 
 
 def _apply_random(
@@ -201,7 +193,8 @@ def _apply_random(
 ) -> Image.Image:
     """Applies one operation of torchvision; strength 1 is the largest change."""
     name = _TORCHVISION[rng.integers(len(_TORCHVISION))]
-    signed = -strength if name in _SIGNED and rng.integers(2) else strength
+    is_signed = name in _GEOMETRIC or name in _ENHANCING
+    signed = -strength if is_signed and rng.integers(2) else strength
     arguments = _signed_arguments(signed, **limits) | {
         "Posterize": round(8 - bits * strength),
         "Solarize": 255 - 255 * strength,

@@ -22,7 +22,7 @@ from PIL import Image
 from resnet_jax.errors import UserError, require
 
 HOME_DATA_DIR = Path("~/tensorflow_datasets")
-Encoded = Sequence[tuple[bytes, int]]
+Encoded = Sequence[Any]  # of encoded images and labels
 # A few images of ImageNet have corrupt EXIF data, which is not used.
 warnings.filterwarnings("ignore", module="PIL")
 
@@ -131,7 +131,7 @@ def class_names(info: DatasetInfo) -> list[str]:
     return names if len(names) == info.num_classes else list(map(str, range(info.num_classes)))
 
 
-class _Lazy(Sequence[tuple[bytes, int]]):
+class _Lazy(Encoded):
     """Encoded examples that are read one at a time."""
 
     def __init__(self, items: Sequence[Any], read: Callable[[Any], tuple[bytes, int]]):

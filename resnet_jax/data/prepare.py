@@ -16,6 +16,7 @@ from resnet_jax.errors import UserError, nearest, require
 # scikit-learn's copy of the set; see digits.LICENSE.txt.
 _FILE = Path(__file__).with_name("digits.npz")
 _TEST_IMAGES = 360
+Records = Iterator[tuple[str | int, dict[str, object]]]
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -32,14 +33,14 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = tfds.features.FeaturesDict({"image": image, "label": label})
         return self.dataset_info_from_configs(description=self.__doc__, features=features)
 
-    def _split_generators(self, _: object) -> dict[str, Iterator[Any]]:
+    def _split_generators(self, _: object) -> dict[str, Records]:
         shuffled = np.random.RandomState(0).permutation(1797)
         return {
             "train": self._generate_examples(shuffled[_TEST_IMAGES:]),
             "test": self._generate_examples(shuffled[:_TEST_IMAGES]),
         }
 
-    def _generate_examples(self, indices: np.ndarray) -> Iterator[Any]:  # pyright: ignore
+    def _generate_examples(self, indices: np.ndarray) -> Records:  # pyright: ignore
         with np.load(_FILE) as arrays:
             images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
             labels = arrays["labels"]
@@ -50,7 +51,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
     """TFDS's ``cifar10``: same name, version, keys and examples."""
 
-    def _generate_examples(self, split_prefix: str, filepaths: Iterable[str]) -> Any:
+    def _generate_examples(  # pyright: ignore
+        self, split_prefix: str, filepaths: Iterable[str]
+    ) -> Records:
         # Records: label, then the red, green and blue planes.
         files = [np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32) for path in filepaths]
         for index, record in enumerate(np.concatenate(files)):

@@ -13,7 +13,7 @@ from jaxtyping import Int32, UInt8
 
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.models.components import Factory
 
 _DECODING_MB = 32  # per thread: the largest images of ImageNet have ten million pixels
@@ -120,6 +120,8 @@ def reading_ahead(
       workers: decoding processes; 0: this process.
       memory_mb: bound on prefetched decoded images.
     """
+    allowed = "loading.threads and loading.workers must be at least 0"
+    require(min(threads, workers) >= 0, f"{allowed}, got {threads} and {workers}.")
     image_mb = math.prod(rows.stream.size) * 3 / 2**20
     batch_mb = rows.share * image_mb
     # One batch is assembled, one waits, one is transferred.
@@ -133,9 +135,8 @@ def reading_ahead(
         ahead = min(int((room - threads * _DECODING_MB) / image_mb), rows.share)
         least = threads * _DECODING_MB + min(threads, rows.share) * image_mb
         readers = f"{threads} threads"
-    if least > room:
-        least = math.ceil(least + 3 * batch_mb)
-        raise UserError(f"loading.memory_mb is {memory_mb}, but {readers} need at least {least}.")
+    needed = f"{readers} need at least {math.ceil(least + 3 * batch_mb)}"
+    require(least <= room, f"loading.memory_mb is {memory_mb}, but {needed}.")
     return grain.ReadOptions(threads, ahead)
 
 

@@ -153,6 +153,9 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
         # 1024 images of 224x224x3 bytes are 147 MB.
         assert 3 * 147 < least < 3000
         stream_lib.reading_ahead(rows, memory_mb=least, **loading)
+    for loading in ({"workers": -1}, {"threads": -2}):
+        with pytest.raises(UserError, match="loading.threads and loading.workers must be at least 0, got"):
+            stream_lib.reading_ahead(rows, **loading)
 
 
 def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
