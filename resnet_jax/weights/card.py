@@ -86,8 +86,8 @@ class Card:
         sizes = view.resize, view.crop
         texts = self.source, self.convention, self.data, self.prefix, *self.dtypes.values()
         is_valid = {
-            f"mean: {channels} numbers": has_channels and np.isfinite(mean).all(),
-            f"deviation: {channels} numbers above 0": deviation.shape == (channels,)
+            f"mean: {channels} numbers (--mean)": has_channels and np.isfinite(mean).all(),
+            f"deviation: {channels} numbers above 0 (--deviation)": deviation.shape == (channels,)
             and all(0 < number < np.inf for number in deviation),
             "resize and crop: pixels": all(type(n) is int and 0 <= n < 2**16 for n in sizes),
             "interpolation": view.interpolation in typing.get_args(Interpolation),

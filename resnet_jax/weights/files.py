@@ -129,10 +129,10 @@ def _state_dict(saved: object) -> dict[Any, object]:
     values = [(key, value) for key, value in entries.items() if type(value) is _Dict]
     dicts = {key: value for key, value in values if _View in map(type, value.values())}
     usual = [key for key in (*_STATE_DICTS, "") if key in dicts]
-    if not usual and len(dicts) != 1:
-        elsewhere = printable(f", but under {', '.join(map(str, dicts))}") if dicts else ""
-        names = ", ".join(_STATE_DICTS)
-        raise UserError(f"has no named tensors at the top or under {names}{elsewhere}")
+    names = ", ".join(_STATE_DICTS)
+    elsewhere = printable(f", but under {', '.join(map(str, dicts))}") if dicts else ""
+    is_unique = bool(usual) or len(dicts) == 1
+    require(is_unique, f"has no named tensors at the top or under {names}{elsewhere}")
     return dicts[usual[0]] if usual else dicts.popitem()[1]
 
 
@@ -188,9 +188,8 @@ class _Unpickler(pickle.Unpickler):
             name, end = instruction.name, stream.tell()
             is_safe = name in _ALLOWED
             require(is_safe, f"has a pickle with an instruction beyond weights': {_SAFE}")
-            require(
-                name != "LONG_BINPUT" or int(argument or 0) < end, "is corrupt: a memo of gigabytes"
-            )
+            is_small = name != "LONG_BINPUT" or int(argument or 0) < end
+            require(is_small, "is corrupt: a memo of gigabytes")
             code += _REPLACED.get(name, content[begin:end])
             begin = end
         super().__init__(io.BytesIO(code))
