@@ -49,6 +49,12 @@ class NonFiniteLoss(CommandError):
         self.step = step
 
 
+def require(holds: bool, message: str) -> None:
+    """Raises UserError unless a condition holds."""
+    if not holds:
+        raise UserError(message)
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Returns ``'; did you mean X?'``, or the valid names if none is similar."""
     names = sorted(set(valid))

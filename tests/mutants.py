@@ -88,7 +88,7 @@ MUTANTS = (
         "evaluation/protocols.py",
         "round((extent - crop) / 2)",
         "round((extent - crop) / 2 + 1)",
-        "data/test_views.py",
+        "evaluation/test_protocols.py",
     ),
     Mutant(
         "the last evaluation batch is dropped",
@@ -107,7 +107,13 @@ MUTANTS = (
         'manifest["files"].keys() - _checksums(folder).keys()',
         "training/test_checkpoints.py",
     ),
-    Mutant("every epoch has the same order", STEP, "jax.random.fold_in(key, epoch)", "jax.random.fold_in(key, 0)", "data/test_order.py"),
+    Mutant(
+        "every epoch has the same order",
+        STEP,
+        "jax.random.fold_in(key, epoch)",
+        "jax.random.fold_in(key, 0)",
+        "training/test_batch_order.py",
+    ),
     Mutant("clipping is skipped", OPTIMIZER, "(optimizer.clip > 0)", "False", f"{WIRING} loss"),
     Mutant("augmentation ignores the step", STEP, "fold_in(key, 2), step)", "fold_in(key, 2), 0)", "training/test_step.py"),
 )

@@ -18,34 +18,23 @@ from resnet_jax.training import sharding
 def main(process: int, processes: int, address: str, data_dir: str) -> None:
     if processes > 1:
         distributed.connect(distributed.Joining(coordinator=address, processes=processes, process=process))
-    over = sharding.make()
-    apply, params, batch_stats = jax.jit(cifar_architecture(8, input_shape=(8, 8, 1)).init, out_shardings=sharding.replicated(over))(
-        jax.random.key(0)
-    )
-    info = datasets.describe("digits", data_dir)
-    batches = protocols.batches(info, "test", protocols.Protocol(resize=10, crop=8, crops=10), 500, process=process, processes=processes)
+    mesh = sharding.make()
+    of_batch, init = sharding.batch(mesh), cifar_architecture(8, input_shape=(8, 8, 1)).init
+    apply, *variables = jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
     constants = Preprocessing(np.zeros(1, np.float32), np.ones(1, np.float32))
-    of_batch = jax.jit(functools.partial(exact.score_batch, apply=apply))
-    found = exact.tally(
-        lambda images, labels: of_batch(params, batch_stats, constants, images, labels),
-        batches,
+    info = datasets.describe("digits", data_dir)
+    protocol = protocols.Protocol(resize=10, crop=8, crops=10)
+    ten = exact.tally(
+        jax.jit(functools.partial(exact.score_batch, *variables, constants, apply=apply)),
+        protocols.batches(info, "test", protocol, 500, process=process, processes=processes),
         batch_size=500,
         expected_examples=360,
-        sharding=sharding.batch(over),
+        sharding=of_batch,
         processes=processes,
     )
-    whole = dense.evaluate(
-        apply,
-        params,
-        batch_stats,
-        constants,
-        info,
-        "test",
-        protocols.parse("multi-scale-32,64"),
-        pixels=100 * 64 * 64,
-        sharding=sharding.batch(over),
-    )
-    print(json.dumps([dataclasses.asdict(each) for each in (found, whole)]))
+    protocol = protocols.parse("multi-scale-32,64")
+    several = dense.evaluate(apply, *variables, constants, info, "test", protocol, pixels=100 * 64 * 64, sharding=of_batch)
+    print(json.dumps([dataclasses.asdict(score) for score in (ten, several)]))
 
 
 if __name__ == "__main__":

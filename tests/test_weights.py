@@ -113,10 +113,3 @@ def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: 
     weights, kept = load_pretrained(to), load_pretrained(torchs, "torchvision")
     assert weights.params["head"]["linear"]["kernel"].shape == (8, 5)
     np.testing.assert_array_equal(weights.params["stem"]["conv"]["kernel"], kept.params["stem"]["conv"]["kernel"])
-
-
-def test_help_lists_the_conventions(capsys: Captured) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["weights", "import", "--help"])
-    out = capsys.readouterr().out
-    assert all(name in out for name in ("torchvision", "timm", "cifar-torch"))

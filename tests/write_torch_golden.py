@@ -2,7 +2,7 @@
 
 The packages below are no dependencies of the project, so it runs in an environment of its own:
 ``pip install torch torchvision timm``, then ``python tests/write_torch_golden.py [NAME ...]``; without names it writes all.
-The files of torch.save are called tiny.
+The files of torch.save are called tiny. ``check NAME FILE.safetensors`` loads an exported file strictly into torchvision's network.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ from drawn import images, tensor
 GOLDEN = Path(__file__).parent / "golden" / "torch"
 
 
-class CifarUnit(nn.Module):
+class CifarBlock(nn.Module):
     """Two 3x3 convolutions; where the number of planes grows, shortcut A pads with zeros on both sides and B projects."""
 
     def __init__(self, inputs: int, planes: int, option: str):
@@ -49,13 +50,13 @@ class CifarUnit(nn.Module):
 class CifarResNet(nn.Module):
     """The CIFAR networks of He et al. (2015) with the tensor names of akamaster/pytorch_resnet_cifar10."""
 
-    def __init__(self, units: int, option: str):
+    def __init__(self, blocks: int, option: str):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        planes = [16] * (units + 1) + [32] * units + [64] * units
-        blocks = [CifarUnit(inputs, outputs, option) for inputs, outputs in itertools.pairwise(planes)]
-        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*blocks[i * units : (i + 1) * units]) for i in range(3))
+        planes = [16] * (blocks + 1) + [32] * blocks + [64] * blocks
+        layers = [CifarBlock(inputs, outputs, option) for inputs, outputs in itertools.pairwise(planes)]
+        self.layer1, self.layer2, self.layer3 = (nn.Sequential(*layers[i * blocks : (i + 1) * blocks]) for i in range(3))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,16 +64,7 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-TORCHVISION = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_64x4d",
-    "wide_resnet50_2",
-)
+TORCHVISION = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_64x4d", "wide_resnet50_2"]
 TIMM = ("resnet18d", "resnet50d", "seresnet50", "resnext50_32x4d")
 # timm repeats a name of torchvision's, so its own have a prefix.
 CASES: dict[str, Callable[[], nn.Module]] = {
@@ -121,20 +113,9 @@ def write(name: str) -> None:
     if not 1e-3 < min(sizes) < max(sizes) < 1e3:
         raise AssertionError(f"{name}: the outputs of layers are {min(sizes):.2g} to {max(sizes):.2g}, too far from 1 for float32")
     path = GOLDEN / f"{name}.npz"
-    np.savez_compressed(
-        path,
-        logits=logits,
-        names="\n".join(state),
-        shapes=json.dumps(shapes),
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
-        timm=timm.__version__,
-    )
-    print(
-        f"{name}: {len(state)} tensors, layers {min(sizes):.2g} to {max(sizes):.2g}, logits {logits.min():.2g} to {logits.max():.2g}, "
-        f"float32 within {error:.1e}, {path.stat().st_size} bytes",
-        flush=True,
-    )
+    versions = {package.__name__: package.__version__ for package in (torch, torchvision, timm)}
+    np.savez_compressed(path, logits=logits, names="\n".join(state), shapes=json.dumps(shapes), **versions)
+    print(f"{name}: {len(state)} tensors, float32 within {error:.1e}, {path.stat().st_size} bytes", flush=True)
 
 
 def write_tiny() -> None:
@@ -159,9 +140,19 @@ def write_tiny() -> None:
     torch.save(checkpoint, GOLDEN / "tiny_legacy.pth.tar", _use_new_zipfile_serialization=False)
 
 
+def check(name: str, file: str) -> None:
+    """Prints the logits of ``drawn.images(128)`` as JSON."""
+    tensors = load_file(file)
+    model = torchvision.models.get_model(name, weights=None, num_classes=tensors["fc.weight"].shape[0])
+    model.load_state_dict(tensors, strict=True)
+    print(json.dumps(run(model.eval(), images(128))[0].tolist()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if sys.argv[1:2] == ["check"]:
+        sys.exit(check(*sys.argv[2:]))
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for case in sys.argv[1:] or (*CASES, "tiny"):
         write_tiny() if case == "tiny" else write(case)

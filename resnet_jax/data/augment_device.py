@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.models.components import Factory
 
 Normalization = Literal["pixel_mean", "channel", "imagenet", "weights"]
@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Preprocessing(NamedTuple):
-    """``(image / 255 - mean) / deviation``; the mean is an image or one value per channel."""
+    """``(image / 255 - mean) / deviation``; the mean is an image, or per channel."""
 
     mean: Float[Array | np.ndarray, "*size c"]
     deviation: Float[Array | np.ndarray, "c"]
@@ -39,24 +39,26 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
     ``channel``: mean and deviation per channel, as in fb.resnet.torch. ``imagenet``: constants.
     """
     if kind == "imagenet":
-        mean, deviation = np.asarray(IMAGENET_MEAN), np.asarray(IMAGENET_DEVIATION)
-    else:
-        count, total, squares = 0, 0.0, 0.0
-        for image in images:
-            scaled = image / 255
-            count, total = count + 1, total + scaled
-            if kind == "channel":
-                squares = squares + scaled * scaled
-        mean = np.asarray(total / count)
-        deviation = np.ones(mean.shape[-1])
+        constants = IMAGENET_MEAN, IMAGENET_DEVIATION
+        return Preprocessing(*(np.asarray(values, np.float32) for values in constants))
+    missing = "data.normalization 'weights' needs initial weights (--init-from)."
+    require(kind != "weights", missing)
+    count, total, squares = 0, 0.0, 0.0
+    for image in images:
+        scaled = image / 255
+        count, total = count + 1, total + scaled
         if kind == "channel":
-            mean, square = mean.mean(axis=(0, 1)), np.mean(squares / count, axis=(0, 1))
-            deviation = np.sqrt(square - mean * mean)
+            squares = squares + scaled * scaled
+    mean = np.asarray(total / count)
+    deviation = np.ones(mean.shape[-1])
+    if kind == "channel":
+        mean, square = mean.mean(axis=(0, 1)), np.mean(squares / count, axis=(0, 1))
+        deviation = np.sqrt(square - mean * mean)
     return Preprocessing(mean.astype(np.float32), deviation.astype(np.float32))
 
 
 def crop_and_flip(key: RandomKey, images: Images, *, pad: int, flip: bool) -> Images:
-    """Random crops of zero-padded images, half of them mirrored (He et al. 2015, Section 4.2)."""
+    """Crops zero-padded images and mirrors half of them (He et al. 2015, Section 4.2)."""
     crop_key, flip_key = jax.random.split(key)
     if pad:
         padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -110,7 +112,7 @@ _GRAY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class PcaLighting:
-    """Adds one random color along ImageNet's principal components to an image, without clipping.
+    """Adds a random color along ImageNet's principal components, without clipping.
 
     Krizhevsky et al. 2012 ("AlexNet"), Section 4.1, used in He et al. 2015, Section 3.4.
     """
@@ -123,14 +125,14 @@ class PcaLighting:
 
     @property
     def described(self) -> str:
-        """Text for result records; AlexNet's deviation is not stated."""
+        """Text for result records."""
         return "color" + f" of deviation {self.deviation:g}" * (self.deviation != 0.1)
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
         check_rgb(images)
         amounts = self.deviation * jax.random.normal(key, (len(images), 3))
         scaled = (amounts * jnp.asarray(_EIGENVALUES))[:, None, :]
-        # A sum, since some devices round matrix products more coarsely.
+        # Some devices round matrix products more coarsely.
         colors = (jnp.asarray(_EIGENVECTORS) * scaled).sum(axis=-1)
         return images + colors[:, None, None, :]
 
@@ -139,8 +141,7 @@ class PcaLighting:
 class ColorJitter:
     """Random brightness, contrast and saturation, in a random order per image; then lighting.
 
-    Howard 2013 (arXiv 1312.5402). As in torchvision, factors are uniform in
-    ``[max(0, 1 - x), 1 + x]``, and each step is clipped to [0, 1].
+    Howard 2013, arXiv 1312.5402; factors in ``[max(0, 1 - x), 1 + x]`` as in torchvision.
     """
 
     brightness: float = 0.4
@@ -177,10 +178,9 @@ def adjusted(images: Images, step: Int32[Array, "n"], factor: Float[Array, "n"])
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Erases a box of random area, aspect ratio and position in some normalized images.
+    """Erases a random box in some normalized images (Zhong et al. 2017, arXiv 1708.04896).
 
-    Zhong et al. 2017, arXiv 1708.04896. As in torchvision, ratios are log-uniform, and of ten boxes
-    the first that is smaller than the image both ways is erased.
+    As in torchvision, ratios are log-uniform, and the first of ten boxes that fits is erased.
     """
 
     probability: float = 0.1
@@ -194,7 +194,7 @@ class RandomErasing:
 
     def __post_init__(self) -> None:
         check(self, "probability", "area", high=1)
-        check(self, "ratio")
+        check(self, "ratio", positive=True)
 
     def __call__(self, key: RandomKey, images: Images) -> Images:
         count, height, width, _ = images.shape
@@ -229,7 +229,7 @@ def _boxes(*axes: tuple[int, Array, Array]) -> Bool[Array, "n h w"]:
 class Mix:
     """Mixup (Zhang et al. 2017, arXiv 1710.09412) or cutmix (Yun et al. 2019, arXiv 1905.04899).
 
-    An image is mixed with the one at the mirrored position of its group, as in timm. The cutmix box
+    An image is mixed with the one at the mirrored position of its group, as in timm. The box
     follows torchvision; targets (class distributions) are mixed by the share of pixels.
     """
 
@@ -247,16 +247,16 @@ class Mix:
     def __post_init__(self) -> None:
         check(self, "mixup", "cutmix", "group")
         check(self, "switch", "probability", high=1)
-        if not self.mixup and not self.cutmix:
-            raise UserError("mixup and cutmix are both 0. Give one of them, or no mix.")
+        is_on = bool(self.mixup or self.cutmix)
+        require(is_on, "mixup and cutmix are both 0. Give one of them, or no mix.")
 
     def __call__(
         self, key: RandomKey, images: Images, targets: Float[Array, "n k"]
     ) -> tuple[Images, Float[Array, "n k"]]:
         count, height, width, _ = images.shape
         group = self.group or count
-        if count % group:
-            raise UserError(f"a batch of {count} images does not consist of groups of {group}.")
+        fits = count % group == 0
+        require(fits, f"a batch of {count} images does not consist of groups of {group}.")
         groups = (count // group,)
         mixed_key, cut_key, share_key, row_key, column_key = jax.random.split(key, 5)
         mixed = jax.random.bernoulli(mixed_key, self.probability, groups)
@@ -284,18 +284,18 @@ class Mix:
 
 
 def check_rgb(images: Array | np.ndarray) -> None:
-    """Raises UserError for gray images, which would be broadcast to three channels."""
+    """Raises UserError for gray images, which NumPy would broadcast."""
     channels = images.shape[-1]
-    if channels != 3:
-        raise UserError(f"color changes and policies need RGB images, got {channels} channels.")
+    require(channels == 3, f"color changes and policies need RGB images, got {channels} channels.")
 
 
-def check(config: object, *names: str, high: float = math.inf) -> None:
+def check(config: object, *names: str, high: float = math.inf, positive: bool = False) -> None:
     """Raises UserError unless fields, numbers or ascending pairs, are in ``[0, high]``."""
     for name in names:
         value = getattr(config, name)
         first, last = value if isinstance(value, tuple) else (value, value)
-        if not 0 <= first <= last <= high:
+        if not 0 <= first <= last <= high or last == math.inf or (positive and not first):
             pair = "a pair a <= b, " * isinstance(value, tuple)
-            bound = "at least 0" if high == math.inf else f"in [0, {high:g}]"
+            bound = "above 0" if positive else "at least 0"
+            bound = f"in [0, {high:g}]" if high < math.inf else f"{bound} and finite"
             raise UserError(f"{name} must be {pair}{bound}, got {value}.")

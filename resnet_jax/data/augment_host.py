@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling
 
 from resnet_jax.data.augment_device import check, check_rgb
-from resnet_jax.errors import UserError
+from resnet_jax.errors import require
 
 Filter = Literal["bilinear", "bicubic"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the source image
@@ -29,10 +29,10 @@ def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> UInt8[np.n
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A box of random area, aspect ratio and position, resized ("Inception crop").
+    """A random box, resized ("Inception crop", Szegedy et al. 2015, arXiv 1409.4842, Section 6).
 
-    Ranges of Szegedy et al. 2015 (arXiv 1409.4842), Section 6. As in torchvision, ratios are
-    log-uniform, and if none of ten boxes fits, the largest central one within the ratios is taken.
+    As in torchvision, ratios are log-uniform, and if none of ten boxes fits, the largest central
+    one within the ratios is taken.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -43,7 +43,7 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         check(self, "area", high=1)
-        check(self, "ratio")
+        check(self, "ratio", positive=True)
 
     @property
     def described(self) -> str:
@@ -56,7 +56,6 @@ class RandomResizedCrop:
         return resample(image[top:bottom, left:right], size, self.filter)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> Box:
-        """Samples a box."""
         narrow, wide = self.ratio
         for _ in range(10):
             area = height * width * rng.uniform(*self.area)
@@ -73,7 +72,7 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShorterSideCrop:
-    """A random crop of the image with a shorter side of random length (He et al. 2015, 3.4)."""
+    """A random crop after resizing to a random shorter side (He et al. 2015, Section 3.4)."""
 
     shorter_side: tuple[int, int] = (256, 480)
     """Range in pixels, both ends included."""
@@ -88,35 +87,35 @@ class ShorterSideCrop:
         return "scale {} to {}, random crop".format(*self.shorter_side)
 
     def __call__(self, image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Crop:
-        first, last = self.shorter_side
-        side = int(rng.integers(first, last + 1))
+        _require_room(self.shorter_side[0], size)
+        side = int(rng.integers(self.shorter_side[0], self.shorter_side[1] + 1))
         return _resized_crop(image, side, size, self.filter, lambda n: int(rng.integers(n + 1)))
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The center of the image with a shorter side of fixed length: no augmentation."""
+    """The center after resizing to a shorter side: no augmentation."""
 
     shorter_side: int = 256
     filter: Filter = "bilinear"
 
     def __call__(self, image: Pixels, size: tuple[int, int], _: np.random.Generator) -> Crop:
+        _require_room(self.shorter_side, size)
         return _resized_crop(image, self.shorter_side, size, self.filter, lambda n: round(n / 2))
+
+
+def _require_room(side: int, size: tuple[int, int]) -> None:
+    model = "{}x{} of the model".format(*size)
+    require(side >= max(size), f"shorter_side {side} is smaller than the {model}.")
 
 
 def _resized_crop(
     image: Pixels, side: int, size: tuple[int, int], filter: Filter, offset: Callable[[int], int]
 ) -> Crop:
-    """Crops the image with a shorter side of ``side``, at offsets in [0, n].
-
-    Only the window of the crop is resized, rounded to whole pixels of the source.
-    """
+    """Resizes only the window of the crop, rounded to whole pixels of the source."""
     sources = image.shape[:2]
     # The longer side is rounded down, as in torchvision.
     height, width = (side * source // min(sources) for source in sources)
-    if height < size[0] or width < size[1]:
-        small = f"shorter_side {side} resizes an image to {height}x{width}"
-        raise UserError(f"{small}, smaller than the {size[0]}x{size[1]} of the model.")
     windows = []
     for source, resized, extent in zip(sources, (height, width), size, strict=True):
         start = offset(resized - extent)
@@ -154,8 +153,7 @@ def _per_value(function: Callable[[int, float], int]) -> Operation:
 
 
 # Arguments: shear factor about the upper left corner; pixels to the right or down; degrees
-# counterclockwise; enhancement factor (1: none); bits kept (Posterize); threshold from which
-# values are inverted (Solarize); amount added below 128 (SolarizeAdd).
+# counterclockwise; enhancement factor (1: none); bits kept; threshold; amount added below 128.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, _, __: image,
     "ShearX": _affine(lambda factor: (1, factor, 0, 0, 1, 0)),
@@ -177,7 +175,7 @@ OPERATIONS: dict[str, Operation] = {
 TIMM_OPERATIONS = tuple(name for name in OPERATIONS if name != "Identity")
 _TORCHVISION = tuple(name for name in OPERATIONS if name not in ("SolarizeAdd", "Invert"))
 _ENHANCING = ("Brightness", "Color", "Contrast", "Sharpness")
-_SIGNED = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", *_ENHANCING)
+_GEOMETRIC = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 _NEAREST = Sampling(Resampling.NEAREST, (0, 0, 0))
 _BINS = 31  # magnitudes in torchvision
 
@@ -185,23 +183,18 @@ _BINS = 31  # magnitudes in torchvision
 def _signed_arguments(
     signed: float, shear: float, translate: tuple[float, float], rotate: float, enhance: float
 ) -> dict[str, float]:
-    """Arguments of the operations of ``_SIGNED``."""
-    return {
-        "ShearX": signed * shear,
-        "ShearY": signed * shear,
-        "TranslateX": signed * translate[0],
-        "TranslateY": signed * translate[1],
-        "Rotate": signed * rotate,
-        **dict.fromkeys(_ENHANCING, 1 + signed * enhance),
-    }
+    limits = (shear, shear, *translate, rotate)
+    geometric = zip(_GEOMETRIC, (signed * limit for limit in limits), strict=True)
+    return {**dict(geometric), **dict.fromkeys(_ENHANCING, 1 + signed * enhance)}
 
 
 def _apply_random(
     picture: Image.Image, strength: float, rng: np.random.Generator, *, bits: int, **limits: Any
 ) -> Image.Image:
-    """Applies one operation of torchvision, chosen uniformly; strength 1 is the largest change."""
+    """Applies one operation of torchvision; strength 1 is the largest change."""
     name = _TORCHVISION[rng.integers(len(_TORCHVISION))]
-    signed = -strength if name in _SIGNED and rng.integers(2) else strength
+    is_signed = name in _GEOMETRIC or name in _ENHANCING
+    signed = -strength if is_signed and rng.integers(2) else strength
     arguments = _signed_arguments(signed, **limits) | {
         "Posterize": round(8 - bits * strength),
         "Solarize": 255 - 255 * strength,
@@ -248,10 +241,9 @@ class TrivialAugment:
 
 @dataclass(frozen=True)
 class TimmRandAugment:
-    """timm's ``rand-m7-mstd0.5-inc1``, of Wightman et al. 2021, arXiv 2110.00476.
+    """timm's ``rand-m7-mstd0.5-inc1`` (Wightman et al. 2021, arXiv 2110.00476).
 
-    Magnitudes are normal, clipped to [0, 10]. Geometric operations interpolate bilinearly or
-    bicubically at random and fill with ImageNet's mean.
+    Magnitudes are normal, clipped to [0, 10]; interpolation is bilinear or bicubic at random.
     """
 
     magnitude: float = 7

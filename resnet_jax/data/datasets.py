@@ -19,11 +19,12 @@ import simplejpeg
 from jaxtyping import Int32, UInt8
 from PIL import Image
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 
 HOME_DATA_DIR = Path("~/tensorflow_datasets")
-Encoded = Sequence[Any]
-"""Random access to the encoded images and labels of a split."""
+Encoded = Sequence[Any]  # of encoded images and labels
+# A few images of ImageNet have corrupt EXIF data, which is not used.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class Examples:
 
 
 def data_dirs(data_dir: str | None = None) -> list[Path]:
-    """Searched directories: the argument, ``$TFDS_DATA_DIR``, the default of TFDS."""
+    """The argument, ``$TFDS_DATA_DIR``, the default of TFDS."""
     directories = (data_dir, os.environ.get("TFDS_DATA_DIR"), HOME_DATA_DIR)
-    return [Path(directory).expanduser() for directory in directories if directory]
+    return [Path(os.path.expanduser(directory)) for directory in directories if directory]
 
 
 def prepared(data_dir: str | None = None) -> dict[str, Path]:
@@ -80,14 +81,18 @@ def prepared_in(directory: Path) -> dict[str, Path]:
 
 
 def is_folder(name: str) -> bool:
-    """Returns True for the path of a folder, False for a name in TFDS."""
+    """Returns whether a name is the path of a folder, not of TFDS."""
     return os.sep in name or name.startswith((".", "~"))
 
 
 def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Returns the metadata of a prepared set, or of a folder ``SPLIT/CLASS/IMAGE`` by its path."""
+    """Describes a prepared set, or a folder ``SPLIT/CLASS/IMAGE`` by its path."""
     if is_folder(name):
-        return _scan(Path(name).expanduser()).info
+        root = Path(os.path.expanduser(name))
+        try:
+            return _scan(root).info
+        except OSError as error:
+            raise UserError(f"{root} cannot be read ({error}).") from error
     folder = prepared(data_dir).get(name)
     if folder is None:
         searched = ", ".join(map(str, data_dirs(data_dir)))
@@ -95,12 +100,11 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
         raise UserError(f"data set {name!r} is not prepared in {searched}. {remedy}")
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
-        if info.get("fileFormat") != "array_record":
-            problem = f"{folder} holds {info.get('fileFormat')} files, not array_record"
-            raise UserError(f"{problem}. Run: resnet-jax prepare {name} --data-dir DIR")
+        kind, remedy = info.get("fileFormat"), f"Run: resnet-jax prepare {name} --data-dir DIR"
+        require(kind == "array_record", f"{folder} holds {kind} files, not array_record. {remedy}")
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
-        if not {"image", "label"} <= features.keys():
-            raise UserError(f"{name} has {sorted(features)}, but 'image' and 'label' are needed.")
+        is_labeled = {"image", "label"} <= features.keys()
+        require(is_labeled, f"{name} has {sorted(features)}, but 'image' and 'label' are needed.")
         shape = map(int, features["image"]["image"]["shape"]["dimensions"])
         splits = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
         return DatasetInfo(
@@ -127,24 +131,25 @@ def class_names(info: DatasetInfo) -> list[str]:
     return names if len(names) == info.num_classes else list(map(str, range(info.num_classes)))
 
 
-class _Lazy(Sequence[Any]):
-    """Examples that are loaded one at a time."""
+class _Lazy(Encoded):
+    """Encoded examples that are read one at a time."""
 
-    def __init__(self, items: Sequence[Any], load: Callable[[Any], tuple[bytes, Any]]):
-        self._items, self._load = items, load
+    def __init__(self, items: Sequence[Any], read: Callable[[Any], tuple[bytes, int]]):
+        self._items, self._read = items, read
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._load(self._items[index])
+        return self._read(self._items[index])
 
 
 def encoded(info: DatasetInfo, split: str) -> Encoded:
-    """Random access to the encoded examples of a split."""
-    _check_split(info, split)
+    """Random access to the encoded images and the labels of a split."""
+    _require_split(info, split)
     if is_folder(info.name):
-        return _Lazy(_scan(info.directory).splits[split], _read_file)
+        files = _scan(info.directory).splits[split]
+        return _Lazy(files, lambda item: (Path(item[0]).read_bytes(), item[1]))
     import tensorflow_datasets as tfds  # takes 0.8 s
 
     builder: Any = tfds.builder_from_directory(info.directory)
@@ -153,14 +158,9 @@ def encoded(info: DatasetInfo, split: str) -> Encoded:
     return _Lazy(records, lambda record: (record["image"], int(record["label"])))
 
 
-def _read_file(item: tuple[str, int]) -> tuple[bytes, int]:
-    path, label = item
-    return Path(path).read_bytes(), label
-
-
-def _check_split(info: DatasetInfo, split: str) -> None:
-    if split not in info.examples:
-        raise UserError(f"{info.name} has no split {split!r}; it has {sorted(info.examples)}.")
+def _require_split(info: DatasetInfo, split: str) -> None:
+    splits = sorted(info.examples)
+    require(split in splits, f"{info.name} has no split {split!r}; it has {splits}.")
 
 
 def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
@@ -179,13 +179,15 @@ def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[
 
 @functools.lru_cache(maxsize=4)
 def read(info: DatasetInfo, split: str) -> Examples:
-    """Decodes a split of images of one size into read-only arrays, shared within the process."""
-    if None in info.image_shape:
-        raise UserError(f"the images of {info.name} differ in size. Give a crop to stream them.")
-    source = encoded(info, split)
-    records = [example(source, info, split, index) for index in range(info.examples[split])]
-    images = np.stack([record["image"] for record in records])
-    labels = np.array([record["label"] for record in records], np.int32)
+    """Decodes a split of images of one size into read-only arrays, once per process."""
+    differ = f"the images of {info.name} differ in size. Give a crop to stream them."
+    require(None not in info.image_shape, differ)
+    source, count = encoded(info, split), info.examples[split]
+    images = np.empty([count, *(size or 0 for size in info.image_shape)], np.uint8)
+    labels = np.empty(count, np.int32)
+    for index in range(count):
+        record = example(source, info, split, index)
+        images[index], labels[index] = record["image"], record["label"]
     images.flags.writeable = labels.flags.writeable = False
     return Examples(images, labels)
 
@@ -195,21 +197,24 @@ def decode(encoded: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
 
     An EXIF orientation is ignored. Pillow decodes ImageNet's 22 CMYK images and its one PNG.
     """
+    mode = "L" if channels == 1 else "RGB"
     try:
         jpeg = channels == 3 and encoded[:2] == b"\xff\xd8"
         if jpeg and simplejpeg.decode_jpeg_header(encoded)[2] in ("YCbCr", "Gray", "RGB"):
             return simplejpeg.decode_jpeg(encoded, "RGB")
-        with warnings.catch_warnings():
-            # A few images of ImageNet have corrupt EXIF data, which is not used.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as image:
-                pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+        with Image.open(io.BytesIO(encoded)) as image:
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels have 32 bits")
+            if image.mode.startswith("I;16"):  # Pillow would clip to 255.
+                image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+            pixels = np.array(image if image.mode == mode else image.convert(mode))
         return pixels.reshape(*pixels.shape[:2], channels)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
 
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_SUFFIXES += (".ppm", ".pgm", ".avif")
 # Names of folders and of the splits of TFDS.
 _SPLITS = {"train": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "val", "valid"), "validation")
@@ -224,66 +229,64 @@ class _Folder(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _scan(root: Path) -> _Folder:
     """Scans a folder. Its version is a hash of all names and sizes."""
-    try:
-        folders = {entry.name: _classes(entry.path) for entry in _visible(root) if entry.is_dir()}
-        if not any(folders.values()) and not folders.keys() & _SPLITS.keys():
-            folders = {"train": _classes(root)}
-    except OSError as error:
-        raise UserError(f"{root} cannot be read ({error}).") from error
-    tree: dict[str, dict[str, list[tuple[str, int]]]] = {}
-    for name, by_class in folders.items():
-        split = _SPLITS.get(name, name)
-        if by_class and tree.setdefault(split, by_class) is not by_class:
-            raise UserError(f"{root} has two folders for the split {split!r}. Rename one of them.")
-    classes = sorted({name for by_class in tree.values() for name in by_class})
+    flat: dict[tuple[str, str], list[str]] = {}
+    files: dict[tuple[str, str], list[str]] = {}  # by folders of split and class
+    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
+        # Hidden files are those of systems, such as ._1.jpg of macOS.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
+        parts = Path(folder).relative_to(root).parts
+        if len(parts) == 1:
+            flat["train", parts[0]] = paths
+        elif parts:
+            files.setdefault((parts[0], parts[1]), []).extend(paths)
+    if not files and not {name for _, name in flat} & _SPLITS.keys():
+        files = flat
+    folders: dict[str, str] = {}
+    for folder in sorted({folder for folder, _ in files}):
+        split = _SPLITS.get(folder, folder)
+        is_only = folders.setdefault(split, folder) == folder
+        require(is_only, f"{root} has two folders for the split {split!r}. Rename one of them.")
+    classes = sorted({name for _, name in files})
     digest, splits = hashlib.sha256(), {}
-    for split, by_class in sorted(tree.items()):
-        if missing := sorted(set(classes) - by_class.keys()):
-            raise UserError(f"split {split!r} of {root} lacks the class folder {missing[0]!r}.")
-        splits[split] = []
+    for split, folder in sorted(folders.items()):
+        images = {}
         for label, name in enumerate(classes):
-            for path, size in by_class[name]:
-                line = f"{split}/{name}/{os.path.basename(path)} {size}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-                splits[split].append((path, label))
-    if not all(splits.values()) or not splits:
-        raise UserError(f"{root} has no images in folders SPLIT/CLASS, such as train/dog.")
+            place, present = f"{name!r} of split {split!r} of {root}", files.get((folder, name))
+            require(present is not None, f"there is no class folder {place}.")
+            paths = [path for path in present or () if path.lower().endswith(_SUFFIXES)]
+            may_lack = split != "train" and not present
+            require(bool(paths) or may_lack, f"the class {place} has no images.")
+            for path in sorted(paths):
+                size = os.stat(path).st_size
+                require(size > 0, f"{path} is empty. Remove or replace it.")
+                line = f"{split}{path.removeprefix(str(root))} {size}\n"
+                key = hashlib.sha256(line.encode(errors="surrogateescape")).digest()
+                digest.update(key)
+                images[key] = path, label
+        # The classes are mixed, so that the last images can be held out.
+        splits[split] = [images[key] for key in sorted(images)]
+    has_images = bool(splits) and all(splits.values())
+    require(has_images, f"{root} has no images in folders SPLIT/CLASS, such as train/dog.")
     info = DatasetInfo(
         name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
         version=digest.hexdigest()[:16],
         directory=root,
-        examples={split: len(files) for split, files in splits.items()},
+        examples={split: len(images) for split, images in splits.items()},
         image_shape=(None, None, 3),
         num_classes=len(classes),
     )
     return _Folder(info, classes, splits)
 
 
-def _classes(folder: str | Path) -> dict[str, list[tuple[str, int]]]:
-    """Paths and sizes of the images of each class."""
-    return {
-        entry.name: [
-            (image.path, image.stat().st_size)
-            for image in _visible(entry.path)
-            if image.name.lower().endswith(_SUFFIXES) and image.is_file()
-        ]
-        for entry in _visible(folder)
-        if entry.is_dir()
-    }
-
-
-def _visible(folder: str | Path) -> list[os.DirEntry[str]]:
-    # Hidden files are those of systems, such as ._1.jpg of macOS.
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
-    """Files of a split of a TFDS set and their numbers of examples, from its metadata."""
+    """Files of a split of a TFDS set, and their numbers of examples."""
     splits = json.loads((info.directory / "dataset_info.json").read_text())["splits"]
     (lengths,) = [entry["shardLengths"] for entry in splits if entry["name"] == split]
-    # Named as TFDS names them; the template in the metadata could lead anywhere.
     prefix = f"{info.directory.parent.name}-{split}.array_record"
     return [
         (info.directory / f"{prefix}-{number:05d}-of-{len(lengths):05d}", int(length))
@@ -300,11 +303,11 @@ def shard_of(info: DatasetInfo, split: str, index: int) -> Path:
 
 
 def check(info: DatasetInfo, split: str) -> None:
-    """Checks that the files of a split exist, and that up to 64 of them are whole.
+    """Checks that the files of a TFDS split exist.
 
-    Counts the records of a file and reads the first and the last; others are checked when read.
+    Counts the records of up to 64 files and reads the first and the last of each.
     """
-    _check_split(info, split)
+    _require_split(info, split)
     if is_folder(info.name):
         return
     from array_record.python import array_record_module as array_record  # pyright: ignore

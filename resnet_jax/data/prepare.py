@@ -11,18 +11,18 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from resnet_jax.data import datasets
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, nearest, require
 
-# scikit-learn's copy of the set; licenses are stated in digits.LICENSE.txt.
+# scikit-learn's copy of the set; see digits.LICENSE.txt.
 _FILE = Path(__file__).with_name("digits.npz")
 _TEST_IMAGES = 360
+Records = Iterator[tuple[str | int, dict[str, object]]]
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """8x8 gray images of the digits 0-9, the embedded set.
+    """8x8 gray images of UCI "Optical Recognition of Handwritten Digits", as in scikit-learn.
 
-    The part of UCI "Optical Recognition of Handwritten Digits" that scikit-learn ships, divided by
-    its ``train_test_split(test_size=0.2, random_state=0)``. Values 0-16 are stored as 0-255.
+    Divided by its ``train_test_split(test_size=0.2, random_state=0)``; values 0-16 become 0-255.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -33,15 +33,14 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = tfds.features.FeaturesDict({"image": image, "label": label})
         return self.dataset_info_from_configs(description=self.__doc__, features=features)
 
-    def _split_generators(self, _: Any) -> dict[str, Iterator[Any]]:
-        # train_test_split permutes with RandomState, whose stream NumPy keeps.
+    def _split_generators(self, _: object) -> dict[str, Records]:
         shuffled = np.random.RandomState(0).permutation(1797)
         return {
             "train": self._generate_examples(shuffled[_TEST_IMAGES:]),
             "test": self._generate_examples(shuffled[:_TEST_IMAGES]),
         }
 
-    def _generate_examples(self, indices: np.ndarray) -> Iterator[Any]:  # pyright: ignore
+    def _generate_examples(self, indices: np.ndarray) -> Records:  # pyright: ignore
         with np.load(_FILE) as arrays:
             images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
             labels = arrays["labels"]
@@ -50,9 +49,11 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Cifar10(tfds.image_classification.Cifar10, skip_registration=True):
-    """TFDS's ``cifar10`` (same name, version, keys and examples), written without TensorFlow."""
+    """TFDS's ``cifar10``: same name, version, keys and examples."""
 
-    def _generate_examples(self, split_prefix: str, filepaths: Iterable[str]) -> Any:
+    def _generate_examples(  # pyright: ignore
+        self, split_prefix: str, filepaths: Iterable[str]
+    ) -> Records:
         # Records: label, then the red, green and blue planes.
         files = [np.fromfile(path, np.uint8).reshape(-1, 1 + 3 * 32 * 32) for path in filepaths]
         for index, record in enumerate(np.concatenate(files)):
@@ -77,14 +78,11 @@ def prepare(
 ) -> datasets.DatasetInfo:
     """Prepares a set in the first of ``datasets.data_dirs(data_dir)``, unless it is there.
 
-    Args:
-      name: ``digits``, ``cifar10``, or any set of TFDS, which needs TensorFlow.
-      data_dir: directory to search first.
-      archives: folder of files that TFDS cannot download (``manual_dir``), as of ``imagenet2012``.
+    Sets other than ``digits`` and ``cifar10`` need TensorFlow. ``archives``: TFDS's ``manual_dir``.
     """
     directory = datasets.data_dirs(data_dir)[0]
-    if datasets.is_folder(name):
-        raise UserError(f"{name} is a folder, which is read in place and needs no preparation.")
+    is_folder = datasets.is_folder(name)
+    require(not is_folder, f"{name} is a folder, which is read in place and needs no preparation.")
     if name not in datasets.prepared_in(directory):
         builder = _builder(name, data_dir=directory, file_format="array_record")
         config = tfds.download.DownloadConfig(manual_dir=archives)
@@ -96,12 +94,13 @@ def prepare(
     return datasets.describe(name, str(directory))
 
 
-def _builder(name: str, **options: Any) -> Any:
+def _builder(name: str, **options: Any) -> tfds.core.DatasetBuilder:
     if name in _OURS:
         return _OURS[name](**options)
     builders = tfds.list_builders(with_community_datasets=False)
-    if name not in builders:
-        raise UserError(f"TFDS has no data set {name!r}{nearest(name, [*_OURS, *builders])}")
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UserError(f"TFDS needs TensorFlow to prepare {name}. Run: pip install tensorflow")
+    near = nearest(name, [*_OURS, *builders])
+    require(name in builders, f"TFDS has no data set {name!r}{near}")
+    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
+    remedy = "Run: pip install tensorflow"
+    require(has_tensorflow, f"TFDS needs TensorFlow to prepare {name}. {remedy}")
     return tfds.builder(name, **options)

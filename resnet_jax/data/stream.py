@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -13,29 +13,29 @@ from jaxtyping import Int32, UInt8
 
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.models.components import Factory
 
 _DECODING_MB = 32  # per thread: the largest images of ImageNet have ten million pixels
 
 
 class Streamed(NamedTuple):
-    """Images, or one of them, in host memory."""
+    """A batch, or one image, in host memory."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, "n"]
     replaced: Int32[np.ndarray, "n"]
-    """Number of corrupt images that an image replaces."""
+    """Corrupt images that an image replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The infinite sequence of a run's training images."""
+    """Infinite sequence of the training images of a run."""
 
     info: DatasetInfo
     split: str
     examples: int
-    """Number of images, the first ones of the split."""
+    """Images used, the first ones of the split."""
     seed: int
     batch_size: int
     """Images per step, over all processes."""
@@ -49,13 +49,13 @@ class Stream:
     replaces_damaged: bool = False
     """Replace a corrupt image by the next one of the set, instead of raising."""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # Workers build the cached data sets themselves.
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @functools.cached_property
     def order(self) -> grain.MapDataset[int]:
-        """Index in the split by position in the stream; every epoch is a permutation of its own."""
+        """Index in the split by position in the stream; every epoch has its own permutation."""
         # Grain seeds are 32-bit. Hashing also separates the epochs of adjacent seeds.
         seed = np.random.SeedSequence(self.seed % 2**64).generate_state(1)[0]
         epoch = grain.MapDataset.range(self.examples).seed(int(seed)).shuffle()
@@ -87,7 +87,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of one process in a range of steps: a contiguous share of every batch."""
+    """Images of one process in a range of steps: a contiguous part of every batch."""
 
     stream: Stream
     _: KW_ONLY
@@ -116,11 +116,12 @@ def reading_ahead(
     """Returns the threads and the prefetched elements of ``batches``.
 
     Args:
-      rows: images of this process.
       threads: decoding threads, per worker if there are any; 0: one per core, or one per worker.
       workers: decoding processes; 0: this process.
       memory_mb: bound on prefetched decoded images.
     """
+    allowed = "loading.threads and loading.workers must be at least 0"
+    require(min(threads, workers) >= 0, f"{allowed}, got {threads} and {workers}.")
     image_mb = math.prod(rows.stream.size) * 3 / 2**20
     batch_mb = rows.share * image_mb
     # One batch is assembled, one waits, one is transferred.
@@ -134,9 +135,8 @@ def reading_ahead(
         ahead = min(int((room - threads * _DECODING_MB) / image_mb), rows.share)
         least = threads * _DECODING_MB + min(threads, rows.share) * image_mb
         readers = f"{threads} threads"
-    if least > room:
-        least = math.ceil(least + 3 * batch_mb)
-        raise UserError(f"loading.memory_mb is {memory_mb}, but {readers} need at least {least}.")
+    needed = f"{readers} need at least {math.ceil(least + 3 * batch_mb)}"
+    require(least <= room, f"loading.memory_mb is {memory_mb}, but {needed}.")
     return grain.ReadOptions(threads, ahead)
 
 
@@ -151,10 +151,10 @@ def batches(rows: Rows, *, workers: int = 0, **loading: int) -> grain.DatasetIte
     if not workers:
         read = source.to_iter_dataset(options).batch(rows.share)
         return iter(grain.experimental.ThreadPrefetchIterDataset(read, prefetch_buffer_size=1))
-    # Grain forwards absl's flags to its workers, which need them parsed (google/grain#1355).
+    # Grain's workers need absl's flags to be parsed (google/grain#1355).
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # Batched before the workers, so that batches do not depend on their number.
+    # Batched first, so that batches do not depend on the number of workers.
     read = source.batch(rows.share).to_iter_dataset(options)
     multiprocessing = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     return iter(read.mp_prefetch(multiprocessing))

@@ -27,9 +27,9 @@ from resnet_jax.models.resnet import Variables
 
 
 def shape(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Height and width of a resized image: the shorter side is ``scale``.
+    """Height and width of an image whose shorter side is resized to ``scale``.
 
-    The longer one is the nearest multiple of 32 (halves up), at least ``scale``. Squares stay so.
+    The longer side is the nearest multiple of 32 (halves up), at least ``scale``. Squares stay so.
     """
     if height == width:
         return scale, scale
@@ -57,9 +57,6 @@ def evaluate(
     He et al. 2015, Section 3.4, "the fully-convolutional form". Batches hold images of one shape:
     ``pixels``, mirror images included, but at least one image per device. The host holds the summed
     scores (200 MB for ImageNet) and at most four batches. Without ``sharding``, one device is used.
-
-    Raises:
-      RuntimeError: if an image was not scored exactly once at each scale.
     """
     source, count = datasets.encoded(info, split), info.examples[split]
 

@@ -47,7 +47,7 @@ class Score:
 
 
 class Sums(NamedTuple):
-    """``Score`` of a batch, on the devices."""
+    """Score of a batch, on the devices."""
 
     errors: Int[Array, ""]
     loss: Float[Array, ""]
@@ -81,7 +81,7 @@ def score_batch(
 def errors(
     scores: Float[Array, "n classes"], labels: Int32[Array, "n"]
 ) -> tuple[Bool[Array, "n"], Bool[Array, "n"]]:
-    """Top-1 and top-5 errors. Ties go to the smaller class; non-finite scores are errors."""
+    """Top-1 and top-5 errors. Ties go to the smaller class; non-finite scores are wrong."""
     of_label = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[:, None], axis=1)
     before = jnp.arange(scores.shape[1]) < labels[:, None]
     better = jnp.sum((scores > of_label) | ((scores == of_label) & before), axis=1)
@@ -129,9 +129,6 @@ def tally(
       sharding: of a batch; None: one device.
       processes: number of processes that yield equal parts of every batch; 1: batches are global.
       between: called after every batch; may raise to stop.
-
-    Raises:
-      RuntimeError: if the number of scored examples is not ``expected_examples``.
     """
     shards = sharding.num_devices if sharding else 1
     sums: list[Sums] = []

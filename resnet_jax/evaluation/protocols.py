@@ -44,7 +44,7 @@ class Protocol:
     """Shorter sides of whole images and mirror images (``dense``); other sizes are unused."""
 
     def view(self, height: int | None = None, width: int | None = None) -> str:
-        """Text for result records, as "single 224x224 of 256"; ``height``, ``width``: uncropped."""
+        """Text for result records, as "single 224x224 of 256"."""
         if self.scales:
             scales = ", ".join(map(str, self.scales))
             text = "multi-scale" + f" {scales}" * (self.scales != SCALES)
@@ -57,7 +57,7 @@ class Protocol:
 
 
 def parse(text: str) -> Protocol:
-    """Parses a protocol; raises UserError for an unknown one.
+    """Parses a protocol.
 
     - ``256/224``: shorter side resized to 256 pixels, then the central square of 224.
     - ``ten-crop`` or ``ten-crop-256/224``: ten squares (He et al. 2015, Section 3.4).
@@ -133,8 +133,8 @@ def batches(
 ) -> Iterator[Examples]:
     """Yields ``count`` images of a split in order; black images of label -1 pad the last batch.
 
-    ``batch_size`` counts the views over all processes. Each process decodes an equal, contiguous
-    part of every batch, whose number of images is rounded up to a multiple of ``processes``.
+    ``batch_size`` counts views, over all processes. Each process decodes an equal, contiguous part
+    of every batch.
     """
     if None in info.image_shape and not (protocol.resize and protocol.crop):
         raise UserError(f"the images of {info.name} differ in size. Give --protocol 256/224.")
@@ -160,7 +160,7 @@ def batches(
 def load(
     info: DatasetInfo, split: str, protocol: Protocol, batch_size: int
 ) -> Examples | Iterator[Examples]:
-    """The whole split if its images have one size and stay as they are, else ``batches``."""
+    """The whole split if its images stay as they are, else ``batches``."""
     if None in info.image_shape or protocol.resize or protocol.crop:
         return batches(info, split, protocol, batch_size)
     return datasets.read(info, split)

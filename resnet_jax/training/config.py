@@ -283,6 +283,8 @@ class Experiment:
             raise UserError(f"data.validation_examples must be below {examples['train']}.")
         if data.normalization == "weights" and not self.start.file:
             raise UserError("data.normalization 'weights' needs initial weights (--init-from).")
+        if data.normalization == "imagenet" and info.image_shape[2] != 3:
+            raise UserError("data.normalization 'imagenet' needs RGB images.")
         norm, options = parts(model.norm)
         batches, ema = self.evaluation.statistics_batches, self.optimizer.ema
         has_averages = "momentum" in constructor_parameters(norm)[0]

@@ -1,4 +1,4 @@
-"""Card of a weight file: network, preprocessing and provenance, stored in the file's metadata."""
+"""Card of a weight file: network, preprocessing and provenance, in the file's metadata."""
 
 import json
 import typing
@@ -18,7 +18,7 @@ KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
 Interpolation = Literal["bilinear", "bicubic"]
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -70,24 +70,24 @@ class Card:
     """torch's ``num_batches_tracked`` by torchvision's names; "": of all."""
 
     def text(self) -> str:
-        """Returns the card as one line of JSON; ``read`` undoes it."""
+        """Returns the card as one line of JSON."""
         architecture = catalog.write(self.architecture)
         return json.dumps(vars(self) | {"view": vars(self.view), "architecture": architecture})
 
     def constants(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and deviation, float32."""
+        """Mean and deviation, float32."""
         return np.asarray(self.view.mean, np.float32), np.asarray(self.view.deviation, np.float32)
 
     def check(self) -> None:
-        """Raises an error for invalid fields."""
+        """Raises UserError for invalid fields."""
         view, error, channels = self.view, self.claimed_error, self.architecture.input_shape[2]
         mean, deviation = self.constants()
         has_channels = mean.ndim in (1, 3) and mean.shape[-1] == channels
         sizes = view.resize, view.crop
         texts = self.source, self.convention, self.data, self.prefix, *self.dtypes.values()
         is_valid = {
-            f"mean: {channels} numbers": has_channels and np.isfinite(mean).all(),
-            f"deviation: {channels} numbers above 0": deviation.shape == (channels,)
+            f"mean: {channels} numbers (--mean)": has_channels and np.isfinite(mean).all(),
+            f"deviation: {channels} numbers above 0 (--deviation)": deviation.shape == (channels,)
             and all(0 < number < np.inf for number in deviation),
             "resize and crop: pixels": all(type(n) is int and 0 <= n < 2**16 for n in sizes),
             "interpolation": view.interpolation in typing.get_args(Interpolation),
@@ -99,12 +99,12 @@ class Card:
             raise UserError(f"its card is invalid, expected {'; '.join(invalid)}")
 
 
-def read(text: str, architecture: Architecture | None = None) -> Card:
-    """Returns the card of a ``Card.text``, or with ``architecture`` in place of its own."""
+def read(text: str, network: Architecture | None = None) -> Card:
+    """Inverse of ``Card.text``. ``network`` replaces one with classes of the user's files."""
     try:
         fields = json.loads(text)
         description, view = fields.pop("architecture"), View(**fields.pop("view"))
-        card = Card(architecture=architecture or catalog.read(description), view=view, **fields)
+        card = Card(architecture=network or catalog.read(description), view=view, **fields)
         card.check()
     except UserError:
         raise

@@ -5,7 +5,6 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import catalog
@@ -23,7 +22,7 @@ _TRAINING = ("momentum", "group_size", "dropout", "zero_scale")
 
 
 def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
-    """Returns the network of tensors with these torchvision names and torch shapes."""
+    """Returns the network of these torchvision names and torch shapes."""
 
     def kernel(name: str) -> Shape:
         shape = shapes.get(name, ())
@@ -77,7 +76,7 @@ def infer(shapes: Mapping[str, Shape], convention: Convention) -> Architecture:
 
 
 def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
-    """Returns the fields that make networks different functions, with a description."""
+    """Returns the fields that make networks different functions, described."""
     fields = (f.name for f in dataclasses.fields(Architecture) if f.name not in _NOT_SCORED)
     return {
         name: f"{name}: {field_text(ours, name)} here, {field_text(theirs, name)} there"
@@ -86,9 +85,9 @@ def differing(ours: Architecture, theirs: Architecture) -> dict[str, str]:
     }
 
 
-def _scored(architecture: Architecture, field: str) -> Any:
-    """Returns a field without defaults, and without what only matters in training."""
-    value: Any = getattr(architecture, field)
+def _scored(architecture: Architecture, field: str) -> object:
+    """Returns a field without defaults and what only matters in training."""
+    value: object = getattr(architecture, field)
     if field == "stem_features":
         return value or architecture.features[0]
     if not isinstance(value, type | Component):
@@ -106,7 +105,7 @@ def _scored(architecture: Architecture, field: str) -> Any:
 
 def field_text(architecture: Architecture, field: str) -> str:
     """Returns one field of a network as the command line takes it."""
-    value: Any = getattr(architecture, field)
+    value: object = getattr(architecture, field)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return catalog.name_of(value) if isinstance(value, type | Component) else str(value)

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +18,16 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.models import catalog
+from resnet_jax.models.components import parts
 from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
 from resnet_jax.models.resnet import Apply, Architecture, ResNet, Variables
+from resnet_jax.models.stems import SmallImageStem
 from resnet_jax.weights import card as card_lib
 from resnet_jax.weights import files, inference
-from resnet_jax.weights.card import Card
+from resnet_jax.weights.card import IMAGENET_VIEW, Card
 from resnet_jax.weights.files import Arrays, printable
 from resnet_jax.weights.names import (
     COUNTER,
@@ -41,7 +44,7 @@ _OWN = Convention(name="")
 
 
 class Row(NamedTuple):
-    """Origin of a tensor: our name, shape, and name in the file (empty if drawn)."""
+    """Our name of a tensor, shape, and name in the file (empty if drawn)."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,13 +62,12 @@ class Pretrained:
 
     @property
     def architecture(self) -> Architecture:
-        """The network."""
         return self.card.architecture
 
     def build(self, *, execution: Execution = Execution()) -> ResNet:
         """Returns the module, for images prepared as the card's ``view`` states."""
-        model: Any = nnx.merge(self.apply(execution).graphdef, self.params, self.batch_stats)
-        return model
+        graphdef = self.apply(execution).graphdef
+        return typing.cast(ResNet, nnx.merge(graphdef, self.params, self.batch_stats))
 
     def apply(self, execution: Execution = Execution()) -> Apply:
         """Returns the function of ``params`` and ``batch_stats``."""
@@ -91,36 +93,35 @@ def load_pretrained(
       network: the network, or its name in the catalog. None: inferred from names and shapes.
       num_classes: with ``allow_new_head``, another number than the file's.
       allow_new_head: draw the classifier if it is missing or does not fit.
-      view: fields of ``View`` that differ from the convention's: ``{"mean": (0.5, 0.5, 0.5)}``.
+      view: fields of ``View`` that differ from ImageNet's: ``{"mean": (0.5, 0.5, 0.5)}``.
       data: TFDS name of the training set. Empty: guessed from the number of classes.
       claimed_error: published top-1 error, percent.
-
-    Raises:
-      UserError: for tensors that are missing, unexpected, mis-shaped or non-finite.
     """
     path, hub_view = _fetch(str(source)) if is_hub_name(source) else (Path(source), {})
     if os.path.isdir(path):  # Path.is_dir raises for long names
         path /= FILE_NAME
     arrays, metadata = files.read(path)
-    is_own = card_lib.KEY in metadata
+    own, exported = (metadata.get(key) for key in (card_lib.KEY, card_lib.EXPORTED_KEY))
     try:
         network = catalog.architecture(network) if isinstance(network, str) else network
-        if is_own and names:
-            raise UserError(f"this project wrote it: leave out --as {names}")
-        chosen = _OWN if is_own else convention(names)
-        prefix = "module." if all(name.startswith("module.") for name in arrays) else ""
-        tensors = {chosen.rename(name.removeprefix(prefix)): a for name, a in arrays.items()}
+        require(own is None or not names, f"this project wrote it: leave out --as {names}")
+        chosen = _OWN if own is not None else convention(names)
+        prefix = "" if own is not None else _prefix(arrays)
+        sources = {chosen.rename(name.removeprefix(prefix)): name for name in arrays}
+        tensors = {name: arrays[source] for name, source in sources.items()}
         counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
         counts = {name: float(tensors.pop(name).item()) for name in counters}
-        if is_own:
-            card = card_lib.read(metadata[card_lib.KEY], network)
-            _check_network(card.architecture, metadata[card_lib.KEY])
+        if own is not None:
+            card = card_lib.read(own, network)
+            _check_network(card.architecture, own)
         else:
             shapes = {name: array.shape for name, array in tensors.items()}
             network = network or inference.infer(shapes, chosen)
+            small = parts(network.stem)[0] is SmallImageStem
+            whole = {"resize": 0, "crop": 0} if small else {}
             card = Card(
                 architecture=network,
-                view=replace(chosen.view, **hub_view),
+                view=replace(IMAGENET_VIEW, **whole | hub_view),
                 source=Path(source).name,
                 sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
                 convention=names,
@@ -129,8 +130,8 @@ def load_pretrained(
                 counters=counts,
                 data=chosen.data.get(network.num_classes, ""),
             )
-        if card_lib.EXPORTED_KEY in metadata:
-            was = card_lib.read(metadata[card_lib.EXPORTED_KEY], card.architecture)
+        if exported is not None:
+            was = card_lib.read(exported, card.architecture)
             card = replace(card, view=was.view, data=was.data, claimed_error=was.claimed_error)
         card = replace(card, view=replace(card.view, **view or {}), data=data or card.data)
         if claimed_error is not None:
@@ -140,7 +141,7 @@ def load_pretrained(
             # Other classes are of another data set.
             architecture = replace(card.architecture, num_classes=num_classes)
             card = replace(card, architecture=architecture, data=data)
-        return _fill(card, chosen, prefix, tensors, allow_new_head)
+        return _fill(card, chosen, prefix, sources, tensors, allow_new_head)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -149,7 +150,7 @@ def load_pretrained(
 def abstract(
     architecture: Architecture, execution: Execution = Execution()
 ) -> tuple[Apply, Variables, Variables]:
-    """Returns a network as a function, and its variables' shapes. UserError if it is invalid."""
+    """Returns a network as a function, and the shapes of its variables."""
     try:
         return jax.eval_shape(lambda: architecture.init(jax.random.key(0), execution=execution))
     except UserError:
@@ -159,15 +160,24 @@ def abstract(
 
 
 def is_hub_name(source: Path | str) -> bool:
-    """Returns whether a source is the text ``OWNER/NAME`` or ``hf://OWNER/NAME``, not a path."""
+    """Returns whether a source is ``OWNER/NAME`` or ``hf://OWNER/NAME``, not a path."""
     if isinstance(source, Path) or source.endswith(_SUFFIXES):
         return False
     is_name = re.fullmatch(r"[\w-]+/[\w.-]+", source) and not Path(source).exists()
     return bool(is_name) or source.startswith("hf://")
 
 
+def _prefix(names: Iterable[str]) -> str:
+    """Returns what precedes the names of the network, such as ``module.``."""
+    stems = (re.fullmatch(r"(.*\.|)conv1(\.0)?\.weight", name) for name in names)
+    prefixes = {stem[1] for stem in stems if stem and not re.search(r"layer\d+\.", stem[1])}
+    listed = printable(", ".join(sorted(prefixes)))
+    require(len(prefixes) < 2, f"it holds several networks, under {listed}: keep those of one")
+    return prefixes.pop() if prefixes else ""
+
+
 def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
-    """Returns weights in the Hub's cache, and the ``View`` of timm's configuration if any."""
+    """Returns weights in the Hub's cache, and fields of ``View`` from timm's configuration."""
     name = source.removeprefix("hf://")
     try:
         from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
@@ -177,8 +187,8 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
         hub = "the Hub (pip install 'resnet-jax-lab[hub]')"
         raise UserError(f"there is no {source}, here or on {hub}: {error!r:.200}") from error
     try:
-        config = json.loads(Path(hf_hub_download(name, "config.json")).read_text())
-        config = config["pretrained_cfg"]
+        file = Path(hf_hub_download(name, "config.json"))
+        config = json.loads(file.read_text())["pretrained_cfg"]
         crop = config["input_size"][2]
         view = {"crop": crop, "resize": math.floor(crop / config["crop_pct"])}
         view |= {"mean": config["mean"], "deviation": config["std"]}
@@ -188,29 +198,33 @@ def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_network(network: Architecture, card: str) -> None:
-    """Raises UserError if the network in a card differs in more than its classes."""
     try:
         written = card_lib.read(card).architecture
     except UserError:  # It has classes of the user's files.
         return
-    fields = inference.differing(network, replace(written, num_classes=network.num_classes))
-    if fields:
-        raise UserError(f"it holds another network: {'; '.join(fields.values())}")
+    written = replace(written, num_classes=network.num_classes)
+    texts = "; ".join(inference.differing(network, written).values())
+    require(not texts, f"it holds another network: {texts}")
 
 
 def _fill(
-    card: Card, chosen: Convention, prefix: str, tensors: Arrays, allow_new_head: bool
+    card: Card,
+    chosen: Convention,
+    prefix: str,
+    sources: Mapping[str, str],
+    tensors: Arrays,
+    allow_new_head: bool,
 ) -> Pretrained:
-    """Returns the network with these tensors. Raises UserError unless each has its place."""
+    """Returns the network with these tensors; each must have its place."""
     variables = leaves(*abstract(card.architecture)[1:])
     places = torch_places(card.architecture, variables) if chosen.name else own_places(variables)
     shapes = {name: array.shape for name, array in tensors.items()}
     expected = {place.name: place.shape for place in places}
-    sources = {name: prefix + chosen.rename(name) for name in expected | shapes}
+    sources = {name: prefix + chosen.rename(name) for name in expected} | dict(sources)
     head = {place.name for place in places if place.path[1:3] == ("head", "linear")}
-    wrong = {name for name in sources if shapes.get(name) != expected.get(name)}
+    wrong = {name for name in expected | shapes if shapes.get(name) != expected.get(name)}
     drawn = head if allow_new_head and head & wrong else set()
-    if faults := [name for name in sources if name in wrong - drawn]:
+    if faults := [name for name in expected | shapes if name in wrong - drawn]:
         text = f"nothing was loaded, because {len(faults)} tensors do not fit:"
         for name in faults[:20]:
             shape = shapes.get(name, "missing")
@@ -233,13 +247,13 @@ def _fill(
 
 
 def _check(name: str, array: np.ndarray, is_variance: bool) -> np.ndarray:
-    """Returns a tensor as float32. Raises UserError for integers, NaN and negative variances."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"{name} is {array.dtype.name}, not floating point")
+    """Returns a tensor as float32."""
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if wrong := np.count_nonzero(~np.isfinite(array)):
-        raise UserError(f"{name} has {wrong} non-finite values of {array.size}")
-    if is_variance and (array < 0).any():
-        raise UserError(f"{name} is a variance and has negative values")
-    return array
+        values = array.astype(np.float32)
+    is_floating, non_finite = jnp.issubdtype(array.dtype, jnp.floating), ~np.isfinite(values)
+    require(is_floating, f"{name} is {array.dtype.name}, not floating point")
+    wrong = f"{name} has {non_finite.sum()} non-finite values of {array.size}"
+    require(not non_finite.any(), wrong)
+    is_negative = is_variance and bool((values < 0).any())
+    require(not is_negative, f"{name} is a variance and has negative values")
+    return values

@@ -1,4 +1,4 @@
-"""Variables of a network as named tensors: in torchvision's names and layout, or by their paths."""
+"""Variables of a network as named tensors: by torchvision's names, or by their paths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,10 +12,9 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.resnet import Architecture, Variables
 from resnet_jax.models.shortcuts import PooledProjection, ZeroPad
-from resnet_jax.weights.card import IMAGENET_VIEW, View
 
 Shape = tuple[int, ...]
-Keys = tuple[Any, ...]  # of the variables' dictionaries, after "params" or "batch_stats"
+Keys = tuple[Any, ...]  # "params" or "batch_stats", then those of the variables
 Leaves = dict[Keys, Any]
 
 COUNTER = ".num_batches_tracked"
@@ -25,24 +24,16 @@ _MODULES = {
     "head/linear": "fc",
     "stem/conv": "conv1",
     "stem/after/layers/0": "bn1",
-    "stem/convs/0": "conv1.0",
-    "stem/after/0/layers/0": "conv1.1",
-    "stem/convs/1": "conv1.3",
-    "stem/after/1/layers/0": "conv1.4",
-    "stem/convs/2": "conv1.6",
+    **{f"stem/convs/{index}": f"conv1.{3 * index}" for index in range(3)},
+    **{f"stem/after/{index}/layers/0": f"conv1.{3 * index + 1}" for index in range(2)},
     "stem/after/2/layers/0": "bn1",
     **{f"branch/convs/{index}": f"conv{index + 1}" for index in range(3)},
     **{f"branch/after/{index}/layers/0": f"bn{index + 1}" for index in range(3)},
     "branch/excitation/squeeze": "se.fc1",
     "branch/excitation/excite": "se.fc2",
 }
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {"mean": "running_mean", "var": "running_var"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +48,7 @@ class Place:
     index: int | EllipsisType = ...
     """Of the block along the first axis, if blocks are stacked."""
     axes: int | None = None
-    """Axes of our array if the file has torch's layout. None: the file has ours."""
+    """Axes of our array, if the file has torch's layout."""
 
     @property
     def ours(self) -> str:
@@ -78,17 +69,17 @@ class Place:
 
 
 def leaves(params: Variables, batch_stats: Variables) -> Leaves:
-    """Returns every variable by its keys."""
+    """Every variable by its keys."""
     return flatten_dict({"params": params, "batch_stats": batch_stats})
 
 
 def own_places(variables: Leaves) -> list[Place]:
-    """Returns the places of this project's files."""
+    """Places of this project's files."""
     return [Place("/".join(map(str, path)), a.shape, path) for path, a in variables.items()]
 
 
 def torch_places(architecture: Architecture, variables: Leaves) -> list[Place]:
-    """Returns the places of torchvision's state dict; variables may be shapes."""
+    """Places of torchvision's state dict; variables may be shapes."""
     # ResNet-D averages before it projects, so torch's sequence begins with the pooling.
     first = int(issubclass(parts(architecture.shortcut)[0], PooledProjection))
     modules = dict(_MODULES)
@@ -130,8 +121,7 @@ class Convention:
     padded: Factory | None = None
     """Shortcut if no projection is stored."""
     has_variants: bool = False
-    """Has deep stems, pooled projections and squeeze-and-excitation."""
-    view: View = IMAGENET_VIEW
+    """Has deep stems, pooled projections, squeeze-and-excitation."""
     data: Mapping[int, str] = field(default_factory=lambda: {1000: "imagenet2012"})
     """Number of classes to TFDS name of the training set."""
 
@@ -152,7 +142,6 @@ _ALL = (
         description="akamaster/pytorch_resnet_cifar10, options A and B",
         words={"linear": "fc", "fc": "linear", "shortcut": "downsample", "downsample": "shortcut"},
         padded=component(ZeroPad, resize="pad-both"),
-        view=View(mean=IMAGENET_VIEW.mean, deviation=IMAGENET_VIEW.deviation),
         data={10: "cifar10", 100: "cifar100"},
     ),
 )
@@ -160,7 +149,6 @@ CONVENTIONS: dict[str, Convention] = {convention.name: convention for convention
 
 
 def convention(name: str) -> Convention:
-    """Returns a convention by its name. Raises UserError for an unknown one."""
     if name not in CONVENTIONS:
         known = nearest(name, CONVENTIONS)
         raise UserError(f"give the convention of its names, not {name!r}{known}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.models.resnet import Architecture
 from resnet_jax.weights.card import EXPORTED_KEY, KEY
 from resnet_jax.weights.files import Arrays
@@ -37,14 +37,13 @@ def save(weights: Pretrained, to: Path) -> Path:
 
 
 def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = None) -> list[Row]:
-    """Writes weights in another convention, so that its code loads them strictly; returns rows.
+    """Writes weights in another convention, so that its code loads them strictly.
 
     Imported weights are written back bit for bit, except float64, which was rounded to float32.
     ``prefix`` is of every name, by default that of the imported file.
     """
     chosen, card = convention(names), weights.card
-    if to.suffix != ".safetensors":
-        raise UserError(f"{to} does not end in .safetensors")
+    require(to.suffix == ".safetensors", f"{to} does not end in .safetensors")
     variables = leaves(weights.params, weights.batch_stats)
     places = _exported_places(weights.architecture, variables, chosen)
     is_same = card.convention == chosen.name
@@ -71,20 +70,19 @@ def _arrays(variables: Leaves, places: list[Place]) -> Arrays:
 
 
 def _exported_places(ours: Architecture, variables: Leaves, chosen: Convention) -> list[Place]:
-    """Raises UserError if the convention's tensors would make another network."""
     name, places = chosen.name, torch_places(ours, variables)
     theirs = infer({place.name: place.shape for place in places}, chosen)
-    if texts := "; ".join(differing(ours, theirs).values()):
-        raise UserError(f"{name} would make another network of these weights: {texts}")
+    texts = "; ".join(differing(ours, theirs).values())
+    require(not texts, f"{name} would make another network of these weights: {texts}")
     for place in places:
-        if not chosen.has_variants and re.search(r"^conv1\.\d|\.se\.|\.downsample\.2", place.name):
-            raise UserError(f"{name} has no {place.name}; timm has")
-        if place.name.endswith(".se.fc1.weight") and place.shape[0] % 8:
-            raise UserError(f"{name} squeezes to multiples of 8 channels (branch: reduction)")
+        is_variant = re.search(r"^conv1\.\d|\.se\.|\.downsample\.2", place.name)
+        require(chosen.has_variants or not is_variant, f"{name} has no {place.name}; timm has")
+        is_odd = place.name.endswith(".se.fc1.weight") and place.shape[0] % 8
+        require(not is_odd, f"{name} squeezes to multiples of 8 channels (branch: reduction)")
     depth = ours.stochastic_depth
-    if (depth.survival != 1 or depth.kept) and depth.scaled == "test":
-        hint = 'train with stochastic_depth.scaled="training"'
-        raise UserError(f"{name} does not scale branches at test time: {hint}")
+    scales = (depth.survival != 1 or bool(depth.kept)) and depth.scaled == "test"
+    hint = 'train with stochastic_depth.scaled="training"'
+    require(not scales, f"{name} does not scale branches at test time: {hint}")
     return places
 
 

@@ -101,24 +101,21 @@ def score_digits(digits_dir: str, network: tuple[Any, Any, Any], protocol: str) 
     return dense.evaluate(*network, constants, info, "test", protocols.parse(protocol), pixels=64 * 720)
 
 
-def test_gray_images_of_one_size_are_scored_at_several(digits_dir: str, tiny_network: tuple[Any, Any, Any]) -> None:
+def test_gray_images_of_one_size_are_scored_at_several(
+    digits_dir: str, tiny_network: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A non-finite network makes only errors; an image without a score is no score."""
     result = score_digits(digits_dir, tiny_network, "multi-scale-8,12")
     assert result.examples == 360
     assert 0 < result.top5_errors < result.errors <= 360
-
-
-def test_evaluate_rejects_missing_scores(digits_dir: str, tiny_network: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = dense._batches
-    monkeypatch.setattr(dense, "_batches", lambda *given: (group for group in list(batches(*given))[1:]))
-    with pytest.raises(RuntimeError, match="not every image was scored at 1 scales"):
-        score_digits(digits_dir, tiny_network, "multi-scale-8")
-
-
-def test_non_finite_network_makes_only_errors(digits_dir: str, tiny_network: tuple[Any, Any, Any]) -> None:
     apply, params, batch_stats = tiny_network
     result = score_digits(digits_dir, (apply, jax.tree.map(lambda a: a * np.float32(np.nan), params), batch_stats), "multi-scale-8")
     assert (result.errors, result.top5_errors, result.examples) == (360, 360, 360)
     assert np.isnan(result.loss)
+    batches = dense._batches
+    monkeypatch.setattr(dense, "_batches", lambda *arguments: (group for group in list(batches(*arguments))[1:]))
+    with pytest.raises(RuntimeError, match="not every image was scored at 1 scales"):
+        score_digits(digits_dir, tiny_network, "multi-scale-8")
 
 
 def test_evaluate_names_the_corrupt_image(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:

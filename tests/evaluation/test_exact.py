@@ -62,50 +62,41 @@ def logits(params: dict[str, np.ndarray], digits: Examples) -> np.ndarray:
     return normalized.reshape(360, 64) @ params["kernel"].astype(np.float64) + params["bias"]
 
 
-def score(network: Linear, params: dict[str, np.ndarray], data: Examples, batch_size: int, devices: int) -> Score:
+def score(network: Linear, params: dict[str, np.ndarray], data: Any, batch_size: int, devices: int = 1, expected: int = 360) -> Score:
     over = sharding.make(devices)
-    return exact.evaluate(
-        network,
-        jax.device_put(params, sharding.replicated(over)),
-        {},
-        PREPROCESSING,
-        data,
-        batch_size=batch_size,
-        expected_examples=len(data),
-        sharding=sharding.batch(over),
-    )
+    params, of_batch = jax.device_put(params, sharding.replicated(over)), sharding.batch(over)
+    return exact.evaluate(network, params, {}, PREPROCESSING, data, batch_size=batch_size, expected_examples=expected, sharding=of_batch)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_score_equals_numpys_for_every_batch_size(
     network: Linear, params: dict[str, np.ndarray], digits: Examples, logits: np.ndarray, devices: int
 ) -> None:
-    """Errors and examples exactly, the loss up to rounding. 7 and 64 leave a remainder of 360 images; 8 devices do not share 7 or 60."""
+    """Errors and examples exactly, the loss up to rounding. 7 and 64 leave a remainder of 360 images; 8 devices do not share 1 or 60."""
     ordered = np.sort(logits, axis=1)
     assert (ordered[:, -1] - ordered[:, -2]).min() > 1e-3, "no image is so close that rounding decides"
     wrong = int((logits.argmax(axis=1) != digits.labels).sum())
     wrong5 = sum(label not in best for label, best in zip(digits.labels, np.argsort(-logits, axis=1)[:, :5], strict=True))
     assert 50 < wrong5 < wrong < 360
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(360), digits.labels]
-    for batch_size in (7, 60, 64, 360):
+    for batch_size in (1 if devices == 8 else 7, 60, 64, 360):
         result = score(network, params, digits, batch_size, devices)
         assert (result.errors, result.top5_errors, result.examples) == (wrong, wrong5, 360)
         assert result.loss == pytest.approx(losses.sum(), rel=1e-6)
     assert result.error_percent == pytest.approx(100 * wrong / 360, rel=1e-12)
     assert result.top5_error_percent == pytest.approx(100 * wrong5 / 360, rel=1e-12)
     assert result.mean_loss == pytest.approx(losses.mean(), rel=1e-6)
-    few = score(network, params, Examples(digits.images[:3], digits.labels[:3]), 64, devices)
+    few = score(network, params, Examples(digits.images[:3], digits.labels[:3]), 64, devices, 3)
     assert (few.errors, few.examples) == (int((logits[:3].argmax(axis=1) != digits.labels[:3]).sum()), 3)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_padding_is_not_counted(network: Linear, params: dict[str, np.ndarray], digits: Examples, devices: int) -> None:
+def test_padding_is_not_counted(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
     """Whatever class the padding looks like: a network that is always right makes 0 errors, one that is always wrong 360."""
     for label in (0, 9):
         sure = {"kernel": params["kernel"] * 0, "bias": 50 * np.eye(10, dtype=np.float32)[label]}
         for answer, errors in ((label, 0), ((label + 1) % 10, 360)):
             for batch_size in (7, 64):
-                result = score(network, sure, Examples(digits.images, np.full(360, answer, np.int32)), batch_size, devices)
+                result = score(network, sure, Examples(digits.images, np.full(360, answer, np.int32)), batch_size, 8)
                 assert (result.errors, result.examples) == (errors, 360)
                 assert result.loss == pytest.approx(50 * errors, rel=1e-6, abs=1e-6)
 
@@ -115,7 +106,7 @@ def test_evaluate_rejects_a_wrong_number_of_examples(network: Linear, params: di
     part = [Examples(digits.images[:100], digits.labels[:100])]
     for data, scored, expected in ((digits, 360, 359), (digits, 360, 361), (part, 100, 360)):
         with pytest.raises(RuntimeError, match=f"{scored} examples were scored, the set has {expected}"):
-            exact.evaluate(network, params, {}, PREPROCESSING, data, batch_size=64 if data is digits else 128, expected_examples=expected)
+            score(network, params, data, 120, expected=expected)
 
 
 def test_losses_are_added_in_double_precision(network: Linear) -> None:
@@ -125,64 +116,40 @@ def test_losses_are_added_in_double_precision(network: Linear) -> None:
     kernel = np.zeros((64, 10), np.float32)
     kernel[0, 1] = 2.0**25
     bias = np.array([0, 2.0**24, *[0] * 8], np.float32)  # black pixels are -0.5 after normalization, white ones 1.5
-    result = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8, 1)
+    result = score(network, {"kernel": kernel, "bias": bias}, Examples(images, np.zeros(360, np.int32)), 8)
     # Within the first batch they are added in float32: its other seven may be lost, and a multiple of 8 remains.
     assert result.loss == pytest.approx(2.0**26 + 359 * np.log(10), abs=7 * np.log(10) + 4)
 
 
-def test_non_finite_logits_are_errors(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
-    """A network that has diverged answers nothing, not class 0."""
-    nothing = {"kernel": params["kernel"] * np.float32(np.nan), "bias": params["bias"]}
-    zeros = Examples(digits.images, np.zeros(360, np.int32))
-    result = score(network, nothing, zeros, 360, 1)
-    assert np.isnan(result.loss)
-    assert (result.errors, result.top5_errors) == (360, 360)
-
-
-def test_evaluate_does_not_depend_on_batch_sizes(network: Linear, params: dict[str, np.ndarray], digits: Examples) -> None:
-    whole = exact.evaluate(network, params, {}, PREPROCESSING, digits, batch_size=360, expected_examples=360)
-    for sizes in ((64, 64, 64, 64, 64, 40), (8, 1, 100, 251)):
-        ends = np.cumsum(sizes)
-        parts = (Examples(digits.images[end - size : end], digits.labels[end - size : end]) for size, end in zip(sizes, ends, strict=True))
-        result = exact.evaluate(network, params, {}, PREPROCESSING, parts, batch_size=max(sizes), expected_examples=360)
-        assert (result.errors, result.examples) == (whole.errors, 360)
-        assert result.loss == pytest.approx(whole.loss, rel=1e-6)
-
-
-def test_ties_go_to_the_smaller_class_and_non_finite_scores_are_errors() -> None:
+def test_ties_go_to_the_smaller_class_and_non_finite_scores_are_errors(
+    network: Linear, params: dict[str, np.ndarray], digits: Examples
+) -> None:
     wrong, wrong5 = exact.errors(jnp.zeros((7, 7)), jnp.arange(7, dtype=jnp.int32))
     assert wrong.tolist() == [False] + [True] * 6
     assert wrong5.tolist() == [False] * 5 + [True] * 2
     scores = jnp.asarray(np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)).at[3, 2].set(jnp.inf)
     _, wrong5 = exact.errors(scores, jnp.zeros(50, jnp.int32))
     assert np.flatnonzero(wrong5).tolist() == [3], "of five classes, every finite score is among the five best"
+    # A network that has diverged answers nothing, not class 0.
+    nothing = {"kernel": params["kernel"] * np.float32(np.nan), "bias": params["bias"]}
+    result = score(network, nothing, Examples(digits.images, np.zeros(360, np.int32)), 360)
+    assert np.isnan(result.loss)
+    assert (result.errors, result.top5_errors) == (360, 360)
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(21, 1), (2, 1), (90, 8)])
 def test_views_of_an_image_are_averaged_as_probabilities(
-    network: Linear, params: dict[str, np.ndarray], digits: Examples, logits: np.ndarray, batch_size: int, devices: int
+    network: Linear, params: dict[str, np.ndarray], digits: Examples, logits: np.ndarray
 ) -> None:
     """Three digits stand in for the views of one: NumPy's average of their softmax scores. A batch has a third as many images as views."""
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    averaged = probabilities.reshape(120, 3, 10).mean(axis=1)
-    labels = digits.labels[::3]
-    losses = -np.log(averaged[np.arange(120), labels])
-    shown = Examples(digits.images.reshape(120, 3, 8, 8, 1), labels)
-    sizes = []
-
-    of_batch = jax.jit(functools.partial(exact.score_batch, apply=network))
-
-    def scored(images: jax.Array, labels: jax.Array) -> exact.Sums:
-        sizes.append(images.shape[0])
-        return of_batch(params, {}, PREPROCESSING, images, labels)
-
-    several = max(1, batch_size // 3)
-    batches = [Examples(shown.images[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
-    over = sharding.batch(sharding.make(devices))
-    result = exact.tally(scored, batches, batch_size=batch_size, expected_examples=120, sharding=over)
-    assert (result.errors, result.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
-    assert result.loss == pytest.approx(losses.sum(), rel=1e-6)
-    assert set(sizes) == {-(-several // devices) * devices}
+    averaged, labels = probabilities.reshape(120, 3, 10).mean(axis=1), digits.labels[::3]
+    losses, views = -np.log(averaged[np.arange(120), labels]), digits.images.reshape(120, 3, 8, 8, 1)
+    for batch_size, devices in ((21, 1), (2, 1), (90, 8)):
+        several = max(1, batch_size // 3)
+        batches = [Examples(views[at : at + several], labels[at : at + several]) for at in range(0, 120, several)]
+        result = score(network, params, batches, batch_size, devices, 120)
+        assert (result.errors, result.examples) == (int((averaged.argmax(axis=1) != labels).sum()), 120)
+        assert result.loss == pytest.approx(losses.sum(), rel=1e-6)
 
 
 def test_one_non_finite_view_is_an_error(network: Linear) -> None:

@@ -1,9 +1,14 @@
-"""Protocols by the names that papers and code bases give them."""
+"""Protocols by their published names; images with torchvision's Resize and CenterCrop, each once and in order."""
 
+import threading
+import time
 import tomllib
 from importlib import resources
 
+import numpy as np
 import pytest
+from PIL import Image
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.protocols import Protocol
@@ -11,7 +16,6 @@ from resnet_jax.weights import View
 
 PARSED = {
     "256/224": (Protocol(resize=256, crop=224), "single 224x224 of 256"),
-    "232/224": (Protocol(resize=232, crop=224), "single 224x224 of 232"),
     "320/320": (Protocol(resize=320, crop=320), "single 320x320 of 320"),
     "236/224-bicubic": (Protocol(resize=236, crop=224, interpolation="bicubic"), "single 224x224 of 236, bicubic"),
     "ten-crop": (Protocol(resize=256, crop=224, crops=10), "10 crops 224x224 of 256"),
@@ -24,21 +28,21 @@ PARSED = {
 
 
 def test_protocols_are_parsed_and_described() -> None:
+    """The view of every published table of He et al. on ImageNet has a protocol that states exactly it."""
     for text, (expected, view) in PARSED.items():
         protocol = protocols.parse(text)
         assert (protocol, protocol.view()) == (expected, view)
     assert protocols.parse("ten-crop-256/224") == protocols.parse("ten-crop")
     assert protocols.parse("multi-scale-224,256,384,480,640") == protocols.parse("multi-scale")
-
-
-def test_views_equal_those_of_the_ledger() -> None:
-    """The view of every published table of He et al. on ImageNet has a protocol that says exactly it."""
-    said = {protocols.parse(text).view() for text in ("256/224", "ten-crop", "multi-scale", "320/320")}
     published = set()
     for paper in ("he2015", "he2016"):
         text = (resources.files("resnet_jax") / "studies" / "published" / f"{paper}.toml").read_text()
         published |= {protocol.get("view", "") for protocol in tomllib.loads(text)["protocol"].values()}
-    assert said <= published
+    assert {PARSED[text][1] for text in ("256/224", "ten-crop", "multi-scale", "320/320")} <= published
+    card = View(mean=(0.5,), deviation=(0.5,), resize=236, crop=224, interpolation="bicubic")
+    assert protocols.of(card) == protocols.parse("236/224-bicubic")
+    whole = protocols.of(View(mean=(0.5,), deviation=(0.5,)))
+    assert (whole, whole.view(32, 32)) == (Protocol(), "single 32x32")
 
 
 def test_unknown_protocols_are_rejected_with_an_example() -> None:
@@ -52,9 +56,169 @@ def test_unknown_protocols_are_rejected_with_an_example() -> None:
         assert repr(text) in str(error.value)
 
 
-def test_card_converts_to_a_protocol() -> None:
-    constants = {"mean": (0.5,), "deviation": (0.5,)}
-    seen = View(**constants, resize=236, crop=224, interpolation="bicubic")
-    assert protocols.of(seen) == protocols.parse("236/224-bicubic")
-    whole = protocols.of(View(**constants))
-    assert (whole, whole.view(32, 32)) == (Protocol(), "single 32x32")
+def numbered(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Every pixel holds its row, its column, 7."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.full_like(rows, 7)][:channels], axis=-1).astype(np.uint8)
+
+
+def test_resize_rounds_the_longer_side_down_and_is_antialiased() -> None:
+    """torchvision 0.24's _compute_resized_output_size, int(size * long / short), by hand."""
+    for size, resize, expected in (
+        ((30, 47), 20, (20, 31)),  # 20 x 47 / 30 = 31.3
+        ((47, 30), 20, (31, 20)),
+        ((33, 33), 16, (16, 16)),
+        ((10, 21), 16, (16, 33)),  # enlarged: 33.6
+        ((375, 500), 256, (256, 341)),  # 341.33
+    ):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        for interpolation in ("bilinear", "bicubic"):
+            resized = protocols.resize_and_crop(image, Protocol(resize=resize, interpolation=interpolation))
+            kind = Image.Resampling[interpolation.upper()]
+            np.testing.assert_array_equal(resized, np.asarray(Image.fromarray(image).resize(expected[::-1], kind)), strict=True)
+    np.testing.assert_array_equal(protocols.resize_and_crop(image, Protocol()), image)
+    # Single black and white pixels become gray.
+    pattern = np.repeat((np.indices((64, 64)).sum(0) % 2 * 255)[..., None], 3, -1).astype(np.uint8)
+    resized = protocols.resize_and_crop(pattern, Protocol(resize=8))
+    assert 120 < resized[1:-1, 1:-1].min() <= resized[1:-1, 1:-1].max() < 136
+
+
+def test_crop_is_torchvisions() -> None:
+    """torchvision 0.24: round((size - crop) / 2), halves to even; (crop - size) // 2 black pixels before a smaller image."""
+    for size, first in (
+        ((20, 31), (2, 8)),  # 7.5 rounds to 8
+        ((21, 31), (2, 8)),  # 2.5 rounds to 2
+        ((16, 16), (0, 0)),
+        ((17, 19), (0, 2)),  # 0.5 and 1.5
+        ((13, 12), (-1, -2)),  # of three rows, one before
+        ((15, 9), (0, -3)),
+        ((13, 30), (-1, 7)),
+    ):
+        for channels in (1, 3):
+            crop = protocols.resize_and_crop(numbered(*size, channels), Protocol(crop=16))
+            rows, columns = np.mgrid[first[0] : first[0] + 16, first[1] : first[1] + 16]
+            inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+            expected = np.where(inside[..., None], np.stack([rows, columns, np.full_like(rows, 7)], -1), 0)
+            np.testing.assert_array_equal(crop, expected[..., :channels])
+    image = np.random.default_rng(1).integers(0, 256, (30, 47, 3), np.uint8)
+    small = np.asarray(Image.fromarray(image).resize((31, 20), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(protocols.resize_and_crop(image, Protocol(resize=20, crop=16)), small[2:18, 8:24])
+
+
+def test_ten_crops_are_corners_center_and_their_mirror_images() -> None:
+    for size in ((40, 61), (61, 40), (45, 45)):
+        image = numbered(*size)
+        ten = protocols.ten_crops(image, Protocol(crop=32, crops=10))
+        assert (ten.shape, ten.dtype) == ((10, 32, 32, 3), np.uint8)
+        down, across = size[0] - 32, size[1] - 32
+        # Halves round to even: 14.5 and 6.5 to 14 and 6.
+        center = {8: 4, 29: 14, 13: 6}
+        corners = [(0, 0), (0, across), (down, 0), (down, across), (center[down], center[across])]
+        for crop, mirror, (top, left) in zip(ten[:5], ten[5:], corners, strict=True):
+            np.testing.assert_array_equal(crop, image[top : top + 32, left : left + 32])
+            np.testing.assert_array_equal(mirror, crop[:, ::-1])
+    image = np.random.default_rng(2).integers(0, 256, (60, 90, 1), np.uint8)
+    ten = protocols.ten_crops(image, Protocol(resize=40, crop=32, interpolation="bicubic", crops=10))
+    whole = np.asarray(Image.fromarray(image[..., 0]).resize((60, 40), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(ten[3, ..., 0], whole[8:, 28:])
+
+
+@pytest.fixture(scope="module")
+def digits(digits_dir: str) -> datasets.DatasetInfo:
+    return datasets.describe("digits", digits_dir)
+
+
+def test_load_returns_unchanged_images_or_batches(digits: datasets.DatasetInfo, photographs: datasets.DatasetInfo) -> None:
+    expected = datasets.read(digits, "test")
+    assert protocols.load(digits, "test", Protocol(), 7) is expected
+    small = Protocol(resize=12, crop=10)
+    batch = next(iter(protocols.load(digits, "test", small, 4)))
+    for image, original in zip(batch.images, expected.images, strict=False):
+        np.testing.assert_array_equal(image, protocols.resize_and_crop(original, small))
+    for view in (Protocol(), Protocol(resize=64), Protocol(crop=56)):
+        with pytest.raises(UserError, match=f"the images of {photographs.name} differ in size"):
+            list(protocols.load(photographs, "validation", view, 8))
+
+
+def test_batches_pad_a_part_of_a_split(digits: datasets.DatasetInfo) -> None:
+    """Ten crops count as ten images; the last batch is padded with black images of label -1."""
+    whole = datasets.read(digits, "test")
+    for batch_size, first, count, crops in ((7, 0, 100, 1), (64, 300, None, 1), (64, 37, 41, 10), (7, 359, 1, 10), (400, 340, 1000, 1)):
+        small = Protocol(resize=8, crop=6, crops=crops)
+        batches = list(protocols.batches(digits, "test", small, batch_size, first=first, count=count))
+        size = max(1, batch_size // crops)
+        expected = whole.labels[first:][:count]
+        assert [len(batch) for batch in batches] == [size] * -(-len(expected) // size)
+        images, labels = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+        np.testing.assert_array_equal(labels[: len(expected)], expected)
+        assert (labels[len(expected) :] == -1).all()
+        assert not images[labels < 0].any()
+        crop = protocols.resize_and_crop if crops == 1 else protocols.ten_crops
+        np.testing.assert_array_equal(images[0], crop(whole.images[first], small))
+
+
+def test_processes_share_every_batch_equally(digits: datasets.DatasetInfo) -> None:
+    """Joined, the parts of 2 and 4 processes are the images of one; a process may have padding only."""
+    for batch_size, crops in ((120, 1), (64, 10), (360, 1)):
+        joined = []
+        for processes in (1, 2, 4):
+            parts = [
+                list(
+                    protocols.batches(
+                        *(digits, "test", Protocol(resize=8, crop=6, crops=crops), batch_size),
+                        first=10,
+                        count=345,
+                        process=process,
+                        processes=processes,
+                    )
+                )
+                for process in range(processes)
+            ]
+            assert {len(batch) for part in parts for batch in part} == {-(-max(1, batch_size // crops) // processes)}
+            ordered = [part for batch in zip(*parts, strict=True) for part in batch]
+            images, labels = (np.concatenate([getattr(part, name) for part in ordered]) for name in ("images", "labels"))
+            joined.append((images[labels >= 0], labels[labels >= 0]))
+        assert len(joined[0][1]) == 345
+        for several in joined[1:]:
+            for one, other in zip(joined[0], several, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_batches_of_photographs_stop_all_threads_when_closed(photographs: datasets.DatasetInfo) -> None:
+    small, source = Protocol(resize=64, crop=56), datasets.encoded(photographs, "validation")
+    images = np.concatenate([batch.images for batch in protocols.batches(photographs, "validation", small, 64, count=100)])
+    for index in range(0, 100, 7):
+        np.testing.assert_array_equal(images[index], protocols.resize_and_crop(datasets.decode(source[index][0]), small))
+    before = threading.active_count()
+    batches = protocols.batches(photographs, "validation", small, 4)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_batches_read_at_most_two_ahead_and_name_the_corrupt_example(digits: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def example(source: object, info: object, split: object, index: int) -> dict:
+        read.append(index)
+        return {"image": numbered(8, 8, 1), "label": 0}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets, "example", example)
+        batches = protocols.batches(digits, "test", Protocol(), 10)
+        next(batches)
+        assert read.pop(0) == 0, "the shape of padding"
+        for expected in (30, 40):
+            deadline = time.monotonic() + 600
+            while len(read) < expected and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert sorted(read) == list(range(expected))
+            next(batches)
+        batches.close()
+    encoded = datasets.encoded(digits, "test")
+    items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
+    with pytest.raises(UserError, match=r"example 5 of split 'test' is damaged"):
+        list(protocols.batches(digits, "test", Protocol(), 4))

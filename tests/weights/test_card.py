@@ -42,13 +42,8 @@ def test_card_is_read_as_written() -> None:
         card = dataclasses.replace(CARD, **fields)
         assert "\n" not in card.text()
         assert card_lib.read(card.text()) == card
-    mean, deviation = CARD.constants()
-    np.testing.assert_array_equal(mean, np.float32([0.5, 0.25, 0.125]), strict=True)
-    assert deviation.dtype == np.float32
-
-
-def test_given_network_replaces_that_of_the_card(tmp_path: Path) -> None:
-    text = changed(architecture={"shortcut": f"{tmp_path}/mine.py:Half"})
+    np.testing.assert_array_equal(CARD.constants()[0], np.float32([0.5, 0.25, 0.125]), strict=True)
+    text = changed(architecture={"shortcut": "mine.py:Half"})
     with pytest.raises(UserError, match="mine.py:Half: a file cannot bring code along, so give the network itself"):
         card_lib.read(text)
     assert card_lib.read(text, SMALL.architecture) == SMALL

@@ -21,7 +21,7 @@ import pytest
 import safetensors.numpy
 from others import GOLDEN
 from resnet_jax.errors import UserError
-from resnet_jax.weights.files import printable, read
+from resnet_jax.weights.files import read
 from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
 
 FOUR = np.arange(4, dtype=np.float32)
@@ -76,16 +76,6 @@ def test_read_torch_files_without_torch(monkeypatch: pytest.MonkeyPatch) -> None
             np.testing.assert_array_equal(arrays[key], array, strict=True)
 
 
-def test_read_public_resnet20(published_resnet20: Path) -> None:
-    """Yerlan Idelbayev's; 269,722 parameters (0.27M in He et al. 2015, Table 6)."""
-    arrays, _ = read(published_resnet20)
-    assert sum(array.size for key, array in arrays.items() if "running" not in key) == 269_722
-    first = arrays["module.conv1.weight"]
-    assert first.shape == (16, 3, 3, 3)
-    # By torch 2.14's torch.load.
-    np.testing.assert_allclose(first.ravel()[:2], [-0.13818146, -0.16241768], rtol=1e-6)
-
-
 def test_read_safetensors_and_npz_by_content(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"  # a misleading name
     dtypes = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
@@ -135,12 +125,13 @@ def test_torch_views_are_read_iff_every_element_is_in_the_storage(tmp_path: Path
 
 def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
     weights = {"w": Tensor(), "version": 3, "nothing": None}
-    for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "model_state", "net", "module"))):
+    # The last is no usual key, but the only one with tensors.
+    for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "net", "module", "model_state_dict"))):
         assert list(read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]) == ["w"]
     averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}, "optimizer": {"state": {0: {"m": Tensor()}}}}
     assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
     cases = {
-        "other key": ({"epoch": 3, "weights": weights}, "has no named tensors at the top or under state_dict, model"),
+        "several": ({"teacher": weights, "student": weights}, "net, module, but under teacher, student"),
         "list": ([Tensor()], "has no named tensors"),
         "tensor": (Tensor(), "has no named tensors"),
         "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
@@ -160,12 +151,9 @@ def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
     ordered = Code(instructions(call("collections", "OrderedDict")) + b"(" + instructions("w") + instructions(Tensor()) + b"u")
     metadata = Code(ordered.code + instructions({"_metadata": {"": {"version": 1}}}) + b"b")
     assert list(read(write_zip(tmp_path / "f", metadata, {"0": FOUR}))[0]) == ["w"]
-    for built in (
-        Code(instructions(Tensor()) + instructions({"offset": 3}) + b"b"),
-        Code(b"ctorch\nSize\n}(" + instructions("x") + b"Nub"),
-    ):
-        saved = {"model": {"w": Tensor()}, "more": built}  # attributes are ignored
-        assert read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]["w"].tolist() == [0, 1, 2, 3]
+    built = Code(instructions(Tensor()) + instructions({"offset": 3}) + b"b")
+    saved = {"model": {"w": Tensor()}, "more": [built, Code(b"ctorch\nSize\n}(" + instructions("x") + b"Nub")]}  # attributes are ignored
+    assert read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]["w"].tolist() == [0, 1, 2, 3]
 
 
 class Runs:
@@ -190,7 +178,7 @@ def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
         "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "an instruction beyond weights'"),
         "STACK_GLOBAL": (stack_global, "an instruction beyond weights'"),
         "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "an instruction beyond weights'"),
-        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", system.replace("posix", "os")),
+        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", "an instruction beyond weights'"),
     }
 
 
@@ -200,7 +188,7 @@ HOSTILE = {
     "NEWOBJ": (b")\x81.", BEYOND),
     "extension": (b"\x82\x01.", BEYOND),
     "text persistent id": (b"Pkey\n.", BEYOND),
-    "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), BEYOND),
+    "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt: ValueError"),
     "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
     "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
     "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
@@ -232,11 +220,11 @@ HOSTILE = {
     "memo that is not there": (b"h\x00.", "is corrupt: UnpicklingError"),
     "text of gigabytes": (b"X\x00\x00\x00\x80abc", ANY),
     "empty": (b"", ANY),
-    "unknown instruction": (b"\xff.", "is corrupt: KeyError"),
-    "empty stack": (b"\x86.", "is corrupt: IndexError"),
-    "below the mark": (b"N(\x85.", "is corrupt: IndexError"),
-    "no mark": (b"t.", "is corrupt: IndexError"),
-    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt: AttributeError"),
+    "unknown instruction": (b"\xff.", "is corrupt: ValueError"),
+    "empty stack": (b"\x86.", "is corrupt: UnpicklingError"),
+    "below the mark": (b"N(\x85.", "is corrupt: UnpicklingError"),
+    "no mark": (b"t.", "is corrupt: UnpicklingError"),
+    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt: TypeError"),
     "call of no function": (b"N)R.", "is corrupt: TypeError"),
     "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt: UnicodeDecodeError"),
     "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J']"),
@@ -398,26 +386,19 @@ def test_other_files_are_refused_with_their_first_bytes(tmp_path: Path) -> None:
         read(tmp_path / ("x" * 5000))
 
 
-def samples(tmp_path: Path) -> list[bytes]:
-    """One file of each format."""
-    np.savez(tmp_path / "f.npz", a=FOUR, b=np.ones((2, 2), np.float16))
-    tensors = safetensors.numpy.save({"a": FOUR, "b": np.ones((2, 2), np.float16)}, {"k": "v"})
-    return [*((GOLDEN / file).read_bytes() for file in ("tiny.pth", "tiny_legacy.pth.tar")), (tmp_path / "f.npz").read_bytes(), tensors]
-
-
-def test_truncated_files_are_rejected(tmp_path: Path) -> None:
-    for whole in samples(tmp_path):
+def test_truncated_and_flipped_files_raise_only_user_errors(tmp_path: Path) -> None:
+    """One file of each format, and a pickle without the checksums of a zip file."""
+    path, drawn, outcomes = tmp_path / "f", random.Random(0), []
+    arrays = {"a": FOUR, "b": np.ones((2, 2), np.float16)}
+    samples = [(GOLDEN / file).read_bytes() for file in ("tiny.pth", "tiny_legacy.pth.tar")]
+    save_npz(path, np.savez, **arrays)
+    samples += [path.read_bytes(), safetensors.numpy.save(arrays, {"k": "v"})]
+    for whole in samples:
         for size in [*range(0, len(whole), 1 + len(whole) // 60), len(whole) - 1]:
-            (tmp_path / "f").write_bytes(whole[:size])
-            refusal(tmp_path / "f")
-
-
-def test_flipped_bytes_raise_only_user_errors(tmp_path: Path) -> None:
-    drawn = random.Random(0)
-    path, outcomes = tmp_path / "f", []
-    # The checksums of a zip file hide the pickle in it.
+            path.write_bytes(whole[:size])
+            refusal(path)
     saved = pickled({"state_dict": {"w": Tensor(), "v": Tensor("1")}, "epoch": 3, "lr": 0.1, "more": [1, (2, "three", None)]})
-    for whole in (*samples(tmp_path), saved):
+    for whole in (*samples, saved):
         for _ in range(120):
             changed = bytearray(whole)
             for _ in range(drawn.choice([1, 1, 2, 8])):
@@ -426,16 +407,8 @@ def test_flipped_bytes_raise_only_user_errors(tmp_path: Path) -> None:
             if whole is saved:
                 write_zip(path, None, {"0": FOUR, "1": FOUR}, pickle=bytes(changed))
             try:
-                arrays, _ = read(path)
-                outcomes.append(str(sum(array.astype(np.float64).size for array in arrays.values())))
+                outcomes.append(str(sum(array.astype(np.float64).size for array in read(path)[0].values())))
             except UserError as error:
                 outcomes.append(str(error))
     assert all(text.isprintable() and len(text) < 1000 for text in outcomes)
     assert 60 < sum(text.isdigit() for text in outcomes) < 540
-
-
-def test_printable_shortens_and_escapes_names() -> None:
-    assert printable("layer1.0.conv1.weight") == "layer1.0.conv1.weight"
-    assert printable("a\x1b[2Jb") == r"'a\x1b[2Jb'"
-    assert printable("\udc80") == r"'\udc80'"
-    assert printable("x" * 10_000) == "x" * 77 + "..."

@@ -14,7 +14,6 @@ import pytest
 from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identical, inputs_of, logits, metadata, shapes, stored, written
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
-from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.catalog import variant
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
@@ -22,8 +21,6 @@ from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
-from resnet_jax.weights.inference import infer
-from resnet_jax.weights.names import CONVENTIONS
 
 QUICK = ("cifar_resnet20", "resnet18")
 NAMES = [pytest.param(p.stem, marks=[] if p.stem in QUICK else pytest.mark.slow) for p in sorted(GOLDEN.glob("*.npz"))]
@@ -39,21 +36,6 @@ def test_logits_are_those_of_torch_and_export_is_the_identity(name: str, tmp_pat
     assert len(weights.rows) == len({row.source for row in weights.rows}) == sum(not n.endswith(COUNTER) for n in tensors)
     saving.export(weights, chosen, tmp_path / "again.safetensors")
     identical(tensors, stored(tmp_path / "again.safetensors"))
-
-
-MISTAKES = [
-    pytest.param("cifar_resnet20", {"shortcut": ZeroPad}, id="option A"),
-    pytest.param("resnet50", {"branch": Bottleneck}, id="stride", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("name", "mistake"), MISTAKES)
-def test_wrong_structure_with_equal_names_changes_the_logits(name: str, mistake: dict[str, Any], tmp_path: Path) -> None:
-    theirs, described = golden(name)
-    file, chosen = written(tmp_path / "theirs.safetensors", filled(described)), CONVENTIONS[convention_of(name)]
-    right = infer({chosen.rename(key): shape for key, shape in described.items()}, chosen)
-    wrong = weights_lib.load_pretrained(file, chosen.name, network=dataclasses.replace(right, **mistake))
-    assert apart(logits(wrong, inputs_of(name)), theirs) > 1e-3
 
 
 def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
@@ -151,6 +133,17 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
 
 
+def test_prefix_of_every_name_is_removed(tmp_path: Path) -> None:
+    for prefix in ("module.", "_orig_mod.", "module.encoder.", ""):
+        file = written(tmp_path / "x.safetensors", {prefix + name: array for name, array in TINY.items()})
+        weights = weights_lib.load_pretrained(file, "torchvision")
+        assert (weights.card.prefix, weights.rows[0].source) == (prefix, f"{prefix}fc.bias")
+    queued = {f"encoder.{name}": array for name, array in TINY.items()} | {"queue": np.ones(3, np.float32)}
+    assert "\nqueue: (3,), expected none" in rejection(written(tmp_path / "x.safetensors", queued), "torchvision")
+    two = {side + name: array for side in ("query.", "key.") for name, array in TINY.items()}
+    assert "several networks, under key., query." in rejection(written(tmp_path / "x.safetensors", two), "torchvision")
+
+
 def test_names_of_another_convention_are_rejected(tmp_path: Path) -> None:
     akamaster = {name.replace("fc.", "linear.").replace("downsample", "shortcut"): shape for name, shape in shapes(kernel=3).items()}
     for theirs, names, reason in (
@@ -185,6 +178,8 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     assert weights_lib.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
+    small = weights_lib.load_pretrained(written(tmp_path / "small.safetensors", filled(shapes(kernel=3))), "torchvision").card.view
+    assert small == dataclasses.replace(IMAGENET_VIEW, resize=0, crop=0), "images of 32x32 pixels stay as they are"
     card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
     assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     for view, reason in (({"mean": (0.5, 0.5)}, "expected mean: 3 numbers"), ({"crop": -1}, "expected resize and crop")):

@@ -48,9 +48,7 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
     assert (tmp_path / file).stat().st_mode == (tmp_path / "other").stat().st_mode, "readable as any other file"
     dense = trained("cifar_densenet40_12", stages=(1, 2, 1))
     equal(weights_lib.load_pretrained(saving.save(dense, tmp_path / "dense")), dense)
-
-
-def test_own_file_rejects_another_network_of_equal_shapes(tmp_path: Path) -> None:
+    # Another network may have the same shapes.
     plain = trained("cifar_plain20", stages=(1, 1, 1))
     file = saving.save(plain, tmp_path / "plain")
     with pytest.raises(UserError, match=r"another network: shortcut: ZeroPad here"):

