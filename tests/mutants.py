@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     Mutant(
         "the loss of the experiment is not passed on",
-        "training/program.py",
+        "training/sharding.py",
         "        experiment.loss,\n",
         "        type(experiment.loss)(),\n",
         f"{WIRING} loss",

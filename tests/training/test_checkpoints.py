@@ -20,8 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.training import checkpoint
-from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training import checkpoint, sharding
 from resnet_jax.training.checkpoint import Checkpoints, SaveFailed
 from resnet_jax.training.config import Checkpointing
 from resnet_jax.training.run_dir import MetricsWriter, Workdir
@@ -59,7 +58,7 @@ def constants(seed: int) -> Preprocessing:
 
 
 def shapes(tree: Any) -> Any:
-    everywhere = sharding_lib.replicated(sharding_lib.make(1))
+    everywhere = sharding.replicated(sharding.make(1))
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), tree)
 
 

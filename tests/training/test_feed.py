@@ -16,7 +16,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, fine_tune, program
+from resnet_jax.training import fine_tune, sharding
+from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
 from resnet_jax.training.train import train
 
@@ -72,15 +73,15 @@ def test_stopped_run_ends_in_the_same_bits_for_any_loading(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
-    original, reads = feed.Feed.next, [0]
+    original, reads = train_lib.Feed.next, [0]
 
-    def stops(self: feed.Feed) -> Any:
+    def stops(self: train_lib.Feed) -> Any:
         reads[0] += 1
         if reads[0] == 5:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(feed.Feed, "next", stops)
+    monkeypatch.setattr(train_lib.Feed, "next", stops)
     experiment = replace(SMALL, loading=loading)
     with pytest.raises(KeyboardInterrupt):
         trained(experiment, tmp_path / "run", told)
@@ -105,9 +106,9 @@ def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> No
     experiment = replace(
         SMALL, data=replace(SMALL.data, flip=False), evaluation=replace(SMALL.evaluation, statistics_batches=2), loading=Loading(threads=1)
     )
-    compiled = program.compiled(experiment, 1)
-    constants = compiled.put(feed.constants(experiment, photographs))
-    batches = feed.Feed(experiment, photographs, compiled.mesh, 3, 0)
+    compiled = sharding.compiled(experiment, 1)
+    constants = compiled.put(train_lib.measure_constants(experiment, photographs))
+    batches = train_lib.Feed(experiment, photographs, compiled.mesh, 3, 0)
     arrived = [np.asarray(batch.images) for batch in batches.for_statistics(0)]
     assert [len(batch) for batch in arrived] == [16, 16]
     assert arrived[0].tobytes() != np.asarray(batches.next().images).tobytes(), "other batches than those of the steps"
@@ -151,7 +152,7 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
     def measured(normalization: Any) -> augment_device.Preprocessing:
         held_out = photographs.examples["train"] - 40
         data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
-        return feed.constants(replace(SMALL, data=data), photographs)
+        return train_lib.measure_constants(replace(SMALL, data=data), photographs)
 
     constants, crop = measured("channel"), CenterCrop(shorter_side=37)
     source = datasets.encoded(photographs, "train")

@@ -9,22 +9,23 @@ import pytest
 from numpy_network import drawn, each, predict
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.training import feed, program, sharding, step
+from resnet_jax.training import sharding, step
+from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.program import Program
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import TrainState
 
 
 @pytest.fixture(scope="module")
 def compiled(tiny: Experiment) -> Program:
-    return program.compiled(tiny, 1)
+    return sharding.compiled(tiny, 1)
 
 
 def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
     """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
     digests = set()
     for devices in (1, 8):
-        compiled = program.compiled(tiny, devices)
+        compiled = sharding.compiled(tiny, devices)
         initial = compiled.init(jax.random.key(2))
         assert jax.tree.structure(initial) == jax.tree.structure(compiled.abstract_state)
         for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(compiled.abstract_state), strict=True):
@@ -70,8 +71,8 @@ def test_score_equals_numpy(compiled: Program, trained: TrainState, digits_dir: 
 def test_abstract_constants_have_the_shapes_of_the_measured_ones(tiny: Experiment, digits_dir: str) -> None:
     for normalization, mean in (("pixel_mean", (8, 8, 1)), ("channel", (1,))):
         experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, normalization=normalization))
-        announced = program.abstract_preprocessing(experiment)
-        measured = feed.constants(experiment, datasets.describe("digits", digits_dir))
+        announced = sharding.abstract_preprocessing(experiment)
+        measured = train_lib.measure_constants(experiment, datasets.describe("digits", digits_dir))
         assert announced.mean.shape == measured.mean.shape == mean
         assert announced.deviation.shape == measured.deviation.shape == (1,)
         assert announced.mean.dtype == measured.mean.dtype == np.float32

@@ -16,7 +16,7 @@ from resnet_jax.models import Architecture, norms
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.training import config, fine_tune, program
+from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.step import Batch
@@ -89,7 +89,7 @@ def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digi
         for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         if new_head:
-            fresh = program.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
+            fresh = sharding.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
             np.testing.assert_allclose(found.state.params["head"]["linear"]["kernel"], fresh, rtol=1e-6)
             assert np.any(fresh != weights.params["head"]["linear"]["kernel"])
         else:
@@ -100,7 +100,7 @@ def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
     weights = load_pretrained(file)
     averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = fine_tune.start_from(averaging, file)
-    state = fine_tune.initial_state(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
+    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
     for params in (state.params, state.ema):
         same(params, weights.params)
     for statistics in (state.batch_stats, state.statistics):
@@ -126,7 +126,7 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
     again = fine_tune.start_from(short, tmp_path / "frozen", freeze_trunk=True)
     assert again.model.norm is FrozenBatchNorm
     thawed = fine_tune.start_from(short, tmp_path / "frozen")
-    state = fine_tune.initial_state(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, fine_tune.weights_of(tmp_path / "frozen"))
+    state = fine_tune.initial_state(sharding.compiled(thawed, 1).init(jax.random.key(0)), thawed, fine_tune.weights_of(tmp_path / "frozen"))
     same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
     same(state.params["head"], found.params["head"])
 
@@ -139,7 +139,7 @@ def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Ex
         file = saving.save(weights, tmp_path / "weights.safetensors")
         experiment = fine_tune.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
         assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else component(FrozenBatchNorm, epsilon=1e-3))
-        made = program.compiled(experiment, 1)
+        made = sharding.compiled(experiment, 1)
         begun = fine_tune.initial_state(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
         data = Batch(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10)
@@ -217,7 +217,7 @@ def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
     with pytest.raises(UserError, match="the weights have 10 classes, not 5: use --new-head"):
         fine_tune.start_from(five, file)
     experiment = fine_tune.start_from(five, file, new_head=True)
-    state = fine_tune.initial_state(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
+    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
 
 

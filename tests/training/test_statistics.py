@@ -18,11 +18,11 @@ from resnet_jax.errors import UserError
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.studies import score as score_lib
-from resnet_jax.training import fine_tune, program
+from resnet_jax.training import fine_tune, sharding
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, TrainState
 from resnet_jax.training.train import train
 
@@ -67,7 +67,7 @@ def trained(compiled: Program, seed: int = 6, step: int = 7) -> TrainState:
 
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
-    compiled = program.compiled(experiment, devices)
+    compiled = sharding.compiled(experiment, devices)
     return recomputed(compiled, trained(compiled)._replace(**replaced), digits, experiment.evaluation.statistics_batches)
 
 
@@ -102,7 +102,7 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
 
 def test_recomputing_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
     """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
-    compiled = program.compiled(variant(tiny), 1)
+    compiled = sharding.compiled(variant(tiny), 1)
     before = trained(compiled)
     expected = step_lib.digest(before._replace(statistics={}))
     after = recomputed(compiled, before, digits)
@@ -138,7 +138,7 @@ def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, d
 
 
 def test_recomputing_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
-    compiled = program.compiled(variant(tiny, batches=0), 1)
+    compiled = sharding.compiled(variant(tiny, batches=0), 1)
     before = trained(compiled)
     assert recomputed(compiled, before, digits, 0) is before
     assert before.statistics == {}
@@ -146,7 +146,7 @@ def test_recomputing_without_batches_returns_the_state(tiny: Experiment, digits:
 
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
     """Trained parameters or moving averages would give another loss. Errors are exact."""
-    compiled = program.compiled(variant(tiny, ema=0.9), 1)
+    compiled = sharding.compiled(variant(tiny, ema=0.9), 1)
     state = recomputed(compiled, trained(compiled), digits)
     score = compiled.score(state, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
@@ -165,7 +165,7 @@ def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Ex
 
 def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
     """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
-    compiled = program.compiled(variant(tiny, ema=0.9), 1)
+    compiled = sharding.compiled(variant(tiny, ema=0.9), 1)
     data = compiled.put((Batch(digits.images, digits.labels), PREPROCESSING))
     current = compiled.init(jax.random.key(1))
     expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)

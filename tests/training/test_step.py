@@ -17,9 +17,9 @@ from resnet_jax.data import augment_device, datasets
 from resnet_jax.kernels import batch_norm
 from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training import optimizer, program, sharding, step
+from resnet_jax.training import optimizer, sharding, step
 from resnet_jax.training.config import Experiment, Optimizer, Schedule
-from resnet_jax.training.program import Program
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
@@ -181,7 +181,7 @@ def digits(digits_dir: str) -> datasets.Examples:
 
 @pytest.fixture(scope="module")
 def one_device(narrow: Experiment) -> Program:
-    return program.compiled(narrow, 1)
+    return sharding.compiled(narrow, 1)
 
 
 def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
@@ -196,7 +196,7 @@ def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: 
 
 def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: datasets.Examples) -> None:
     """Parameters, statistics and momentum after 3 steps within 1e-5; 5 of the 40 images on each device, BatchNorm over all of them."""
-    eight_devices = program.compiled(narrow, 8)
+    eight_devices = sharding.compiled(narrow, 8)
     assert one_device.mesh.size == 1
     assert eight_devices.mesh.size == 8
     one, metrics_one = trained(one_device, digits, [1, 1, 1])

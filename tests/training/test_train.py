@@ -18,7 +18,7 @@ from resnet_jax.models import StochasticDepth
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
-from resnet_jax.training import program
+from resnet_jax.training import sharding
 from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Optimizer
 from resnet_jax.training.run_dir import Workdir
@@ -181,13 +181,18 @@ def test_steps_per_dispatch_change_nothing_beyond_rounding(tiny: Experiment, run
 
 def wrapping(monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
     """Replaces ``Program.train`` by ``wrap(train, state, data, constants, steps)``."""
-    compiled = program.compiled
+    compiled = sharding.compiled
 
-    def wrapped(*args: Any, **options: Any) -> program.Program:
-        made = compiled(*args, **options)
-        return dataclasses.replace(made, train=lambda *inputs: wrap(made.train, *inputs))
+    def wrapped(*args: Any, **options: Any) -> sharding.Program:
+        made: Any = compiled(*args, **options)
 
-    monkeypatch.setattr(program, "compiled", wrapped)
+        def train(*inputs: Any) -> Any:
+            return wrap(made.train, *inputs)
+
+        train.eval_shape = made.train.eval_shape  # pyright: ignore[reportFunctionMemberAccess]
+        return dataclasses.replace(made, train=train)
+
+    monkeypatch.setattr(sharding, "compiled", wrapped)
 
 
 def test_rates_are_right_where_dispatches_block(
@@ -262,7 +267,7 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
     """Name, data set, length and evaluation do not matter, nor the initialization of gates."""
     from resnet_jax.models.shortcuts import ExclusiveGating, Scaled
 
-    compiled = program.compiled(tiny, 1)
+    compiled = sharding.compiled(tiny, 1)
     other = dataclasses.replace(
         tiny,
         name="other",
@@ -271,17 +276,17 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
         checkpointing=Checkpointing(every=3),
         data=dataclasses.replace(tiny.data, name="x"),
     )
-    assert (program.compiled(other, 1).train, program.compiled(other, 1).init) == (compiled.train, compiled.init)
+    assert (sharding.compiled(other, 1).train, sharding.compiled(other, 1).init) == (compiled.train, compiled.init)
     for changed in (
         dataclasses.replace(tiny, batch_size=8),
         dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, smoothing=0.1)),
         dataclasses.replace(tiny, execution=dataclasses.replace(tiny.execution, blocks="loop")),
     ):
-        assert program.compiled(changed, 1).train is not compiled.train
-    assert program.compiled(tiny, 8).train is not compiled.train
+        assert sharding.compiled(changed, 1).train is not compiled.train
+    assert sharding.compiled(tiny, 8).train is not compiled.train
 
-    def with_shortcut(shortcut: Any) -> program.Program:
-        return program.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
+    def with_shortcut(shortcut: Any) -> sharding.Program:
+        return sharding.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
 
     six, seven = (with_shortcut(component(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
     assert six.train is seven.train
