@@ -117,7 +117,7 @@ MUTANTS = (
         "training/checkpoint.py",
         'manifest["files"].items() - _checksums(folder).items()',
         'manifest["files"].keys() - _checksums(folder).keys()',
-        "training/test_checkpoints.py",
+        "training/test_checkpoint.py",
     ),
     Mutant(
         "every epoch has the same order",

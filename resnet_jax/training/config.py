@@ -20,9 +20,11 @@ from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
 
+Fields = dict[str, Any]
+
 
 class Range(NamedTuple):
-    """Valid numbers of a field, [0, infinity) without an annotation."""
+    """Valid numbers of a field; the default for numbers without one."""
 
     low: float = 0
     high: float = math.inf
@@ -294,7 +296,7 @@ class Experiment:
             return self
         if not {"train", "test"} <= info.examples.keys() or None in shape:
             raise UserError(f"{info.name} must have splits train and test, and images of one size.")
-        changes: dict[str, Any] = {"name": info.name, "test_split": "test"}
+        changes: Fields = {"name": info.name, "test_split": "test"}
         changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
         if data.crop is not None and data.normalization == "imagenet":
             changes["normalization"] = "channel"
@@ -376,9 +378,7 @@ IMAGENET = Data(
 )
 
 
-def evaluate_every(
-    steps: int, protocol: str = "256/224", statistics_batches: int = 0
-) -> dict[str, Any]:
+def evaluate_every(steps: int, protocol: str = "256/224", statistics_batches: int = 0) -> Fields:
     """Returns the fields ``evaluation`` (on ImageNet) and ``checkpointing`` of an experiment."""
     evaluation = Evaluation(
         every=steps, batch_size=256, protocol=protocol, statistics_batches=statistics_batches
@@ -428,7 +428,7 @@ def restore(annotation: Any, value: Any) -> Any:
         raise UserError(f"{error}. Another version of resnet_jax wrote the run.") from error
 
 
-def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
+def identity(experiment: Experiment, seed: int) -> Fields:
     """Returns the fields that decide every bit of a result, and the seed."""
     start = experiment.start
     # A class of a file is named without its folder, so that a project can be moved.
@@ -439,17 +439,17 @@ def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
     return identity | {"seed": seed}
 
 
-def fingerprint(identity: dict[str, Any]) -> str:
+def fingerprint(identity: Fields) -> str:
     """Returns the sha256 of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def group(identity: dict[str, Any]) -> str:
+def group(identity: Fields) -> str:
     """Returns the fingerprint without the seed."""
     return fingerprint({name: value for name, value in identity.items() if name != "seed"})
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+def differences(ours: object, theirs: object, path: str = "") -> Iterator[str]:
     """Yields ``field: OURS asked for, THEIRS in the run`` for every leaf that differs."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted(ours.keys() | theirs.keys()):

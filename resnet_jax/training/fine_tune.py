@@ -75,7 +75,7 @@ def restore(run: Path, step: int | None = None) -> Restored:
 
 
 def weights_of(source: Path, step: int | None = None) -> Pretrained:
-    """Returns the weights that a run is evaluated with, see ``restore``, or imported weights."""
+    """Returns the evaluated weights of a run, see ``restore``, or imported weights."""
     if not source.exists():
         raise UserError(f"there is neither a run nor a file of weights at {source}")
     if step is None and not is_run(source):
@@ -118,8 +118,8 @@ def start_from(
 ) -> Experiment:
     """Returns the experiment, starting from the weights of a file or a run.
 
-    The weights may differ from the model in image size, dtype, ``FrozenBatchNorm`` and, with
-    ``new_head``, classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm statistics.
+    ``new_head`` allows other classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm
+    statistics.
     """
     weights = weights_of(source)
     if freeze_trunk:

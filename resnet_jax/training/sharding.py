@@ -111,7 +111,6 @@ class Program:
     statistics belong to the trained parameters."""
 
     def put(self, arrays: Tree) -> Tree:
-        """Puts a tree of arrays on every device."""
         return put(arrays, replicated(self.mesh))
 
     def score(
@@ -163,9 +162,8 @@ def abstract_inputs(
     count, place = examples, whole
     if experiment.data.crop is not None:
         count, place = experiment.batch_size, batch(program.mesh)
-    images: Any = jax.ShapeDtypeStruct(
-        (count, *experiment.model.input_shape), np.uint8, sharding=place
-    )
+    shape = (count, *experiment.model.input_shape)
+    images: Any = jax.ShapeDtypeStruct(shape, np.uint8, sharding=place)
     labels: Any = jax.ShapeDtypeStruct((count,), np.int32, sharding=place)
     constants = abstract_preprocessing(experiment)
     constants = jax.tree.map(lambda leaf: leaf.update(sharding=whole), constants)
@@ -181,14 +179,10 @@ def compiled(
     """Returns the program of an experiment on a mesh, see ``make``."""
     mesh = make(devices, fsdp, among)
     model, batches = experiment.model, experiment.evaluation.statistics_batches
-    group_size = parts(model.norm)[1].get("group_size", 0)
+    group_size, ema = parts(model.norm)[1].get("group_size", 0), experiment.optimizer.ema
     update = optimizer.make(experiment.optimizer, experiment.schedule)
-    options = {
-        "optimizer": update,
-        "execution": experiment.execution,
-        "ema": experiment.optimizer.ema > 0,
-        "statistics": batches > 0,
-    }
+    options = {"optimizer": update, "execution": experiment.execution}
+    options |= {"ema": ema > 0, "statistics": batches > 0}
     with _report_errors():
         apply, shapes = _traced(model, **options)
     shardings = of_state(mesh, shapes)
@@ -197,7 +191,7 @@ def compiled(
         apply,
         update,
         experiment.loss,
-        experiment.optimizer.ema,
+        ema,
         accumulation=_microbatches(experiment, group_size, mesh.size),
         group_size=group_size,
         augmentation=augmentation(experiment),

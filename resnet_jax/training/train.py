@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ from resnet_jax.training.config import Experiment, Range
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
 from resnet_jax.training.step import Batch, Metrics, digest, finite
 
+Stop = TypeVar("Stop", bound="Interruption")
+Part = tuple[str, int, int]
+"""Split, first example, number of examples."""
 # Images that measure the constants of a streamed set: the mean is within 1/100 of a deviation.
 _MEASURED = 10_000
 # Those that are decoded concurrently.
@@ -43,7 +46,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> Any:
+    def __enter__(self: Stop) -> Stop:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -93,18 +96,18 @@ class Profile:
         if self._left <= 0:
             return
         jax.block_until_ready(metrics)
-        if self._running:
-            self._left -= steps
-            if self._left <= 0:
-                self.close()
-        else:
+        if not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
+        elif (left := self._left - steps) > 0:
+            self._left = left
+        else:
+            self.close()
 
     def close(self) -> None:
         if self._running:
-            jax.profiler.stop_trace()
             self._left, self._running = 0, False
+            jax.profiler.stop_trace()
             self._say(f"profile of the run in {self._folder}")
         elif self._left > 0:
             self._say("no step was profiled: the run has one dispatch, which compiles")
@@ -130,7 +133,7 @@ def train(
     devices: int | None = None,
     fsdp: int = 1,
     profile_steps: int = 0,
-) -> dict[str, Any]:
+) -> Record:
     """Trains an experiment, or continues it, and returns the contents of ``result.json``.
 
     Args:
@@ -227,7 +230,7 @@ def train(
                 try:
                     for name, part in parts.items():
                         if name != "train" or (last and evaluation.training_images):
-                            data = load_examples(experiment, info, part)
+                            data = _evaluated(experiment, info, part)
                             options = part[2], evaluation.batch_size, between
                             scores[name] = program.score(state, constants, data, *options)
                             log.write_score(step, name, scores[name])
@@ -268,33 +271,38 @@ def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:
     rows[0]
 
 
-def split_parts(experiment: Experiment, info: DatasetInfo) -> dict[str, tuple[str, int, int]]:
-    """Returns split, first example and count of ``test``, ``validation`` (if any) and ``train``."""
+def split_parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
+    """Returns ``test``, ``validation`` (if any) and ``train``."""
     test, held_out = experiment.data.test_split, experiment.data.validation_examples
     count = info.examples["train"] - held_out
     validation = {"validation": ("train", count, held_out)} if held_out else {}
     return {"test": (test, 0, info.examples[test]), **validation, "train": ("train", 0, count)}
 
 
-def load_examples(
-    experiment: Experiment, info: DatasetInfo, part: tuple[str, int, int]
-) -> Examples | Iterable[Examples]:
-    """Returns the images of a part, of a streamed set in batches as they are evaluated."""
+def _resident(info: DatasetInfo, part: Part) -> Examples:
     split, first, count = part
+    whole = datasets.read(info, split)
+    if count == info.examples[split]:
+        return whole  # The same array for every run of a process.
+    rows = slice(first, first + count)
+    return Examples(whole.images[rows], whole.labels[rows])
+
+
+def _evaluated(
+    experiment: Experiment, info: DatasetInfo, part: Part
+) -> Examples | Iterable[Examples]:
+    """Returns the images of a part, of a streamed set in batches."""
     if experiment.data.crop is None:
-        whole = datasets.read(info, split)
-        if count == info.examples[split]:
-            return whole  # The same array for every run of a process.
-        rows = slice(first, first + count)
-        return Examples(whole.images[rows], whole.labels[rows])
+        return _resident(info, part)
+    split, first, count = part
     protocol = protocols.parse(experiment.evaluation.protocol)
     batch_size = experiment.evaluation.batch_size
     return protocols.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
 
 
-def training_set(experiment: Experiment, info: DatasetInfo) -> Any:
+def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
     """Returns the training images of a device-resident set."""
-    return load_examples(experiment, info, split_parts(experiment, info)["train"])
+    return _resident(info, split_parts(experiment, info)["train"])
 
 
 def measure_constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
@@ -323,7 +331,8 @@ def measure_constants(experiment: Experiment, info: DatasetInfo) -> Preprocessin
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
     """Returns the streamed training images of a seed."""
-    data: Any = experiment.data
+    data = experiment.data
+    assert data.crop
     return Stream(
         info=info,
         split="train",
@@ -343,7 +352,7 @@ def _here() -> dict[str, int]:
 
 
 class Feed:
-    """Training batches on the devices from ``step`` on; the whole set, if it is device-resident."""
+    """Training batches on the devices; of a device-resident set, the whole set."""
 
     replaced = 0
     """Corrupt images that were replaced."""
@@ -354,24 +363,22 @@ class Feed:
         self._stream = functools.cache(functools.partial(stream, experiment, info))
         self._resident = None
         if experiment.data.crop is None:
-            whole = training_set(experiment, info)
+            whole: Any = training_set(experiment, info)
             whole = Batch(whole.images, whole.labels)
             self._resident = sharding.put(whole, sharding.replicated(mesh))
         self._batches = self._read(seed, step, experiment.steps)
 
     def next(self) -> Batch:
-        """Returns the data of ``Program.train``."""
         return next(self._batches)
 
     def for_statistics(self, step: int) -> Iterator[Batch]:
         """Returns the data of ``Program.recompute_statistics`` after ``step`` steps."""
         count = self._experiment.evaluation.statistics_batches
         # Other batches than those of the steps.
-        seed = np.random.SeedSequence([self._seed % 2**64, 1]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self._seed, 1]).generate_state(1)[0]
         return self._read(int(seed), step * count, (step + 1) * count)
 
     def close(self) -> None:
-        """Stops reading ahead."""
         self._batches.close()
 
     def _read(self, seed: int, first_step: int, last_step: int) -> Generator[Batch]:
@@ -391,7 +398,7 @@ class Feed:
 def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
     """Closes at exit, but not after an error in one of several processes: the others wait."""
 
-    def close(_: Any, error: BaseException | None, __: Any) -> None:
+    def close(_: object, error: BaseException | None, __: object) -> None:
         ended = error is None or isinstance(error, Interrupted | NonFiniteLoss | UserError)
         if ended or jax.process_count() == 1:
             resource.close()
@@ -405,7 +412,7 @@ class _Log:
     def __init__(
         self,
         run_dir: Workdir,
-        result: Callable[..., dict[str, Any]],
+        result: Callable[..., Record],
         step: int,
         every: int,
         batches: Feed,
@@ -489,7 +496,7 @@ class _Log:
             if record["step"] == step and "examples" in record
         }
 
-    def finish(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
+    def finish(self, scores: dict[str, Score], state_digest: str) -> Record:
         """Writes ``result.json``. Collective."""
         return self._write_result(
             self._run_dir.result_file,
@@ -505,11 +512,9 @@ class _Log:
         self._write_result(self._run_dir.diverged_file, diverged_at_step=step)
         return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
-    def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
+    def _write_result(self, file: Path, **values: object) -> Record:
         result = self._result(self._writer.records, **values)
-        if distributed.is_first():
-            write_json(file, result)
-        distributed.wait("the result is written")
+        distributed.by_first(lambda: write_json(file, result))
         return result
 
     def _write(self, record: Record) -> None:

@@ -1,9 +1,8 @@
-"""Training steps against NumPy, and against other numbers of devices and steps per dispatch."""
+"""State and training step against NumPy, and digests of states."""
 
-import copy
 import dataclasses
 import functools
-import types
+import itertools
 from typing import Any
 
 import jax
@@ -14,11 +13,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
 from resnet_jax.data import augment_device, datasets
-from resnet_jax.kernels import batch_norm
-from resnet_jax.models import Apply, Architecture, Execution, resnet
+from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, sharding, step
-from resnet_jax.training.config import Experiment, Optimizer, Schedule
+from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
@@ -38,8 +36,7 @@ def start() -> tuple[dict, dict]:
     """Parameters and running statistics drawn by NumPy: no scale is 1, no bias 0, no statistic at its initial value."""
     rng = np.random.default_rng(1)
     _, params, batch_stats = apply_and_shapes()
-    shapes = each(lambda s: s.shape, params), each(lambda s: s.shape, batch_stats)
-    return drawn(shapes[0], rng), each(lambda shape: rng.uniform(0.5, 2, size=shape), shapes[1])
+    return drawn(params, rng), each(lambda leaf: rng.uniform(0.5, 2, size=leaf.shape), batch_stats)
 
 
 def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,26 +145,6 @@ def test_two_steps_equal_numpy(two_steps: list[tuple[TrainState, Metrics]], refe
     assert_close(gradients, reference.passes[0].gradients, 5e-5)
 
 
-def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal to twelve digits before the first update, to seven after it: the learning
-    rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
-    """
-    architecture = copy.copy(ARCHITECTURE)
-    object.__setattr__(architecture, "dtype", "float64")  # not by replace: no experiment may ask for it
-    for module in (batch_norm, resnet):
-        monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
-    with jax.enable_x64(True):
-        (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))
-        assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
-        assert float(first.loss) == pytest.approx(reference.passes[0].loss, rel=1e-12)
-        assert_close(before.batch_stats, reference.passes[0].batch_stats, 1e-12)
-        assert_close(momentum(before), reference.velocity[0], 1e-12)
-        assert float(second.loss) == pytest.approx(reference.passes[1].loss, rel=1e-7)
-        assert_close(momentum(state), reference.velocity[1], 2e-7)
-        assert_close(state.params, reference.params[1], 2e-7)
-        assert_close(state.batch_stats, reference.passes[1].batch_stats, 2e-7)
-
-
 @pytest.fixture(scope="module")
 def narrow(tiny: Experiment) -> Experiment:
     """``tiny``, but 40 images a step: 1,437 images are no multiple of it, and 8 devices share it."""
@@ -192,23 +169,6 @@ def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: 
         state, more = found.train(state, *data, count)
         metrics.append(jax.device_get(more))
     return state, metrics
-
-
-def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: datasets.Examples) -> None:
-    """Parameters, statistics and momentum after 3 steps within 1e-5; 5 of the 40 images on each device, BatchNorm over all of them."""
-    eight_devices = sharding.compiled(narrow, 8)
-    assert one_device.mesh.size == 1
-    assert eight_devices.mesh.size == 8
-    one, metrics_one = trained(one_device, digits, [1, 1, 1])
-    eight, metrics_eight = trained(eight_devices, digits, [1, 1, 1])
-    assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
-    for ours, theirs in ((eight.params, one.params), (eight.batch_stats, one.batch_stats), (momentum(eight), momentum(one))):
-        np.testing.assert_allclose(ravel_pytree(ours)[0], ravel_pytree(theirs)[0], rtol=0, atol=1e-5)
-    for ours, theirs in zip(metrics_eight, metrics_one, strict=True):
-        assert (ours.errors, ours.examples) == (theirs.errors, theirs.examples)
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
-    moved = np.abs(ravel_pytree(one.params)[0] - ravel_pytree(one_device.init(jax.random.key(3)).params)[0]).max()
-    assert moved > 1e-2, "the tolerance means something only where parameters move further than it"
 
 
 def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: datasets.Examples) -> None:
@@ -278,29 +238,149 @@ def test_images_of_a_step_are_normalized_examples(digits: datasets.Examples) -> 
     assert len({int(place[0]) for place in places}) == 40
 
 
-def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: datasets.Examples) -> None:
-    """Three microbatches of 8 images have each of 24 images once, in whole groups of 4."""
-    seen = []
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(scale=3, size=(6, 5))
+LABELS, OTHERS = np.array([0, 1, 2, 3, 4, 0]), np.array([1, 1, 0, 4, 2, 3])
+ONE_HOT = np.eye(5)[LABELS]
+# As mixing makes them: shares of two classes, or all of one where an image met its own class.
+SHARES = np.array([1.0, 0.3, 0.85, 0.5, 0.1, 0.75])[:, None]
+MIXED = SHARES * ONE_HOT + (1 - SHARES) * np.eye(5)[OTHERS]
 
-    @dataclasses.dataclass(frozen=True)
-    class Counting(Apply):
-        def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool, **_: Any) -> tuple[jax.Array, Any]:
-            del train
-            jax.debug.callback(lambda part: seen.append(part), images[:, 0, 0, 0])
-            return jnp.zeros((images.shape[0], 10)) * params["w"], batch_stats
 
-    params = {"w": jnp.float32(1)}
-    state = TrainState(jnp.int32(0), params, {}, TX.init(params), jax.random.key(0), {}, {})
-    images = jnp.broadcast_to(jnp.arange(24.0)[:, None, None, None], (24, 8, 8, 1))
-    learning = Learning(Counting(apply_and_shapes()[0].graphdef), TX, accumulation=3, group_size=4)
-    _, metrics = step.train_step(state, Batch(images, jnp.zeros(24, jnp.int32)), learning)
-    jax.effects_barrier()
-    parts = [np.asarray(part).astype(int).tolist() for part in seen]
-    assert [len(part) for part in parts] == [8, 8, 8]
-    together = np.concatenate(parts)
-    assert sorted(together) == list(range(24))
-    groups = together.reshape(6, 4)
-    np.testing.assert_array_equal(groups, groups[:, :1] + np.arange(4))
-    assert set(groups[:, 0] % 4) == {0}
-    assert int(metrics.examples) == 24
-    assert float(metrics.loss) == pytest.approx(24 * np.log(10), rel=1e-5)
+def softmax(targets: np.ndarray) -> np.ndarray:
+    """- sum t log p."""
+    exponentials = np.exp(LOGITS)
+    return -(targets * np.log(exponentials / exponentials.sum(axis=1, keepdims=True))).sum(axis=1)
+
+
+def binary(targets: np.ndarray) -> np.ndarray:
+    """- mean of t log s + (1 - t) log (1 - s)."""
+    yes = 1 / (1 + np.exp(-LOGITS))
+    return -(targets * np.log(yes) + (1 - targets) * np.log(1 - yes)).mean(axis=1)
+
+
+def timm_smoothed(targets: np.ndarray, smoothing: float) -> np.ndarray:
+    """timm's ``mixup_target``: the shares of two one-hot targets with these values for on and off."""
+    off = smoothing / 5
+    return targets * (1 - smoothing + off) + (1 - targets) * off
+
+
+def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
+    batch = Batch(jnp.zeros((6, 1, 1, 1)), jnp.int32(LABELS), None if targets is None else jnp.float32(targets))
+    return np.asarray(step.losses(jnp.float32(LOGITS), batch, Loss(**fields)))
+
+
+def test_losses_equal_numpy() -> None:
+    """Labels and mixed targets; smoothing after mixing is mixing smoothed targets."""
+    for (kind, expected), smoothing in itertools.product((("softmax", softmax), ("binary", binary)), (0.0, 0.1)):
+        for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
+            found = of(targets, kind=kind, smoothing=smoothing)
+            assert found.shape == (6,)
+            np.testing.assert_allclose(found, expected(timm_smoothed(shares, smoothing)), rtol=1e-5)
+
+
+def test_smoothing_is_shared_by_all_classes() -> None:
+    """Szegedy et al. 2015, Section 7: (1 - e) q + e / K; with K = 5 and e = 0.1 the right class keeps 0.92."""
+    np.testing.assert_allclose(of(None, smoothing=0.1), softmax(np.where(ONE_HOT == 1, 0.92, 0.02)), rtol=1e-5)
+
+
+def test_targets_above_the_threshold_count_as_one() -> None:
+    """Half a target is not above 0.5. timm smooths first: with e = 0.1 a share of 0.21 is 0.9 x 0.21 + 0.02 = 0.209."""
+    for threshold in (0.0, 0.2, 0.5):
+        expected = np.where(threshold < MIXED, 1.0, 0.0)
+        np.testing.assert_allclose(of(MIXED, kind="binary", threshold=threshold), binary(expected), rtol=1e-5)
+    assert (MIXED > 0.2).sum(axis=1).tolist() == [1, 1, 1, 2, 1, 2]
+    assert (MIXED > 0.5).sum(axis=1).tolist() == [1, 1, 1, 0, 1, 1]
+    targets = np.zeros((6, 5))
+    targets[:, 0], targets[:, 1] = 0.79, 0.21
+    both = np.zeros((6, 5))
+    both[:, :2] = 1
+    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2), binary(both), rtol=1e-5)
+    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2095), binary(np.eye(5)[[0] * 6]), rtol=1e-5)
+    np.testing.assert_allclose(of(targets, kind="binary", threshold=0.2095), binary(both), rtol=1e-5)
+
+
+def small(seed: int = 0) -> TrainState:
+    rng = np.random.default_rng(seed)
+    params = {"conv": {"kernel": np.float32(rng.normal(size=(2, 3)))}, "norm": {"scale": np.float32(rng.normal(size=3))}}
+    opt_state = ((), jax.tree.map(lambda p: 3 * p, params), (np.int32(7), np.float32(0.1), np.bool_(True)))
+    stats = [{"norm": {"mean": np.float32(rng.normal(size=3))}} for _ in range(2)]
+    ema = jax.tree.map(lambda p: 0.5 * p, params)
+    return TrainState(np.int32(7), params, stats[0], opt_state, jax.random.key(seed), ema, stats[1])
+
+
+def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
+    """``small()`` with one of its leaves, the key being its two numbers, exchanged."""
+    leaves, treedef = jax.tree.flatten(step.plain(small()))
+    leaves[index] = leaf
+    return step.from_plain(jax.tree.unflatten(treedef, leaves))
+
+
+def test_digest_changes_with_any_single_bit() -> None:
+    """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
+    digests = {step.digest(small())}
+    bits = 0
+    for index, leaf in enumerate(jax.tree.leaves(step.plain(small()))):
+        content = np.asarray(leaf).tobytes()
+        dtype = np.asarray(leaf).dtype
+        for bit in range(8 * len(content) if dtype != np.bool_ else 1):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            digests.add(step.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
+            bits += 1
+    assert bits > 1100
+    assert len(digests) == bits + 1
+
+
+def test_digest_of_equal_states_is_equal_on_any_devices() -> None:
+    """In NumPy, on one device, on eight."""
+    expected = step.digest(small())
+    assert len(expected) == 64
+    for devices in (1, 8):
+        placed = jax.device_put(small(), sharding.replicated(sharding.make(devices)))
+        assert len(placed.params["norm"]["scale"].sharding.device_set) == devices
+        assert step.digest(placed) == expected
+
+
+def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
+    for other in (
+        small()._replace(params={"conv": small().params["conv"], "other": small().params["norm"]}),
+        small()._replace(params=jax.tree.map(lambda p: p.view(np.int32), small().params)),
+        small()._replace(params=jax.tree.map(lambda p: p.reshape(-1, 3, 1), small().params)),
+        small()._replace(step=np.array([7], np.int32)),
+    ):
+        bytes_of = [b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(step.plain(each))) for each in (other, small())]
+        assert bytes_of[0] == bytes_of[1]
+        assert step.digest(other) != step.digest(small())
+
+
+def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None:
+    """Momentum is 0, running means are 0, running variances 1. Another key gives other parameters."""
+    tx = optimizer.make(tiny.optimizer, tiny.schedule)
+    options = {"xla_backend_optimization_level": 0}
+    create = jax.jit(lambda key: step.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)
+    one, same, other = create(jax.random.key(5)), create(jax.random.key(5)), create(jax.random.key(6))
+    assert int(one.step) == 0
+    assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(jax.random.key(5)))
+    assert step.digest(one) == step.digest(same)
+    kernels = [found.params["stem"]["conv"]["kernel"] for found in (one, other)]
+    assert not np.array_equal(*kernels)
+    stats: Any = one.batch_stats["stem"]["after"]["layers"][0]
+    assert np.array_equal(stats["mean"], np.zeros(4))
+    assert np.array_equal(stats["var"], np.ones(4))
+    momentum = next(s for s in one.opt_state if hasattr(s, "trace")).trace
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(momentum))
+    assert jax.tree.structure(momentum) == jax.tree.structure(one.params)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one.params))
+    for average, first in ((one.ema, one.params), (one.statistics, one.batch_stats)):
+        jax.tree.map(np.testing.assert_array_equal, average, first)
+    _, without = jax.eval_shape(lambda: step.create(tiny.model, tx, jax.random.key(5)))
+    assert (without.ema, without.statistics) == ({}, {})
+
+
+def test_scored_prefers_average_and_precise_statistics() -> None:
+    full = small()
+    assert full.scored() == (full.ema, full.statistics)
+    assert full._replace(ema={}).scored() == (full.params, full.statistics)
+    assert full._replace(statistics={}).scored() == (full.ema, full.batch_stats)
+    assert full._replace(ema={}, statistics={}).scored() == (full.params, full.batch_stats)

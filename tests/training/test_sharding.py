@@ -10,7 +10,7 @@ from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import sharding
+from resnet_jax.training import sharding, step
 from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import TrainState
@@ -125,3 +125,18 @@ def test_mesh_has_the_requested_devices() -> None:
     batch, state = (jax.device_put(values, sharding) for sharding in (sharding.batch(mesh), sharding.replicated(mesh)))
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [values[2 * i : 2 * i + 2].tolist() for i in range(8)]
     assert [shard.data.tolist() for shard in state.addressable_shards] == [values.tolist()] * 8
+
+
+def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
+    """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
+    digests = set()
+    for devices in (1, 8):
+        compiled = sharding.compiled(tiny, devices)
+        initial = compiled.init(jax.random.key(2))
+        assert jax.tree.structure(initial) == jax.tree.structure(compiled.abstract_state)
+        for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(compiled.abstract_state), strict=True):
+            assert (leaf.shape, leaf.dtype) == (announced.shape, announced.dtype)
+            assert leaf.sharding.is_equivalent_to(announced.sharding, leaf.ndim)
+            assert len(leaf.sharding.device_set) == devices
+        digests.add(step.digest(initial))
+    assert len(digests) == 1
