@@ -133,8 +133,8 @@ def lower_step(
     experiment: Experiment, devices: Sequence[Any], fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = sharding.compiled(experiment, fsdp=fsdp, among=devices)
-    train: Any = compiled.train
-    return train.lower(*sharding.abstract_inputs(compiled, experiment, examples), steps=1)
+    inputs = sharding.abstract_inputs(compiled, experiment, examples)
+    return compiled.train.lower(*inputs, steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

@@ -17,13 +17,13 @@ from jaxtyping import Array, Key
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import CommandError, UserError
-from resnet_jax.evaluation import exact, protocols
+from resnet_jax.evaluation import exact
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.training import optimizer, step
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Batch, Learning, Metrics, TrainState, is_stacked
+from resnet_jax.training.step import Batch, Learning, TrainState, is_stacked
 
 Tree = TypeVar("Tree")
 
@@ -103,8 +103,8 @@ class Program:
     abstract_state: TrainState
     init: Callable[[Key[Array, ""]], TrainState]
     """From the root key."""
-    train: Callable[[TrainState, Batch, Preprocessing, int], tuple[TrainState, Metrics]]
-    """``step.train_steps``; the state is donated."""
+    train: Any
+    """``step.train_steps``, jitted; the state is donated."""
     recompute_statistics: Callable[[TrainState, Iterable[Batch], Preprocessing], TrainState]
     """Sets precise BatchNorm statistics, those of all images of some training batches, as in He et
     al.'s released models (KaimingHe/deep-residual-networks, README). EMA needs them: running
@@ -139,19 +139,14 @@ class Program:
         # Replicated sums, so that every process can fetch them.
         return _jit(exact.score_batch, self.mesh, _layout(replicated(self.mesh)), apply=self.apply)
 
-    def trace(self, experiment: Experiment, examples: int, steps: int) -> None:
-        """Traces training and evaluation; raises UserError where a component fails."""
-        inputs = abstract_inputs(self, experiment, examples)
-        _, data, constants = inputs
-        rows = protocols.rows(experiment.evaluation.batch_size, 1, self.mesh.size)
+    def trace_score(self, data: Batch, preprocessing: Preprocessing, batch_size: int) -> None:
+        """Traces ``score`` on images like ``data``."""
+        rows = -(-batch_size // self.mesh.size) * self.mesh.size
         images, labels = (
             jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=batch(self.mesh))
             for a in data[:2]
         )
-        train: Any = self.train
-        with _report_errors():
-            train.eval_shape(*inputs, steps)
-            self._score_batch.eval_shape(*self.abstract_state.scored(), constants, images, labels)
+        self._score_batch.eval_shape(*self.abstract_state.scored(), preprocessing, images, labels)
 
 
 def abstract_inputs(
@@ -183,7 +178,7 @@ def compiled(
     update = optimizer.make(experiment.optimizer, experiment.schedule)
     options = {"optimizer": update, "execution": experiment.execution}
     options |= {"ema": ema > 0, "statistics": batches > 0}
-    with _report_errors():
+    with report_errors():
         apply, shapes = _traced(model, **options)
     shardings = of_state(mesh, shapes)
     layout, whole = _layout(shardings), replicated(mesh)
@@ -226,8 +221,8 @@ def compiled(
 
 
 @contextlib.contextmanager
-def _report_errors() -> Iterator[None]:
-    """Raises one UserError, with its place, for an error of a component."""
+def report_errors() -> Iterator[None]:
+    """Raises one UserError, with its place, for an error of a component in a trace."""
     try:
         yield
     except CommandError:

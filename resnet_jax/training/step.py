@@ -161,15 +161,15 @@ def train_steps(
     """Runs ``steps`` training steps, 1 on a streamed batch; metrics have shape (steps,)."""
     root = state.key
 
-    def one(state: TrainState, indices: Array | None) -> tuple[TrainState, Metrics]:
-        key = augmentation_key(root, state.step)
-        return train_step(state, augment(key, data, indices, preprocessing, learning), learning)
+    def batch(step: Array, indices: Array | None) -> Batch:
+        return augment(augmentation_key(root, step), data, indices, preprocessing, learning)
 
     indices = _indices(root, state.step, steps, data, learning)
     if steps > 1:
-        return lax.scan(one, state, indices)
+        return lax.scan(lambda s, i: train_step(s, batch(s.step, i), learning), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
-    state, metrics = one(state, None if indices is None else indices[0])
+    indices = None if indices is None else indices[0]
+    state, metrics = train_step(state, batch(state.step, indices), learning)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
 

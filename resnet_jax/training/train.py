@@ -168,7 +168,10 @@ def train(
         ends = (end - step % end for end in (every, evaluation.every, save_every))
         return min(most, experiment.steps - step, *ends)
 
-    program.trace(experiment, parts["train"][2], dispatch(0))
+    inputs = sharding.abstract_inputs(program, experiment, parts["train"][2])
+    with sharding.report_errors():
+        program.train.eval_shape(*inputs, dispatch(0))
+        program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
         checkpoints = Checkpoints(
@@ -406,7 +409,7 @@ def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
     return close
 
 
-class _Log:
+class _Log(MetricsWriter):
     """Records of a run from its last saved ``step`` on, every ``every`` steps, and its result."""
 
     def __init__(
@@ -419,16 +422,16 @@ class _Log:
         checkpoints: Checkpoints,
         progress: Progress,
     ):
+        super().__init__(run_dir, step=step)
         self._run_dir, self._result, self._every = run_dir, result, every
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
-        self._writer = MetricsWriter(run_dir, step=step)
         self.pending: tuple[int, Metrics] | None = None
         """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
         self._compile_seconds: float | None = None
         self.restart_rate()
         # As if the sessions of the run were one.
-        seconds = [record.get("seconds", 0.0) for record in self._writer.records]
+        seconds = [record.get("seconds", 0.0) for record in self.records]
         self._started = self._rate_started - max(seconds, default=0.0)
 
     def restart_rate(self) -> None:
@@ -479,20 +482,20 @@ class _Log:
         if self._batches.replaced:
             record["damaged_images_replaced"] = self._batches.replaced
         self._window = []
-        self._write(record)
+        self.write(record)
 
     def write_score(self, step: int, split: str, score: Score) -> None:
         # Unless an earlier session did.
         if split not in self.scores(step):
             record = {"step": step, "split": "train_scored" if split == "train" else split}
             record |= {"loss": score.mean_loss, "error_percent": score.error_percent}
-            self._write(record | {"examples": score.examples})
+            self.write(record | {"examples": score.examples})
 
     def scores(self, step: int) -> set[str]:
         """Returns the splits whose scores of a step are written."""
         return {
             record["split"].removesuffix("_scored")
-            for record in self._writer.records
+            for record in self.records
             if record["step"] == step and "examples" in record
         }
 
@@ -513,13 +516,10 @@ class _Log:
         return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
     def _write_result(self, file: Path, **values: object) -> Record:
-        result = self._result(self._writer.records, **values)
+        result = self._result(self.records, **values)
         distributed.by_first(lambda: write_json(file, result))
         return result
 
-    def _write(self, record: Record) -> None:
-        self._writer.write(record)
+    def write(self, record: Record) -> None:
+        super().write(record)
         self._progress.update(record)
-
-    def close(self) -> None:
-        self._writer.close()
