@@ -63,7 +63,8 @@ def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformati
         # Howard and Ruder 2018 (arXiv 1801.06146), Section 3.2.
         factors = {prefix: str(factor) for prefix, factor in optimizer.rates}
         scale = optax.partition(
-            {name: optax.scale(float(name)) for name in {"1", *factors.values()}},
+            # Sorted: all processes must compile the same program.
+            {name: optax.scale(float(name)) for name in sorted({"1", *factors.values()})},
             lambda params: _by_prefix(params, factors, "1", "rates"),
         )
         chain = optax.chain(chain, scale)
