@@ -46,8 +46,8 @@ class SaveFailed(UserError):
 class Checkpoints:
     """Checkpoints of one run. All its processes call the same methods in the same order.
 
-    Orbax restores flipped bits silently. Each step has a manifest with the sha256 of its files,
-    written before Orbax commits the step. Corrupt steps are moved to ``quarantine/``.
+    Orbax restores flipped bits silently. So each step has a manifest with the sha256 of its files,
+    and corrupt steps are moved to ``quarantine/``.
 
     Args:
       fingerprint: of the run; a step with another one is quarantined.
@@ -63,7 +63,7 @@ class Checkpoints:
         fingerprint: str = "",
         read_only: bool = False,
     ):
-        self._directory, self._checkpointing = directory.absolute(), checkpointing
+        self._directory, self._keep = directory.absolute(), checkpointing
         self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
         self._manager: ocp.CheckpointManager | None = None
         self._step, self._arrays, self._saving = 0, dict[str, str](), False
@@ -111,7 +111,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveFailed if the background save has failed; does not wait."""
-        if self._saving and self._manager and not self._manager.is_saving_in_progress():
+        if self._manager and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
@@ -177,9 +177,9 @@ class Checkpoints:
         for step in unranked:
             self._quarantine(step, "is corrupt: its metrics cannot be read")
         _ignore_closed_loops()
-        best, every = self._checkpointing.best, self._checkpointing.keep_every
+        best, every = self._keep.best, self._keep.keep_every
         keep: list[policies.PreservationPolicy] = [
-            policies.LatestN(self._checkpointing.keep),
+            policies.LatestN(self._keep.keep),
             policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False),
             *([policies.EveryNSteps(every)] if every else []),
         ]

@@ -368,7 +368,6 @@ class Experiment:
 
 
 # Shared by the recipes in experiments/.
-
 IMAGENET = Data(
     name="imagenet2012",
     test_split="validation",

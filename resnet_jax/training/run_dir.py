@@ -269,10 +269,10 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
     others = {
-        "optimizer": optimizer.rule if optimizer.rule != "sgd" else "",
+        "optimizer": optimizer.rule.removeprefix("sgd"),
         "clip": optimizer.clip,
         "schedule": "cosine" if schedule.cosine_steps else "",
-        "loss": f"{loss.kind if loss.kind != 'softmax' else ''} {smoothing}".strip(),
+        "loss": f"{loss.kind.removeprefix('softmax')} {smoothing}".strip(),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
     }
     return {

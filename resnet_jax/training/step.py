@@ -115,20 +115,19 @@ class Batch(NamedTuple):
     """Images with labels: a batch, or a whole device-resident training set."""
 
     images: Shaped[Array, "n h w c"]
-    """uint8 as stored, or float32 normalized and augmented."""
+    """uint8 as stored, or float32 as the network's input."""
     labels: Int32[Array, "n"]
     targets: Float[Array, "n classes"] | None = None
     """Class probabilities of mixed images."""
 
 
 class Metrics(NamedTuple):
-    """Sums over the examples of a batch, and their count."""
+    """Sums over the examples of a batch, apart from the learning rate."""
 
     loss: Float[Array, "..."]
     errors: Int32[Array, "..."]
     examples: Int32[Array, "..."]
     learning_rate: Float[Array, "..."]
-    """Of the step; not a sum."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def augment(
     preprocessing: Preprocessing,
     learning: Learning,
 ) -> Batch:
-    """Returns the normalized, augmented, sharded batch; ``indices`` None: of all of ``data``."""
+    """Returns the network's batch, of ``indices`` or of all of ``data``."""
     images, labels, _ = data
     if indices is not None:
         images, labels = images[indices], labels[indices]
@@ -313,7 +312,7 @@ def add_batch_moments(
 
 
 def set_statistics(state: TrainState, totals: Variables, count: int) -> TrainState:
-    """Returns the state with the mean and variance over all images of ``count`` batches."""
+    """Sets mean and variance over all images of ``count`` batches."""
     moments = jax.tree.map(lambda total: total / count, totals)
     statistics = _map_variance(moments, lambda mean, var: jnp.maximum(var - mean * mean, 0))
     return state._replace(statistics=statistics)
@@ -331,6 +330,5 @@ def _map_variance(tree: Variables, function: Callable[..., Array]) -> Variables:
 
 @jax.jit
 def finite(state: TrainState) -> Array:
-    """Returns whether the state is finite."""
     leaves = jax.tree.leaves(state._replace(key=()))
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 import pytest
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
-from resnet_jax.models import StochasticDepth
+from resnet_jax.models import Execution, StochasticDepth
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
-from resnet_jax.models.shortcuts import NoShortcut
+from resnet_jax.models.shortcuts import ExclusiveGating, NoShortcut
 from resnet_jax.training import sharding
 from resnet_jax.training import train as train_lib
-from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Optimizer
+from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Loss, Optimizer
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import Interruption, train
 
@@ -290,35 +290,22 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
 
 def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experiment) -> None:
     """Name, data set, length and evaluation do not matter, nor the initialization of gates."""
-    from resnet_jax.models.shortcuts import ExclusiveGating, Scaled
-
     compiled = sharding.compiled(tiny, 1)
-    other = dataclasses.replace(
-        tiny,
-        name="other",
-        steps=99,
-        evaluation=Evaluation(every=7),
-        checkpointing=Checkpointing(every=3),
-        data=dataclasses.replace(tiny.data, name="x"),
-    )
+    data = dataclasses.replace(tiny.data, name="x")
+    other = dataclasses.replace(tiny, name="other", steps=99, evaluation=Evaluation(every=7), data=data)
     assert (sharding.compiled(other, 1).train, sharding.compiled(other, 1).init) == (compiled.train, compiled.init)
-    for changed in (
-        dataclasses.replace(tiny, batch_size=8),
-        dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, smoothing=0.1)),
-        dataclasses.replace(tiny, execution=dataclasses.replace(tiny.execution, blocks="loop")),
-    ):
-        assert sharding.compiled(changed, 1).train is not compiled.train
+    for fields in ({"batch_size": 8}, {"loss": Loss(smoothing=0.1)}, {"execution": Execution(blocks="loop")}):
+        assert sharding.compiled(dataclasses.replace(tiny, **fields), 1).train is not compiled.train
     assert sharding.compiled(tiny, 8).train is not compiled.train
-
-    def with_shortcut(shortcut: Any) -> sharding.Program:
-        return sharding.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
-
-    six, seven = (with_shortcut(component(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
+    six, seven = (
+        sharding.compiled(
+            dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=component(ExclusiveGating, bias=bias))), 1
+        )
+        for bias in (-6.0, -7.0)
+    )
     assert six.train is seven.train
     biases = [leaf for path, leaf in jax.tree.leaves_with_path(seven.init(jax.random.key(0)).params) if "gate_bias" in str(path)]
-    assert biases
-    assert all(np.unique(leaf).tolist() == [-7.0] for leaf in biases)
-    assert with_shortcut(component(Scaled, shortcut=0.5)).train is not with_shortcut(component(Scaled, shortcut=0.25)).train
+    assert {float(value) for leaf in biases for value in np.unique(leaf)} == {-7.0}
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
