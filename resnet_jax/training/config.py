@@ -1,6 +1,7 @@
 """Configuration of a run: one frozen value with everything it depends on, except its seed."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -34,6 +35,7 @@ class Range(NamedTuple):
 
 Positive = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(high=1)]
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 _TYPES = {bool: (bool,), str: (str,), int: (int,), float: (float, int)}
 
 
@@ -54,7 +56,7 @@ def _invalid(name: str, annotation: Any, value: Any) -> Iterator[str]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     allowed = ""
     if dataclasses.is_dataclass(annotation):
-        for field_name, hint in typing.get_type_hints(annotation, include_extras=True).items():
+        for field_name, hint in _hints(annotation).items():
             path = f"{name}.{field_name}" if name else field_name
             yield from _invalid(path, hint, getattr(value, field_name))
     elif origin in (types.UnionType, typing.Union):
