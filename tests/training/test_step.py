@@ -326,30 +326,6 @@ def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
         assert step.digest(other) != step.digest(small())
 
 
-def test_created_state_is_at_step_0_with_the_given_key(tiny: Experiment) -> None:
-    """Momentum is 0, running means are 0, running variances 1. Another key gives other parameters."""
-    tx = optimizer.make(tiny.optimizer, tiny.schedule)
-    options = {"xla_backend_optimization_level": 0}
-    create = jax.jit(lambda key: step.create(tiny.model, tx, key, ema=True, statistics=True)[1], compiler_options=options)
-    one, same, other = create(jax.random.key(5)), create(jax.random.key(5)), create(jax.random.key(6))
-    assert int(one.step) == 0
-    assert np.array_equal(jax.random.key_data(one.key), jax.random.key_data(jax.random.key(5)))
-    assert step.digest(one) == step.digest(same)
-    kernels = [found.params["stem"]["conv"]["kernel"] for found in (one, other)]
-    assert not np.array_equal(*kernels)
-    stats: Any = one.batch_stats["stem"]["after"]["layers"][0]
-    assert np.array_equal(stats["mean"], np.zeros(4))
-    assert np.array_equal(stats["var"], np.ones(4))
-    momentum = next(s for s in one.opt_state if hasattr(s, "trace")).trace
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(momentum))
-    assert jax.tree.structure(momentum) == jax.tree.structure(one.params)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(one.params))
-    for average, first in ((one.ema, one.params), (one.statistics, one.batch_stats)):
-        jax.tree.map(np.testing.assert_array_equal, average, first)
-    _, without = jax.eval_shape(lambda: step.create(tiny.model, tx, jax.random.key(5)))
-    assert (without.ema, without.statistics) == ({}, {})
-
-
 def test_scored_prefers_average_and_precise_statistics() -> None:
     full = small()
     assert full.scored() == (full.ema, full.statistics)
