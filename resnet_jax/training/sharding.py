@@ -36,7 +36,7 @@ def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None 
       fsdp: devices that share one copy of the parameters and of the optimizer's state.
       among: devices to choose from; None: those of all processes.
     """
-    # Each process reads the rows of its own devices, so these are contiguous.
+    # Sorted, because a process reads contiguous rows for its devices.
     available = sorted(among or jax.devices(), key=operator.attrgetter("process_index", "id"))
     used = available[:devices]
     if devices is not None and not 1 <= devices <= len(available):
