@@ -13,7 +13,7 @@ import numpy as np
 from resnet_jax import models
 from resnet_jax.data.augment_device import fit
 from resnet_jax.models import Architecture, Execution
-from resnet_jax.training import program as program_lib
+from resnet_jax.training import sharding
 from resnet_jax.training.config import Data, Experiment
 from resnet_jax.training.step import Batch
 
@@ -42,7 +42,7 @@ def measure_dispatch(
     images: Any = random.integers(0, 256, (IMAGES, *model.input_shape), np.uint8)
     labels: Any = random.integers(0, model.num_classes, IMAGES).astype(np.int32)
     experiment = Experiment(name="", model=model, data=Data(name=""), batch_size=batch_size)
-    program = program_lib.compiled(experiment, 1)
+    program = sharding.compiled(experiment, 1)
     data, constants = program.put((Batch(images, labels), fit(images, "channel")))
     state = program.init(jax.random.key(0))
     host: dict[int, harness.Seconds] = {count: [] for count in steps}

@@ -11,15 +11,13 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
-from resnet_jax.training import program, sharding
+from resnet_jax.training import sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Batch
 
 Kind = Literal["data", "global", "fsdp"]
 Devices = tuple[Any, ...]
@@ -136,18 +134,9 @@ def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: s
 def lower_step(
     experiment: Experiment, devices: Devices, fsdp: int, examples: int
 ) -> jax.stages.Lowered:
-    compiled = program.compiled(experiment, fsdp=fsdp, among=devices)
-    everywhere = sharding.replicated(compiled.mesh)
-    count, place = examples, everywhere
-    if experiment.data.crop is not None:
-        count, place = experiment.batch_size, sharding.batch(compiled.mesh)
-    shape = (count, *experiment.model.input_shape)
-    images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=place)
-    labels: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=place)
-    constants = program.abstract_preprocessing(experiment)
-    constants = jax.tree.map(lambda leaf: leaf.update(sharding=everywhere), constants)
-    train: Any = compiled.train
-    return train.lower(compiled.abstract_state, Batch(images, labels), constants, steps=1)
+    compiled = sharding.compiled(experiment, fsdp=fsdp, among=devices)
+    inputs = sharding.abstract_inputs(compiled, experiment, examples)
+    return compiled.train.lower(*inputs, steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

@@ -34,7 +34,7 @@ MUTANTS = (
     Mutant("label smoothing is skipped for unmixed images", STEP, "        if loss == Loss():", "        if True:", f"{WIRING} loss"),
     Mutant(
         "the loss of the experiment is not passed on",
-        "training/program.py",
+        "training/sharding.py",
         "        experiment.loss,\n",
         "        type(experiment.loss)(),\n",
         f"{WIRING} loss",
@@ -105,7 +105,7 @@ MUTANTS = (
         "training/checkpoint.py",
         'manifest["files"].items() - _checksums(folder).items()',
         'manifest["files"].keys() - _checksums(folder).keys()',
-        "training/test_checkpoints.py",
+        "training/test_checkpoint.py",
     ),
     Mutant(
         "every epoch has the same order",

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,16 @@ def test_signal_to_one_process_stops_all_at_the_same_step(undisturbed: Callable[
     assert (found["state_digest"], found["value"]) == (straight["state_digest"], straight["value"])
     scored = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"test"' in line]
     assert scored == list(range(25, 201, 25))
+
+
+@pytest.mark.slow
+def test_run_of_two_processes_is_scored_by_two_as_by_one(digits_dir: str, tmp_path: Path) -> None:
+    """Process 0 alone prints; libraries log to stderr."""
+    trained = launched.finish(tmp_path / "run", digits_dir, "--fsdp", "2", processes=2, devices=2)
+    words = ["evaluate", str(tmp_path / "run"), "--data-dir", digits_dir, "--json"]
+    for processes in (1, 2):
+        begun = launched.begin(words, processes=processes, devices=processes, stdout=subprocess.PIPE)
+        ends = [process.communicate(timeout=launched.PATIENCE) for process in begun]
+        assert [process.returncode for process in begun] == [0] * processes, ends
+        assert json.loads(ends[0][0])["error_percent"] == trained["value"]
+        assert processes == 1 or (ends[1][0] == "" and any("[Gloo]" in err for _, err in ends))

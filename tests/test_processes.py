@@ -15,11 +15,16 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_single_process_is_alone_and_leaves_normally() -> None:
+def test_single_process_is_alone_and_decides_itself() -> None:
+    """At no cost: nothing is sent."""
     assert distributed.detected() is None
     distributed.connect()
-    assert not distributed.several()
     assert distributed.is_first()
+    assert not distributed.several()
+    distributed.wait("nobody")
+    assert [distributed.anyone(flag) for flag in (True, False)] == [True, False]
+    text = "±" * 100_000
+    assert distributed.by_first(lambda: text) is text
     with pytest.raises(SystemExit) as left:
         distributed.leave(75)
     assert left.value.code == 75
@@ -43,14 +48,7 @@ def test_variables_of_launchers_are_detected(monkeypatch: pytest.MonkeyPatch) ->
             assert distributed.detected() == expected
 
 
-def test_flags_override_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(JAX, ("node7:8476", "4", "3"), strict=True):
-        monkeypatch.setenv(name, value)
-    assert distributed.detected(Joining(process=1)) == "process 1 of 4, coordinator node7:8476"
-    assert distributed.detected(Joining(coordinator="[::1]:9", processes=2, process=0)) == "process 0 of 2, coordinator [::1]:9"
-
-
-def test_incomplete_or_invalid_places_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_override_variables_and_incomplete_places_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for joining, message in (
         (Joining(processes=2), "process '' of '2' with coordinator '' is no place among several processes"),
         (Joining(coordinator="node7", processes=2, process=0), "coordinator 'node7'.*Give --coordinator HOST:PORT"),
@@ -63,3 +61,5 @@ def test_incomplete_or_invalid_places_are_rejected(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="process 'first' of '4'"):
         distributed.detected()
+    assert distributed.detected(Joining(process=1)) == "process 1 of 4, coordinator node7:8476"
+    assert distributed.detected(Joining(coordinator="[::1]:9", processes=2, process=0)) == "process 0 of 2, coordinator [::1]:9"

@@ -16,9 +16,10 @@ from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
 from resnet_jax.errors import check_range
-from resnet_jax.training import feed, program
+from resnet_jax.training import sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import augmentation_key, batch_indices
+from resnet_jax.training.train import measure_constants, stream, training_set
 
 
 def prepare(
@@ -78,18 +79,17 @@ def images_of_step(
     experiment: Experiment, info: DatasetInfo, *, seed: int, step: int, count: int
 ) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
     """Returns the first ``count`` images of a training step, in [0, 1], and their classes."""
-    preprocessing, key = feed.constants(experiment, info), jax.random.key(seed)
+    preprocessing, key = measure_constants(experiment, info), jax.random.key(seed)
     if experiment.data.crop is None:
-        examples: Any = feed.training_set(experiment, info)
+        examples: Any = training_set(experiment, info)
         size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
         (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
-        stream = Rows(feed.stream(experiment, info, seed), first_step=step, last_step=step + 1)
-        rows = [stream[i] for i in range(len(stream))]
-        images, labels, _ = map(np.stack, zip(*rows, strict=True))
-    augment = jax.jit(program.augmentation(experiment), static_argnums=4)
+        rows = Rows(stream(experiment, info, seed), first_step=step, last_step=step + 1)
+        images, labels, _ = map(np.stack, zip(*(rows[i] for i in range(len(rows))), strict=True))
+    augment = jax.jit(sharding.augmentation(experiment), static_argnums=4)
     key = augmentation_key(key, step)
     augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
     pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean

@@ -28,7 +28,7 @@ from resnet_jax.models import components
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.studies.results import spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
-from resnet_jax.training import config, program, sharding
+from resnet_jax.training import config, sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import Interruption, Progress, train
@@ -105,7 +105,7 @@ def run(
     for variant in {run.variant.name: run.variant for run in runs}.values():
         with _naming(variant):
             # Traces the network: an invalid one fails before the first run.
-            program.compiled(variant, devices)
+            sharding.compiled(variant, devices)
     distributed.wait("results are read")
     if distributed.is_first():
         on_start()

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Checkpointing
-from resnet_jax.training.step import TrainState
+from resnet_jax.training.step import TrainState, from_plain, plain
 
 MANIFEST = "manifest.json"
 # Orbax writes the others after the manifest, and a restore does not read them.
@@ -30,7 +29,7 @@ _TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
 
 
 class SaveFailed(UserError):
-    """The checkpoint of ``step`` could not be written; that of ``last``, if any, is intact."""
+    """A failed save; the checkpoint of step ``last``, if any, is intact."""
 
     def __init__(self, step: int, last: int | None, error: Exception):
         # Errors of tensorstore contain the number as text.
@@ -38,17 +37,17 @@ class SaveFailed(UserError):
         number = int(code[1]) if code else getattr(error, "errno", None)
         reason = os.strerror(number) if number else _one_line(error)
         kept = "no step is saved" if last is None else f"the newest is that of step {last}"
-        remedy = "To continue, fix the cause and repeat the command."
         super().__init__(
-            f"the checkpoint of step {step} could not be saved: {reason}; {kept}. {remedy}"
+            f"the checkpoint of step {step} could not be saved: {reason}; {kept}. "
+            "To continue, fix the cause and repeat the command."
         )
 
 
 class Checkpoints:
     """Checkpoints of one run. All its processes call the same methods in the same order.
 
-    Orbax restores flipped bits silently. Each step has a manifest with the sha256 of its files,
-    written before Orbax commits the step. Corrupt steps are moved to ``quarantine/``.
+    Orbax restores flipped bits silently. So each step has a manifest with the sha256 of its files,
+    and corrupt steps are moved to ``quarantine/``.
 
     Args:
       fingerprint: of the run; a step with another one is quarantined.
@@ -64,9 +63,9 @@ class Checkpoints:
         fingerprint: str = "",
         read_only: bool = False,
     ):
-        self._directory, self._checkpointing = directory.absolute(), checkpointing
+        self._directory, self._keep = directory.absolute(), checkpointing
         self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
-        self._manager: Any = None
+        self._manager: ocp.CheckpointManager | None = None
         self._step, self._arrays, self._saving = 0, dict[str, str](), False
 
     def steps(self) -> list[int]:
@@ -84,7 +83,7 @@ class Checkpoints:
         preprocessing: Preprocessing,
         error_percent: float | None = None,
     ) -> None:
-        """Starts to save a step that is newer than all others; returns when arrays are copied.
+        """Starts to save a step newer than all others; the caller may change the arrays then.
 
         Raises SaveFailed if this save or the one before it failed. ``error_percent`` ranks the best
         steps; None or non-finite: never best.
@@ -97,13 +96,13 @@ class Checkpoints:
         if distributed.anyone(failure is not None):
             elsewhere = OSError("another process could not write its part")
             raise failure or SaveFailed(self._step, self.newest(), elsewhere)
-        tree = {"state": step_lib.plain(state), "preprocessing": preprocessing}
+        tree = {"state": plain(state), "preprocessing": preprocessing}
         self._step, self._arrays = step, _arrays(tree)
         ranked = error_percent is not None and math.isfinite(error_percent)
         metrics = {"error_percent": error_percent if ranked else math.inf}
         try:
-            self._manager = self._manager or self._open()
-            saved = self._manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
+            self._manager = manager = self._manager or self._open()
+            saved = manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
         except (OSError, ValueError, RuntimeError) as error:  # tensorstore raises the last two
             raise self._failed(error) from error
         # Otherwise a corrupt step was not quarantined.
@@ -112,12 +111,12 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveFailed if the background save has failed; does not wait."""
-        if self._saving and not self._manager.is_saving_in_progress():
+        if self._manager and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
         """Waits until the background save is committed. Raises SaveFailed if it has failed."""
-        if not self._saving:
+        if not self._saving or not self._manager:
             return
         self._saving = False
         try:
@@ -139,8 +138,7 @@ class Checkpoints:
     ) -> tuple[int, TrainState, Preprocessing] | None:
         """Restores the newest intact step, if any; ``like`` has shapes, dtypes and shardings.
 
-        Raises:
-          UserError: an intact checkpoint of this run has other arrays; it stays where it is.
+        Raises UserError if an intact checkpoint of this run has other arrays.
         """
         self.wait()
         for step in reversed(distributed.by_first(self.steps)):
@@ -168,7 +166,7 @@ class Checkpoints:
             except Exception as error:  # of tensorstore, zstd or JSON
                 problem = f"cannot be read: {_one_line(error)}"
             if not distributed.anyone(problem is not None):
-                return step_lib.from_plain(restored["state"]), restored["preprocessing"]
+                return from_plain(restored["state"]), restored["preprocessing"]
         self._quarantine(step, problem or "cannot be read")
         return None
 
@@ -179,9 +177,9 @@ class Checkpoints:
         for step in unranked:
             self._quarantine(step, "is corrupt: its metrics cannot be read")
         _ignore_closed_loops()
-        best, every = self._checkpointing.best, self._checkpointing.keep_every
+        best, every = self._keep.best, self._keep.keep_every
         keep: list[policies.PreservationPolicy] = [
-            policies.LatestN(self._checkpointing.keep),
+            policies.LatestN(self._keep.keep),
             policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False),
             *([policies.EveryNSteps(every)] if every else []),
         ]
@@ -194,14 +192,13 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options, item_handlers=handler)
 
     def _write_manifest(self) -> None:
-        """Writes the checksums of a complete, uncommitted step; runs in Orbax's thread."""
+        """Runs in Orbax's thread before it commits a complete step."""
         (folder,) = self._directory.glob(f"{self._step}{_TEMPORARY}*")
         manifest = {"fingerprint": self._fingerprint, "arrays": self._arrays}
         manifest["files"] = _checksums(folder)
         (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
 
     def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
-        """Returns why a step cannot be used, if so."""
         folder = self._directory / str(step)
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
@@ -243,7 +240,7 @@ class Checkpoints:
         return SaveFailed(self._step, self.newest(), error)
 
     def _remove_partial(self) -> bool:
-        """Removes uncommitted steps, and returns whether there were any."""
+        """Returns whether there were uncommitted steps."""
         partial = list(self._directory.glob(f"*{_TEMPORARY}*"))
         for folder in partial:
             shutil.rmtree(folder, ignore_errors=True)
@@ -265,12 +262,11 @@ class Checkpoints:
         self._say(f"checkpoint of step {step} {problem}; continuing with the one before it")
 
 
-def _score(metrics: Any) -> float:
+def _score(metrics: Mapping[str, float]) -> float:
     return -metrics["error_percent"]
 
 
-def _arrays(tree: Any) -> dict[str, str]:
-    """Returns dtype and shape by path."""
+def _arrays(tree: object) -> dict[str, str]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{tuple(leaf.shape)}"
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -278,7 +274,6 @@ def _arrays(tree: Any) -> dict[str, str]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Returns the sha256 of the files of a step by path."""
     checksums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and (name := path.relative_to(folder).as_posix()) not in _UNVERIFIED:
@@ -287,7 +282,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     return checksums
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def _digest(manifest: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
@@ -299,7 +294,7 @@ def _ignore_closed_loops() -> None:
     """Ignores errors of writes after a failed one: Orbax has closed its event loop."""
     previous = sys.unraisablehook
 
-    def hook(report: Any) -> None:
+    def hook(report: "sys.UnraisableHookArgs") -> None:
         if report.object is not None or str(report.exc_value) != "Event loop is closed":
             previous(report)
 

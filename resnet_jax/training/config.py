@@ -1,21 +1,85 @@
 """Configuration of a run: one frozen value with everything it depends on, except its seed."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import math
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from resnet_jax.data.augment_device import Normalization
 from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
+
+Fields = dict[str, Any]
+
+
+class Range(NamedTuple):
+    """Valid numbers of a field; the default for numbers without one."""
+
+    low: float = 0
+    high: float = math.inf
+    closed: bool = False
+    """``high`` is valid."""
+
+
+Positive = Annotated[int, Range(1)]
+Fraction = Annotated[float, Range(high=1)]
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+_TYPES = {bool: (bool,), str: (str,), int: (int,), float: (float, int)}
+
+
+def check(name: str, annotation: Any, value: Any) -> None:
+    """Raises UserError unless a value has its annotated type and range, and so have its fields."""
+    _raise_first(_invalid(name, annotation, value))
+
+
+def _raise_first(problems: Iterator[str]) -> None:
+    if problem := next(problems, None):
+        raise UserError(problem)
+
+
+def _invalid(name: str, annotation: Any, value: Any) -> Iterator[str]:
+    limits = Range()
+    if typing.get_origin(annotation) is Annotated:
+        annotation, limits = typing.get_args(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    allowed = ""
+    if dataclasses.is_dataclass(annotation):
+        for field_name, hint in _hints(annotation).items():
+            path = f"{name}.{field_name}" if name else field_name
+            yield from _invalid(path, hint, getattr(value, field_name))
+    elif origin in (types.UnionType, typing.Union):
+        if value is not None:
+            yield from _invalid(name, arguments[0], value)
+    elif origin is tuple and isinstance(value, tuple):
+        hints = itertools.repeat(arguments[0]) if arguments[-1] is ... else arguments
+        for hint, item in zip(hints, value, strict=False):
+            yield from _invalid(name, hint, item)
+    elif origin is Literal and value not in arguments:
+        allowed = f"one of {', '.join(map(repr, arguments))}"
+    elif annotation in _TYPES and type(value) not in _TYPES[annotation]:
+        allowed = f"of type {annotation.__name__}"
+    elif annotation in (int, float):
+        # Steps and examples are counted in 31 bits.
+        low, high, closed = limits
+        high = 2**31 if annotation is int and high == math.inf else high
+        if value < low and limits.high == math.inf:
+            allowed = f"at least {low}"
+        elif not (low <= value < high or (closed and value == high)):
+            allowed = f"in [{low}, {high}{']' if closed else ')'}"
+    if allowed:
+        yield f"{name} must be {allowed}, got {value!r}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +109,10 @@ class Data:
     """Augmentation of normalized images: RandomErasing, none."""
     mix: Factory | None = None
     """Augmentation of images and targets: Mix (mixup and cutmix), none."""
-    repeats: int = 1
+    repeats: Positive = 1
     """Copies of each streamed image in a batch (Hoffer et al. 2019, arXiv 1901.09335)."""
     damaged: Literal["stop", "replace"] = "stop"
     """Corrupt streamed training images: stop, or use the next one and count."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "validation_examples", "pad")
-        at_least(self, 1, "repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +121,24 @@ class Loss:
 
     kind: Literal["softmax", "binary"] = "softmax"
     """softmax: cross-entropy; binary: mean of binary cross-entropies (Wightman et al. 2021)."""
-    smoothing: float = 0.0
+    smoothing: Fraction = 0.0
     """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
-    threshold: float | None = None
+    threshold: Fraction | None = None
     """binary: smoothed targets above it count as 1, others as 0; none: unchanged."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "smoothing", below=1)
-        if self.threshold is not None and (self.kind != "binary" or not 0 <= self.threshold < 1):
-            raise UserError("loss.threshold must be in [0, 1), with loss.kind 'binary', or none.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """SGD with momentum, or a rule for large batches."""
 
-    momentum: float = 0.9
+    momentum: Fraction = 0.9
     """lamb: beta_1."""
     nesterov: bool = False
     weight_decay: float = 1e-4
     """Coefficient of the L2 term of the gradient; lamb: of Adam's direction."""
     decay: Literal["all", "kernels"] = "all"
     """Decayed parameters: all (fb.resnet.torch), or convolution and classifier kernels."""
-    ema: float = 0.0
+    ema: Fraction = 0.0
     """Decay of an evaluated moving average of the parameters; 0: none."""
     frozen: tuple[str, ...] = ()
     """Path prefixes of untrained parameters: stem stages, or stages/0."""
@@ -93,17 +148,8 @@ class Optimizer:
     """lars, lamb: a layer's rate is proportional to the norm of its kernel."""
     clip: float = 0.0
     """Largest global norm of the gradient; 0: no limit."""
-    accumulation: int = 1
+    accumulation: Positive = 1
     """Microbatches per batch (gradient accumulation)."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "clip")
-        at_least(self, 0, "ema", below=1)
-        at_least(self, 1, "accumulation")
-        if any(factor < 0 for _, factor in self.rates):
-            raise UserError("optimizer.rates must be at least 0.")
-        if self.nesterov and self.rule == "lamb":
-            raise UserError("optimizer.nesterov must be False for optimizer.rule 'lamb'.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +162,7 @@ class Schedule:
     warmup_learning_rate: float = 0.01
     warmup_steps: int = 0
     """400 in He et al. 2016."""
-    warmup_until_error: float = 1.0
+    warmup_until_error: Annotated[float, Range(0, 1, closed=True)] = 1.0
     """Training error, a fraction, that ends the warm-up: 0.8 for 110 layers (He et al. 2015)."""
     linear_warmup: bool = False
     """Linear increase to the rate (Goyal et al. 2017, arXiv 1706.02677, Section 2.2)."""
@@ -129,24 +175,14 @@ class Schedule:
     final_learning_rate: float = 0.0
     """Rate after the cosine."""
 
-    def __post_init__(self) -> None:
-        if self.linear_warmup and self.warmup_until_error < 1:
-            raise UserError("schedule.warmup_until_error must be 1 with schedule.linear_warmup.")
-        if self.cosine_steps and (self.decay_steps or self.cosine_steps <= self.warmup_steps):
-            limits = "0, or above warmup_steps with empty decay_steps"
-            raise UserError(f"schedule.cosine_steps must be {limits}.")
-        if self.cosine_steps and not 0 <= self.final_learning_rate <= self.learning_rate > 0:
-            limits = "in [0, learning_rate], learning_rate positive"
-            raise UserError(f"schedule.final_learning_rate must be {limits}.")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Evaluation during training; every example counts exactly once."""
 
-    every: int = 1000
+    every: Positive = 1000
     """Steps between evaluations."""
-    batch_size: int = 500
+    batch_size: Annotated[int, Range(1, 2**16)] = 500
     statistics_batches: int = 0
     """Training batches of precise BatchNorm statistics, before evaluations and checkpoints; 0:
     moving averages."""
@@ -154,10 +190,6 @@ class Evaluation:
     """Also evaluate all training images, not augmented, after the last step."""
     protocol: str = ""
     """Crop: 256/224 (shorter side / central square), 236/224-bicubic. Empty: whole images."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "every", "batch_size")
-        at_least(self, 0, "statistics_batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,18 +208,14 @@ class Start:
 class Checkpointing:
     """Checkpoints; no part of the fingerprint."""
 
-    every: int = 1000
+    every: Positive = 1000
     """Steps between checkpoints."""
-    keep: int = 3
+    keep: Positive = 3
     """Newest checkpoints to keep."""
     best: int = 0
     """Checkpoints to keep with the lowest test error."""
     keep_every: int = 0
     """Keep every multiple of this step; 0: none."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "every", "keep")
-        at_least(self, 0, "best", "keep_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +239,8 @@ class Experiment:
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
-    steps: int = 64_000
-    batch_size: int = 128
+    steps: Positive = 64_000
+    batch_size: Positive = 128
     """Images per step over all devices."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
@@ -222,7 +250,25 @@ class Experiment:
     loading: Loading = field(default_factory=Loading)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size")
+        check("", Experiment, self)
+        _raise_first(self._contradictions())
+
+    def _contradictions(self) -> Iterator[str]:
+        loss, optimizer, schedule = self.loss, self.optimizer, self.schedule
+        if loss.threshold is not None and loss.kind != "binary":
+            yield "loss.threshold must be none without loss.kind 'binary'."
+        if optimizer.nesterov and optimizer.rule == "lamb":
+            yield "optimizer.nesterov must be False for optimizer.rule 'lamb'."
+        if len(dict(optimizer.rates)) < len(optimizer.rates):
+            yield "optimizer.rates must have a prefix once."
+        if schedule.linear_warmup and schedule.warmup_until_error < 1:
+            yield "schedule.warmup_until_error must be 1 with schedule.linear_warmup."
+        end = schedule.cosine_steps
+        if end and (schedule.decay_steps or end <= schedule.warmup_steps):
+            yield "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
+        if end and not schedule.final_learning_rate <= schedule.learning_rate > 0:
+            limits = "in [0, learning_rate], learning_rate positive"
+            yield f"schedule.final_learning_rate must be {limits}."
 
     def shortened(self, steps: int) -> "Experiment":
         """Returns the experiment with another number of steps, and the schedule scaled to it.
@@ -252,7 +298,7 @@ class Experiment:
             return self
         if not {"train", "test"} <= info.examples.keys() or None in shape:
             raise UserError(f"{info.name} must have splits train and test, and images of one size.")
-        changes: dict[str, Any] = {"name": info.name, "test_split": "test"}
+        changes: Fields = {"name": info.name, "test_split": "test"}
         changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
         if data.crop is not None and data.normalization == "imagenet":
             changes["normalization"] = "channel"
@@ -271,59 +317,56 @@ class Experiment:
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
         """Raises UserError where a field does not fit the data, the devices or another field."""
+        _raise_first(self._misfits(info, devices))
+
+    def _misfits(self, info: DatasetInfo, devices: int) -> Iterator[str]:
         data, model, size, examples = self.data, self.model, self.batch_size, info.examples
+        protocol, shape, channels = self.evaluation.protocol, model.input_shape, info.image_shape[2]
         if size % devices:
-            raise UserError(f"batch_size must be a multiple of the {devices} devices, got {size}.")
+            yield f"batch_size must be a multiple of the {devices} devices, got {size}."
         if (classes := info.num_classes) != model.num_classes:
-            raise UserError(f"model.num_classes must be {classes}, got {model.num_classes}.")
+            yield f"model.num_classes must be {classes}, got {model.num_classes}."
         if missing := {"train", data.test_split} - examples.keys():
-            splits = ", ".join(examples)
-            raise UserError(f"{info.name} has no split {missing.pop()!r}, but {splits}.")
+            yield f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
         if data.validation_examples >= examples["train"]:
-            raise UserError(f"data.validation_examples must be below {examples['train']}.")
+            yield f"data.validation_examples must be below {examples['train']}."
         if data.normalization == "weights" and not self.start.file:
-            raise UserError("data.normalization 'weights' needs initial weights (--init-from).")
-        if data.normalization == "imagenet" and info.image_shape[2] != 3:
-            raise UserError("data.normalization 'imagenet' needs RGB images.")
+            yield "data.normalization 'weights' needs initial weights (--init-from)."
+        if data.normalization == "imagenet" and channels != 3:
+            yield f"data.normalization 'imagenet' needs images of 3 channels, got {channels}."
         norm, options = parts(model.norm)
-        batches, ema = self.evaluation.statistics_batches, self.optimizer.ema
         has_averages = "momentum" in constructor_parameters(norm)[0]
-        if batches and not has_averages:
-            raise UserError(f"evaluation.statistics_batches must be 0 for {norm.__name__}.")
-        if ema and has_averages and not batches:
-            need = "evaluation.statistics_batches"
-            raise UserError(f"optimizer.ema with {norm.__name__} needs {need}.")
+        if self.evaluation.statistics_batches and not has_averages:
+            yield f"evaluation.statistics_batches must be 0 for {norm.__name__}."
+        if self.optimizer.ema and has_averages and not self.evaluation.statistics_batches:
+            yield f"optimizer.ema with {norm.__name__} needs evaluation.statistics_batches."
         multiple = self.optimizer.accumulation * (options.get("group_size", 0) or 1)
         if size % multiple:
             factors = "optimizer.accumulation times the BatchNorm group size"
-            raise UserError(f"batch_size must be a multiple of {multiple}, {factors}, got {size}.")
-        (self._check_resident if data.crop is None else self._check_streamed)(info)
-
-    def _check_resident(self, info: DatasetInfo) -> None:
-        data, shape, count = self.data, self.model.input_shape, self.steps * self.batch_size
-        if shape != info.image_shape:
-            raise UserError(
-                f"the images of {info.name} are {info.image_shape}, of the model {shape}: set "
-                "model.input_shape, or a data.crop such as RandomResizedCrop"
-            )
-        # The order of a device-resident set counts images in 31 bits.
-        if count >= 2**31:
-            raise UserError(f"steps x batch_size must be at most {2**31 - 1}, got {count}.")
-        if data.policy is not None or data.repeats != 1 or data.damaged != "stop":
-            raise UserError("data.policy, data.repeats and data.damaged need a data.crop.")
-
-    def _check_streamed(self, info: DatasetInfo) -> None:
-        data, protocol, shape = self.data, self.evaluation.protocol, self.model.input_shape
-        if (channels := info.image_shape[2]) != shape[2]:
-            raise UserError(f"model.input_shape must have {channels} channels, got {shape[2]}.")
+            yield f"batch_size must be a multiple of {multiple}, {factors}, got {size}."
+        if data.crop is None:
+            if shape != info.image_shape:
+                yield (
+                    f"the images of {info.name} are {info.image_shape}, of the model {shape}: set "
+                    "model.input_shape, or a data.crop such as RandomResizedCrop"
+                )
+            # The order of a device-resident set counts images in 31 bits.
+            if (count := self.steps * size) >= 2**31:
+                yield f"steps x batch_size must be at most {2**31 - 1}, got {count}."
+            if protocol or data.policy is not None or data.repeats != 1 or data.damaged != "stop":
+                fields = "evaluation.protocol, data.policy, data.repeats and data.damaged"
+                yield f"{fields} need a data.crop."
+            return
+        if channels != shape[2]:
+            yield f"model.input_shape must have {channels} channels, got {shape[2]}."
         crop = protocols.parse(protocol).crop if protocol else None
         if crop is None:
-            raise UserError(f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}.")
+            yield f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}."
         # Both have constants per pixel.
         if data.normalization in ("pixel_mean", "weights") and shape[:2] != (crop, crop):
-            raise UserError(f"evaluation.protocol must crop to {shape[:2]} for pixel constants.")
+            yield f"evaluation.protocol must crop to {shape[:2]} for pixel constants."
         if data.pad:
-            raise UserError(f"data.pad must be 0 with a data.crop, got {data.pad}.")
+            yield f"data.pad must be 0 with a data.crop, got {data.pad}."
 
 
 # Shared by the recipes in experiments/.
@@ -339,9 +382,7 @@ IMAGENET = Data(
 )
 
 
-def evaluate_every(
-    steps: int, protocol: str = "256/224", statistics_batches: int = 0
-) -> dict[str, Any]:
+def evaluate_every(steps: int, protocol: str = "256/224", statistics_batches: int = 0) -> Fields:
     """Returns the fields ``evaluation`` (on ImageNet) and ``checkpointing`` of an experiment."""
     evaluation = Evaluation(
         every=steps, batch_size=256, protocol=protocol, statistics_batches=statistics_batches
@@ -391,7 +432,7 @@ def restore(annotation: Any, value: Any) -> Any:
         raise UserError(f"{error}. Another version of resnet_jax wrote the run.") from error
 
 
-def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
+def identity(experiment: Experiment, seed: int) -> Fields:
     """Returns the fields that decide every bit of a result, and the seed."""
     start = experiment.start
     # A class of a file is named without its folder, so that a project can be moved.
@@ -402,17 +443,17 @@ def identity(experiment: Experiment, seed: int) -> dict[str, Any]:
     return identity | {"seed": seed}
 
 
-def fingerprint(identity: dict[str, Any]) -> str:
+def fingerprint(identity: Fields) -> str:
     """Returns the sha256 of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def group(identity: dict[str, Any]) -> str:
+def group(identity: Fields) -> str:
     """Returns the fingerprint without the seed."""
     return fingerprint({name: value for name, value in identity.items() if name != "seed"})
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+def differences(ours: object, theirs: object, path: str = "") -> Iterator[str]:
     """Yields ``field: OURS asked for, THEIRS in the run`` for every leaf that differs."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in sorted(ours.keys() | theirs.keys()):

@@ -19,13 +19,12 @@ from resnet_jax.models import norms
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.resnet import Variables
-from resnet_jax.training import program as program_lib
 from resnet_jax.training import sharding
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Start
-from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import TrainState
 from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import KEY, Card, View
@@ -50,7 +49,7 @@ def restore(run: Path, step: int | None = None) -> Restored:
         raise UserError(f"{run} has no checkpoint yet")
     if step == 0 and experiment.start.file:
         raise UserError(f"{run} starts from {experiment.start.file}: give that in place of step 0")
-    program = program_lib.compiled(experiment)
+    program = sharding.compiled(experiment)
     checkpoints = Checkpoints(
         workdir.checkpoints,
         experiment.checkpointing,
@@ -59,7 +58,7 @@ def restore(run: Path, step: int | None = None) -> Restored:
         fingerprint=workdir.read_experiment_file()["fingerprint"],
         read_only=True,
     )
-    like = program.abstract_state, program_lib.abstract_preprocessing(experiment)
+    like = program.abstract_state, sharding.abstract_preprocessing(experiment)
     steps = 0, *checkpoints.steps()
     if step and step not in steps:
         raise UserError(f"{run} has no step {step}, but {', '.join(map(str, steps))}")
@@ -76,7 +75,7 @@ def restore(run: Path, step: int | None = None) -> Restored:
 
 
 def weights_of(source: Path, step: int | None = None) -> Pretrained:
-    """Returns the weights that a run is evaluated with, see ``restore``, or imported weights."""
+    """Returns the evaluated weights of a run, see ``restore``, or imported weights."""
     if not source.exists():
         raise UserError(f"there is neither a run nor a file of weights at {source}")
     if step is None and not is_run(source):
@@ -119,8 +118,8 @@ def start_from(
 ) -> Experiment:
     """Returns the experiment, starting from the weights of a file or a run.
 
-    The weights may differ from the model in image size, dtype, ``FrozenBatchNorm`` and, with
-    ``new_head``, classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm statistics.
+    ``new_head`` allows other classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm
+    statistics.
     """
     weights = weights_of(source)
     if freeze_trunk:

@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 class Workdir:
-    """The files of a run, among them ``result.json``, or ``diverged.json`` with the same fields."""
+    """The files of a run. ``diverged.json`` has the fields of ``result.json``."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -47,13 +47,12 @@ class Workdir:
     def claimed(
         self, experiment: Experiment, seed: int, *, say: Callable[[str], None]
     ) -> Iterator[None]:
-        """Claims the directory, and locks it until process 0 exits or ends. Collective."""
+        """Claims the directory and locks it. Collective."""
         lock = filelock.FileLock(self._lock_file, timeout=0)
 
         def lock_and_claim() -> None:
             self.check(experiment, seed)
-            with _report_errors(self.path):
-                self._acquire(lock, say)
+            self._acquire(lock, say)
             self.claim(experiment, seed)
 
         try:
@@ -69,21 +68,24 @@ class Workdir:
             lock.release()
 
     def _acquire(self, lock: filelock.BaseFileLock, say: Callable[[str], None]) -> None:
-        try:
-            lock.acquire()
-        except filelock.Timeout:
-            holder = "another run"
-            with contextlib.suppress(OSError):
-                process = json.loads(self.environment_file.read_text())["process"]
-                holder += ", process {pid} on {host} since {since}".format(**process)
-            raise UserError(f"{self.path} is in use by {holder}: use another --workdir") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
+        with _report_errors(self.path):
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                holder = "another run"
+                with contextlib.suppress(OSError):
+                    process = json.loads(self.environment_file.read_text())["process"]
+                    holder += ", process {pid} on {host} since {since}".format(**process)
+                raise UserError(
+                    f"{self.path} is in use by {holder}: use another --workdir"
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
+                say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
 
     def claim(self, experiment: Experiment, seed: int) -> None:
-        """Makes the directory this run's; raises UserError as ``check``."""
+        """Writes what the run is; raises UserError as ``check``."""
         self.check(experiment, seed)
         identity = config.identity(experiment, seed)
         run = {"fingerprint": config.fingerprint(identity), "identity": identity}
@@ -92,22 +94,26 @@ class Workdir:
         process = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         with _report_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.experiment_file.exists():
-                write_json(self.experiment_file, run)
-            write_json(self.environment_file, describe() | {"process": process})
+        if not self.experiment_file.exists():
+            write_json(self.experiment_file, run)
+        write_json(self.environment_file, describe() | {"process": process})
 
     def check(self, experiment: Experiment, seed: int) -> None:
         """Raises UserError if the directory holds another experiment or seed, or something else."""
-        if self.experiment_file.exists():
-            ours = config.identity(experiment, seed)
-            theirs = self.read_experiment_file()["identity"]
-            if fields := "\n  ".join(config.differences(ours, theirs)):
-                remedy = "use another --workdir. Fields that differ:"
-                raise UserError(f"{self.path} holds another run: {remedy}\n  {fields}")
-        elif self.path.is_dir() and any(path != self._lock_file for path in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and holds no run: use another --workdir")
+        problem = ""
+        with _report_errors(self.path):
+            if self.experiment_file.exists():
+                ours = config.identity(experiment, seed)
+                theirs = self.read_experiment_file()["identity"]
+                if fields := "\n  ".join(config.differences(ours, theirs)):
+                    remedy = "use another --workdir. Fields that differ:"
+                    problem = f"holds another run: {remedy}\n  {fields}"
+            elif self.path.is_dir() and {*self.path.iterdir()} - {self._lock_file}:
+                problem = "is not empty and holds no run: use another --workdir"
+        if problem:
+            raise UserError(f"{self.path} {problem}")
 
-    def read_experiment_file(self) -> dict[str, Any]:
+    def read_experiment_file(self) -> Record:
         """Returns fingerprint, identity, experiment and seed."""
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json")
@@ -139,32 +145,29 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Workdir, *, step: int):
-        # All processes read before process 0 rewrites the file.
         distributed.wait("records are written")
         self.records = [record for record in workdir.records() if record["step"] <= step]
         distributed.wait("records are read")
         self._file, self._summary = workdir.metrics_file, None
         if distributed.is_first():
-            text = "".join(json.dumps(record) + "\n" for record in self.records)
+            write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.records))
             folder = str(workdir.path / "tensorboard")
             with _report_errors(self._file):
-                write_text(self._file, text)
                 # A bounded queue would block forever on a full disk.
                 self._summary = SummaryWriter(folder, purge_step=step + 1, max_queue=0)
 
     def write(self, record: Record) -> None:
-        """Appends a record."""
         self.records.append(record)
         if self._summary is None:
             return
-        with _report_errors(self._file), self._file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name not in ("step", "split"):
-                self._summary.add_scalar(f"{record['split']}/{name}", value, record["step"])
+        with _report_errors(self._file):
+            with self._file.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in record.items():
+                if name not in ("step", "split"):
+                    self._summary.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
         if self._summary is not None:
             with _report_errors(self._file.parent):
                 self._summary.close()
@@ -179,7 +182,7 @@ def _report_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
 
 
-def _parse(file: Path, text: str) -> dict[str, Any]:
+def _parse(file: Path, text: str) -> Record:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -187,13 +190,14 @@ def _parse(file: Path, text: str) -> dict[str, Any]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all; raises UserError if the file system fails."""
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with _report_errors(path):
+        temporary.write_text(text)
+        temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
@@ -204,43 +208,37 @@ def contents(
     info: DatasetInfo,
     records: list[Record],
     scores: dict[str, exact.Score] | None = None,
-    **values: Any,
-) -> dict[str, Any]:
-    """Returns the contents of ``result.json``, or of ``diverged.json`` without scores.
-
-    Args:
-      scores: of the last step by split.
-      **values: further fields.
-    """
+    **values: object,
+) -> Record:
+    """Returns ``result.json`` for scores of the last step by split; else ``diverged.json``."""
     split = experiment.data.test_split
     test_errors, validation_errors, training_errors = (
         {record["step"]: record["error_percent"] for record in records if record["split"] == name}
         for name in ("test", "validation", "train")
     )
     if scores is None:
-        # A diverged network has an error of 100 %.
         count, training_error, measured = info.examples[split], 100.0, "a network that diverged"
         test = exact.Score(count, math.nan, count, count)
-    elif "train" in scores:
-        measured = "all training images, last step"
-        test, training_error = scores["test"], scores["train"].error_percent
     else:
-        measured = "the last augmented batches"
-        test, training_error = scores["test"], training_errors[max(training_errors)]
+        test, measured = scores["test"], "the last augmented batches"
+        training_error = training_errors[max(training_errors)]
+        if "train" in scores:
+            measured = "all training images, last step"
+            training_error = scores["train"].error_percent
     # The earliest of equal errors, as early stopping would choose.
     steps = sorted(validation_errors.keys() & test_errors)
     selected = min(steps, key=validation_errors.__getitem__, default=None)
     identity = config.identity(experiment, seed)
     return {
         "experiment": experiment.name,
-        # Of the last step: neither the best over training nor selected.
+        # Of the last step.
         "value": test.error_percent,
         "metric": "top-1 error, percent",
         "statistic": "single",
         "split": split,
         "examples": test.examples,
         "top5_error_percent": test.top5_error_percent if info.num_classes > exact.TOP else None,
-        # Selected on the images that it is an error of.
+        # Selected on the test images.
         "best_over_training": min(test_errors.values(), default=100.0),
         # At the step of the lowest validation error.
         "selected_on_validation": None if selected is None else test_errors[selected],
@@ -262,8 +260,8 @@ def contents(
     }
 
 
-def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
-    """Returns the circumstances of a score as named fields."""
+def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
+    """Returns what a comparison of scores has to agree on."""
     data, optimizer, schedule = experiment.data, experiment.optimizer, experiment.schedule
     height, width, _ = experiment.model.input_shape
     view, loss = experiment.evaluation.protocol, experiment.loss
@@ -271,10 +269,10 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> dict[str, Any]:
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
     others = {
-        "optimizer": optimizer.rule if optimizer.rule != "sgd" else "",
+        "optimizer": optimizer.rule.removeprefix("sgd"),
         "clip": optimizer.clip,
         "schedule": "cosine" if schedule.cosine_steps else "",
-        "loss": f"{loss.kind if loss.kind != 'softmax' else ''} {smoothing}".strip(),
+        "loss": f"{loss.kind.removeprefix('softmax')} {smoothing}".strip(),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
     }
     return {
@@ -316,7 +314,7 @@ def _augmentation(data: Data) -> str:
     return ", ".join(filter(None, operations)) or "none"
 
 
-def _normalization(experiment: Experiment) -> dict[str, Any]:
+def _normalization(experiment: Experiment) -> Record:
     norm, options = components.parts(experiment.model.norm)
     fields = {"normalization": norm.__name__}
     if norm is not BatchNorm:
@@ -353,8 +351,10 @@ def commit() -> str | None:
     folder, name = os.path.split(__file__)
 
     def git(*words: str) -> str:
-        options: Any = {"cwd": folder, "text": True, "stderr": subprocess.DEVNULL}
-        return subprocess.check_output(["git", *words], timeout=10, **options).strip()
+        command = ["git", "-C", folder, *words]
+        return subprocess.check_output(
+            command, timeout=10, text=True, stderr=subprocess.DEVNULL
+        ).strip()
 
     try:
         # An installed package inside another repository is not part of it.
@@ -365,7 +365,6 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and ``PACKAGES``."""
     numbers = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -375,8 +374,7 @@ def versions() -> dict[str, str]:
     return numbers
 
 
-def devices() -> dict[str, Any]:
-    """Returns backend, kind and number of devices, and the cores of the host."""
+def devices() -> Record:
     return {
         "backend": jax.default_backend(),
         "kind": jax.devices()[0].device_kind,
@@ -386,11 +384,7 @@ def devices() -> dict[str, Any]:
     }
 
 
-def describe() -> dict[str, Any]:
+def describe() -> Record:
     """Returns commit, versions, devices and platform, for ``environment.json``."""
-    return {
-        "commit": commit(),
-        "versions": versions(),
-        "devices": devices(),
-        "platform": platform.platform(),
-    }
+    known = {"commit": commit(), "versions": versions(), "devices": devices()}
+    return known | {"platform": platform.platform()}

@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,16 @@ import numpy as np
 import optax
 from jax import lax
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+from jax.tree_util import KeyPath
 from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.resnet import Variables
 from resnet_jax.training.config import Loss
+
+Tree = TypeVar("Tree")
 
 
 class TrainState(NamedTuple):
@@ -49,14 +53,14 @@ def create(
     ema: bool = False,
     statistics: bool = False,
 ) -> tuple[Apply, TrainState]:
-    """Returns the network as a function and its state at step 0, under ``jax.jit``."""
+    """Returns the network as a function, and its state at step 0. To be traced."""
     apply, params, batch_stats = architecture.init(jax.random.fold_in(key, 0), execution=execution)
     averages = params if ema else {}, batch_stats if statistics else {}
     opt_state = optimizer.init(params)
     return apply, TrainState(jnp.int32(0), params, batch_stats, opt_state, key, *averages)
 
 
-def digest(tree: Any) -> str:
+def digest(tree: object) -> str:
     """Returns the sha256 over path, dtype, shape and bytes of every leaf. Collective if sharded."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(tree):
@@ -71,13 +75,13 @@ def digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
-def is_stacked(path: Any) -> bool:
-    """Returns whether the array at a path of ``jax.tree`` has blocks along its first axis."""
+def is_stacked(path: KeyPath) -> bool:
+    """Returns whether the array at a path has blocks along its first axis."""
     return any(getattr(key, "key", None) == "stacked" for key in path)
 
 
 def plain(state: TrainState) -> TrainState:
-    """Returns the state with the key as raw numbers, for serialization."""
+    """Returns the state with the key as numbers, for serialization."""
     return state._replace(key=jax.random.key_data(state.key))
 
 
@@ -89,7 +93,6 @@ def from_plain(state: TrainState) -> TrainState:
 def epoch_order(
     key: Key[Array, ""], epoch: Int[Array, ""], examples: int
 ) -> Int[Array, "examples"]:
-    """Returns the permutation of one epoch."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
 
 
@@ -112,20 +115,19 @@ class Batch(NamedTuple):
     """Images with labels: a batch, or a whole device-resident training set."""
 
     images: Shaped[Array, "n h w c"]
-    """uint8 as stored, or float32 normalized and augmented."""
+    """uint8 as stored, or float32 as the network's input."""
     labels: Int32[Array, "n"]
     targets: Float[Array, "n classes"] | None = None
     """Class probabilities of mixed images."""
 
 
 class Metrics(NamedTuple):
-    """Sums over the examples of a batch, and their count."""
+    """Sums over the examples of a batch, apart from the learning rate."""
 
     loss: Float[Array, "..."]
     errors: Int32[Array, "..."]
     examples: Int32[Array, "..."]
     learning_rate: Float[Array, "..."]
-    """Of the step; not a sum."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ class Learning:
     batch_size: int = 0
     streamed: bool = False
     """Data are batches rather than the whole training set."""
-    sharding: jax.sharding.Sharding | None = None
+    sharding: Sharding | None = None
     """Of a batch; None: one device."""
-    whole: jax.sharding.Sharding | None = None
+    whole: Sharding | None = None
     """Of parameters and gradients in use, under fsdp; None: that of the state."""
 
 
@@ -165,7 +167,7 @@ def train_steps(
     if steps > 1:
         return lax.scan(lambda s, i: train_step(s, batch(s.step, i), learning), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
-    indices = jax.tree.map(lambda i: i[0], indices)
+    indices = None if indices is None else indices[0]
     state, metrics = train_step(state, batch(state.step, indices), learning)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
@@ -181,7 +183,6 @@ def _indices(
 
 
 def augmentation_key(key: Key[Array, ""], step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """Returns the augmentation key of a step."""
     return jax.random.fold_in(jax.random.fold_in(key, 2), step)
 
 
@@ -192,7 +193,7 @@ def augment(
     preprocessing: Preprocessing,
     learning: Learning,
 ) -> Batch:
-    """Returns the normalized, augmented, sharded batch; ``indices`` None: of all of ``data``."""
+    """Returns the network's batch, of ``indices`` or of all of ``data``."""
     images, labels, _ = data
     if indices is not None:
         images, labels = images[indices], labels[indices]
@@ -200,7 +201,7 @@ def augment(
     return _constrain(Batch(images, labels, targets), learning.sharding)
 
 
-def _constrain(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+def _constrain(tree: Tree, sharding: Sharding | None) -> Tree:
     return tree if sharding is None else lax.with_sharding_constraint(tree, sharding)
 
 
@@ -210,7 +211,9 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
-    def loss_of(params: Variables, part: Batch, key: Array) -> tuple[Array, tuple[Array, Any]]:
+    def loss_of(
+        params: Variables, part: Batch, key: Array
+    ) -> tuple[Array, tuple[Array, Variables]]:
         logits, batch_stats = learning.apply(
             params, state.batch_stats, part.images, train=True, key=key
         )
@@ -228,14 +231,13 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
     updates, opt_state = learning.optimizer.update(
         gradients, state.opt_state, state.params, error=errors / examples
     )
-    params: Any = optax.apply_updates(state.params, updates)
-    ema: Any = state.ema
+    params, ema = optax.apply_updates(state.params, updates), state.ema
     if learning.ema:
         ema = optax.incremental_update(params, ema, 1 - learning.ema)
     rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
     metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
-    after = state.step + 1, params, batch_stats, opt_state, state.key, ema, state.statistics
-    return TrainState(*after), metrics
+    after: Any = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+    return state._replace(step=state.step + 1, **after), metrics
 
 
 def _accumulated(
@@ -249,13 +251,13 @@ def _accumulated(
         groups = array.reshape(-1, parts, group, *array.shape[1:])
         return groups.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
 
-    def add(totals: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+    def add(totals: Tree, inputs: tuple[Batch, Array]) -> tuple[Tree, None]:
         part, number = inputs
         return jax.tree.map(jnp.add, totals, of_part(part, jax.random.fold_in(key, number))), None
 
     microbatches = jax.tree.map(divided, batch)
     shapes = jax.eval_shape(of_part, jax.tree.map(lambda array: array[0], microbatches), key)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    zeros = optax.tree.zeros_like(shapes)
     totals, _ = lax.scan(add, zeros, (microbatches, jnp.arange(parts)))
     (loss, (errors, batch_stats)), gradients = totals
     return (loss, (errors, jax.tree.map(lambda total: total / parts, batch_stats))), gradients
@@ -296,7 +298,7 @@ def add_batch_moments(
     key = jax.random.fold_in(jax.random.fold_in(state.key, 4), state.step)
     batch_key = jax.random.fold_in(key, number + 1)
     indices = _indices(jax.random.fold_in(key, 0), number, 1, data, learning)
-    indices = jax.tree.map(lambda i: i[0], indices)
+    indices = None if indices is None else indices[0]
     images, *_ = augment(batch_key, data, indices, preprocessing, learning)
     groups = images.reshape(-1, learning.group_size or learning.batch_size, *images.shape[1:])
     params, _ = state.scored()
@@ -310,23 +312,23 @@ def add_batch_moments(
 
 
 def set_statistics(state: TrainState, totals: Variables, count: int) -> TrainState:
-    """Returns the state with the mean and variance over all images of ``count`` batches."""
+    """Sets mean and variance over all images of ``count`` batches."""
     moments = jax.tree.map(lambda total: total / count, totals)
     statistics = _map_variance(moments, lambda mean, var: jnp.maximum(var - mean * mean, 0))
     return state._replace(statistics=statistics)
 
 
-def _map_variance(tree: Any, function: Callable[..., Array]) -> Any:
+def _map_variance(tree: Variables, function: Callable[..., Array]) -> Variables:
     """Replaces ``var`` by a function of ``mean`` and ``var`` in every layer."""
-    if not isinstance(tree, dict):
-        return tree
     if tree.keys() == {"mean", "var"}:
         return tree | {"var": function(**tree)}
-    return {name: _map_variance(inner, function) for name, inner in tree.items()}
+    return {
+        name: _map_variance(inner, function) if isinstance(inner, dict) else inner
+        for name, inner in tree.items()
+    }
 
 
 @jax.jit
 def finite(state: TrainState) -> Array:
-    """Returns whether the state is finite."""
     leaves = jax.tree.leaves(state._replace(key=()))
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))

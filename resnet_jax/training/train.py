@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import itertools
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,28 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from resnet_jax import distributed
-from resnet_jax.data import datasets
+from resnet_jax.data import augment_device, datasets
+from resnet_jax.data import stream as stream_lib
+from resnet_jax.data.augment_device import Preprocessing
+from resnet_jax.data.augment_host import CenterCrop
+from resnet_jax.data.datasets import DatasetInfo, Examples
+from resnet_jax.data.stream import Rows, Stream
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
-from resnet_jax.training import feed, fine_tune, sharding
-from resnet_jax.training import program as program_lib
+from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.config import Experiment
-from resnet_jax.training.feed import Feed
+from resnet_jax.training.config import Experiment, Range
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
-from resnet_jax.training.step import Metrics, digest, finite
+from resnet_jax.training.step import Batch, Metrics, digest, finite
+
+Stop = TypeVar("Stop", bound="Interruption")
+Part = tuple[str, int, int]
+"""Split, first example, number of examples."""
+# Images that measure the constants of a streamed set: the mean is within 1/100 of a deviation.
+_MEASURED = 10_000
+# Those that are decoded concurrently.
+_GROUP = 64
 
 
 class Interruption:
@@ -33,7 +46,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> Any:
+    def __enter__(self: Stop) -> Stop:
         signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -83,18 +96,18 @@ class Profile:
         if self._left <= 0:
             return
         jax.block_until_ready(metrics)
-        if self._running:
-            self._left -= steps
-            if self._left <= 0:
-                self.close()
-        else:
+        if not self._running:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
+        elif (left := self._left - steps) > 0:
+            self._left = left
+        else:
+            self.close()
 
     def close(self) -> None:
         if self._running:
-            jax.profiler.stop_trace()
             self._left, self._running = 0, False
+            jax.profiler.stop_trace()
             self._say(f"profile of the run in {self._folder}")
         elif self._left > 0:
             self._say("no step was profiled: the run has one dispatch, which compiles")
@@ -120,7 +133,7 @@ def train(
     devices: int | None = None,
     fsdp: int = 1,
     profile_steps: int = 0,
-) -> dict[str, Any]:
+) -> Record:
     """Trains an experiment, or continues it, and returns the contents of ``result.json``.
 
     Args:
@@ -135,12 +148,30 @@ def train(
       NonFiniteLoss: the run diverged, now or earlier.
       Interrupted: a signal stopped the run; its state is saved.
     """
+    # JAX ignores higher bits.
+    config.check("seed", Annotated[int, Range(high=2**32)], seed)
+    config.check("profile_steps", int, profile_steps)
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
-    feed.check(experiment, info)
+    _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
-    program = program_lib.compiled(experiment, devices, fsdp)
+    program = sharding.compiled(experiment, devices, fsdp)
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
+    parts = split_parts(experiment, info)
+
+    # A dispatch ends where a record, a score or a checkpoint is due.
+    most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
+    save_every = experiment.checkpointing.every
+    every = max(1, evaluation.every // 10)
+
+    def dispatch(step: int) -> int:
+        ends = (end - step % end for end in (every, evaluation.every, save_every))
+        return min(most, experiment.steps - step, *ends)
+
+    inputs = sharding.abstract_inputs(program, experiment, parts["train"][2])
+    with sharding.report_errors():
+        program.train.eval_shape(*inputs, dispatch(0))
+        program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
         checkpoints = Checkpoints(
@@ -159,7 +190,7 @@ def train(
         # The newest intact checkpoint, or a new state.
         stack.push(_closing(checkpoints))
         restored = checkpoints.restore_newest(
-            program.abstract_state, program_lib.abstract_preprocessing(experiment)
+            program.abstract_state, sharding.abstract_preprocessing(experiment)
         )
         if restored is not None:
             step, state, constants = restored
@@ -169,7 +200,7 @@ def train(
             if weights:
                 state = fine_tune.initial_state(state, experiment, weights)
                 constants = fine_tune.preprocessing(experiment, weights)
-            constants = constants or feed.constants(experiment, info)
+            constants = constants or measure_constants(experiment, info)
         constants = program.put(constants)
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
@@ -177,14 +208,9 @@ def train(
         stack.callback(profile.close)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         result = functools.partial(contents, experiment, seed, info, parameters=parameters)
-        every = max(1, evaluation.every // 10)
         log = _Log(run_dir, result, step, every, batches, checkpoints, progress)
         stack.push(_closing(log))
 
-        # The loop. A dispatch ends where a record, a score or a checkpoint is due.
-        save_every, parts = experiment.checkpointing.every, feed.parts(experiment, info)
-        ends = every, evaluation.every, save_every
-        most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
         scores, saved = dict[str, Score](), step
         progress.start(step, experiment.steps)
         while True:
@@ -207,7 +233,7 @@ def train(
                 try:
                     for name, part in parts.items():
                         if name != "train" or (last and evaluation.training_images):
-                            data = feed.examples(experiment, info, part)
+                            data = _evaluated(experiment, info, part)
                             options = part[2], evaluation.batch_size, between
                             scores[name] = program.score(state, constants, data, *options)
                             log.write_score(step, name, scores[name])
@@ -227,8 +253,7 @@ def train(
                 log.close()
                 checkpoints.wait()
                 return log.finish(scores, digest(state))
-            count = min(most, experiment.steps - step, *(every - step % every for every in ends))
-            batch, started = batches.next(), time.perf_counter()
+            count, batch, started = dispatch(step), batches.next(), time.perf_counter()
             with jax.transfer_guard("disallow"):
                 state, metrics = program.train(state, batch, constants, count)
             step += count
@@ -238,10 +263,145 @@ def train(
             checkpoints.check()
 
 
+def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:
+    """Raises UserError for corrupt files and a low memory bound."""
+    if experiment.data.crop is None:
+        return  # Reading a device-resident set checks it.
+    for split in ("train", experiment.data.test_split):
+        datasets.check(info, split)
+    rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_here())
+    stream_lib.reading_ahead(rows, **vars(experiment.loading))
+    rows[0]
+
+
+def split_parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
+    """Returns ``test``, ``validation`` (if any) and ``train``."""
+    test, held_out = experiment.data.test_split, experiment.data.validation_examples
+    count = info.examples["train"] - held_out
+    validation = {"validation": ("train", count, held_out)} if held_out else {}
+    return {"test": (test, 0, info.examples[test]), **validation, "train": ("train", 0, count)}
+
+
+def _resident(info: DatasetInfo, part: Part) -> Examples:
+    split, first, count = part
+    whole = datasets.read(info, split)
+    if count == info.examples[split]:
+        return whole  # The same array for every run of a process.
+    rows = slice(first, first + count)
+    return Examples(whole.images[rows], whole.labels[rows])
+
+
+def _evaluated(
+    experiment: Experiment, info: DatasetInfo, part: Part
+) -> Examples | Iterable[Examples]:
+    """Returns the images of a part, of a streamed set in batches."""
+    if experiment.data.crop is None:
+        return _resident(info, part)
+    split, first, count = part
+    protocol = protocols.parse(experiment.evaluation.protocol)
+    batch_size = experiment.evaluation.batch_size
+    return protocols.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
+
+
+def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
+    """Returns the training images of a device-resident set."""
+    return _resident(info, split_parts(experiment, info)["train"])
+
+
+def measure_constants(experiment: Experiment, info: DatasetInfo) -> Preprocessing:
+    """Measures the normalization constants, of a streamed set on central crops of some images."""
+    normalization = experiment.data.normalization
+    if experiment.data.crop is None:
+        return augment_device.fit(training_set(experiment, info).images, normalization)
+    size = experiment.model.input_shape[:2]
+    crop = CenterCrop(shorter_side=round(max(size) * 8 / 7))
+    source, (_, _, count) = datasets.encoded(info, "train"), split_parts(experiment, info)["train"]
+
+    def load(index: int) -> np.ndarray | None:
+        try:
+            image = datasets.example(source, info, "train", index)["image"]
+        except UserError:
+            if experiment.data.damaged == "stop":
+                raise
+            return None
+        return crop(image, size, np.random.default_rng(0))
+
+    chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
+    groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
+    loaded = (image for _, group in protocols.ahead(load, groups) for image in group)
+    return augment_device.fit((image for image in loaded if image is not None), normalization)
+
+
+def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
+    """Returns the streamed training images of a seed."""
+    data = experiment.data
+    assert data.crop
+    return Stream(
+        info=info,
+        split="train",
+        examples=split_parts(experiment, info)["train"][2],
+        seed=seed,
+        batch_size=experiment.batch_size,
+        size=experiment.model.input_shape[:2],
+        crop=data.crop,
+        policy=data.policy,
+        repeats=data.repeats,
+        replaces_damaged=data.damaged == "replace",
+    )
+
+
+def _here() -> dict[str, int]:
+    return {"process": jax.process_index(), "processes": jax.process_count()}
+
+
+class Feed:
+    """Training batches on the devices; of a device-resident set, the whole set."""
+
+    replaced = 0
+    """Corrupt images that were replaced."""
+
+    def __init__(self, experiment: Experiment, info: DatasetInfo, mesh: Mesh, seed: int, step: int):
+        self._experiment, self._seed, self._sharding = experiment, seed, sharding.batch(mesh)
+        # Opening a set is slow.
+        self._stream = functools.cache(functools.partial(stream, experiment, info))
+        self._resident = None
+        if experiment.data.crop is None:
+            whole: Any = training_set(experiment, info)
+            whole = Batch(whole.images, whole.labels)
+            self._resident = sharding.put(whole, sharding.replicated(mesh))
+        self._batches = self._read(seed, step, experiment.steps)
+
+    def next(self) -> Batch:
+        return next(self._batches)
+
+    def for_statistics(self, step: int) -> Iterator[Batch]:
+        """Returns the data of ``Program.recompute_statistics`` after ``step`` steps."""
+        count = self._experiment.evaluation.statistics_batches
+        # Other batches than those of the steps.
+        seed = np.random.SeedSequence([self._seed, 1]).generate_state(1)[0]
+        return self._read(int(seed), step * count, (step + 1) * count)
+
+    def close(self) -> None:
+        self._batches.close()
+
+    def _read(self, seed: int, first_step: int, last_step: int) -> Generator[Batch]:
+        if self._resident is not None:
+            yield from itertools.repeat(self._resident, last_step - first_step)
+            return
+        rows = Rows(self._stream(seed), first_step=first_step, last_step=last_step, **_here())
+        put = functools.partial(jax.make_array_from_process_local_data, self._sharding)
+        with contextlib.closing(
+            stream_lib.batches(rows, **vars(self._experiment.loading))
+        ) as batches:
+            for batch in batches:
+                self.replaced += int(batch.replaced.sum())
+                yield Batch(put(batch.images), put(batch.labels))
+
+
 def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
     """Closes at exit, but not after an error in one of several processes: the others wait."""
 
-    def close(_: Any, error: BaseException | None, __: Any) -> None:
+    def close(_: object, error: BaseException | None, __: object) -> None:
         ended = error is None or isinstance(error, Interrupted | NonFiniteLoss | UserError)
         if ended or jax.process_count() == 1:
             resource.close()
@@ -249,29 +409,29 @@ def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
     return close
 
 
-class _Log:
+class _Log(MetricsWriter):
     """Records of a run from its last saved ``step`` on, every ``every`` steps, and its result."""
 
     def __init__(
         self,
         run_dir: Workdir,
-        result: Callable[..., dict[str, Any]],
+        result: Callable[..., Record],
         step: int,
         every: int,
         batches: Feed,
         checkpoints: Checkpoints,
         progress: Progress,
     ):
+        super().__init__(run_dir, step=step)
         self._run_dir, self._result, self._every = run_dir, result, every
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
-        self._writer = MetricsWriter(run_dir, step=step)
         self.pending: tuple[int, Metrics] | None = None
         """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
         self._compile_seconds: float | None = None
         self.restart_rate()
         # As if the sessions of the run were one.
-        seconds = [record.get("seconds", 0.0) for record in self._writer.records]
+        seconds = [record.get("seconds", 0.0) for record in self.records]
         self._started = self._rate_started - max(seconds, default=0.0)
 
     def restart_rate(self) -> None:
@@ -322,24 +482,24 @@ class _Log:
         if self._batches.replaced:
             record["damaged_images_replaced"] = self._batches.replaced
         self._window = []
-        self._write(record)
+        self.write(record)
 
     def write_score(self, step: int, split: str, score: Score) -> None:
         # Unless an earlier session did.
         if split not in self.scores(step):
             record = {"step": step, "split": "train_scored" if split == "train" else split}
             record |= {"loss": score.mean_loss, "error_percent": score.error_percent}
-            self._write(record | {"examples": score.examples})
+            self.write(record | {"examples": score.examples})
 
     def scores(self, step: int) -> set[str]:
         """Returns the splits whose scores of a step are written."""
         return {
             record["split"].removesuffix("_scored")
-            for record in self._writer.records
+            for record in self.records
             if record["step"] == step and "examples" in record
         }
 
-    def finish(self, scores: dict[str, Score], state_digest: str) -> dict[str, Any]:
+    def finish(self, scores: dict[str, Score], state_digest: str) -> Record:
         """Writes ``result.json``. Collective."""
         return self._write_result(
             self._run_dir.result_file,
@@ -355,16 +515,11 @@ class _Log:
         self._write_result(self._run_dir.diverged_file, diverged_at_step=step)
         return NonFiniteLoss(step, self._checkpoints.newest(), what)
 
-    def _write_result(self, file: Path, **values: Any) -> dict[str, Any]:
-        result = self._result(self._writer.records, **values)
-        if distributed.is_first():
-            write_json(file, result)
-        distributed.wait("the result is written")
+    def _write_result(self, file: Path, **values: object) -> Record:
+        result = self._result(self.records, **values)
+        distributed.by_first(lambda: write_json(file, result))
         return result
 
-    def _write(self, record: Record) -> None:
-        self._writer.write(record)
+    def write(self, record: Record) -> None:
+        super().write(record)
         self._progress.update(record)
-
-    def close(self) -> None:
-        self._writer.close()

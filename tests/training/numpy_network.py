@@ -1,6 +1,6 @@
 """A residual network of basic blocks and its training step in NumPy, float64, with gradients derived by hand.
 
-Independent of ``resnet_jax``, JAX and autodiff. Only the nesting of parameters is that of the package: variables of
+Independent of the package and of autodiff. Only the nesting of parameters is that of the package: variables of
 equal neighboring blocks lie along a leading axis. Convolutions are loops over their taps.
 """
 
@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
+
+import oracle
 
 Tree = dict[Any, Any]
 
@@ -18,15 +21,7 @@ RUNNING = 0.9
 
 def conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     """Cross-correlation of (n, h, w, i) with (k, k, i, o), padded by (k - 1) / 2 zeros on every side."""
-    side = (kernel.shape[0] - 1) // 2
-    padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
-    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    out = np.zeros((x.shape[0], height, width, kernel.shape[3]))
-    for a in range(kernel.shape[0]):
-        for b in range(kernel.shape[1]):
-            seen = padded[:, a : a + stride * (height - 1) + 1 : stride, b : b + stride * (width - 1) + 1 : stride]
-            out += seen @ kernel[a, b]
-    return out
+    return oracle.convolved(x, kernel, stride)
 
 
 def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,39 +224,18 @@ class Sgd:
 
 def each(function: Any, *trees: Tree) -> Any:
     """Applies a function to the leaves of trees of one structure."""
-    if not isinstance(trees[0], dict):
-        return function(*trees)
-    assert all(tree.keys() == trees[0].keys() for tree in trees), [sorted(map(str, tree)) for tree in trees]
-    return {key: each(function, *(tree[key] for tree in trees)) for key in trees[0]}
+    return jax.tree.map(function, *trees)
 
 
-def leaves(tree: Tree, path: str = "") -> dict[str, np.ndarray]:
+def leaves(tree: Tree) -> dict[str, np.ndarray]:
     """Returns path -> leaf, paths as ``stages/0/1/stacked/branch/convs/0/kernel``."""
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in leaves(value, f"{path}/{key}" if path else str(key)).items()}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def drawn(shapes: Tree, rng: np.random.Generator) -> Tree:
-    """Parameters of these shapes: kernels around 0, scales and biases around 1."""
-    return unflattened(
-        {path: rng.normal(*((0, 0.5) if path[-1] == "kernel" else (1, 0.3)), shape) for path, shape in paths(shapes).items()}
-    )
+def drawn(arrays: Tree, rng: np.random.Generator) -> Tree:
+    """Parameters like these: kernels around 0, scales and biases around 1."""
 
+    def draw(path: Any, array: Any) -> np.ndarray:
+        return rng.normal(*((0, 0.5) if path[-1].key == "kernel" else (1, 0.3)), array.shape)
 
-def paths(tree: Tree, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
-    """Returns the keys on the way -> leaf."""
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in paths(value, (*path, key)).items()}
-
-
-def unflattened(found: dict[tuple[Any, ...], Any]) -> Tree:
-    """Inverse of ``paths``."""
-    tree: Tree = {}
-    for path, leaf in found.items():
-        inner = tree
-        for key in path[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[path[-1]] = leaf
-    return tree
+    return jax.tree.map_with_path(draw, arrays)

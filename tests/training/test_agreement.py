@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resnet_jax import distributed
-from resnet_jax.errors import UserError
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
 
@@ -89,19 +87,3 @@ def test_failed_save_is_an_error_in_every_process(found: Found) -> None:
         message, steps, names = process["full"]
         assert message.startswith("the checkpoint of step 2 could not be saved: File too large; the newest is that of step 1. ")
         assert (steps, names) == ([2], ["2"])
-
-
-def test_single_process_returns_its_own_values() -> None:
-    """At no cost: nothing is sent."""
-    assert distributed.is_first()
-    distributed.wait("nobody")
-    assert distributed.anyone(True) is True
-    assert distributed.anyone(False) is False
-    text = "±" * 100_000
-    assert distributed.by_first(lambda: text) is text
-
-    def refuse() -> None:
-        raise UserError("no")
-
-    with pytest.raises(UserError, match="no"):
-        distributed.by_first(refuse)

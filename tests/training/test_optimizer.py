@@ -167,53 +167,6 @@ def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[fl
     return found
 
 
-def test_default_schedule_is_the_papers() -> None:
-    """Steps count from 0: 32,000 steps at 0.1, then 16,000 at 0.01, then 0.001; no warm-up, however bad the network is."""
-    for step, rate in ((0, 0.1), (31_999, 0.1), (32_000, 0.01), (47_999, 0.01), (48_000, 0.001), (63_999, 0.001)):
-        assert rates(Schedule(), [1.0], first=step) == pytest.approx([rate], rel=1e-5)
-
-
-def test_two_decays_of_one_step_are_two_decays() -> None:
-    """Shortened schedules can bring them together: 3 steps of He et al.'s schedule decay twice after the second."""
-    found = rates(Schedule(learning_rate=1.0, decay_steps=(2, 2)), [1.0] * 3)
-    assert found == pytest.approx([1, 1, 0.01], rel=1e-5)
-
-
-def test_warmup_by_steps_lasts_exactly_that_many_steps() -> None:
-    """He et al. 2016: 400 of them at 0.01, then 0.1."""
-    schedule = Schedule(warmup_steps=400)
-    assert rates(schedule, [1.0] * 3, first=398) == pytest.approx([0.01, 0.01, 0.1], rel=1e-5)
-    assert rates(schedule, [0.0] * 2) == pytest.approx([0.01, 0.01], rel=1e-5), "however good the network is already"
-
-
-def averages(errors: list[float]) -> list[float]:
-    """The running average of the training error: 0.98 of the old and 0.02 of the new, from 1 on."""
-    found, average = [], 1.0
-    for error in errors:
-        average = 0.98 * average + 0.02 * error
-        found.append(average)
-    return found
-
-
-def test_warmup_until_error_ends_when_the_average_error_falls_below_it() -> None:
-    """He et al. 2015, n=18: 0.01 until the training error is below 80 %; a single good batch is not enough."""
-    errors = [0.9, 0.1, *[0.6] * 40]
-    below = next(step for step, average in enumerate(averages(errors)) if average < 0.8)
-    assert 10 < below < 40, "neither the lucky batch nor never"
-    found = rates(Schedule(warmup_until_error=0.8), errors)
-    assert found == pytest.approx([0.01] * below + [0.1] * (len(errors) - below), rel=1e-5)
-
-
-def test_warmup_that_has_ended_does_not_restart() -> None:
-    """However bad the network gets at the higher rate."""
-    errors = [*[0.0] * 20, *[1.0] * 100]
-    assert averages(errors)[-1] > 0.9
-    found = rates(Schedule(warmup_until_error=0.8), errors)
-    ended = found.index(next(rate for rate in found if rate > 0.05))
-    assert ended == next(step for step, average in enumerate(averages(errors)) if average < 0.8)
-    assert found[ended:] == pytest.approx([0.1] * (len(errors) - ended), rel=1e-5)
-
-
 # Factors by prefixes of paths, and what they come to by whole paths.
 RATES: dict[tuple[tuple[str, float], ...], Any] = {
     (("stages", 0.1), ("stages/1", 0.3)): lambda path: 0.3 if path.startswith("stages/1/") else 0.1 if path.startswith("stages/") else 1.0,
@@ -267,13 +220,6 @@ def test_lars_and_lamb_equal_optax() -> None:
         assert np.abs(found["kernel"] - params["kernel"]).max() > 1e-3
 
 
-def test_lamb_first_step_has_the_norm_of_the_parameter() -> None:
-    """Arithmetic beside optax: without decay, Adam's first update is the gradient's sign; times norm of w over its norm, and the rate."""
-    params, gradient = {"w": jnp.full((2, 8), 3.0)}, {"w": jnp.tile(jnp.array([1e-2, -5.0]), (2, 4))}
-    (updates,), _ = updates_of(optimizer.make(Optimizer(rule="lamb", weight_decay=0.0), CONSTANT), params, lambda _: gradient)
-    np.testing.assert_allclose(updates["w"], np.tile([-0.3 * 3, 0.3 * 3], (2, 4)), rtol=2e-4)
-
-
 def test_stacked_blocks_have_separate_trust_ratios_and_one_norm() -> None:
     """A trust ratio is that of a block's own array; a norm that is clipped is the same however arrays lie."""
     rng = np.random.default_rng(0)
@@ -319,28 +265,40 @@ def test_frozen_parameters_and_rates_work_with_every_rule(small: Any) -> None:
         assert int(optax.tree_utils.tree_get(state, "step")) == 2
 
 
-def test_linear_warmup_rises_from_the_first_step_to_the_rate() -> None:
-    """Goyal et al. 2017, Section 2.2: by as much at every step; the first has the low rate, the step behind the warm-up the full one."""
-    schedule = Schedule(learning_rate=0.5, decay_steps=(6,), warmup_learning_rate=0.1, warmup_steps=4, linear_warmup=True)
-    assert rates(schedule, [1.0] * 8) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.05, 0.05], rel=1e-5)
-
-
-def test_cosine_decays_to_the_final_rate() -> None:
-    """Loshchilov and Hutter 2016, eq. 5: at 0, 1/4, 1/2, 3/4 and 1 of the way; the final rate stays."""
-    schedule = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4)
-    assert rates(schedule, [1.0] * 6) == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2, 0, 0], abs=1e-6)
-    lifted = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4, final_learning_rate=0.2)
-    assert rates(lifted, [1.0] * 6) == pytest.approx([1, 0.2 + 0.4 * (1 + 0.5**0.5), 0.6, 0.2 + 0.4 * (1 - 0.5**0.5), 0.2, 0.2], abs=1e-6)
-
-
-def test_cosine_starts_with_the_run_or_after_the_warmup() -> None:
-    """Eight steps: timm's cosine is at 2 / 8 when a warm-up of 2 ends, torchvision's at its beginning; both end at step 8."""
-    for begin, linear, expected in (
-        ("start", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 8)) / 2 for step in range(2, 8)], 0]),
-        ("warmup", True, [0.2, 0.6, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),
-        ("warmup", False, [0.2, 0.2, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)], 0]),
+def test_schedule_has_the_rates_of_the_papers() -> None:
+    """Steps count from 0; a training error of 1 throughout, so that only steps end the warm-up."""
+    linear: Any = {"warmup_learning_rate": 0.2, "warmup_steps": 2, "linear_warmup": True}
+    half = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(5)]
+    for schedule, first, expected in (
+        # He et al. 2015: 32,000 steps at 0.1, then 16,000 at 0.01, then 0.001. He et al. 2016: 400 steps at 0.01.
+        (Schedule(), 0, [0.1]),
+        (Schedule(), 31_999, [0.1, 0.01]),
+        (Schedule(), 47_999, [0.01, 0.001]),
+        (Schedule(warmup_steps=400), 398, [0.01, 0.01, 0.1]),
+        # A shortened schedule can decay twice at one step.
+        (Schedule(learning_rate=1.0, decay_steps=(2, 2)), 0, [1, 1, 0.01]),
+        # Goyal et al. 2017, Section 2.2: from the low rate at the first step to the full one after the warm-up.
+        (Schedule(learning_rate=1.0, decay_steps=(4,), **linear), 0, [0.2, 0.6, 1.0, 1.0, 0.1]),
+        # Loshchilov and Hutter 2016, eq. 5, and its end.
+        (Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4), 0, [*half, 0]),
+        (
+            Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4, final_learning_rate=0.2),
+            0,
+            [0.2 + 0.8 * rate for rate in (*half, 0)],
+        ),
+        # timm: the warm-up replaces the first steps; torchvision: the cosine follows it.
+        (Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=4, **linear), 0, [0.2, 0.6, *half[2:]]),
+        (Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=6, cosine_from="warmup", **linear), 0, [0.2, 0.6, *half]),
     ):
-        warmup: Any = {"warmup_learning_rate": 0.2, "warmup_steps": 2, "linear_warmup": linear}
-        schedule = Schedule(learning_rate=1.0, decay_steps=(), cosine_steps=8, cosine_from=begin, **warmup)
-        assert rates(schedule, [1.0] * 9) == pytest.approx(expected, abs=1e-6)
-        assert rates(schedule, [1.0], first=100) == pytest.approx([0], abs=1e-6)
+        assert rates(schedule, [1.0] * len(expected), first=first) == pytest.approx(expected, rel=1e-5, abs=1e-6), schedule
+
+
+def test_warmup_until_error_ends_once() -> None:
+    """He et al. 2015, n=18: 0.01 until the average training error is below 80 %. Neither a good batch nor a bad one later counts."""
+    errors = [0.9, 0.1, *[0.6] * 40, *[1.0] * 100]
+    averages = itertools.accumulate(errors, lambda average, error: 0.98 * average + 0.02 * error, initial=1.0)
+    below = next(step for step, average in enumerate(averages) if average < 0.8) - 1
+    assert 10 < below < 40
+    expected = [0.01] * below + [0.1] * (len(errors) - below)
+    assert rates(Schedule(warmup_until_error=0.8), errors) == pytest.approx(expected, rel=1e-5)
+    assert rates(Schedule(warmup_steps=2), [0.0] * 2) == pytest.approx([0.01] * 2), "however good the network is"

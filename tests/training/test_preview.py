@@ -17,7 +17,8 @@ from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
 from resnet_jax.models import Architecture
 from resnet_jax.models.components import component
-from resnet_jax.training import feed, step
+from resnet_jax.training import step
+from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Data, Evaluation, Experiment
 
 PHOTOGRAPHS = Experiment(
@@ -32,7 +33,7 @@ PHOTOGRAPHS = Experiment(
 def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> None:
     """Back to the very bytes that were cropped, with the names of their classes."""
     images, captions = data.images_of_step(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
-    rows = Rows(feed.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
+    rows = Rows(train_lib.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
     names = datasets.class_names(photographs)
     for number in range(5):
         assert np.abs(images[number] * 255 - rows[number].images).max() < 0.01

@@ -14,15 +14,14 @@ from numpy_network import conv, drawn, each, forward_backward, leaves, predict
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError
 from resnet_jax.models.components import component
-from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.studies import score as score_lib
-from resnet_jax.training import fine_tune, program
+from resnet_jax.training import fine_tune, sharding
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.program import Program
 from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, TrainState
 from resnet_jax.training.train import train
 
@@ -60,14 +59,14 @@ def trained(compiled: Program, seed: int = 6, step: int = 7) -> TrainState:
     """A state with every parameter and running statistic drawn by NumPy; the average is another network."""
     rng = np.random.default_rng(seed)
     initial = compiled.init(jax.random.key(3))
-    params, ema = (each(jnp.float32, drawn(each(lambda leaf: leaf.shape, initial.params), rng)) for _ in range(2))
+    params, ema = (each(jnp.float32, drawn(initial.params, rng)) for _ in range(2))
     batch_stats = each(lambda leaf: jnp.float32(rng.uniform(0.5, 2, leaf.shape)), initial.batch_stats)
     state = initial._replace(step=jnp.int32(step), params=params, batch_stats=batch_stats, ema=ema if initial.ema else {})
     return jax.device_put(state, compiled.abstract_state.step.sharding)
 
 
 def settled(experiment: Experiment, digits: Examples, *, devices: int = 1, **replaced: Any) -> TrainState:
-    compiled = program.compiled(experiment, devices)
+    compiled = sharding.compiled(experiment, devices)
     return recomputed(compiled, trained(compiled)._replace(**replaced), digits, experiment.evaluation.statistics_batches)
 
 
@@ -102,7 +101,7 @@ def test_statistics_of_one_batch_are_those_of_every_layer_in_numpy(tiny: Experim
 
 def test_recomputing_changes_only_the_statistics(tiny: Experiment, digits: Examples) -> None:
     """Moving averages stay, and neither they nor earlier precise statistics have an effect."""
-    compiled = program.compiled(variant(tiny), 1)
+    compiled = sharding.compiled(variant(tiny), 1)
     before = trained(compiled)
     expected = step_lib.digest(before._replace(statistics={}))
     after = recomputed(compiled, before, digits)
@@ -128,25 +127,9 @@ def test_statistics_are_a_function_of_key_and_step(tiny: Experiment, digits: Exa
     assert len(set(bits.values())) == 4
 
 
-def test_statistics_belong_to_the_average_where_there_is_one(tiny: Experiment, digits: Examples) -> None:
-    state = settled(variant(tiny, ema=0.9), digits)
-    kernels = [np.asarray(tree["stem"]["conv"]["kernel"], np.float64) for tree in (state.ema, state.params)]
-    ours: Any = state.statistics["stem"]["after"]["layers"][0]
-    theirs = [conv(doubles(digits.images), kernel, 1).mean(axis=(0, 1, 2)) for kernel in kernels]
-    np.testing.assert_allclose(ours["mean"], theirs[0], rtol=0, atol=1e-5)
-    assert np.abs(theirs[0] - theirs[1]).max() > 1e-2
-
-
-def test_recomputing_without_batches_returns_the_state(tiny: Experiment, digits: Examples) -> None:
-    compiled = program.compiled(variant(tiny, batches=0), 1)
-    before = trained(compiled)
-    assert recomputed(compiled, before, digits, 0) is before
-    assert before.statistics == {}
-
-
 def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Examples) -> None:
     """Trained parameters or moving averages would give another loss. Errors are exact."""
-    compiled = program.compiled(variant(tiny, ema=0.9), 1)
+    compiled = sharding.compiled(variant(tiny, ema=0.9), 1)
     state = recomputed(compiled, trained(compiled), digits)
     score = compiled.score(state, PREPROCESSING, digits, IMAGES, 72)
     wrong = {}
@@ -161,23 +144,6 @@ def test_score_uses_averages_and_precise_statistics(tiny: Experiment, digits: Ex
     assert score.errors == wrong["scored"][0]
     assert score.loss == pytest.approx(wrong["scored"][1], rel=1e-4)
     assert all(abs(wrong["scored"][1] - wrong[other][1]) > 1e-2 * wrong["scored"][1] for other in ("trained", "moving"))
-
-
-def test_average_follows_its_recursion(tiny: Experiment, digits: Examples) -> None:
-    """ema = 0.9 ema + 0.1 params after every step, from the initial parameters on; one dispatch of several steps does the same."""
-    compiled = program.compiled(variant(tiny, ema=0.9), 1)
-    data = compiled.put((Batch(digits.images, digits.labels), PREPROCESSING))
-    current = compiled.init(jax.random.key(1))
-    expected = each(lambda leaf: np.asarray(leaf, np.float64), current.params)
-    for _ in range(4):
-        current, _ = compiled.train(current, *data, 1)
-        expected = each(lambda e, p: 0.9 * e + 0.1 * np.asarray(p, np.float64), expected, current.params)
-    for path, leaf in leaves(expected).items():
-        np.testing.assert_allclose(leaves(current.ema)[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
-        assert np.abs(leaf - np.asarray(leaves(current.params)[path])).max() > 0
-    together, _ = compiled.train(compiled.init(jax.random.key(1)), *data, 4)
-    for path, leaf in leaves(together.ema).items():
-        np.testing.assert_allclose(leaf, leaves(current.ema)[path], rtol=0, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.slow
@@ -197,16 +163,3 @@ def test_run_saves_and_scores_its_averages(tiny: Experiment, digits_dir: str, tm
     assert plain["protocol"]["parameters"] == "last step"
     losses = [[r["loss"] for r in Workdir(tmp_path / name).records() if r["split"] == "train"] for name in ("plain", "run")]
     assert losses[0] == losses[1]
-
-
-def test_impossible_averages_are_rejected_before_anything_is_written(tiny: Experiment, digits_dir: str, tmp_path: Path, told: Told) -> None:
-    for fields in (
-        {"ema": 0.9, "batches": 0},
-        {"ema": 1.0},
-        {"batches": -1},
-        {"norm": component(GroupNorm, num_groups=2)},
-        {"norm": component(BatchNorm, group_size=16)},
-    ):
-        with pytest.raises(UserError):
-            train(variant(tiny, **fields), 0, tmp_path / "run", progress=told, data_dir=digits_dir, devices=1)
-    assert list(tmp_path.iterdir()) == []

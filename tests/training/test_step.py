@@ -1,9 +1,8 @@
-"""Training steps against NumPy, and against other numbers of devices and steps per dispatch."""
+"""State and training step against NumPy, and digests of states."""
 
-import copy
 import dataclasses
 import functools
-import types
+import itertools
 from typing import Any
 
 import jax
@@ -14,12 +13,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
 from resnet_jax.data import augment_device, datasets
-from resnet_jax.kernels import batch_norm
-from resnet_jax.models import Apply, Architecture, Execution, resnet
+from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training import optimizer, program, sharding, step
-from resnet_jax.training.config import Experiment, Optimizer, Schedule
-from resnet_jax.training.program import Program
+from resnet_jax.training import optimizer, sharding, step
+from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
@@ -29,8 +27,8 @@ TX = optimizer.make(Optimizer(momentum=MOMENTUM, weight_decay=DECAY), Schedule(l
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def apply_and_shapes(architecture: Architecture = ARCHITECTURE, execution: Execution = Execution()) -> tuple[Apply, Any, Any]:
-    return jax.eval_shape(lambda: architecture.init(jax.random.key(0), execution=execution))
+def apply_and_shapes(execution: Execution = Execution()) -> tuple[Apply, Any, Any]:
+    return jax.eval_shape(lambda: ARCHITECTURE.init(jax.random.key(0), execution=execution))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +36,7 @@ def start() -> tuple[dict, dict]:
     """Parameters and running statistics drawn by NumPy: no scale is 1, no bias 0, no statistic at its initial value."""
     rng = np.random.default_rng(1)
     _, params, batch_stats = apply_and_shapes()
-    shapes = each(lambda s: s.shape, params), each(lambda s: s.shape, batch_stats)
-    return drawn(shapes[0], rng), each(lambda shape: rng.uniform(0.5, 2, size=shape), shapes[1])
+    return drawn(params, rng), each(lambda leaf: rng.uniform(0.5, 2, size=leaf.shape), batch_stats)
 
 
 def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,28 +88,18 @@ def test_numpy_reference_agrees_with_finite_differences(start: tuple[dict, dict]
     assert checked >= 40
 
 
-def two_steps_from(start: tuple[dict, dict], architecture: Architecture, execution: Execution) -> list[tuple[TrainState, Metrics]]:
-    """The states after one and two steps of ``train_step``, in the precision of the architecture, and their metrics."""
-    dtype = jnp.dtype(architecture.dtype)
-    apply, _, _ = apply_and_shapes(architecture, execution)
-    params, batch_stats = (each(lambda leaf: jnp.asarray(leaf, dtype), tree) for tree in start)
+def two_steps(start: tuple[dict, dict], execution: Execution) -> list[tuple[TrainState, Metrics]]:
+    """The states after one and two steps of ``train_step``, and their metrics."""
+    apply, _, _ = apply_and_shapes(execution)
+    params, batch_stats = (each(jnp.float32, tree) for tree in start)
     state = TrainState(jnp.int32(0), params, batch_stats, TX.init(params), jax.random.key(0), {}, {})
     train = jax.jit(lambda s, b: step.train_step(s, b, Learning(apply, TX)), compiler_options=QUICK)
     found = []
     for index in range(2):
         images, labels = batch(index)
-        state, metrics = train(state, Batch(jnp.asarray(images, dtype), jnp.int32(labels)))
+        state, metrics = train(state, Batch(jnp.float32(images), jnp.int32(labels)))
         found.append((state, metrics))
     return found
-
-
-@pytest.fixture(
-    scope="module",
-    params=[Execution(blocks="loop", kernels="plain"), Execution(blocks="scan", kernels="cpu")],
-    ids=["loop, plain gradients", "scan, explicit gradients"],
-)
-def two_steps(request: pytest.FixtureRequest, start: tuple[dict, dict]) -> list[tuple[TrainState, Metrics]]:
-    return two_steps_from(start, ARCHITECTURE, request.param)
 
 
 def momentum(state: TrainState) -> dict:
@@ -127,10 +114,11 @@ def assert_close(ours: dict, theirs: dict, rtol: float) -> None:
         np.testing.assert_allclose(np.asarray(ours[path], np.float64), expected, rtol=0, atol=rtol * np.abs(expected).max(), err_msg=path)
 
 
-def test_two_steps_equal_numpy(two_steps: list[tuple[TrainState, Metrics]], reference: Reference, start: tuple[dict, dict]) -> None:
+@pytest.mark.parametrize("execution", [Execution(blocks="loop", kernels="plain"), Execution(blocks="scan", kernels="cpu")], ids=str)
+def test_two_steps_equal_numpy(execution: Execution, reference: Reference, start: tuple[dict, dict]) -> None:
     """Sums of losses and errors, gradients, momentum, parameters, and running statistics (0.9 of the old, 0.1 of the new, biased)."""
-    before = start[0]
-    for index, (state, metrics) in enumerate(two_steps):
+    before, steps = start[0], two_steps(start, execution)
+    for index, (state, metrics) in enumerate(steps):
         expected = reference.passes[index]
         assert float(metrics.loss) == pytest.approx(expected.loss, rel=1e-5)
         assert (int(metrics.errors), int(metrics.examples), int(state.step)) == (expected.errors, BATCH, index + 1)
@@ -144,28 +132,8 @@ def test_two_steps_equal_numpy(two_steps: list[tuple[TrainState, Metrics]], refe
         difference = each(lambda after, before: np.asarray(after, np.float64) - before, state.params, before)
         assert_close(difference, each(np.subtract, reference.params[index], before), 1e-4)
     # The momentum after the first step is the gradient plus the decayed weights.
-    gradients = each(lambda v, w: np.asarray(v, np.float64) - DECAY * w, momentum(two_steps[0][0]), before)
+    gradients = each(lambda v, w: np.asarray(v, np.float64) - DECAY * w, momentum(steps[0][0]), before)
     assert_close(gradients, reference.passes[0].gradients, 5e-5)
-
-
-def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal to twelve digits before the first update, to seven after it: the learning
-    rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
-    """
-    architecture = copy.copy(ARCHITECTURE)
-    object.__setattr__(architecture, "dtype", "float64")  # not by replace: no experiment may ask for it
-    for module in (batch_norm, resnet):
-        monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
-    with jax.enable_x64(True):
-        (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))
-        assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
-        assert float(first.loss) == pytest.approx(reference.passes[0].loss, rel=1e-12)
-        assert_close(before.batch_stats, reference.passes[0].batch_stats, 1e-12)
-        assert_close(momentum(before), reference.velocity[0], 1e-12)
-        assert float(second.loss) == pytest.approx(reference.passes[1].loss, rel=1e-7)
-        assert_close(momentum(state), reference.velocity[1], 2e-7)
-        assert_close(state.params, reference.params[1], 2e-7)
-        assert_close(state.batch_stats, reference.passes[1].batch_stats, 2e-7)
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +149,7 @@ def digits(digits_dir: str) -> datasets.Examples:
 
 @pytest.fixture(scope="module")
 def one_device(narrow: Experiment) -> Program:
-    return program.compiled(narrow, 1)
+    return sharding.compiled(narrow, 1)
 
 
 def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
@@ -192,23 +160,6 @@ def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: 
         state, more = found.train(state, *data, count)
         metrics.append(jax.device_get(more))
     return state, metrics
-
-
-def test_eight_devices_equal_one(narrow: Experiment, one_device: Program, digits: datasets.Examples) -> None:
-    """Parameters, statistics and momentum after 3 steps within 1e-5; 5 of the 40 images on each device, BatchNorm over all of them."""
-    eight_devices = program.compiled(narrow, 8)
-    assert one_device.mesh.size == 1
-    assert eight_devices.mesh.size == 8
-    one, metrics_one = trained(one_device, digits, [1, 1, 1])
-    eight, metrics_eight = trained(eight_devices, digits, [1, 1, 1])
-    assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
-    for ours, theirs in ((eight.params, one.params), (eight.batch_stats, one.batch_stats), (momentum(eight), momentum(one))):
-        np.testing.assert_allclose(ravel_pytree(ours)[0], ravel_pytree(theirs)[0], rtol=0, atol=1e-5)
-    for ours, theirs in zip(metrics_eight, metrics_one, strict=True):
-        assert (ours.errors, ours.examples) == (theirs.errors, theirs.examples)
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
-    moved = np.abs(ravel_pytree(one.params)[0] - ravel_pytree(one_device.init(jax.random.key(3)).params)[0]).max()
-    assert moved > 1e-2, "the tolerance means something only where parameters move further than it"
 
 
 def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: datasets.Examples) -> None:
@@ -266,41 +217,118 @@ def test_augmentation_differs_between_images_and_steps(digits: datasets.Examples
     assert all(len({image.tobytes() for image in images}) > 20 for images in found)
 
 
-def test_images_of_a_step_are_normalized_examples(digits: datasets.Examples) -> None:
-    """Without augmentation: every image shown is one of the set's minus the mean image, and none is shown twice within an epoch."""
-    preprocessing = augment_device.fit(digits.images, "pixel_mean")
-    (shown,) = seen(digits, 1, first=[3], pad=0, flip=False, preprocessing=preprocessing)
-    mean = digits.images.mean(axis=0, dtype=np.float64) / 255
-    pixels = np.rint((shown.astype(np.float64) + mean) * 255).astype(np.uint8)
-    np.testing.assert_allclose(shown, pixels / 255 - mean, rtol=0, atol=1e-6)
-    places = [np.flatnonzero((digits.images == image).all(axis=(1, 2, 3))) for image in pixels]
-    assert all(len(place) for place in places)
-    assert len({int(place[0]) for place in places}) == 40
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(scale=3, size=(6, 5))
+LABELS, OTHERS = np.array([0, 1, 2, 3, 4, 0]), np.array([1, 1, 0, 4, 2, 3])
+ONE_HOT = np.eye(5)[LABELS]
+# As mixing makes them: shares of two classes, or all of one where an image met its own class.
+SHARES = np.array([1.0, 0.3, 0.85, 0.5, 0.1, 0.75])[:, None]
+MIXED = SHARES * ONE_HOT + (1 - SHARES) * np.eye(5)[OTHERS]
 
 
-def test_accumulation_applies_the_network_to_one_microbatch_at_a_time(digits: datasets.Examples) -> None:
-    """Three microbatches of 8 images have each of 24 images once, in whole groups of 4."""
-    seen = []
+def softmax(targets: np.ndarray) -> np.ndarray:
+    """- sum t log p."""
+    exponentials = np.exp(LOGITS)
+    return -(targets * np.log(exponentials / exponentials.sum(axis=1, keepdims=True))).sum(axis=1)
 
-    @dataclasses.dataclass(frozen=True)
-    class Counting(Apply):
-        def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool, **_: Any) -> tuple[jax.Array, Any]:
-            del train
-            jax.debug.callback(lambda part: seen.append(part), images[:, 0, 0, 0])
-            return jnp.zeros((images.shape[0], 10)) * params["w"], batch_stats
 
-    params = {"w": jnp.float32(1)}
-    state = TrainState(jnp.int32(0), params, {}, TX.init(params), jax.random.key(0), {}, {})
-    images = jnp.broadcast_to(jnp.arange(24.0)[:, None, None, None], (24, 8, 8, 1))
-    learning = Learning(Counting(apply_and_shapes()[0].graphdef), TX, accumulation=3, group_size=4)
-    _, metrics = step.train_step(state, Batch(images, jnp.zeros(24, jnp.int32)), learning)
-    jax.effects_barrier()
-    parts = [np.asarray(part).astype(int).tolist() for part in seen]
-    assert [len(part) for part in parts] == [8, 8, 8]
-    together = np.concatenate(parts)
-    assert sorted(together) == list(range(24))
-    groups = together.reshape(6, 4)
-    np.testing.assert_array_equal(groups, groups[:, :1] + np.arange(4))
-    assert set(groups[:, 0] % 4) == {0}
-    assert int(metrics.examples) == 24
-    assert float(metrics.loss) == pytest.approx(24 * np.log(10), rel=1e-5)
+def binary(targets: np.ndarray) -> np.ndarray:
+    """- mean of t log s + (1 - t) log (1 - s)."""
+    yes = 1 / (1 + np.exp(-LOGITS))
+    return -(targets * np.log(yes) + (1 - targets) * np.log(1 - yes)).mean(axis=1)
+
+
+def timm_smoothed(targets: np.ndarray, smoothing: float) -> np.ndarray:
+    """timm's ``mixup_target``: the shares of two one-hot targets with these values for on and off."""
+    off = smoothing / 5
+    return targets * (1 - smoothing + off) + (1 - targets) * off
+
+
+def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
+    batch = Batch(jnp.zeros((6, 1, 1, 1)), jnp.int32(LABELS), None if targets is None else jnp.float32(targets))
+    return np.asarray(step.losses(jnp.float32(LOGITS), batch, Loss(**fields)))
+
+
+def test_losses_equal_numpy() -> None:
+    """Labels and mixed targets; smoothing after mixing is mixing smoothed targets."""
+    for (kind, expected), smoothing in itertools.product((("softmax", softmax), ("binary", binary)), (0.0, 0.1)):
+        for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
+            found = of(targets, kind=kind, smoothing=smoothing)
+            assert found.shape == (6,)
+            np.testing.assert_allclose(found, expected(timm_smoothed(shares, smoothing)), rtol=1e-5)
+
+
+def test_targets_above_the_threshold_count_as_one() -> None:
+    """Half a target is not above 0.5. timm smooths first: with e = 0.1 a share of 0.21 is 0.9 x 0.21 + 0.02 = 0.209."""
+    for threshold in (0.0, 0.2, 0.5):
+        expected = np.where(threshold < MIXED, 1.0, 0.0)
+        np.testing.assert_allclose(of(MIXED, kind="binary", threshold=threshold), binary(expected), rtol=1e-5)
+    targets = np.zeros((6, 5))
+    targets[:, 0], targets[:, 1] = 0.79, 0.21
+    both = np.zeros((6, 5))
+    both[:, :2] = 1
+    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2), binary(both), rtol=1e-5)
+    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2095), binary(np.eye(5)[[0] * 6]), rtol=1e-5)
+    np.testing.assert_allclose(of(targets, kind="binary", threshold=0.2095), binary(both), rtol=1e-5)
+
+
+def small(seed: int = 0) -> TrainState:
+    rng = np.random.default_rng(seed)
+    params = {"conv": {"kernel": np.float32(rng.normal(size=(2, 3)))}, "norm": {"scale": np.float32(rng.normal(size=3))}}
+    opt_state = ((), jax.tree.map(lambda p: 3 * p, params), (np.int32(7), np.float32(0.1), np.bool_(True)))
+    stats = [{"norm": {"mean": np.float32(rng.normal(size=3))}} for _ in range(2)]
+    ema = jax.tree.map(lambda p: 0.5 * p, params)
+    return TrainState(np.int32(7), params, stats[0], opt_state, jax.random.key(seed), ema, stats[1])
+
+
+def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
+    """``small()`` with one of its leaves, the key being its two numbers, exchanged."""
+    leaves, treedef = jax.tree.flatten(step.plain(small()))
+    leaves[index] = leaf
+    return step.from_plain(jax.tree.unflatten(treedef, leaves))
+
+
+def test_digest_changes_with_any_single_bit() -> None:
+    """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
+    digests = {step.digest(small())}
+    bits = 0
+    for index, leaf in enumerate(jax.tree.leaves(step.plain(small()))):
+        content = np.asarray(leaf).tobytes()
+        dtype = np.asarray(leaf).dtype
+        for bit in range(8 * len(content) if dtype != np.bool_ else 1):
+            changed = bytearray(content)
+            changed[bit // 8] ^= 1 << bit % 8
+            digests.add(step.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
+            bits += 1
+    assert bits > 1100
+    assert len(digests) == bits + 1
+
+
+def test_digest_of_equal_states_is_equal_on_any_devices() -> None:
+    """In NumPy, on one device, on eight."""
+    expected = step.digest(small())
+    assert len(expected) == 64
+    for devices in (1, 8):
+        placed = jax.device_put(small(), sharding.replicated(sharding.make(devices)))
+        assert len(placed.params["norm"]["scale"].sharding.device_set) == devices
+        assert step.digest(placed) == expected
+
+
+def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
+    for other in (
+        small()._replace(params={"conv": small().params["conv"], "other": small().params["norm"]}),
+        small()._replace(params=jax.tree.map(lambda p: p.view(np.int32), small().params)),
+        small()._replace(params=jax.tree.map(lambda p: p.reshape(-1, 3, 1), small().params)),
+        small()._replace(step=np.array([7], np.int32)),
+    ):
+        bytes_of = [b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(step.plain(each))) for each in (other, small())]
+        assert bytes_of[0] == bytes_of[1]
+        assert step.digest(other) != step.digest(small())
+
+
+def test_scored_prefers_average_and_precise_statistics() -> None:
+    full = small()
+    assert full.scored() == (full.ema, full.statistics)
+    assert full._replace(ema={}).scored() == (full.params, full.statistics)
+    assert full._replace(statistics={}).scored() == (full.ema, full.batch_stats)
+    assert full._replace(ema={}, statistics={}).scored() == (full.params, full.batch_stats)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import jax
 import numpy as np
 import pytest
 from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
-from resnet_jax.models import StochasticDepth
+from resnet_jax.models import Execution, StochasticDepth
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
-from resnet_jax.models.norms import GroupNorm
-from resnet_jax.training import program
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.shortcuts import ExclusiveGating, NoShortcut
+from resnet_jax.training import sharding
 from resnet_jax.training import train as train_lib
-from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Optimizer
+from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Loss, Optimizer
 from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.train import train
+from resnet_jax.training.train import Interruption, train
 
 from conftest import Told
 
@@ -181,13 +182,18 @@ def test_steps_per_dispatch_change_nothing_beyond_rounding(tiny: Experiment, run
 
 def wrapping(monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
     """Replaces ``Program.train`` by ``wrap(train, state, data, constants, steps)``."""
-    compiled = program.compiled
+    compiled = sharding.compiled
 
-    def wrapped(*args: Any, **options: Any) -> program.Program:
-        made = compiled(*args, **options)
-        return dataclasses.replace(made, train=lambda *inputs: wrap(made.train, *inputs))
+    def wrapped(*args: Any, **options: Any) -> sharding.Program:
+        made: Any = compiled(*args, **options)
 
-    monkeypatch.setattr(program, "compiled", wrapped)
+        def train(*inputs: Any) -> Any:
+            return wrap(made.train, *inputs)
+
+        train.eval_shape = made.train.eval_shape  # pyright: ignore[reportFunctionMemberAccess]
+        return dataclasses.replace(made, train=train)
+
+    monkeypatch.setattr(sharding, "compiled", wrapped)
 
 
 def test_rates_are_right_where_dispatches_block(
@@ -236,11 +242,27 @@ def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path,
             run(tiny, folder)
 
 
+class Raising(NoShortcut):
+    """A user's shortcut with an error."""
+
+    def __call__(self, x: Any, branch: Any) -> Any:
+        raise RuntimeError("mine")
+
+
+class Empty(NoShortcut):
+    def __call__(self, x: Any, branch: Any) -> Any:
+        return None
+
+
 def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, run: Run, tmp_path: Path) -> None:
     def model(**fields: Any) -> Experiment:
         return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **fields))
 
     for experiment in (
+        model(shortcut=Raising),
+        model(shortcut=Empty),
+        model(norm=component(BatchNorm, group_size=-1)),
+        dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, color=Raising)),
         dataclasses.replace(tiny, batch_size=12),  # not a multiple of 8 devices
         dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
         model(num_classes=7),
@@ -255,40 +277,35 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
     ):
         with pytest.raises(UserError):
             run(experiment, tmp_path / "run", devices=8)
+    with pytest.raises(UserError, match=rf"^the experiment cannot be traced: RuntimeError: mine \({__file__}:\d+\)$"):
+        run(model(shortcut=Raising), tmp_path / "run")
+    # JAX has the same key for seeds that differ in higher bits.
+    for seed in (-1, 2**32, 10**20):
+        with pytest.raises(UserError, match=rf"^seed must be .*, got {seed}\."):
+            train(tiny, seed, tmp_path / "run", progress=Told())
+    with pytest.raises(UserError, match="^profile_steps must be at least 0, got -1"):
+        run(tiny, tmp_path / "run", profile_steps=-1)
     assert not (tmp_path / "run").exists()
 
 
 def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experiment) -> None:
     """Name, data set, length and evaluation do not matter, nor the initialization of gates."""
-    from resnet_jax.models.shortcuts import ExclusiveGating, Scaled
-
-    compiled = program.compiled(tiny, 1)
-    other = dataclasses.replace(
-        tiny,
-        name="other",
-        steps=99,
-        evaluation=Evaluation(every=7),
-        checkpointing=Checkpointing(every=3),
-        data=dataclasses.replace(tiny.data, name="x"),
+    compiled = sharding.compiled(tiny, 1)
+    data = dataclasses.replace(tiny.data, name="x")
+    other = dataclasses.replace(tiny, name="other", steps=99, evaluation=Evaluation(every=7), data=data)
+    assert (sharding.compiled(other, 1).train, sharding.compiled(other, 1).init) == (compiled.train, compiled.init)
+    for fields in ({"batch_size": 8}, {"loss": Loss(smoothing=0.1)}, {"execution": Execution(blocks="loop")}):
+        assert sharding.compiled(dataclasses.replace(tiny, **fields), 1).train is not compiled.train
+    assert sharding.compiled(tiny, 8).train is not compiled.train
+    six, seven = (
+        sharding.compiled(
+            dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=component(ExclusiveGating, bias=bias))), 1
+        )
+        for bias in (-6.0, -7.0)
     )
-    assert (program.compiled(other, 1).train, program.compiled(other, 1).init) == (compiled.train, compiled.init)
-    for changed in (
-        dataclasses.replace(tiny, batch_size=8),
-        dataclasses.replace(tiny, loss=dataclasses.replace(tiny.loss, smoothing=0.1)),
-        dataclasses.replace(tiny, execution=dataclasses.replace(tiny.execution, blocks="loop")),
-    ):
-        assert program.compiled(changed, 1).train is not compiled.train
-    assert program.compiled(tiny, 8).train is not compiled.train
-
-    def with_shortcut(shortcut: Any) -> program.Program:
-        return program.compiled(dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=shortcut)), 1)
-
-    six, seven = (with_shortcut(component(ExclusiveGating, bias=bias)) for bias in (-6.0, -7.0))
     assert six.train is seven.train
     biases = [leaf for path, leaf in jax.tree.leaves_with_path(seven.init(jax.random.key(0)).params) if "gate_bias" in str(path)]
-    assert biases
-    assert all(np.unique(leaf).tolist() == [-7.0] for leaf in biases)
-    assert with_shortcut(component(Scaled, shortcut=0.5)).train is not with_shortcut(component(Scaled, shortcut=0.25)).train
+    assert {float(value) for leaf in biases for value in np.unique(leaf)} == {-7.0}
 
 
 def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
@@ -298,3 +315,45 @@ def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path
     (tmp_path / "run" / "result.json").unlink()
     run(tiny, tmp_path / "run", told, profile_steps=2)
     assert "no step was profiled" in told.messages[-1]
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.fixture
+def reached() -> Iterator[list[int]]:
+    """Signals that reach handlers of our own beneath."""
+    found: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in SIGNALS}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_first_signal_is_recorded_and_a_later_ctrl_c_raises(reached: list[int]) -> None:
+    """A scheduler that repeats its signal does not end the save."""
+    for first in SIGNALS:
+        for second in SIGNALS:
+            reached.clear()
+            with Interruption() as interruption:
+                assert interruption.requested == 0
+                os.kill(os.getpid(), first)
+                assert (interruption.requested, reached) == (first, [])
+                os.kill(os.getpid(), second)
+                assert (interruption.requested, reached) == (first, [second] * (second == signal.SIGINT))
+
+
+def test_earlier_handlers_are_restored(reached: list[int]) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    for error in (None, RuntimeError("diverged")):
+        try:
+            with Interruption():
+                assert [signal.getsignal(number) for number in SIGNALS] != before
+                os.kill(os.getpid(), signal.SIGINT)
+                if error:
+                    raise error
+        except RuntimeError:
+            assert error
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert reached == [signal.SIGTERM]

@@ -10,8 +10,8 @@ from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, program
-from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training import sharding, step
+from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import TrainState
 
@@ -30,10 +30,10 @@ def grouped(tiny: Experiment) -> Experiment:
 
 
 def trained(experiment: Experiment, digits_dir: str, **layout: Any) -> tuple[TrainState, Any]:
-    compiled = program.compiled(experiment, **layout)
+    compiled = sharding.compiled(experiment, **layout)
     info = datasets.describe("digits", digits_dir)
-    constants = compiled.put(feed.constants(experiment, info))
-    batches = feed.Feed(experiment, info, compiled.mesh, 0, 0)
+    constants = compiled.put(train_lib.measure_constants(experiment, info))
+    batches = train_lib.Feed(experiment, info, compiled.mesh, 0, 0)
     state, losses = compiled.init(jax.random.key(0)), []
     for _ in range(STEPS):
         state, metrics = compiled.train(state, batches.next(), constants, 1)
@@ -64,7 +64,7 @@ def test_layouts_train_as_one_device_does(
 
 def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
     """Each of 4 devices holds a quarter of parameters, average and momentum, and arrays that 4 does not divide whole."""
-    compiled = program.compiled(grouped, 4, fsdp=4)
+    compiled = sharding.compiled(grouped, 4, fsdp=4)
     state = compiled.init(jax.random.key(0))
     for name in ("params", "opt_state", "ema"):
         for path, leaf in jax.tree.leaves_with_path(getattr(state, name)):
@@ -79,11 +79,11 @@ def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
 
 
 def test_fsdp_splits_the_last_of_the_longest_axes() -> None:
-    over = sharding_lib.make(8, fsdp=4)
+    over = sharding.make(8, fsdp=4)
     shapes = {"kernel": (3, 3, 16, 64), "square": (64, 64), "odd": (3, 5), "units": {"stacked": {"scale": (200, 16)}}}
     arrays = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
     empty = jax.ShapeDtypeStruct((), np.int32)
-    shardings = sharding_lib.of_state(over, TrainState(empty, arrays, {"mean": arrays["square"]}, (arrays,), empty, {}, {}))  # pyright: ignore
+    shardings = sharding.of_state(over, TrainState(empty, arrays, {"mean": arrays["square"]}, (arrays,), empty, {}, {}))  # pyright: ignore
     specs = jax.tree.map(lambda sharding: tuple(sharding.spec), shardings.params)
     assert specs == {
         "kernel": (None, None, None, "fsdp"),
@@ -109,19 +109,34 @@ def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experim
     ungrouped = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, norm=BatchNorm), execution=few)
     for experiment, images in ((ungrouped, 64), (dataclasses.replace(grouped, execution=few), 8)):
         with pytest.raises(UserError, match=f"1 devices hold the {images} images that BatchNorm normalizes together\\. .* with N up to 4"):
-            program.compiled(experiment, 1)
+            sharding.compiled(experiment, 1)
 
 
 def test_mesh_has_the_requested_devices() -> None:
     """All devices lie along data; batches split along their first axis."""
     for devices in (1, 2, 8, None):
-        mesh = sharding_lib.make(devices)
+        mesh = sharding.make(devices)
         assert dict(mesh.shape) == {"data": devices or 8, "fsdp": 1}
         assert mesh.devices.ravel().tolist() == jax.devices()[:devices]
     for options in ({"devices": 9}, {"devices": 0}, {"fsdp": 0}, {"fsdp": 3}, {"fsdp": 16}):
         with pytest.raises(UserError, match=r"must (be 1 to|divide the) 8"):
-            sharding_lib.make(**options)
+            sharding.make(**options)
     values = np.arange(32.0).reshape(16, 2)
-    batch, state = (jax.device_put(values, sharding) for sharding in (sharding_lib.batch(mesh), sharding_lib.replicated(mesh)))
+    batch, state = (jax.device_put(values, sharding) for sharding in (sharding.batch(mesh), sharding.replicated(mesh)))
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [values[2 * i : 2 * i + 2].tolist() for i in range(8)]
     assert [shard.data.tolist() for shard in state.addressable_shards] == [values.tolist()] * 8
+
+
+def test_initial_state_matches_the_abstract_state(tiny: Experiment) -> None:
+    """Shapes, dtypes, layout: what a checkpoint is restored onto. The same numbers on any number of devices."""
+    digests = set()
+    for devices in (1, 8):
+        compiled = sharding.compiled(tiny, devices)
+        initial = compiled.init(jax.random.key(2))
+        assert jax.tree.structure(initial) == jax.tree.structure(compiled.abstract_state)
+        for leaf, announced in zip(jax.tree.leaves(initial), jax.tree.leaves(compiled.abstract_state), strict=True):
+            assert (leaf.shape, leaf.dtype) == (announced.shape, announced.dtype)
+            assert leaf.sharding.is_equivalent_to(announced.sharding, leaf.ndim)
+            assert len(leaf.sharding.device_set) == devices
+        digests.add(step.digest(initial))
+    assert len(digests) == 1

@@ -1,4 +1,4 @@
-"""Runs that start from weights, and frozen parameters."""
+"""Weights of runs, runs that start from weights, and frozen parameters."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from resnet_jax.models import Architecture, norms
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.training import config, fine_tune, program
+from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.step import Batch
@@ -24,6 +24,68 @@ from resnet_jax.training.train import train
 from resnet_jax.weights import Card, Pretrained, View, load_pretrained, saving
 
 from conftest import Told
+
+
+def test_newest_checkpoint_has_weights_and_card(short: Experiment, short_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fine_tune.restore(short_run)
+    assert (found.step, found.experiment) == (4, short)
+    weights = fine_tune.weights_of(short_run)
+    card = weights.card
+    assert (card.architecture, card.data, card.source) == (short.model, "digits", "run, step 4")
+    # torch counts a batch for every step; all normalizations have the same number.
+    assert card.counters == {"": 4.0}
+    assert (card.convention, card.claimed_error, card.view.resize, card.view.crop) == ("", None, 0, 0)
+    for ours, theirs in zip(card.constants(), found.preprocessing, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    jax.tree.map(np.testing.assert_array_equal, (weights.params, weights.batch_stats), jax.device_get(found.state.scored()))
+    monkeypatch.chdir(short_run)
+    assert fine_tune.weights_of(Path()).card.source == "run, step 4"
+
+
+def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run: it has no experiment.json"):
+        fine_tune.weights_of(tmp_path)
+    Workdir(tmp_path / "begun").claim(short, 0)
+    with pytest.raises(UserError, match="begun has no checkpoint yet"):
+        fine_tune.restore(tmp_path / "begun")
+    (tmp_path / "begun" / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="begun has no intact checkpoint"):
+        fine_tune.restore(tmp_path / "begun")
+
+
+def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stdout may be read as JSON."""
+    shutil.copytree(short_run, tmp_path / "run")
+    newest = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).write_bytes(b"")
+    assert fine_tune.restore(tmp_path / "run").step == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "checkpoint of step 4 is corrupt" in err
+
+
+def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short_run: Path, tmp_path: Path) -> None:
+    found = fine_tune.restore(short_run, 2)
+    assert (found.step, int(found.state.step)) == (2, 2)
+    begun = fine_tune.restore(short_run, 0)
+    drawn = begun.program.init(jax.random.key(3))
+    jax.tree.map(np.testing.assert_array_equal, begun.state.params, drawn.params)
+    assert fine_tune.weights_of(short_run, 0).card.source == "run, step 0"
+    for ours, theirs in zip(begun.preprocessing, found.preprocessing, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(UserError, match="run has no step 3, but 0, 2, 4"):
+        fine_tune.restore(short_run, 3)
+    with pytest.raises(UserError, match="is not a run"):
+        fine_tune.weights_of(saving.save(fine_tune.weights_of(short_run), tmp_path / "weights.safetensors"), 2)
+
+
+@pytest.mark.slow
+def test_step_0_of_a_fine_tuned_run_names_its_weights(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
+    tuned = fine_tune.start_from(short, short_run).shortened(2)
+    train(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
+    with pytest.raises(UserError, match=f"starts from {short_run}"):
+        fine_tune.restore(tmp_path / "tuned", 0)
+
 
 GREY = View(mean=(0.3,), deviation=(0.4,))
 
@@ -89,7 +151,7 @@ def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digi
         for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         if new_head:
-            fresh = program.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
+            fresh = sharding.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
             np.testing.assert_allclose(found.state.params["head"]["linear"]["kernel"], fresh, rtol=1e-6)
             assert np.any(fresh != weights.params["head"]["linear"]["kernel"])
         else:
@@ -100,7 +162,7 @@ def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
     weights = load_pretrained(file)
     averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = fine_tune.start_from(averaging, file)
-    state = fine_tune.initial_state(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
+    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
     for params in (state.params, state.ema):
         same(params, weights.params)
     for statistics in (state.batch_stats, state.statistics):
@@ -126,7 +188,7 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
     again = fine_tune.start_from(short, tmp_path / "frozen", freeze_trunk=True)
     assert again.model.norm is FrozenBatchNorm
     thawed = fine_tune.start_from(short, tmp_path / "frozen")
-    state = fine_tune.initial_state(program.compiled(thawed, 1).init(jax.random.key(0)), thawed, fine_tune.weights_of(tmp_path / "frozen"))
+    state = fine_tune.initial_state(sharding.compiled(thawed, 1).init(jax.random.key(0)), thawed, fine_tune.weights_of(tmp_path / "frozen"))
     same((state.params | {"head": {}}, state.batch_stats), (weights.params | {"head": {}}, weights.batch_stats))
     same(state.params["head"], found.params["head"])
 
@@ -139,7 +201,7 @@ def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Ex
         file = saving.save(weights, tmp_path / "weights.safetensors")
         experiment = fine_tune.start_from(replace(short, model=weights.architecture), file, freeze_trunk=True)
         assert experiment.model.norm == (norm if parts(norm)[0] is GroupNorm else component(FrozenBatchNorm, epsilon=1e-3))
-        made = program.compiled(experiment, 1)
+        made = sharding.compiled(experiment, 1)
         begun = fine_tune.initial_state(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
         data = Batch(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10)
@@ -217,7 +279,7 @@ def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
     with pytest.raises(UserError, match="the weights have 10 classes, not 5: use --new-head"):
         fine_tune.start_from(five, file)
     experiment = fine_tune.start_from(five, file, new_head=True)
-    state = fine_tune.initial_state(program.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
+    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
 
 

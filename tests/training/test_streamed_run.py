@@ -1,11 +1,9 @@
 """Runs on streamed images."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from resnet_jax.data import augment_device, datasets
@@ -16,8 +14,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture, stems
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training import feed, fine_tune, program
-from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Optimizer, Schedule
+from resnet_jax.training import fine_tune
+from resnet_jax.training import train as train_lib
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Schedule
 from resnet_jax.training.train import train
 
 from conftest import Told
@@ -72,55 +71,21 @@ def test_stopped_run_ends_in_the_same_bits_for_any_loading(
     straight: tuple[dict, Path], tmp_path: Path, told: Told, loading: Loading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after step 4 of 6: the next session begins at the checkpoint of step 3, and reads from there."""
-    original, reads = feed.Feed.next, [0]
+    original, reads = train_lib.Feed.next, [0]
 
-    def stops(self: feed.Feed) -> Any:
+    def stops(self: train_lib.Feed) -> Any:
         reads[0] += 1
         if reads[0] == 5:
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(feed.Feed, "next", stops)
+    monkeypatch.setattr(train_lib.Feed, "next", stops)
     experiment = replace(SMALL, loading=loading)
     with pytest.raises(KeyboardInterrupt):
         trained(experiment, tmp_path / "run", told)
     result = trained(experiment, tmp_path / "run", told)
     assert reads == [5 + 3]
     assert result["state_digest"] == straight[0]["state_digest"]
-
-
-@pytest.mark.slow
-def test_eight_devices_train_on_the_same_images_as_one(straight: tuple[dict, Path], tmp_path: Path, told: Told) -> None:
-    trained(SMALL, tmp_path / "run", told, devices=8)
-    losses = [
-        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines() if json.loads(line)["split"] == "train"]
-        for folder in (straight[1], tmp_path / "run")
-    ]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-@pytest.mark.slow
-def test_statistics_are_those_of_streamed_images(photographs: DatasetInfo) -> None:
-    """Mean and variance of what the first convolution makes of two batches, against all their images at once."""
-    experiment = replace(
-        SMALL, data=replace(SMALL.data, flip=False), evaluation=replace(SMALL.evaluation, statistics_batches=2), loading=Loading(threads=1)
-    )
-    compiled = program.compiled(experiment, 1)
-    constants = compiled.put(feed.constants(experiment, photographs))
-    batches = feed.Feed(experiment, photographs, compiled.mesh, 3, 0)
-    arrived = [np.asarray(batch.images) for batch in batches.for_statistics(0)]
-    assert [len(batch) for batch in arrived] == [16, 16]
-    assert arrived[0].tobytes() != np.asarray(batches.next().images).tobytes(), "other batches than those of the steps"
-    settled = compiled.recompute_statistics(compiled.init(jax.random.key(3)), batches.for_statistics(0), constants)
-    batches.close()
-    normalized = (np.concatenate(arrived) / 255 - augment_device.IMAGENET_MEAN) / augment_device.IMAGENET_DEVIATION
-    (kernel,) = [leaf for path, leaf in jax.tree.leaves_with_path(settled.params["stem"]) if "kernel" in jax.tree_util.keystr(path)]
-    seen = jax.lax.conv_general_dilated(
-        normalized.astype(np.float32), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-    )
-    statistics = {jax.tree_util.keystr(path).split("'")[-2]: leaf for path, leaf in jax.tree.leaves_with_path(settled.statistics["stem"])}
-    np.testing.assert_allclose(statistics["mean"], seen.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(statistics["var"], seen.var(axis=(0, 1, 2)), rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -151,7 +116,7 @@ def test_constants_of_a_streamed_set_are_measured_on_its_training_images(photogr
     def measured(normalization: Any) -> augment_device.Preprocessing:
         held_out = photographs.examples["train"] - 40
         data = replace(SMALL.data, normalization=normalization, validation_examples=held_out)
-        return feed.constants(replace(SMALL, data=data), photographs)
+        return train_lib.measure_constants(replace(SMALL, data=data), photographs)
 
     constants, crop = measured("channel"), CenterCrop(shorter_side=37)
     source = datasets.encoded(photographs, "train")
@@ -186,16 +151,3 @@ def test_truncated_shard_is_rejected_before_anything_is_written(photographs: Dat
     with pytest.raises(UserError, match=r"validation\.array_record-00001-of-00002, of split 'validation', is damaged"):
         train(SMALL, 3, tmp_path / "run", progress=told, data_dir=str(tmp_path / "sets"), devices=1)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_accumulated_gradients_equal_those_of_the_whole_batch(
-    straight: tuple[dict, Path], tmp_path: Path, told: Told, photographs: DatasetInfo
-) -> None:
-    """BatchNorm's groups of 8 stay together: two parts of 8 images make the step of 16."""
-    experiment = replace(SMALL, optimizer=replace(Optimizer(), accumulation=2))
-    trained(experiment, tmp_path / "run", told)
-    ours, theirs = (
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (tmp_path / "run", straight[1])
-    )
-    assert [record["loss"] for record in ours] == pytest.approx([record["loss"] for record in theirs], rel=1e-4)

@@ -1,0 +1,330 @@
+"""Experiments: valid values, what does not fit, other lengths and data sets, and JSON, fingerprints and differences."""
+
+import copy
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from resnet_jax.data.augment_host import RandomResizedCrop
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.errors import UserError
+from resnet_jax.models import NETWORKS, Architecture, Execution, StochasticDepth, cifar_architecture, components
+from resnet_jax.models.blocks import Basic, Bottleneck
+from resnet_jax.models.components import Factory, component
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
+from resnet_jax.models.orders import FullPreactivation
+from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, ZeroPad
+from resnet_jax.training import config
+from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
+
+from conftest import ROOT
+from write_golden import public_experiments
+
+BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
+INFO = DatasetInfo(
+    name="cifar10",
+    version="3.0.2",
+    directory=Path("/nowhere"),
+    examples={"train": 50_000, "test": 10_000},
+    image_shape=(32, 32, 3),
+    num_classes=10,
+)
+PHOTOGRAPHS = dataclasses.replace(INFO, name="photographs", image_shape=(None, None, 3))
+GRAY = dataclasses.replace(INFO, image_shape=(32, 32, 1))
+DIGITS = dataclasses.replace(INFO, name="digits", examples={"train": 1437, "test": 360}, image_shape=(8, 8, 1))
+
+
+def changed(fields: dict[str, Any], base: Experiment = BASE) -> Experiment:
+    """``base`` with fields ``part.field`` or ``field`` replaced."""
+    nested: dict[str, dict[str, Any]] = {}
+    for path, value in fields.items():
+        part, _, field = path.rpartition(".")
+        nested.setdefault(part, {})[field] = value
+    own = nested.pop("", {})
+    return dataclasses.replace(base, **own, **{part: dataclasses.replace(getattr(base, part), **values) for part, values in nested.items()})
+
+
+STREAMED = changed(
+    {"data.crop": RandomResizedCrop, "data.pad": 0, "data.normalization": "channel", "evaluation.protocol": "40/32"},
+    dataclasses.replace(BASE, data=Data(name="photographs")),
+)
+
+
+def test_values_out_of_range_are_rejected_at_construction() -> None:
+    """Numbers are finite and at least 0, integers fit in 31 bits; the exceptions are annotated."""
+    positive = ("steps", "batch_size", "evaluation.every", "checkpointing.every", "checkpointing.keep", "data.repeats")
+    counts = ("checkpointing.best", "data.pad", "loading.threads", "execution.steps_per_dispatch", "schedule.warmup_steps")
+    for fields, least in ((positive, 1), (counts, 0)):
+        for field in fields:
+            changed({field: least})
+            for value, allowed in ((least - 1, f"at least {least}"), (2**31, rf"in \[{least}, 2147483648\)")):
+                with pytest.raises(UserError, match=rf"^{field} must be {allowed}, got {value}\.$"):
+                    changed({field: value})
+    for field, values in {
+        "optimizer.momentum": (-0.1, 1.0, math.nan),
+        "optimizer.ema": (1.0,),
+        "optimizer.clip": (math.inf, math.nan, -1.0),
+        "optimizer.weight_decay": (-1.0, math.inf),
+        "optimizer.rates": ((("stages", math.nan),), (("stages", -1.0),)),
+        "loss.smoothing": (1.0,),
+        "schedule.learning_rate": (-0.1, math.nan, math.inf),
+        "schedule.decay_factor": (-1.0, math.inf),
+        "schedule.decay_steps": ((-1,), (5, 2**40)),
+        "schedule.warmup_until_error": (1.1, -0.1),
+        "evaluation.batch_size": (0, 10**9),
+    }.items():
+        for value in values:
+            with pytest.raises(UserError, match=rf"^{field} must be (in|at least) .*, got "):
+                changed({field: value})
+    changed({"schedule.warmup_until_error": 0.0, "optimizer.momentum": 0.0, "evaluation.batch_size": 65_535})
+
+
+def test_values_of_another_type_are_rejected() -> None:
+    """In the JSON of a run, or a recipe; the tests' run-time checks of annotations reject some of them before."""
+    for field, value, allowed in (
+        ("optimizer.rule", "adam", "one of 'sgd', 'lars', 'lamb'"),
+        ("model.dtype", "float16", "one of 'float32', 'bfloat16'"),
+        ("execution.remat", 2, "of type bool"),
+        ("schedule.learning_rate", "0.1", "of type float"),
+        ("steps", 1.5, "of type int"),
+        ("schedule.decay_steps", (1.5,), "of type int"),
+    ):
+        broken = copy.deepcopy(BASE)
+        owner = broken if "." not in field else getattr(broken, field.partition(".")[0])
+        object.__setattr__(owner, field.rpartition(".")[2], value)
+        with pytest.raises(UserError, match=f"^{field} must be {allowed}, got "):
+            config.check("", Experiment, broken)
+
+
+def test_contradictions_are_rejected_at_construction() -> None:
+    for fields, message in (
+        ({"loss.threshold": 0.2}, r"^loss\.threshold must be none without loss\.kind 'binary'"),
+        ({"loss.kind": "binary", "loss.threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\)"),
+        ({"optimizer.rule": "lamb", "optimizer.nesterov": True}, r"^optimizer\.nesterov must be False.*'lamb'"),
+        ({"optimizer.rates": (("stem", 0.1), ("stem", 0.2))}, r"^optimizer\.rates must have a prefix once"),
+        ({"schedule.linear_warmup": True, "schedule.warmup_until_error": 0.8}, r"^schedule\.warmup_until_error must be 1"),
+        (
+            {"schedule.decay_steps": (), "schedule.cosine_steps": 5, "schedule.warmup_steps": 5},
+            r"^schedule\.cosine_steps .*above warmup_steps",
+        ),
+        ({"schedule.cosine_steps": 100}, "with empty decay_steps"),
+        ({"schedule": Schedule(decay_steps=(), cosine_steps=9, final_learning_rate=0.2)}, r"^schedule\.final_learning_rate"),
+    ):
+        with pytest.raises(UserError, match=message):
+            changed(fields)
+    changed({"loss.kind": "binary", "loss.threshold": 0.0, "optimizer.rule": "lars", "optimizer.nesterov": True})
+    changed({"schedule": Schedule(decay_steps=(), cosine_steps=6, warmup_steps=5, final_learning_rate=0.1)})
+
+
+GROUPS = component(GroupNorm, num_groups=8)
+
+
+def in_groups(size: int) -> Factory:
+    return component(BatchNorm, group_size=size)
+
+
+def test_fields_that_do_not_fit_are_rejected() -> None:
+    """Data, devices, norm, microbatches. The data order of a device-resident set counts images in 31 bits."""
+    for base, info, fields, message in (
+        (BASE, INFO, {"model": cifar_architecture(20, num_classes=100)}, "^model.num_classes must be 10, got 100"),
+        (BASE, INFO, {"model.input_shape": (64, 64, 3)}, r"are \(32, 32, 3\), of the model \(64, 64, 3\): set model.input_shape"),
+        (BASE, INFO, {"data.test_split": "validation"}, "cifar10 has no split 'validation', but train, test"),
+        (BASE, dataclasses.replace(INFO, examples={"test": 5}), {}, "no split 'train'"),
+        (BASE, INFO, {"data.validation_examples": 50_000}, "^data.validation_examples must be below 50000"),
+        (BASE, INFO, {"data.normalization": "weights"}, "^data.normalization 'weights' needs initial weights"),
+        (BASE, GRAY, {"data.normalization": "imagenet"}, "^data.normalization 'imagenet' needs images of 3 channels, got 1"),
+        (BASE, INFO, {"data.repeats": 2}, "data.repeats .* need a data.crop"),
+        (BASE, INFO, {"evaluation.protocol": "40/32"}, "^evaluation.protocol.* need a data.crop"),
+        (BASE, PHOTOGRAPHS, {}, "or a data.crop such as RandomResizedCrop"),
+        (BASE, INFO, {"steps": 2**24}, "at most 2147483647, got 2147483648"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": ""}, "^evaluation.protocol must be one crop, .*got ''"),
+        (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": "multi-scale"}, "^evaluation.protocol must be one crop, .*got 'multi-scale'"),
+        (STREAMED, PHOTOGRAPHS, {"data.normalization": "pixel_mean", "evaluation.protocol": "40/24"}, r"must crop to \(32, 32\)"),
+        (STREAMED, PHOTOGRAPHS, {"data.pad": 4}, "^data.pad must be 0 .*got 4"),
+        (STREAMED, PHOTOGRAPHS, {"model.input_shape": (32, 32, 1)}, "^model.input_shape must have 3 channels, got 1"),
+        (BASE, INFO, {"optimizer.ema": 0.99}, r"^optimizer\.ema with BatchNorm needs evaluation\.statistics_batches"),
+        (BASE, INFO, {"model.norm": GROUPS, "evaluation.statistics_batches": 10}, "must be 0 for GroupNorm"),
+        (BASE, INFO, {"model.norm": FrozenBatchNorm, "evaluation.statistics_batches": 10}, "must be 0 for FrozenBatchNorm"),
+        (BASE, INFO, {"model.norm": in_groups(48)}, r"^batch_size must be a multiple of 48, .*got 128"),
+        (BASE, INFO, {"optimizer.accumulation": 3}, "a multiple of 3, optimizer.accumulation times"),
+        (BASE, INFO, {"model.norm": in_groups(32), "optimizer.accumulation": 8}, "a multiple of 256"),
+    ):
+        with pytest.raises(UserError, match=message):
+            changed(fields, base).check(info)
+    for value, devices in ((100, 8), (128, 3)):
+        with pytest.raises(UserError, match=f"^batch_size must be a multiple of the {devices} devices, got {value}"):
+            changed({"batch_size": value}).check(INFO, devices)
+
+
+def test_fields_that_fit_are_accepted() -> None:
+    STREAMED.check(PHOTOGRAPHS)
+    for fields in (
+        {"data.validation_examples": 49_999, "data.pad": 0, "data.test_split": "train", "steps": 2**24 - 1},
+        *({"model.norm": norm, "optimizer.ema": 0.99} for norm in (GROUPS, NoNorm, FrozenBatchNorm)),
+        {"optimizer.ema": 0.99, "evaluation.statistics_batches": 1},
+        {"model.norm": in_groups(0), "optimizer.accumulation": 128},
+        {"model.norm": in_groups(32), "optimizer.accumulation": 4},
+    ):
+        changed(fields).check(INFO)
+
+
+LONG = changed({"schedule": Schedule(warmup_steps=400, warmup_until_error=0.8)})
+
+
+def test_shortened_scales_decays_and_keeps_the_rest() -> None:
+    """Decays at a half and three quarters; at most a quarter of warm-up; at least eight evaluations. A cosine ends at the same part."""
+    for steps, decays, warmup, every in (
+        (128_000, (64_000, 96_000), 400, 1000),
+        (640, (320, 480), 160, 80),
+        (10, (5, 8), 2, 1),
+        (1, (1, 1), 0, 1),
+    ):
+        schedule = dataclasses.replace(LONG.schedule, decay_steps=decays, warmup_steps=warmup)
+        assert LONG.shortened(steps) == dataclasses.replace(LONG, steps=steps, schedule=schedule, evaluation=Evaluation(every=every))
+    assert LONG.shortened(64_000) is LONG
+    with pytest.raises(UserError, match=r"^steps must be at least 1, got 0"):
+        LONG.shortened(0)
+    cosine = Schedule(decay_steps=(), cosine_steps=32_000, cosine_from="warmup", warmup_steps=400, linear_warmup=True)
+    for steps, end, warmup in ((6400, 3200, 400), (128_000, 64_000, 400), (640, 320, 160)):
+        shortened = changed({"schedule": cosine}).shortened(steps).schedule
+        assert shortened == dataclasses.replace(cosine, cosine_steps=end, warmup_steps=warmup)
+
+
+def test_on_takes_images_and_classes_of_the_set() -> None:
+    digits = LONG.on(DIGITS)
+    assert (digits.model.input_shape, digits.model.num_classes) == ((8, 8, 1), 10)
+    assert digits.data == dataclasses.replace(LONG.data, name="digits", pad=0, flip=False)
+    assert (digits.evaluation.batch_size, digits.steps, digits.schedule) == (360, LONG.steps, LONG.schedule)
+    hundred = dataclasses.replace(INFO, name="cifar100", num_classes=100)
+    assert LONG.on(hundred) == changed({"model.num_classes": 100, "data.name": "cifar100"}, LONG)
+    assert LONG.on(INFO) is LONG
+    resident = STREAMED.on(hundred)
+    assert (resident.data.crop, resident.evaluation.protocol) == (None, "")
+    resident.check(hundred)
+    for change in ({"examples": {"train": 5}}, {"image_shape": (None, None, 3)}):
+        with pytest.raises(UserError, match="digits must have splits"):
+            LONG.on(dataclasses.replace(DIGITS, **change))
+
+
+def through_json(value: Any) -> Any:
+    return json.loads(json.dumps(config.resolve(value)))
+
+
+def test_experiments_and_networks_survive_json() -> None:
+    """Classes, tuples and missing values of every experiment and every network of the catalog."""
+    for path in sorted((ROOT / "experiments").glob("*.py")):
+        for value in public_experiments(path).values():
+            for experiment in value if isinstance(value, tuple) else (value,):
+                back = config.restore(Experiment, through_json(experiment))
+                assert (back, hash(back)) == (experiment, hash(experiment))
+    for architecture in NETWORKS.values():
+        assert config.restore(Architecture, through_json(architecture)) == architecture
+    rated = changed({"optimizer": Optimizer(rates=(("stages", 0.1), ("stages/2", 0.3))), "start": Start(file="a", new_head=True)})
+    assert config.restore(Experiment, through_json(rated)) == rated
+
+
+def test_resolved_form_names_classes_with_arguments() -> None:
+    bottleneck = component(Bottleneck, groups=2, base_width=32, dropout=0.1)
+    model = Architecture(stages=(2, 2), features=(8, 8), branch=bottleneck, shortcut=component(ShortcutOnlyGating, bias=-6))
+    resolved = through_json(model)
+    assert resolved["stages"] == [2, 2]
+    assert resolved["branch"] == "resnet_jax.models.blocks:Branch(base_width=32, dropout=0.1, expansion=4, groups=2, kernels=(1, 3, 1))"
+    assert resolved["shortcut"] == "resnet_jax.models.shortcuts:ShortcutOnlyGating(bias=-6.0)"
+    assert config.restore(Architecture, resolved) == model
+
+
+SAME_RUN = {
+    "name": "another",
+    "checkpointing": Checkpointing(every=7),
+    "execution": Execution(blocks="loop", kernels="plain", steps_per_dispatch=10),
+    "loading": Loading(threads=3),
+}
+ANOTHER_RUN = {
+    "model": cifar_architecture(20, shortcut=NoShortcut),
+    "data": Data(name="cifar10", flip=False),
+    "optimizer": Optimizer(nesterov=True),
+    "loss": Loss(smoothing=0.1),
+    "evaluation": Evaluation(statistics_batches=10),
+    "schedule": Schedule(warmup_steps=1),
+    "steps": 64_001,
+    "batch_size": 127,
+    "start": Start(file="weights.safetensors", digest="ab"),
+}
+
+
+def identity(fields: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    return config.identity(changed(fields), seed)
+
+
+def test_identity_has_every_field_that_changes_the_result() -> None:
+    """A new field of the experiment belongs to one side. Weights count by their digest, arguments of classes without their order."""
+    assert {f.name for f in dataclasses.fields(Experiment)} == SAME_RUN.keys() | ANOTHER_RUN.keys()
+    base = identity({})
+    for field, value in SAME_RUN.items():
+        assert identity({field: value}) == base
+    for field, value in ANOTHER_RUN.items():
+        other = identity({field: value})
+        assert config.fingerprint(other) != config.fingerprint(base)
+        (difference,) = config.differences(other, base)
+        assert difference.startswith(field)
+    assert list(config.differences(base, identity({}, 1))) == ["seed: 0 asked for, 1 in the run"]
+    assert config.group(base) == config.group(identity({}, 1))
+    for field, one, other in (
+        ("shortcut", component(ShortcutOnlyGating, bias=-6.0), component(ShortcutOnlyGating, bias=-7.0)),
+        ("branch", component(Basic, dropout=0.3), component(Basic, dropout=0.4)),
+        ("stochastic_depth", StochasticDepth(), StochasticDepth(survival=0.5)),
+        ("order", BASE.model.order, FullPreactivation),
+    ):
+        (difference,) = config.differences(identity({f"model.{field}": one}), identity({f"model.{field}": other}))
+        assert difference.startswith(f"model.{field}")
+    ours, theirs = component(Scaled, shortcut=0.5, branch=1.0), component(Scaled, branch=1.0, shortcut=0.5)
+    assert identity({"model.shortcut": ours}) == identity({"model.shortcut": theirs})
+    start = identity({"start": Start(file="a", digest="ab")})
+    assert start["start"] == {"digest": "ab", "new_head": False}
+    assert identity({"start": Start(file="/elsewhere/b", digest="ab")}) == start
+    assert config.fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == config.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> None:
+    """A run continues after its project was moved; the resolved form finds the class."""
+    identities = []
+    for place in ("here/mine.py", "there/mine.py", "there/other.py"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("class Own:\n    def __init__(self, *args, scale=1.0, path=''):\n        pass\n")
+        fields = {"model.shortcut": component(components.load(f"{tmp_path / place}:Own"), scale=0.7, path="a/b")}
+        assert config.restore(Experiment, through_json(changed(fields))) == changed(fields)
+        assert through_json(changed(fields))["model"]["shortcut"] == f"{tmp_path / place}:Own(path='a/b', scale=0.7)"
+        identities.append(identity(fields))
+    assert identities[0] == identities[1]
+    assert list(config.differences(identities[0], identities[2])) == [
+        "model.shortcut: \"mine.py:Own(path='a/b', scale=0.7)\" asked for, \"other.py:Own(path='a/b', scale=0.7)\" in the run"
+    ]
+
+
+def test_differences_list_every_field_with_both_values() -> None:
+    other = identity({"steps": 100, "schedule": Schedule(learning_rate=0.2, decay_steps=(1,))})
+    assert list(config.differences(other, identity({}))) == [
+        "schedule.decay_steps: [1] asked for, [32000, 48000] in the run",
+        "schedule.learning_rate: 0.2 asked for, 0.1 in the run",
+        "steps: 100 asked for, 64000 in the run",
+    ]
+    assert not list(config.differences(identity({}), json.loads(json.dumps(identity({})))))
+    assert list(config.differences({"a": {"b": 1}}, {"a": {}})) == ["a.b: 1 asked for, None in the run"]
+
+
+def test_json_of_another_version_is_rejected() -> None:
+    for part, change, message in (
+        ("data", {"dropout": 0.5}, r"dropout.*Another version"),
+        ("model", {"dropout": 0.5}, r"dropout.*Another version"),
+        ("data", {"name": ...}, r"name.*Another version"),
+        ("model", {"shortcut": "resnet_jax.models.shortcuts:ZeroPat"}, r"ZeroPat.*did you mean ZeroPad"),
+        ("model", {"shortcut": "resnet_jax.models.shortcuts:ZeroPad(resise='pad')"}, r"no argument 'resise'; did you mean resize"),
+    ):
+        written = config.resolve(BASE)
+        written[part] = {name: value for name, value in (written[part] | change).items() if value is not ...}
+        with pytest.raises(UserError, match=message):
+            config.restore(Experiment, written)
+    assert config.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad
