@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
+from resnet_jax.kernels import quick_to_run
 from resnet_jax.models import Architecture, Execution
-from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import run_dir, step
 from resnet_jax.training.config import Optimizer, Schedule

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models.orders import (
     Fixup,
     FullPreactivation,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.components import check_fields
 from resnet_jax.models.layers import keep, needs_key
 
 
@@ -29,6 +30,7 @@ class StochasticDepth:
 
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
+        check_fields(self)
         if not 0 < self.survival <= 1:
             raise UserError(f"stochastic_depth.survival must be in (0, 1], got {self.survival}.")
         if not 0 <= self.kept <= num_blocks:
@@ -47,9 +49,7 @@ class StochasticDepth:
     def multipliers(
         self, num_blocks: int, images: int, *, train: bool, key: Key[Array, ""] | None
     ) -> Float[Array, "blocks _"] | None:
-        """Returns factors on branches, ``(blocks, 1 or images)``; None if nothing is dropped."""
-        if self.survival == 1 and not self.kept:
-            return None
+        """Returns factors on branches, ``(blocks, 1 or images)``; None if all are 1."""
         probability = self.probabilities(num_blocks)[:, None]
         if not train:
             return probability if self.scaled == "test" else None

@@ -19,9 +19,8 @@ from flax.traverse_util import unflatten_dict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import catalog
-from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
-from resnet_jax.models.resnet import Apply, Architecture, ResNet, Variables
+from resnet_jax.models.resnet import Apply, Architecture, Execution, ResNet, Variables
 from resnet_jax.weights import card as card_lib
 from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import Card

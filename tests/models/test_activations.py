@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, activations
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import ZeroPad

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from resnet_jax import kernels
 from resnet_jax.errors import UserError
-from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture, execution
+from resnet_jax.kernels import quick_to_compile, quick_to_run
+from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.components import component
-from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.resnet import Stack
 from resnet_jax.models.shortcuts import (
@@ -107,26 +108,6 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
     assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize("blocks", HOW)
-def test_dropout_differs_between_units(blocks: str) -> None:
-    """Three blocks of one structure that draw from equal inputs."""
-
-    class Coins(nnx.Module):
-        def __init__(self) -> None:
-            self.out_features = 2
-
-        def __call__(self, x: jax.Array, *, train: bool, key: Any, multiplier: Any) -> jax.Array:
-            return 2 * x + jax.random.bernoulli(key, 0.5, x.shape)
-
-    stack = Stack(lambda rngs: Coins(), 3, scan=blocks == "scan", remat=False, rngs=nnx.Rngs(0))
-    total = np.asarray(stack(jnp.zeros((1, 16, 16, 2)), train=True, key=jax.random.key(0)), int)
-    drawn = [total >> 2 & 1, total >> 1 & 1, total & 1]
-    for coins in drawn:
-        assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(coins.size)
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert abs((drawn[one] == drawn[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
-
-
 # Lesions ------------------------------------------------------------------------------------------------------------------------
 
 STAGES, UNITS = (3, 3), 6
@@ -212,19 +193,6 @@ def test_lesions_share_one_compilation(lesions: Lesions) -> None:
     for _ in range(3):
         lesions(rng.uniform(size=UNITS), [*rng.permutation(3), 3, *(4 + rng.permutation(2))])
     assert lesions.traces == before
-
-
-def test_gradients_of_multipliers_are_those_of_the_formula() -> None:
-    """Slopes of the logits' sum, by central differences in float64."""
-    lesions = Lesions(*state_of(LESIONED, SCAN))
-
-    def total(multipliers: jax.Array) -> jax.Array:
-        return lesions.apply(lesions.params, lesions.stats, jnp.asarray(IMAGES), train=True, multipliers=multipliers)[0].sum()
-
-    actual, step = jax.jit(jax.grad(total), compiler_options=quick_to_compile())(jnp.ones(UNITS)), 1e-6
-    for block in range(UNITS):
-        ends = [lesions.expected(multipliers=ONES + sign * step * (block == IDENTITY), train=True)[1].sum() for sign in (1, -1)]
-        assert float(actual[block]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-4 * float(np.abs(actual).max()))
 
 
 def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> None:
@@ -385,7 +353,7 @@ def test_compiler_options_are_those_of_the_platform_unless_the_user_sets_them(mo
     monkeypatch.setenv("XLA_FLAGS", f"--{next(iter(options))}=reduce,individual_convolution")
     assert quick_to_run() is None
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(execution, "_YNN_FUSION", "xla_cpu_no_such_option")
+    monkeypatch.setattr(kernels, "_YNN_FUSION", "xla_cpu_no_such_option")
     assert quick_to_run() is None
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, ResNet
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Bias, Multiplier, Norm, ReLU, Sequence
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Fixup, Order, Original

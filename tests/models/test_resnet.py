@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, Execution, ResNet
-from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
 from resnet_jax.models.components import component
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
 from resnet_jax.models.resnet import Head
@@ -82,14 +82,6 @@ def test_maps_have_their_names_and_the_papers_sizes() -> None:
         assert logits.shape == (2, 5)
     for channels in (1, 12):
         assert abstract(images(2, 8, 5, channels), input_shape=(8, 5, channels))[0]["stage2"].shape == (2, 4, 3, 6)
-
-
-def test_dense_network_grows_per_block_and_is_compressed_between_stages() -> None:
-    """Huang et al. 2017, Section 3: k0 + k (l - 1) channels, floor(theta m) after a transition. 7 + 2*3 = 13; 6 + 3*3 = 15."""
-    dense = dict(order=FullPreactivation, shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
-    maps, _, state, _ = abstract(images(2, 9, 8, 3), stages=(2, 3), features=(3, 3), stem_features=7, branch=SingleLayer, **dense)
-    assert {name: x.shape for name, x in maps.items()} == {"stem": (2, 9, 8, 7), "stage1": (2, 9, 8, 13), "stage2": (2, 4, 4, 15)}
-    assert state["head"]["linear"]["kernel"].shape == (15, 5)
 
 
 @pytest.mark.parametrize("order", [Original, ReluOnlyPreactivation, FullPreactivation, Fixup])

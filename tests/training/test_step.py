@@ -13,8 +13,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
+from resnet_jax import kernels
 from resnet_jax.data import augment_device, datasets
-from resnet_jax.kernels import batch_norm
 from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, program, sharding, step
@@ -154,7 +154,7 @@ def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], ref
     """
     architecture = copy.copy(ARCHITECTURE)
     object.__setattr__(architecture, "dtype", "float64")  # not by replace: no experiment may ask for it
-    for module in (batch_norm, resnet):
+    for module in (kernels, resnet):
         monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
     with jax.enable_x64(True):
         (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))
