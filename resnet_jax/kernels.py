@@ -65,6 +65,9 @@ def _is_known(option: str) -> bool:
 
 Pair = tuple[int, int]
 Padding = Sequence[Pair]
+# Strides, padding, dilation of the weights, groups.
+_Window = tuple[Pair, Padding, Pair, int]
+_Two = tuple[Array, Array]
 
 
 def conv_general_dilated(inputs: Array, weights: Array, *window: Any, **options: Any) -> Array:
@@ -98,11 +101,11 @@ def _product(pixels: Array, matrix: Array) -> Array:
 
 
 # Forward passes do not call the custom_vjp function: a checkpoint policy does not see inside of it.
-def _multiply_forward(pixels: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+def _multiply_forward(pixels: Array, matrix: Array) -> tuple[Array, _Two]:
     return _product(pixels, matrix), (pixels, matrix)
 
 
-def _multiply_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _multiply_backward(saved: _Two, cotangent: Array) -> _Two:
     pixels, matrix = saved
     # Pixels times cotangents, not autodiff's cotangents times pixels: XLA:CPU transposes the first
     # operand in memory, which recomputes cotangents that come from a fusion.
@@ -113,24 +116,17 @@ def _multiply_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Ar
 _multiply = jax.custom_vjp(_product)
 _multiply.defvjp(_multiply_forward, _multiply_backward)
 
-# Strides, padding, dilation of the weights, groups.
-_Window = tuple[Pair, Padding, Pair, int]
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(inputs: Array, weights: Array, window: _Window) -> Array:
+    return _run(inputs, weights, window)
 
 
-def _windowed(inputs: Array, weights: Array, window: _Window) -> Array:
-    strides, padding, dilation, groups = window
-    return _run(inputs, weights, padding, dilation, groups, strides=strides)
+def _convolve_forward(inputs: Array, weights: Array, window: _Window) -> tuple[Array, _Two]:
+    return _run(inputs, weights, window), (inputs, weights)
 
 
-def _convolve_forward(
-    inputs: Array, weights: Array, window: _Window
-) -> tuple[Array, tuple[Array, Array]]:
-    return _windowed(inputs, weights, window), (inputs, weights)
-
-
-def _convolve_backward(
-    window: _Window, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _convolve_backward(window: _Window, saved: _Two, cotangent: Array) -> _Two:
     inputs, weights = saved
     strides, padding, dilation, groups = window
     # Per axis: size, low padding, distance of the last tap from the first, size of the cotangent
@@ -146,7 +142,7 @@ def _convolve_backward(
     *kernel, per_group, outputs = weights.shape
     split = weights[::-1, ::-1].reshape(*kernel, per_group, groups, outputs // groups)
     flipped = split.swapaxes(2, 4).reshape(*kernel, outputs // groups, groups * per_group)
-    input_gradient = _run(cotangent, flipped, edges, dilation, groups, spread=strides)
+    input_gradient = _run(cotangent, flipped, ((1, 1), edges, dilation, groups), strides)
     # Images and channels exchanged in both operands, (n, h, w, groups * i) to
     # (i, h, w, groups * n). The stride becomes the cotangent's dilation.
     images, *pixels, channels = inputs.shape
@@ -162,16 +158,12 @@ def _convolve_backward(
     return input_gradient, weight_gradient.transpose(1, 2, 0, 3)
 
 
-def _run(
-    images: Array,
-    weights: Array,
-    padding: Padding,
-    dilation: Pair,
-    groups: int,
-    *,
-    strides: Pair = (1, 1),
-    spread: Pair = (1, 1),
-) -> Array:
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _run(images: Array, weights: Array, window: _Window, spread: Pair = (1, 1)) -> Array:
+    """Convolves images dilated by ``spread``."""
+    strides, padding, dilation, groups = window
     if any(size < taps for size, taps in zip(images.shape[1:3], weights.shape[:2], strict=True)):
         # XLA would exchange images and larger weights, in a slow layout. The barrier keeps it from
         # folding the padding back into the convolution.
@@ -197,9 +189,6 @@ _convolution = functools.partial(
 def _pad(images: Array, value: float, *edges: tuple[int, int, int]) -> Array:
     return lax.pad(images, jnp.array(value, images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
-
-_convolve = jax.custom_vjp(_windowed, nondiff_argnums=(2,))
-_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 # Batch normalization ------------------------------------------------------------------------------
 
@@ -292,6 +281,7 @@ _custom_normalize.defvjp(_normalize_forward, _normalize_backward)
 # Max pooling --------------------------------------------------------------------------------------
 
 _TAPS = tuple(itertools.product(range(3), repeat=2))
+_Taken = tuple[Array, tuple[int, ...]]
 
 
 def max_pool(
@@ -313,7 +303,7 @@ def _max_pool(x: Array, padding: Padding) -> Array:
     return functools.reduce(jnp.maximum, _taps(x, padding))
 
 
-def _max_pool_forward(x: Array, padding: Padding) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
+def _max_pool_forward(x: Array, padding: Padding) -> tuple[Array, _Taken]:
     best, *others = _taps(x, padding)
     argmax = jnp.zeros(best.shape, jnp.uint8)
     for number, tap in enumerate(others, 1):
@@ -322,9 +312,7 @@ def _max_pool_forward(x: Array, padding: Padding) -> tuple[Array, tuple[Array, t
     return best, (argmax, x.shape)
 
 
-def _max_pool_backward(
-    padding: Padding, saved: tuple[Array, tuple[int, ...]], cotangent: Array
-) -> tuple[Array]:
+def _max_pool_backward(padding: Padding, saved: _Taken, cotangent: Array) -> tuple[Array]:
     argmax, (_, *sizes, _) = saved
     total = jnp.zeros((), cotangent.dtype)
     for number, tap in enumerate(_TAPS):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from resnet_jax.errors import UserError, nearest
 
 
-def describe(thing: Any) -> str:
+def describe(thing: type) -> str:
     """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
     return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
 
@@ -99,14 +99,14 @@ class Component:
 Factory = type | Component
 
 
-def component(factory: Factory, **arguments: Any) -> Component:
+def component(factory: Factory, **arguments: object) -> Component:
     """Returns ``factory`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
     cls, earlier = parts(factory)
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
             raise UserError(f"{cls.__name__} takes no argument {name!r}{nearest(name, parameters)}")
-        annotation, allowed = parameters.get(name, Any), ""
+        annotation, allowed = parameters.get(name, object), ""
         if not _is_literal(value):
             allowed = "a finite number, a string, True, False, None or a tuple of those"
         elif not fits(value, annotation):
@@ -149,7 +149,7 @@ def fits(value: object, annotation: Any) -> bool:
         return True
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: object) -> None:
     """Raises UserError unless the fields of a dataclass are of their types."""
     name = type(config).__name__
     for field, annotation in _hints(type(config)).items():
@@ -182,12 +182,12 @@ def accepted(module: Any, **offered: Any) -> dict[str, Any]:
     return _declared(type(module), "__call__", offered)
 
 
-def takes(module: Any, name: str) -> bool:
+def takes(module: object, name: str) -> bool:
     """Returns whether a module's call names this argument."""
     return name in _parameters(type(module), "__call__")[0]
 
 
-def constructor_parameters(cls: type) -> tuple[dict[str, Any], bool]:
+def constructor_parameters(cls: type) -> tuple[dict[str, object], bool]:
     """Returns the constructor's annotations by parameter, and whether it takes any other."""
     return _parameters(cls, "__init__")
 
@@ -198,15 +198,18 @@ def _declared(cls: type, method: str, offered: dict[str, Any]) -> dict[str, Any]
 
 
 @functools.cache
-def _parameters(cls: type, method: str) -> tuple[dict[str, Any], bool]:
+def _parameters(cls: type, method: str) -> tuple[dict[str, object], bool]:
     # inspect.signature(cls) is blind to NNX constructors; **kwargs pass on to a base class.
-    names, open_ended = {}, False
+    names: dict[str, object] = {}
+    open_ended = False
     for base in cls.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
         _, *parameters = inspect.signature(vars(base)[method]).parameters.values()
         keywords = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        names = {p.name: Any if p.annotation is p.empty else p.annotation for p in keywords} | names
+        names = {
+            p.name: object if p.annotation is p.empty else p.annotation for p in keywords
+        } | names
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not open_ended:
             break
@@ -220,7 +223,7 @@ def text(factory: Factory, name: Callable[[type], str] = describe) -> str:
     return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
-def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
+def parse(written: str, find: Callable[[str], object] = load) -> Factory:
     """Reads a component; ``find`` returns that of a name."""
     name, bracket, rest = written.partition("(")
     factory = find(name.strip())

@@ -109,5 +109,5 @@ def _add(jaxpr: core.Jaxpr, scope: str, times: int, totals: Counter[str]) -> Non
                 _add(getattr(inner, "jaxpr", inner), section, times * length, totals)
 
 
-def _is_jaxpr(value: Any) -> bool:
+def _is_jaxpr(value: object) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
+from flax.typing import PathParts
 from jaxtyping import Array
 
 from resnet_jax import kernels
@@ -13,6 +14,7 @@ from resnet_jax.errors import UserError, at_least
 from resnet_jax.models.layers import Activation, Bias
 
 Variables = dict[str, Any]
+Momenta = dict[PathParts, float]
 
 
 class BatchNorm(nnx.Module):
@@ -114,7 +116,7 @@ def _moved(running: Array, average: Array, momentum: float) -> Array:
     return momentum * running + (1 - momentum) * average if momentum else average
 
 
-def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
+def set_momentum_aside(model: nnx.Module) -> Momenta:
     """Sets every BatchNorm's momentum to 0; returns the previous values for ``moved``."""
     norms = {path: norm for path, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
     momenta = {path: norm.momentum for path, norm in norms.items()}
@@ -123,7 +125,7 @@ def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
     return momenta
 
 
-def moved(momenta: dict[tuple[Any, ...], float], before: Variables, batch: Variables) -> Variables:
+def moved(momenta: Momenta, before: Variables, batch: Variables) -> Variables:
     """Returns running statistics from those before a batch and those of the batch alone."""
     running, averages = flatten_mapping(before), flatten_mapping(batch)
     return unflatten_mapping(

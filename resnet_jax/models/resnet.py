@@ -284,7 +284,11 @@ class ResNet(nnx.Module):
         return [range(start, end) for start, end in itertools.pairwise(ends)]
 
     def _factors(
-        self, images: int, train: bool, key: Any, multipliers: Any
+        self,
+        images: int,
+        train: bool,
+        key: Key[Array, ""] | None,
+        multipliers: Float[ArrayLike, "blocks *n"] | None,
     ) -> Float[Array, "blocks _"] | None:
         depth, drawn = self.stochastic_depth, None
         if depth.survival != 1 or depth.kept:
@@ -299,15 +303,17 @@ class ResNet(nnx.Module):
         factors = factors.reshape(self.num_blocks, -1)
         return factors if drawn is None else factors * drawn
 
-    def _checked(self, permutation: Any) -> Int[Array, "blocks"]:
-        if np.shape(permutation) != (self.num_blocks,):
-            raise UserError(f"permutation must have length {self.num_blocks}, one index per block.")
-        if not isinstance(permutation, Tracer):
-            order, runs = np.asarray(permutation), self.exchangeable()
-            if any(sorted(order[run]) != list(run) for run in runs):
-                allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
-                problem = "permutation exchanges blocks of unequal structure"
-                raise UserError(f"{problem}: only {allowed} may change places.")
+    def _checked(self, permutation: Int[ArrayLike, "blocks"]) -> Int[Array, "blocks"]:
+        valid, runs = np.shape(permutation) == (self.num_blocks,), self.exchangeable()
+        if valid and not isinstance(permutation, Tracer):
+            order = np.asarray(permutation)
+            valid = all(sorted(order[run]) == list(run) for run in runs)
+        if not valid:
+            allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
+            raise UserError(
+                f"permutation must have length {self.num_blocks} and exchange blocks of equal "
+                f"structure: only {allowed} may change places."
+            )
         return jnp.asarray(permutation)
 
 
@@ -316,7 +322,7 @@ def _blaming_users_parts(architecture: Architecture) -> Iterator[bool]:
     """Yields whether a network has parts of a user; then errors become a UserError."""
     values = [value for value in vars(architecture).values() if isinstance(value, Factory)]
     classes = [components.parts(value)[0] for value in values]
-    users = [components.describe(c) for c in classes if not c.__module__.startswith(__package__)]
+    users = [components.describe(c) for c in classes if not c.__module__.startswith("resnet_jax.")]
     try:
         yield bool(users)
     except (AttributeError, TypeError, ValueError) as error:
@@ -326,7 +332,7 @@ def _blaming_users_parts(architecture: Architecture) -> Iterator[bool]:
         raise UserError(f"{', '.join(users)} cannot be in this network: {problem}") from error
 
 
-def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int, int]]]:
+def _strides(architecture: Architecture, stem: object) -> list[tuple[int, tuple[int, int]]]:
     """Returns each stage's stride, and its dilations up to the strided convolution and after it.
 
     Beyond ``output_stride`` stages are dilated, so that the strided network's outputs are among
@@ -457,7 +463,7 @@ _EXPENSIVE = (
 )
 
 
-def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
+def _is_expensive(operation: object, *_: object, **__: object) -> bool:
     """Remat policy of scans, which copy saved results: cheap ones are recomputed."""
     return operation in _EXPENSIVE
 

@@ -85,7 +85,7 @@ def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
     assert later[1] > 0
 
 
-def test_unit_numbers_are_positions_under_permutation(initialized: Any) -> None:
+def test_block_numbers_are_positions_under_permutation(initialized: Any) -> None:
     apply, params, stats = initialized
     look = jax.jit(functools.partial(activations.of, apply, names=("block*/branch/convs/0", "block0/input", "block1/input")))
     (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))

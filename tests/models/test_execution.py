@@ -110,7 +110,7 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
 
 # Lesions ------------------------------------------------------------------------------------------------------------------------
 
-STAGES, UNITS = (3, 3), 6
+STAGES, BLOCKS = (3, 3), 6
 LESIONED = Architecture(stages=STAGES, features=(3, 4), shortcut=ZeroPad, input_shape=(5, 4, 2), num_classes=3)
 IMAGES = random(4, *LESIONED.input_shape)
 
@@ -146,10 +146,10 @@ def lesions(request: pytest.FixtureRequest) -> Lesions:
     return Lesions(*state_of(LESIONED, HOW[request.param]))
 
 
-ONES, IDENTITY = np.ones(UNITS), np.arange(UNITS)
+ONES, IDENTITY = np.ones(BLOCKS), np.arange(BLOCKS)
 
 
-def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesions) -> None:
+def test_multipliers_of_one_and_identity_permutation_change_nothing(lesions: Lesions) -> None:
     logits, _ = lesions()
     close(logits, lesions.expected()[1])
     np.testing.assert_allclose(lesions(ONES, IDENTITY)[0], logits, rtol=0, atol=1e-6 * np.abs(logits).max())
@@ -158,12 +158,12 @@ def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesio
 def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
     """Veit et al. 2016 (arXiv 1605.06431), Section 4.1: "deleting individual layers". In training too, with the statistics it leaves."""
     lesioned = []
-    for block in range(UNITS):
+    for block in range(BLOCKS):
         multipliers = np.where(block == IDENTITY, 0, 1)
         logits, _ = lesions(multipliers, IDENTITY)
         close(logits, lesions.expected(multipliers=multipliers)[1])
         lesioned.append(np.asarray(logits))
-    assert len({logits.tobytes() for logits in lesioned}) == UNITS
+    assert len({logits.tobytes() for logits in lesioned}) == BLOCKS
     trained, after = lesions(np.where(IDENTITY == 3, 0, 1), IDENTITY, train=True)
     _, expected, statistics = lesions.expected(multipliers=np.where(IDENTITY == 3, 0, 1), train=True)
     close(trained, expected)
@@ -171,7 +171,7 @@ def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
 
 
 def test_multipliers_may_differ_from_image_to_image(lesions: Lesions) -> None:
-    multipliers = np.random.default_rng(3).choice([0, 0.5, 1, 2], (UNITS, 4))
+    multipliers = np.random.default_rng(3).choice([0, 0.5, 1, 2], (BLOCKS, 4))
     close(lesions(multipliers, IDENTITY)[0], lesions.expected(multipliers=multipliers)[1])
 
 
@@ -191,7 +191,7 @@ def test_lesions_share_one_compilation(lesions: Lesions) -> None:
     lesions(ONES, IDENTITY)
     before, rng = lesions.traces, np.random.default_rng(0)
     for _ in range(3):
-        lesions(rng.uniform(size=UNITS), [*rng.permutation(3), 3, *(4 + rng.permutation(2))])
+        lesions(rng.uniform(size=BLOCKS), [*rng.permutation(3), 3, *(4 + rng.permutation(2))])
     assert lesions.traces == before
 
 
@@ -218,7 +218,7 @@ def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> 
             assert "\n" not in str(error.value)
 
 
-def test_exchangeable_are_runs_of_equal_units() -> None:
+def test_exchangeable_are_runs_of_equal_blocks() -> None:
     model = nnx.merge(*jax.eval_shape(lambda: nnx.split(LESIONED.build(rngs=nnx.Rngs(0)))))
     assert model.exchangeable() == [range(3), range(3, 4), range(4, 6)]
     shared = dataclasses.replace(LESIONED, order=FullPreactivation)
@@ -230,7 +230,7 @@ def test_exchangeable_are_runs_of_equal_units() -> None:
 
 
 def test_initialization_does_not_depend_on_execution() -> None:
-    """Units of equal structure are stored stacked, whatever the execution."""
+    """Blocks of equal structure are stored stacked, whatever the execution."""
 
     def program(how: Execution) -> tuple[Any, str]:
         def variables(key: jax.Array) -> Any:
@@ -384,7 +384,7 @@ class Step(nnx.Module):
 
 
 @pytest.mark.parametrize(("blocks", "remat"), [("loop", False), ("scan", False), ("scan", True)])
-def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, remat: bool) -> None:
+def test_blocks_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, remat: bool) -> None:
     """By hand, shifts 1, 2, 3: 1 -> 2*1+1 = 3 -> 2*3+2 = 8 -> 2*8+3 = 19; as 3, 1, 2: 1 -> 5 -> 11 -> 24; the second deleted: 15."""
     stack = Stack(Step, 3, scan=blocks == "scan", remat=remat, rngs=nnx.Rngs(0))
     stack.stacked.shift[...] = jnp.asarray([1.0, 2.0, 3.0])
@@ -402,7 +402,7 @@ def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, 
     assert stack.stacked.shift[...].tolist() == [1, 2, 3]
 
 
-def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
+def test_every_block_of_a_stack_has_its_own_initial_values() -> None:
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def shifts(key: jax.Array) -> list[jax.Array]:
         """Returns the shifts of two stacks, of four blocks and two, from one stream."""
@@ -416,7 +416,7 @@ def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     assert np.all(other != first)
 
 
-def test_unit_returns_a_copy_of_one_block() -> None:
+def test_block_returns_a_copy_of_one_block() -> None:
     stack = filled(lambda rngs: Stack(Step, 3, scan=True, remat=False, rngs=rngs))
     num_blocks = [stack.block(i) for i in range(3)]
     assert all(isinstance(block, Step) for block in num_blocks)
@@ -428,13 +428,20 @@ def test_unit_returns_a_copy_of_one_block() -> None:
     np.testing.assert_allclose(stack(x, train=False), by_hand, rtol=1e-6)
 
 
-def test_auto_scans_on_cpu_and_elsewhere_above_100_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_scans_on_cpu_and_elsewhere_above_100_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = Execution()
     assert auto.scans(1)  # the tests run on CPU
     for backend in ("gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert [auto.scans(num_blocks) for num_blocks in (9, 100, 101, 600)] == [False, False, True, True]
         assert (SCAN.scans(1), LOOP.scans(600)) == (True, False)
+
+
+def test_invalid_execution_is_rejected() -> None:
+    cases: list[dict[str, Any]] = [{"blocks": "lop"}, {"kernels": "lop"}, {"steps_per_dispatch": -1}, {"images_per_device": -1}]
+    for fields in cases:
+        with pytest.raises(UserError, match=f"{next(iter(fields))} must be "):
+            Execution(**fields)
 
 
 def test_forward_derivatives_of_training_exist_without_custom_vjps() -> None:

@@ -68,8 +68,9 @@ def test_batch_norm_rejects_indivisible_batches_in_training_only() -> None:
     with pytest.raises(UserError, match="group_size=4.* does not divide a batch of 6 images"):
         norm(x, train=True)
     np.testing.assert_allclose(norm(x, train=False), np.float64(x) / np.sqrt(1.00001), rtol=1e-5)
-    with pytest.raises(UserError, match=r"BatchNorm\(group_size=-1\)"):
-        BatchNorm(2, group_size=-1, rngs=nnx.Rngs(0))(x, train=True)
+    for name, value in (("group_size", -1), ("epsilon", -1.0), ("momentum", 1.5)):
+        with pytest.raises(UserError, match=f"batchnorm.{name} must be "):
+            BatchNorm(2, **{name: value}, rngs=nnx.Rngs(0))
 
 
 def test_batch_norm_of_bfloat16_has_float32_statistics() -> None:
@@ -137,6 +138,8 @@ def test_group_norm_has_32_groups_and_rejects_groups_that_do_not_divide() -> Non
     assert variables(GroupNorm(64, rngs=nnx.Rngs(0)))["scale"].shape == (64,)
     with pytest.raises(UserError, match=r"GroupNorm\(num_groups=32\) does not divide 48 features"):
         GroupNorm(48, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"GroupNorm\(num_groups=0\)"):
+        GroupNorm(48, num_groups=0, rngs=nnx.Rngs(0))
 
 
 ARCHITECTURES = [

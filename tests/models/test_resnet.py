@@ -156,15 +156,17 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         *(
             (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*equal lengths")
-            for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()))
+            for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()), ((100_000,) * 3, (1,) * 3))
         ),
+        *((fields, "every size of them.* at least 1") for fields in (dict(features=(0, 4)), dict(input_shape=(8, 8, 0)))),
+        *((dict(num_classes=classes), rf"num_classes must be in .*, got {classes}") for classes in (0, -3)),
+        (dict(stem_features=-1), "stem_features must be in"),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
         (dict(shortcut=ZeroPad, features=(6, 4)), "6 features to 4.*projection"),
         (dict(branch=component(Basic, groups=3)), "groups=3 does not divide"),
         (dict(branch=component(Branch, kernels=(3, 4))), "4x4.*odd"),
         (dict(norm=component(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
         (dict(stochastic_depth=StochasticDepth(survival=0.0)), r"survival must be in \(0, 1\], got 0"),
-        *((fields, "every size be at least 1") for fields in (dict(features=(0, 4)), dict(stem_features=-1))),
         (dict(output_stride=3), r"output_stride=3 is not possible with 2 stages.*one of \[1, 2\]"),
         (imagenet | dict(output_stride=64), r"one of \[4, 8, 16, 32\]"),
         (dict(stem=Silent, output_stride=8), "output_stride=8 is not possible"),
@@ -174,6 +176,69 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
         with pytest.raises(UserError, match=message) as error:
             jax.eval_shape(lambda f=fields: nnx.split(ResNet(Architecture(**SMALL | f), rngs=nnx.Rngs(0))))
         assert "\n" not in str(error.value)
+
+
+def test_field_of_another_type_is_rejected() -> None:
+    for field, value in (
+        *(("shortcut", wrong) for wrong in ("B", 3, object())),
+        *(("order", wrong) for wrong in ("Original", ZeroPad)),
+        *(("num_classes", wrong) for wrong in (2.5, "3", True)),
+        ("stages", [1, 2]),
+        ("input_shape", (8, 8)),
+        ("dtype", "float64"),
+        ("stochastic_depth", None),
+    ):
+        with pytest.raises(UserError, match=f"Architecture.{field} must be "):
+            Architecture(**SMALL | {field: value})
+
+
+def user(call: Any, *, width: bool = True) -> type[nnx.Module]:
+    """A class of a user with this call, and the attribute ``out_features`` or not."""
+
+    class Users(nnx.Module):
+        def __init__(self, in_features: int, features: int = 0, stride: int = 1, *, rngs: nnx.Rngs):
+            if width:
+                self.out_features = features
+
+    Users.__call__ = call  # pyright: ignore[reportAttributeAccessIssue]
+    return Users
+
+
+def test_users_part_that_does_not_fit_is_rejected_at_construction() -> None:
+    """By its class and the mismatch: its constructor, its call, the type and shape of its result."""
+
+    class NoArguments(nnx.Module):
+        def __init__(self) -> None:
+            pass
+
+    cases: list[tuple[str, Any, str]] = [
+        ("shortcut", NoArguments, r"NoArguments cannot be in this network: .*__init__\(\) takes 1 positional argument but 4"),
+        ("shortcut", user(lambda self, x: x), "Users cannot be in this network: .* takes 2 positional arguments but 3"),
+        ("shortcut", user(lambda self, x, branch, more: x), "Users cannot be .*'more'"),
+        ("shortcut", user(lambda self, x, branch: None), r"^Users must return shape \(1, 32, 32, 4\), got NoneType"),
+        ("shortcut", user(lambda self, x, branch: branch[:, :1, :1]), r"Users must return shape .*, got \(1, 1, 1, 4\)"),
+        ("shortcut", user(lambda self, x, branch: jnp.concatenate([branch] * 2, -1)), r"got \(1, 32, 32, 8\)"),
+        ("branch", user(lambda self, x: None), r"^Users must return shape \(1, -1, -1, 4\), got NoneType"),
+        ("branch", user(lambda self, x: x, width=False), "^Users must have its width as an attribute out_features"),
+        ("branch", ZeroPad, "^ZeroPad must have its width"),
+        ("stem", user(lambda self, x: x), r"Users must return shape \(1, -1, -1, 4\), got \(1, 32, 32, 3\)"),
+        ("norm", user(lambda self, x: x.mean()), r"Users must return shape \(1, 32, 32, 4\), got float32"),
+    ]
+    for field, cls, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            jax.eval_shape(lambda f=field, c=cls: nnx.split(ResNet(Architecture(**SMALL | {f: c}), rngs=nnx.Rngs(0))))
+        assert "\n" not in str(error.value)
+
+
+def test_images_of_another_layout_or_too_small_are_rejected() -> None:
+    def run(shape: tuple[int, ...], **fields: Any) -> None:
+        jax.eval_shape(lambda x: ResNet(Architecture(**SMALL | fields), rngs=nnx.Rngs(0))(x), images(*shape))
+
+    for shape in ((2, 3, 8, 8), (2, 8, 8, 1)):
+        with pytest.raises(UserError, match=rf"images must be \(n, height, width, 3\), got \({shape[0]}, {shape[1]}, "):
+            run(shape)
+    with pytest.raises(UserError, match=r"DenseTransition must return shape .*, got \(2, 0, 0, "):
+        run((2, 1, 1, 3), shortcut=Concatenation, transition=DenseTransition, branch=SingleLayer)
 
 
 def test_training_mode_is_an_argument_that_updates_the_statistics_in_place() -> None:

@@ -34,11 +34,9 @@ from resnet_jax.models.shortcuts import (
 from oracle import (
     Values,
     call,
-    close,
     convolved,
     filled,
     follows,
-    network,
     normalize,
     pad,
     pool,
@@ -290,20 +288,6 @@ def test_user_shortcut_matches_its_formula(factory: type[nnx.Module]) -> None:
     """Constructed and called as a block does, with gradients."""
     part = filled(lambda rngs: components.make(factory, *CHANGED, conv=Conv, norm=BatchNorm, rngs=rngs))
     follows(InEvaluation(part), lambda v, x, y: USERS[factory](v.get("part", {}), x, *CHANGED[1:]) + y, *pair(*CHANGED))
-
-
-@pytest.mark.parametrize("blocks", ["loop", "scan"])
-def test_user_shortcut_runs_in_a_network(blocks: Any) -> None:
-    """One that computes option A, in the formula's network."""
-
-    class OptionA(Minimal):
-        def __call__(self, x: jax.Array, branch: jax.Array) -> jax.Array:
-            return 2 * super().__call__(x, 0 * branch) + branch
-
-    structure: dict[str, Any] = dict(stages=(1, 3), features=(3, 5), shortcut=OptionA, num_classes=4)
-    model = filled(lambda rngs: ResNet(Architecture(**structure), execution=Execution(blocks=blocks), rngs=rngs))
-    x = random(2, 6, 6, 3)
-    close(call(model, x)[0], network(variables(model), x, (1, 3))[1])
 
 
 @pytest.mark.parametrize("blocks", ["loop", "scan"])

@@ -113,7 +113,7 @@ def test_drop_path_draws_for_every_image() -> None:
 
 
 @pytest.mark.parametrize("scaled", ["test", "training"])
-def test_kept_draws_a_fixed_number_of_units_uniformly(scaled: Any) -> None:
+def test_kept_draws_a_fixed_number_of_blocks_uniformly(scaled: Any) -> None:
     """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 blocks 2: each with probability 0.4, and of any two
     both with 2/5 x 1/4 = 0.1.
     """
@@ -146,6 +146,7 @@ def test_invalid_values_are_rejected_in_one_sentence() -> None:
         ({"kept": 4}, "kept must be 0 to 3, got 4"),
         ({"kept": 2, "survival": 0.5}, "kept excludes"),
         ({"kept": 2, "drops": "image"}, "kept excludes"),
+        *(({"survival": 0.5, name: "x"}, f"StochasticDepth.{name} must be ") for name in ("rule", "drops", "scaled")),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
