@@ -20,7 +20,8 @@ Kernels = Literal["auto", "plain", "cpu", "gpu"]
 auto: by backend, plain on TPU."""
 
 active = jax.make_user_context("auto")
-"""Kernels of what is traced: ``with active("plain"): ...``; a key of JAX's caches."""
+"""Kernels of layers that are traced, a key of JAX's caches: ``with active("plain"): ...``.
+Networks set those of their ``Execution``."""
 
 
 def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "cpu", "gpu"]:

@@ -116,10 +116,11 @@ class Norm:
 
 def checked(part: object, y: Array, *shape: int) -> Array:
     """Returns the result of a part; raises UserError unless it has the shape (-1: any size)."""
-    actual = getattr(y, "shape", ())
-    matches = [n == size or (size == -1 and n != 0) for n, size in zip(actual, shape, strict=False)]
-    if len(actual) != len(shape) or not all(matches):
-        returned = actual or type(y).__name__
+    actual = getattr(y, "shape", None)
+    sizes = actual or ()
+    matches = [n == size or (size == -1 and n != 0) for n, size in zip(sizes, shape, strict=False)]
+    if len(sizes) != len(shape) or not all(matches):
+        returned = type(y).__name__ if actual is None else actual
         raise UserError(f"{type(part).__name__} must return shape {shape}, got {returned}.")
     return y
 

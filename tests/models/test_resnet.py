@@ -11,7 +11,7 @@ from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, Execution, ResNet
-from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
+from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
@@ -222,7 +222,7 @@ def test_users_part_that_does_not_fit_is_rejected_at_construction() -> None:
         ("branch", user(lambda self, x: x, width=False), "^Users must have its width as an attribute out_features"),
         ("branch", ZeroPad, "^ZeroPad must have its width"),
         ("stem", user(lambda self, x: x), r"Users must return shape \(1, -1, -1, 4\), got \(1, 32, 32, 3\)"),
-        ("norm", user(lambda self, x: x.mean()), r"Users must return shape \(1, 32, 32, 4\), got float32"),
+        ("norm", user(lambda self, x: x.mean()), r"Users must return shape \(1, 32, 32, 4\), got \(\)"),
     ]
     for field, cls, message in cases:
         with pytest.raises(UserError, match=message) as error:

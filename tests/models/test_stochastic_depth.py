@@ -1,6 +1,8 @@
 """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and logits of networks."""
 
 import itertools
+import sys
+from types import FrameType
 from typing import Any
 
 import jax
@@ -10,7 +12,7 @@ import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import quick_to_compile
-from resnet_jax.models import Architecture, Execution, ResNet, StochasticDepth
+from resnet_jax.models import Architecture, Execution, ResNet, StochasticDepth, resnet, stochastic_depth
 from resnet_jax.models.shortcuts import ZeroPad
 
 from oracle import close, filled, network, random, variables
@@ -131,12 +133,31 @@ def test_kept_draws_a_fixed_number_of_blocks_uniformly(scaled: Any) -> None:
     np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
 
 
-def test_multipliers_need_a_key_only_if_branches_drop() -> None:
-    for train in (True, False):
-        assert StochasticDepth(survival=1.0).multipliers(5, 2, train=train, key=None) is None
+def test_training_needs_a_key_only_if_branches_drop() -> None:
+    x = jnp.asarray(random(2, 5, 4, 2))
+    assert model_with(StochasticDepth(survival=1.0))(x, train=True).shape == (2, 3)
     for depth in (StochasticDepth(survival=0.5), StochasticDepth(kept=2)):
         with pytest.raises(UserError, match="stochastic depth is random in training: .*key="):
-            depth.multipliers(3, 1, train=True, key=None)
+            model_with(depth)(x, train=True)
+
+
+def test_network_without_stochastic_depth_does_not_enter_its_module() -> None:
+    entered = set[str]()
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            entered.add(frame.f_code.co_filename)
+
+    def run() -> jax.Array:
+        return ResNet(Architecture(**NETWORK), rngs=nnx.Rngs(0))(jnp.zeros((2, 5, 4, 2)), train=True)
+
+    sys.setprofile(record)
+    try:
+        jax.eval_shape(run)
+    finally:
+        sys.setprofile(None)
+    assert resnet.__file__ in entered
+    assert stochastic_depth.__file__ not in entered
 
 
 def test_invalid_values_are_rejected_in_one_sentence() -> None:
