@@ -32,7 +32,7 @@ def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "c
     return "plain" if backend not in ("cpu", "gpu") else backend
 
 
-# Compiler options ---------------------------------------------------------------------------------
+# Compiler options.
 
 _YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
 
@@ -60,8 +60,7 @@ def _is_known(option: str) -> bool:
     return True
 
 
-# Convolution --------------------------------------------------------------------------------------
-# XLA:CPU canonicalizes convolution layouts in the entry computation only: the weight gradient of
+# Convolution. XLA:CPU canonicalizes layouts in the entry computation only: the weight gradient of
 # autodiff inside a `while` body (any `lax.scan`) runs a naive loop, 17 to 29 times slower.
 
 Pair = tuple[int, int]
@@ -191,7 +190,7 @@ def _pad(images: Array, value: float, *edges: tuple[int, int, int]) -> Array:
     return lax.pad(images, jnp.array(value, images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
 
-# Batch normalization ------------------------------------------------------------------------------
+# Batch normalization.
 
 Groups = Float[Array, "*groups n h w c"]
 Weights = Float[Array, "c"]
@@ -236,18 +235,13 @@ def _normalize(
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
 
-_Saved = tuple[Groups, Weights, Weights, PerChannel, PerChannel]
-
-
-def _normalize_forward(
-    x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool
-) -> tuple[Normalized, _Saved]:
-    y, mean, var = _normalize(x, scale, bias, epsilon, rectify)
+def _normalize_forward(x: Groups, scale: Weights, bias: Weights, *options: Any) -> Any:
+    y, mean, var = _normalize(x, scale, bias, *options)
     return (y, mean, var), (x, scale, bias, mean, var)
 
 
 def _normalize_backward(
-    epsilon: float, rectify: bool, saved: _Saved, cotangents: Normalized
+    epsilon: float, rectify: bool, saved: Any, cotangents: Normalized
 ) -> tuple[Groups, Weights, Weights]:
     x, scale, bias, mean, var = saved
     dy, dmean, dvar = cotangents
@@ -279,7 +273,7 @@ def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
 _custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4))
 _custom_normalize.defvjp(_normalize_forward, _normalize_backward)
 
-# Max pooling --------------------------------------------------------------------------------------
+# Max pooling.
 
 _TAPS = tuple(itertools.product(range(3), repeat=2))
 _Taken = tuple[Array, tuple[int, ...]]

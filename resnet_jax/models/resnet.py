@@ -110,13 +110,13 @@ class Architecture:
         components.check_fields(self)
         at_least(self, 1, "num_classes", below=2**31)
         at_least(self, 0, "stem_features", "output_stride", below=2**31)
-        stages, features, sizes = self.stages, self.features, self.features + self.input_shape
-        fits = 1 <= len(stages) == len(features) <= 100 and min(stages) >= 1
-        if not fits or sum(stages) > MAX_BLOCKS or not 1 <= min(sizes) <= max(sizes) < 2**31:
+        stages, features, shape = self.stages, self.features, self.input_shape
+        fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
+        if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
             raise UserError(
                 f"stages={stages} and features={features} must have equal lengths, every size of "
-                f"them and of input_shape={self.input_shape} be at least 1, and all stages "
-                f"together have at most {MAX_BLOCKS} blocks."
+                f"them and of input_shape={shape} be at least 1, the sum of stages at most "
+                f"{MAX_BLOCKS}."
             )
         if self.stochastic_depth != StochasticDepth():
             self.stochastic_depth.check(sum(stages))

@@ -1,6 +1,5 @@
 """Residual blocks: every order of He et al. 2016, Figure 4, with every branch, in NumPy float64."""
 
-import copy
 import functools
 import re
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, R
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
-from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Projection, ZeroPad
+from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ZeroPad
 
 from oracle import (
     FIGURE_4,
@@ -114,18 +113,6 @@ def test_concatenation_keeps_the_input() -> None:
     assert values["after"]["layers"][0]["scale"].shape == (7,)
 
 
-@pytest.mark.parametrize("order", [Original, NormAfterAddition, FullPreactivation])
-def test_multiplier_scales_the_branch_per_batch_or_image(order: type[Order]) -> None:
-    """It stands before the addition: neither the shortcut nor what follows is multiplied."""
-    for train, multiplier in ((True, [0.0]), (False, [1.0]), (True, [-0.7]), (False, [0.0, 2.5])):
-        block = filled(lambda rngs: ResidualBlock(3, 4, 2, shortcut=Projection, order=order, rngs=rngs))
-        x, values = random(2, 5, 4, 3), variables(block)
-        actual = block(jnp.asarray(x), train=train, multiplier=jnp.asarray(multiplier))
-        expected, statistics = composed(values, x, order, (2, 1), train=train, multiplier=multiplier)
-        close(actual, expected)
-        same_statistics(statistics_of(variables(block)), statistics)
-
-
 def test_branch_and_shortcut_receive_different_keys() -> None:
     seen: dict[str, Any] = {}
 
@@ -151,17 +138,6 @@ def test_branch_and_shortcut_receive_different_keys() -> None:
     block(jnp.ones((1, 2, 2, 2)), key=jax.random.key(3))
     drawn = [jax.random.key_data(key).tolist() for key in (*seen.values(), jax.random.key(3))]
     assert len({tuple(key) for key in drawn}) == 3
-
-
-def test_dropout_is_random_in_training_only_and_needs_a_key() -> None:
-    block = filled(lambda rngs: ResidualBlock(4, 4, 1, branch=component(Basic, dropout=0.5), shortcut=DropoutShortcut, rngs=rngs))
-    x = jnp.asarray(random(2, 5, 4, 4))
-    one, again, other = (copy.deepcopy(block)(x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(block(x), block(x, key=jax.random.key(0)))
-    with pytest.raises(UserError, match="key=jax.random.key"):
-        block(x, train=True)
 
 
 class Twice(nnx.Module):
