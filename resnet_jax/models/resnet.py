@@ -176,9 +176,9 @@ class ResNet(nnx.Module):
             self._assemble(architecture, execution, rngs)
             if has_any:
                 # Errors of a call are raised now, not in the first step of a run.
-                graphdef, state = nnx.split(self)
+                model: Any = nnx.merge(*nnx.split(self), copy=True)
                 images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
-                jax.eval_shape(lambda x: nnx.merge(graphdef, state, copy=True)(x), images)
+                jax.eval_shape(lambda images: model(images, key=jax.random.key(0)), images)
 
     def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:
         stages, features = architecture.stages, architecture.features
@@ -441,7 +441,7 @@ class Stack(nnx.Module):
             policy = None if self.remat else _is_expensive
             run = jax.checkpoint(run, prevent_cse=not scan, policy=policy)
         if scan:
-            x, changed = lax.scan(run, x, inputs)
+            x, changed = lax.scan(run, x, inputs, length=self.count)
         else:
             afters = []
             for block_inputs in _unstacked(inputs, self.count):

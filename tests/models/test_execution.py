@@ -199,9 +199,9 @@ def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> 
     """Wrong shapes of traced arrays, too."""
     apply, params, stats = state_of(LESIONED, SCAN)
     cases: list[tuple[dict[str, Any], str, bool]] = [
-        (dict(permutation=np.array([3, 1, 2, 0, 4, 5])), "exchanges blocks of unequal structure: only 0 to 2, 4 to 5", False),
-        (dict(permutation=np.array([0, 1, 2, 4, 3, 5])), "exchanges blocks of unequal structure", False),
-        (dict(permutation=np.array([0, 0, 2, 3, 4, 5])), "exchanges blocks", False),
+        (dict(permutation=np.array([3, 1, 2, 0, 4, 5])), "exchange blocks of equal structure: only 0 to 2, 4 to 5", False),
+        (dict(permutation=np.array([0, 1, 2, 4, 3, 5])), "exchange blocks of equal structure", False),
+        (dict(permutation=np.array([0, 0, 2, 3, 4, 5])), "exchange blocks", False),
         (dict(permutation=np.arange(7)), "permutation must have length 6", True),
         (dict(multipliers=np.ones(5)), r"multipliers must have shape \(6,\) or \(6, 4\), got \(5,\)", True),
         (dict(multipliers=np.ones((4, 6))), r"multipliers must have shape .*, got \(4, 6\)", True),

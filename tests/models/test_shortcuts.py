@@ -130,7 +130,7 @@ def test_invalid_shortcuts_are_rejected() -> None:
             (factory, (8, 4, 1), "cannot shrink 8 features to 4: use a projection")
             for factory in (ZeroPad, PooledZeroPad, ShortcutOnlyGating)
         ),
-        *((component(DropoutShortcut, rate=rate), UNCHANGED, f"rate={rate}") for rate in (-0.1, 1.0)),
+        *((component(DropoutShortcut, rate=rate), UNCHANGED, f"rate must be in .*, got {rate}") for rate in (-0.1, 1.0)),
         (component(ZeroPad, resize="projet"), UNCHANGED, "resize='projet' is unknown; did you mean .*project"),
     ]
     for factory, shape, message in cases:

@@ -165,8 +165,8 @@ def test_invalid_values_are_rejected_in_one_sentence() -> None:
         *(({"survival": survival}, r"survival must be in \(0, 1\]") for survival in (0.0, -0.5, 1.01, float("nan"))),
         ({"kept": -1}, "kept must be 0 to 3, got -1"),
         ({"kept": 4}, "kept must be 0 to 3, got 4"),
-        ({"kept": 2, "survival": 0.5}, "kept excludes"),
-        ({"kept": 2, "drops": "image"}, "kept excludes"),
+        ({"kept": 2, "survival": 0.5}, "kept must be 0 to 3, got 2; it excludes"),
+        ({"kept": 2, "drops": "image"}, "kept must be 0 to 3, got 2; it excludes"),
         *(({"survival": 0.5, name: "x"}, f"StochasticDepth.{name} must be ") for name in ("rule", "drops", "scaled")),
     ]
     for arguments, message in cases:
