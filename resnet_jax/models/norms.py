@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
-from flax.typing import PathParts
 from jaxtyping import Array
 
 from resnet_jax import kernels
@@ -14,7 +13,7 @@ from resnet_jax.errors import UserError, at_least
 from resnet_jax.models.layers import Activation, Bias
 
 Variables = dict[str, Any]
-Momenta = dict[PathParts, float]
+Momenta = dict[Any, float]
 
 
 class BatchNorm(nnx.Module):

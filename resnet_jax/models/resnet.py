@@ -108,6 +108,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         components.check_fields(self)
+        components.check_fields(self.stochastic_depth)
         at_least(self, 1, "num_classes", below=2**31)
         at_least(self, 0, "stem_features", "output_stride", below=2**31)
         stages, features, shape = self.stages, self.features, self.input_shape
@@ -118,8 +119,6 @@ class Architecture:
                 f"them and of input_shape={shape} be at least 1, the sum of stages at most "
                 f"{MAX_BLOCKS}."
             )
-        if self.stochastic_depth != StochasticDepth():
-            self.stochastic_depth.check(sum(stages))
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
         """Returns the module, initialized by one program: eagerly that takes tens of seconds."""
@@ -187,6 +186,8 @@ class ResNet(nnx.Module):
         self.num_blocks = sum(stages)
         self.dtype, self.kernels = architecture.dtype, execution.kernels
         self.stochastic_depth = architecture.stochastic_depth
+        if self.stochastic_depth != StochasticDepth():
+            self.stochastic_depth.check(self.num_blocks)
         order, norm = architecture.order, architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
         self.stem = components.make(architecture.stem, self.channels, width, **shared)

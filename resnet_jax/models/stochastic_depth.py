@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.components import check_fields
 from resnet_jax.models.layers import keep, needs_key
 
 
@@ -30,7 +29,6 @@ class StochasticDepth:
 
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
-        check_fields(self)
         if not 0 < self.survival <= 1:
             raise UserError(f"stochastic_depth.survival must be in (0, 1], got {self.survival}.")
         alone = self.survival == 1 and self.drops == "batch"

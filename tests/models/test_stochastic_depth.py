@@ -167,8 +167,10 @@ def test_invalid_values_are_rejected_in_one_sentence() -> None:
         ({"kept": 4}, "kept must be 0 to 3, got 4"),
         ({"kept": 2, "survival": 0.5}, "kept must be 0 to 3, got 2; it excludes"),
         ({"kept": 2, "drops": "image"}, "kept must be 0 to 3, got 2; it excludes"),
-        *(({"survival": 0.5, name: "x"}, f"StochasticDepth.{name} must be ") for name in ("rule", "drops", "scaled")),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             StochasticDepth(**arguments).check(3)
+    for name in ("rule", "drops", "scaled"):
+        with pytest.raises(UserError, match=f"StochasticDepth.{name} must be "):
+            Architecture(**NETWORK, stochastic_depth=StochasticDepth(**{name: "x"}))
