@@ -115,9 +115,9 @@ class Architecture:
         fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
         if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
             raise UserError(
-                f"stages={stages} and features={features} must have equal lengths, every size of "
-                f"them and of input_shape={shape} be at least 1, the sum of stages at most "
-                f"{MAX_BLOCKS}."
+                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths, "
+                f"every size of them and of input_shape={shape} be at least 1, the sum of stages "
+                f"at most {MAX_BLOCKS}."
             )
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
