@@ -114,7 +114,7 @@ class Norm:
     """Placeholder for the network's normalization in a sequence of layers."""
 
 
-def checked(part: object, y: Array, *shape: int) -> Array:
+def checked(part: object, y: Any, *shape: int) -> Any:
     """Returns the result of a part; raises UserError unless it has the shape (-1: any size)."""
     actual = getattr(y, "shape", None)
     sizes = actual or ()

@@ -449,9 +449,9 @@ def test_invalid_description_is_rejected() -> None:
         ({"stages": [1] * 101, "features": [1] * 101}, "this describes no network: stages="),
         ({"features": [-1]}, "this describes no network: .*features="),
         ({"num_classes": 2**40}, "this describes no network: .*num_classes"),
-        ({"input_shape": [32, 32]}, "this describes no network: .*input_shape"),
-        ({"dtype": "float64"}, "this describes no network: .*dtype"),
-        ({"order": "ZeroPad"}, "this describes no network: .*order"),
+        ({"input_shape": [32, 32]}, "this describes no network"),
+        ({"dtype": "float64"}, "this describes no network"),
+        ({"order": "ZeroPad"}, "this describes no network"),
         ({"stochastic_depth": {"keeps": 1}}, "this describes no network"),
         ({"stochastic_depth": {"kept": "1"}}, "this describes no network"),
     ]

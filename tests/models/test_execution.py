@@ -440,7 +440,7 @@ def test_auto_scans_on_cpu_and_elsewhere_above_100_blocks(monkeypatch: pytest.Mo
 def test_invalid_execution_is_rejected() -> None:
     cases: list[dict[str, Any]] = [{"blocks": "lop"}, {"kernels": "lop"}, {"steps_per_dispatch": -1}, {"images_per_device": -1}]
     for fields in cases:
-        with pytest.raises(UserError, match=f"{next(iter(fields))} must be "):
+        with pytest.raises((UserError, TypeError), match=next(iter(fields))):  # TypeError: of checked annotations
             Execution(**fields)
 
 

@@ -188,7 +188,7 @@ def test_field_of_another_type_is_rejected() -> None:
         ("dtype", "float64"),
         ("stochastic_depth", None),
     ):
-        with pytest.raises(UserError, match=f"Architecture.{field} must be "):
+        with pytest.raises((UserError, TypeError), match=field):  # TypeError: of checked annotations
             Architecture(**SMALL | {field: value})
 
 
