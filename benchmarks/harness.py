@@ -14,8 +14,8 @@ import jax
 import tyro
 
 from resnet_jax.errors import CommandError, UserError
+from resnet_jax.kernels import quick_to_run
 from resnet_jax.models import Architecture, Execution
-from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training import run_dir, step
 from resnet_jax.training.config import Optimizer, Schedule

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models.orders import (
     Fixup,
     FullPreactivation,
@@ -305,7 +305,7 @@ def statistics_of(values: Values) -> list[Values]:
     return [{name: norm[name] for name in ("mean", "var")} for norm in norms if "mean" in norm]
 
 
-def units_of(values: Values) -> list[Values]:
+def blocks_of(values: Values) -> list[Values]:
     """Variables of every block of a network, in order."""
     stacks = [stack["stacked"] for stage in numbered(values["stages"]) for stack in numbered(stage)]
     return [jax.tree.map(lambda a, i=i: a[i], stack) for stack in stacks for i in range(len(jax.tree.leaves(stack)[0]))]
@@ -329,7 +329,7 @@ def network(
     ``spread``: stride and dilation of every block's branch.
     """
     after_stem, before_classifier = ENDS[order]
-    num_blocks, ends = units_of(values), [0, *itertools.accumulate(stages)]
+    num_blocks, ends = blocks_of(values), [0, *itertools.accumulate(stages)]
     places = range(len(num_blocks)) if permutation is None else permutation
     shape = spread or [(2 if index in ends[1:] else 1, 1) for index in range(len(num_blocks))]
     stem, head, seen = [], [], {}
@@ -353,4 +353,4 @@ def all_statistics(values: Values) -> list[Any]:
     def of(tree: Values) -> list[Any]:
         return [{name: norm[name] for name in ("mean", "var")} for norm in numbered(tree.get("layers", {})) if "mean" in norm]
 
-    return [of(values["stem"].get("after", {})), *map(statistics_of, units_of(values)), of(values["head"].get("before", {}))]
+    return [of(values["stem"].get("after", {})), *map(statistics_of, blocks_of(values)), of(values["head"].get("before", {}))]

@@ -12,8 +12,7 @@ from resnet_jax.models.catalog import (
 )
 from resnet_jax.models.components import Component, component
 from resnet_jax.models.counts import Counts, count
-from resnet_jax.models.execution import Execution
-from resnet_jax.models.resnet import Apply, Architecture, ResNet
+from resnet_jax.models.resnet import Apply, Architecture, Execution, ResNet
 from resnet_jax.models.stochastic_depth import StochasticDepth
 
 __all__ = [

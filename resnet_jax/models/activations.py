@@ -87,7 +87,7 @@ class _Recorder:
         self.activations: dict[str, Array] = {}
         self.seen: set[str] = set()
 
-    def name(self, path: tuple[Any, ...]) -> str:
+    def name(self, path: tuple[object, ...]) -> str:
         if path[0] != "stages":
             return "/".join(map(str, path))
         # ("stages", stage, stack, "stacked", *part of a block); blocks are called in order.
@@ -95,14 +95,14 @@ class _Recorder:
             self.block = (self.block + 1) % self.num_blocks
         return "/".join((f"block{self.block}", *map(str, path[4:])))
 
-    def keep(self, name: str, value: Any) -> None:
+    def keep(self, name: str, value: object) -> None:
         self.seen.add(name)
         if isinstance(value, jax.Array) and any(fnmatch.fnmatchcase(name, p) for p in self.names):
             self.activations[name] = value
 
 
 @functools.cache
-def _recording(cls: type[Any]) -> type[Any]:
+def _recording(cls: type) -> type:
     # The signature stays: parts are passed the arguments that their calls declare.
     @functools.wraps(cls.__call__)
     def call(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

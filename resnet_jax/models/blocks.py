@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.models import components
 from resnet_jax.models.components import Factory, component
 from resnet_jax.models.layers import (
@@ -17,7 +17,9 @@ from resnet_jax.models.layers import (
     Output,
     Sequence,
     SqueezeExcitation,
+    checked,
     keep,
+    width_of,
 )
 from resnet_jax.models.norms import BatchNorm, Nothing
 from resnet_jax.models.orders import Order, Original
@@ -61,14 +63,13 @@ class Branch(nnx.Module):
     ):
         if not 0 <= stride_at < len(kernels):
             raise UserError(f"kernels={kernels} has no convolution {stride_at} (stride_at).")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout must be in [0, 1), got {dropout}.")
+        self.dropout = dropout
+        at_least(self, 0, "dropout", below=1)
         inner = features * base_width // 64 * groups
         if min(inner, expansion) < 1:
             widths = f"{features=}, {groups=}, {base_width=}, {expansion=}"
             raise UserError(f"a branch needs at least one channel: {widths}.")
         self.out_features = features * expansion
-        self.dropout = dropout
         between, last = order.after_convolution + order.before_convolution, len(kernels) - 1
         scales = order.initial_scales(len(kernels), num_blocks)
         convs, afters = [], []
@@ -150,7 +151,7 @@ class ResidualBlock(nnx.Module):
             norm=norm,
             rngs=rngs,
         )
-        out_features = self.branch.out_features
+        out_features = width_of(self.branch)
         self.before = Sequence(order.before_convolution, in_features, norm=norm, rngs=rngs)
         # A projection is normalized if the branch's convolutions are, behind them.
         behind = order.after_convolution + order.after_last_convolution + order.after_addition
@@ -183,10 +184,12 @@ class ResidualBlock(nnx.Module):
         ready = self.before(x, train=train)
         options = components.accepted(self.branch, train=train, key=keys[0])
         branch = self.branch(ready, **options)
+        branch = checked(self.branch, branch, len(x), -1, -1, self.branch.out_features)
         if multiplier is not None:
             branch = branch * multiplier.reshape(-1, 1, 1, 1).astype(branch.dtype)
         carried = ready if self.shared else x
         options = components.accepted(self.shortcut, train=train, key=keys[1])
         merged = self.shortcut(carried, branch, **options)
+        merged = checked(self.shortcut, merged, *branch.shape[:3], self.out_features)
         # A user's float32 parameter would raise the network's dtype.
         return self.after(merged.astype(branch.dtype), train=train)

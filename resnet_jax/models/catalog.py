@@ -4,12 +4,11 @@ Keyword arguments of the families are fields of ``Architecture``.
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cache, partial
-from types import MappingProxyType, ModuleType
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
 from flax import nnx
 
@@ -17,9 +16,8 @@ from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
 from resnet_jax.models.components import Component, Factory, component, parts
-from resnet_jax.models.execution import Execution
 from resnet_jax.models.orders import Fixup, FullPreactivation
-from resnet_jax.models.resnet import Architecture, ResNet
+from resnet_jax.models.resnet import Architecture, Execution, ResNet
 from resnet_jax.models.shortcuts import (
     Concatenation,
     NoShortcut,
@@ -47,12 +45,6 @@ DENSENET_STAGES: dict[int, tuple[tuple[int, ...], int]] = {
     161: ((6, 12, 36, 24), 48),
     169: ((6, 12, 32, 32), 32),
     201: ((6, 12, 48, 32), 32),
-}
-
-_IMAGENET: dict[str, Any] = {
-    "stem": ImageNetStem,
-    "input_shape": (224, 224, 3),
-    "num_classes": 1000,
 }
 
 
@@ -85,14 +77,14 @@ def cifar_architecture(
 
 def wide_architecture(depth: int, widen: int, **fields: Any) -> Architecture:
     """Wide ResNet (arXiv 1605.07146), Table 1, of ``depth`` 6n+4 and k = ``widen``."""
-    defaults: dict[str, Any] = {
-        "stages": (_blocks_per_stage(depth, 6, 4),) * 3,
-        "features": (16 * widen, 32 * widen, 64 * widen),
-        "stem_features": 16,
-        "order": FullPreactivation,
-        "shortcut": Projection,
-    }
-    return Architecture(**defaults | fields)
+    network = Architecture(
+        stages=(_blocks_per_stage(depth, 6, 4),) * 3,
+        features=(16 * widen, 32 * widen, 64 * widen),
+        stem_features=16,
+        order=FullPreactivation,
+        shortcut=Projection,
+    )
+    return replace(network, **fields)
 
 
 def imagenet_architecture(
@@ -105,8 +97,13 @@ def imagenet_architecture(
     branch, stages = _of_table(IMAGENET_STAGES, depth)
     if branch is Bottleneck and not stride_in_1x1:
         branch = BottleneckV15
-    defaults = {"stages": stages, "features": (64, 128, 256, 512), "branch": branch}
-    return Architecture(shortcut=shortcut, **_IMAGENET | defaults | fields)
+    network = Architecture(
+        stages=stages, features=(64, 128, 256, 512), branch=branch, shortcut=shortcut
+    )
+    return replace(network, **_IMAGENET | fields)
+
+
+_IMAGENET = {"stem": ImageNetStem, "input_shape": (224, 224, 3), "num_classes": 1000}
 
 
 def densenet_architecture(
@@ -134,16 +131,16 @@ def densenet_architecture(
         raise UserError("a DenseNet for small images needs a growth rate.")
     # 256 / 64 times the growth: the bottleneck's 4k.
     dense = {"kernels": (1, 3), "base_width": 256} if bottleneck else {"kernels": (3,)}
-    defaults: dict[str, Any] = {
-        "stages": stages,
-        "features": (growth,) * len(stages),
-        "stem_features": 2 * growth if bottleneck else 16,
-        "branch": component(Branch, **dense),
-        "order": FullPreactivation,
-        "shortcut": Concatenation,
-        "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
-    }
-    return Architecture(**(_IMAGENET if imagenet else {}) | defaults | fields)
+    network = Architecture(
+        stages=stages,
+        features=(growth,) * len(stages),
+        stem_features=2 * growth if bottleneck else 16,
+        branch=component(Branch, **dense),
+        order=FullPreactivation,
+        shortcut=Concatenation,
+        transition=component(DenseTransition, compression=0.5 if bottleneck else 1.0),
+    )
+    return replace(network, **(_IMAGENET if imagenet else {}) | fields)
 
 
 _preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
@@ -172,7 +169,10 @@ def _resnext(depth: int, groups: int, width: int, **options: Any) -> Architectur
 
 
 def _networks(
-    name: str, build: Callable[..., Architecture], rows: Iterable[Any], **options: Any
+    name: str,
+    build: Callable[..., Architecture],
+    rows: Iterable[int | tuple[int, ...]],
+    **options: Any,
 ) -> dict[str, Architecture]:
     """Returns a network for each row of arguments, under the name formatted with them."""
     arguments = [row if isinstance(row, tuple) else (row,) for row in rows]
@@ -245,21 +245,23 @@ def architecture(name: str, depth: int | None = None) -> Architecture:
         return NETWORKS[full]
     stem = full.rstrip("0123456789")
     family = FAMILIES.get(stem) or FAMILIES.get(f"imagenet_{stem}")
-    if not family:
+    if not family or len(full) > len(stem) + 9:
         raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
     if full == stem:
         raise UserError(f"{name!r}: give the depth once, as in 'cifar_resnet110' or 'resnet50'")
     return family(int(full.removeprefix(stem)))
 
 
+def variant(name: str, **fields: Any) -> Architecture:
+    """Returns a network with fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
+    return replace(architecture(name), **_fields(fields, load_part))
+
+
 def build(
     name: str, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any
 ) -> ResNet:
-    """Builds a network by name: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
-    return replace(architecture(name), **fields).build(rngs=rngs, execution=execution)
-
-
-_NONE: Mapping[str, Factory] = MappingProxyType({})
+    """Builds a ``variant``: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
+    return variant(name, **fields).build(rngs=rngs, execution=execution)
 
 
 def parts_of(*modules: ModuleType) -> dict[str, Factory]:
@@ -269,7 +271,7 @@ def parts_of(*modules: ModuleType) -> dict[str, Factory]:
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, Component) or getattr(value, "__module__", None) == module.__name__
-        if isinstance(value, Component | type) and not name.startswith("_")
+        if isinstance(value, Factory) and not name.startswith("_")
     }
 
 
@@ -281,47 +283,38 @@ def known() -> dict[str, Factory]:
     return named | shortcuts.OPTIONS
 
 
-def load_part(text: str, others: Mapping[str, Factory] = _NONE) -> Factory:
+def load_part(text: str, others: dict[str, Factory] | None = None) -> Factory:
     """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
+    names = known() | (others or {})
+    return components.parse(
+        text, lambda name: components.load(name) if ":" in name else _by_name(name, names)
+    )
 
-    def load(name: str) -> Any:
-        return components.load(name) if ":" in name else _own(name, others)
 
-    return components.parse(text, load)
-
-
-def _own(name: str, others: Mapping[str, Factory] = _NONE) -> Factory:
-    if ":" in name:
-        raise UserError(f"{name}: a file cannot bring code along, so give the network itself")
-    names = {**known(), **others}
+def _by_name(name: str, names: dict[str, Factory]) -> Factory:
     if name not in names:
         hint = f"{nearest(name, names)}; for your own write FILE.py:CLASS"
         raise UserError(f"{name!r} is no known class{hint}")
     return names[name]
 
 
-def name_of(value: Factory, others: Mapping[str, Factory] = _NONE) -> str:
+def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
     """Returns the short name or the reference of a component, with its arguments."""
-    names = {**known(), **others}
+    names = known() | (others or {})
     for name, named in names.items():
         if named == value:
             return name
 
-    def of_class(cls: type[Any]) -> str:
+    def of_class(cls: type) -> str:
         return cls.__name__ if names.get(cls.__name__) is cls else components.describe(cls)
 
     return components.text(value, of_class)
 
 
-def variant(name: str, **fields: Any) -> Architecture:
-    """Returns a network with fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
-    return replace(architecture(name), **_fields(fields, load_part))
-
-
 def write(architecture: Architecture) -> dict[str, Any]:
     """Returns a network as plain JSON, components by their short names."""
     fields = {
-        name: name_of(value) if isinstance(value, Component | type) else value
+        name: name_of(value) if isinstance(value, Factory) else value
         for name, value in vars(architecture).items()
     }
     return fields | {"stochastic_depth": dataclasses.asdict(architecture.stochastic_depth)}
@@ -334,55 +327,32 @@ def read(written: dict[str, Any]) -> Architecture:
       UserError: for a missing, unknown or invalid field, or a class that is not the package's.
     """
 
+    def find(name: str) -> Factory:
+        if ":" in name:
+            raise UserError(f"{name}: a file cannot bring code along, so give the network itself")
+        return _by_name(name, known())
+
     def load(text: str) -> Factory:
         # Python's parser needs memory and time for long texts.
         if len(text) > 300:
             raise UserError(f"{text[:60]}... is {len(text)} characters long: give at most 300")
-        return components.parse(text, _own)
+        return components.parse(text, find)
 
     try:
-        network = Architecture(**_fields(written, load))
-    except (TypeError, AttributeError) as error:
+        return Architecture(**_fields(written, load))
+    except (TypeError, AttributeError, ValueError) as error:
         raise UserError(f"this describes no network: {error!s:.200}") from error
-    if invalid := _invalid_fields(network):
-        raise UserError(f"this describes no network; invalid fields: {', '.join(invalid)}")
-    return network
 
 
-def _invalid_fields(config: Architecture | StochasticDepth) -> list[str]:
-    hints = typing.get_type_hints(type(config))
-    return [name for name, hint in hints.items() if not _is_valid(getattr(config, name), hint)]
-
-
-def _is_valid(value: Any, hint: Any) -> bool:
-    """Returns whether a value is of the annotated type, within bounds on untrusted sizes."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if _is_factory(hint):
-        return isinstance(value, type | Component)
-    if hint is StochasticDepth:
-        return isinstance(value, hint) and not _invalid_fields(value)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, tuple) or not all(_is_valid(size, int) for size in value):
-            return False
-        return len(value) <= 100 if arguments[-1] is ... else len(value) == len(arguments)
-    return type(value) is int and 0 <= value < 2**31 if hint is int else type(value) in (int, float)
-
-
-def _is_factory(hint: Any) -> bool:
-    return typing.get_origin(hint) is type or Component in typing.get_args(hint)
-
-
-def _fields(fields: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
-    hints, values = typing.get_type_hints(Architecture), dict(fields)
-    for field, value in fields.items():
-        if field not in hints:
-            raise UserError(f"Architecture has no field {field!r}{nearest(field, hints)}")
-        if _is_factory(hints[field]) and isinstance(value, str):
-            values[field] = load(value)
+def _fields(written: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:
+    fields, known_fields = dict(written), Architecture.__dataclass_fields__
+    for name, value in fields.items():
+        if name not in known_fields:
+            raise UserError(f"Architecture has no field {name!r}{nearest(name, known_fields)}")
+        if isinstance(value, str) and name != "dtype":
+            fields[name] = load(value)
         elif isinstance(value, list):
-            values[field] = tuple(value)
+            fields[name] = tuple(value)
         elif isinstance(value, dict):
-            values[field] = StochasticDepth(**value)
-    return values
+            fields[name] = StochasticDepth(**value)
+    return fields

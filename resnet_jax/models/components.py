@@ -9,17 +9,19 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from resnet_jax.errors import UserError, nearest
 
 
-def describe(thing: Any) -> str:
+def describe(thing: type) -> str:
     """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
     return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
 
@@ -84,7 +86,7 @@ def _load_module(name: str) -> ModuleType:
 class Component:
     """A class with some of its arguments, see ``component``."""
 
-    cls: type[Any]
+    cls: type
     arguments: tuple[tuple[str, Any], ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,36 +96,78 @@ class Component:
         return text(self)
 
 
-Factory = type[Any] | Component
+Factory = type | Component
 
 
-def component(factory: Factory, **arguments: Any) -> Component:
+def component(factory: Factory, **arguments: object) -> Component:
     """Returns ``factory`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
     cls, earlier = parts(factory)
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
             raise UserError(f"{cls.__name__} takes no argument {name!r}{nearest(name, parameters)}")
+        annotation, allowed = parameters.get(name, object), ""
         if not _is_literal(value):
             allowed = "a finite number, a string, True, False, None or a tuple of those"
+        elif not fits(value, annotation):
+            allowed = inspect.formatannotation(annotation)
+        if allowed:
             raise UserError(f"{cls.__name__}({name}={value!r}): give {allowed}")
         # Runs are compared as text, so 1 for a float is written as 1.0.
-        if type(value) is int and parameters.get(name) in (float, "float"):
+        if type(value) is int and annotation in (float, "float"):
             arguments[name] = float(value)
     return Component(cls, tuple(sorted((earlier | arguments).items())))
 
 
-def _is_literal(value: Any) -> bool:
+def _is_literal(value: object) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_literal, value))
     # Exactly these types: `parse` cannot read the repr of NumPy's scalars.
     return type(value) in (bool, int, str, type(None)) or (type(value) is float and isfinite(value))
 
 
-def parts(factory: Factory) -> tuple[type[Any], dict[str, Any]]:
+def fits(value: object, annotation: Any) -> bool:
+    """Returns whether a value is of an annotated type, if that can be decided."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, arguments[0])
+    if origin is tuple:
+        items = value if isinstance(value, tuple) else ()
+        hints = arguments[:1] * len(items) if arguments[-1] is ... else arguments
+        return (
+            isinstance(value, tuple) and len(items) == len(hints) and all(map(fits, items, hints))
+        )
+    if annotation in (int, float):
+        return type(value) in (int, annotation)
+    try:
+        return isinstance(value, origin or annotation)
+    except TypeError:  # Any, a string, a protocol
+        return True
+
+
+def check_fields(config: object) -> None:
+    """Raises UserError unless the fields of a dataclass are of their types."""
+    name = type(config).__name__
+    for field, annotation in _hints(type(config)).items():
+        value = getattr(config, field)
+        if not fits(value, annotation):
+            allowed = inspect.formatannotation(annotation)
+            raise UserError(f"{name}.{field} must be {allowed}, got {value!r:.80}.")
+
+
+_hints = functools.cache(typing.get_type_hints)
+
+
+def parts(factory: Factory) -> tuple[type, dict[str, Any]]:
     """Returns the class of a factory, and its arguments."""
     if isinstance(factory, Component):
         return factory.cls, dict(factory.arguments)
+    if not isinstance(factory, type):
+        raise UserError(f"{factory!r:.80} is not a class")
     return factory, {}
 
 
@@ -138,49 +182,52 @@ def accepted(module: Any, **offered: Any) -> dict[str, Any]:
     return _declared(type(module), "__call__", offered)
 
 
-def takes(module: Any, name: str) -> bool:
+def takes(module: object, name: str) -> bool:
     """Returns whether a module's call names this argument."""
     return name in _parameters(type(module), "__call__")[0]
 
 
-def constructor_parameters(cls: type[Any]) -> tuple[dict[str, Any], bool]:
-    """Returns the constructor's parameters by name, and whether it takes any other."""
+def constructor_parameters(cls: type) -> tuple[dict[str, object], bool]:
+    """Returns the constructor's annotations by parameter, and whether it takes any other."""
     return _parameters(cls, "__init__")
 
 
-def _declared(cls: type[Any], method: str, offered: dict[str, Any]) -> dict[str, Any]:
+def _declared(cls: type, method: str, offered: dict[str, Any]) -> dict[str, Any]:
     parameters, open_ended = _parameters(cls, method)
     return {name: value for name, value in offered.items() if open_ended or name in parameters}
 
 
 @functools.cache
-def _parameters(cls: type[Any], method: str) -> tuple[dict[str, Any], bool]:
+def _parameters(cls: type, method: str) -> tuple[dict[str, object], bool]:
     # inspect.signature(cls) is blind to NNX constructors; **kwargs pass on to a base class.
-    names, open_ended = {}, False
+    names: dict[str, object] = {}
+    open_ended = False
     for base in cls.__mro__:
         if method not in vars(base) or base is object or base.__module__.startswith("flax."):
             continue
         _, *parameters = inspect.signature(vars(base)[method]).parameters.values()
         keywords = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        names = {p.name: p.annotation for p in keywords} | names
+        names = {
+            p.name: object if p.annotation is p.empty else p.annotation for p in keywords
+        } | names
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not open_ended:
             break
     return names, open_ended
 
 
-def text(factory: Factory, name: Callable[[type[Any]], str] = describe) -> str:
+def text(factory: Factory, name: Callable[[type], str] = describe) -> str:
     """Writes a component, its class as ``name`` does; ``parse`` reads it."""
     cls, arguments = parts(factory)
     written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
     return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
-def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
+def parse(written: str, find: Callable[[str], object] = load) -> Factory:
     """Reads a component; ``find`` returns that of a name."""
     name, bracket, rest = written.partition("(")
     factory = find(name.strip())
-    if not isinstance(factory, type | Component):
+    if not isinstance(factory, Factory):
         raise UserError(f"{name} is not a class")
     if not bracket:
         return factory
@@ -191,7 +238,7 @@ def parse(written: str, find: Callable[[str], Any] = load) -> Factory:
         arguments = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         if len(arguments) < len(call.keywords) or "None" in arguments:
             raise ValueError
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         usage = f"write {name}(argument=value, ...) with numbers, strings or tuples"
-        raise UserError(f"{written!r} cannot be read: {usage}") from None
+        raise UserError(f"{written[:300]!r} cannot be read: {usage}") from None
     return component(factory, **arguments)

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from resnet_jax.models.execution import Execution
-from resnet_jax.models.resnet import Architecture, Stack
+from resnet_jax.models.resnet import Architecture, Execution, Stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ def count(architecture: Architecture) -> Counts:
                 num_blocks=sum(stack.count for stack in stacks),
                 output_shape=maps[name].shape[1:],
                 parameters=sum(math.prod(leaf.shape) for leaf in params),
-                multiply_adds=multiply_adds.pop(name),
+                multiply_adds=multiply_adds.pop(name, 0),
                 projections=sum(stack.count for stack in stacks if _projects(stack)),
             )
         )
@@ -110,5 +109,5 @@ def _add(jaxpr: core.Jaxpr, scope: str, times: int, totals: Counter[str]) -> Non
                 _add(getattr(inner, "jaxpr", inner), section, times * length, totals)
 
 
-def _is_jaxpr(value: Any) -> bool:
+def _is_jaxpr(value: object) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)

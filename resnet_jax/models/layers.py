@@ -6,23 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from resnet_jax.errors import UserError
-from resnet_jax.kernels.convolution import conv_general_dilated
+from resnet_jax.kernels import conv_general_dilated
 from resnet_jax.models import components
 
 Activation = Float[Array, "n h w c"]
 Output = Float[Array, "n ho wo co"]
 # (features, *, rngs) -> module, called with (x) and, if its call declares it, train.
-NormFactory = Callable[..., Any]
+NormFactory = Callable[..., Callable[..., Activation]]
 Layers = tuple[type, ...]
 
 # He et al. 2015b (arXiv 1502.01852), eq. 10. One object: equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
-def _follow_input(arrays: Any, /, **_: Any) -> Any:
+def _follow_input(arrays: Any, /, **_: object) -> Any:
     return tuple(None if array is None else jnp.asarray(array, arrays[0].dtype) for array in arrays)
 
 
@@ -43,7 +43,7 @@ class Conv(nnx.Conv):
         groups: int = 1,
         rngs: nnx.Rngs,
     ):
-        if kernel_size % 2 == 0:
+        if kernel_size < 1 or kernel_size % 2 == 0:
             raise UserError(f"a {kernel_size}x{kernel_size} kernel has no center: use an odd size.")
         if groups < 1 or in_features % groups or out_features % groups:
             widths = f"{in_features} to {out_features} features"
@@ -114,6 +114,25 @@ class Norm:
     """Placeholder for the network's normalization in a sequence of layers."""
 
 
+def checked(part: object, y: Any, *shape: int) -> Any:
+    """Returns the result of a part; raises UserError unless it has the shape (-1: any size)."""
+    actual = getattr(y, "shape", None)
+    sizes = actual or ()
+    matches = [n == size or (size == -1 and n != 0) for n, size in zip(sizes, shape, strict=False)]
+    if len(sizes) != len(shape) or not all(matches):
+        returned = type(y).__name__ if actual is None else actual
+        raise UserError(f"{type(part).__name__} must return shape {shape}, got {returned}.")
+    return y
+
+
+def width_of(part: object) -> int:
+    """Returns the channels of a branch or transition; raises UserError for one without."""
+    width = getattr(part, "out_features", None)
+    if not isinstance(width, int):
+        raise UserError(f"{type(part).__name__} must have its width as an attribute out_features.")
+    return width
+
+
 class Sequence(nnx.Module):
     """Layers in a row. One whose call takes ``rectify`` also applies the ReLU behind it."""
 
@@ -129,7 +148,7 @@ class Sequence(nnx.Module):
             if layers and type(layers[0]) is ReLU and components.takes(layer, "rectify"):
                 del layers[0]
                 options["rectify"] = True
-            x = layer(x, **options)
+            x = checked(layer, layer(x, **options), *x.shape)
         return x
 
 
@@ -140,6 +159,6 @@ def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
     return key
 
 
-def keep(key: Key[Array, ""] | None, rate: Any, shape: tuple[int, ...], what: str) -> Array:
+def keep(key: Key[Array, ""] | None, rate: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Returns a mask of zeros and ones, zero with probability ``rate`` (broadcast to ``shape``)."""
     return jax.random.bernoulli(needs_key(key, what), 1 - rate, shape).astype(jnp.float32)

@@ -8,11 +8,12 @@ from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from jaxtyping import Array
 
-from resnet_jax.errors import UserError
-from resnet_jax.kernels import batch_norm
+from resnet_jax import kernels
+from resnet_jax.errors import UserError, at_least
 from resnet_jax.models.layers import Activation, Bias
 
 Variables = dict[str, Any]
+Momenta = dict[Any, float]
 
 
 class BatchNorm(nnx.Module):
@@ -35,6 +36,8 @@ class BatchNorm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
+        at_least(self, 0, "momentum", below=1)
+        at_least(self, 0, "epsilon", "group_size")
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -44,14 +47,14 @@ class BatchNorm(nnx.Module):
         """Normalizes x; ``rectify`` applies the ReLU that follows."""
         weights = self.scale[...], self.bias[...], self.epsilon, rectify
         if not train:
-            return batch_norm.affine(x, self.mean[...], self.var[...], *weights)
+            return kernels.affine(x, self.mean[...], self.var[...], *weights)
         images = len(x)
         group = self.group_size or images
-        if group < 1 or images % group:
+        if images % group:
             batch = f"a batch of {images} images"
             raise UserError(f"BatchNorm(group_size={group}) does not divide {batch}.")
         grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        y, mean, var = batch_norm.normalize(grouped, *weights)
+        y, mean, var = kernels.normalize(grouped, *weights)
         for running, average in ((self.mean, mean), (self.var, var)):
             average = average if group == images else average.mean(0)
             running[...] = _moved(running[...], average, self.momentum)
@@ -73,7 +76,7 @@ class FrozenBatchNorm(nnx.Module):
 
     def __call__(self, x: Activation) -> Activation:
         weights = self.scale[...], self.bias[...], self.epsilon
-        return batch_norm.affine(x, self.mean[...], self.var[...], *weights)
+        return kernels.affine(x, self.mean[...], self.var[...], *weights)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -82,7 +85,7 @@ class GroupNorm(nnx.GroupNorm):
     def __init__(
         self, features: int, *, num_groups: int = 32, epsilon: float = 1e-5, rngs: nnx.Rngs
     ):
-        if features % num_groups:
+        if num_groups < 1 or features % num_groups:
             groups = f"GroupNorm(num_groups={num_groups})"
             raise UserError(f"{groups} does not divide {features} features.")
         super().__init__(features, num_groups=num_groups, epsilon=epsilon, rngs=rngs)
@@ -112,7 +115,7 @@ def _moved(running: Array, average: Array, momentum: float) -> Array:
     return momentum * running + (1 - momentum) * average if momentum else average
 
 
-def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
+def set_momentum_aside(model: nnx.Module) -> Momenta:
     """Sets every BatchNorm's momentum to 0; returns the previous values for ``moved``."""
     norms = {path: norm for path, norm in nnx.iter_modules(model) if isinstance(norm, BatchNorm)}
     momenta = {path: norm.momentum for path, norm in norms.items()}
@@ -121,7 +124,7 @@ def set_momentum_aside(model: nnx.Module) -> dict[tuple[Any, ...], float]:
     return momenta
 
 
-def moved(momenta: dict[tuple[Any, ...], float], before: Variables, batch: Variables) -> Variables:
+def moved(momenta: Momenta, before: Variables, batch: Variables) -> Variables:
     """Returns running statistics from those before a batch and those of the batch alone."""
     running, averages = flatten_mapping(before), flatten_mapping(batch)
     return unflatten_mapping(

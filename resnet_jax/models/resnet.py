@@ -1,8 +1,9 @@
-"""Residual network: its architecture as a frozen value, and its modules."""
+"""Residual network: its architecture and execution as frozen values, and its modules."""
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,17 +17,59 @@ from jax.extend.core import primitives
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from resnet_jax import kernels
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, at_least
+from resnet_jax.kernels import Kernels, quick_to_compile
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, ResidualBlock
 from resnet_jax.models.components import Factory
-from resnet_jax.models.execution import Execution, quick_to_compile
-from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, Sequence, he_normal
+from resnet_jax.models.layers import (
+    Activation,
+    Conv,
+    NormFactory,
+    Output,
+    Sequence,
+    checked,
+    he_normal,
+    width_of,
+)
 from resnet_jax.models.norms import BatchNorm, Variables, moved, set_momentum_aside
 from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.models.stems import NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
+
+MAX_BLOCKS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Compilation of a network; not part of a fingerprint."""
+
+    blocks: Literal["auto", "loop", "scan"] = "auto"
+    """Blocks of a stage unrolled or as one scan. auto: scan on CPU, elsewhere above 100 blocks."""
+    kernels: Kernels = "auto"
+    """Custom VJPs. plain: none; gpu: BatchNorm, pooling; cpu: convolutions too; auto: backend's."""
+    remat: bool = False
+    """Recompute a block's activations in the backward pass: less memory, more time."""
+    steps_per_dispatch: int = 0
+    """Training steps per call of the compiled program, at most. 0: 1 on CPU, 100 elsewhere."""
+    images_per_device: int = 0
+    """Per-device microbatch size. Larger batches use gradient accumulation. 0: no limit."""
+
+    def __post_init__(self) -> None:
+        components.check_fields(self)
+        at_least(self, 0, "steps_per_dispatch", "images_per_device")
+
+    def steps_a_call(self) -> int:
+        """Returns the maximum of steps per call on a device-resident data set."""
+        # CPU programs start cheaply, and a loop around the step compiles to slower code.
+        return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 100)
+
+    def scans(self, num_blocks: int, backend: str | None = None) -> bool:
+        """Returns whether a network of this many blocks runs as scans."""
+        if self.blocks == "auto":
+            return (backend or jax.default_backend()) == "cpu" or num_blocks > 100
+        return self.blocks == "scan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +105,20 @@ class Architecture:
     """Number of logits."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of computation. Parameters and statistics are float32."""
+
+    def __post_init__(self) -> None:
+        components.check_fields(self)
+        components.check_fields(self.stochastic_depth)
+        at_least(self, 1, "num_classes", below=2**31)
+        at_least(self, 0, "stem_features", "output_stride", below=2**31)
+        stages, features, shape = self.stages, self.features, self.input_shape
+        fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
+        if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
+            raise UserError(
+                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths, "
+                f"every size of them and of input_shape={shape} be at least 1, the sum of stages "
+                f"at most {MAX_BLOCKS}."
+            )
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
         """Returns the module, initialized by one program: eagerly that takes tens of seconds."""
@@ -114,20 +171,26 @@ class ResNet(nnx.Module):
     def __init__(
         self, architecture: Architecture, *, rngs: nnx.Rngs, execution: Execution = Execution()
     ):
+        with _blaming_users_parts(architecture) as has_any:
+            self._assemble(architecture, execution, rngs)
+            if has_any:
+                # Errors of a call are raised now, not in the first step of a run.
+                model: Any = nnx.merge(*nnx.split(self), copy=True)
+                images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
+                jax.eval_shape(lambda images: model(images, key=jax.random.key(0)), images)
+
+    def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:
         stages, features = architecture.stages, architecture.features
-        channels, num_classes = architecture.input_shape[2], architecture.num_classes
-        width = architecture.stem_features or (features or (0,))[0]
-        sizes = (*stages, *features, width, channels, num_classes)
-        if len(stages) != len(features) or min(sizes) < 1:
-            widths = f"stages={stages} and features={features}"
-            raise UserError(f"{widths} must have equal lengths, and every size be at least 1.")
+        self.channels = architecture.input_shape[2]
+        width = architecture.stem_features or features[0]
         self.num_blocks = sum(stages)
         self.dtype, self.kernels = architecture.dtype, execution.kernels
         self.stochastic_depth = architecture.stochastic_depth
-        self.stochastic_depth.check(self.num_blocks)
+        if self.stochastic_depth != StochasticDepth():
+            self.stochastic_depth.check(self.num_blocks)
         order, norm = architecture.order, architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
-        self.stem = components.make(architecture.stem, channels, width, **shared)
+        self.stem = components.make(architecture.stem, self.channels, width, **shared)
         block = functools.partial(
             ResidualBlock,
             branch=architecture.branch,
@@ -142,7 +205,7 @@ class ResNet(nnx.Module):
             transition = architecture.transition if index else NoTransition
             transitions.append(components.make(transition, width, **shared))
             first = {
-                "in_features": transitions[-1].out_features,
+                "in_features": width_of(transitions[-1]),
                 "features": features[index],
                 "stride": stride,
                 "dilation": dilation,
@@ -153,7 +216,7 @@ class ResNet(nnx.Module):
             width = stacks[-1].out_features
         self.transitions, self.stages = nnx.List(transitions), nnx.List(built)
         self.out_features = width
-        self.head = Head(width, num_classes, order=order, norm=norm, rngs=rngs)
+        self.head = Head(width, architecture.num_classes, order=order, norm=norm, rngs=rngs)
 
     @property
     def widths(self) -> dict[str, int]:
@@ -178,6 +241,8 @@ class ResNet(nnx.Module):
           multipliers: factors on the branches, per block or per block and image.
           permutation: block at each position, within ``exchangeable``; unchecked if traced.
         """
+        if len(shape := np.shape(images)) != 4 or shape[3] != self.channels:
+            raise UserError(f"images must be (n, height, width, {self.channels}), got {shape}.")
         factors = self._factors(len(images), train, key, multipliers)
         order = None if permutation is None else self._checked(permutation)
         with kernels.active(self.kernels):
@@ -185,11 +250,13 @@ class ResNet(nnx.Module):
             with jax.named_scope("stem"):
                 mode = components.accepted(self.stem, train=train)
                 x = self.stem(jnp.asarray(images, self.dtype), **mode)
+                x = checked(self.stem, x, len(images), -1, -1, self.widths["stem"])
             maps, start = {"stem": x}, 0
             stages = zip(self.transitions, self.stages, strict=True)
             for index, (transition, stacks) in enumerate(stages, 1):
                 with jax.named_scope(f"stage{index}"):
                     x = transition(x, **components.accepted(transition, train=train))
+                    x = checked(transition, x, len(images), -1, -1, transition.out_features)
                     for stack in stacks:
                         places = slice(start, start + stack.count)
                         x = stack(
@@ -218,10 +285,16 @@ class ResNet(nnx.Module):
         return [range(start, end) for start, end in itertools.pairwise(ends)]
 
     def _factors(
-        self, images: int, train: bool, key: Any, multipliers: Any
+        self,
+        images: int,
+        train: bool,
+        key: Key[Array, ""] | None,
+        multipliers: Float[ArrayLike, "blocks *n"] | None,
     ) -> Float[Array, "blocks _"] | None:
-        key = None if key is None else jax.random.fold_in(key, self.num_blocks)
-        drawn = self.stochastic_depth.multipliers(self.num_blocks, images, train=train, key=key)
+        depth, drawn = self.stochastic_depth, None
+        if depth.survival != 1 or depth.kept:
+            key = None if key is None else jax.random.fold_in(key, self.num_blocks)
+            drawn = depth.multipliers(self.num_blocks, images, train=train, key=key)
         if multipliers is None:
             return drawn
         factors = jnp.asarray(multipliers, jnp.float32)
@@ -231,19 +304,36 @@ class ResNet(nnx.Module):
         factors = factors.reshape(self.num_blocks, -1)
         return factors if drawn is None else factors * drawn
 
-    def _checked(self, permutation: Any) -> Int[Array, "blocks"]:
-        if np.shape(permutation) != (self.num_blocks,):
-            raise UserError(f"permutation must have length {self.num_blocks}, one index per block.")
-        if not isinstance(permutation, Tracer):
-            order, runs = np.asarray(permutation), self.exchangeable()
-            if any(sorted(order[run]) != list(run) for run in runs):
-                allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
-                problem = "permutation exchanges blocks of unequal structure"
-                raise UserError(f"{problem}: only {allowed} may change places.")
+    def _checked(self, permutation: Int[ArrayLike, "blocks"]) -> Int[Array, "blocks"]:
+        valid, runs = np.shape(permutation) == (self.num_blocks,), self.exchangeable()
+        if valid and not isinstance(permutation, Tracer):
+            order = np.asarray(permutation)
+            valid = all(sorted(order[run]) == list(run) for run in runs)
+        if not valid:
+            allowed = ", ".join(f"{run[0]} to {run[-1]}" for run in runs if len(run) > 1)
+            raise UserError(
+                f"permutation must have length {self.num_blocks} and exchange blocks of equal "
+                f"structure: only {allowed} may change places."
+            )
         return jnp.asarray(permutation)
 
 
-def _strides(architecture: Architecture, stem: Any) -> list[tuple[int, tuple[int, int]]]:
+@contextlib.contextmanager
+def _blaming_users_parts(architecture: Architecture) -> Iterator[bool]:
+    """Yields whether a network has parts of a user; then errors become a UserError."""
+    values = [value for value in vars(architecture).values() if isinstance(value, Factory)]
+    classes = [components.parts(value)[0] for value in values]
+    users = [components.describe(c) for c in classes if not c.__module__.startswith("resnet_jax.")]
+    try:
+        yield bool(users)
+    except (AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not users:
+            raise
+        problem, _, _ = str(error).partition("\n")
+        raise UserError(f"{', '.join(users)} cannot be in this network: {problem}") from error
+
+
+def _strides(architecture: Architecture, stem: object) -> list[tuple[int, tuple[int, int]]]:
     """Returns each stage's stride, and its dilations up to the strided convolution and after it.
 
     Beyond ``output_stride`` stages are dilated, so that the strided network's outputs are among
@@ -352,7 +442,7 @@ class Stack(nnx.Module):
             policy = None if self.remat else _is_expensive
             run = jax.checkpoint(run, prevent_cse=not scan, policy=policy)
         if scan:
-            x, changed = lax.scan(run, x, inputs)
+            x, changed = lax.scan(run, x, inputs, length=self.count)
         else:
             afters = []
             for block_inputs in _unstacked(inputs, self.count):
@@ -374,7 +464,7 @@ _EXPENSIVE = (
 )
 
 
-def _is_expensive(operation: Any, *_: Any, **__: Any) -> bool:
+def _is_expensive(operation: object, *_: object, **__: object) -> bool:
     """Remat policy of scans, which copy saved results: cheap ones are recomputed."""
     return operation in _EXPENSIVE
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, at_least, nearest
 from resnet_jax.models import components
 from resnet_jax.models.components import Factory, component
 from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, keep
@@ -36,7 +36,7 @@ class _Pad(nnx.Module):
         *,
         pool: bool = False,
         both: bool = False,
-        **_: Any,
+        **_: object,
     ):
         missing = out_features - in_features
         if missing < 0:
@@ -213,10 +213,9 @@ class DropoutShortcut(Shortcut):
     """Dropout of x, scaled by ``1 - rate`` in evaluation. He et al. 2016, Section 3.1."""
 
     def __init__(self, *args: Any, rate: float = 0.5, **options: Any):
-        if not 0 <= rate < 1:
-            raise UserError(f"DropoutShortcut(rate={rate}) must be in [0, 1).")
         super().__init__(*args, **options)
         self.rate = rate
+        at_least(self, 0, "rate", below=1)
 
     def __call__(
         self, x: Activation, branch: Output, *, train: bool, key: Key[Array, ""] | None = None

@@ -5,7 +5,7 @@ from typing import ClassVar
 from flax import nnx
 
 from resnet_jax.errors import UserError
-from resnet_jax.kernels.max_pooling import max_pool
+from resnet_jax.kernels import max_pool
 from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, Sequence
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Order, Original

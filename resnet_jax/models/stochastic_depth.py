@@ -31,10 +31,12 @@ class StochasticDepth:
         """Raises UserError for values that a network of this many blocks cannot have."""
         if not 0 < self.survival <= 1:
             raise UserError(f"stochastic_depth.survival must be in (0, 1], got {self.survival}.")
-        if not 0 <= self.kept <= num_blocks:
-            raise UserError(f"stochastic_depth.kept must be 0 to {num_blocks}, got {self.kept}.")
-        if self.kept and (self.survival != 1 or self.drops != "batch"):
-            raise UserError("stochastic_depth.kept excludes survival below 1 and drops='image'.")
+        alone = self.survival == 1 and self.drops == "batch"
+        if not 0 <= self.kept <= (num_blocks if alone else 0):
+            raise UserError(
+                f"stochastic_depth.kept must be 0 to {num_blocks}, got {self.kept}; it excludes "
+                "survival below 1 and drops='image'."
+            )
 
     def probabilities(self, num_blocks: int) -> Float[Array, "blocks"]:
         """Returns p_1 to p_L."""
@@ -47,9 +49,7 @@ class StochasticDepth:
     def multipliers(
         self, num_blocks: int, images: int, *, train: bool, key: Key[Array, ""] | None
     ) -> Float[Array, "blocks _"] | None:
-        """Returns factors on branches, ``(blocks, 1 or images)``; None if nothing is dropped."""
-        if self.survival == 1 and not self.kept:
-            return None
+        """Returns factors on branches, ``(blocks, 1 or images)``; None if all are 1."""
         probability = self.probabilities(num_blocks)[:, None]
         if not train:
             return probability if self.scaled == "test" else None

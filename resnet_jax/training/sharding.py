@@ -18,9 +18,9 @@ from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import CommandError, UserError
 from resnet_jax.evaluation import exact
+from resnet_jax.kernels import quick_to_compile, quick_to_run
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.components import component, parts
-from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.training import optimizer, step
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import Batch, Learning, TrainState, is_stacked

@@ -21,9 +21,8 @@ from flax.traverse_util import unflatten_dict
 from resnet_jax.errors import UserError, require
 from resnet_jax.models import catalog
 from resnet_jax.models.components import parts
-from resnet_jax.models.execution import Execution
 from resnet_jax.models.layers import he_normal
-from resnet_jax.models.resnet import Apply, Architecture, ResNet, Variables
+from resnet_jax.models.resnet import Apply, Architecture, Execution, ResNet, Variables
 from resnet_jax.models.stems import SmallImageStem
 from resnet_jax.weights import card as card_lib
 from resnet_jax.weights import files, inference

@@ -15,8 +15,8 @@ import pytest
 from resnet_jax.analysis import paths, subjects
 from resnet_jax.analysis.paths import Options, Paths
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, component
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import Concatenation, Projection, Scaled, ShortcutOnlyGating
 from resnet_jax.weights.loading import Pretrained

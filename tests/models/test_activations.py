@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, activations
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import ZeroPad
@@ -85,7 +85,7 @@ def test_gradients_pass_through_recorded_activations(initialized: Any) -> None:
     assert later[1] > 0
 
 
-def test_unit_numbers_are_positions_under_permutation(initialized: Any) -> None:
+def test_block_numbers_are_positions_under_permutation(initialized: Any) -> None:
     apply, params, stats = initialized
     look = jax.jit(functools.partial(activations.of, apply, names=("block*/branch/convs/0", "block0/input", "block1/input")))
     (_, straight), (_, turned) = (look(params, stats, IMAGES, permutation=jnp.asarray(order)) for order in ((0, 1, 2), (1, 0, 2)))

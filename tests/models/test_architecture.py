@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
 from resnet_jax.models.components import component
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Scaled, ZeroPad
@@ -48,15 +48,6 @@ def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: A
         close(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), stats)
 
 
-def test_init_depends_on_the_key_alone(initialize: Any) -> None:
-    first, again, other = (initialize(jax.random.key(seed))[1] for seed in (3, 3, 4))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    pairs = zip(jax.tree.leaves_with_path(first), jax.tree.leaves(other), strict=True)
-    kernels = [(a, b) for (path, a), b in pairs if path[-1].key == "kernel"]
-    assert len(kernels) == 9  # stem, six in three stacks of one block, one projection, head
-    assert all(np.all(np.asarray(a) != b) for a, b in kernels)
-
-
 def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     _, params, stats = initialized(dataclasses.replace(SMALL, dtype="bfloat16"))
 
@@ -68,14 +59,6 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves((params, stats))} == {jnp.dtype("float32")}
     assert params["stages"][0][0]["stacked"]["branch"]["convs"][0]["kernel"].shape == (1, 3, 3, 2, 2)
     assert stats["stem"]["after"]["layers"][0].keys() == {"mean", "var"}
-
-
-def test_module_and_function_have_the_same_logits(initialize: Any) -> None:
-    model, (apply, params, stats), x = SMALL.build(rngs=nnx.Rngs(0)), initialize(jax.random.key(0)), jnp.asarray(random(2, 6, 6, 3))
-    graphdef, state = nnx.split(model)
-    theirs = jax.jit(lambda state: nnx.merge(graphdef, state)(x), compiler_options=quick_to_compile())(state)
-    ours = jax.jit(lambda p, s: apply(p, s, x, train=False)[0], compiler_options=quick_to_compile())(params, stats)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
@@ -130,33 +113,6 @@ def test_apply_does_not_depend_on_image_size() -> None:
     assert initialized(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialized(SMALL)[0]
 
 
-def test_only_training_moves_the_statistics_and_apply_changes_no_argument() -> None:
-    apply, params, stats = initialized(SMALL)
-    params = jax.tree.map(lambda leaf: jnp.asarray(random(*leaf.shape)), params)
-    stats = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), stats)
-    x = jnp.asarray(random(2, 6, 6, 3))
-
-    @jax.jit
-    def both(params: Any, stats: Any) -> Any:
-        evaluated, trained = (apply(params, stats, x, train=train) for train in (False, True))
-        return evaluated, trained, stats
-
-    (evaluated, same), (trained, moved), untouched = both(params, stats)
-    jax.tree.map(np.testing.assert_array_equal, stats, same)
-    jax.tree.map(np.testing.assert_array_equal, stats, untouched)
-    assert all(np.all(np.asarray(leaf) != 1) for leaf in jax.tree.leaves(moved))
-    assert evaluated.dtype == trained.dtype == jnp.float32
-    assert np.abs(evaluated - trained).max() > 0.01
-
-
-def test_gradients_reach_every_parameter_and_only_parameters() -> None:
-    """Traced: the gradient's tree is the parameters' tree, in float32, under bfloat16 too."""
-    apply, params, stats = initialized(dataclasses.replace(SMALL, dtype="bfloat16"))
-    x = jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32)
-    slopes = jax.eval_shape(jax.grad(lambda p, s, x: apply(p, s, x, train=True)[0].sum()), params, stats, x)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), slopes) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
-
-
 def test_every_field_reaches_the_network() -> None:
     fields: dict[str, Any] = dict(
         stages=(1, 3),
@@ -190,26 +146,6 @@ def test_every_field_reaches_the_network() -> None:
     assert stack.stacked.branch.convs[1].kernel_dilation == (2, 2)
     dense = dict(shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
     assert initialized(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
-
-
-def test_keys_multipliers_and_permutations_reach_the_network() -> None:
-    """By the function as by the module; the values are those of test_execution.py."""
-    architecture = dataclasses.replace(SMALL, stages=(1, 3), branch=component(Basic, dropout=0.5))
-    apply, params, stats = initialized(architecture)
-    rng = np.random.default_rng(0)
-    params, stats = jax.tree.map(lambda leaf: jnp.float32(rng.uniform(0.5, 1, leaf.shape)), (params, stats))
-    graphdef, x = apply.graphdef, jnp.asarray(random(2, 6, 6, 3))
-    options = {"key": jax.random.key(3), "multipliers": jnp.asarray([1.0, 0, 1, 2]), "permutation": jnp.asarray([0, 1, 3, 2])}
-
-    @functools.partial(jax.jit, compiler_options=quick_to_compile())
-    def both(params: Any, stats: Any, options: Any) -> Any:
-        model = nnx.merge(graphdef, params, stats, copy=True)
-        return model(x, True, **options), apply(params, stats, x, train=True, **options)[0]
-
-    theirs, ours = both(params, stats, options)
-    np.testing.assert_array_equal(ours, theirs)
-    for name, other in {"key": jax.random.key(4), "multipliers": jnp.ones(4), "permutation": jnp.arange(4)}.items():
-        assert not np.allclose(both(params, stats, options | {name: other})[1], ours), name
 
 
 @pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)

@@ -1,8 +1,8 @@
-"""Parameters, multiply-adds and projections against the papers' tables and against independent arithmetic, exactly."""
+"""Parameters, multiply-adds and projections against the papers' tables."""
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,181 +11,18 @@ from flax import nnx
 from resnet_jax.models import (
     NETWORKS,
     Architecture,
-    StochasticDepth,
     cifar_architecture,
     count,
-    counts,
     imagenet_architecture,
     wide_architecture,
 )
-from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch
-from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.orders import (
-    Fixup,
     FullPreactivation,
-    NormAfterAddition,
     Order,
-    Original,
-    ReluBeforeAddition,
-    ReluOnlyPreactivation,
 )
-from resnet_jax.models.shortcuts import OPTIONS, Concatenation, Projection, Scaled, ShortcutOnlyGating
-from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.models.shortcuts import OPTIONS, Projection, ShortcutOnlyGating
 
 counted = functools.cache(count)
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Parameters of an order: n is a normalization (scale and bias per channel), 1 a scalar. He et al. 2016, Figure 4."""
-
-    before: str = ""
-    after: str = ""
-    after_last: str = ""
-    after_addition: str = ""
-    stem: str = ""
-    pooled_stem: str = "n"
-    head: str = ""
-
-    @staticmethod
-    def cost(layers: str, width: int) -> int:
-        return 2 * width * layers.count("n") + layers.count("1")
-
-
-PLACES: dict[type[Order], Places] = {
-    Original: Places(after="n", after_last="n", stem="n"),
-    NormAfterAddition: Places(after="n", after_addition="n", stem="n"),
-    ReluBeforeAddition: Places(after="n", after_last="n", stem="n"),
-    ReluOnlyPreactivation: Places(after="n", after_last="n", stem="n"),
-    FullPreactivation: Places(before="n", head="n"),
-    # Zhang et al. 2019, Figure 1: a bias before each convolution, ReLU and addition, a multiplier before the last bias.
-    Fixup: Places(before="1", after="1", after_last="11", stem="1", pooled_stem="1", head="1"),
-}
-
-# Blocks that own a projection, by option; scalars of a block's shortcut.
-PROJECTS = {"B": "changes", "D": "changes", "SkipInit": "changes", "C": "always"}
-SCALARS = {"ReZero": 1, "SkipInit": 1}
-
-
-@dataclasses.dataclass
-class Row:
-    """As ``counts.StageCounts``; ``side`` and ``width`` are those of the map that flows through."""
-
-    name: str
-    num_blocks: int
-    side: int
-    width: int
-    parameters: int = 0
-    multiply_adds: int = 0
-    projections: int = 0
-
-    def convolve(self, kernel: int, width: int, stride: int, groups: int = 1) -> None:
-        """A convolution without bias, padded by (kernel - 1) / 2."""
-        self.side = (self.side + 2 * ((kernel - 1) // 2) - kernel) // stride + 1
-        weights = kernel * kernel * self.width // groups * width
-        self.parameters += weights
-        self.multiply_adds += self.side**2 * weights
-        self.width = width
-
-    def has(self, layers: str) -> None:
-        self.parameters += Places.cost(layers, self.width)
-
-    def beside(self, other: "Row", before: "Row") -> None:
-        """Adds the increase of ``other`` since ``before``."""
-        self.parameters += other.parameters - before.parameters
-        self.multiply_adds += other.multiply_adds - before.multiply_adds
-
-
-def convolutions(branch: Factory, wide: int, stride: int) -> Iterator[tuple[int, int, int, int]]:
-    """Kernel, width, stride and groups of each convolution. He et al. 2015, Figure 5; ResNeXt (1611.05431), Figure 3 (c)."""
-    options = parts(branch)[1]
-    kernels, groups = options["kernels"], options.get("groups", 1)
-    inner = wide * options.get("base_width", 64) * groups // 64
-    for index, kernel in enumerate(kernels):
-        width = wide * options.get("expansion", 1) if index == len(kernels) - 1 else inner
-        yield kernel, width, stride if index == options.get("stride_at", 0) else 1, groups if kernel > 1 else 1
-
-
-def stem_of(architecture: Architecture, places: Places) -> Row:
-    side, _, channels = architecture.input_shape
-    width = architecture.stem_features or architecture.features[0]
-    row = Row("stem", 0, side, channels)
-    if architecture.stem is SmallImageStem:
-        row.convolve(3, width, 1)
-        row.has(places.stem)
-        return row
-    deep, plain = [(3, width // 2, 2), (3, width // 2, 1), (3, width, 1)], [(7, width, 2)]
-    assert architecture.stem in (DeepStem, ImageNetStem)
-    for kernel, wide, stride in deep if architecture.stem is DeepStem else plain:
-        row.convolve(kernel, wide, stride)
-        row.has(places.pooled_stem)
-    row.side = (row.side + 2 - 3) // 2 + 1  # 3x3 max-pooling at stride 2
-    return row
-
-
-def arithmetic(architecture: Architecture) -> list[Row]:
-    """Counts by loops over the layers as the papers' tables list them."""
-    dense = architecture.shortcut is Concatenation
-    option = {shortcut: name for name, shortcut in OPTIONS.items()}.get(architecture.shortcut, "A")
-    places = PLACES[architecture.order]
-    rows = [stem_of(architecture, places)]
-    for stage, (num_blocks, wide) in enumerate(zip(architecture.stages, architecture.features, strict=True)):
-        row = Row(f"stage{stage + 1}", num_blocks, rows[-1].side, rows[-1].width)
-        if dense and stage:  # Huang et al. 2017, Section 3: norm, 1x1 convolution, 2x2 pooling
-            row.has("n")
-            row.convolve(1, int(row.width * parts(architecture.transition)[1]["compression"]), 1)
-            row.side //= 2
-        for block in range(num_blocks):
-            stride = 2 if stage > 0 and block == 0 and not dense else 1
-            beside = dataclasses.replace(row)
-            for index, (kernel, width, step, groups) in enumerate(branch := list(convolutions(architecture.branch, wide, stride))):
-                row.has(places.before)
-                row.convolve(kernel, width, step, groups)
-                row.has(places.after_last if index == len(branch) - 1 else places.after)
-            reduction = parts(architecture.branch)[1].get("reduction", 0)
-            if reduction:  # Hu et al. 2018, Section 3: two layers with biases
-                hidden = row.width // reduction
-                row.parameters += 2 * row.width * hidden + row.width + hidden
-                row.multiply_adds += 2 * row.width * hidden
-            rule = PROJECTS.get(option, "never")
-            if rule == "always" or (rule == "changes" and (stride, beside.width) != (1, row.width)):
-                before = dataclasses.replace(beside)
-                beside.convolve(1, row.width, stride)
-                normalized = "n" in places.after_last + places.after_addition and "n" not in places.before
-                beside.has("n" if normalized else "")
-                row.beside(beside, before)
-                row.projections += 1
-            row.parameters += SCALARS.get(option, 0)
-            row.width += beside.width if dense else 0
-            row.has(places.after_addition)
-        rows.append(row)
-    last = rows[-1]
-    head = Row("head", 0, 1, last.width)
-    head.has(places.head)
-    head.convolve(1, architecture.num_classes, 1)
-    head.parameters += architecture.num_classes
-    return [*rows, head]
-
-
-def totals(rows: Any) -> tuple[int, int, int]:
-    return sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows), sum(r.projections for r in rows)
-
-
-def exactly(architecture: Architecture) -> counts.Counts:
-    """Counts an architecture, and compares every row with the arithmetic."""
-    ours, expected = counted(architecture), arithmetic(architecture)
-    for ours_row, row in zip(ours.stages, expected, strict=True):
-        shape = (row.width,) if row.name == "head" else (row.side, row.side, row.width)
-        wanted = (row.name, row.num_blocks, shape, row.parameters, row.multiply_adds, row.projections)
-        assert dataclasses.astuple(ours_row) == wanted
-    assert (ours.parameters, ours.multiply_adds, ours.projections) == totals(expected)
-    return ours
-
-
-@pytest.mark.slow
-def test_every_row_of_every_network_is_the_arithmetic() -> None:
-    for architecture in NETWORKS.values():
-        exactly(architecture)
 
 
 # papers.md, marks C: parameters, and multiply-adds to the digits given there.
@@ -294,7 +131,7 @@ def rounded(value: int, like: str) -> str:
 def are_the_papers(names: Iterable[str]) -> None:
     for name in names:
         parameters, multiply_adds = PAPERS[name]
-        ours = exactly(NETWORKS[name])
+        ours = counted(NETWORKS[name])
         assert ours.parameters == parameters, name
         assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds, name
 
@@ -310,9 +147,20 @@ def test_counts_of_other_networks_are_the_papers() -> None:
 
 def test_counts_of_variants_are_the_papers() -> None:
     for architecture, parameters, multiply_adds in VARIANTS:
-        ours = exactly(architecture)
+        ours = counted(architecture)
         assert ours.parameters == parameters
         assert not multiply_adds or rounded(ours.multiply_adds, multiply_adds) == multiply_adds
+
+
+def test_rows_are_the_stem_the_stages_and_the_head() -> None:
+    """He et al. 2015, Section 4.2, by hand: 3x3 convolutions, a scale and a bias per channel, 64 features times 10 classes."""
+    assert [dataclasses.astuple(row) for row in counted(NETWORKS["cifar_resnet20"]).stages] == [
+        ("stem", 0, (32, 32, 16), 27 * 16 + 2 * 16, 1024 * 27 * 16, 0),
+        ("stage1", 3, (32, 32, 16), 6 * (9 * 16 * 16 + 2 * 16), 1024 * 6 * 9 * 16 * 16, 0),
+        ("stage2", 3, (16, 16, 32), 9 * 32 * (16 + 5 * 32) + 6 * 2 * 32, 256 * 9 * 32 * (16 + 5 * 32), 0),
+        ("stage3", 3, (8, 8, 64), 9 * 64 * (32 + 5 * 64) + 6 * 2 * 64, 64 * 9 * 64 * (32 + 5 * 64), 0),
+        ("head", 0, (10,), 640 + 10, 640, 0),
+    ]
 
 
 def test_projections_are_where_resolution_or_width_changes() -> None:
@@ -333,43 +181,6 @@ def test_projections_are_where_resolution_or_width_changes() -> None:
 TINY: dict[str, Any] = dict(stages=(3, 3), features=(4, 8), input_shape=(9, 9, 1))
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_options_are_counted(option: str) -> None:
-    """At odd sizes, of gray images."""
-    for branch in (Basic, BottleneckV15):
-        exactly(Architecture(**TINY, branch=branch, shortcut=OPTIONS[option]))
-
-
-@pytest.mark.parametrize("order", PLACES)
-def test_orders_and_stems_are_counted(order: type[Order]) -> None:
-    """He et al. 2016, Figure 4: only full pre-activation normalizes before the first convolution and before the classifier."""
-    exactly(Architecture(**TINY, order=order, stem=ImageNetStem, shortcut=OPTIONS["A"]))
-    exactly(Architecture(**TINY, order=order, stem=DeepStem, shortcut=Projection))
-
-
-def test_branches_of_any_kernels_are_counted() -> None:
-    """Wide ResNet (arXiv 1605.07146), Section 2: B(3, 1, 3) and the like; groups, widths, squeeze-and-excitation."""
-    for branch in (
-        component(Branch, kernels=(3, 1, 3)),
-        component(Branch, kernels=(1, 3, 1), expansion=2, stride_at=2),
-        component(Branch, kernels=(5, 3), groups=2, base_width=64),
-        component(Bottleneck, groups=4, base_width=32),
-        component(Basic, reduction=2, dropout=0.5),
-    ):
-        exactly(Architecture(**TINY | {"input_shape": (9, 9, 2)}, branch=branch, shortcut=Projection))
-
-
-def test_free_options_change_no_count() -> None:
-    """Stochastic depth, constant scaling, another dtype."""
-    plain = Architecture(**TINY, shortcut=OPTIONS["A"])
-    for fields in (
-        {"stochastic_depth": StochasticDepth(survival=0.5)},
-        {"shortcut": component(Scaled, shortcut=0.5, branch=0.5)},
-        {"dtype": "bfloat16"},
-    ):
-        assert count(dataclasses.replace(plain, **fields)) == count(plain)
-
-
 def test_gate_counts_as_a_convolution_and_no_projection() -> None:
     """He et al. 2016, Section 3.2: "g(x) is realized by a 1x1 convolutional layer", W_g x + b_g."""
     plain, gated = (count(Architecture(**TINY, shortcut=shortcut)) for shortcut in (OPTIONS["A"], ShortcutOnlyGating))
@@ -385,6 +196,21 @@ def test_dilation_keeps_weights_and_multiplies_cost() -> None:
     assert [row.output_shape[0] for row in dilated.stages[:-1]] == [56, 56, 28, 28, 28]
     times = [ours.multiply_adds / theirs.multiply_adds for ours, theirs in zip(dilated.stages, plain.stages, strict=True)]
     assert times == [1, 1, 1, 4, 16, 1]
+
+
+class Subsampled(nnx.Module):
+    """A user's branch without a convolution."""
+
+    def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
+        self.out_features, self.stride = features, stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x[:, :: self.stride, :: self.stride]
+
+
+def test_stage_without_a_convolution_costs_nothing() -> None:
+    ours = count(Architecture(**TINY | {"features": (4, 4)}, branch=Subsampled, shortcut=OPTIONS["none"], order=Order))
+    assert [row.multiply_adds for row in ours.stages[1:3]] == [0, 0]
 
 
 class Nested(nnx.Module):

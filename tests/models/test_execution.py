@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from resnet_jax import kernels
 from resnet_jax.errors import UserError
-from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture, execution
+from resnet_jax.kernels import quick_to_compile, quick_to_run
+from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth, cifar_architecture
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.components import component
-from resnet_jax.models.execution import quick_to_compile, quick_to_run
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.resnet import Stack
 from resnet_jax.models.shortcuts import (
@@ -107,29 +108,9 @@ def test_scan_is_the_loop_in_logits_statistics_and_gradients(name: str) -> None:
     assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize("blocks", HOW)
-def test_dropout_differs_between_units(blocks: str) -> None:
-    """Three blocks of one structure that draw from equal inputs."""
-
-    class Coins(nnx.Module):
-        def __init__(self) -> None:
-            self.out_features = 2
-
-        def __call__(self, x: jax.Array, *, train: bool, key: Any, multiplier: Any) -> jax.Array:
-            return 2 * x + jax.random.bernoulli(key, 0.5, x.shape)
-
-    stack = Stack(lambda rngs: Coins(), 3, scan=blocks == "scan", remat=False, rngs=nnx.Rngs(0))
-    total = np.asarray(stack(jnp.zeros((1, 16, 16, 2)), train=True, key=jax.random.key(0)), int)
-    drawn = [total >> 2 & 1, total >> 1 & 1, total & 1]
-    for coins in drawn:
-        assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(coins.size)
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert abs((drawn[one] == drawn[other]).mean() - 0.5) < 5 * 0.5 / np.sqrt(total.size)
-
-
 # Lesions ------------------------------------------------------------------------------------------------------------------------
 
-STAGES, UNITS = (3, 3), 6
+STAGES, BLOCKS = (3, 3), 6
 LESIONED = Architecture(stages=STAGES, features=(3, 4), shortcut=ZeroPad, input_shape=(5, 4, 2), num_classes=3)
 IMAGES = random(4, *LESIONED.input_shape)
 
@@ -165,10 +146,10 @@ def lesions(request: pytest.FixtureRequest) -> Lesions:
     return Lesions(*state_of(LESIONED, HOW[request.param]))
 
 
-ONES, IDENTITY = np.ones(UNITS), np.arange(UNITS)
+ONES, IDENTITY = np.ones(BLOCKS), np.arange(BLOCKS)
 
 
-def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesions) -> None:
+def test_multipliers_of_one_and_identity_permutation_change_nothing(lesions: Lesions) -> None:
     logits, _ = lesions()
     close(logits, lesions.expected()[1])
     np.testing.assert_allclose(lesions(ONES, IDENTITY)[0], logits, rtol=0, atol=1e-6 * np.abs(logits).max())
@@ -177,12 +158,12 @@ def test_unit_multipliers_and_identity_permutation_change_nothing(lesions: Lesio
 def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
     """Veit et al. 2016 (arXiv 1605.06431), Section 4.1: "deleting individual layers". In training too, with the statistics it leaves."""
     lesioned = []
-    for block in range(UNITS):
+    for block in range(BLOCKS):
         multipliers = np.where(block == IDENTITY, 0, 1)
         logits, _ = lesions(multipliers, IDENTITY)
         close(logits, lesions.expected(multipliers=multipliers)[1])
         lesioned.append(np.asarray(logits))
-    assert len({logits.tobytes() for logits in lesioned}) == UNITS
+    assert len({logits.tobytes() for logits in lesioned}) == BLOCKS
     trained, after = lesions(np.where(IDENTITY == 3, 0, 1), IDENTITY, train=True)
     _, expected, statistics = lesions.expected(multipliers=np.where(IDENTITY == 3, 0, 1), train=True)
     close(trained, expected)
@@ -190,7 +171,7 @@ def test_multiplier_zero_deletes_one_branch(lesions: Lesions) -> None:
 
 
 def test_multipliers_may_differ_from_image_to_image(lesions: Lesions) -> None:
-    multipliers = np.random.default_rng(3).choice([0, 0.5, 1, 2], (UNITS, 4))
+    multipliers = np.random.default_rng(3).choice([0, 0.5, 1, 2], (BLOCKS, 4))
     close(lesions(multipliers, IDENTITY)[0], lesions.expected(multipliers=multipliers)[1])
 
 
@@ -210,30 +191,17 @@ def test_lesions_share_one_compilation(lesions: Lesions) -> None:
     lesions(ONES, IDENTITY)
     before, rng = lesions.traces, np.random.default_rng(0)
     for _ in range(3):
-        lesions(rng.uniform(size=UNITS), [*rng.permutation(3), 3, *(4 + rng.permutation(2))])
+        lesions(rng.uniform(size=BLOCKS), [*rng.permutation(3), 3, *(4 + rng.permutation(2))])
     assert lesions.traces == before
-
-
-def test_gradients_of_multipliers_are_those_of_the_formula() -> None:
-    """Slopes of the logits' sum, by central differences in float64."""
-    lesions = Lesions(*state_of(LESIONED, SCAN))
-
-    def total(multipliers: jax.Array) -> jax.Array:
-        return lesions.apply(lesions.params, lesions.stats, jnp.asarray(IMAGES), train=True, multipliers=multipliers)[0].sum()
-
-    actual, step = jax.jit(jax.grad(total), compiler_options=quick_to_compile())(jnp.ones(UNITS)), 1e-6
-    for block in range(UNITS):
-        ends = [lesions.expected(multipliers=ONES + sign * step * (block == IDENTITY), train=True)[1].sum() for sign in (1, -1)]
-        assert float(actual[block]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-4 * float(np.abs(actual).max()))
 
 
 def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> None:
     """Wrong shapes of traced arrays, too."""
     apply, params, stats = state_of(LESIONED, SCAN)
     cases: list[tuple[dict[str, Any], str, bool]] = [
-        (dict(permutation=np.array([3, 1, 2, 0, 4, 5])), "exchanges blocks of unequal structure: only 0 to 2, 4 to 5", False),
-        (dict(permutation=np.array([0, 1, 2, 4, 3, 5])), "exchanges blocks of unequal structure", False),
-        (dict(permutation=np.array([0, 0, 2, 3, 4, 5])), "exchanges blocks", False),
+        (dict(permutation=np.array([3, 1, 2, 0, 4, 5])), "exchange blocks of equal structure: only 0 to 2, 4 to 5", False),
+        (dict(permutation=np.array([0, 1, 2, 4, 3, 5])), "exchange blocks of equal structure", False),
+        (dict(permutation=np.array([0, 0, 2, 3, 4, 5])), "exchange blocks", False),
         (dict(permutation=np.arange(7)), "permutation must have length 6", True),
         (dict(multipliers=np.ones(5)), r"multipliers must have shape \(6,\) or \(6, 4\), got \(5,\)", True),
         (dict(multipliers=np.ones((4, 6))), r"multipliers must have shape .*, got \(4, 6\)", True),
@@ -250,7 +218,7 @@ def test_invalid_permutations_and_multipliers_are_rejected_in_one_sentence() -> 
             assert "\n" not in str(error.value)
 
 
-def test_exchangeable_are_runs_of_equal_units() -> None:
+def test_exchangeable_are_runs_of_equal_blocks() -> None:
     model = nnx.merge(*jax.eval_shape(lambda: nnx.split(LESIONED.build(rngs=nnx.Rngs(0)))))
     assert model.exchangeable() == [range(3), range(3, 4), range(4, 6)]
     shared = dataclasses.replace(LESIONED, order=FullPreactivation)
@@ -262,7 +230,7 @@ def test_exchangeable_are_runs_of_equal_units() -> None:
 
 
 def test_initialization_does_not_depend_on_execution() -> None:
-    """Units of equal structure are stored stacked, whatever the execution."""
+    """Blocks of equal structure are stored stacked, whatever the execution."""
 
     def program(how: Execution) -> tuple[Any, str]:
         def variables(key: jax.Array) -> Any:
@@ -385,7 +353,7 @@ def test_compiler_options_are_those_of_the_platform_unless_the_user_sets_them(mo
     monkeypatch.setenv("XLA_FLAGS", f"--{next(iter(options))}=reduce,individual_convolution")
     assert quick_to_run() is None
     monkeypatch.delenv("XLA_FLAGS")
-    monkeypatch.setattr(execution, "_YNN_FUSION", "xla_cpu_no_such_option")
+    monkeypatch.setattr(kernels, "_YNN_FUSION", "xla_cpu_no_such_option")
     assert quick_to_run() is None
 
 
@@ -416,7 +384,7 @@ class Step(nnx.Module):
 
 
 @pytest.mark.parametrize(("blocks", "remat"), [("loop", False), ("scan", False), ("scan", True)])
-def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, remat: bool) -> None:
+def test_blocks_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, remat: bool) -> None:
     """By hand, shifts 1, 2, 3: 1 -> 2*1+1 = 3 -> 2*3+2 = 8 -> 2*8+3 = 19; as 3, 1, 2: 1 -> 5 -> 11 -> 24; the second deleted: 15."""
     stack = Stack(Step, 3, scan=blocks == "scan", remat=remat, rngs=nnx.Rngs(0))
     stack.stacked.shift[...] = jnp.asarray([1.0, 2.0, 3.0])
@@ -434,7 +402,7 @@ def test_units_of_a_stack_run_in_order_or_in_that_of_a_permutation(blocks: str, 
     assert stack.stacked.shift[...].tolist() == [1, 2, 3]
 
 
-def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
+def test_every_block_of_a_stack_has_its_own_initial_values() -> None:
     @functools.partial(jax.jit, compiler_options=quick_to_compile())
     def shifts(key: jax.Array) -> list[jax.Array]:
         """Returns the shifts of two stacks, of four blocks and two, from one stream."""
@@ -448,7 +416,7 @@ def test_every_unit_of_a_stack_has_its_own_initial_values() -> None:
     assert np.all(other != first)
 
 
-def test_unit_returns_a_copy_of_one_block() -> None:
+def test_block_returns_a_copy_of_one_block() -> None:
     stack = filled(lambda rngs: Stack(Step, 3, scan=True, remat=False, rngs=rngs))
     num_blocks = [stack.block(i) for i in range(3)]
     assert all(isinstance(block, Step) for block in num_blocks)
@@ -460,13 +428,20 @@ def test_unit_returns_a_copy_of_one_block() -> None:
     np.testing.assert_allclose(stack(x, train=False), by_hand, rtol=1e-6)
 
 
-def test_auto_scans_on_cpu_and_elsewhere_above_100_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_scans_on_cpu_and_elsewhere_above_100_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = Execution()
     assert auto.scans(1)  # the tests run on CPU
     for backend in ("gpu", "tpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         assert [auto.scans(num_blocks) for num_blocks in (9, 100, 101, 600)] == [False, False, True, True]
         assert (SCAN.scans(1), LOOP.scans(600)) == (True, False)
+
+
+def test_invalid_execution_is_rejected() -> None:
+    cases: list[dict[str, Any]] = [{"blocks": "lop"}, {"kernels": "lop"}, {"steps_per_dispatch": -1}, {"images_per_device": -1}]
+    for fields in cases:
+        with pytest.raises((UserError, TypeError), match=next(iter(fields))):  # TypeError: of checked annotations
+            Execution(**fields)
 
 
 def test_forward_derivatives_of_training_exist_without_custom_vjps() -> None:

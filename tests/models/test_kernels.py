@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from resnet_jax import kernels
-from resnet_jax.kernels import batch_norm, convolution, max_pooling
 
 from oracle import close, convolve, random
 
@@ -53,7 +52,7 @@ def by_group(groups: int, function: Callable[..., Any], *arrays: np.ndarray) -> 
 
 def pullback(x: Any, weights: Any, cotangent: Any, *args: Any, **options: Any) -> Any:
     """Returns the value and both gradients."""
-    y, pull = jax.vjp(lambda x, weights: convolution.convolve(x, weights, *args, **options), x, weights)
+    y, pull = jax.vjp(lambda x, weights: kernels.convolve(x, weights, *args, **options), x, weights)
     return y, *pull(cotangent)
 
 
@@ -77,34 +76,34 @@ def test_convolution_and_its_gradients_are_the_defining_sums() -> None:
 @pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 2)])
 def test_convolution_under_scan_is_a_row_of_convolutions(taps: int, groups: int) -> None:
     padding = ((taps // 2,) * 2,) * 2
-    x, kernels, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
+    x, layers, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
 
     @jax.jit
-    def run(x: jax.Array, kernels: jax.Array) -> Any:
+    def run(x: jax.Array, layers: jax.Array) -> Any:
         def step(y: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
-            return convolution.convolve(y, weights, (1, 1), padding, feature_group_count=groups), None
+            return kernels.convolve(y, weights, (1, 1), padding, feature_group_count=groups), None
 
-        y, pull = jax.vjp(lambda x, kernels: jax.lax.scan(step, x, kernels)[0], x, kernels)
+        y, pull = jax.vjp(lambda x, layers: jax.lax.scan(step, x, layers)[0], x, layers)
         return y, *pull(jnp.asarray(cotangent))
 
     values = [np.float64(x)]
-    for weights in kernels:
+    for weights in layers:
         values.append(by_group(groups, lambda x, w: convolve(x, w, (1, 1), padding), values[-1], weights))
-    dx, dkernels = np.float64(cotangent), []
-    for value, weights in zip(values[-2::-1], kernels[::-1], strict=True):
+    dx, dlayers = np.float64(cotangent), []
+    for value, weights in zip(values[-2::-1], layers[::-1], strict=True):
         dx, dweights = by_group(groups, lambda *arrays: gradients(*arrays, (1, 1), padding, (1, 1)), value, weights, dx)
-        dkernels.insert(0, dweights)
-    for actual, expected in zip(run(x, kernels), (values[-1], dx, np.stack(dkernels)), strict=True):
+        dlayers.insert(0, dweights)
+    for actual, expected in zip(run(x, layers), (values[-1], dx, np.stack(dlayers)), strict=True):
         close(actual, expected)
 
 
 def test_convolution_under_vmap_has_weights_of_its_own_for_each() -> None:
     strides, padding = (2, 2), ((1, 1), (1, 1))
-    x, kernels, cotangents = random(2, 2, 5, 5, 4), random(2, 3, 3, 4, 6, seed=1), random(2, 2, 3, 3, 6, seed=2)
-    actual = jax.jit(jax.vmap(lambda *a: pullback(*a, strides, padding)))(x, kernels, cotangents)
+    x, layers, cotangents = random(2, 2, 5, 5, 4), random(2, 3, 3, 4, 6, seed=1), random(2, 2, 3, 3, 6, seed=2)
+    actual = jax.jit(jax.vmap(lambda *a: pullback(*a, strides, padding)))(x, layers, cotangents)
     for i in (0, 1):
-        slopes = gradients(x[i], kernels[i], cotangents[i], strides, padding, (1, 1))
-        for one, expected in zip(actual, (convolve(x[i], kernels[i], strides, padding), *slopes), strict=True):
+        slopes = gradients(x[i], layers[i], cotangents[i], strides, padding, (1, 1))
+        for one, expected in zip(actual, (convolve(x[i], layers[i], strides, padding), *slopes), strict=True):
             close(one[i], expected)
 
 
@@ -145,8 +144,13 @@ def inputs(groups: tuple[int, ...]) -> list[np.ndarray]:
     return [random(*groups, 4, 3, 2, 5) + random(5, seed=1), random(5, seed=2), random(5, seed=3) / 4]
 
 
-@pytest.mark.parametrize("form", [batch_norm.autodiff, batch_norm.custom], ids=["autodiff", "custom"])
-def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) -> None:
+def normalized(form: Any, x: Any, scale: Any, bias: Any, rectify: bool) -> Any:
+    with kernels.active(form):
+        return kernels.normalize(x, scale, bias, EPSILON, rectify)
+
+
+@pytest.mark.parametrize("form", ["plain", "gpu"])
+def test_batch_norm_and_its_gradients_are_the_formula(form: Any) -> None:
     """Gradients of all three outputs at once, by central differences along random directions."""
     for groups, rectify in itertools.product([(), (3,)], [False, True]):
         arrays = inputs(groups)
@@ -155,7 +159,7 @@ def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) 
 
         @jax.jit
         def run(inputs: Any, cotangents: Any, rectify: bool = rectify) -> Any:
-            y, pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, rectify), *inputs)
+            y, pull = jax.vjp(lambda *inputs: normalized(form, *inputs, rectify), *inputs)
             return y, pull(tuple(cotangents))
 
         outputs, slopes = run(arrays, cotangents)
@@ -171,8 +175,8 @@ def test_batch_norm_and_its_gradients_are_the_formula(form: Callable[..., Any]) 
             np.testing.assert_allclose(np.vdot(slopes[number], direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", [batch_norm.autodiff, batch_norm.custom], ids=["autodiff", "custom"])
-def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("form", ["plain", "gpu"])
+def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Any) -> None:
     """Ioffe and Szegedy 2015, Section 3: float32 keeps a variance to 900 * 2**-24 of itself there."""
     arrays = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
     x, scale, bias = map(np.float64, arrays)
@@ -182,7 +186,7 @@ def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Cal
     dy = np.where(normal * scale + bias > 0, cotangent, 0)
     dbias, dscale = dy.sum((0, 1, 2)), (dy * normal).sum((0, 1, 2))
     dx = scale * inverse * (dy - (dbias + normal * dscale) / normal[..., 0].size)
-    pull = jax.vjp(lambda *inputs: form(*inputs, EPSILON, True)[0], *map(jnp.asarray, arrays))[1]
+    pull = jax.vjp(lambda *inputs: normalized(form, *inputs, True)[0], *map(jnp.asarray, arrays))[1]
     for actual, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
         assert np.linalg.norm(actual - expected) < 5e-4 * np.linalg.norm(expected)
 
@@ -191,8 +195,8 @@ def test_batch_norm_in_bfloat16_saves_its_input_alone() -> None:
     """Neither a float32 copy nor a mask; parameters and their gradients are float32."""
     x, scale, bias = map(jnp.asarray, inputs(()))
     x, cotangent = x.astype(jnp.bfloat16), jnp.asarray(random(4, 3, 2, 5, seed=4))
-    exact = jax.vjp(lambda x: batch_norm.autodiff(x, scale, bias, EPSILON, True)[0], x.astype(jnp.float32))[1](cotangent)[0]
-    y, pull = jax.vjp(lambda *inputs: batch_norm.custom(*inputs, EPSILON, True)[0], x, scale, bias)
+    exact = jax.vjp(lambda x: normalized("plain", x, scale, bias, True)[0], x.astype(jnp.float32))[1](cotangent)[0]
+    y, pull = jax.vjp(lambda *inputs: normalized("gpu", *inputs, True)[0], x, scale, bias)
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [(x.shape, jnp.bfloat16)]
     slopes = pull(cotangent.astype(jnp.bfloat16))
     assert [y.dtype, *(slope.dtype for slope in slopes)] == [jnp.bfloat16, jnp.bfloat16, jnp.float32, jnp.float32]
@@ -219,7 +223,7 @@ def test_max_pooling_and_its_gradient_are_the_windows_first_maxima() -> None:
 
         @jax.jit
         def run(x: jax.Array, cotangent: jax.Array, padding: Any = padding) -> tuple[jax.Array, jax.Array]:
-            y, pull = jax.vjp(lambda x: max_pooling.custom(x, padding), x)
+            y, pull = jax.vjp(lambda x: kernels.max_pool(x, padding), x)
             return y, pull(cotangent)[0]
 
         y, dx = run(x, cotangent)
@@ -228,11 +232,26 @@ def test_max_pooling_and_its_gradient_are_the_windows_first_maxima() -> None:
 
 
 def test_max_pooling_saves_one_byte_per_window() -> None:
-    _, pull = jax.vjp(lambda x: max_pooling.custom(x, ((1, 1), (1, 1))), jnp.ones((1, 8, 8, 4)))
+    _, pull = jax.vjp(lambda x: kernels.max_pool(x, ((1, 1), (1, 1))), jnp.ones((1, 8, 8, 4)))
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [((1, 4, 4, 4), jnp.uint8)]
 
 
 # Choice ------------------------------------------------------------------------------------------
+
+
+def test_active_kernels_are_a_key_of_compiled_functions() -> None:
+    """A function that was traced with others is traced again, also inside of jit, scan and checkpoint."""
+    x, weights = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+    @jax.checkpoint
+    def layer(x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
+        pads = ((1, 1), (1, 1))
+        return kernels.conv_general_dilated(x, weights, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")), None
+
+    run = jax.jit(lambda x: jax.lax.scan(layer, x, None, length=2)[0])
+    for form, expected in (("plain", False), ("cpu", True), ("plain", False), ("auto", True), ("gpu", False)):
+        with kernels.active(form):
+            assert ("custom_vjp" in str(jax.make_jaxpr(run)(x))) is expected
 
 
 def test_auto_is_the_choice_of_the_backend() -> None:

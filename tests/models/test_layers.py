@@ -50,18 +50,6 @@ def test_convolution_dilated_and_grouped(choice: Any) -> None:
         assert module(jnp.asarray(x)).shape == (1, -(-8 // stride), -(-7 // stride), 8)
 
 
-def test_only_the_custom_vjp_lacks_a_forward_mode_derivative() -> None:
-    x = random(1, 4, 4, 2)
-    layer = filled(lambda rngs: Conv(2, 2, 3, rngs=rngs))
-    for form in ("plain", "gpu"):
-        with kernels.active(form):
-            y, dy = jax.jvp(layer, (x,), (x,))
-        close(dy, y)  # linear
-    for form in ("cpu", "auto"):
-        with kernels.active(form), pytest.raises(TypeError, match="forward-mode"):
-            jax.jvp(layer, (x,), (x,))
-
-
 def test_convolution_computes_in_the_dtype_of_its_input_and_its_gradient_is_float32() -> None:
     module = filled(lambda rngs: Conv(3, 4, 3, rngs=rngs))
     x = jnp.asarray(random(2, 6, 6, 3), jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Layers of every order in a network, and Fixup's initialization. Values: test_unit.py, test_resnet.py."""
+"""Layers of every order in a network, and Fixup's initialization. Values: test_blocks.py, test_resnet.py."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, ResNet
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.layers import Bias, Multiplier, Norm, ReLU, Sequence
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.orders import Fixup, Order, Original
+from resnet_jax.models.orders import Fixup, Order
 from resnet_jax.models.shortcuts import PooledProjection, PooledZeroPad, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem
 
-from oracle import ENDS, FIGURE_4, PREACTIVATED, filled, numbered, random, scalars_and_norms, units_of
+from oracle import ENDS, FIGURE_4, PREACTIVATED, blocks_of, filled, numbered, random, scalars_and_norms
 
 WORDS: dict[type, str] = {BatchNorm: "BN", ReLU: "ReLU", Bias: "bias", Multiplier: "scale"}
 
@@ -69,7 +69,7 @@ def test_stem_classifier_blocks_and_transition_have_the_layers_of_the_order(orde
 def test_fixup_scales_he_initialization_by_the_depth_and_ends_at_zero(branch: Any, m: int) -> None:
     """Zhang et al. 2019, Section 3.2: "scale the weight layers inside residual branches by L^(-1/(2m-2))", last ones and classifier 0."""
     values = initialized(stages=(4, 4), features=(32, 48), branch=branch, order=Fixup)
-    num_blocks = units_of(values)
+    num_blocks = blocks_of(values)
     assert len(num_blocks) == 8
     for block in num_blocks:
         *kernels, last = (conv["kernel"] for conv in numbered(block["branch"]["convs"]))
@@ -84,13 +84,6 @@ def test_fixup_scales_he_initialization_by_the_depth_and_ends_at_zero(branch: An
     np.testing.assert_array_equal(values["head"]["linear"]["kernel"], np.zeros((48 if m == 2 else 192, 3)))
     stem = values["stem"]["conv"]["kernel"]
     assert stem.std() == pytest.approx(np.sqrt(2 / 27), rel=5 / np.sqrt(2 * stem.size))
-
-
-def test_other_orders_initialize_by_he_and_end_nowhere_at_zero() -> None:
-    values = initialized(stages=(2, 2), features=(32, 32), order=Original)
-    for kernel in (conv["kernel"] for block in units_of(values) for conv in numbered(block["branch"]["convs"])):
-        assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(kernel.shape[:3])), rel=5 / np.sqrt(2 * kernel.size))
-    assert np.all(values["head"]["linear"]["kernel"] != 0)
 
 
 def test_fixup_has_no_normalization_and_rejects_branches_of_one_convolution() -> None:

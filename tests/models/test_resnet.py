@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import Architecture, Execution, ResNet
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
 from resnet_jax.models.components import component
-from resnet_jax.models.execution import quick_to_compile
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Order, Original, ReluOnlyPreactivation
 from resnet_jax.models.resnet import Head
@@ -82,14 +82,6 @@ def test_maps_have_their_names_and_the_papers_sizes() -> None:
         assert logits.shape == (2, 5)
     for channels in (1, 12):
         assert abstract(images(2, 8, 5, channels), input_shape=(8, 5, channels))[0]["stage2"].shape == (2, 4, 3, 6)
-
-
-def test_dense_network_grows_per_block_and_is_compressed_between_stages() -> None:
-    """Huang et al. 2017, Section 3: k0 + k (l - 1) channels, floor(theta m) after a transition. 7 + 2*3 = 13; 6 + 3*3 = 15."""
-    dense = dict(order=FullPreactivation, shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
-    maps, _, state, _ = abstract(images(2, 9, 8, 3), stages=(2, 3), features=(3, 3), stem_features=7, branch=SingleLayer, **dense)
-    assert {name: x.shape for name, x in maps.items()} == {"stem": (2, 9, 8, 7), "stage1": (2, 9, 8, 13), "stage2": (2, 4, 4, 15)}
-    assert state["head"]["linear"]["kernel"].shape == (15, 5)
 
 
 @pytest.mark.parametrize("order", [Original, ReluOnlyPreactivation, FullPreactivation, Fixup])
@@ -164,15 +156,17 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         *(
             (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*equal lengths")
-            for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()))
+            for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()), ((100_000,) * 3, (1,) * 3))
         ),
+        *((fields, "every size of them.* at least 1") for fields in (dict(features=(0, 4)), dict(input_shape=(8, 8, 0)))),
+        *((dict(num_classes=classes), rf"num_classes must be in .*, got {classes}") for classes in (0, -3)),
+        (dict(stem_features=-1), "stem_features must be in"),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
         (dict(shortcut=ZeroPad, features=(6, 4)), "6 features to 4.*projection"),
         (dict(branch=component(Basic, groups=3)), "groups=3 does not divide"),
         (dict(branch=component(Branch, kernels=(3, 4))), "4x4.*odd"),
         (dict(norm=component(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
         (dict(stochastic_depth=StochasticDepth(survival=0.0)), r"survival must be in \(0, 1\], got 0"),
-        *((fields, "every size be at least 1") for fields in (dict(features=(0, 4)), dict(stem_features=-1))),
         (dict(output_stride=3), r"output_stride=3 is not possible with 2 stages.*one of \[1, 2\]"),
         (imagenet | dict(output_stride=64), r"one of \[4, 8, 16, 32\]"),
         (dict(stem=Silent, output_stride=8), "output_stride=8 is not possible"),
@@ -182,6 +176,69 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
         with pytest.raises(UserError, match=message) as error:
             jax.eval_shape(lambda f=fields: nnx.split(ResNet(Architecture(**SMALL | f), rngs=nnx.Rngs(0))))
         assert "\n" not in str(error.value)
+
+
+def test_field_of_another_type_is_rejected() -> None:
+    for field, value in (
+        *(("shortcut", wrong) for wrong in ("B", 3, object())),
+        *(("order", wrong) for wrong in ("Original", ZeroPad)),
+        *(("num_classes", wrong) for wrong in (2.5, "3", True)),
+        ("stages", [1, 2]),
+        ("input_shape", (8, 8)),
+        ("dtype", "float64"),
+        ("stochastic_depth", None),
+    ):
+        with pytest.raises((UserError, TypeError), match=field):  # TypeError: of checked annotations
+            Architecture(**SMALL | {field: value})
+
+
+def user(call: Any, *, width: bool = True) -> type[nnx.Module]:
+    """A class of a user with this call, and the attribute ``out_features`` or not."""
+
+    class Users(nnx.Module):
+        def __init__(self, in_features: int, features: int = 0, stride: int = 1, *, rngs: nnx.Rngs):
+            if width:
+                self.out_features = features
+
+    Users.__call__ = call  # pyright: ignore[reportAttributeAccessIssue]
+    return Users
+
+
+def test_users_part_that_does_not_fit_is_rejected_at_construction() -> None:
+    """By its class and the mismatch: its constructor, its call, the type and shape of its result."""
+
+    class NoArguments(nnx.Module):
+        def __init__(self) -> None:
+            pass
+
+    cases: list[tuple[str, Any, str]] = [
+        ("shortcut", NoArguments, r"NoArguments cannot be in this network: .*__init__\(\) takes 1 positional argument but 4"),
+        ("shortcut", user(lambda self, x: x), "Users cannot be in this network: .* takes 2 positional arguments but 3"),
+        ("shortcut", user(lambda self, x, branch, more: x), "Users cannot be .*'more'"),
+        ("shortcut", user(lambda self, x, branch: None), r"^Users must return shape \(1, 32, 32, 4\), got NoneType"),
+        ("shortcut", user(lambda self, x, branch: branch[:, :1, :1]), r"Users must return shape .*, got \(1, 1, 1, 4\)"),
+        ("shortcut", user(lambda self, x, branch: jnp.concatenate([branch] * 2, -1)), r"got \(1, 32, 32, 8\)"),
+        ("branch", user(lambda self, x: None), r"^Users must return shape \(1, -1, -1, 4\), got NoneType"),
+        ("branch", user(lambda self, x: x, width=False), "^Users must have its width as an attribute out_features"),
+        ("branch", ZeroPad, "^ZeroPad must have its width"),
+        ("stem", user(lambda self, x: x), r"Users must return shape \(1, -1, -1, 4\), got \(1, 32, 32, 3\)"),
+        ("norm", user(lambda self, x: x.mean()), r"Users must return shape \(1, 32, 32, 4\), got \(\)"),
+    ]
+    for field, cls, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            jax.eval_shape(lambda f=field, c=cls: nnx.split(ResNet(Architecture(**SMALL | {f: c}), rngs=nnx.Rngs(0))))
+        assert "\n" not in str(error.value)
+
+
+def test_images_of_another_layout_or_too_small_are_rejected() -> None:
+    def run(shape: tuple[int, ...], **fields: Any) -> None:
+        jax.eval_shape(lambda x: ResNet(Architecture(**SMALL | fields), rngs=nnx.Rngs(0))(x), images(*shape))
+
+    for shape in ((2, 3, 8, 8), (2, 8, 8, 1)):
+        with pytest.raises(UserError, match=rf"images must be \(n, height, width, 3\), got \({shape[0]}, {shape[1]}, "):
+            run(shape)
+    with pytest.raises(UserError, match=r"DenseTransition must return shape .*, got \(2, 0, 0, "):
+        run((2, 1, 1, 3), shortcut=Concatenation, transition=DenseTransition, branch=SingleLayer)
 
 
 def test_training_mode_is_an_argument_that_updates_the_statistics_in_place() -> None:

@@ -1,6 +1,8 @@
 """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): probabilities, draws, and logits of networks."""
 
 import itertools
+import sys
+from types import FrameType
 from typing import Any
 
 import jax
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
-from resnet_jax.models import Architecture, Execution, ResNet, StochasticDepth
-from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.kernels import quick_to_compile
+from resnet_jax.models import Architecture, Execution, ResNet, StochasticDepth, resnet, stochastic_depth
 from resnet_jax.models.shortcuts import ZeroPad
 
 from oracle import close, filled, network, random, variables
@@ -29,11 +31,6 @@ def test_survival_is_linear_or_uniform() -> None:
     np.testing.assert_allclose(StochasticDepth(survival=0.5).probabilities(4), [0.875, 0.75, 0.625, 0.5], rtol=1e-6)
     np.testing.assert_allclose(StochasticDepth(survival=0.2).probabilities(54), 1 - np.arange(1, 55) / 54 * 0.8, rtol=1e-6)
     np.testing.assert_allclose(StochasticDepth(survival=0.8, rule="uniform").probabilities(3), [0.8] * 3, rtol=1e-6)
-
-
-def test_expected_blocks_of_110_layers_match_the_paper() -> None:
-    """Section 3: L = 54, p_L = 0.5: "E(L) = (3L - 1) / 4 [...] approximately 40 ResBlocks"."""
-    assert float(StochasticDepth(survival=0.5).probabilities(54).sum()) == pytest.approx((3 * 54 - 1) / 4)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +115,7 @@ def test_drop_path_draws_for_every_image() -> None:
 
 
 @pytest.mark.parametrize("scaled", ["test", "training"])
-def test_kept_draws_a_fixed_number_of_units_uniformly(scaled: Any) -> None:
+def test_kept_draws_a_fixed_number_of_blocks_uniformly(scaled: Any) -> None:
     """Veit et al. 2016, Section 4.3: a fixed number of modules for each batch. Of 5 blocks 2: each with probability 0.4, and of any two
     both with 2/5 x 1/4 = 0.1.
     """
@@ -136,30 +133,31 @@ def test_kept_draws_a_fixed_number_of_units_uniformly(scaled: Any) -> None:
     np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
 
 
-def test_kept_training_network_is_one_of_the_allowed_subnetworks() -> None:
-    model, x = model_with(StochasticDepth(kept=2)), random(2, 5, 4, 2)
-    two = [kept for kept in itertools.product((0, 1), repeat=3) if sum(kept) == 2]
-    allowed = [network(variables(model), x, STAGES, multipliers=kept, train=True)[1] for kept in two]
-    graphdef, state = nnx.split(model)
-
-    def run(key: jax.Array) -> jax.Array:
-        return nnx.merge(graphdef, state, copy=True)(jnp.asarray(x), train=True, key=key)
-
-    compiled = jax.jit(lambda keys: jax.lax.map(run, keys), compiler_options=quick_to_compile())
-    seen = set()
-    for logits in compiled(jax.random.split(jax.random.key(1), 30)):
-        same = [np.allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max()) for expected in allowed]
-        assert sum(same) == 1
-        seen.add(same.index(True))
-    assert len(seen) == 3
-
-
-def test_multipliers_need_a_key_only_if_branches_drop() -> None:
-    for train in (True, False):
-        assert StochasticDepth(survival=1.0).multipliers(5, 2, train=train, key=None) is None
+def test_training_needs_a_key_only_if_branches_drop() -> None:
+    x = jnp.asarray(random(2, 5, 4, 2))
+    assert model_with(StochasticDepth(survival=1.0))(x, train=True).shape == (2, 3)
     for depth in (StochasticDepth(survival=0.5), StochasticDepth(kept=2)):
         with pytest.raises(UserError, match="stochastic depth is random in training: .*key="):
-            depth.multipliers(3, 1, train=True, key=None)
+            model_with(depth)(x, train=True)
+
+
+def test_network_without_stochastic_depth_does_not_enter_its_module() -> None:
+    entered = set[str]()
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            entered.add(frame.f_code.co_filename)
+
+    def run() -> jax.Array:
+        return ResNet(Architecture(**NETWORK), rngs=nnx.Rngs(0))(jnp.zeros((2, 5, 4, 2)), train=True)
+
+    sys.setprofile(record)
+    try:
+        jax.eval_shape(run)
+    finally:
+        sys.setprofile(None)
+    assert resnet.__file__ in entered
+    assert stochastic_depth.__file__ not in entered
 
 
 def test_invalid_values_are_rejected_in_one_sentence() -> None:
@@ -167,9 +165,12 @@ def test_invalid_values_are_rejected_in_one_sentence() -> None:
         *(({"survival": survival}, r"survival must be in \(0, 1\]") for survival in (0.0, -0.5, 1.01, float("nan"))),
         ({"kept": -1}, "kept must be 0 to 3, got -1"),
         ({"kept": 4}, "kept must be 0 to 3, got 4"),
-        ({"kept": 2, "survival": 0.5}, "kept excludes"),
-        ({"kept": 2, "drops": "image"}, "kept excludes"),
+        ({"kept": 2, "survival": 0.5}, "kept must be 0 to 3, got 2; it excludes"),
+        ({"kept": 2, "drops": "image"}, "kept must be 0 to 3, got 2; it excludes"),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             StochasticDepth(**arguments).check(3)
+    for name in ("rule", "drops", "scaled"):
+        with pytest.raises((UserError, TypeError), match=name):  # TypeError: of checked annotations
+            Architecture(**NETWORK, stochastic_depth=StochasticDepth(**{name: "x"}))

@@ -1,8 +1,10 @@
 """State and training step against NumPy, and digests of states."""
 
+import copy
 import dataclasses
 import functools
 import itertools
+import types
 from typing import Any
 
 import jax
@@ -12,8 +14,9 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
+from resnet_jax import kernels
 from resnet_jax.data import augment_device, datasets
-from resnet_jax.models import Apply, Architecture, Execution
+from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, sharding, step
 from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
@@ -134,6 +137,26 @@ def test_two_steps_equal_numpy(execution: Execution, reference: Reference, start
     # The momentum after the first step is the gradient plus the decayed weights.
     gradients = each(lambda v, w: np.asarray(v, np.float64) - DECAY * w, momentum(steps[0][0]), before)
     assert_close(gradients, reference.passes[0].gradients, 5e-5)
+
+
+def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal to twelve digits before the first update, to seven after it: the learning
+    rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
+    """
+    architecture = copy.copy(ARCHITECTURE)
+    object.__setattr__(architecture, "dtype", "float64")  # not by replace: no experiment may ask for it
+    for module in (kernels, resnet):
+        monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
+    with jax.enable_x64(True):
+        (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))
+        assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
+        assert float(first.loss) == pytest.approx(reference.passes[0].loss, rel=1e-12)
+        assert_close(before.batch_stats, reference.passes[0].batch_stats, 1e-12)
+        assert_close(momentum(before), reference.velocity[0], 1e-12)
+        assert float(second.loss) == pytest.approx(reference.passes[1].loss, rel=1e-7)
+        assert_close(momentum(state), reference.velocity[1], 2e-7)
+        assert_close(state.params, reference.params[1], 2e-7)
+        assert_close(state.batch_stats, reference.passes[1].batch_stats, 2e-7)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from resnet_jax.models.execution import quick_to_compile
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.weights import Pretrained
 
 from drawn import images, tensor

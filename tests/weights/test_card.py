@@ -69,8 +69,8 @@ HOSTILE = {
     "an import": (changed(architecture={"stem": "evil.py:Stem"}), "a file cannot bring code along"),
     "a call": (changed(architecture={"branch": "Basic(dropout=__import__('os').getcwd())"}), "cannot be read"),
     "brackets": (changed(architecture={"branch": "Branch(kernels=" + "(" * 50_000}), "characters long"),
-    "huge stages": (changed(architecture={"stages": [10**30, 1, 1]}), "invalid fields: stages"),
-    "many stages": (changed(architecture={"stages": [1] * 100_000}), "invalid fields: stages"),
+    "huge stages": (changed(architecture={"stages": [10**30, 1, 1]}), "describes no network: stages="),
+    "many stages": (changed(architecture={"stages": [1] * 100_000}), "describes no network: stages="),
 }
 
 

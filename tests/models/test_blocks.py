@@ -1,7 +1,7 @@
 """Residual blocks: every order of He et al. 2016, Figure 4, with every branch, in NumPy float64."""
 
-import copy
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
+from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, ResidualBlock, SingleLayer
 from resnet_jax.models.components import component
-from resnet_jax.models.norms import GroupNorm, NoNorm
-from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition
-from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, NoShortcut, Projection, ProjectionEverywhere, ZeroPad
+from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
+from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
+from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ZeroPad
 
 from oracle import (
     FIGURE_4,
     PREACTIVATED,
+    call,
     close,
     composed,
     filled,
+    numbered,
     random,
     same_slopes,
     same_statistics,
@@ -99,14 +102,6 @@ def test_resizing_block_shares_its_preactivation() -> None:
             close(block(jnp.asarray(x)), composed(variables(block), x, order, (stride, 1))[0])
 
 
-def test_projection_is_normalized_unless_its_input_is() -> None:
-    for order in FIGURE_4.keys() - {Fixup}:
-        for shortcut in (Projection, ProjectionEverywhere):
-            values = variables(filled(lambda rngs, o=order, s=shortcut: ResidualBlock(3, 4, 2, shortcut=s, order=o, rngs=rngs)))
-            carry = values["shortcut"]["carry"]
-            assert ("norm" in carry.get("projection", carry)) is (order is not FullPreactivation)
-
-
 def test_concatenation_keeps_the_input() -> None:
     """Huang et al. 2017 (arXiv 1608.06993), eq. 2, in the network's first block too."""
     x = random(2, 5, 4, 3)
@@ -116,18 +111,6 @@ def test_concatenation_keeps_the_input() -> None:
         assert block.out_features == 7
     values = variables(filled(lambda rngs: ResidualBlock(3, 4, 1, shortcut=Concatenation, order=NormAfterAddition, rngs=rngs)))
     assert values["after"]["layers"][0]["scale"].shape == (7,)
-
-
-@pytest.mark.parametrize("order", [Original, NormAfterAddition, FullPreactivation])
-def test_multiplier_scales_the_branch_per_batch_or_image(order: type[Order]) -> None:
-    """It stands before the addition: neither the shortcut nor what follows is multiplied."""
-    for train, multiplier in ((True, [0.0]), (False, [1.0]), (True, [-0.7]), (False, [0.0, 2.5])):
-        block = filled(lambda rngs: ResidualBlock(3, 4, 2, shortcut=Projection, order=order, rngs=rngs))
-        x, values = random(2, 5, 4, 3), variables(block)
-        actual = block(jnp.asarray(x), train=train, multiplier=jnp.asarray(multiplier))
-        expected, statistics = composed(values, x, order, (2, 1), train=train, multiplier=multiplier)
-        close(actual, expected)
-        same_statistics(statistics_of(variables(block)), statistics)
 
 
 def test_branch_and_shortcut_receive_different_keys() -> None:
@@ -155,27 +138,6 @@ def test_branch_and_shortcut_receive_different_keys() -> None:
     block(jnp.ones((1, 2, 2, 2)), key=jax.random.key(3))
     drawn = [jax.random.key_data(key).tolist() for key in (*seen.values(), jax.random.key(3))]
     assert len({tuple(key) for key in drawn}) == 3
-
-
-def test_dropout_is_random_in_training_only_and_needs_a_key() -> None:
-    block = filled(lambda rngs: ResidualBlock(4, 4, 1, branch=component(Basic, dropout=0.5), shortcut=DropoutShortcut, rngs=rngs))
-    x = jnp.asarray(random(2, 5, 4, 4))
-    one, again, other = (copy.deepcopy(block)(x, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other)
-    np.testing.assert_array_equal(block(x), block(x, key=jax.random.key(0)))
-    with pytest.raises(UserError, match="key=jax.random.key"):
-        block(x, train=True)
-
-
-def test_dilated_block_dilates_its_3x3_convolutions() -> None:
-    x = random(2, 7, 6, 3)
-    for branch in ("Basic", "groups"):
-        factory, strides, groups = BRANCHES[branch]
-        block = filled(
-            lambda rngs, factory=factory: ResidualBlock(3, 4, 1, branch=factory, shortcut=Projection, dilation=(2, 2), rngs=rngs)
-        )
-        close(block(jnp.asarray(x)), composed(variables(block), x, Original, strides(1), groups=groups, dilation=2)[0])
 
 
 class Twice(nnx.Module):
@@ -218,17 +180,6 @@ def test_branch_without_dilation_argument_rejects_dilation() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_block_normalizes_branch_and_projection() -> None:
-    shapes: list[tuple[Any, ...]] = []
-
-    class Layer(nnx.Module):
-        def __init__(self, *shape: int, rngs: nnx.Rngs):
-            shapes.append(shape)
-
-    ResidualBlock(3, 4, 2, branch=Bottleneck, shortcut=Projection, norm=Layer, rngs=nnx.Rngs(0))
-    assert sorted(shapes) == [(4,), (4,), (16,), (16,)]
-
-
 def test_other_normalizations_replace_batch_norm() -> None:
     """As many, as wide; the same result in training and not."""
     for order, norm in ((Original, component(GroupNorm, num_groups=1)), (NormAfterAddition, NoNorm), (FullPreactivation, NoNorm)):
@@ -240,13 +191,6 @@ def test_other_normalizations_replace_batch_norm() -> None:
         assert widths[0] == widths[1]
         x = jnp.asarray(random(2, 5, 4, 3))
         np.testing.assert_array_equal(other(x, train=True), other(x, train=False))
-
-
-def test_block_computes_in_the_dtype_of_its_input() -> None:
-    x = jnp.asarray(random(2, 5, 4, 3))
-    for order in FIGURE_4:
-        block = filled(lambda rngs, o=order: ResidualBlock(3, 4, 2, order=o, shortcut=Projection, rngs=rngs))
-        assert jax.eval_shape(block, x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
@@ -261,3 +205,118 @@ def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
         ResidualBlock(2, 2, 1, branch=Twice, shortcut=Weighted, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2, 2), jnp.bfloat16)).dtype
         == jnp.bfloat16
     )
+
+
+# Branches ----------------------------------------------------------------------------------------
+
+# Branch, width, and of each convolution: kernel size, input channels of a group, output channels. From 5 channels.
+PAPERS: list[tuple[Any, int, list[tuple[int, int, int]]]] = [
+    # He et al. 2015, Figure 5; He et al. 2016, Table 3; Zagoruyko and Komodakis 2016, Section 2.
+    (Basic, 4, [(3, 5, 4), (3, 4, 4)]),
+    (Bottleneck, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
+    (BottleneckV15, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
+    (SingleLayer, 4, [(3, 5, 4)]),
+    (component(Branch, kernels=(3, 1, 3)), 4, [(3, 5, 4), (1, 4, 4), (3, 4, 4)]),
+    # Xie et al. 2017 (arXiv 1611.05431), Table 1, conv2: 1x1, 128; 3x3, 128, C=32; 1x1, 256.
+    (component(BottleneckV15, groups=32, base_width=4), 64, [(1, 5, 128), (3, 4, 128), (1, 128, 256)]),
+    # Wide ResNet-50-2; DenseNet-BC (Huang et al. 2017, Section 3): a 1x1 convolution to 4k channels.
+    (component(BottleneckV15, base_width=128), 64, [(1, 5, 128), (3, 128, 128), (1, 128, 256)]),
+    (component(Branch, kernels=(1, 3), base_width=256), 12, [(1, 5, 48), (3, 48, 12)]),
+]
+
+
+def test_kernels_and_widths_are_the_papers() -> None:
+    for branch, features, kernels in PAPERS:
+        module = filled(lambda rngs, b=branch, f=features: b(5, f, 1, rngs=rngs))
+        shapes = [conv["kernel"].shape for conv in numbered(variables(module)["convs"])]
+        assert shapes == [(side, side, come, go) for side, come, go in kernels]
+        assert module.out_features == kernels[-1][-1]
+
+
+def test_dilation_is_of_the_larger_kernels_and_grows_behind_the_stride() -> None:
+    for stride_at, expected in ((0, (2, 4, 1, 4)), (1, (2, 2, 1, 4)), (3, (2, 2, 1, 2))):
+        options = dict(kernels=(3, 5, 1, 3), groups=2, base_width=32, stride_at=stride_at, dilation=(2, 4))
+        module = filled(lambda rngs, o=options: Branch(4, 4, 1, **o, rngs=rngs))
+        assert [conv.kernel_dilation for conv in module.convs] == [(d, d) for d in expected]
+        assert [conv.feature_group_count for conv in module.convs] == [2, 2, 1, 2]
+
+
+def with_kernels(branch: Any, *kernels: tuple[int, ...]) -> Any:
+    for conv, kernel in zip(branch.convs, kernels, strict=True):
+        conv.kernel[...] = jnp.asarray(kernel, jnp.float32).reshape(conv.kernel.shape)
+    return branch
+
+
+def test_dropout_drops_values_before_the_last_convolution_in_training_and_keeps_the_mean() -> None:
+    """Wide ResNet, Section 2.4. Two inner channels of ones, weighted 1 and 10: 0, 1, 10 and 11 tell which was dropped."""
+    rate = 0.3
+    branch = with_kernels(Branch(1, 1, 1, kernels=(1, 1), base_width=128, dropout=rate, order=Order, rngs=nnx.Rngs(0)), (1, 1), (1, 10))
+    x = jnp.ones((4, 32, 32, 1))
+    np.testing.assert_array_equal(branch(x, train=False), jnp.full_like(x, 11))
+    y = np.ravel(branch(x, train=True, key=jax.random.key(0))) * (1 - rate)
+    expected = {0: rate**2, 1: (1 - rate) * rate, 10: rate * (1 - rate), 11: (1 - rate) ** 2}
+    seen = {value: np.isclose(y, value, rtol=1e-5).mean() for value in expected}
+    assert sum(seen.values()) == pytest.approx(1)
+    for value, probability in expected.items():
+        assert abs(seen[value] - probability) < 5 * np.sqrt(probability * (1 - probability) / y.size)
+
+
+def test_dropout_follows_normalization_and_activation_and_needs_a_key() -> None:
+    """Zagoruyko's reference: BN, ReLU, dropout, conv. A dropped value is zero, not BN's image of zero."""
+    branch = with_kernels(Branch(1, 1, 1, kernels=(1, 1), dropout=0.5, order=FullPreactivation, rngs=nnx.Rngs(0)), (1,), (1,))
+    branch.after[0].layers[0].bias[...] = jnp.full(1, 7.0)
+    assert set(np.unique(branch(jnp.zeros((1, 8, 8, 1)), train=True, key=jax.random.key(0)))) == {0, 14}
+    with pytest.raises(UserError, match="dropout inside a branch is random in training: .*key="):
+        branch(jnp.zeros((1, 8, 8, 1)), train=True)
+
+
+def test_invalid_branches_are_rejected_in_one_sentence() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        (dict(kernels=()), r"kernels=\(\) has no convolution 0"),
+        (dict(kernels=(3,), stride_at=1), "no convolution 1"),
+        (dict(kernels=(3, 2)), "2x2.*odd"),
+        (dict(groups=3), "groups=3 does not divide 4 to 12"),
+        (dict(groups=0), "at least one channel"),
+        (dict(base_width=1), "at least one channel.*base_width=1"),
+        (dict(expansion=0), "at least one channel.*expansion=0"),
+        (dict(dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+        (dict(dropout=-0.1), "dropout must be"),
+        (dict(reduction=16), "reduction=16: give 1 to 4"),
+        (dict(reduction=-1), "reduction=-1"),
+        *((dict(zero_scale=True, order=order), f"zero_scale.*{order.__name__}") for order in (FullPreactivation, Fixup)),
+        (dict(zero_scale=True, norm=NoNorm), "zero_scale.*Original with BatchNorm"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            filled(lambda rngs, a=arguments: Branch(4, 4, 1, **a, rngs=rngs))
+        assert "\n" not in str(error.value)
+
+
+def initialized(branch: Any, order: Any, norm: Any, **arguments: Any) -> Any:
+    """A branch as it is initialized, compiled."""
+
+    def run(key: jax.Array) -> Any:
+        return nnx.split(branch(4, 4, 1, order=order, norm=norm, rngs=nnx.Rngs(key), **arguments))
+
+    return nnx.merge(*jax.jit(run, compiler_options=quick_to_compile())(jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("branch", "norm", "order"),
+    [
+        (Basic, BatchNorm, Original),
+        (BottleneckV15, component(GroupNorm, num_groups=2), ReluOnlyPreactivation),
+        (component(Basic, reduction=2), BatchNorm, ReluBeforeAddition),
+    ],
+)
+def test_zero_scale_zeroes_the_last_normalization_and_the_branch(branch: Any, norm: Any, order: type[Order]) -> None:
+    """Goyal et al. 2017, Section 5.1."""
+    zero, other = (initialized(branch, order, norm, **arguments) for arguments in ({"zero_scale": True}, {}))
+    x = jnp.asarray(random(4, 6, 6, 4))
+    for train in (True, False):
+        assert not np.any(call(zero, x, train=train)[0])
+    assert np.any(call(other, x, train=True)[0])
+    ours, theirs = (dict(jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))) for module in (zero, other))
+    changed = [jax.tree_util.keystr(path, simple=True, separator="/") for path in ours if np.any(ours[path] != theirs[path])]
+    assert len(changed) == 1
+    assert re.fullmatch(rf"after/{len(zero.convs) - 1}/layers/\d+/scale", changed[0])
