@@ -8,12 +8,13 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
-# Tutorials and the API reference run on CPU, in an empty home, with the commands of this environment.
+# Tutorials run on CPU, with this environment's commands and without prepared data.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp()
 
 import generate  # noqa: E402
+
 import resnet_jax  # noqa: E402
 
 project = "resnet_jax"
@@ -21,12 +22,12 @@ author = "the resnet_jax contributors"
 project_copyright = "2026, the resnet_jax contributors"
 version = release = resnet_jax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path: list[str] = []
 suppress_warnings = ["autosectionlabel.*"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "jupyter_cache")
@@ -38,7 +39,6 @@ nb_kernel_rgx_aliases = {".*": "python3"}
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
-autodoc_class_signature = "separated"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 
@@ -46,7 +46,7 @@ html_theme = "sphinx_book_theme"
 html_title = "resnet_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navigation_with_keys": True}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 
 
 def setup(app: Any) -> None:

@@ -19,8 +19,9 @@ from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
-import resnet_jax
 from matplotlib.figure import Figure
+
+import resnet_jax
 from resnet_jax import models
 from resnet_jax.models import blocks, norms, orders, shortcuts, stems
 from resnet_jax.studies import figures, ledger, report
@@ -169,9 +170,9 @@ def parts_page() -> str:
     }
     for module, title in titles.items():
         rows = [
-            (f"`{cls.__name__}`", f"`{names[cls.__name__]}`" if cls.__name__ in names else "")
-            + (one_line(cls),)
+            (f"`{cls.__name__}`", short and f"`{short}`", one_line(cls))
             for cls in classes(module)
+            for short in [names.get(cls.__name__, "")]
         ]
         columns = ["class", "short name", "definition and source"]
         if not any(row[1] for row in rows):
@@ -312,19 +313,28 @@ def commands_page() -> str:
     return "\n".join(text)
 
 
-# Packages and modules of the API reference, in reading order.
-_PACKAGES = ("models", "weights", "data", "evaluation", "training", "studies", "analysis")
+# Packages of the API reference, and the modules that are read first.
+_PACKAGES = {
+    "models": ("catalog", "resnet", "shortcuts", "blocks", "orders", "norms", "layers", "stems"),
+    "weights": ("loading", "card"),
+    "data": ("datasets", "prepare"),
+    "evaluation": ("exact", "protocols"),
+    "training": ("config", "train"),
+    "studies": ("study", "results", "comparison", "ledger"),
+    "analysis": ("lesions", "paths", "responses"),
+}
 
 
 def api_pages() -> Iterator[tuple[str, str]]:
     """Yields the name and the text of a page per package, from the docstrings of its modules."""
-    for package in _PACKAGES:
+    for package, first in _PACKAGES.items():
         parent = importlib.import_module(f"resnet_jax.{package}")
         names = [m.name for m in pkgutil.iter_modules(parent.__path__) if m.name[0] != "_"]
+        names.sort(key=lambda name: first.index(name) if name in first else len(first))
         text = [f"# resnet_jax.{package}", "", one_line(parent), ""]
         for name in names:
             module = f"resnet_jax.{package}.{name}"
-            text += [f"## {module}", "", "```{eval-rst}", f".. automodule:: {module}"]
+            text += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {module}"]
             text += ["   :members:", "   :member-order: bysource", "```", ""]
         yield f"api_{package}", "\n".join(text)
 

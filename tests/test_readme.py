@@ -1,4 +1,4 @@
-"""The README's code and commands run in an empty folder; its tables and pictures are the committed results."""
+"""Code and commands of the README and the guides run; tables and the picture are the committed results."""
 
 import contextlib
 import json
@@ -8,10 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax import nnx
 from resnet_jax import cli, models
 from resnet_jax import weights as weights_lib
 from resnet_jax.models import components, norms, orders, shortcuts
@@ -75,6 +79,70 @@ def test_readme_commands_run(folder: Path) -> None:
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (folder / "runs/compare/report.html").is_file()
     assert (folder / "runs/two/result.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def modules() -> dict:
+    """The names that the code of the guide to the modules leaves behind."""
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/guides/modules.md").read_text(), flags=re.DOTALL):
+        exec(block, names)
+    return names | {"images": jax.random.normal(jax.random.key(0), (2, 32, 32, 3))}
+
+
+@pytest.mark.slow
+def test_guide_trunk_trains_its_new_layer_and_nothing_else(modules: dict) -> None:
+    params, images = modules["weights"], modules["images"]
+    assert modules["per_pixel"].shape == (2, 4, 4, 3)  # 32 pixels at stride 8
+
+    @jax.jit
+    def step(params: dict, state: Any) -> dict:
+        gradients = jax.grad(lambda p: nnx.merge(modules["graphdef"], p, modules["statistics"], copy=True)(images).sum())(params)
+        return optax.apply_updates(params, modules["frozen"].update(gradients, state, params)[0])
+
+    after = step(params, modules["state"])
+    jax.tree.map(np.testing.assert_array_equal, params["trunk"], after["trunk"])
+    moved = np.asarray(params["classify"]["kernel"]) != after["classify"]["kernel"]
+    assert moved.mean() > 0.5  # a feature that is zero everywhere moves nothing
+
+
+@pytest.mark.slow
+def test_guide_linen_module_has_the_variables_of_its_trunk(modules: dict) -> None:
+    module, images = modules["Classifier"](), modules["images"]
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    assert variables["params"]["trunk"]["stages"][0][0]["stacked"]["branch"]["convs"][0]["kernel"].shape == (1, 3, 3, 8, 8)
+    variables = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), variables)
+    logits, moved = module.apply(variables, images, True, mutable=["batch_stats"])
+    assert logits.shape == (2, 3)
+    assert moved["batch_stats"].keys() == {"trunk"}
+
+
+def test_guide_counts_are_those_of_the_paper_and_of_torchvision() -> None:
+    """papers.md A1: 3.8580e9 with the stride in the 1x1 (the paper), 4.0892e9 in the 3x3."""
+    for stride_in_1x1, rounded in ((True, 3.8580), (False, 4.0892)):
+        counted = models.count(models.imagenet_architecture(50, stride_in_1x1=stride_in_1x1)).multiply_adds
+        assert round(counted / 1e9, 4) == rounded
+        assert str(counted) in (ROOT / "docs/guides/modules.md").read_text()
+
+
+@pytest.mark.slow
+def test_guide_commands_and_their_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command of docs/ parses as far as its help, and the help lists each of its options."""
+    pages = "\n".join(path.read_text() for path in (ROOT / "docs").glob("[!_]*/*.md")) + (ROOT / "docs/start.md").read_text()
+    pages = pages.replace("\\\n", "")
+    lines = re.findall(r"(?<![\w/-])resnet-jax [^`#\n]+", "\n".join(re.findall(r"```sh\n(.*?)```", pages, flags=re.DOTALL)))
+    assert len(lines) > 40
+    for line in lines:
+        words = [word for word in shlex.split(line)[1:] if "half.py:" not in word]
+        name = next(n for n in (" ".join(words[:2]), words[0]) if n in cli.COMMANDS)
+        options = [word for word in words if word.startswith("--")]
+        references = [word for word in words if re.fullmatch(r"\w+:\w+", word)]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*name.split(), *references, "--help-all"])
+        assert not ended.value.code, line
+        text = capsys.readouterr().out
+        for option in options:
+            assert option in text, f"{option} of {line}"
 
 
 def test_readme_names_exist() -> None:
