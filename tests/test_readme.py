@@ -74,7 +74,7 @@ def test_readme_commands_run(folder: Path) -> None:
     assert len(SHELL) >= 10
     for line in [*SHELL, *parsed, *launched]:
         if line.split()[0] not in ("make", "pip"):
-            line = line.replace("launch/", f"{ROOT}/launch/")
+            line = line.replace("launch/", f"{ROOT}/launch/") + " --steps 20" * (line in launched)
             done = subprocess.run(line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
     assert (folder / "runs/compare/report.html").is_file()
