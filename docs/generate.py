@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 import resnet_jax
 from resnet_jax import models
 from resnet_jax.models import blocks, norms, orders, shortcuts, stems
-from resnet_jax.studies import figures, ledger, report
+from resnet_jax.studies import figures, ledger, report, results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -246,14 +246,19 @@ def results_page() -> str:
         "",
     ]
     for file in sorted(RESULTS.glob("*.json"), reverse=True):
-        table = report.table(file, "LINK").replace("; [data](LINK)", "")
-        title = re.sub(r"^[\d-]{11}", "", file.stem)
-        text += [f"## {title}", "", table, f"{{download}}`Data <{_up(file)}>`", ""]
+        table = report.table(file, "LINK").replace("; [data](LINK)", "").replace(" ± ", " ± ")
+        content = json.loads(file.read_text())
+        words = re.sub(r"experiments/|\.py|runs/", "", content["command"]).split()
+        title = " ".join(words[1:3])
+        text += [f"## {title}, {content['date']}", "", table]
+        if content["kind"] == "study":
+            chart = figures.draw_errors(results.collect([file]), {})
+            # Identifiers are unique in a page.
+            chart = re.sub(r"\berrors-", f"{file.stem}-", chart)
+            text += ["```{raw} html", f'<div class="chart">{chart}</div>', "```", ""]
+        name = file.relative_to(ROOT).as_posix()
+        text += [f"{{download}}`{name} <../../{name}>`", ""]
     return "\n".join(text)
-
-
-def _up(file: Path) -> str:
-    return f"../../{file.relative_to(ROOT).as_posix()}"
 
 
 def ledger_page() -> str:
@@ -294,7 +299,7 @@ def commands_page() -> str:
         "",
         "`resnet-jax COMMAND --help` prints the most used options, `--help-all` all of them.",
         "",
-        markdown(["command", ""], rows),
+        markdown(["command", "purpose"], rows),
     ]
     columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS", ""), "92"
     for name in COMMANDS:
