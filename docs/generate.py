@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import resnet_jax
 from resnet_jax import models
-from resnet_jax.models import blocks, norms, orders, shortcuts, stems
+from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
 from resnet_jax.studies import figures, ledger, report, results
 
 ROOT = Path(__file__).parents[1]
@@ -178,6 +178,70 @@ def parts_page() -> str:
         if not any(row[1] for row in rows):
             columns, rows = [columns[0], columns[2]], [(row[0], row[2]) for row in rows]
         text += [f"## {title}", "", markdown(columns, rows)]
+    return "\n".join(text)
+
+
+_SHOWN = 8  # published numbers of a shortcut; the ledger's page has all
+
+
+def shortcuts_page() -> str:
+    """Returns a section per shortcut: definition, arguments, published numbers, own results."""
+    published: dict[str, list[ledger.Entry]] = {}
+    for key in sorted(ledger.papers(), key=lambda key: (not key.startswith("he201"), key)):
+        for entry in ledger.load(key).entries:
+            architecture = entry.architecture() if entry.verified else None
+            if architecture and entry.metric == "top1_error":
+                name = components.parts(architecture.shortcut)[0].__name__
+                published.setdefault(name, []).append(entry)
+    ours: dict[str, list[tuple[object, ...]]] = {}
+    for file in sorted(RESULTS.glob("*.json"), reverse=True):
+        if not results.is_study(file):
+            continue
+        for variant in results.collect([file]):
+            model, result = variant.experiment["model"], variant.results[0]
+            name = re.split(r"[:(]", model["shortcut"])[1]
+            data, error = (
+                result["protocol"]["dataset"],
+                str(variant.error).replace(" ± ", "\u00a0±\u00a0"),
+            )
+            row = (variant.name, data, f"{result['steps']:,}", error, len(variant.results))
+            ours.setdefault(name, []).append(row)
+    text = [
+        "# Shortcuts",
+        "",
+        "Each shortcut is a class of `resnet_jax.shortcuts`. `x` is the input of the block and `F(x)`",
+        "its residual branch. Published numbers and results follow different protocols where data or",
+        "steps differ; they are not comparable then.",
+        "",
+    ]
+    for cls in classes(shortcuts):
+        name = cls.__name__
+        text += [f"## {name}", "", one_line(cls), ""]
+        short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
+        optional = {
+            parameter: p.default
+            for base in (cls, *cls.__mro__)
+            for parameter, p in inspect.signature(base.__init__).parameters.items()
+            if isinstance(p.default, float | int | str) and p.default is not inspect.Parameter.empty
+        }
+        arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
+        written = f'"{short}({arguments})"' if arguments else short
+        text += [
+            "```sh",
+            f"resnet-jax train degradation:resnet20 --model.shortcut {written}",
+            "```",
+            "",
+        ]
+        entries = published.get(name, [])
+        if entries:
+            rows = [(e.paper, e.table, e.row, str(e), e.statistic) for e in entries[:_SHOWN]]
+            header = ["source", "table", "row", "top-1 error %", "statistic"]
+            text += ["**Published**", "", markdown(header, rows)]
+            if more := len(entries) - _SHOWN:
+                text += [f"[Published numbers](ledger.md) has {more} more.", ""] if more > 0 else []
+        if name in ours:
+            header = ["variant", "data", "steps", "test error %", "seeds"]
+            text += ["**Results here**", "", markdown(header, ours[name])]
     return "\n".join(text)
 
 
@@ -349,6 +413,7 @@ def write_site(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     pages: dict[str, Callable[[], str]] = {
         "parts": parts_page,
+        "shortcuts": shortcuts_page,
         "networks": networks_page,
         "recipes": recipes_page,
         "results": results_page,
