@@ -209,9 +209,9 @@ def shortcuts_page() -> str:
     text = [
         "# Shortcuts",
         "",
-        "Each shortcut is a class of `resnet_jax.shortcuts`. `x` is the input of the block and `F(x)`",
-        "its residual branch. Published numbers and results follow different protocols where data or",
-        "steps differ; they are not comparable then.",
+        "Each shortcut is a class of `resnet_jax.shortcuts`. `x` is the input of the block, `F(x)`",
+        "its residual branch. Published numbers and results with other data or steps are not",
+        "comparable.",
         "",
     ]
     for cls in classes(shortcuts):
@@ -226,19 +226,17 @@ def shortcuts_page() -> str:
         }
         arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
         written = f'"{short}({arguments})"' if arguments else short
-        text += [
-            "```sh",
-            f"resnet-jax train degradation:resnet20 --model.shortcut {written}",
-            "```",
-            "",
-        ]
+        # The base class has no name of its own, and DenseNet has other transitions.
+        if cls not in (shortcuts.Shortcut, shortcuts.Concatenation):
+            line = f"resnet-jax train degradation:resnet20 --model.shortcut {written}"
+            text += ["```sh", f"{line} --workdir runs/{name}", "```", ""]
         entries = published.get(name, [])
         if entries:
             rows = [(e.paper, e.table, e.row, str(e), e.statistic) for e in entries[:_SHOWN]]
             header = ["source", "table", "row", "top-1 error %", "statistic"]
             text += ["**Published**", "", markdown(header, rows)]
-            if more := len(entries) - _SHOWN:
-                text += [f"[Published numbers](ledger.md) has {more} more.", ""] if more > 0 else []
+            if (more := len(entries) - _SHOWN) > 0:
+                text += [f"[Published numbers](ledger.md) has {more} more.", ""]
         if name in ours:
             header = ["variant", "data", "steps", "test error %", "seeds"]
             text += ["**Results here**", "", markdown(header, ours[name])]
