@@ -244,7 +244,7 @@ def shortcuts_page() -> str:
 
 
 def networks_page() -> str:
-    """Returns the catalog with the literature's parameter counts of the ledger."""
+    """Returns the names of the catalog by family."""
     by_size: dict[str, list[str]] = {}
     for name in models.NETWORKS:
         by_size.setdefault(re.sub(r"\d.*", "", name), []).append(name)
