@@ -1,6 +1,7 @@
 """Configuration of Sphinx: ``make docs``."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,10 @@ sys.path.insert(0, str(DOCS))
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp()
+os.environ["IPYTHONDIR"] = tempfile.mkdtemp()
+_startup = Path(os.environ["IPYTHONDIR"]) / "profile_default" / "startup"
+_startup.mkdir(parents=True)
+shutil.copy(DOCS / "notebook_startup.py", _startup)
 
 import generate  # noqa: E402
 

@@ -32,6 +32,7 @@ DEGRADATION = RESULTS / "2026-11-30-cpu-degradation.json"
 CIFAR = RESULTS / "2026-11-28-h100-he2015-resnet20.json"
 LESIONS = RESULTS / "2026-11-28-cpu-lab-lesions-digits.json"
 INK = "#7d8590"  # at least 3.7 : 1 on white and on GitHub's dark background
+_PLUS_MINUS = "\u00a0±\u00a0"  # not broken at the end of a line
 Rows = Sequence[Sequence[object]]
 
 
@@ -202,7 +203,7 @@ def shortcuts_page() -> str:
             name = re.split(r"[:(]", model["shortcut"])[1]
             data, error = (
                 result["protocol"]["dataset"],
-                str(variant.error).replace(" ± ", "\u00a0±\u00a0"),
+                str(variant.error).replace(" ± ", _PLUS_MINUS),
             )
             row = (variant.name, data, f"{result['steps']:,}", error, len(variant.results))
             ours.setdefault(name, []).append(row)
@@ -215,6 +216,8 @@ def shortcuts_page() -> str:
         "",
     ]
     for cls in classes(shortcuts):
+        if cls is shortcuts.Shortcut:  # The base class.
+            continue
         name = cls.__name__
         text += [f"## {name}", "", one_line(cls), ""]
         short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
@@ -226,8 +229,7 @@ def shortcuts_page() -> str:
         }
         arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
         written = f'"{short}({arguments})"' if arguments else short
-        # The base class has no name of its own, and DenseNet has other transitions.
-        if cls not in (shortcuts.Shortcut, shortcuts.Concatenation):
+        if cls is not shortcuts.Concatenation:  # DenseNet has other transitions.
             line = f"resnet-jax train degradation:resnet20 --model.shortcut {written}"
             text += ["```sh", f"{line} --workdir runs/{name}", "```", ""]
         entries = published.get(name, [])
@@ -308,13 +310,14 @@ def results_page() -> str:
         "",
     ]
     for file in sorted(RESULTS.glob("*.json"), reverse=True):
-        table = report.table(file, "LINK").replace("; [data](LINK)", "").replace(" ± ", " ± ")
+        table = report.table(file, "LINK").replace("; [data](LINK)", "").replace(" ± ", _PLUS_MINUS)
         content = json.loads(file.read_text())
         words = re.sub(r"experiments/|\.py|runs/", "", content["command"]).split()
-        title = " ".join(words[1:3])
-        text += [f"## {title}, {content['date']}", "", table]
-        if content["kind"] == "study":
-            chart = figures.draw_errors(results.collect([file]), {})
+        title = " ".join(words[1:3]) if content["kind"] != "study" else words[2]
+        text += [f"## {title}", "", table]
+        variants = results.collect([file]) if content["kind"] == "study" else ()
+        if len(variants) > 1:
+            chart = figures.draw_errors(variants, {})
             # Identifiers are unique in a page.
             chart = re.sub(r"\berrors-", f"{file.stem}-", chart)
             text += ["```{raw} html", f'<div class="chart">{chart}</div>', "```", ""]
