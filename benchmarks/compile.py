@@ -2,14 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import harness
 import jax
 import numpy as np
-import tyro
 
 from resnet_jax import models
 from resnet_jax.data.augment_device import fit
@@ -34,8 +33,8 @@ def measure_compilation(model: Architecture, execution: Execution, batch_size: i
 
 def measure_dispatch(
     model: Architecture, steps: Sequence[int], batch_size: int, rounds: int
-) -> list[harness.Row]:
-    """Returns the host seconds of a call, and the seconds until its results are ready, by steps.
+) -> Iterator[harness.Row]:
+    """Yields the host seconds of a call, and the seconds until its results are ready, by steps.
 
     Transfers in a call raise.
     """
@@ -60,13 +59,11 @@ def measure_dispatch(
         call(count)
     with jax.transfer_guard("disallow"):
         whole = harness.interleave([lambda count=count: call(count) for count in steps], rounds)
-    rows = []
     for count, seconds in zip(steps, whole, strict=True):
         row = {"steps": count, "batch_size": batch_size, "arrays": len(jax.tree.leaves(state))}
         for name, value in harness.summary(host[count][-rounds:]).items():
             row[f"host_{name}"] = value
-        rows.append(row | {"seconds_per_step": harness.summary(seconds)["seconds"] / count})
-    return rows
+        yield row | {"seconds_per_step": harness.summary(seconds)["seconds"] / count}
 
 
 def main(
@@ -87,6 +84,7 @@ def main(
       size: height and width of the images; 0: the network's.
       rounds: of the dispatch rows.
     """
+    harness.check_positive(batch_size=batch_size, rounds=rounds, steps=min(steps, default=1))
     jax.config.update("jax_enable_compilation_cache", False)
     networks = {}
     for depth in depths or (None,):
@@ -94,15 +92,16 @@ def main(
         height, width, channels = model.input_shape
         shape = size or height, size or width, channels
         networks[depth] = dataclasses.replace(model, input_shape=shape)
-    rows = [
-        {"depth": depth, "blocks": form, "batch_size": batch_size}
-        | measure_compilation(model, Execution(blocks=form), batch_size)
-        for depth, model in networks.items()
-        for form in blocks
-    ]
-    rows += measure_dispatch(next(iter(networks.values())), steps, batch_size, rounds)
-    harness.write([{"network": network} | row for row in rows], output)
+
+    def rows() -> Iterator[harness.Row]:
+        for depth, model in networks.items():
+            for form in blocks:
+                row = {"depth": depth, "blocks": form, "batch_size": batch_size}
+                yield row | measure_compilation(model, Execution(blocks=form), batch_size)
+        yield from measure_dispatch(next(iter(networks.values())), steps, batch_size, rounds)
+
+    harness.write(({"network": network} | row for row in rows()), output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    harness.cli(main)

@@ -6,12 +6,14 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import tyro
 
+from resnet_jax.errors import CommandError, UserError
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.models.execution import quick_to_run
 from resnet_jax.training import optimizer as optimizer_lib
@@ -23,7 +25,22 @@ Row = dict[str, Any]
 Seconds = list[float]
 
 
-def interleave(candidates: Sequence[Callable[[], Any]], rounds: int) -> list[Seconds]:
+def cli(main: Callable[..., None]) -> None:
+    """Calls a function with the options of the command line; bad input ends in one sentence."""
+    try:
+        tyro.cli(main)
+    except CommandError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+def check_positive(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+
+
+def interleave(candidates: Sequence[Callable[[], object]], rounds: int) -> list[Seconds]:
     """Returns the seconds of each candidate in each round, after an unmeasured one.
 
     Of several candidates, each is called twice and measured once: memory allocation is slower after
@@ -53,41 +70,46 @@ def ratio(numerator: Seconds, denominator: Seconds) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
+def random_batch(model: Architecture, batch_size: int) -> Batch:
+    key = jax.random.key(1)
+    images = jax.random.normal(key, (batch_size, *model.input_shape))
+    return Batch(images, jax.random.randint(key, (batch_size,), 0, model.num_classes))
+
+
 def training_step(
     model: Architecture, batch_size: int, execution: Execution
 ) -> tuple[Any, Callable[[], tuple[TrainState, Batch]]]:
     """Returns a jitted step, which donates its state, and a function that creates its arguments."""
     optimizer = optimizer_lib.make(Optimizer(), Schedule())
     create = jax.jit(lambda: step.create(model, optimizer, jax.random.key(0), execution))
-
-    def arguments() -> tuple[TrainState, Batch]:
-        key = jax.random.key(1)
-        images = jax.random.normal(key, (batch_size, *model.input_shape))
-        labels = jax.random.randint(key, (batch_size,), 0, model.num_classes)
-        return create()[1], Batch(images, labels)
-
     learning = Learning(jax.eval_shape(create)[0], optimizer)
     train_step = jax.jit(
         lambda state, batch: step.train_step(state, batch, learning),
         donate_argnums=0,
         compiler_options=quick_to_run(),
     )
-    return train_step, arguments
+    return train_step, lambda: (create()[1], random_batch(model, batch_size))
 
 
-def write(rows: list[Row], output: Path | None) -> None:
-    """Prints rows, and writes them with command, date, commit, versions and devices to a file."""
+def write(rows: Iterable[Row], output: Path | None) -> None:
+    """Prints rows as they are measured; then writes them with their origin to a file."""
+    if output:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.open("a").close()
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}.") from None
+    measured = []
     for row in rows:
-        values = (f"{value:.4g}" if isinstance(value, float) else value for value in row.values())
-        print(", ".join(f"{name} {value}" for name, value in zip(row, values, strict=True)))
-    if output is None:
-        return
-    result = {
-        "benchmark": Path(sys.argv[0]).stem,
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", *sys.argv]),
-        **run_dir.describe(),
-        "rows": rows,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+        texts = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()}
+        print(", ".join(f"{name} {text}" for name, text in texts.items()), flush=True)
+        measured.append(row)
+    if output:
+        result = {
+            "benchmark": Path(sys.argv[0]).stem,
+            "date": datetime.date.today().isoformat(),
+            "command": shlex.join(["python", *sys.argv]),
+            **run_dir.describe(),
+            "rows": measured,
+        }
+        output.write_text(json.dumps(result, indent=2) + "\n")

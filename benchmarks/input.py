@@ -1,39 +1,35 @@
 """Cost of reading training images, by stage and beside Pillow, in images per CPU second."""
 
 import contextlib
-import functools
 import io
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import harness
 import numpy as np
-import tyro
 from PIL import Image
 
+from resnet_jax.cli import options
 from resnet_jax.data import datasets
 from resnet_jax.data import stream as stream_lib
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.models.components import load
 from resnet_jax.training.config import IMAGENET, Data
 
 
-def cpu_seconds(function: Callable[[], Any]) -> float:
+def cpu_seconds(function: Callable[[], object]) -> float:
     start = time.process_time()
     function()
     return max(time.process_time() - start, 1e-6)
 
 
 def measure(
-    data: Data, data_dir: str | None, count: int, side: int, batch_size: int, rounds: int
-) -> list[harness.Row]:
-    """Returns a row per stage, for the whole input, and for Pillow as torchvision uses it."""
-    info = datasets.describe(data.name, data_dir)
+    data: Data, info: datasets.DatasetInfo, count: int, side: int, batch_size: int, rounds: int
+) -> Iterator[harness.Row]:
+    """Yields a row per stage, for the whole input, and for Pillow as torchvision uses it."""
     channels, size, rng = info.image_shape[2] or 3, (side, side), np.random.default_rng(0)
     crop_class = data.crop or RandomResizedCrop
     crop, policy = crop_class(), data.policy() if data.policy else None
@@ -73,33 +69,27 @@ def measure(
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             np.asarray(image)
 
-    loops: dict[str, Callable[[], Any]] = {
+    loops: dict[str, Callable[[], object]] = {
         "read": lambda: [source[index] for index in indices],
         "decode": lambda: [datasets.decode(image, channels) for image in encoded],
         "crop": lambda: [crop(image, size, rng) for image in decoded],
     }
     if policy:
         loops["policy"] = lambda: [policy(image, rng) for image in cropped]
-    stages = {name: functools.partial(cpu_seconds, loop) for name, loop in loops.items()}
-    stages |= {"whole input": whole, "Pillow": functools.partial(cpu_seconds, pillow)}
-    seconds: dict[str, harness.Seconds] = {name: [] for name in stages}
-    for _ in range(rounds):
-        for name, stage in stages.items():
-            seconds[name].append(stage())
-    rows = []
+    stages = {name: partial(cpu_seconds, loop) for name, loop in loops.items()}
+    stages |= {"whole input": whole, "Pillow": partial(cpu_seconds, pillow)}
+    timed = [{name: stage() for name, stage in stages.items()} for _ in range(rounds)]
+    seconds = {name: [times[name] for times in timed] for name in stages}
     for name, measured in seconds.items():
         images = batches * batch_size if name == "whole input" else count
-        rows.append(
-            {
-                "what": name,
-                "data": info.name,
-                "size": side,
-                "images_per_cpu_second": images / statistics.median(measured),
-                "over_pillow": harness.ratio(seconds["Pillow"], measured) * images / count,
-                "rounds": rounds,
-            }
-        )
-    return rows
+        yield {
+            "what": name,
+            "data": info.name,
+            "size": side,
+            "images_per_cpu_second": images / statistics.median(measured),
+            "over_pillow": harness.ratio(seconds["Pillow"], measured) * images / count,
+            "rounds": rounds,
+        }
 
 
 def main(
@@ -115,15 +105,16 @@ def main(
     """Images per CPU second of this process; interleaved rounds.
 
     Args:
-      experiment: FILE.py:FUNCTION, for data set, crop and policy. Default: ImageNet, random crops.
+      experiment: a recipe, for data set, crop and policy. Default: ImageNet, random crops.
       data: data set in place of the experiment's.
       data_dir: folder of prepared data sets.
       size: height and width after the crop.
     """
-    recipe = load(experiment)().data if experiment else IMAGENET
-    recipe = replace(recipe, name=data or recipe.name)
-    harness.write(measure(recipe, data_dir, images, size, batch_size, rounds), output)
+    harness.check_positive(images=images, size=size, batch_size=batch_size, rounds=rounds)
+    recipe = options.experiment(experiment).data if experiment else IMAGENET
+    info = datasets.describe(data or recipe.name, data_dir)
+    harness.write(measure(recipe, info, images, size, batch_size, rounds), output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    harness.cli(main)

@@ -4,14 +4,14 @@ import collections
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import harness
 import jax
-import tyro
 
-from resnet_jax.models.components import load
+from resnet_jax.cli import options
 from resnet_jax.terminal import RunLines
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.train import train
@@ -24,12 +24,12 @@ class Clock(RunLines):
         super().__init__(title)
         self.times: dict[str, dict[int, float]] = collections.defaultdict(dict)
 
-    def update(self, record: Any) -> None:
+    def update(self, record: Mapping[str, Any]) -> None:
         self.times[record["split"]][record["step"]] = time.perf_counter()
 
 
-def measure(experiment: Experiment, steps: int, data_dir: str | None) -> harness.Row:
-    """Trains ``steps`` steps; returns wall seconds, and seconds per step and evaluation.
+def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterator[harness.Row]:
+    """Trains ``steps`` steps; yields wall seconds, and seconds per step and evaluation.
 
     ``recipe_seconds`` extrapolates to the whole experiment. It needs two evaluations, the first of
     which ends compilation.
@@ -50,7 +50,8 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> harness
         "seconds_to_first_score": scored[first] - start,
     }
     if not later:
-        return row
+        yield row
+        return
     step_seconds = statistics.median(
         (trained[step] - scored[previous]) / (step - previous)
         for previous, step in zip([first, *later], later, strict=False)
@@ -58,7 +59,7 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> harness
     score_seconds = statistics.median(scored[step] - trained[step] for step in later)
     scores = experiment.steps // experiment.evaluation.every
     remaining = (experiment.steps - first) * step_seconds + (scores - 1) * score_seconds
-    return row | {
+    yield row | {
         "step_seconds": step_seconds,
         "score_seconds": score_seconds,
         "images_per_second": experiment.batch_size / step_seconds,
@@ -68,15 +69,15 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> harness
 
 
 def main(
-    experiment: str = "experiments/he2015_cifar10.py:resnet20",
+    experiment: str = "he2015_cifar10:resnet20",
     steps: int = 2000,
     data_dir: str | None = None,
     output: Path | None = None,
 ) -> None:
     """Trains an experiment for some steps and extrapolates to all of its steps."""
     jax.config.update("jax_enable_compilation_cache", False)
-    harness.write([measure(load(experiment)(), steps, data_dir)], output)
+    harness.write(measure(options.experiment(experiment), steps, data_dir), output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    harness.cli(main)

@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,12 +13,13 @@ import harness
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
+from flax.training.train_state import TrainState
 
 from resnet_jax import models
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.shortcuts import ZeroPad
+from resnet_jax.training.step import Batch
 
 
 class Candidate(NamedTuple):
@@ -37,89 +38,73 @@ def measure(
     execution: Execution,
     peers: bool,
     rounds: int,
-) -> list[harness.Row]:
-    """Returns a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
-    candidates = [ours(network, batch_size, execution)]
+) -> Iterator[harness.Row]:
+    """Yields a row per candidate. ``ours_over_this`` is a median ratio of throughputs."""
+    step, arguments = harness.training_step(network, batch_size, execution)
+    ours = of_jax("resnet-jax", version("jax"), step, *arguments())
+    candidates = [ours]
     for make in makers(name, network, batch_size) if peers else ():
         try:
-            candidate = make()
-            candidate.run()
+            peer = make()
+            peer.run()
         except Exception as error:  # The others are still measured.
             reason = str(error).partition("\n")[0]
             print(f"a peer of {name} failed: {type(error).__name__}: {reason}")
             continue
-        if candidate.parameters != candidates[0].parameters:
-            counts = f"{candidate.parameters} parameters, not {candidates[0].parameters}"
-            raise RuntimeError(f"{candidate.name} has {counts} as {name}.")
-        candidates.append(candidate)
+        if peer.parameters != ours.parameters:
+            counts = f"{peer.parameters} parameters, not {ours.parameters}"
+            raise RuntimeError(f"{peer.name} has {counts} as {name}.")
+        candidates.append(peer)
     seconds = harness.interleave([candidate.run for candidate in candidates], rounds)
-    rows = []
     for candidate, measured in zip(candidates, seconds, strict=True):
         row = {"network": name, "batch_size": batch_size, "dtype": network.dtype}
         row |= {"what": candidate.name, "version": candidate.version}
         row |= {"parameters": candidate.parameters, **harness.summary(measured)}
         row["images_per_second"] = batch_size / row["seconds"]
-        row["ours_over_this"] = harness.ratio(measured, seconds[0])
-        rows.append(row)
-    return rows
-
-
-def ours(network: Architecture, batch_size: int, execution: Execution) -> Candidate:
-    step, arguments = harness.training_step(network, batch_size, execution)
-    state, batch = arguments()
-    return of_jax("resnet-jax", version("jax"), step, state, state.params, batch)
+        yield row | {"ours_over_this": harness.ratio(measured, seconds[0])}
 
 
 def of_jax(
-    name: str, version: str, step: Callable[..., Any], state: Any, params: Any, *batch: Any
+    name: str, version: str, step: Callable[..., Any], state: Any, batch: Batch
 ) -> Candidate:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
-
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, *batch)
+        state, metrics = step(state, batch)
         jax.block_until_ready(metrics)
 
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return Candidate(name, version, parameters, run)
 
 
 def makers(name: str, network: Architecture, batch_size: int) -> Iterator[Callable[[], Candidate]]:
     """Yields makers of every installed implementation of the same network."""
-    classes = network.num_classes
     # He et al. 2015, Section 4.2.
-    plain = Architecture(
-        stages=network.stages,
-        features=network.features,
-        shortcut=ZeroPad,
-        input_shape=network.input_shape,
-        num_classes=classes,
-        dtype=network.dtype,
-    )
-    if network == plain:
-        module = LinenResNet(network.stages, network.features, classes, network.dtype)
-        called = "Flax Linen", version("flax"), module, {"train": True}
-        yield functools.partial(linen, *called, network, batch_size)
-    name = name.removesuffix("_v15")
-    jax_resnet, torchvision, timm = map(find, ("jax_resnet", "torchvision.models", "timm"))
-    if network.branch == Bottleneck:
-        # The bottlenecks of the others have the stride in the 3x3 convolution.
-        jax_resnet = torchvision = timm = None
-    factory = getattr(jax_resnet, name.replace("resnet", "ResNet"), None)
-    if factory and network.dtype == "float32":
-        called = "jax-resnet", version("jax-resnet", "flax"), factory(n_classes=classes), {}
-        yield functools.partial(linen, *called, network, batch_size)
+    kept = ("stages", "features", "input_shape", "num_classes", "dtype")
+    fields = {field: getattr(network, field) for field in kept}
+    is_plain = network == Architecture(shortcut=ZeroPad, **fields)
+    # The bottlenecks of the others have the stride in the 3x3 convolution.
+    comparable = network.branch != Bottleneck
+    name, classes = name.removesuffix("_v15"), network.num_classes
+    if is_plain:
+        module = LinenResNet(network)
+        yield partial(linen, "Flax Linen", version("flax"), module, network, batch_size, train=True)
+    factory = getattr(find("jax_resnet"), name.replace("resnet", "ResNet"), None)
+    if factory and comparable and network.dtype == "float32":
+        versions, module = version("jax-resnet", "flax"), factory(n_classes=classes)
+        yield partial(linen, "jax-resnet", versions, module, network, batch_size)
     if not find("torch"):
         return
-    modules: dict[str, Callable[[], Any]] = {}
-    if network == plain:
-        modules["torch"] = functools.partial(torch_cifar, network)
-    if factory := getattr(torchvision, name, None):
-        modules["torchvision"] = functools.partial(factory, num_classes=classes)
-    if timm and timm.is_model(name := name.replace("_d", "d")):
-        modules["timm"] = functools.partial(timm.create_model, name, num_classes=classes)
+    modules: dict[str, Callable[[], Any]] = {"torch": partial(torch_cifar, network)}
+    if not is_plain:
+        del modules["torch"]
+    if comparable and (factory := getattr(find("torchvision.models"), name, None)):
+        modules["torchvision"] = partial(factory, num_classes=classes)
+    timm, name = find("timm"), name.replace("_d", "d")
+    if comparable and timm and timm.is_model(name):
+        modules["timm"] = partial(timm.create_model, name, num_classes=classes)
     for package, make in modules.items():
         for form in ("channels_last", "channels_last, torch.compile"):
-            yield functools.partial(torch_step, package, make, form, network, batch_size)
+            yield partial(torch_step, package, make, form, network, batch_size)
 
 
 def find(package: str) -> Any:
@@ -131,65 +116,59 @@ def version(*packages: str) -> str:
     return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
+def blocks(network: Architecture) -> Iterator[tuple[int, int]]:
+    """Yields features and stride of each block."""
+    for stage, (count, features) in enumerate(zip(network.stages, network.features, strict=True)):
+        yield features, 2 if stage else 1
+        yield from [(features, 1)] * (count - 1)
+
+
 class LinenResNet(nn.Module):
     """Network of He et al. 2015, Section 4.2, with option A, built from Flax's own layers."""
 
-    stages: tuple[int, ...]
-    features: tuple[int, ...]
-    classes: int
-    dtype: Any
+    network: Architecture
 
     @nn.compact
-    def __call__(self, x: Any, train: bool) -> Any:
-        conv = functools.partial(
-            nn.Conv, kernel_size=(3, 3), padding=[(1, 1), (1, 1)], use_bias=False, dtype=self.dtype
-        )
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
-        )
-        x = nn.relu(norm()(conv(self.features[0])(x.astype(self.dtype))))
-        for stage, (count, features) in enumerate(zip(self.stages, self.features, strict=True)):
-            for block in range(count):
-                stride = 2 if stage and not block else 1
-                y = nn.relu(norm()(conv(features, strides=(stride, stride))(x)))
-                y = norm()(conv(features)(y))
-                x = x[:, ::stride, ::stride]
-                x = jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[3])])
-                x = nn.relu(y + x)
-        return nn.Dense(self.classes)(x.mean((1, 2)).astype(jnp.float32))
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        dtype = self.network.dtype
+        conv = partial(nn.Conv, kernel_size=(3, 3), padding=1, use_bias=False, dtype=dtype)
+        norm = partial(nn.BatchNorm, not train, momentum=0.9, dtype=dtype)
+        x = nn.relu(norm()(conv(self.network.features[0])(x.astype(dtype))))
+        for features, stride in blocks(self.network):
+            y = nn.relu(norm()(conv(features, strides=stride)(x)))
+            y = norm()(conv(features)(y))
+            x = x[:, ::stride, ::stride]
+            x = jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[3])])
+            x = nn.relu(y + x)
+        return nn.Dense(self.network.num_classes)(x.mean((1, 2)).astype(jnp.float32))
+
+
+class LinenState(TrainState):
+    batch_stats: Any
 
 
 def linen(
-    name: str,
-    version: str,
-    module: Any,
-    training: dict[str, Any],
-    network: Architecture,
-    batch_size: int,
+    name: str, version: str, module: Any, network: Architecture, batch_size: int, **training: bool
 ) -> Candidate:
     """Returns a training step of a Linen module, called with ``**training``."""
-    images = jax.random.normal(jax.random.key(1), (batch_size, *network.input_shape))
-    labels = jax.random.randint(jax.random.key(2), (batch_size,), 0, network.num_classes)
-    variables = jax.jit(lambda key: module.init(key, images[:1], **training))(jax.random.key(0))
+    batch = harness.random_batch(network, batch_size)
+    init = jax.jit(lambda key: module.init(key, batch.images[:1], **training))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
+    state = LinenState.create(apply_fn=module.apply, tx=optimizer, **init(jax.random.key(0)))
 
-    def loss_of(params: Any, stats: Any, images: Any, labels: Any) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        logits, updates = module.apply(variables, images, mutable=["batch_stats"], **training)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), updates["batch_stats"]
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: LinenState, batch: Batch) -> tuple[LinenState, jax.Array]:
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            options = {"mutable": ["batch_stats"], **training}
+            logits, updates = module.apply(variables, batch.images, **options)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            return losses.mean(), updates
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: Any, images: Any, labels: Any) -> Any:
-        params, stats, moments = state
-        differentiated = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, stats), gradients = differentiated(params, stats, images, labels)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), stats, moments), loss
+        (loss, updates), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return state.apply_gradients(grads=gradients, **updates), loss
 
-    params = variables["params"]
-    state = params, variables["batch_stats"], optimizer.init(params)
-    return of_jax(name, version, step, state, params, images, labels)
+    return of_jax(name, version, step, state, batch)
 
 
 def torch_cifar(network: Architecture) -> Any:
@@ -204,9 +183,8 @@ def torch_cifar(network: Architecture) -> Any:
         def __init__(self, before: int, after: int, stride: int):
             super().__init__()
             self.stride, self.added = stride, after - before
-            self.branch = nn.Sequential(
-                *layers(before, after, stride), nn.ReLU(), *layers(after, after)
-            )
+            branch = *layers(before, after, stride), nn.ReLU(), *layers(after, after)
+            self.branch = nn.Sequential(*branch)
 
         def forward(self, x: Any) -> Any:
             y = self.branch(x)
@@ -217,10 +195,9 @@ def torch_cifar(network: Architecture) -> Any:
 
     before = network.features[0]
     modules = [*layers(network.input_shape[2], before), nn.ReLU()]
-    for stage, (count, after) in enumerate(zip(network.stages, network.features, strict=True)):
-        for block in range(count):
-            modules.append(Block(before, after, 2 if stage and not block else 1))
-            before = after
+    for after, stride in blocks(network):
+        modules.append(Block(before, after, stride))
+        before = after
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, network.num_classes)
     return nn.Sequential(*modules, *head)
 
@@ -270,14 +247,16 @@ def main(
     Args:
       networks: of the catalog; torchvision's and timm's resnet50 is resnet50_v15.
     """
-    rows = []
-    for name in networks:
-        network = dataclasses.replace(models.architecture(name), dtype=dtype)
-        for batch_size in batch_sizes:
-            execution = Execution(blocks=blocks)
-            rows += measure(name, network, batch_size, execution, peers, rounds)
+    harness.check_positive(rounds=rounds, batch_sizes=min(batch_sizes, default=1))
+    architectures = {n: dataclasses.replace(models.architecture(n), dtype=dtype) for n in networks}
+    rows = (
+        row
+        for name, network in architectures.items()
+        for batch_size in batch_sizes
+        for row in measure(name, network, batch_size, Execution(blocks=blocks), peers, rounds)
+    )
     harness.write(rows, output)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    harness.cli(main)

@@ -1,34 +1,32 @@
 """Large batches: ResNet-50 on ImageNet. Goyal et al. 2017, arXiv 1706.02677.
 
-Command: resnet-jax study experiments/goyal2017_large_batch.py:scaling --seeds 1
-    --workdir runs/goyal
-Recipe: batch kn on k GPUs, n = 32; 0.1 kn / 256, linear warm-up from 0.1 over 5 epochs, divided by
-    10 at 30, 60, 80 of 90 epochs; Nesterov momentum 0.9, weight decay 1e-4 but on BatchNorm; last
-    scale of branches starts at 0 (Section 5.1); BatchNorm over 32 images; RandomResizedCrop, flip.
+Command: resnet-jax study goyal2017_large_batch:scaling --seeds 1 --workdir runs/goyal
+Recipe: batch kn on k GPUs, n = 32; linear warm-up from 0.1 to 0.1 kn / 256, divided by 10 at 30,
+    60, 80 of 90 epochs; Nesterov momentum, no weight decay on BatchNorm; last scale of branches
+    starts at 0 (Section 5.1); BatchNorm over n images; RandomResizedCrop, flip.
 Deviation: no weight decay on the classifier's bias; no color augmentation; bilinear crops (not
     stated).
 Hardware: paper: up to 256 P100.
 """
 
-from dataclasses import replace
-
-from resnet_jax.models import architecture, component
-from resnet_jax.models.blocks import BottleneckV15
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.training.config import IMAGENET, Experiment, Optimizer, Schedule, evaluate_every
-
-MODEL = replace(
-    architecture("resnet50_v15"),
-    branch=component(BottleneckV15, zero_scale=True),
-    norm=component(BatchNorm, group_size=32),
+from resnet_jax.models.catalog import variant
+from resnet_jax.training.config import (
+    IMAGENET,
+    Experiment,
+    Optimizer,
+    Schedule,
+    Study,
+    evaluate_every,
 )
 
 
-def _experiment(batch_size: int) -> Experiment:
+def _recipe(batch_size: int) -> Experiment:
     epoch = -(-1_281_167 // batch_size)
     return Experiment(
         name=f"batch-{batch_size}",
-        model=MODEL,
+        model=variant(
+            "resnet50_v15", branch="BottleneckV15(zero_scale=True)", norm="BatchNorm(group_size=32)"
+        ),
         data=IMAGENET,
         optimizer=Optimizer(nesterov=True, decay="kernels"),
         schedule=Schedule(
@@ -44,6 +42,6 @@ def _experiment(batch_size: int) -> Experiment:
     )
 
 
-def scaling() -> tuple[Experiment, ...]:
+def scaling() -> Study:
     """Equal errors: 23.60 % at 256, 23.74 % at 8192 (from memory)."""
-    return tuple(_experiment(256 * 2**power) for power in range(6))
+    return tuple(map(_recipe, (256, 512, 1024, 2048, 4096, 8192)))

@@ -1,42 +1,40 @@
 """torchvision's ImageNet recipes V1 and V2 for ResNets (arXiv 1512.03385), stride in the 3x3.
 
-Command: resnet-jax train experiments/torchvision_imagenet.py:v1 --workdir runs/v1
-Recipe: V1: 90 epochs, batch 256 on 8 GPUs, 0.1 divided by 10 every 30 epochs, weight decay 1e-4,
-    RandomResizedCrop, flip; 224 from 256. V2: 600 epochs, batch 1024 on 8 GPUs, 0.5, cosine, 5
-    epochs of linear warm-up from a hundredth, weight decay 2e-5 but on normalization, label
-    smoothing 0.1, mixup 0.2, cutmix 1, TrivialAugment, random erasing 0.1, EMA, 176 pixels, 224
-    from 232, each image four times in a row. Bilinear, antialiased; BatchNorm over the images of
-    one GPU.
+Command: resnet-jax train torchvision_imagenet:v1 --workdir runs/v1
+Recipe: V1: batch 256, 0.1 divided by 10 every 30 of 90 epochs, RandomResizedCrop, flip; 224 from
+    256. V2: batch 1024, 600 epochs, cosine after linear warm-up, label smoothing, mixup, cutmix,
+    TrivialAugment, random erasing, EMA, 176 pixels, 224 from 232, each image four times in a row.
+    Bilinear, antialiased; BatchNorm over the images of one of 8 GPUs.
 Deviation: V2 has no weight decay on the classifier's bias; TrivialAugment samples the nearest
-    pixel; the EMA is updated every step (torchvision: every 32) and has precise BN over 20 batches.
-Hardware: torchvision: 8 V100.
+    pixel; the EMA is updated every step and has precise BN over 20 batches.
 """
 
 from dataclasses import replace
 
 from resnet_jax.data.augment_device import Mix, RandomErasing
 from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
-from resnet_jax.models import architecture, component
-from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models import component
+from resnet_jax.models.catalog import variant
 from resnet_jax.training.config import (
     IMAGENET,
     Experiment,
     Loss,
     Optimizer,
     Schedule,
+    Study,
     evaluate_every,
 )
 
 DATA = replace(IMAGENET, crop=component(RandomResizedCrop, filter="bilinear"))
 
 
-def _v1(name: str, network: str) -> Experiment:
+def _v1(network: str) -> Experiment:
     epoch = -(-1_281_167 // 256)
     return Experiment(
-        name=name,
-        model=replace(architecture(network), norm=component(BatchNorm, group_size=32)),
+        name=network.removesuffix("_v15").replace("_", "-"),
+        model=variant(network, norm="BatchNorm(group_size=32)"),
         data=DATA,
-        schedule=Schedule(learning_rate=0.1, decay_steps=(30 * epoch, 60 * epoch)),
+        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch)),
         steps=90 * epoch,
         batch_size=256,
         **evaluate_every(epoch),
@@ -45,23 +43,16 @@ def _v1(name: str, network: str) -> Experiment:
 
 def v1() -> Experiment:
     """ResNet-50: 76.130 % top-1, 92.862 % top-5 accuracy."""
-    return _v1("resnet50", "resnet50_v15")
+    return _v1("resnet50_v15")
 
 
-def networks_v1() -> tuple[Experiment, ...]:
+def networks_v1() -> Study:
     """Top-1 accuracy: 69.758 %, 73.314, 76.130, 77.374, 78.312; wide 78.468; ResNeXt 77.618.
 
     torchvision trained ResNeXt for 100 epochs.
     """
-    return (
-        _v1("resnet18", "resnet18"),
-        _v1("resnet34", "resnet34"),
-        v1(),
-        _v1("resnet101", "resnet101_v15"),
-        _v1("resnet152", "resnet152_v15"),
-        _v1("wide-resnet50-2", "wide_resnet50_2"),
-        _v1("resnext50-32x4d", "resnext50_32x4d"),
-    )
+    resnets = "resnet18", "resnet34", "resnet50_v15", "resnet101_v15", "resnet152_v15"
+    return tuple(map(_v1, (*resnets, "wide_resnet50_2", "resnext50_32x4d")))
 
 
 def v2() -> Experiment:
@@ -69,13 +60,10 @@ def v2() -> Experiment:
     epoch = -(-1_281_167 // 1024)
     # --model-ema-decay 0.99998 --model-ema-steps 32: this share is new every 32 steps.
     new = (1 - 0.99998) * 1024 * 32 / 600
+    fields = {"norm": "BatchNorm(group_size=128)", "input_shape": (176, 176, 3)}
     return Experiment(
         name="resnet50-v2",
-        model=replace(
-            architecture("resnet50_v15"),
-            norm=component(BatchNorm, group_size=128),
-            input_shape=(176, 176, 3),
-        ),
+        model=variant("resnet50_v15", **fields),
         data=replace(
             DATA,
             policy=TrivialAugment,

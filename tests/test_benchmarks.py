@@ -1,12 +1,12 @@
-"""One small run of every script in ``benchmarks/``."""
+"""One small run of every script in ``benchmarks/``, and ``launch/measure.sh``, which calls them."""
 
 import dataclasses
 import importlib
 import json
-import re
+import os
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,33 +15,21 @@ from resnet_jax.models import Execution, cifar_architecture
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training.config import Experiment
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 SMALL = dataclasses.replace(cifar_architecture(8, input_shape=(8, 8, 1), features=(4,), shortcut=ZeroPad), stages=(1,))
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(FOLDER)
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return module
-
-
-def test_scripts_have_help(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("step", "compile", "input", "run"):
-        with pytest.raises(SystemExit) as stopped:
-            tyro.cli(load(name).main, args=["--help"])
-        assert stopped.value.code == 0
-        assert "--output" in capsys.readouterr().out, name
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.mark.slow
-def test_step_compares_networks_of_equal_size(load: Any) -> None:
+def test_step_compares_networks_of_equal_size(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     step = load("step")
-    step.find = lambda package: None
-    rows = step.measure("small", SMALL, 2, Execution(), peers=True, rounds=2)
+    monkeypatch.setattr(step, "find", lambda package: None)
+    rows = list(step.measure("small", SMALL, 2, Execution(), peers=True, rounds=2))
     assert [row["what"] for row in rows] == ["resnet-jax", "Flax Linen"]
     # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features, three norms, a classifier.
     assert {row["parameters"] for row in rows} == {9 * (4 + 16 + 16) + 3 * 8 + 50}
@@ -55,7 +43,7 @@ def test_compile_measures_compilation_and_dispatch(load: Any) -> None:
     module = load("compile")
     row = module.measure_compilation(SMALL, Execution(), 2)
     assert min(row[f"{stage}_seconds"] for stage in ("trace", "lower", "compile")) > 0
-    rows = module.measure_dispatch(SMALL, (1, 2), 2, 2)
+    rows = list(module.measure_dispatch(SMALL, (1, 2), 2, 2))
     assert [row["steps"] for row in rows] == [1, 2]
     assert all(row["host_seconds"] > 0 and row["host_rounds"] == 2 for row in rows)
 
@@ -75,17 +63,73 @@ def test_input_writes_its_stages(load: Any, digits_dir: str, tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_run_extrapolates_to_the_whole_recipe(load: Any, tiny: Experiment, digits_dir: str) -> None:
-    row = load("run").measure(dataclasses.replace(tiny, model=SMALL, steps=24), 8, digits_dir)
+    (row,) = load("run").measure(dataclasses.replace(tiny, model=SMALL, steps=24), 8, digits_dir)
     assert (row["steps"], row["recipe_steps"]) == (8, 24)
     assert row["recipe_seconds"] > row["seconds_to_first_score"] > 0
     assert row["seconds"] > 8 * row["step_seconds"]
 
 
-def test_measure_sh_uses_existing_scripts_and_options(load: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = (FOLDER.parent / "launch" / "measure.sh").read_text().splitlines()
-    calls = [line.split()[2:] for line in lines if re.match(r"\s*measure [\w\"$-]+ \w", line)]
-    assert len(calls) >= 5
+def test_bad_input_ends_in_one_sentence(
+    load: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, digits_dir: str, tmp_path: Path
+) -> None:
+    """Before anything is measured."""
+    (tmp_path / "file").touch()
+    for script, words, message in (
+        ("step", ["--networks", "resnet_50"], "no network is called 'resnet_50'"),
+        ("compile", ["--rounds", "0"], "--rounds must be at least 1, got 0."),
+        ("run", ["--experiment", "he2015_cifar10:table6"], "returned no Experiment"),
+        ("input", ["--data", "digits", "--data-dir", digits_dir, "--output", f"{tmp_path}/file/x"], "cannot be written: File exists"),
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            load("harness").cli(load(script).main)
+        assert stopped.value.code == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(f"{script}.py: ")
+        assert message in err
+
+
+# In place of Python: fails for the script that REFUSED names, sleeps for that of SLEEPS, and else writes the file.
+PROGRAM = f"""#!{sys.executable}
+import json, os, sys, time
+from pathlib import Path
+script, *words = sys.argv[1:]
+with Path("calls").open("a") as calls:
+    calls.write(json.dumps([script, *words]) + "\\n")
+if Path(script).stem == os.environ.get("REFUSED"):
+    raise SystemExit(1)
+if Path(script).stem == os.environ.get("SLEEPS"):
+    time.sleep(600)
+Path(words[words.index("--output") + 1]).write_text("{{}}")
+"""
+
+
+def test_measure_sh_continues_with_what_is_missing(load: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "program").write_text(PROGRAM)
+    (tmp_path / "program").chmod(0o755)
+
+    def call(*words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+        (tmp_path / "calls").write_text("")
+        command = ["bash", str(ROOT / "launch" / "measure.sh"), *words]
+        environment = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "program")} | variables
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        return done, [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+
+    done, calls = call("results of/a b", REFUSED="run", SLEEPS="input", LIMIT="1s")
+    assert done.returncode == 1
+    failed = [call for call in calls if Path(call[0]).stem in ("run", "input")]
+    assert done.stderr.count("FAILED or exceeded 1s: ") == len(failed)
+    done, again = call("results of/a b")
+    assert (done.returncode, again) == (0, failed)
+    assert len(list((tmp_path / "results of/a b").glob("*.json"))) == len(calls)
+    # Every script has these options.
+    assert {Path(script).stem for script, *_ in calls} == {"step", "run", "compile", "input"}
     for script, *words in calls:
         with pytest.raises(SystemExit):
-            tyro.cli(load(script).main, args=[*words, "--no-such-option"])
+            tyro.cli(load(Path(script).stem).main, args=[*words, "--no-such-option"])
         assert "--no-such-option" in capsys.readouterr().err
+    for words in ((), ("--help",), ("one", "two")):
+        done, calls = call(*words)
+        assert (done.returncode, calls) == (2, [])
+        assert "usage:" in done.stderr

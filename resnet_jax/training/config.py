@@ -326,6 +326,8 @@ class Experiment:
 
 # Shared by the recipes in experiments/.
 
+Study = tuple[Experiment, ...]
+
 IMAGENET = Data(
     name="imagenet2012",
     test_split="validation",

@@ -16,18 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
-SBIN = "/usr/sbin"
-
+SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+# cred_expire: a requeued job waits this long before it restarts; default 120 s. config_overrides: the node has the CPUs stated below.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-CredType=cred/munge
-# cred_expire: a requeued job waits this long before it restarts; default 120 s.
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -36,14 +31,11 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
-# The node has the CPUs stated below, whatever the machine has.
 SlurmdParameters=config_overrides
 ReturnToService=2
-MpiDefault=none
 KillWait=60
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
@@ -52,10 +44,9 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str | None:
     """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
-    if os.geteuid() != 0:
-        return "a Slurm of its own needs root: run the tests as root after `apt-get install slurm-wlm munge`"
-    absent = [name for name in PROGRAMS if not shutil.which(name, path=_path())]
-    return f"{', '.join(absent)} not found: `apt-get install slurm-wlm munge` as root" if absent else None
+    absent = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH_PATH)]
+    reason = f"{', '.join(absent)} not found" if absent else "a Slurm of its own needs root"
+    return f"{reason}: run as root after `apt-get install slurm-wlm munge`" if absent or os.geteuid() else None
 
 
 @contextlib.contextmanager
@@ -63,37 +54,38 @@ def cluster() -> Iterator[dict[str, str]]:
     """Yields the environment for Slurm's commands; stops all jobs and daemons at the end."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     daemons: list[subprocess.Popen[bytes]] = []
-    environment = os.environ | {"PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
+    environment = os.environ | {"PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(*command: str) -> None:
         with (folder / "daemons.log").open("ab") as log:
             daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
 
-    def answers(*command: str, says: str = "") -> bool:
+    def output(*command: str) -> str | None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.returncode == 0 and says in done.stdout
+        return done.stdout if done.returncode == 0 else None
 
     try:
         # Daemons of root check the folder's permissions.
         folder.chmod(0o755)
         for name in ("state", "spool"):
             (folder / name).mkdir(mode=0o755)
-        key = folder / "munge.key"
+        key, host = folder / "munge.key", socket.gethostname().partition(".")[0]
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        values = {"host": socket.gethostname().partition(".")[0], "folder": folder, "controller_port": _port(), "node_port": _port()}
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
+        with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+            ports = {"controller_port": first.getsockname()[1], "node_port": second.getsockname()[1]}
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         # --force: the socket is not in the default folder.
         start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
-        wait_for(lambda: answers("munge", "-n", "-S", f"{folder}/munge.socket"), 60, "munged answers")
+        wait_for(lambda: output("munge", "-n", "-S", f"{folder}/munge.socket") is not None, 60, "munged answers")
         start("slurmctld", "-D", "-c")
-        start("slurmd", "-D", "-N", str(values["host"]))
-        wait_for(lambda: answers("sinfo", "--noheader", "--format=%T", says="idle"), 120, f"the node is idle; see {folder}/*.log")
+        start("slurmd", "-D", "-N", host)
+        wait_for(lambda: "idle" in (output("sinfo", "--noheader", "--format=%T") or ""), 120, "the node is idle")
         yield environment
-        subprocess.run(["scancel", "--full", "--user=root"], env=environment, capture_output=True)
+        output("scancel", "--full", "--user=root")
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout.strip(), 90, "no jobs")
+            wait_for(lambda: not (output("squeue", "-h") or "").strip(), 90, "no jobs")
     except TimeoutError:
         for log in sorted(folder.glob("*.log")):
             print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
@@ -110,11 +102,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Polls a condition four times per second.
-
-    Raises:
-      TimeoutError: if it stays false.
-    """
+    """Polls a condition four times per second; raises TimeoutError if it stays false."""
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
@@ -122,19 +110,8 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(0.25)
 
 
-def _path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:{SBIN}"
-
-
-def _port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return chosen.getsockname()[1]
-
-
 if __name__ == "__main__":
     if reason := missing():
         raise SystemExit(reason)
     with cluster() as environment:
-        code = subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode
-    raise SystemExit(code)
+        raise SystemExit(subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode)

