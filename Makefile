@@ -9,9 +9,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
+DOCUMENTED := $(VENV)/.documented
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow check mutants golden readme clean
+.PHONY: demo test test-slow check mutants golden readme docs clean
 
 demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on a laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
@@ -45,8 +46,16 @@ $(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --upgrade --editable '.[dev]'
 	touch $@
 
-readme: $(INSTALLED)  ## fills the README's tables from experiments/results
-	$(BIN)/resnet-jax report --fill README.md
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[docs]'
+	touch $@
+
+readme: $(INSTALLED)  ## fills the README's tables and draws its picture from experiments/results
+	$(BIN)/python docs/generate.py
+
+docs: $(DOCUMENTED)  ## the site, docs/_build/html; tutorials run once and are cached
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo docs/_build docs/_generated

@@ -1,0 +1,435 @@
+"""Generated parts of the README and of the site: figures and tables from committed data.
+
+``python docs/generate.py`` draws docs/img/degradation.svg and fills README.md; conf.py calls
+``write_site`` at every build.
+"""
+
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import json
+import os
+import pkgutil
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+
+from matplotlib.figure import Figure
+
+import resnet_jax
+from resnet_jax import models
+from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
+from resnet_jax.studies import figures, ledger, report, results
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+DEGRADATION = RESULTS / "2026-11-30-cpu-degradation.json"
+CIFAR = RESULTS / "2026-11-28-h100-he2015-resnet20.json"
+LESIONS = RESULTS / "2026-11-28-cpu-lab-lesions-digits.json"
+INK = "#7d8590"  # at least 3.7 : 1 on white and on GitHub's dark background
+_PLUS_MINUS = "\u00a0±\u00a0"  # not broken at the end of a line
+Rows = Sequence[Sequence[object]]
+
+
+def errors(file: Path, field: str) -> dict[str, list[float]]:
+    """Returns a field of every seed, by variant: ``value`` is the test error in percent."""
+    text = json.loads(file.read_text())
+    by_variant: dict[str, list[float]] = {}
+    for result in text["results"]:
+        result = text["common"] | result
+        by_variant.setdefault(result["experiment"], []).append(result[field])
+    return by_variant
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %"
+
+
+def draw_degradation() -> str:
+    """Returns the SVG of the README: errors of plain and residual networks of two depths."""
+    depths = 20, 56
+    panels = {"training error (%)": "training_error_percent", "test error (%)": "value"}
+    lines = {"plain": (figures.COLORS[1], "--"), "ResNet": ("#2f81f7", "-")}
+    with figures.style():
+        figure = Figure(figsize=(7.2, 2.9))
+        axes = figure.subplots(1, 2, sharey=True)
+        for panel, (title, field) in zip(axes, panels.items(), strict=True):
+            seeds = errors(DEGRADATION, field)
+            panel.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+            panel.set(xlim=(12, 90), ylim=(-3, 100), xticks=depths)
+            panel.set_xticklabels([f"{depth} layers" for depth in depths])
+            for kind, (color, stroke) in lines.items():
+                values = [seeds[f"{kind}-{depth}"] for depth in depths]
+                means = list(map(statistics.mean, values))
+                deviations = list(map(statistics.stdev, values))
+                low, high = (
+                    [mean + sign * sd for mean, sd in zip(means, deviations, strict=True)]
+                    for sign in (-1, 1)
+                )
+                panel.plot(depths, means, stroke, color=color, linewidth=2.2)
+                panel.fill_between(depths, low, high, color=color, alpha=0.18, linewidth=0)
+                for depth, errors_of_seeds in zip(depths, values, strict=True):
+                    dots = {"color": color, "markeredgewidth": 0, "alpha": 0.75, "clip_on": False}
+                    panel.plot([depth] * len(errors_of_seeds), errors_of_seeds, "o", **dots)
+                text = f"{kind}-{depths[1]}\n{spread(values[1])}"
+                height = means[1] if kind == "plain" else means[1] + 5
+                label = {"color": color, "va": "center", "fontsize": 9.5, "fontweight": "bold"}
+                panel.text(depths[1] + 3, height, text, **label)
+        written = io.StringIO()
+        metadata = {"Date": None, "Title": "Training and test error against depth"}
+        figure.savefig(written, format="svg", transparent=True, metadata=metadata)
+    text = re.sub(r"(\.\d\d)\d+", r"\1", written.getvalue())
+    return re.sub(r" +$", "", text.replace(figures.INK, INK), flags=re.MULTILINE)
+
+
+def headlines() -> list[str]:
+    """Returns the README's headline results, each with a link to its data."""
+
+    def link(file: Path) -> str:
+        return f"[data]({file.relative_to(ROOT).as_posix()})"
+
+    def mean(variant: str) -> str:
+        return f"{statistics.mean(test[variant]):.2f} %"
+
+    test = errors(DEGRADATION, "value")
+    seeds = len(test["plain-20"])
+    ours = errors(CIFAR, "value")["resnet20"][0]
+    seconds = errors(CIFAR, "seconds")["resnet20"][0]
+    device = json.loads(CIFAR.read_text())["common"]["device"]["kind"]
+    theirs = next(
+        entry.value
+        for entry in ledger.load("he2015").entries
+        if entry.metric == "top1_error"
+        and entry.network
+        and entry.architecture() == models.NETWORKS["cifar_resnet20"]
+    )
+    lesions = {row[0]: row for row in json.loads(LESIONS.read_text())["tables"][0]["rows"]}
+    residual, plain = lesions["ResNet-20/seed-0"], lesions["plain-20/seed-0"]
+    return [
+        f"- **Degradation.** From 20 to 56 layers, the test error of plain networks rises from "
+        f"{mean('plain-20')} to {mean('plain-56')}; with shortcuts it is {mean('ResNet-20')} and "
+        f"{mean('ResNet-56')} (digits, {seeds} seeds; {link(DEGRADATION)}).",
+        f"- **The paper's ResNet-20.** {ours:g} % test error on CIFAR-10 after 64,000 steps, in "
+        f"{seconds:.0f} s on one {device.split()[1]}; the paper has {theirs:g} % "
+        f"(one seed; {link(CIFAR)}).",
+        f"- **Lesions.** With one block deleted, the median error of ResNet-20 rises from "
+        f"{residual[3]:.1f} to {residual[4]:.1f} %, that of plain-20 from {plain[3]:.1f} to "
+        f"{plain[4]:.1f} % (digits, one seed; {link(LESIONS)}).",
+    ]
+
+
+_HEADLINES = re.compile(r"(<!-- headlines -->\n).*?(<!-- headlines end -->)", re.DOTALL)
+
+
+def filled(readme: str) -> str:
+    """Returns the README with its headline results and tables."""
+    lines = "\n".join(headlines())
+    return report.filled(_HEADLINES.sub(rf"\g<1>{lines}\n\g<2>", readme), ROOT)[0]
+
+
+def markdown(header: Sequence[str], rows: Rows) -> str:
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
+
+
+def one_line(thing: object) -> str:
+    """Returns the first paragraph of a docstring as Markdown."""
+    text = inspect.getdoc(thing) or ""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return paragraph.replace("``", "`")
+
+
+def classes(module: ModuleType) -> list[type]:
+    """Returns the public classes that a module defines, in their order."""
+    return [
+        value
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name[0] != "_"
+    ]
+
+
+def parts_page() -> str:
+    """Returns the tables of shortcuts, orders, branches, norms and stems, from docstrings."""
+    names = {
+        str(value.__name__ if inspect.isclass(value) else value): key
+        for key, value in shortcuts.OPTIONS.items()
+    }
+    text = ["# Parts of networks", "", one_line(shortcuts), ""]
+    titles = {
+        shortcuts: "Shortcuts",
+        orders: "Orders",
+        blocks: "Residual branches",
+        norms: "Norms",
+        stems: "Stems and transitions",
+    }
+    for module, title in titles.items():
+        rows = [
+            (f"`{cls.__name__}`", short and f"`{short}`", one_line(cls))
+            for cls in classes(module)
+            for short in [names.get(cls.__name__, "")]
+        ]
+        columns = ["class", "short name", "definition and source"]
+        if not any(row[1] for row in rows):
+            columns, rows = [columns[0], columns[2]], [(row[0], row[2]) for row in rows]
+        text += [f"## {title}", "", markdown(columns, rows)]
+    return "\n".join(text)
+
+
+_SHOWN = 8  # published numbers of a shortcut; the ledger's page has all
+
+
+def shortcuts_page() -> str:
+    """Returns a section per shortcut: definition, arguments, published numbers, own results."""
+    published: dict[str, list[ledger.Entry]] = {}
+    for key in sorted(ledger.papers(), key=lambda key: (not key.startswith("he201"), key)):
+        for entry in ledger.load(key).entries:
+            architecture = entry.architecture() if entry.verified else None
+            if architecture and entry.metric == "top1_error":
+                name = components.parts(architecture.shortcut)[0].__name__
+                published.setdefault(name, []).append(entry)
+    ours: dict[str, list[tuple[object, ...]]] = {}
+    for file in sorted(RESULTS.glob("*.json"), reverse=True):
+        if not results.is_study(file):
+            continue
+        for variant in results.collect([file]):
+            model, result = variant.experiment["model"], variant.results[0]
+            name = re.split(r"[:(]", model["shortcut"])[1]
+            data, error = (
+                result["protocol"]["dataset"],
+                str(variant.error).replace(" ± ", _PLUS_MINUS),
+            )
+            row = (variant.name, data, f"{result['steps']:,}", error, len(variant.results))
+            ours.setdefault(name, []).append(row)
+    text = [
+        "# Shortcuts",
+        "",
+        "Each shortcut is a class of `resnet_jax.shortcuts`. `x` is the input of the block, `F(x)`",
+        "its residual branch. Published numbers and results with other data or steps are not",
+        "comparable.",
+        "",
+    ]
+    for cls in classes(shortcuts):
+        if cls is shortcuts.Shortcut:  # The base class.
+            continue
+        name = cls.__name__
+        text += [f"## {name}", "", one_line(cls), ""]
+        short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
+        optional = {
+            parameter: p.default
+            for base in (cls, *cls.__mro__)
+            for parameter, p in inspect.signature(base.__init__).parameters.items()
+            if isinstance(p.default, float | int | str) and p.default is not inspect.Parameter.empty
+        }
+        arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
+        written = f'"{short}({arguments})"' if arguments else short
+        if cls is not shortcuts.Concatenation:  # DenseNet has other transitions.
+            line = f"resnet-jax train degradation:resnet20 --model.shortcut {written}"
+            text += ["```sh", f"{line} --workdir runs/{name}", "```", ""]
+        entries = published.get(name, [])
+        if entries:
+            rows = [(e.paper, e.table, e.row, str(e), e.statistic) for e in entries[:_SHOWN]]
+            header = ["source", "table", "row", "top-1 error %", "statistic"]
+            text += ["**Published**", "", markdown(header, rows)]
+            if (more := len(entries) - _SHOWN) > 0:
+                text += [f"[Published numbers](ledger.md) has {more} more.", ""]
+        if name in ours:
+            header = ["variant", "data", "steps", "test error %", "seeds"]
+            text += ["**Results here**", "", markdown(header, ours[name])]
+    return "\n".join(text)
+
+
+def networks_page() -> str:
+    """Returns the names of the catalog by family."""
+    by_size: dict[str, list[str]] = {}
+    for name in models.NETWORKS:
+        by_size.setdefault(re.sub(r"\d.*", "", name), []).append(name)
+    rows = [
+        (f"`{family}`", ", ".join(f"`{n}`" for n in names)) for family, names in by_size.items()
+    ]
+    return "\n".join(
+        [
+            "# Networks",
+            "",
+            "Names for `create_model` and `resnet-jax summary`. `resnet-jax summary NAME` prints",
+            "parameters, multiply-adds and projections by stage.",
+            "",
+            markdown(["family", "names"], rows),
+            "Other depths: `resnet-jax summary cifar_resnet --depth 26`, and `cifar_resnet26` in",
+            "`create_model`. Every network has its plain twin: `shortcut=shortcuts.NoShortcut`.",
+            "",
+        ]
+    )
+
+
+def recipes_page() -> str:
+    """Returns every file of experiments/ with its docstring and functions."""
+    text = [
+        "# Recipes",
+        "",
+        "A recipe is a function that returns one `Experiment` (for `resnet-jax train`) or several",
+        "(for `resnet-jax study`). `he2015_cifar10:resnet20` names a recipe from any folder.",
+        "",
+    ]
+    for file in sorted((ROOT / "experiments").glob("*.py")):
+        tree = ast.parse(file.read_text())
+        title, _, rest = (ast.get_docstring(tree) or "").partition("\n")
+        functions = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.returns and node.name[0] != "_"
+        ]
+        rows = [
+            (
+                f"`{file.stem}:{node.name}`",
+                "train" if ast.unparse(node.returns) == "Experiment" else "study",
+                " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()),
+            )
+            for node in functions
+            if node.returns
+        ]
+        text += [f"## {file.stem}", "", title, "", "```text", rest.strip(), "```", ""]
+        text += [markdown(["recipe", "command", "contents"], rows)]
+    return "\n".join(text)
+
+
+def results_page() -> str:
+    """Returns the table of every file in experiments/results."""
+    text = [
+        "# Results",
+        "",
+        "Each table is generated from a file of `experiments/results`, with command, device,",
+        "versions, commit and date. Test errors are those of the last step: mean ± standard",
+        "deviation over seeds.",
+        "",
+    ]
+    for file in sorted(RESULTS.glob("*.json"), reverse=True):
+        table = report.table(file, "LINK").replace("; [data](LINK)", "").replace(" ± ", _PLUS_MINUS)
+        content = json.loads(file.read_text())
+        words = re.sub(r"experiments/|\.py|runs/", "", content["command"]).split()
+        title = " ".join(words[1:3]) if content["kind"] != "study" else words[2]
+        text += [f"## {title}", "", table]
+        variants = results.collect([file]) if content["kind"] == "study" else ()
+        if len(variants) > 1:
+            chart = figures.draw_errors(variants, {})
+            # Identifiers are unique in a page.
+            chart = re.sub(r"\berrors-", f"{file.stem}-", chart)
+            text += ["```{raw} html", f'<div class="chart">{chart}</div>', "```", ""]
+        name = file.relative_to(ROOT).as_posix()
+        text += [f"{{download}}`{name} <../../{name}>`", ""]
+    return "\n".join(text)
+
+
+def ledger_page() -> str:
+    """Returns every verified number of the ledger."""
+    papers = [ledger.load(key) for key in ledger.papers()]
+    count = sum(len(paper.entries) for paper in papers)
+    verified = [entry for paper in papers for entry in paper.entries if entry.verified]
+    text = [
+        "# Published numbers",
+        "",
+        f"The ledger holds {count} published numbers, {len(verified)} of them verified. The table",
+        "lists the verified ones. `resnet-jax report --paper KEY` prints them beside results.",
+        "",
+    ]
+    for paper in papers:
+        entries = [entry for entry in paper.entries if entry.verified]
+        if not entries:
+            continue
+        text += [f"## {paper.key}", "", f"{paper.authors}: {paper.title} ({paper.source}).", ""]
+        for name, group in groupby(entries, key=lambda entry: entry.table):
+            rows = [
+                (entry.row, ledger.METRICS[entry.metric], str(entry), entry.statistic)
+                for entry in group
+            ]
+            text += [f"**{name}**", "", markdown(["row", "metric", "value", "statistic"], rows)]
+    return "\n".join(text)
+
+
+def commands_page() -> str:
+    """Returns the help of every command."""
+    from resnet_jax.cli import COMMANDS, main
+
+    rows = [
+        (f"[`{name}`](#{name.replace(' ', '-')})", text) for name, (_, text) in COMMANDS.items()
+    ]
+    text = [
+        "# Commands",
+        "",
+        "`resnet-jax COMMAND --help` prints the most used options, `--help-all` all of them.",
+        "",
+        markdown(["command", "purpose"], rows),
+    ]
+    columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS", ""), "92"
+    for name in COMMANDS:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([*name.split(), "--help"])
+        text += [
+            f"## {name}",
+            "",
+            "```text",
+            "\n".join(map(str.rstrip, printed.getvalue().splitlines())),
+            "```",
+            "",
+        ]
+    os.environ["COLUMNS"] = columns
+    return "\n".join(text)
+
+
+# Packages of the API reference, and the modules that are read first.
+_PACKAGES = {
+    "models": ("catalog", "resnet", "shortcuts", "blocks", "orders", "norms", "layers", "stems"),
+    "weights": ("loading", "card"),
+    "data": ("datasets", "prepare"),
+    "evaluation": ("exact", "protocols"),
+    "training": ("config", "train"),
+    "studies": ("study", "results", "comparison", "ledger"),
+    "analysis": ("lesions", "paths", "responses"),
+}
+
+
+def api_pages() -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of a page per package, from the docstrings of its modules."""
+    for package, first in _PACKAGES.items():
+        parent = importlib.import_module(f"resnet_jax.{package}")
+        names = [m.name for m in pkgutil.iter_modules(parent.__path__) if m.name[0] != "_"]
+        names.sort(key=lambda name: first.index(name) if name in first else len(first))
+        text = [f"# resnet_jax.{package}", "", one_line(parent), ""]
+        for name in names:
+            module = f"resnet_jax.{package}.{name}"
+            text += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {module}"]
+            text += ["   :members:", "   :member-order: bysource", "```", ""]
+        yield f"api_{package}", "\n".join(text)
+
+
+def write_site(folder: Path) -> None:
+    """Writes the generated pages of the site."""
+    folder.mkdir(exist_ok=True)
+    pages: dict[str, Callable[[], str]] = {
+        "parts": parts_page,
+        "shortcuts": shortcuts_page,
+        "networks": networks_page,
+        "recipes": recipes_page,
+        "results": results_page,
+        "ledger": ledger_page,
+        "commands": commands_page,
+    }
+    texts = [(name, page()) for name, page in pages.items()] + list(api_pages())
+    for name, text in texts:
+        file = folder / f"{name}.md"
+        # Sphinx reads again what has changed.
+        if not file.is_file() or file.read_text() != text:
+            file.write_text(text)
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "img" / "degradation.svg").write_text(draw_degradation())
+    (ROOT / "README.md").write_text(filled((ROOT / "README.md").read_text()))
+    print(f"resnet_jax {resnet_jax.__version__}: docs/img/degradation.svg and README.md written")
