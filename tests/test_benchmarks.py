@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import tyro
-from resnet_jax.models import Execution, cifar_architecture
+from resnet_jax.models import Architecture, Execution
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training.config import Experiment
 
 ROOT = Path(__file__).parents[1]
-SMALL = dataclasses.replace(cifar_architecture(8, input_shape=(8, 8, 1), features=(4,), shortcut=ZeroPad), stages=(1,))
+SMALL = Architecture(stages=(1,), input_shape=(8, 8, 1), features=(4,), shortcut=ZeroPad)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def of_state(mesh: Mesh, state: TrainState) -> TrainState:
 def put(tree: Tree, sharding: NamedSharding) -> Tree:
     """Places arrays, which every process holds whole, on the devices."""
 
-    def place(array: np.ndarray) -> jax.Array:
+    def place(array: np.ndarray | jax.Array) -> jax.Array:
         whole = np.asarray(array)
         # ``jax.device_put`` would compare the values of all processes. Without the copy, donation
         # on CPU could overwrite the caller's buffer.

@@ -318,7 +318,7 @@ def set_statistics(state: TrainState, totals: Variables, count: int) -> TrainSta
     return state._replace(statistics=statistics)
 
 
-def _map_variance(tree: Variables, function: Callable[..., Array]) -> Variables:
+def _map_variance(tree: dict, function: Callable[..., Array]) -> dict:
     """Replaces ``var`` by a function of ``mean`` and ``var`` in every layer."""
     if tree.keys() == {"mean", "var"}:
         return tree | {"var": function(**tree)}

@@ -30,8 +30,8 @@ TX = optimizer.make(Optimizer(momentum=MOMENTUM, weight_decay=DECAY), Schedule(l
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def apply_and_shapes(execution: Execution = Execution()) -> tuple[Apply, Any, Any]:
-    return jax.eval_shape(lambda: ARCHITECTURE.init(jax.random.key(0), execution=execution))
+def apply_and_shapes(execution: Execution = Execution(), architecture: Architecture = ARCHITECTURE) -> tuple[Apply, Any, Any]:
+    return jax.eval_shape(lambda: architecture.init(jax.random.key(0), execution=execution))
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +91,19 @@ def test_numpy_reference_agrees_with_finite_differences(start: tuple[dict, dict]
     assert checked >= 40
 
 
-def two_steps(start: tuple[dict, dict], execution: Execution) -> list[tuple[TrainState, Metrics]]:
+def two_steps(
+    start: tuple[dict, dict], execution: Execution, architecture: Architecture = ARCHITECTURE
+) -> list[tuple[TrainState, Metrics]]:
     """The states after one and two steps of ``train_step``, and their metrics."""
-    apply, _, _ = apply_and_shapes(execution)
-    params, batch_stats = (each(jnp.float32, tree) for tree in start)
+    dtype = jnp.dtype(architecture.dtype)
+    apply, _, _ = apply_and_shapes(execution, architecture)
+    params, batch_stats = (each(lambda leaf: jnp.asarray(leaf, dtype), tree) for tree in start)
     state = TrainState(jnp.int32(0), params, batch_stats, TX.init(params), jax.random.key(0), {}, {})
     train = jax.jit(lambda s, b: step.train_step(s, b, Learning(apply, TX)), compiler_options=QUICK)
     found = []
     for index in range(2):
         images, labels = batch(index)
-        state, metrics = train(state, Batch(jnp.float32(images), jnp.int32(labels)))
+        state, metrics = train(state, Batch(jnp.asarray(images, dtype), jnp.int32(labels)))
         found.append((state, metrics))
     return found
 
@@ -148,7 +151,7 @@ def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], ref
     for module in (kernels, resnet):
         monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
     with jax.enable_x64(True):
-        (before, first), (state, second) = two_steps_from(start, architecture, Execution(blocks="scan"))
+        (before, first), (state, second) = two_steps(start, Execution(blocks="scan"), architecture)
         assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
         assert float(first.loss) == pytest.approx(reference.passes[0].loss, rel=1e-12)
         assert_close(before.batch_stats, reference.passes[0].batch_stats, 1e-12)

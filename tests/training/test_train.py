@@ -267,7 +267,6 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
         dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
         model(num_classes=7),
         model(features=(8, 4, 4)),  # option A cannot shrink
-        model(stages=(1, 1)),
         model(output_stride=16),
         model(stochastic_depth=StochasticDepth(survival=0.0)),
         model(branch=component(Basic, dropout=1.5)),
