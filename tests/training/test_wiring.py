@@ -141,10 +141,10 @@ def follow(
         for candidate in candidates(step - 1):
             state_after = update(state, candidate, experiment, rates[step - 1])
             expected = leaves(state_after.average if experiment.optimizer.ema else state_after.params)
-            # The largest difference of a leaf, over the largest change of that leaf.
+            # The largest difference of a leaf, over the largest change of that leaf; float32 rounds values near 1 by 6e-8.
             errors.append(
                 max(
-                    np.abs(observed[path] - expected[path]).max() / max(np.abs(expected[path] - before[path]).max(), 1e-6)
+                    np.abs(observed[path] - expected[path]).max() / max(np.abs(expected[path] - before[path]).max(), 2e-5)
                     for path in expected
                 )
             )
