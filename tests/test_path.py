@@ -48,5 +48,5 @@ def test_path_from_the_command_line_to_the_loss_is_short(digits_dir: str, tmp_pa
         threading.setprofile(None)
     assert before_loss
     assert len(before_loss) <= 25, before_loss
-    assert len(modules) <= 33, modules
+    assert len(modules) <= 30, modules
     assert 0 < len(frames) <= 14, frames

@@ -30,7 +30,9 @@ from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Range
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
-from resnet_jax.training.step import Batch, Metrics, digest, finite
+from resnet_jax.training.sharding import Program
+from resnet_jax.training.step import Batch, Metrics, TrainState, digest, finite
+from resnet_jax.weights.loading import Pretrained
 
 Stop = TypeVar("Stop", bound="Interruption")
 Part = tuple[str, int, int]
@@ -123,12 +125,21 @@ class Progress(Protocol):
     def say(self, message: str) -> None: ...
 
 
+class Quiet:
+    """Progress that is not shown."""
+
+    def start(self, step: int, steps: int) -> None: ...
+    def advance(self, step: int) -> None: ...
+    def update(self, record: Record) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
 def train(
     experiment: Experiment,
     seed: int,
     workdir: Path | str,
     *,
-    progress: Progress,
+    progress: Progress = Quiet(),
     data_dir: str | None = None,
     devices: int | None = None,
     fsdp: int = 1,
@@ -159,18 +170,10 @@ def train(
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
     parts = split_parts(experiment, info)
 
-    # A dispatch ends where a record, a score or a checkpoint is due.
-    most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
-    save_every = experiment.checkpointing.every
-    every = max(1, evaluation.every // 10)
-
-    def dispatch(step: int) -> int:
-        ends = (end - step % end for end in (every, evaluation.every, save_every))
-        return min(most, experiment.steps - step, *ends)
-
+    # Traced before the run directory is claimed, which rejects failing parts of users.
     inputs = sharding.abstract_inputs(program, experiment, parts["train"][2])
     with sharding.report_errors():
-        program.train.eval_shape(*inputs, dispatch(0))
+        program.train.eval_shape(*inputs, _next_dispatch(experiment, 0))
         program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
@@ -187,28 +190,17 @@ def train(
             return finished
         stop = stack.enter_context(StopRequest(program.mesh))
 
-        # The newest intact checkpoint, or a new state.
         stack.push(_closing(checkpoints))
-        restored = checkpoints.restore_newest(
-            program.abstract_state, sharding.abstract_preprocessing(experiment)
-        )
-        if restored is not None:
-            step, state, constants = restored
+        step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
+        if step:
             progress.say(f"continuing after step {step}")
-        else:
-            step, state, constants = 0, program.init(jax.random.key(seed)), None
-            if weights:
-                state = fine_tune.initial_state(state, experiment, weights)
-                constants = fine_tune.preprocessing(experiment, weights)
-            constants = constants or measure_constants(experiment, info)
-        constants = program.put(constants)
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
         profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
         stack.callback(profile.close)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         result = functools.partial(contents, experiment, seed, info, parameters=parameters)
-        log = _Log(run_dir, result, step, every, batches, checkpoints, progress)
+        log = _Log(run_dir, result, step, _record_every(experiment), batches, checkpoints, progress)
         stack.push(_closing(log))
 
         scores, saved = dict[str, Score](), step
@@ -216,7 +208,9 @@ def train(
         while True:
             # All processes receive the request at the same step.
             interrupted, last = stop.pending(step), step == experiment.steps
-            saving = step > saved and (interrupted or last or step % save_every == 0)
+            saving = step > saved and (
+                interrupted or last or step % experiment.checkpointing.every == 0
+            )
             # Also scores that an earlier session did not complete.
             due = step > 0 and step % evaluation.every == 0
             scoring = last or (due and not log.scores(step) >= parts.keys() - {"train"})
@@ -253,7 +247,8 @@ def train(
                 log.close()
                 checkpoints.wait()
                 return log.finish(scores, digest(state))
-            count, batch, started = dispatch(step), batches.next(), time.perf_counter()
+            count, batch = _next_dispatch(experiment, step), batches.next()
+            started = time.perf_counter()
             with jax.transfer_guard("disallow"):
                 state, metrics = program.train(state, batch, constants, count)
             step += count
@@ -261,6 +256,40 @@ def train(
             progress.advance(step)
             profile.after_dispatch(metrics, count)
             checkpoints.check()
+
+
+def _first_state(
+    experiment: Experiment,
+    info: DatasetInfo,
+    program: Program,
+    checkpoints: Checkpoints,
+    weights: Pretrained | None,
+    seed: int,
+) -> tuple[int, TrainState, Preprocessing]:
+    """Returns step, state and constants of the newest intact checkpoint, or of a new run."""
+    shapes = program.abstract_state, sharding.abstract_preprocessing(experiment)
+    if restored := checkpoints.restore_newest(*shapes):
+        step, state, constants = restored
+    else:
+        step, state, constants = 0, program.init(jax.random.key(seed)), None
+        if weights:
+            state = fine_tune.initial_state(state, experiment, weights)
+            constants = fine_tune.preprocessing(experiment, weights)
+    return step, state, program.put(constants or measure_constants(experiment, info))
+
+
+def _record_every(experiment: Experiment) -> int:
+    return max(1, experiment.evaluation.every // 10)
+
+
+def _next_dispatch(experiment: Experiment, step: int) -> int:
+    """Returns the number of steps until a record, a score or a checkpoint is due, at most a call's.
+
+    A streamed batch is dispatched alone.
+    """
+    most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
+    every = _record_every(experiment), experiment.evaluation.every, experiment.checkpointing.every
+    return min(most, experiment.steps - step, *(end - step % end for end in every))
 
 
 def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:

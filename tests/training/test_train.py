@@ -281,7 +281,7 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
     # JAX has the same key for seeds that differ in higher bits.
     for seed in (-1, 2**32, 10**20):
         with pytest.raises(UserError, match=rf"^seed must be .*, got {seed}\."):
-            train(tiny, seed, tmp_path / "run", progress=Told())
+            train(tiny, seed, tmp_path / "run")
     with pytest.raises(UserError, match="^profile_steps must be at least 0, got -1"):
         run(tiny, tmp_path / "run", profile_steps=-1)
     assert not (tmp_path / "run").exists()
