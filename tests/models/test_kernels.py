@@ -1,5 +1,6 @@
 """Custom VJPs against the defining sums in NumPy float64."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -56,45 +57,17 @@ def pullback(x: Any, weights: Any, cotangent: Any, *args: Any, **options: Any) -
     return y, *pull(cotangent)
 
 
-def is_the_defining_sum(
-    size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int, inputs: int, outputs: int
-) -> None:
-    x, weights = random(2, *size, inputs), random(*taps, inputs // groups, outputs, seed=1)
-    y = by_group(groups, lambda x, w: convolve(x, w, strides, padding, dilation), x, weights)
-    cotangent = random(*y.shape, seed=2)
-    slopes = by_group(groups, lambda *arrays: gradients(*arrays, strides, padding, dilation), x, weights, cotangent)
-    run = jax.jit(lambda *a: pullback(*a, strides, padding, rhs_dilation=dilation, feature_group_count=groups))
-    for actual, expected in zip(run(x, weights, cotangent), (y, *slopes), strict=True):
-        close(actual, expected)
-
-
 def test_convolution_and_its_gradients_are_the_defining_sums() -> None:
-    for window in WINDOWS:
-        is_the_defining_sum(*window)
-
-
-@pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 2)])
-def test_convolution_under_scan_is_a_row_of_convolutions(taps: int, groups: int) -> None:
-    padding = ((taps // 2,) * 2,) * 2
-    x, layers, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
-
-    @jax.jit
-    def run(x: jax.Array, layers: jax.Array) -> Any:
-        def step(y: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
-            return kernels.convolve(y, weights, (1, 1), padding, feature_group_count=groups), None
-
-        y, pull = jax.vjp(lambda x, layers: jax.lax.scan(step, x, layers)[0], x, layers)
-        return y, *pull(jnp.asarray(cotangent))
-
-    values = [np.float64(x)]
-    for weights in layers:
-        values.append(by_group(groups, lambda x, w: convolve(x, w, (1, 1), padding), values[-1], weights))
-    dx, dlayers = np.float64(cotangent), []
-    for value, weights in zip(values[-2::-1], layers[::-1], strict=True):
-        dx, dweights = by_group(groups, lambda *arrays: gradients(*arrays, (1, 1), padding, (1, 1)), value, weights, dx)
-        dlayers.insert(0, dweights)
-    for actual, expected in zip(run(x, layers), (values[-1], dx, np.stack(dlayers)), strict=True):
-        close(actual, expected)
+    for size, taps, strides, padding, dilation, groups, channels, outputs in WINDOWS:
+        geometry = strides, padding, dilation
+        x, weights = random(2, *size, channels), random(*taps, channels // groups, outputs, seed=1)
+        y = by_group(groups, lambda x, w, geometry=geometry: convolve(x, w, *geometry), x, weights)
+        cotangent = random(*y.shape, seed=2)
+        slopes = by_group(groups, lambda *arrays, geometry=geometry: gradients(*arrays, *geometry), x, weights, cotangent)
+        options = dict(rhs_dilation=dilation, feature_group_count=groups)
+        run = jax.jit(functools.partial(pullback, strides=strides, padding=padding, **options))
+        for actual, expected in zip(run(x, weights, cotangent), (y, *slopes), strict=True):
+            close(actual, expected)
 
 
 def test_convolution_under_vmap_has_weights_of_its_own_for_each() -> None:
