@@ -29,13 +29,6 @@ def normalize_groups(x: np.ndarray, values: Values, size: int, *, train: bool) -
     return np.concatenate([y for y, _ in parts]), {name: np.mean([after[name] for _, after in parts], 0) for name in ("mean", "var")}
 
 
-def test_normalization_starts_as_the_identity() -> None:
-    start = {"scale": np.ones(3), "bias": np.zeros(3), "mean": np.zeros(3), "var": np.ones(3)}
-    for norm in (BatchNorm, FrozenBatchNorm):
-        jax.tree.map(np.testing.assert_array_equal, variables(norm(3, rngs=nnx.Rngs(0))), start)
-    jax.tree.map(np.testing.assert_array_equal, variables(NoNorm(3, rngs=nnx.Rngs(0))), {"bias": np.zeros(3)})
-
-
 @pytest.mark.parametrize("choice", ["plain", "gpu"])
 def test_batch_norm_is_its_formula(choice: Any) -> None:
     """Groups differ in mean and spread, and evaluation has none; the second channel's variance is about epsilon."""
@@ -106,10 +99,9 @@ def test_groups_are_the_same_on_one_device_and_on_eight(group_size: int) -> None
         return y, pull(cotangent), statistics
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    inputs = nnx.to_pure_dict(state), jnp.asarray(x), jnp.asarray(cotangent)
-    one = jax.jit(run, compiler_options=quick_to_compile())(*inputs)
-    eight = jax.jit(run, in_shardings=(whole, split, split), out_shardings=(split, (whole, split), whole))(*inputs)
+    state, inputs, compiled = nnx.to_pure_dict(state), (x, cotangent), jax.jit(run, compiler_options=quick_to_compile())
+    one = compiled(state, *map(jnp.asarray, inputs))
+    eight = compiled(state, *jax.device_put(inputs, NamedSharding(mesh, P("data"))))
     assert {shard.data.shape for shard in eight[0].addressable_shards} == {(2, 3, 3, 3)}
     jax.tree.map(lambda ours, theirs: close(ours, theirs, tolerance=3e-6), eight, one)
     expected, running = normalize_groups(x, variables(norm), group_size, train=True)
@@ -136,6 +128,9 @@ def test_other_normalizations_are_their_formulas_and_keep_the_dtype() -> None:
         module = filled(lambda rngs, norm=norm: norm(6, rngs=rngs))
         follows(module, formula, x)
         assert module(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.bfloat16
+    start = {"scale": np.ones(3), "bias": np.zeros(3), "mean": np.zeros(3), "var": np.ones(3)}
+    for norm in (BatchNorm, FrozenBatchNorm):
+        jax.tree.map(np.testing.assert_array_equal, variables(norm(3, rngs=nnx.Rngs(0))), start)
     assert not nnx.to_pure_dict(nnx.state(FrozenBatchNorm(3, rngs=nnx.Rngs(0)), nnx.Param))
 
 

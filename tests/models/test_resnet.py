@@ -125,19 +125,21 @@ def test_bfloat16_has_the_logits_of_float32_to_its_rounding() -> None:
     assert not np.array_equal(logits["bfloat16"], logits["float32"])
 
 
+class Scale(nnx.Module):
+    """A user's normalization."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.gamma = nnx.Param(jnp.ones(features))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return x * self.gamma[...]
+
+
 def test_user_normalization_replaces_all_layers() -> None:
-    class Scale(nnx.Module):
-        def __init__(self, features: int, *, rngs: nnx.Rngs):
-            self.gamma = nnx.Param(jnp.ones(features))
-
-        def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-            return x * self.gamma[...]
-
+    """One in the stem, two in each of three stacks of one block, one in the projection of stage 2."""
     *_, state, _ = abstract(images(2, 8, 8, 3), train=True, norm=Scale)
     names = [path[-1].key for path, _ in jax.tree.leaves_with_path(state)]
-    # One in the stem, two in each of three stacks of one block, one in the projection of stage 2.
     assert {name: names.count(name) for name in set(names)} == {"gamma": 8, "kernel": 9, "bias": 1}
-    assert state["stages"][0][0]["stacked"]["branch"]["after"][0]["layers"][0]["gamma"].shape == (1, 4)
 
 
 def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
@@ -172,15 +174,8 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
 
 
 def test_field_of_another_type_is_rejected() -> None:
-    for field, value in (
-        *(("shortcut", wrong) for wrong in ("B", 3, object())),
-        *(("order", wrong) for wrong in ("Original", ZeroPad)),
-        *(("num_classes", wrong) for wrong in (2.5, "3", True)),
-        ("stages", [1, 2]),
-        ("input_shape", (8, 8)),
-        ("dtype", "float64"),
-        ("stochastic_depth", None),
-    ):
+    wrong = dict(shortcut="B", branch=3, order=ZeroPad, num_classes=True, stages=[1, 2], input_shape=(8, 8), dtype="float64")
+    for field, value in (wrong | {"stochastic_depth": None}).items():
         with pytest.raises((UserError, TypeError), match=field):  # TypeError: of checked annotations
             Architecture(**SMALL | {field: value})
 
@@ -224,32 +219,26 @@ def test_users_part_that_does_not_fit_is_rejected_at_construction() -> None:
 
 
 def test_images_of_another_layout_or_too_small_are_rejected() -> None:
-    def run(shape: tuple[int, ...], **fields: Any) -> None:
-        jax.eval_shape(lambda x: ResNet(Architecture(**SMALL | fields), rngs=nnx.Rngs(0))(x), images(*shape))
-
-    for shape in ((2, 3, 8, 8), (2, 8, 8, 1)):
-        with pytest.raises(UserError, match=rf"images must be \(n, height, width, 3\), got \({shape[0]}, {shape[1]}, "):
-            run(shape)
-    with pytest.raises(UserError, match=r"DenseTransition must return shape .*, got \(2, 0, 0, "):
-        run((2, 1, 1, 3), shortcut=Concatenation, transition=DenseTransition, branch=SingleLayer)
+    dense = dict(shortcut=Concatenation, transition=DenseTransition, branch=SingleLayer)
+    for shape, fields, message in (
+        ((2, 3, 8, 8), {}, r"images must be \(n, height, width, 3\), got \(2, 3, "),
+        ((2, 8, 8, 1), {}, r"images must be \(n, height, width, 3\), got \(2, 8, "),
+        ((2, 1, 1, 3), dense, r"DenseTransition must return shape .*, got \(2, 0, 0, "),
+    ):
+        with pytest.raises(UserError, match=message):
+            abstract(images(*shape), **fields)
 
 
 # Head --------------------------------------------------------------------------------------------
 
 
-def test_head_averages_and_multiplies_in_float32() -> None:
-    head = filled(lambda rngs: Head(6, 5, rngs=rngs))
-    x = jnp.asarray(2 + random(2, 8, 8, 6), "bfloat16")
+def test_head_averages_in_float32_and_starts_he_normal_without_bias() -> None:
+    head, x = filled(lambda rngs: Head(6, 5, rngs=rngs)), jnp.asarray(2 + random(2, 8, 8, 6), "bfloat16")
     weights = variables(head)["linear"]
     close(call(head, x)[0], np.float64(x).mean((1, 2)) @ weights["kernel"] + weights["bias"], tolerance=1e-5)
-
-
-def test_head_starts_he_normal_without_bias_and_fixups_at_zero() -> None:
-    """Zhang et al. 2019, Section 3.2, rule 1."""
     linear = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(Head(40, 200, rngs=nnx.Rngs(key)).linear)))(jax.random.key(7))
     he_distributed(linear["kernel"], 40)
     np.testing.assert_array_equal(linear["bias"], np.zeros(200))
-    assert not any(leaf.any() for leaf in jax.tree.leaves(variables(Head(4, 3, order=Fixup, rngs=nnx.Rngs(0)))))
 
 
 # output_stride: dilation in place of strides (Chen et al. 2017, arXiv 1706.05587, Section 3.2) -----
@@ -268,18 +257,17 @@ def test_stages_beyond_the_output_stride_are_dilated() -> None:
         model = ResNet(Architecture(**IMAGENET | {"branch": BottleneckV15}, stem=DeepStem, output_stride=stride), rngs=nnx.Rngs(0))
         return model.features(jnp.zeros((1, 64, 64, 3))), nnx.split(model)
 
-    sizes = {}
+    sizes = set()
     for output_stride, (sides, shapes) in expected.items():
         maps, (graphdef, state) = jax.eval_shape(lambda s=output_stride: run(s))
         assert [maps[f"stage{i}"].shape[1] for i in range(1, 5)] == list(sides)
         spreads = []
         for stage in nnx.merge(graphdef, state).stages:
-            num_blocks = [stack.stacked for stack in stage for _ in range(stack.count)]
-            convs = [block.branch.convs[1] for block in num_blocks]
+            convs = [stack.stacked.branch.convs[1] for stack in stage for _ in range(stack.count)]
             spreads.append((convs[0].strides[0], *(conv.kernel_dilation[0] for conv in convs)))
         assert spreads == shapes
-        sizes[output_stride] = sum(leaf.size for leaf in jax.tree.leaves(state))
-    assert len(set(sizes.values())) == 1
+        sizes.add(sum(leaf.size for leaf in jax.tree.leaves(state)))
+    assert len(sizes) == 1
 
 
 def test_dilated_network_matches_its_formula() -> None:
