@@ -147,7 +147,7 @@ def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
     extra |= {"ordered": OrderedDict(a=1), "many": {str(i): [i, shared] for i in range(300)}, "ids": {140_000_000_000_000: 1, 3: 2}}
     body = pickle.dumps(extra, 2)[2:-1]
     code = PROTOCOL + b"}(" + instructions("extra") + body + instructions("model") + instructions({"w": Tensor()}) + b"u."
-    assert read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=code))[0]["w"].tolist() == [0, 1, 2, 3]
+    assert read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=code))[0]["w"].tolist() == [0, 1, 2, 3]
     ordered = Code(instructions(call("collections", "OrderedDict")) + b"(" + instructions("w") + instructions(Tensor()) + b"u")
     metadata = Code(ordered.code + instructions({"_metadata": {"": {"version": 1}}}) + b"b")
     assert list(read(write_zip(tmp_path / "f", metadata, {"0": FOUR}))[0]) == ["w"]
@@ -168,17 +168,14 @@ class Runs:
 
 def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
     """Pickles that create the file ``marker`` if Python loads them."""
-    text, shell, system = instructions, f"touch {marker}", f"imports {os.system.__module__}.system"
-    stack_global = PROTOCOL + text("os") + text("system") + b"\x93(" + text(shell) + b"tR."
+    shell = f"touch {marker}"
     nested = {"state_dict": {"a": [1, (2, {"b": Runs(os.system, shell)})]}}
     return {
-        "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
         "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "imports __builtin__.eval"),
-        "nested": (pickle.dumps(nested, 2), system),
-        "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "an instruction beyond weights'"),
-        "STACK_GLOBAL": (stack_global, "an instruction beyond weights'"),
-        "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "an instruction beyond weights'"),
-        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", "an instruction beyond weights'"),
+        **{f"protocol {n}": (pickle.dumps(nested, n), f"imports {os.system.__module__}.system") for n in (1, 2, 3)},
+        **{f"protocol {n}": (pickle.dumps(nested, n), BEYOND) for n in (0, 4, 5)},
+        "INST": (PROTOCOL + b"(" + instructions(shell) + b"ios\nsystem\n.", BEYOND),
+        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + instructions(shell) + b"o.", BEYOND),
     }
 
 
@@ -191,7 +188,6 @@ HOSTILE = {
     "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt: ValueError"),
     "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
     "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
-    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
     "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
     "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", KIND),
     "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", KIND),
@@ -199,7 +195,6 @@ HOSTILE = {
     "storage view": (instructions(("storage", name("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q.", KIND),
     "negative storage": (instructions(Tensor(numel=-4)) + b".", OUTSIDE),
     "huge storage": (instructions({"w": Tensor(numel=2**58, shape=(2**58,))}) + b".", ANY),
-    "storage larger than its bytes": (instructions({"w": Tensor(numel=5)}) + b".", "is corrupt"),
     "storage of two dtypes": (instructions({"w": Tensor(), "v": Tensor(kind="DoubleStorage")}) + b".", "is corrupt"),
     "negative shape": (instructions(Tensor(shape=(-4,))) + b".", SHAPE),
     "negative stride": (instructions(Tensor(strides=(-1,))) + b".", SHAPE),
@@ -208,7 +203,6 @@ HOSTILE = {
     "missing stride": (instructions(Tensor(shape=(2, 2))) + b".", SHAPE),
     "storage of a tensor": (instructions(call("torch._utils", "_rebuild_tensor", Tensor(), 0, (4,), (1,))) + b".", SHAPE),
     "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", OUTSIDE),
-    "beyond the storage": (instructions(Tensor(offset=1)) + b".", OUTSIDE),
     "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", OUTSIDE),
     "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "is corrupt: TypeError"),
     "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", BEYOND),
@@ -216,17 +210,10 @@ HOSTILE = {
     "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", KEY),
     "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", KEY),
     "tensor as a key": (b"}" + instructions(Tensor()) + b"Ns.", KEY),
-    "memo of gigabytes": (b"Nr\xff\xff\xff\xff.", ANY),
-    "memo that is not there": (b"h\x00.", "is corrupt: UnpicklingError"),
     "text of gigabytes": (b"X\x00\x00\x00\x80abc", ANY),
     "empty": (b"", ANY),
     "unknown instruction": (b"\xff.", "is corrupt: ValueError"),
-    "empty stack": (b"\x86.", "is corrupt: UnpicklingError"),
-    "below the mark": (b"N(\x85.", "is corrupt: UnpicklingError"),
     "no mark": (b"t.", "is corrupt: UnpicklingError"),
-    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt: TypeError"),
-    "call of no function": (b"N)R.", "is corrupt: TypeError"),
-    "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt: UnicodeDecodeError"),
     "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J']"),
 }
 
@@ -235,7 +222,7 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     cases = {case: (PROTOCOL + code, reason) for case, (code, reason) in HOSTILE.items()} | payloads(marker)
     for write in WRITERS:
-        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, pickle=code))
+        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, code=code))
     assert not marker.exists()
     # Python does execute them.
     for case, (code, _) in payloads(marker).items():
@@ -246,21 +233,16 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
 
 def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) -> None:
     weights = instructions("model") + instructions({"w": Tensor()})
-    assert KEY in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"})" + DEEP + b"Ns."))
+    assert KEY in refusal(write_zip(tmp_path / "f", None, code=PROTOCOL + b"})" + DEEP + b"Ns."))
     cases = {
         "dictionary in itself": b"}q\x00(" + instructions("self") + b"h\x00" + weights + b"u.",
         "list in itself": b"}(" + instructions("list") + b"]q\x00h\x00a" + weights + b"u.",
         "deep tuple": b"}(" + instructions("deep") + b")" + DEEP + weights + b"u.",
     }
     for case, code in cases.items():
-        assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=PROTOCOL + code))[0]) == ["w"], case
+        assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=PROTOCOL + code))[0]) == ["w"], case
     itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
-    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=itself))
-
-
-def test_pickles_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_jax.weights.files._MAX_PICKLE", 1000)
-    assert "has a pickle of over 1000 bytes" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
+    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))
 
 
 def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
@@ -269,7 +251,7 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
     writes: list[Callable[[Path], Any]] = [
         lambda path: write_zip(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}),
         lambda path: write_legacy(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}, numel={"0": 2**29}),
-        lambda path: write_zip(path, None, {"0": FOUR}, pickle=PROTOCOL + b"Nr\xff\xff\xff\xff."),
+        lambda path: write_zip(path, None, {"0": FOUR}, code=PROTOCOL + b"Nr\xff\xff\xff\xff."),
         lambda path: by_hand(path, {"a": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}),
         lambda path: by_hand(path, b"{}", length=2**31),
         lambda path: save_npz(path, np.savez_compressed, a=np.zeros(2_000_000)),
@@ -295,6 +277,7 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
     deflated, outside = zipfile.ZIP_DEFLATED, "path traversal"
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
+        "huge pickle": (dict(code=b"N" * 2**23), "has a pickle of over 4194304 bytes"),
         "two pickles": (dict(extra={"other/data.pkl": b""}), "neither of npz arrays nor of torch.save"),
         "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
         "bomb of another compression": (dict(compression=zipfile.ZIP_BZIP2), "is neither stored nor deflated"),
@@ -405,7 +388,7 @@ def test_truncated_and_flipped_files_raise_only_user_errors(tmp_path: Path) -> N
                 changed[drawn.randrange(len(changed))] = drawn.randrange(256)
             path.write_bytes(changed)
             if whole is saved:
-                write_zip(path, None, {"0": FOUR, "1": FOUR}, pickle=bytes(changed))
+                write_zip(path, None, {"0": FOUR, "1": FOUR}, code=bytes(changed))
             try:
                 outcomes.append(str(sum(array.astype(np.float64).size for array in read(path)[0].values())))
             except UserError as error:

@@ -1,13 +1,16 @@
 """Saving weights in this project's format, and exporting them to code bases that have such a network."""
 
 import dataclasses
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
-from others import COUNTER, apart, filled, identical, logits, metadata, shapes, stored, written
+from others import COUNTER, Tensors, apart, filled, golden, identical, logits, metadata, shapes, stored, written
 from resnet_jax import models
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
@@ -77,8 +80,36 @@ def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.safetensors", "x.safetensors"]
 
 
+def first_blocks(name: str, width: int) -> Tensors:
+    """A golden network with one block in each of its first two stages, and a classifier of seven classes."""
+    kept = {key: shape for key, shape in golden(name)[1].items() if not re.match(r"layer([34]|\d\.[1-9])", key)}
+    return filled(kept | {"fc.weight": (7, width), "fc.bias": (7,)})
+
+
+def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
+    """Also through this project's format. timm: a deep stem and pooled projections; squeeze-and-excitation."""
+    basic = filled(shapes((2, 2), (4, 8), kernel=3, projected=False))
+    files = (
+        ("torchvision", filled(shapes((2, 1), (4, 8), bottleneck=True))),
+        ("timm", first_blocks("timm_resnet18d", 128)),
+        ("timm", first_blocks("timm_seresnet50", 512)),
+        ("cifar-torch", {"module." + name.replace("fc.", "linear."): array for name, array in basic.items()}),
+    )
+    for (names, tensors), (dtype, counted) in itertools.product(files, ((np.float32, False), (ml_dtypes.bfloat16, True))):
+        file = {n: a if n.endswith(COUNTER) else a.astype(dtype) for n, a in tensors.items() if counted or not n.endswith(COUNTER)}
+        weights = weights_lib.load_pretrained(written(tmp_path / "given.safetensors", file), names)
+        again = weights_lib.load_pretrained(saving.save(weights, tmp_path / "own.safetensors"))
+        assert again.card == weights.card
+        for exported in (weights, again):
+            saving.export(exported, names, tmp_path / "out.safetensors")
+            identical(file, stored(tmp_path / "out.safetensors"))
+
+
 def test_exported_run_has_the_tensors_of_torch(tmp_path: Path) -> None:
-    weights = trained("resnet50_v15", stages=(2, 1), features=(4, 8), num_classes=3)
+    """Options of training alone do not prevent an export."""
+    options = {"stem_features": 4, "stochastic_depth": models.StochasticDepth(survival=0.5, scaled="training"), "dtype": "bfloat16"}
+    options |= {"norm": "BatchNorm(momentum=0.99, group_size=32)", "branch": "BottleneckV15(dropout=0.25, zero_scale=True)"}
+    weights = trained("resnet50_v15", stages=(2, 1), features=(4, 8), num_classes=3, **options)
     rows = saving.export(weights, "torchvision", tmp_path / "x.safetensors")
     tensors = stored(tmp_path / "x.safetensors")
     assert {name: array.shape for name, array in tensors.items()} == shapes((2, 1), (4, 8), bottleneck=True)
@@ -153,6 +184,7 @@ def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None
         ("preresnet18", small, "torchvision", "head/before"),
         ("resnet18", small | {"order": "ReluBeforeAddition"}, "torchvision", "order: ReluBeforeAddition here, Original there"),
         ("resnet18", small | {"shortcut": "ExclusiveGating"}, "torchvision", "shortcut/gate"),
+        ("resnet18", small | {"shortcut": "ReZero"}, "torchvision", "shortcut/alpha"),
         ("resnet18", small | {"norm": "GroupNorm(num_groups=4)"}, "torchvision", "norm: GroupNorm(num_groups=4) here, BatchNorm there"),
         ("resnet18", small | {"norm": "BatchNorm(epsilon=0.001)"}, "torchvision", "norm: BatchNorm(epsilon=0.001) here"),
         ("resnet18_d", small, "torchvision", "torchvision has no conv1.0"),
@@ -168,10 +200,3 @@ def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None
             saving.export(trained(name, **fields), names, tmp_path / "x.safetensors")
         assert reason in str(caught.value), (name, fields)
     assert not list(tmp_path.iterdir())
-
-
-def test_options_of_training_alone_do_not_prevent_an_export(tmp_path: Path) -> None:
-    fields = {"stem_features": 4, "stochastic_depth": models.StochasticDepth(survival=0.5, scaled="training"), "dtype": "bfloat16"}
-    fields |= {"norm": "BatchNorm(momentum=0.99, group_size=32)", "branch": "Basic(dropout=0.25, zero_scale=True)"}
-    saving.export(trained("resnet18", stages=(1, 1), features=(4, 8), num_classes=3, **fields), "torchvision", tmp_path / "x.safetensors")
-    assert {name: array.shape for name, array in stored(tmp_path / "x.safetensors").items()} == shapes()
