@@ -13,7 +13,7 @@ from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.shortcuts import Projection, ProjectionEverywhere, ZeroPad
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
-from resnet_jax.weights.inference import differing, field_text, infer, known_as
+from resnet_jax.weights.inference import differing, infer, known_as
 from resnet_jax.weights.names import CONVENTIONS
 
 TORCHVISION = CONVENTIONS["torchvision"]
@@ -63,12 +63,10 @@ def test_projections_are_where_they_are_stored() -> None:
 def test_tensors_of_no_network_are_rejected() -> None:
     for changed, reason in (
         ({"conv1.weight": None}, "there is no convolution conv1.weight"),
-        ({"conv1.weight": (4,)}, "there is no convolution conv1.weight"),
         ({"conv1.weight": (0, 3, 7, 7)}, "there is no convolution conv1.weight"),
         ({"conv1.0.weight": (4, 3, 3, 3)}, "there is no convolution conv1.6.weight"),
         ({"layer1.0.conv1.weight": None}, "there is no convolution layer1.0.conv1.weight"),
         ({"layer1.0.conv2.weight": (4, 4)}, "there is no convolution layer1.0.conv2.weight"),
-        ({"layer2.0.conv2.weight": ()}, "there is no convolution layer2.0.conv2.weight"),
         ({"layer1.0.se.fc1.weight": ()}, "there is no convolution layer1.0.se.fc1.weight"),
         ({"layer4.0.conv1.weight": (4, 4, 3, 3)}, "there is no convolution layer3.0.conv2.weight"),
         ({f"layer{'1' * 5000}.0.conv1.weight": (4, 4, 3, 3)}, "there is no convolution layer3.0.conv2.weight"),
@@ -96,7 +94,6 @@ def test_networks_differ_in_what_scores_them() -> None:
     ):
         other = dataclasses.replace(base, **fields)
         assert list(differing(base, other)) == list(differing(other, base)) == expected, fields
-    assert (field_text(base, "stages"), field_text(base, "branch"), field_text(base, "num_classes")) == ("3 4 6 3", "BottleneckV15", "1000")
     assert differing(base, variant("resnet50")) == {"branch": "branch: BottleneckV15 here, Bottleneck there"}
 
 

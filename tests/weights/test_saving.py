@@ -190,7 +190,6 @@ def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None
         ("resnet18_d", small, "torchvision", "torchvision has no conv1.0"),
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "torchvision", "torchvision has no layer1.0.se.fc1"),
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "timm", "multiples of 8 channels"),
-        ("resnet18", small | {"branch": "Branch(kernels=(5, 3))"}, "torchvision", "here, Basic there"),
         ("resnet18", small | {"output_stride": 4}, "torchvision", "output_stride: 4 here, 0 there"),
         ("resnet18", small | {"stochastic_depth": half}, "torchvision", "does not scale branches at test time"),
         ("resnet18", small, "keras", "give the convention of its names, not 'keras'"),
