@@ -1,5 +1,6 @@
 """Prepared sets and folders: discovery by their files, decoding, and corrupt or incomplete data."""
 
+import dataclasses
 import io
 import json
 import re
@@ -255,6 +256,12 @@ def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             datasets.describe(str(tmp_path / name))
+    file = root / "val" / "cat" / "v.jpg"
+    file.write_bytes(file.read_bytes()[:100])
+    info = datasets.describe(str(root))
+    with pytest.raises(UserError, match=r"val/cat/v\.jpg: example \d of split 'validation' is damaged"):
+        for index in range(3):
+            datasets.example(datasets.encoded(info, "validation"), info, "validation", index)
     (tmp_path / "zero" / "val" / "dog" / "v.jpg").unlink()
     assert datasets.describe(str(tmp_path / "zero")).examples == {"train": 4, "validation": 2}, "a test split may lack a class"
 
@@ -272,54 +279,32 @@ def test_version_of_a_folder_depends_on_relative_names_and_sizes(root: Path, tmp
     assert len(versions) == 3
 
 
-def test_corrupt_file_of_a_folder_is_named(root: Path) -> None:
-    info = datasets.describe(str(root))
-    source = datasets.encoded(info, "validation")
-    file = root / "val" / "cat" / "v.jpg"
-    file.write_bytes(file.read_bytes()[:100])
-    (index,) = [index for index in range(3) if source[index][1] == 1]
-    with pytest.raises(UserError, match=rf"val/cat/v\.jpg: example {index} of split 'validation' is damaged"):
-        datasets.example(source, info, "validation", index)
-
-
-def write(folder: Path, lengths: list[int]) -> DatasetInfo:
-    """A split of records of noise, as TFDS writes and describes it."""
-    folder.mkdir(parents=True)
-    rng, name = np.random.default_rng(0), folder.parent.name
-    for number, length in enumerate(lengths):
-        file = folder / f"{name}-train.array_record-{number:05d}-of-{len(lengths):05d}"
-        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-        for _ in range(length):
-            writer.write(rng.bytes(20_000))
-        writer.close()
-    split = {"name": "train", "shardLengths": [str(length) for length in lengths]}
-    (folder / "dataset_info.json").write_text(json.dumps({"splits": [split]}))
-    examples = {"train": sum(lengths)}
-    return DatasetInfo(name=name, version="1.0.0", directory=folder, examples=examples, image_shape=(None, None, 3), num_classes=2)
-
-
 def test_check_names_incomplete_and_corrupt_files(tmp_path: Path, photographs: DatasetInfo) -> None:
     """Truncated, with a flipped bit in the first or last record, of another length, missing."""
-    info = write(tmp_path / "noise" / "1.0.0", [11, 7, 9])
-    first, second, third = (info.directory / f"noise-train.array_record-0000{number}-of-00003" for number in range(3))
-    for complete in (info, photographs):
-        datasets.check(complete, "train")
-    assert [datasets.shard_of(info, "train", index) for index in (0, 10, 11, 17, 18, 26)] == [first, first, second, second, third, third]
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    folder.mkdir(parents=True)
+    for file in photographs.directory.iterdir():
+        if "-train" not in file.name:
+            shutil.copyfile(file, folder / file.name)
+    info = dataclasses.replace(photographs, directory=folder)
+    datasets.check(info, "validation")
+    first, second = sorted(folder.glob("*-validation.array_record-*"))
     whole = second.read_bytes()
     with closing(array_record_module.ArrayRecordReader(str(second))) as reader:
-        records = [reader.read([index])[0] for index in (0, 6)]
+        count = reader.num_records()
+        records = [reader.read([index])[0] for index in (0, count - 1)]
+    assert [datasets.shard_of(info, "validation", index) for index in (0, 219 - count, 220 - count, 219)] == [first, first, second, second]
     contents = [whole[: int(kept * len(whole))] for kept in (0, 0.1, 0.99)]
     for record in records:
-        at = whole.index(record[5_000:5_100])
+        at = whole.index(record[500:600])
         contents.append(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     for content in contents:
         second.write_bytes(content)
-        with pytest.raises(UserError, match=rf"{second}, of split 'train', is damaged .*resnet-jax prepare noise"):
-            datasets.check(info, "train")
-    second.write_bytes(first.read_bytes())
-    with pytest.raises(UserError, match=rf"{second}.*it holds 11 records, not 7"):
-        datasets.check(info, "train")
-    second.write_bytes(whole)
-    third.unlink()
-    with pytest.raises(UserError, match=rf"{third} is missing \(1 of the 3 files of split 'train'\)"):
-        datasets.check(info, "train")
+        with pytest.raises(UserError, match=rf"{second}, of split 'validation', is damaged .*resnet-jax prepare imagenet2012"):
+            datasets.check(info, "validation")
+    shutil.copyfile(first, second)
+    with pytest.raises(UserError, match=rf"{second}.*it holds {220 - count} records, not {count}"):
+        datasets.check(info, "validation")
+    second.unlink()
+    with pytest.raises(UserError, match=rf"{second} is missing \(1 of the 2 files of split 'validation'\)"):
+        datasets.check(info, "validation")

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -113,24 +112,13 @@ def test_repeated_images_follow_each_other_with_crops_of_their_own(photographs: 
     assert single.order[0] == images.order[0]
 
 
-class Damaged(Sequence):
-    """A source with two examples that cannot be decoded."""
-
-    def __init__(self, source):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        content, label = self._source[index]
-        return (content[:200] if index in (7, 8) else content), label
-
-
 def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next good one of the set."""
-    encoded = datasets.encoded
-    monkeypatch.setattr(datasets, "encoded", lambda info, split: Damaged(encoded(info, split)))
+    source = datasets.encoded(photographs, "train")
+    items = [
+        (content[: 200 if index in (7, 8) else None], label) for index, (content, label) in enumerate(map(source.__getitem__, range(440)))
+    ]
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
     images = stream(photographs)
     (position,) = [position for position in range(440) if images.order[position] == 7]
     step, row = divmod(position, BATCH)
@@ -139,7 +127,7 @@ def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetIn
     replacing = stream(photographs, replaces_damaged=True)
     (batch,) = read(replacing, step, 1)
     assert batch.replaced[row] == 2, "7 and 8 are damaged"
-    assert batch.labels[row] == encoded(photographs, "train")[9][1]
+    assert batch.labels[row] == source[9][1]
     epoch = np.concatenate([batch.replaced for batch in read(replacing, 0, 19)])[:440]
     assert epoch.sum() == 3
 
