@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from distributions import frequency, uncorrelated, uniform
 from PIL import Image
 from resnet_jax.data import augment_host
 from resnet_jax.data.augment_host import (
@@ -73,7 +74,7 @@ def test_box_has_the_drawn_area_ratio_and_position() -> None:
 
 
 def test_box_areas_log_ratios_and_positions_are_uniform() -> None:
-    """Where nearly all boxes fit; bounds are five deviations of the mean."""
+    """Where nearly all boxes fit."""
     crop, rng = RandomResizedCrop(area=(0.05, 0.45), ratio=(0.5, 2.0)), np.random.default_rng(0)
     boxes = np.array([crop.box(1000, 1200, rng) for _ in range(4000)], np.float64)
     left, top, right, bottom = boxes.T
@@ -83,14 +84,11 @@ def test_box_areas_log_ratios_and_positions_are_uniform() -> None:
     area, ratio = (right - left) * (bottom - top) / 1.2e6, np.log((right - left) / (bottom - top)) / math.log(2)
     across, down = left / (1200 - right + left), top / (1000 - bottom + top)
     for values, low, high in ((area, 0.05, 0.45), (ratio, -1, 1), (across, 0, 1), (down, 0, 1)):
-        assert abs(values.mean() - (low + high) / 2) < 5 * (high - low) / math.sqrt(12 * 4000)
-        assert abs(values.std() / (high - low) - 1 / math.sqrt(12)) < 0.01
-        np.testing.assert_array_less([low - 0.01, values.max()], [values.min(), high + 0.01])
-    assert abs(np.corrcoef(area, ratio)[0, 1]) < 5 / math.sqrt(4000)
+        uniform(values, low, high)
+    uncorrelated(area, ratio)
 
 
 def test_random_resized_crop_is_its_box_as_pillow_resizes_it() -> None:
-    """Gray images too."""
     image = np.random.default_rng(0).integers(0, 256, (200, 250, 3)).astype(np.uint8)
     for seed, filter in enumerate(("bilinear", "bicubic")):
         crop = RandomResizedCrop(filter=filter)
@@ -223,14 +221,13 @@ def test_policies_draw_each_operation_equally_often(monkeypatch: pytest.MonkeyPa
         counts, mean = Counter(name for name, *_ in calls), len(calls) / len(names)
         assert set(counts) == set(names)
         assert sum((count - mean) ** 2 / mean for count in counts.values()) < len(names) - 1 + 5 * np.sqrt(2 * (len(names) - 1))
-        signs = [np.sign(argument) for name, argument, _ in calls if name == "Rotate" and argument]
-        assert abs(np.mean(signs)) < 5 / np.sqrt(len(signs))
-    rotations = [(abs(degrees) / 3, sampling.resample.name) for name, degrees, sampling in calls if name == "Rotate"]
-    levels, filters = np.array([level for level, _ in rotations]), Counter(filter for _, filter in rotations)
+        frequency(np.array([degrees > 0 for name, degrees, _ in calls if name == "Rotate" and degrees]), 0.5)
+    levels = np.array([abs(degrees) / 3 for name, degrees, _ in calls if name == "Rotate"])
+    filters = [sampling.resample.name for name, _, sampling in calls if name == "Rotate"]
     assert abs(levels.mean() - 7) < 5 * 0.5 / np.sqrt(len(levels))
     assert abs(levels.std() - 0.5) < 5 * 0.5 / np.sqrt(2 * len(levels))
     assert set(filters) == {"BILINEAR", "BICUBIC"}
-    assert abs(filters["BICUBIC"] / len(levels) - 0.5) < 5 * 0.5 / np.sqrt(len(levels))
+    frequency(np.array(filters) == "BICUBIC", 0.5)
     calls.clear()
     for _ in range(1000):
         TimmRandAugment(magnitude=9.5, deviation=5, probability=1.0)(PHOTOGRAPH, rng)
@@ -239,28 +236,16 @@ def test_policies_draw_each_operation_equally_often(monkeypatch: pytest.MonkeyPa
     assert 0.3 < np.mean(degrees == 30) < 0.6
 
 
-def test_crops_and_policies_are_functions_of_image_and_generator() -> None:
-    crops = [lambda image, rng, crop=crop: crop(image, (16, 16), rng) for crop in (RandomResizedCrop(), ShorterSideCrop((16, 24)))]
-    for function in (*crops, RandAugment(), TrivialAugment(), TimmRandAugment()):
-        image = PHOTOGRAPH.copy()
-        one, same, other = ([function(image, rng) for _ in range(20)] for rng in map(np.random.default_rng, (1, 1, 2)))
-        assert np.array_equal(one, same)
-        assert not np.array_equal(one, other)
-        assert np.array_equal(image, PHOTOGRAPH)
-
-
 def test_invalid_crops_and_policies_are_rejected() -> None:
     """A crop that some draws make too small, at the first draw."""
     rng, image = np.random.default_rng(0), smooth(300, 400)
     for build, message in (
         (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
-        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a pair"),
         (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "ratio must be a pair a <= b, above 0"),
         (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
         (lambda: ShorterSideCrop((99, 999))(image, (224, 224), Scripted()), "shorter_side 99 is smaller than the 224x224 of the model"),
         (lambda: CenterCrop(223)(image, (224, 200), rng), "shorter_side 223 is smaller than the 224x200 of the model"),
         (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),
-        (lambda: RandAugment(operations=-1), "operations must be at least 0"),
         (lambda: TimmRandAugment(probability=1.5), r"probability must be in \[0, 1\]"),
         (lambda: TrivialAugment()(PHOTOGRAPH[..., :1], rng), "need RGB images, got 1 channels"),
     ):

@@ -89,19 +89,17 @@ def test_sets_in_another_format_or_without_labels_are_rejected(copy: Path) -> No
         datasets.describe("digits", str(copy))
 
 
-def test_examples_are_those_of_the_read_only_arrays(digits_dir: str) -> None:
+def test_read_returns_read_only_arrays_once(digits_dir: str) -> None:
     info = datasets.describe("digits", digits_dir)
-    source, whole = datasets.encoded(info, "test"), datasets.read(info, "test")
-    assert (whole.images.shape, whole.images.dtype) == ((360, 8, 8, 1), np.uint8)
-    assert (whole.labels.shape, whole.labels.dtype) == ((360,), np.int32)
+    whole = datasets.read(info, "test")
     assert datasets.read(datasets.describe("digits", digits_dir), "test") is whole
     for array in (whole.images, whole.labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
-    for index in (359, 0, 17, 17):
-        record = datasets.example(source, info, "test", index)
-        np.testing.assert_array_equal(record["image"], whole.images[index])
-        assert record["label"] == whole.labels[index]
+
+
+def test_unknown_splits_and_sizes_are_rejected(digits_dir: str) -> None:
+    info = datasets.describe("digits", digits_dir)
     for read in (datasets.encoded, datasets.read, datasets.check):
         with pytest.raises(UserError, match=r"no split 'validation'; it has \['test', 'train'\]"):
             read(info, "validation")
@@ -205,9 +203,9 @@ def root(tmp_path: Path) -> Path:
 def test_folder_is_described_and_read_by_its_path(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes in alphabetical order; classes without splits are the training split, as in torchvision's ImageFolder."""
     monkeypatch.chdir(root.parent)
-    for path, examples in ((str(root), {"train": 4, "validation": 3}), ("./pets", {"train": 4, "validation": 3})):
+    for path in (str(root), "./pets"):
         info = datasets.describe(path)
-        assert (info.examples, info.num_classes, info.image_shape) == (examples, 3, (None, None, 3))
+        assert (info.examples, info.num_classes, info.image_shape) == ({"train": 4, "validation": 3}, 3, (None, None, 3))
         assert datasets.is_folder(info.name)
         assert datasets.class_names(info) == ["ant", "cat", "dog"]
         source = datasets.encoded(info, "train")
@@ -259,24 +257,21 @@ def test_invalid_folders_are_rejected(root: Path, tmp_path: Path) -> None:
     file = root / "val" / "cat" / "v.jpg"
     file.write_bytes(file.read_bytes()[:100])
     info = datasets.describe(str(root))
-    with pytest.raises(UserError, match=r"val/cat/v\.jpg: example \d of split 'validation' is damaged"):
-        for index in range(3):
-            datasets.example(datasets.encoded(info, "validation"), info, "validation", index)
+    index = [label for _, label in datasets.encoded(info, "validation")].index(1)
+    with pytest.raises(UserError, match=rf"val/cat/v\.jpg: example {index} of split 'validation' is damaged"):
+        datasets.example(datasets.encoded(info, "validation"), info, "validation", index)
     (tmp_path / "zero" / "val" / "dog" / "v.jpg").unlink()
     assert datasets.describe(str(tmp_path / "zero")).examples == {"train": 4, "validation": 2}, "a test split may lack a class"
 
 
 def test_version_of_a_folder_depends_on_relative_names_and_sizes(root: Path, tmp_path: Path) -> None:
-    version = datasets.describe(str(root)).version
-    assert re.fullmatch("[0-9a-f]{16}", version)
-    versions = {version}
-    for number, change in enumerate(
-        (lambda file: None, lambda file: file.write_bytes(b"x"), lambda file: file.rename(file.with_name("z.jpg")))
-    ):
-        copied = Path(shutil.copytree(root, tmp_path / f"copy{number}"))
-        change(copied / "train" / "dog" / "1.tif")
-        versions.add(datasets.describe(str(copied)).version)
-    assert len(versions) == 3
+    same, resized, renamed = (Path(shutil.copytree(root, tmp_path / name)) for name in ("same", "resized", "renamed"))
+    (resized / "train" / "dog" / "1.tif").write_bytes(b"x")
+    (renamed / "train" / "dog" / "1.tif").rename(renamed / "train" / "dog" / "z.jpg")
+    versions = [datasets.describe(str(folder)).version for folder in (root, same, resized, renamed)]
+    assert re.fullmatch("[0-9a-f]{16}", versions[0])
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
 
 
 def test_check_names_incomplete_and_corrupt_files(tmp_path: Path, photographs: DatasetInfo) -> None:
@@ -302,8 +297,8 @@ def test_check_names_incomplete_and_corrupt_files(tmp_path: Path, photographs: D
         second.write_bytes(content)
         with pytest.raises(UserError, match=rf"{second}, of split 'validation', is damaged .*resnet-jax prepare imagenet2012"):
             datasets.check(info, "validation")
-    shutil.copyfile(first, second)
-    with pytest.raises(UserError, match=rf"{second}.*it holds {220 - count} records, not {count}"):
+    shutil.copyfile(next(photographs.directory.glob("*-train*")), second)
+    with pytest.raises(UserError, match=rf"{second}.*it holds \d+ records, not {count}"):
         datasets.check(info, "validation")
     second.unlink()
     with pytest.raises(UserError, match=rf"{second} is missing \(1 of the 2 files of split 'validation'\)"):

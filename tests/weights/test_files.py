@@ -98,10 +98,10 @@ def save_npz(path: Path, function: Callable[..., None], **arrays: np.ndarray) ->
         function(file, **arrays)
 
 
-def by_hand(path: Path, header: Any, body: bytes = b"1234", length: int | None = None) -> Path:
-    """A safetensors file: 8 bytes of length, JSON, numbers."""
+def by_hand(path: Path, header: Any, length: int | None = None) -> Path:
+    """A safetensors file: 8 bytes of length, JSON, four bytes of numbers."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + b"1234")
     return path
 
 
@@ -128,12 +128,11 @@ def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
     # The last is no usual key, but the only one with tensors.
     for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "net", "module", "model_state_dict"))):
         assert list(read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]) == ["w"]
-    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}, "optimizer": {"state": {0: {"m": Tensor()}}}}
+    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}}
     assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
     cases = {
         "several": ({"teacher": weights, "student": weights}, "net, module, but under teacher, student"),
         "list": ([Tensor()], "has no named tensors"),
-        "tensor": (Tensor(), "has no named tensors"),
         "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
         "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] that is no named tensor"),
     }
@@ -184,12 +183,10 @@ SHAPE, OUTSIDE = "invalid storage, shape or stride", "reaches beyond its storage
 HOSTILE = {
     "NEWOBJ": (b")\x81.", BEYOND),
     "extension": (b"\x82\x01.", BEYOND),
-    "text persistent id": (b"Pkey\n.", BEYOND),
     "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt: ValueError"),
     "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
     "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
     "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
-    "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", KIND),
     "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", KIND),
     "storage of text size": (instructions(Tensor(numel="4")) + b".", KIND),
     "storage view": (instructions(("storage", name("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q.", KIND),
@@ -205,7 +202,6 @@ HOSTILE = {
     "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", OUTSIDE),
     "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", OUTSIDE),
     "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "is corrupt: TypeError"),
-    "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", BEYOND),
     "tuple as a key": (b"})Ns.", KEY),
     "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", KEY),
     "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", KEY),
@@ -252,7 +248,6 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
         lambda path: write_zip(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}),
         lambda path: write_legacy(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}, numel={"0": 2**29}),
         lambda path: write_zip(path, None, {"0": FOUR}, code=PROTOCOL + b"Nr\xff\xff\xff\xff."),
-        lambda path: by_hand(path, {"a": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}),
         lambda path: by_hand(path, b"{}", length=2**31),
         lambda path: save_npz(path, np.savez_compressed, a=np.zeros(2_000_000)),
     ]
@@ -282,7 +277,6 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
         "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
         "bomb of another compression": (dict(compression=zipfile.ZIP_BZIP2), "is neither stored nor deflated"),
         "parent": (dict(extra={"../../evil": b""}), outside),
-        "inner parent": (dict(extra={"a/../../evil": b""}), outside),
         "root": (dict(extra={"/etc/evil": b""}), outside),
         "backslashes": (dict(extra={"a\\..\\evil": b""}), outside),
         "drive": (dict(extra={"C:/evil": b""}), outside),
@@ -310,26 +304,21 @@ def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
     deep = Code(b"])" + DEEP + b"a")
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(little_endian=False), "or big-endian"),
-        "no byte order": (dict(little_endian=None), "or big-endian"),
         "version": (dict(version=1002), "is of another version"),
         "key without a tensor": (dict(keys=["1"]), "no tensor uses a storage"),
-        "number as a key": (dict(keys=[0]), "no tensor uses a storage"),
         "deep tuple as a key": (dict(keys=deep), "no tensor uses a storage"),
         "key twice": (dict(keys=["0", "0"]), "another size than its pickle claims"),
         "no keys": (dict(keys=[]), "is corrupt: KeyError"),
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
-        "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
         "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
     }
     refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
 
 
 def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
-    def header(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
-        return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
-
-    headers = [header([2**58], [0, 2**60]), header([2**62, 2**62], [0, 4]), header([2], [0, 4]), header([1], [4, 0]), header([-1], [0, 4])]
-    headers += [header([1], [0, 4], "F99"), {"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
+    sizes = (([2**58], [0, 2**60]), ([2**62, 2**62], [0, 4]), ([2], [0, 4]), ([1], [4, 0]), ([-1], [0, 4]))
+    headers = [{"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}} for shape, offsets in sizes]
+    headers += [{"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
     refuses({str(h)[:60]: (h, "is corrupt: SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
 
     def npz(member: bytes) -> Path:
@@ -337,14 +326,11 @@ def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
             archive.writestr("a.npy", member)
         return tmp_path / "f"
 
-    def npy(shape: str, descr: str = "'<f4'") -> bytes:
-        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(16)
-
-    marker, objects = tmp_path / "executed", io.BytesIO()
+    marker, honest, objects = tmp_path / "executed", io.BytesIO(), io.BytesIO()
+    np.save(honest, FOUR)
     np.save(objects, np.array([Runs(Path.touch, marker)], dtype=object))
-    members = [npy(shape) for shape in ("(1152921504606846976,)", "(4, 2)", "(-4,)", f"({10**30},)", "(0, 9**99)")]
-    members += [npy("(4,)", descr) for descr in ("'<f999'", "(", "[" * 9000, "__import__('os')", "'|O'")]
+    changes = ((b"(4,), }   ", b"(9**99,), }"), (b"(4,)", b"(8,)"), (b"(4,)", b"(-4)"), (b"'<f4'", b"'|O8'"), (b"'<f4'", b"exit("))
+    members = [honest.getvalue().replace(old, new) for old, new in changes]
     members += [b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(100_000), objects.getvalue()]
     refuses({str(m)[:120]: (m, "is corrupt: ") for m in members}, npz)
     assert not marker.exists()

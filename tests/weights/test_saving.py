@@ -47,8 +47,6 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
         assert saving.save(weights, tmp_path / to) == tmp_path / file
         equal(weights_lib.load_pretrained(tmp_path / to), weights)
         assert [path.name for path in (tmp_path / file).parent.iterdir()] == [Path(file).name]
-    (tmp_path / "other").touch()
-    assert (tmp_path / file).stat().st_mode == (tmp_path / "other").stat().st_mode, "readable as any other file"
     dense = trained("cifar_densenet40_12", stages=(1, 2, 1))
     equal(weights_lib.load_pretrained(saving.save(dense, tmp_path / "dense")), dense)
     # Another network may have the same shapes.
@@ -56,7 +54,7 @@ def test_saved_weights_are_read_back(tmp_path: Path) -> None:
     file = saving.save(plain, tmp_path / "plain")
     with pytest.raises(UserError, match=r"another network: shortcut: ZeroPad here"):
         weights_lib.load_pretrained(file, network=variant("cifar_resnet20", stages=(1, 1, 1)))
-    assert weights_lib.load_pretrained(file, network=plain.architecture).architecture == plain.architecture
+    equal(weights_lib.load_pretrained(file, network=plain.architecture), plain)
 
 
 def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,23 +173,17 @@ def test_frozen_statistics_are_exported_as_batch_norm(tmp_path: Path) -> None:
 
 def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None:
     small: dict[str, Any] = {"stages": (1, 1), "features": (4, 8)}
-    half = models.StochasticDepth(survival=0.5)
     cases: list[tuple[str, dict[str, Any], str, str]] = [
         ("resnet50", small, "torchvision", "branch: Bottleneck here, BottleneckV15 there"),
-        ("cifar_resnet8", {"stages": (1, 1, 1)}, "torchvision", "shortcut: ZeroPad here, Projection there"),
         ("cifar_resnet8", {"stages": (1, 1, 1)}, "cifar-torch", "shortcut: ZeroPad here, ZeroPad(resize='pad-both') there"),
-        ("resnet18", small | {"shortcut": "none"}, "torchvision", "shortcut: NoShortcut here"),
         ("preresnet18", small, "torchvision", "head/before"),
-        ("resnet18", small | {"order": "ReluBeforeAddition"}, "torchvision", "order: ReluBeforeAddition here, Original there"),
         ("resnet18", small | {"shortcut": "ExclusiveGating"}, "torchvision", "shortcut/gate"),
         ("resnet18", small | {"shortcut": "ReZero"}, "torchvision", "shortcut/alpha"),
         ("resnet18", small | {"norm": "GroupNorm(num_groups=4)"}, "torchvision", "norm: GroupNorm(num_groups=4) here, BatchNorm there"),
-        ("resnet18", small | {"norm": "BatchNorm(epsilon=0.001)"}, "torchvision", "norm: BatchNorm(epsilon=0.001) here"),
         ("resnet18_d", small, "torchvision", "torchvision has no conv1.0"),
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "torchvision", "torchvision has no layer1.0.se.fc1"),
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "timm", "multiples of 8 channels"),
-        ("resnet18", small | {"output_stride": 4}, "torchvision", "output_stride: 4 here, 0 there"),
-        ("resnet18", small | {"stochastic_depth": half}, "torchvision", "does not scale branches at test time"),
+        ("resnet18", small | {"stochastic_depth": models.StochasticDepth(survival=0.5)}, "timm", "does not scale branches at test time"),
         ("resnet18", small, "keras", "give the convention of its names, not 'keras'"),
     ]
     for name, fields, names, reason in cases:
