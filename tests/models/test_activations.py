@@ -26,16 +26,13 @@ def model() -> ResNet:
     return SMALL.build(rngs=nnx.Rngs(0), execution=Execution(blocks="scan"))
 
 
-def num_blocks(model: ResNet) -> list[Any]:
-    return [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
-
-
 def test_recorded_activations_match_parts_called_one_by_one(model: ResNet) -> None:
     with activations.recorded(model) as recorded:
         logits = model(IMAGES)
     x = model.stem(IMAGES)
     np.testing.assert_allclose(recorded["stem"], x, rtol=1e-5, atol=1e-6)
-    for number, block in enumerate(num_blocks(model)):
+    blocks = [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+    for number, block in enumerate(blocks):
         np.testing.assert_allclose(recorded[f"block{number}/input"], x, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(recorded[f"block{number}/branch"], block.branch(x), rtol=1e-4, atol=1e-5)
         first = block.branch.convs[0](x)

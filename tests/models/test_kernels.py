@@ -115,14 +115,16 @@ def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Any
     """Ioffe and Szegedy 2015, Section 3: float32 keeps a variance to 900 * 2**-24 of itself there."""
     arrays = [random(32, 8, 8, 5) + np.float32(30), random(5, seed=2), random(5, seed=3)]
     x, scale, bias = map(np.float64, arrays)
-    cotangent = random(*x.shape, seed=4)
-    inverse = 1 / np.sqrt(x.var((0, 1, 2)) + EPSILON)
+    # Of the result, means and variances; a pixel's share of the latter two is 1 / 2048.
+    cotangents = random(*x.shape, seed=4), 1000 * random(5, seed=5), 1000 * random(5, seed=6)
+    inverse, pixels = 1 / np.sqrt(x.var((0, 1, 2)) + EPSILON), x[..., 0].size
     normal = (x - x.mean((0, 1, 2))) * inverse
-    dy = np.where(normal * scale + bias > 0, cotangent, 0)
+    dy = np.where(normal * scale + bias > 0, cotangents[0], 0)
     dbias, dscale = dy.sum((0, 1, 2)), (dy * normal).sum((0, 1, 2))
-    dx = scale * inverse * (dy - (dbias + normal * dscale) / normal[..., 0].size)
-    pull = jax.vjp(lambda *inputs: normalized(form, *inputs, True)[0], *map(jnp.asarray, arrays))[1]
-    for actual, expected in zip(pull(jnp.asarray(cotangent)), (dx, dscale, dbias), strict=True):
+    dx = scale * inverse * (dy - (dbias + normal * dscale) / pixels)
+    dx += (cotangents[1] + 2 * cotangents[2] * (x - x.mean((0, 1, 2)))) / pixels
+    pull = jax.vjp(lambda *inputs: normalized(form, *inputs, True), *map(jnp.asarray, arrays))[1]
+    for actual, expected in zip(pull(tuple(map(jnp.asarray, cotangents))), (dx, dscale, dbias), strict=True):
         assert np.linalg.norm(actual - expected) < 5e-4 * np.linalg.norm(expected)
 
 
