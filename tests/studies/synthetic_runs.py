@@ -54,7 +54,6 @@ def experiment(name: str, depth: int, *, plain: bool = False, steps: int = 64_00
 def result(variant: Experiment, seed: int, value: float, **fields: Any) -> dict[str, Any]:
     """Returns the contents of ``result.json``."""
     identity = config.identity(variant, seed)
-    group = config.fingerprint({k: v for k, v in identity.items() if k != "seed"})
     diverged = fields.get("diverged_at_step") is not None
     defaults: dict[str, Any] = {
         "experiment": variant.name,
@@ -78,9 +77,9 @@ def result(variant: Experiment, seed: int, value: float, **fields: Any) -> dict[
         "seconds": None if diverged else 600.0 + 10 * seed,
         "state_digest": None if diverged else f"{seed:x}" * 64,
         "fingerprint": config.fingerprint(identity),
-        "group": group,
+        "group": config.fingerprint({k: v for k, v in identity.items() if k != "seed"}),
         "commit": "0123456789abcdef0123456789abcdef01234567",
-        "versions": {"python": "3.11.9", "jax": "0.10.1", "flax": "0.12.12"},
+        "versions": {"jax": "0.10.1", "flax": "0.12.12"},
         "device": {"backend": "gpu", "kind": "NVIDIA H100 80GB HBM3", "count": 1, "cores": 16, "processes": 1},
     }
     return defaults | fields
@@ -100,25 +99,21 @@ def write_run(
     return folder
 
 
-def records(
-    steps: int, train: float, test: float, *, every: int = 100, scored: int = 1000, until: int | None = None, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Returns metrics that fall from 90 % to errors of ``train`` and ``test``, in steps where the learning rate drops."""
+def records(steps: int, train: float, test: float, *, every: int = 100, scored: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+    """Returns noisy metrics that fall from 90 % to errors of ``train`` and ``test``."""
     noise, rows = random.Random(seed), []
-    for step in range(every, (until or steps) + 1, every):
-        progress = step / steps
-        above = 1.0 if progress < 0.5 else 0.25 if progress < 0.75 else 0.0
-        fall = 80 * math.exp(-progress * 25)
-        for split, error, wide in (("train", train + above * 6, 0.3 + 0.9 * above), ("test", test + above * 7, 0.15 + 2.5 * above)):
+    for step in range(every, steps + 1, every):
+        fall = 80 * math.exp(-step / steps * 25)
+        for split, least in (("train", train), ("test", test)):
             if split == "train" or step % scored == 0 or step == steps:
-                error = max(0.0, error + fall + noise.gauss(0, wide))
+                error = max(0.0, least + fall + noise.gauss(0, 1))
                 rows.append({"step": step, "split": split, "loss": error / 30, "error_percent": error, "learning_rate": 0.1})
     return rows
 
 
 def entry(**fields: Any) -> Entry:
     """Returns a published number."""
-    base: dict[str, Any] = {"paper": "synthetic", "table": "Table 6", "row": "ResNet-20", "metric": "top1_error", "value": 8.75}
-    base |= {"statistic": "single", "mark": "V:S1", "protocol": {"dataset": "cifar10"}, "network": {"name": "cifar_resnet20"}}
-    base |= {"study": "experiments/he2015_cifar10.py:table6"} | fields
-    return Entry(**base)
+    place: dict[str, Any] = {"paper": "synthetic", "table": "Table 6", "row": "ResNet-20", "metric": "top1_error"}
+    number = {"value": 8.75, "statistic": "single", "mark": "V:S1", "protocol": {"dataset": "cifar10"}}
+    source = {"network": {"name": "cifar_resnet20"}, "study": "experiments/he2015_cifar10.py:table6"}
+    return Entry(**place | number | source | fields)

@@ -1,4 +1,4 @@
-"""The ledger against papers.md: number of entries, spot checks, protocols, networks, studies; invalid files."""
+"""The ledger against papers.md: number of entries, spot checks, protocols, networks; invalid files."""
 
 import dataclasses
 import functools
@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, components
+from resnet_jax.models import NETWORKS
 from resnet_jax.models.shortcuts import Scaled
-from resnet_jax.studies import comparison, ledger
+from resnet_jax.studies import ledger
 from resnet_jax.studies.ledger import Entry
-from resnet_jax.training import config
 from synthetic_runs import TABLE6, experiment, result
-
-from conftest import ROOT
 
 # Verified (V, C) and unverified (M) numbers, counted in papers.md.
 COUNTS = {
@@ -41,24 +38,18 @@ COUNTS = {
 # Read in papers.md: paper, table, row, metric, statistic, mark, text of the number.
 SPOTS = """
 he2015 | Table 1 | ResNet-50 | flops | single | V:S1 | 3,800,000,000
-he2015 | Table 2 | ResNet-34 | top1_error | single | V:S1 | 25.03
 he2015 | Table 5 | ResNet | top5_error | ensemble | V:S1 | 3.57
 he2015 | Table 6 | ResNet-110 | top1_error | best | V:S1 | 6.43
 he2015 | Table 6 | ResNet-110, mean of 5 | top1_error | mean | V:S1 | 6.61 ± 0.16
 he2015 | Table 6, exact counts | ResNet-1202 | parameters | exact | C | 19,421,274
-he2015 | Figure 6 | plain-110 | top1_error | single | V:S1 | > 60
 he2015 | Figure 6 | ResNet-1202 | training_error | single | V:S1 | < 0.1
 he2015 | Table 14 | ResNet | localisation_error | single | M | 9
 he2016 | Table 1 | dropout shortcut | top1_error | median | V:S3 | fail (> 20)
-he2016 | Table 1 | shortcut-only gating, bias -6 | top1_error | median | V:S3 | 6.91
 he2016 | Table 2 | 164, full pre-activation | top1_error | median | V:S3 | 5.46
-he2016 | Table 4, CIFAR-100 | ResNet-1001, mean of 5 | top1_error | mean | V:S3 | 22.68 ± 0.22
 zagoruyko2016 | Wide networks, CIFAR-100, ZCA | WRN-28-10 | top1_error | median | V:S4 | 20.5
-xie2017 | Without residual connections | ResNeXt-50, without | top1_error | single | V:S5 | 26.1
 xie2017 | Table 3, FLOPs | 50-layer | flops | single | V:S5 | ~ 4,100,000,000
 huang2016 | CIFAR-10+ | stochastic depth | top1_error | val-selected | V:S6 | 5.25
 huang2017 | Exact counts | L = 100, k = 12 | parameters | exact | C | 6,979,642
-hu2018 | ImageNet, retrained | SE-ResNet-50 | top1_error | single | V:S13 | 22.37
 veit2016 | Path lengths | paths through 5 to 17 modules | paths_percent | single | V:S8 | 0.45
 wightman2021 | A1 | ResNet-50 | top1_accuracy | single | V:S11 | 80.382
 reruns | akamaster/pytorch_resnet_cifar10 | ResNet-20 | top1_error | test-selected | V:S16 | 8.27
@@ -75,63 +66,45 @@ def test_numbers_equal_papers_md() -> None:
         paper = ledger.load(key)
         verified = Counter(entry.verified for entry in paper.entries)
         assert (verified[True], verified[False]) == expected, key
-        assert paper.key == key
         assert all((paper.title, paper.authors, paper.source))
     ours = {(e.paper, e.table, e.row, e.metric): e for e in entries()}
     assert len(ours) == len(entries()), "one place has one number"
     for line in SPOTS.strip().splitlines():
         *place, statistic, mark, number = line.split(" | ")
         entry = ours[tuple(place)]  # pyright: ignore[reportArgumentType]
-        assert (entry.statistic, entry.mark, str(entry)) == (statistic, mark, number), line
-        assert entry.verified == (mark != "M")
+        assert (entry.statistic, entry.mark, str(entry), entry.verified) == (statistic, mark, number, mark != "M"), line
     assert ours["he2015", "Table 6", "ResNet-110", "top1_error"].runs == 5
-    assert ours["xie2017", "Table 7, CIFAR-10", "16x64d", "top1_error"].runs == 10
-    fails = [(entry.paper, entry.table, entry.row) for entry in entries() if entry.failed]
-    rows = ("constant scaling 0, 1", "constant scaling 0.5, 1", "exclusive gating, bias 0 to -5", "dropout shortcut")
-    assert fails == [("he2016", "Table 1", row) for row in rows]
-
-
-def test_entries_are_well_formed() -> None:
+    failed = ["constant scaling 0, 1", "constant scaling 0.5, 1", "exclusive gating, bias 0 to -5", "dropout shortcut"]
+    assert [entry.row for entry in entries() if entry.failed] == failed
     statistics = {"single", "best", "mean", "median", "val-selected", "test-selected", "ensemble", "exact"}
     marks = {"V", "C", "M", "M-", *(f"V:S{n}" for n in range(1, 18))}
     # Other names would match no result.
     fields = result(experiment("resnet20", 20), 0, 8.0)["protocol"].keys()
     for entry in entries():
-        assert entry.table.strip()
-        assert entry.row.strip()
-        assert entry.mark in marks, entry
-        assert entry.statistic in statistics, entry
-        assert entry.relation in ("=", ">", "<", "~"), entry
+        assert all((entry.table.strip(), entry.row.strip(), 0 < entry.value < float("inf"))), entry
+        assert (entry.mark in marks, entry.statistic in statistics, entry.relation in "=><~") == (True, True, True), entry
         assert (entry.mark == "C") <= (entry.statistic == "exact"), "counts are not statistics of runs"
-        assert 0 < entry.value < float("inf")
         assert entry.protocol.keys() <= fields, entry
 
 
 def test_protocols_are_those_of_the_papers() -> None:
-    """papers.md A1, A2, A5: 64k iterations of 128 on two GPUs; 45k or 50k images is not stated."""
+    """papers.md A1, A5: 64k iterations of 128 on two GPUs; 45k or 50k images is not stated."""
     (resnet20,) = (e for e in ledger.load("he2015").entries if (e.table, e.row) == ("Table 6", "ResNet-20"))
     assert resnet20.protocol == TABLE6
-    table5 = {e.row: e.protocol for e in ledger.load("he2016").entries if e.table == "Table 5"}
-    usual, aspect = table5["ResNet-200, pre-activation, 320"], table5["ResNet-200, pre-activation, aspect ratio, 320"]
-    assert {name for name in usual if usual[name] != aspect[name]} == {"augmentation"}, "a row changes one field of its table's"
     huang = {(e.table, e.row): e.protocol for e in ledger.load("huang2016").entries}
-    constant = huang["CIFAR-10+", "constant depth"]
-    assert (constant["training_images"], constant["validation_images"], constant["selection"]) == (45_000, 5000, "validation error")
-    assert constant["steps"] == 500 * 352
+    stated = {"training_images": 45_000, "validation_images": 5000, "selection": "validation error", "steps": 500 * 352}
+    assert stated.items() <= huang["CIFAR-10+", "constant depth"].items()
     assert huang["CIFAR-10+, 1202 layers", "stochastic depth"]["steps"] == 300 * 352
 
 
 def test_networks_are_built_with_the_classes_of_their_data_set() -> None:
     he2016 = {(e.table, e.row): e.architecture() for e in ledger.load("he2016").entries}
-    base = NETWORKS["cifar_resnet110"]
-    assert he2016["Table 1", "original"] == base
-    scaled = dataclasses.replace(base, shortcut=models.component(Scaled, shortcut=0.5, branch=0.5))
+    scaled = dataclasses.replace(NETWORKS["cifar_resnet110"], shortcut=models.component(Scaled, shortcut=0.5, branch=0.5))
     assert he2016["Table 1", "constant scaling 0.5, 0.5"] == scaled
-    for entry in (entry for entry in entries() if entry.network):
-        architecture = entry.architecture()
-        assert architecture is not None
-        classes = {"cifar10": 10, "cifar100": 100}.get(entry.protocol.get("dataset", ""), architecture.num_classes)
-        assert architecture.num_classes == classes, entry
+    for entry in entries():
+        classes = {"cifar10": 10, "cifar100": 100}.get(entry.protocol.get("dataset", ""))
+        if classes and (architecture := entry.architecture()):
+            assert architecture.num_classes == classes, entry
     # Table 3 of He et al. 2016: 5.46 and 24.33 are of the pre-activated ResNet-164, also where others quote them.
     preactivated = {e.architecture() for e in ledger.load("he2016").entries if e.value in (5.46, 24.33)}
     quoted = {e.architecture() for e in ledger.load("hu2018").entries if e.value in (5.46, 24.33) and e.row == "ResNet-164"}
@@ -153,29 +126,12 @@ def test_networks_have_exactly_the_computed_counts() -> None:
         assert rounded == entry.value, entry
 
 
-def test_studies_have_a_variant_for_every_error_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same network, data set and batch size."""
-    monkeypatch.chdir(ROOT)
-    structure = functools.cache(lambda model: comparison.structure(config.resolve(model)))
-    errors = [entry for entry in entries() if entry.study and entry.network and entry.metric == "top1_error"]
-    for study in {entry.study for entry in entries() if entry.study}:
-        variants = [(structure(v.model), v.data.name, v.batch_size) for v in components.load(study)()]
-        for entry in (entry for entry in errors if entry.study == study):
-            network, dataset = structure(entry.architecture()), entry.protocol["dataset"]
-            batch_sizes = [entry.protocol["batch_size"]] if "batch_size" in entry.protocol else [size for *_, size in variants]
-            assert {(network, dataset, size) for size in batch_sizes} & set(variants), entry
-    assert len({entry.study.partition(":")[0] for entry in errors if entry.study}) >= 6
-
-
 HEAD = """
 [paper]
 key = "made"
 title = "Synthetic"
 authors = "Nobody"
 source = "nowhere"
-
-[protocol.small]
-dataset = "cifar10"
 
 [[table]]
 name = "Table 9"
@@ -185,26 +141,21 @@ mark = "V:S1"
 
 
 def test_load_rejects_misspelled_fields_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names paper, table and row."""
     monkeypatch.setattr(ledger, "_FOLDER", tmp_path)
     monkeypatch.setattr(ledger, "load", ledger.load.__wrapped__)
 
-    def load(rows: str, head: str = HEAD) -> tuple[Entry, ...]:
-        (tmp_path / "made.toml").write_text(f"{head}rows = [{{ {rows} }}]\n")
+    def load(rows: str) -> tuple[Entry, ...]:
+        (tmp_path / "made.toml").write_text(f"{HEAD}rows = [{{ {rows} }}]\n")
         return ledger.load("made").entries
 
     (first, second) = load('row = "a", mark = "M", top1_error = { value = "> 60", mark = "C", statistic = "best" }, top5_error = 1')
     assert (first.mark, first.statistic, str(first)) == ("C", "best", "> 60"), "a number wins over its row, a row over its table"
     assert (second.mark, second.statistic, second.verified) == ("M", "single", False)
-    cases = {
-        'row = "a", top1_eror = 5': "made.toml, Table 9, a: unknown top1_eror; did you mean .*top1_error",
-        'row = "a", top1_error = { value = 6.61, sprad = 0.16 }': "Table 9, a, top1_error: unknown sprad; did you mean spread",
-        'row = "a", top1_error = 5, n = 5': "Table 9, a: unknown n",
-    }
-    for rows, message in cases.items():
+    for rows, message in (
+        ('row = "a", top1_eror = 5', "made.toml, Table 9, a: unknown top1_eror; did you mean .*top1_error"),
+        ('row = "a", top1_error = { value = 6.61, sprad = 0.16 }', "Table 9, a, top1_error: unknown sprad; did you mean spread"),
+    ):
         with pytest.raises(UserError, match=message):
             load(rows)
-    with pytest.raises(UserError, match="unknown protcol"):
-        load('row = "a", top1_error = 5', HEAD + 'protcol = "small"\n')
     with pytest.raises(UserError, match="the ledger has no paper 'mode'; did you mean made"):
         ledger.load("mode")

@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,9 @@ from resnet_jax.studies.study import StudyTable
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 from resnet_jax.training.run_dir import Workdir
 
+import launched
 from conftest import ROOT, Told
+from test_cli import fails
 
 TINY = f"{ROOT}/tests/tiny_experiment.py"
 TABLE1 = f"{ROOT}/experiments/he2016_shortcuts.py:table1"
@@ -59,16 +59,8 @@ def run(variants: Sequence[Experiment], seeds: Sequence[int], workdir: Path, dig
     return watching.events
 
 
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(list(arguments))
-    assert caught.value.code == 2
-    return " ".join(capsys.readouterr().err.split())
-
-
 def digests(workdir: Path) -> dict[str, str]:
-    results = {path.parent.relative_to(workdir).as_posix(): json.loads(path.read_text()) for path in workdir.glob("*/*/result.json")}
-    return {name: result["state_digest"] for name, result in results.items()}
+    return {str(path.relative_to(workdir)): json.loads(path.read_text())["state_digest"] for path in workdir.glob("*/*/result.json")}
 
 
 def test_study_runs_seed_by_seed_and_keeps_diverged_runs(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
@@ -85,14 +77,12 @@ def test_study_runs_seed_by_seed_and_keeps_diverged_runs(variants: list[Experime
 
 
 def test_invalid_variants_stop_the_study_before_the_first_run(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
-    digits = Data(name="digits")
-    cases = {
-        "wrong: the images": (cifar_architecture(8), digits),
-        "wrong: data set 'nowhere' is not prepared": (cifar_architecture(8), Data(name="nowhere")),
-        "wrong: Option A cannot shrink": (cifar_architecture(8, features=(8, 4, 2), input_shape=(8, 8, 1)), digits),
-    }
-    for message, (model, data) in cases.items():
-        wrong = Experiment(name="wrong", model=model, data=data, steps=4, evaluation=Evaluation(batch_size=72))
+    for message, model, data in (
+        ("wrong: the images", cifar_architecture(8), "digits"),
+        ("wrong: data set 'nowhere' is not prepared", cifar_architecture(8), "nowhere"),
+        ("wrong: Option A cannot shrink", cifar_architecture(8, features=(8, 4, 2), input_shape=(8, 8, 1)), "digits"),
+    ):
+        wrong = Experiment(name="wrong", model=model, data=Data(name=data), steps=4, evaluation=Evaluation(batch_size=72))
         with pytest.raises(UserError, match=message):
             run([*variants, wrong], [0], tmp_path / "w", digits_dir, on_start=lambda: pytest.fail("begun"))
     Workdir(tmp_path / "w" / "second" / "seed-1").claim(dataclasses.replace(variants[1], steps=3), 1)
@@ -108,13 +98,9 @@ from resnet_jax.training.config import Data, Experiment
 
 one = Experiment(name="one", model=cifar_architecture(20), data=Data(name="cifar10"))
 good = lambda depth=20: [replace(one, model=cifar_architecture(depth)), replace(one, name="two")]
-broken = lambda depth: int(None)
 empty = lambda: []
-single = lambda: one
 mixed = lambda: [one, "two"]
-by_name = lambda: {"one": one}
 doubled = lambda: [one, replace(one, steps=1)]
-value = 3
 slashed, hidden, long, wide, file = (
     lambda name=name: [replace(one, name=name)] for name in ("a/b", "..", "n" * 101, "\u5c64" * 40, "report.html")
 )
@@ -124,12 +110,11 @@ slashed, hidden, long, wide, file = (
 def test_studies_are_checked_when_called(tmp_path: Path) -> None:
     (tmp_path / "studies.py").write_text(STUDIES)
     study = f"{tmp_path}/studies.py"
-    for arguments, blocks in (({}, [9, 9]), ({"depth": 56}, [27, 9])):
-        assert [sum(variant.model.stages) for variant in study_lib.load_variants(f"{study}:good", **arguments)] == blocks
+    assert [sum(variant.model.stages) for variant in study_lib.load_variants(f"{study}:good", depth=56)] == [27, 9]
     cases = {
-        **dict.fromkeys(("empty", "single", "mixed", "by_name"), "returned no sequence of experiments"),
+        **dict.fromkeys(("empty", "mixed"), "returned no sequence of experiments"),
         **dict.fromkeys(("doubled", "slashed", "hidden", "long", "wide", "file"), "must be the name of one directory"),
-        "value": "cannot be called with no arguments",
+        "one": "cannot be called with no arguments",
         "goood": "has no 'goood'; did you mean good",
     }
     for name, reason in cases.items():
@@ -137,8 +122,6 @@ def test_studies_are_checked_when_called(tmp_path: Path) -> None:
             study_lib.load_variants(f"{study}:{name}")
     with pytest.raises(UserError, match="studies.py:empty cannot be called with {'depth': 20}"):
         study_lib.load_variants(f"{study}:empty", depth=20)
-    with pytest.raises(TypeError):  # A mistake inside of a study keeps its traceback.
-        study_lib.load_variants(f"{study}:broken", depth=20)
 
 
 @pytest.mark.slow
@@ -155,12 +138,9 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
     stated = "At reduced scale: digits in place of cifar10, 4 steps in place of 64,000, 3 blocks in place of 54."
     assert stated in " ".join(captured.out.split())
     assert stated in (tmp_path / "t1" / "report.html").read_text()
-    assert all((tmp_path / "t1" / f"report.{kind}").is_file() for kind in ("csv", "json"))
     notes = results_lib.notes([tmp_path / "t1"])
     assert notes["command"].endswith("table1 --seeds 2 --data digits --steps 4 --depth 8 --only original --workdir t1")
     assert len(notes["variants"]) == 11
-    experiment, _ = Workdir(tmp_path / "t1" / "original" / "seed-0").experiment()
-    assert (experiment.model.stages, experiment.model.input_shape, experiment.steps) == ((1, 1, 1), (8, 8, 1), 4)
     cli.main(["report", str(tmp_path / "t1"), "--save", str(tmp_path / "saved.json"), "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert [result["value"] for result in results_lib.read(tmp_path / "saved.json")] == row["test_error"]["values"]
@@ -170,39 +150,28 @@ def test_commands_reject_invalid_arguments(
     capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = ["--workdir", str(tmp_path / "w"), "--data-dir", digits_dir]
-    cases = [
+    for words, message in (
         ([f"{TINY}:pair", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         ([f"{TINY}:pair", "--only", "halve"], "no such variant; did you mean half"),
         ([f"{TINY}:pair", "--only", "tiny", "--only", "half"], "--only is given more than once"),
-        ([f"{TINY}:pair", "--depth", "20"], "cannot be called with {'depth': 20}"),
-        ([f"{TINY}:several"], "returned no sequence"),
         ([TABLE1, "--depth", "21", "--data", "digits"], "depth 21 is not 6n+2"),
-        ([TABLE1, "--data", "mnist"], "data set 'mnist' is not prepared"),
-        ([f"{TINY}:pair", "--steps", "0"], "steps must be at least 1, got 0"),
         ([f"{TINY}:pair", "--workers", "0"], "--workers is 0"),
         ([f"{TINY}:pair", "--workers", "2", "--devices", "1"], "--workers and --devices exclude each other"),
-    ]
-    for words, message in cases:
+    ):
         assert message in fails(capsys, "study", *words, *base)
     assert not (tmp_path / "w").exists()
-    unwritable = ["--workdir", "/proc/x", "--data-dir", digits_dir, "--devices", "1"]
-    assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *unwritable)
+    assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *base[2:], "--workdir", "/proc/x", "--devices", "1")
     monkeypatch.chdir(tmp_path)
     Workdir(tmp_path / "begun").claim(components.load(f"{TINY}:tiny")(), 0)
-    (tmp_path / "y.json").write_text("{}")
-    cases = [
+    for words, message in (
         ([], "report needs run directories"),
         (["--paper", "he2051"], "no paper 'he2051'; did you mean"),
-        (["missing"], "no run in missing"),
         (["begun", "--save", "x.json"], "nothing to save"),
-        (["y.json"], "holds no results of runs"),
         (["begun", "--output", "page.json"], "ends in .html"),
         (["begun", "--output", "/proc/x.html"], "cannot be written"),
         (["--fill", "README.md"], "README.md cannot be written or read"),
-    ]
-    for words, message in cases:
+    ):
         assert message in fails(capsys, "report", *words)
-    assert not (tmp_path / "x.json").exists()
     (tmp_path / "begun" / "result.json").write_text("{")
     assert "result.json is corrupt" in fails(capsys, "report", "begun")
 
@@ -213,9 +182,9 @@ def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> Non
     # Slurm shows some of the devices of a machine.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5a,7")
     assert study_lib.visible("gpu", 3, 2) == [{"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "GPU-5a"}]
-    chips = study_lib.visible("tpu", 4, None)
-    assert [each["TPU_VISIBLE_CHIPS"] for each in chips] == ["0", "1", "2", "3"]
-    assert {(each["TPU_CHIPS_PER_PROCESS_BOUNDS"], each["TPU_PROCESS_BOUNDS"]) for each in chips} == {("1,1,1", "1,1,1")}
+    bounds = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+    for number, variables in enumerate(study_lib.visible("tpu", 4, None)):
+        assert variables.items() >= (bounds | {"TPU_VISIBLE_CHIPS": str(number)}).items()
     assert [study_lib.visible("cpu", 8, count) for count in (None, 2)] == [[], [{}, {}]]
     assert study_lib.visible("gpu", 1, None) == study_lib.environments(None) == study_lib.environments(1) == []
     with pytest.raises(UserError, match="--workers is 4 for 2 devices"):
@@ -241,27 +210,25 @@ def test_studies_of_several_processes_have_no_workers(
 @pytest.mark.slow
 def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str, tmp_path: Path) -> None:
     """Two variants x two seeds in two processes, stopped by Ctrl-C, then killed, then resumed: equal state digests."""
-    base = [sys.executable, "-m", "resnet_jax.cli", "study", f"{TINY}:pair", "--seeds", "2", "--data-dir", digits_dir, "--json"]
+    base = ["study", f"{TINY}:pair", "--seeds", "2", "--data-dir", digits_dir, "--json"]
     parallel = [*base, "--workdir", str(tmp_path / "parallel"), "--workers", "2"]
-    options: dict[str, Any] = {"env": os.environ | {"XLA_FLAGS": ""}, "text": True, "cwd": ROOT}
 
-    def interrupted(number: int) -> int:
-        process = subprocess.Popen(parallel, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
-        known, began = set(tmp_path.glob("parallel/*/*/checkpoints/*")), time.monotonic()
-        while not set(tmp_path.glob("parallel/*/*/checkpoints/*")) - known and process.poll() is None:
-            assert time.monotonic() - began < 600
-            time.sleep(0.02)
+    def interrupted(number: int) -> tuple[int, str]:
+        known = set(tmp_path.glob("parallel/*/*/checkpoints/*"))
+        (process,) = launched.begin(parallel)
+        run = launched.Run(tmp_path, [process])
+        run.wait_until(lambda: set(tmp_path.glob("parallel/*/*/checkpoints/*")) - known or process.poll() is not None)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=600)
-        assert number == signal.SIGKILL or "the states are saved" in errors or process.returncode == 0
-        return process.returncode
+        return run.wait()[0]
 
     def finished(*command: str) -> list[Any]:
-        done = subprocess.run(command, capture_output=True, timeout=600, **options)
-        assert done.returncode == 0, done.stderr
-        return [(row["name"], row["test_error"]) for row in json.loads(done.stdout)]
+        (process,) = launched.begin(command, stdout=subprocess.PIPE)
+        out, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        return [(row["name"], row["test_error"]) for row in json.loads(out)]
 
-    assert interrupted(signal.SIGINT) in (0, 128 + signal.SIGINT)
+    code, errors = interrupted(signal.SIGINT)
+    assert code == 0 or (code == 128 + signal.SIGINT and "the states are saved" in errors)
     interrupted(signal.SIGKILL)
     for path in tmp_path.glob("parallel/*/*/*.lock"):  # Workers of the killed parent stop and release their locks.
         with filelock.FileLock(path, timeout=600):
@@ -281,11 +248,10 @@ def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment]
     watching = Watching()
     # One device: an error of this process leaves it to the other runs.
     failed = study_lib.run([blocked, *variants[::-1]], [0], tmp_path, watcher=watching, data_dir=digits_dir, environments=[{}])
-    assert list(failed) == [tmp_path / "blocked" / "seed-0", folder]
-    assert failed[tmp_path / "blocked" / "seed-0"].startswith("IsADirectoryError: ")
-    assert "exit code 1: " in failed[folder]
-    assert "metrics.jsonl is corrupt" in failed[folder]
-    assert failed[folder].endswith(f"see {tmp_path}/second/seed-0.log")
+    first, second = failed[tmp_path / "blocked" / "seed-0"], failed[folder]
+    assert first.startswith("IsADirectoryError: ")
+    for text in ("exit code 1: ", "metrics.jsonl is corrupt", f"see {tmp_path}/second/seed-0.log"):
+        assert text in second
     assert "first 0" in watching.events
     assert not (tmp_path / "first" / "seed-0.log").exists()
     assert watching.told.records, "progress arrives"
