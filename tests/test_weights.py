@@ -46,6 +46,7 @@ def test_run_keeps_its_score_through_export_and_import(
     back = str(tmp_path / "back")
     cli.main(["weights", "import", str(torchs), "--as", "torchvision", "--to", back, "--claimed-error", "50"])
     out = capsys.readouterr().out
+    assert "network:  a network of (1, 1, 1) blocks, (4, 8, 8) wide, 10 classes" in out
     for text in ("layer3.0.downsample.0.weight", "claimed:  50.0 % error on digits", f"To score it: resnet-jax evaluate {back}\n"):
         assert text in out
     scored = prints_json(capsys, "evaluate", back, "--data-dir", digits_dir, "--batch-size", "72", "--json")

@@ -1,17 +1,14 @@
 """Prepared sets and folders: discovery by their files, decoding, and corrupt or incomplete data."""
 
-import dataclasses
 import io
 import json
 import re
 import shutil
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from array_record.python import array_record_module
 from PIL import Image
 from resnet_jax.data import datasets
 from resnet_jax.data.datasets import DatasetInfo
@@ -110,21 +107,31 @@ def test_unknown_splits_and_sizes_are_rejected(digits_dir: str) -> None:
             datasets.example([(png, 3)], info, "test", 0)
 
 
-def test_read_names_the_first_corrupt_example(copy: Path) -> None:
-    """Of a truncated file the first of all, since ArrayRecord's index is at its end."""
-    (file,) = (copy / "digits" / "1.0.0").glob("*train*array_record*")
-    whole = file.read_bytes()
-    flipped = whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:]
-    for content in (flipped, whole[: len(whole) * 9 // 10], whole[: len(whole) // 10], None):
+def test_corrupt_files_are_named_by_read_and_check(copy: Path, photographs: DatasetInfo) -> None:
+    """Of a truncated file the first example is named, since ArrayRecord's index is at its end."""
+    file, other = (next((copy / "digits" / "1.0.0").glob(f"*-{split}.array_record*")) for split in ("train", "test"))
+    info, whole = datasets.describe("digits", str(copy)), file.read_bytes()
+    for complete in (info, photographs):
+        datasets.check(complete, "train")
+    flipped = [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in (110, 1000)]
+    for content in (*flipped, b"", whole[: len(whole) * 9 // 10], whole[: len(whole) // 10], None):
         file.unlink() if content is None else file.write_bytes(content)
         datasets.read.cache_clear()
-        info = datasets.describe("digits", str(copy))
-        with pytest.raises(UserError, match=f"{info.directory}.* of split 'train' is damaged") as error:
+        with pytest.raises(UserError, match=f"{file}: example [0-9]+ of split 'train' is damaged") as error:
             datasets.read(info, "train")
         index = int(str(error.value).split("example ")[1].split()[0])
-        assert 0 < index < 100 if content is flipped else index == 0
+        assert 0 < index < 100 if content is flipped[1] else index == 0
+        if index == 0:
+            with pytest.raises(
+                UserError, match=rf"{file}(, of split 'train', is damaged| is missing \(1 of the 1).*resnet-jax prepare digits"
+            ):
+                datasets.check(info, "train")
         assert len(datasets.read(info, "test")) == 360
-        file.write_bytes(whole)
+    shutil.copyfile(other, file)
+    with pytest.raises(UserError, match=rf"{file}.*it holds 360 records, not 1437"):
+        datasets.check(info, "train")
+    shards = sorted(photographs.directory.glob("*-train.array_record-*"))
+    assert [datasets.shard_of(photographs, "train", index) for index in (0, 439)] == [shards[0], shards[-1]]
 
 
 @pytest.mark.slow
@@ -272,34 +279,3 @@ def test_version_of_a_folder_depends_on_relative_names_and_sizes(root: Path, tmp
     assert re.fullmatch("[0-9a-f]{16}", versions[0])
     assert versions[0] == versions[1]
     assert len(set(versions)) == 3
-
-
-def test_check_names_incomplete_and_corrupt_files(tmp_path: Path, photographs: DatasetInfo) -> None:
-    """Truncated, with a flipped bit in the first or last record, of another length, missing."""
-    folder = tmp_path / "imagenet2012" / "5.1.0"
-    folder.mkdir(parents=True)
-    for file in photographs.directory.iterdir():
-        if "-train" not in file.name:
-            shutil.copyfile(file, folder / file.name)
-    info = dataclasses.replace(photographs, directory=folder)
-    datasets.check(info, "validation")
-    first, second = sorted(folder.glob("*-validation.array_record-*"))
-    whole = second.read_bytes()
-    with closing(array_record_module.ArrayRecordReader(str(second))) as reader:
-        count = reader.num_records()
-        records = [reader.read([index])[0] for index in (0, count - 1)]
-    assert [datasets.shard_of(info, "validation", index) for index in (0, 219 - count, 220 - count, 219)] == [first, first, second, second]
-    contents = [whole[: int(kept * len(whole))] for kept in (0, 0.1, 0.99)]
-    for record in records:
-        at = whole.index(record[500:600])
-        contents.append(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-    for content in contents:
-        second.write_bytes(content)
-        with pytest.raises(UserError, match=rf"{second}, of split 'validation', is damaged .*resnet-jax prepare imagenet2012"):
-            datasets.check(info, "validation")
-    shutil.copyfile(next(photographs.directory.glob("*-train*")), second)
-    with pytest.raises(UserError, match=rf"{second}.*it holds \d+ records, not {count}"):
-        datasets.check(info, "validation")
-    second.unlink()
-    with pytest.raises(UserError, match=rf"{second} is missing \(1 of the 2 files of split 'validation'\)"):
-        datasets.check(info, "validation")

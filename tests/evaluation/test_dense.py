@@ -9,15 +9,10 @@ from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.evaluation import dense, protocols
-from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import Architecture
-from resnet_jax.training import sharding as sharding_lib
+from resnet_jax.training import sharding
 
 from direct import PREPROCESSING, Ranked, multi_scale, network
-
-SIDES = (48, 64)
-COUNT = 20
-PROTOCOL = protocols.parse("multi-scale-48,64")
 
 
 def test_shape_rounds_the_longer_side_to_multiples_of_32() -> None:
@@ -36,36 +31,21 @@ def test_shape_rounds_the_longer_side_to_multiples_of_32() -> None:
         assert abs(max(expected) - side * max(size) / min(size)) <= 16
 
 
-@pytest.fixture(scope="module")
-def ranked(photographs: DatasetInfo) -> Ranked:
-    found = Ranked(photographs, "validation", COUNT, lambda picture: multi_scale(picture, SIDES))
-    assert len({picture.size for picture in found.pictures}) > 5
-    return found
-
-
-@pytest.fixture
-def info(photographs: DatasetInfo, ranked: Ranked, monkeypatch: pytest.MonkeyPatch) -> DatasetInfo:
-    ranked.stand_in(monkeypatch)
-    return dataclasses.replace(photographs, examples={"validation": COUNT})
-
-
-def score(info: DatasetInfo, images: int, devices: int) -> Score:
-    """With batches of so many images of 64x64."""
-    over, (apply, params, batch_stats) = sharding_lib.make(devices), network()
-    params, batch_stats = jax.device_put((params, batch_stats), sharding_lib.replicated(over))
-    sharding = sharding_lib.batch(over)
-    return dense.evaluate(
-        apply, params, batch_stats, PREPROCESSING, info, "validation", PROTOCOL, pixels=images * 64 * 64, sharding=sharding
-    )
-
-
 @pytest.mark.slow
-def test_scores_equal_the_direct_computation(info: DatasetInfo, ranked: Ranked) -> None:
-    """In batches of many images and of one or two, on one device and eight."""
+def test_scores_equal_the_direct_computation(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of many images of 64x64 and of one or two, on one device and eight."""
+    ranked = Ranked(photographs, "validation", 20, lambda picture: multi_scale(picture, (48, 64)))
+    assert len({picture.size for picture in ranked.pictures}) > 5
+    ranked.stand_in(monkeypatch)
+    info, protocol = dataclasses.replace(photographs, examples={"validation": 20}), protocols.parse("multi-scale-48,64")
+    apply, *variables = network()
     for images, devices in ((40, 1), (40, 8), (3, 1)):
-        result = score(info, images, devices)
-        assert (result.errors, result.top5_errors, result.examples) == (18, 10, COUNT)
-        assert result.loss == pytest.approx(ranked.loss, rel=1e-5)
+        over = sharding.make(devices)
+        placed = jax.device_put(variables, sharding.replicated(over))
+        options = {"pixels": images * 64 * 64, "sharding": sharding.batch(over)}
+        score = dense.evaluate(apply, *placed, PREPROCESSING, info, "validation", protocol, **options)
+        assert (score.errors, score.top5_errors, score.examples) == (18, 10, 20)
+        assert score.loss == pytest.approx(ranked.loss, rel=1e-5)
 
 
 def test_batches_hold_no_more_pixels_than_allowed() -> None:

@@ -152,13 +152,9 @@ def test_one_non_finite_view_is_an_error(network: Linear) -> None:
     assert [int(n) for n in (sums.errors, sums.top5_errors, sums.examples)] == [1, 1, 2]
 
 
-@pytest.fixture(scope="module")
-def ranked(photographs: DatasetInfo) -> Ranked:
-    return Ranked(photographs, "validation", 20, lambda picture: ten_crops(picture, 40, 32))
-
-
 @pytest.mark.slow
-def test_ten_crop_scores_equal_the_direct_computation(ranked: Ranked, photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_crop_scores_equal_the_direct_computation(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked = Ranked(photographs, "validation", 20, lambda picture: ten_crops(picture, 40, 32))
     ranked.stand_in(monkeypatch)
     info = dataclasses.replace(photographs, examples={"validation": 20})
     apply, params, batch_stats = small_network()
