@@ -1,5 +1,8 @@
 """One of several processes of a run that saves and restores: PROCESS PROCESSES ADDRESS ROOT ACT+ACT... Prints results as JSON."""
 
+import contextlib
+import dataclasses
+import itertools
 import json
 import resource
 import signal
@@ -11,65 +14,38 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import UserError
-from resnet_jax.models import components
-from resnet_jax.training import step as step_lib
+from resnet_jax.training import sharding
 from resnet_jax.training.checkpoint import Checkpoints, SaveFailed
-from resnet_jax.training.config import Checkpointing
+from resnet_jax.training.config import Checkpointing, Experiment
 from resnet_jax.training.run_dir import MetricsWriter, Workdir
-from resnet_jax.training.step import TrainState
+from resnet_jax.training.step import TrainState, digest
 
-CONSTANTS = Preprocessing(np.arange(3, dtype=np.float32), np.ones(1, np.float32))
-GROUPS = (1, 2, 4)
-"""Processes that share four devices."""
-LARGE = 20_000
-"""Features of a state whose files exceed the limit of ``full``."""
+from tiny_experiment import tiny
 
-
-def numbers(seed: int, size: int = 16) -> TrainState:
-    """A state of plain numbers, the same in every process."""
-    rng = np.random.default_rng(seed)
-    params = {"kernel": rng.normal(size=(3, 3, 8, size)).astype(np.float32), "bias": rng.normal(size=5).astype(np.float32)}
-    key = np.asarray(jax.random.key_data(jax.random.key(seed)))
-    momentum = {name: -value for name, value in params.items()}
-    return TrainState(step=np.int32(seed), params=params, batch_stats={}, opt_state=(momentum,), key=key, ema={}, statistics={})
+CONSTANTS = Preprocessing(np.zeros((8, 8, 1), np.float32), np.ones(1, np.float32))
+TINY = tiny()
+WIDE = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, features=(64, 64, 64)))
+"""Its files exceed the limit of ``full``."""
+GROUPS = PARTS = (1, 2, 4)
+"""Processes that share four devices; parts of split parameters."""
 
 
-def shardings(tree: Any, parts: int) -> Any:
-    """Whole on every device, or the first axis that divides cut into ``parts``."""
-    over = jax.make_mesh((jax.device_count() // parts, parts), ("data", "fsdp"))
-
-    def of_leaf(leaf: Any) -> NamedSharding:
-        cut = next((axis for axis, size in enumerate(np.shape(leaf)) if parts > 1 and size % parts == 0 and len(leaf.shape) > 1), None)
-        return NamedSharding(over, PartitionSpec(*(() if cut is None else (None,) * cut + ("fsdp",))))
-
-    return jax.tree.map(of_leaf, tree)
+def drawn(step: int, parts: int, experiment: Experiment = TINY) -> TrainState:
+    """The initial state of a seed, its parameters on every device or split into ``parts``."""
+    return sharding.compiled(experiment, fsdp=parts).init(jax.random.key(step))
 
 
-def placed(seed: int, parts: int, size: int = 16) -> TrainState:
-    plain = numbers(seed, size)
-    arrays = jax.tree.map(
-        lambda leaf, sharding: jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: np.asarray(leaf)[index]),
-        plain,
-        shardings(plain, parts),
-    )
-    return step_lib.from_plain(arrays)
-
-
-def like(parts: int, size: int = 16) -> tuple[TrainState, Preprocessing]:
-    plain = numbers(0, size)
-    shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=s), plain, shardings(plain, parts))
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return shapes._replace(key=jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=shapes.key.sharding)), CONSTANTS
-
-
-def digest(state: TrainState) -> str:
-    plain = step_lib.plain(state)
-    return step_lib.digest(jax.tree.map(lambda leaf: multihost_utils.process_allgather(leaf, tiled=True), plain))
+def restored(checkpoints: Checkpoints, parts: int) -> tuple[int, str]:
+    """Step and digest of the newest intact checkpoint."""
+    shapes = sharding.compiled(TINY, fsdp=parts).abstract_state
+    found = checkpoints.restore_newest(shapes, CONSTANTS)
+    assert found is not None
+    for leaf, expected in zip(jax.tree.leaves(found[1]), jax.tree.leaves(shapes), strict=True):
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+    return found[0], digest(found[1])
 
 
 def opened(run: Path, said: list[str], **options: Any) -> Checkpoints:
@@ -78,27 +54,19 @@ def opened(run: Path, said: list[str], **options: Any) -> Checkpoints:
 
 def layouts(root: Path, said: list[str]) -> Any:
     """Saves in every layout, waits for the other groups, and restores all of theirs in every layout: digests by name."""
-    for parts in (1, 2, 4):
-        checkpoints = opened(root / f"{jax.process_count()}-{parts}", said)
-        for step in (1, 2):
-            checkpoints.save(step, placed(step, parts), CONSTANTS)
-        checkpoints.close()
+    for parts in PARTS:
+        with contextlib.closing(opened(root / f"{jax.process_count()}-{parts}", said)) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(step, drawn(step, parts), CONSTANTS)
     distributed.wait("all are saved")
     if distributed.is_first():
         (root / f"{jax.process_count()}-saved").touch()
     until(lambda: all((root / f"{processes}-saved").exists() for processes in GROUPS))
     distributed.wait("all others are saved")
     found = {}
-    for processes in GROUPS:
-        for parts in (1, 2, 4):
-            for wanted in (1, 2, 4):
-                checkpoints = opened(root / f"{processes}-{parts}", said, read_only=True)
-                restored = checkpoints.restore_newest(*like(wanted))
-                checkpoints.close()
-                assert restored is not None
-                kernel = restored[1].params["kernel"]
-                assert kernel.sharding.is_equivalent_to(shardings(numbers(0), wanted).params["kernel"], kernel.ndim)
-                found[f"{processes}-{parts}-{wanted}"] = [restored[0], digest(restored[1])]
+    for processes, parts, wanted in itertools.product(GROUPS, PARTS, PARTS):
+        with contextlib.closing(opened(root / f"{processes}-{parts}", said, read_only=True)) as checkpoints:
+            found[f"{processes}-{parts}-{wanted}"] = restored(checkpoints, wanted)
     return found
 
 
@@ -107,10 +75,9 @@ def corrupt(root: Path, said: list[str]) -> Any:
     found = []
     for name in ("default/d/*", "manifest.json"):
         run = root / name.partition("/")[0]
-        checkpoints = opened(run, said)
-        for step in (1, 2, 3):
-            checkpoints.save(step, placed(step, 2), CONSTANTS, error_percent=float(step))
-        checkpoints.close()
+        with contextlib.closing(opened(run, said)) as checkpoints:
+            for step in (1, 2, 3):
+                checkpoints.save(step, drawn(step, 2), CONSTANTS, error_percent=float(step))
         distributed.wait("saved")
         if distributed.is_first():
             largest = max((run / "checkpoints" / "3").glob(name), key=lambda path: path.stat().st_size)
@@ -118,55 +85,49 @@ def corrupt(root: Path, said: list[str]) -> Any:
             content[len(content) // 2] ^= 1
             largest.write_bytes(content)
         distributed.wait("corrupted")
-        checkpoints = opened(run, said)
-        restored = checkpoints.restore_newest(*like(4))
-        assert restored is not None
-        steps = checkpoints.steps()
-        checkpoints.save(3, placed(3, 1), CONSTANTS)
-        again = checkpoints.restore_newest(*like(1))
-        assert again is not None
-        found.append([restored[0], digest(restored[1]), steps, again[0], digest(again[1]), checkpoints.steps()])
-        checkpoints.close()
+        with contextlib.closing(opened(run, said)) as checkpoints:
+            before, steps = restored(checkpoints, 4), checkpoints.steps()
+            checkpoints.save(3, drawn(3, 1), CONSTANTS)
+            found.append([*before, steps, restored(checkpoints, 1)[0], checkpoints.steps()])
     return found
 
 
 def full(root: Path, said: list[str]) -> Any:
     """Saves step 1, fails to save step 2 since no process can write, and saves it when they can."""
     checkpoints = opened(root, said, keep=1)
-    checkpoints.save(1, placed(1, 4, LARGE), CONSTANTS)
+    checkpoints.save(1, drawn(1, 4, WIDE), CONSTANTS)
     checkpoints.wait()
+    state = drawn(2, 4, WIDE)
     distributed.wait("saved")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
-    checkpoints.save(2, placed(2, 4, LARGE), CONSTANTS)
-    assert checkpoints._manager is not None
-    until(lambda: not checkpoints._manager.is_saving_in_progress())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    checkpoints.save(2, state, CONSTANTS)
+    manager = checkpoints._manager
+    assert manager is not None
+    until(lambda: not manager.is_saving_in_progress())
     distributed.wait("over")
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    message = None
+    message = ""
     try:
         checkpoints.check()
     except SaveFailed as error:
         message = str(error)
     checkpoints.close()
     distributed.wait("closed")
-    checkpoints = opened(root, said, keep=1)
-    checkpoints.save(2, placed(2, 4), CONSTANTS)
-    checkpoints.close()
+    with contextlib.closing(opened(root, said, keep=1)) as checkpoints:
+        checkpoints.save(2, state, CONSTANTS)
     distributed.wait("saved again")
     return [message, checkpoints.steps(), sorted(path.name for path in (root / "checkpoints").iterdir())]
 
 
 def claim(root: Path, said: list[str]) -> Any:
     """A folder that one run has, and another process holds; a folder that is new."""
-    experiment = components.load(f"{Path(__file__).parent}/tiny_experiment.py:tiny")()
     found = []
     for name, seed in {"mine": 1, "held": 1, "other": 2}.items():
         try:
-            with Workdir(root / name).claimed(experiment, seed, say=said.append):
-                writer = MetricsWriter(Workdir(root / name), step=0)
-                writer.write({"step": 1, "split": "train", "loss": 0.5, "process": jax.process_index()})
-                writer.close()
+            with Workdir(root / name).claimed(TINY, seed, say=said.append):
+                with contextlib.closing(MetricsWriter(Workdir(root / name), step=0)) as writer:
+                    writer.write({"step": 1, "split": "train", "loss": 0.5, "process": jax.process_index()})
                 distributed.wait("written")
                 records = Workdir(root / name).records()
                 found.append([records, len(list((root / name / "tensorboard").iterdir()))])

@@ -5,32 +5,26 @@ import io
 import time
 
 import pytest
-from resnet_jax.models import components
 from resnet_jax.studies.study import StudyTable
 from resnet_jax.terminal import RunProgress
 from resnet_jax.training.config import Experiment
 from rich.console import Console
 
-from conftest import ROOT
-
 TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "learning_rate": 0.1, "images_per_second": 1000.0}
 
 
 @pytest.fixture
-def variants() -> list[Experiment]:
+def variants(tiny: Experiment) -> list[Experiment]:
     """The second makes twice the steps of the first."""
-    tiny = components.load(f"{ROOT}/tests/tiny_experiment.py:tiny")()
     return [dataclasses.replace(tiny, name="short"), dataclasses.replace(tiny, name="long", steps=24)]
 
 
-def shown(table: StudyTable) -> str:
+def shown(table: StudyTable, name: str = "") -> str:
+    """The table, or the row of a variant."""
     console = Console(file=io.StringIO(), width=150)
     console.print(table.render())
-    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def row(table: StudyTable, name: str) -> str:
-    return next(line for line in shown(table).splitlines() if line.split()[0] == name)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    return next(line for line in text.splitlines() if line.split()[0] == name) if name else text
 
 
 def test_table_has_seeds_error_and_the_current_run_of_each_variant(variants: list[Experiment]) -> None:
@@ -38,23 +32,23 @@ def test_table_has_seeds_error_and_the_current_run_of_each_variant(variants: lis
     with StudyTable(variants, 2, Console(file=io.StringIO(), force_terminal=True, width=150)) as table:
         table.finished(variants[0], {"seed": 0, "value": 4.0})
         assert "left" not in shown(table), "earlier runs have no part in the remaining time"
-        assert all(text in row(table, "short") for text in ("1/2", "4.00"))
+        assert all(text in shown(table, "short") for text in ("1/2", "4.00"))
         with table.running(variants[1], 0) as progress:
-            assert "seed 0: compiling" in row(table, "long")
+            assert "seed 0: compiling" in shown(table, "long")
             progress.start(0, 24)
             progress.update(TRAIN)
             progress.advance(12)
-            assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in row(table, "long")
+            assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in shown(table, "long")
             table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
             assert "1 of 4 runs in 0:01:00, about 0:04:00 left" in shown(table)
             with table.running(variants[1], 1):
                 assert "seed 0: step 12/24" in shown(table)
                 assert "seed 1: compiling" in shown(table)
         table.finished(variants[1], {"seed": 0, "value": 30.0})
-        assert "30.00 fail" in row(table, "long")
-        assert "step" not in row(table, "long")
+        assert "30.00 fail" in shown(table, "long")
+        assert "step" not in shown(table, "long")
         table.finished(variants[0], {"seed": 1, "value": 8.0})
-        assert all(text in row(table, "short") for text in ("2/2", "6.00 ± 2.83"))  # sqrt(2 x 4)
+        assert all(text in shown(table, "short") for text in ("2/2", "6.00 ± 2.83"))  # sqrt(2 x 4)
 
 
 def test_log_has_a_line_per_evaluation_and_run(variants: list[Experiment]) -> None:

@@ -31,19 +31,20 @@ def test_single_process_is_alone_and_decides_itself() -> None:
 
 
 def test_variables_of_launchers_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [
-        (dict(zip(JAX, ("node7:8476", "4", "3"), strict=True)), "process 3 of 4, coordinator node7:8476"),
-        ({"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, "Slurm: process 1 of 2"),
-        ({"SLURM_STEP_NODELIST": "node1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
-        ({"SLURM_NTASKS": "2"}, None),  # the batch script of an allocation, and no step
-        ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, "Open MPI: process 1 of 2"),
-        ({"OMPI_MCA_orte_hnp_uri": "x", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
-        ({"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "2"}, "Cloud TPU: worker 2 of a,b,c,d"),
-        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
-    ]
-    for variables, expected in cases:
+    """Not those of the batch script of an allocation, which has no step."""
+    slurm, mpi, tpu = OTHERS[:3], OTHERS[3:], ("TPU_WORKER_HOSTNAMES", "TPU_WORKER_ID")
+    for names, values, expected in (
+        (JAX, ("node7:8476", "4", "3"), "process 3 of 4, coordinator node7:8476"),
+        (slurm, ("node[1-2]", "2", "1"), "Slurm: process 1 of 2"),
+        (slurm, ("node1", "1", "0"), None),
+        (slurm[1:2], ("2",), None),
+        (mpi, ("x", "2", "1"), "Open MPI: process 1 of 2"),
+        (mpi, ("x", "1", "0"), None),
+        (tpu, ("a,b,c,d", "2"), "Cloud TPU: worker 2 of a,b,c,d"),
+        (tpu, ("localhost", "0"), None),
+    ):
         with monkeypatch.context() as patch:
-            for name, value in variables.items():
+            for name, value in zip(names, values, strict=True):
                 patch.setenv(name, value)
             assert distributed.detected() == expected
 

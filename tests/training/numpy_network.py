@@ -58,9 +58,9 @@ def norms(p: Tree) -> tuple[Tree, Tree]:
     return p["branch"]["after"][0]["layers"][0], p["branch"]["after"][1]["layers"][0]
 
 
-def after(norm1: Tree, norm2: Tree) -> Tree:
-    """Inverse of ``norms``."""
-    return {"branch": {"after": {0: {"layers": {0: norm1}}, 1: {"layers": {0: norm2}}}}}
+def branch_of(norm1: Tree, norm2: Tree, **convs: Tree) -> Tree:
+    """Inverse of ``norms``, with further entries of the branch."""
+    return {"branch": {"after": {0: {"layers": {0: norm1}}, 1: {"layers": {0: norm2}}}, **convs}}
 
 
 def units(stages: Tree) -> list[tuple[tuple[int, int, int], int, Tree]]:
@@ -81,46 +81,43 @@ def stacked(found: dict[tuple[int, int, int], Tree]) -> Tree:
     return {i: {j: {"stacked": each(lambda *all: np.stack(all), *trees)} for j, trees in stacks.items()} for i, stacks in stages.items()}
 
 
-def unit(x: np.ndarray, p: Tree, s: Tree, stride: int, branch: Any = 1.0, shortcut: Any = 1.0) -> tuple[np.ndarray, Tree, Any]:
-    """A basic block in the original order, conv, norm, ReLU, conv, norm, add, ReLU, with factors on branch and shortcut."""
+def unit(x: np.ndarray, p: Tree, s: Tree, stride: int, branch: float = 1.0) -> tuple[np.ndarray, Tree, Any]:
+    """A basic block in the original order, conv, norm, ReLU, conv, norm, add, ReLU, with a factor on the branch."""
     (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
     a = convolved(x, kernel1, stride)
     b, running1, saved1 = norm(a, norm1, running1)
     c = np.maximum(b, 0)
     d = convolved(c, kernel2, 1)
     e, running2, saved2 = norm(d, norm2, running2)
-    merged = branch * e + shortcut * oracle.pad(x[:, ::stride, ::stride], e.shape[3])
-    return np.maximum(merged, 0), after(running1, running2), (x, b, c, merged, saved1, saved2, stride, branch, shortcut)
+    merged = branch * e + oracle.pad(x[:, ::stride, ::stride], e.shape[3])
+    return np.maximum(merged, 0), branch_of(running1, running2), (x, b, c, merged, saved1, saved2, stride, branch)
 
 
 def unit_backward(saved: Any, p: Tree, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
     """Gradients of ``unit`` with respect to its input and its parameters."""
-    x, b, c, merged, saved1, saved2, stride, branch, shortcut = saved
+    x, b, c, merged, saved1, saved2, stride, branch = saved
     kernel1, kernel2 = kernels(p)
     dmerged = dout * (merged > 0)
     dd, dnorm2 = norm_backward(saved2, branch * dmerged)
     dc, dkernel2 = conv_backward(c, kernel2, 1, dd)
     da, dnorm1 = norm_backward(saved1, dc * (b > 0))
     dx, dkernel1 = conv_backward(x, kernel1, stride, da)
-    dx[:, ::stride, ::stride] += (shortcut * dmerged)[..., : x.shape[3]]
-    return dx, {"branch": {"convs": {0: {"kernel": dkernel1}, 1: {"kernel": dkernel2}}} | after(dnorm1, dnorm2)["branch"]}
+    dx[:, ::stride, ::stride] += dmerged[..., : x.shape[3]]
+    return dx, branch_of(dnorm1, dnorm2, convs={0: {"kernel": dkernel1}, 1: {"kernel": dkernel2}})
 
 
-def forward(
-    params: Tree, batch_stats: Tree, images: np.ndarray, branches: Sequence[Any] | None = None, shortcuts: Sequence[Any] | None = None
-) -> tuple[np.ndarray, Tree, Any]:
+def forward(params: Tree, batch_stats: Tree, images: np.ndarray, branches: Sequence[float] | None = None) -> tuple[np.ndarray, Tree, Any]:
     """Returns logits in training mode, running statistics after the batch, and the values that ``backward`` needs.
 
-    ``branches`` and ``shortcuts`` are factors by block; None: 1.
+    ``branches`` are factors by block; None: 1.
     """
     blocks = list(zip(units(params["stages"]), units(batch_stats["stages"]), strict=True))
-    ones = [1.0] * len(blocks)
     a = convolved(images, params["stem"]["conv"]["kernel"], 1)
     b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
     x = np.maximum(b, 0)
     saved, stats = [], {}
-    for ((place, stride, p), (_, _, s)), branch, shortcut in zip(blocks, branches or ones, shortcuts or ones, strict=True):
-        x, stats[place], of_unit = unit(x, p, s, stride, branch, shortcut)
+    for ((place, stride, p), (_, _, s)), branch in zip(blocks, branches or [1.0] * len(blocks), strict=True):
+        x, stats[place], of_unit = unit(x, p, s, stride, branch)
         saved.append((place, p, of_unit))
     pooled = x.mean(axis=(1, 2))
     logits = pooled @ params["head"]["linear"]["kernel"] + params["head"]["linear"]["bias"]

@@ -1,6 +1,7 @@
 """Weights of runs, runs that start from weights, and frozen parameters."""
 
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -17,7 +18,7 @@ from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.training import config, fine_tune, sharding
-from resnet_jax.training.config import Evaluation, Experiment, Optimizer, Schedule
+from resnet_jax.training.config import Evaluation, Experiment, Optimizer
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.step import Batch
 from resnet_jax.training.train import train
@@ -26,23 +27,27 @@ from resnet_jax.weights import Card, Pretrained, View, load_pretrained, saving
 from conftest import Told
 
 
+def same(ours: Any, theirs: Any) -> None:
+    """Bit for bit, and nothing more on either side."""
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ours), jax.device_get(theirs))
+
+
 def test_newest_checkpoint_has_weights_and_card(short: Experiment, short_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = fine_tune.restore(short_run)
     assert (found.step, found.experiment) == (4, short)
-    weights = fine_tune.weights_of(short_run)
+    monkeypatch.chdir(short_run)
+    weights = fine_tune.weights_of(Path())
     card = weights.card
     assert (card.architecture, card.data, card.source) == (short.model, "digits", "run, step 4")
     # torch counts a batch for every step; all normalizations have the same number.
     assert card.counters == {"": 4.0}
     assert (card.convention, card.claimed_error, card.view.resize, card.view.crop) == ("", None, 0, 0)
-    for ours, theirs in zip(card.constants(), found.preprocessing, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    jax.tree.map(np.testing.assert_array_equal, (weights.params, weights.batch_stats), jax.device_get(found.state.scored()))
-    monkeypatch.chdir(short_run)
-    assert fine_tune.weights_of(Path()).card.source == "run, step 4"
+    same(tuple(card.constants()), tuple(found.preprocessing))
+    same((weights.params, weights.batch_stats), found.state.scored())
 
 
-def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, tmp_path: Path) -> None:
+def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, short_run: Path, tmp_path: Path) -> None:
+    """A foreign file is rejected with the import command."""
     with pytest.raises(UserError, match="is not a run: it has no experiment.json"):
         fine_tune.weights_of(tmp_path)
     Workdir(tmp_path / "begun").claim(short, 0)
@@ -51,6 +56,10 @@ def test_missing_run_and_missing_checkpoint_are_errors(short: Experiment, tmp_pa
     (tmp_path / "begun" / "checkpoints").mkdir()
     with pytest.raises(UserError, match="begun has no intact checkpoint"):
         fine_tune.restore(tmp_path / "begun")
+    file = tmp_path / "torch.safetensors"
+    saving.export(fine_tune.weights_of(short_run), "torchvision", file)
+    with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
+        fine_tune.weights_of(file)
 
 
 def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,27 +73,17 @@ def test_corruption_is_reported_on_stderr(short_run: Path, tmp_path: Path, capsy
     assert "checkpoint of step 4 is corrupt" in err
 
 
-def test_kept_steps_and_the_initialization_are_restored(short: Experiment, short_run: Path, tmp_path: Path) -> None:
+def test_kept_steps_and_the_initialization_are_restored(short_run: Path, file: Path) -> None:
     found = fine_tune.restore(short_run, 2)
     assert (found.step, int(found.state.step)) == (2, 2)
     begun = fine_tune.restore(short_run, 0)
-    drawn = begun.program.init(jax.random.key(3))
-    jax.tree.map(np.testing.assert_array_equal, begun.state.params, drawn.params)
+    same(begun.state.params, begun.program.init(jax.random.key(3)).params)
+    same(tuple(begun.preprocessing), tuple(found.preprocessing))
     assert fine_tune.weights_of(short_run, 0).card.source == "run, step 0"
-    for ours, theirs in zip(begun.preprocessing, found.preprocessing, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(UserError, match="run has no step 3, but 0, 2, 4"):
         fine_tune.restore(short_run, 3)
     with pytest.raises(UserError, match="is not a run"):
-        fine_tune.weights_of(saving.save(fine_tune.weights_of(short_run), tmp_path / "weights.safetensors"), 2)
-
-
-@pytest.mark.slow
-def test_step_0_of_a_fine_tuned_run_names_its_weights(short: Experiment, short_run: Path, digits_dir: str, tmp_path: Path) -> None:
-    tuned = fine_tune.start_from(short, short_run).shortened(2)
-    train(tuned, 0, tmp_path / "tuned", progress=Told(), data_dir=digits_dir, devices=1)
-    with pytest.raises(UserError, match=f"starts from {short_run}"):
-        fine_tune.restore(tmp_path / "tuned", 0)
+        fine_tune.weights_of(file, 2)
 
 
 GREY = View(mean=(0.3,), deviation=(0.4,))
@@ -96,8 +95,8 @@ def file(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saving.save(fine_tune.weights_of(short_run), tmp_path_factory.mktemp("file") / "weights.safetensors")
 
 
-def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, progress: Any = None) -> dict[str, Any]:
-    return train(experiment, seed, folder, progress=progress or Told(), data_dir=digits_dir, devices=1)
+def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, told: Told | None = None) -> dict[str, Any]:
+    return train(experiment, seed, folder, progress=told or Told(), data_dir=digits_dir, devices=1)
 
 
 def drawn(model: Architecture, view: View = GREY) -> Pretrained:
@@ -107,70 +106,44 @@ def drawn(model: Architecture, view: View = GREY) -> Pretrained:
     return Pretrained(Card(architecture=model, view=view, source="drawn"), params, moved)
 
 
-def same(ours: Any, theirs: Any) -> None:
-    """Bit for bit, and nothing more on either side."""
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(ours), jax.device_get(theirs))
-
-
 def differs(ours: Any, theirs: Any) -> bool:
     return all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
 
 
-def still(experiment: Experiment) -> Experiment:
-    """One step at a rate of 0: parameters end as they began."""
-    return replace(experiment, schedule=Schedule(learning_rate=0.0, decay_steps=()), steps=1)
-
-
 def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run: Path, file: Path, tmp_path: Path) -> None:
-    """A file in torchvision's format also has the normalization constants."""
-    folder = tmp_path / "folder"
-    saving.save(fine_tune.weights_of(short_run), folder)
-    saving.export(fine_tune.weights_of(short_run), "torchvision", tmp_path / "torch.safetensors")
+    """It includes the normalization constants, which a file in torchvision's format also has."""
+    weights, folder = fine_tune.weights_of(short_run), tmp_path / "folder"
+    saving.save(weights, folder)
+    saving.export(weights, "torchvision", tmp_path / "torch.safetensors")
     back = saving.save(load_pretrained(tmp_path / "torch.safetensors", "torchvision"), tmp_path / "back.safetensors")
     begun = [fine_tune.start_from(short, each) for each in (short_run, file, folder, back)]
-    assert len({each.start.digest for each in begun}) == 1
-    assert len({each.start.file for each in begun}) == 4
+    assert {each.start.digest for each in begun} == {fine_tune.digest(weights)}
     assert len({config.fingerprint(config.identity(each, 3)) for each in begun}) == 1
     assert begun[0].data.normalization == "weights"
+    other = replace(weights, card=replace(weights.card, view=replace(weights.card.view, deviation=(0.5,))))
+    assert fine_tune.digest(other) != fine_tune.digest(weights)
 
 
-def test_digest_includes_the_normalization_constants(short: Experiment, short_run: Path, file: Path) -> None:
-    found = fine_tune.weights_of(short_run)
-    other = replace(found, card=replace(found.card, view=replace(found.card.view, deviation=(0.5,))))
-    assert fine_tune.digest(other) != fine_tune.digest(found) == fine_tune.digest(load_pretrained(file))
-
-
-@pytest.mark.slow
-def test_run_starts_with_exactly_the_weights(short: Experiment, file: Path, digits_dir: str, tmp_path: Path) -> None:
-    """Parameters after a step at a rate of 0, read back from the run's checkpoint; a new head is the seed's."""
-    weights = load_pretrained(file)
-    for new_head, seed in ((False, 3), (True, 4)):
-        run(still(fine_tune.start_from(short, file, new_head=new_head)), tmp_path / f"{seed}", digits_dir, seed=seed)
-        found = fine_tune.restore(tmp_path / f"{seed}")
-        same(found.state.params | {"head": {}}, weights.params | {"head": {}})
-        for ours, theirs in zip(found.preprocessing, weights.card.constants(), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-        if new_head:
-            fresh = sharding.compiled(short, 1).init(jax.random.key(seed)).params["head"]["linear"]["kernel"]
-            np.testing.assert_allclose(found.state.params["head"]["linear"]["kernel"], fresh, rtol=1e-6)
-            assert np.any(fresh != weights.params["head"]["linear"]["kernel"])
-        else:
-            same(found.state.params["head"], weights.params["head"])
-
-
-def test_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
+def test_parameters_and_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
+    """A new head is the seed's."""
     weights = load_pretrained(file)
     averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = fine_tune.start_from(averaging, file)
-    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, weights)
+    init = sharding.compiled(experiment, 1).init
+    state = fine_tune.initial_state(init(jax.random.key(0)), experiment, weights)
     for params in (state.params, state.ema):
         same(params, weights.params)
     for statistics in (state.batch_stats, state.statistics):
         same(statistics, weights.batch_stats)
-    # The first step gives the state's arrays up: none may be those of another, or of the weights.
+    # The first step donates the state's arrays: none may be those of another, or of the weights.
     places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema, state.batch_stats, state.statistics))]
     given = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((weights.params, weights.batch_stats)) if isinstance(leaf, jax.Array)]
     assert len({*places, *given}) == len(places) + len(given)
+    experiment = fine_tune.start_from(averaging, file, new_head=True)
+    fresh = init(jax.random.key(4)).params["head"]
+    state = fine_tune.initial_state(init(jax.random.key(4)), experiment, weights)
+    same(state.params, weights.params | {"head": fresh})
+    assert differs(state.params["head"]["linear"]["kernel"], weights.params["head"]["linear"]["kernel"])
 
 
 @pytest.mark.slow
@@ -180,7 +153,11 @@ def test_frozen_trunk_stays_bit_for_bit_and_can_be_thawed(short: Experiment, sho
     experiment = fine_tune.start_from(short, short_run, freeze_trunk=True)
     result = run(experiment, tmp_path / "frozen", digits_dir)
     assert result["protocol"]["normalization"] == "FrozenBatchNorm"
-    found = fine_tune.restore(tmp_path / "frozen").state
+    restored = fine_tune.restore(tmp_path / "frozen")
+    same(tuple(restored.preprocessing), tuple(weights.card.constants()))
+    with pytest.raises(UserError, match=f"starts from {short_run}"):
+        fine_tune.restore(tmp_path / "frozen", 0)
+    found = restored.state
     params, batch_stats = norms.freeze(weights.params, weights.batch_stats)
     same((found.params | {"head": {}}, found.batch_stats), (params | {"head": {}}, batch_stats))
     assert differs(found.params["head"], params["head"])
@@ -205,15 +182,12 @@ def test_frozen_trunk_includes_the_normalization_before_the_classifier(short: Ex
         begun = fine_tune.initial_state(made.init(jax.random.key(3)), experiment, weights)
         before = jax.tree.map(np.asarray, (begun.params, begun.batch_stats))
         data = Batch(np.full((64, 8, 8, 1), 7, np.uint8), np.arange(64, dtype=np.int32) % 10)
-        after, _ = made.train(begun, *made.put((data, trained_constants(short))), 1)
+        constants = Preprocessing(np.zeros((8, 8, 1), np.float32), np.ones(1, np.float32))
+        after, _ = made.train(begun, *made.put((data, constants)), 1)
         trunk, start_of_trunk = jax.device_get(after.params), before[0]
         assert differs(trunk["head"].pop("linear"), start_of_trunk["head"].pop("linear"))
         same(trunk, start_of_trunk)
         same(after.batch_stats, before[1])
-
-
-def trained_constants(experiment: Experiment) -> Preprocessing:
-    return Preprocessing(np.zeros(experiment.model.input_shape, np.float32), np.ones(1, np.float32))
 
 
 @pytest.mark.slow
@@ -228,22 +202,17 @@ def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, f
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        run(experiment, tmp_path / "stopped", digits_dir, progress=Terminated())
+        run(experiment, tmp_path / "stopped", digits_dir, told=Terminated())
     told = Told()
-    continued = run(fine_tune.start_from(short, file, new_head=True), tmp_path / "stopped", digits_dir, progress=told)
+    continued = run(fine_tune.start_from(short, file, new_head=True), tmp_path / "stopped", digits_dir, told=told)
     assert any(message.startswith("continuing after step ") for message in told.messages)
     assert continued["state_digest"] == straight["state_digest"]
     assert continued["protocol"]["initial_weights"] == experiment.start.digest
     assert run(short, tmp_path / "drawn", digits_dir)["state_digest"] != straight["state_digest"]
-    # Other weights, or none, do not continue it.
-    other = drawn(short.model)
-    saving.save(other, tmp_path / "other.safetensors")
+    # Other weights do not continue it.
+    saving.save(drawn(short.model), tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=r"holds another run.*\n.*start\.digest: '[0-9a-f]{64}' asked for, '[0-9a-f]{64}' in the run"):
         run(fine_tune.start_from(short, tmp_path / "other.safetensors", new_head=True), tmp_path / "stopped", digits_dir)
-    with pytest.raises(UserError, match=r"start\.new_head: False asked for, True in the run"):
-        run(fine_tune.start_from(short, file), tmp_path / "stopped", digits_dir)
-    with pytest.raises(UserError, match=r"start: None asked for, \{'digest'"):
-        Workdir(tmp_path / "stopped").check(short, 3)
 
 
 def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
@@ -262,44 +231,25 @@ def test_changed_or_missing_weights_are_rejected_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_another_network_is_rejected_with_the_options_that_fit(short: Experiment, tmp_path: Path) -> None:
-    theirs = replace(short.model, stages=(1, 2, 1), norm=component(BatchNorm, epsilon=1e-3))
-    file = saving.save(drawn(theirs), tmp_path / "weights.safetensors")
-    with pytest.raises(UserError) as caught:
-        fine_tune.start_from(short, file)
-    assert "another network. Use --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'" in str(caught.value)
-    asked = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=component(BatchNorm, epsilon=1e-3)))
-    assert fine_tune.start_from(asked, file).start.file == str(file)
+def test_weights_of_another_network_are_rejected_with_the_options_that_fit(short: Experiment, file: Path, tmp_path: Path) -> None:
+    norm = component(BatchNorm, epsilon=1e-3)
+    theirs = saving.save(drawn(replace(short.model, stages=(1, 2, 1), norm=norm)), tmp_path / "weights.safetensors")
+    for weights, fields, message in (
+        (theirs, {}, "another network. Use --model.stages 1 2 1 --model.norm 'BatchNorm(epsilon=0.001)'"),
+        (file, {"num_classes": 5}, "the weights have 10 classes, not 5: use --new-head"),
+        (file, {"input_shape": (8, 8, 3)}, "the weights take images of 1 channels, got 3"),
+        (file, {"input_shape": (12, 12, 1)}, "the mean image has the shape (8, 8, 1): use --data.normalization channel"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            fine_tune.start_from(replace(short, model=replace(short.model, **fields)), weights)
     # What only matters while training is the experiment's own.
-    assert fine_tune.start_from(replace(asked, model=replace(asked.model, norm=component(BatchNorm, epsilon=1e-3, momentum=0.5))), file)
-
-
-def test_other_classes_need_a_new_head(short: Experiment, file: Path) -> None:
-    five = replace(short, model=replace(short.model, num_classes=5))
-    with pytest.raises(UserError, match="the weights have 10 classes, not 5: use --new-head"):
-        fine_tune.start_from(five, file)
-    experiment = fine_tune.start_from(five, file, new_head=True)
-    state = fine_tune.initial_state(sharding.compiled(experiment, 1).init(jax.random.key(0)), experiment, load_pretrained(file))
+    momentum = component(BatchNorm, epsilon=1e-3, momentum=0.5)
+    fitting = replace(short, model=replace(short.model, stages=(1, 2, 1), norm=momentum))
+    assert fine_tune.start_from(fitting, theirs).start.file == str(theirs)
+    five = fine_tune.start_from(replace(short, model=replace(short.model, num_classes=5)), file, new_head=True)
+    state = fine_tune.initial_state(sharding.compiled(five, 1).init(jax.random.key(0)), five, load_pretrained(file))
     assert state.params["head"]["linear"]["kernel"].shape == (8, 5)
-
-
-def test_other_channels_and_mean_image_sizes_are_rejected(short: Experiment, file: Path) -> None:
-    colors = replace(short, model=replace(short.model, input_shape=(8, 8, 3)))
-    with pytest.raises(UserError, match="the weights take images of 1 channels, got 3"):
-        fine_tune.start_from(colors, file)
     large = replace(short, model=replace(short.model, input_shape=(12, 12, 1)))
-    with pytest.raises(UserError, match=r"the mean image has the shape \(8, 8, 1\): use --data.normalization channel"):
-        fine_tune.start_from(large, file)
     experiment = fine_tune.start_from(large, file, normalization="channel")
     assert experiment.data.normalization == "channel"
     assert fine_tune.preprocessing(experiment, load_pretrained(file)) is None
-
-
-def test_foreign_file_is_rejected_with_the_import_command(short_run: Path, tmp_path: Path) -> None:
-    file = tmp_path / "torch.safetensors"
-    saving.export(fine_tune.weights_of(short_run), "torchvision", file)
-    with pytest.raises(UserError, match=rf"torchvision.*resnet-jax weights import {file} --as NAMES --to"):
-        fine_tune.weights_of(file)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is not a run"):
-        fine_tune.weights_of(tmp_path / "empty")

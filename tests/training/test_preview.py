@@ -31,14 +31,18 @@ PHOTOGRAPHS = Experiment(
 
 
 def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> None:
-    """Back to the very bytes that were cropped, with the names of their classes."""
+    """With the names of their classes; those of mixed images with shares."""
     images, captions = data.images_of_step(PHOTOGRAPHS, photographs, seed=4, step=3, count=5)
     rows = Rows(train_lib.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
-    names = datasets.class_names(photographs)
     for number in range(5):
         assert np.abs(images[number] * 255 - rows[number].images).max() < 0.01
-        assert captions[number] == names[int(rows[number].labels)]
-    assert len(captions) == 5
+    assert captions == [datasets.class_names(photographs)[int(rows[number].labels)] for number in range(5)]
+    mix = component(Mix, mixup=1.0, cutmix=0.0, group=8)
+    mixed = replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix))
+    _, captions = data.images_of_step(mixed, photographs, seed=4, step=3, count=8)
+    shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in captions]
+    assert shares == pytest.approx([1.0] * 8, abs=0.011)
+    assert any(" + " in caption for caption in captions)
 
 
 def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: str) -> None:
@@ -53,16 +57,13 @@ def test_resident_images_equal_those_of_the_step(tiny: Experiment, digits_dir: s
     assert np.abs(images * 255 - train.images[chosen]).max() < 0.01
 
 
-def test_captions_of_mixed_images_have_shares(photographs: DatasetInfo) -> None:
-    mix = component(Mix, mixup=1.0, cutmix=0.0, group=8)
-    mixed = replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix))
-    _, captions = data.images_of_step(mixed, photographs, seed=4, step=3, count=8)
-    shares = [sum(float(part.split()[0]) for part in caption.split(" + ")) for caption in captions]
-    assert shares == pytest.approx([1.0] * 8, abs=0.011)
-    assert any(" + " in caption for caption in captions)
+def experiment() -> Experiment:
+    return PHOTOGRAPHS
 
 
-def test_command_writes_an_image(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_writes_an_image_and_rejects_invalid_options(
+    photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     file = tmp_path / "new" / "seen.png"
     cli.main(["data", "preview", f"{__file__}:experiment", "--to", str(file), "--images", "6"])
     assert "6 images of imagenet2012" in capsys.readouterr().out
@@ -70,13 +71,6 @@ def test_command_writes_an_image(photographs: DatasetInfo, tmp_path: Path, capsy
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 500
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500, "photographs have many colors"
-
-
-def experiment() -> Experiment:
-    return PHOTOGRAPHS
-
-
-def test_invalid_options_are_rejected(photographs: DatasetInfo, capsys: pytest.CaptureFixture) -> None:
     for arguments in (["--images", "0"], ["--to", "seen.doc"], ["--batch-size", "0"]):
         with pytest.raises(SystemExit):
             cli.main(["data", "preview", f"{__file__}:experiment", *arguments])

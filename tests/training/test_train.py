@@ -18,8 +18,9 @@ from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
 from resnet_jax.models import Execution, StochasticDepth
 from resnet_jax.models.blocks import Basic
 from resnet_jax.models.components import component
-from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.shortcuts import ExclusiveGating, NoShortcut
+from resnet_jax.studies import score as score_lib
 from resnet_jax.training import sharding
 from resnet_jax.training import train as train_lib
 from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Loss, Optimizer, Schedule
@@ -52,10 +53,10 @@ def everything_random(tiny: Experiment) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(everything_random: Experiment, run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict]]:
-    """Result and records of a run that is never stopped."""
+def undisturbed(everything_random: Experiment, run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Result and directory of a run that is never stopped."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    return run(everything_random, folder), without_clocks(folder)
+    return run(everything_random, folder), folder
 
 
 def without_clocks(folder: Path) -> list[dict]:
@@ -114,17 +115,21 @@ def test_run_writes_records_and_result(tiny: Experiment, run: Run, tmp_path: Pat
     assert "finished" in told.messages[-1]
 
 
-def test_validation_images_are_held_out_and_scored(undisturbed: tuple[dict[str, Any], list[dict]]) -> None:
-    result, records = undisturbed
+def test_validation_images_are_held_out_and_scored(undisturbed: tuple[dict[str, Any], Path], digits_dir: str) -> None:
+    """By averaged parameters with precise statistics, as those of the checkpoint."""
+    result, folder = undisturbed
+    records = Workdir(folder).records()
     assert result["protocol"]["training_images"] == 1000
     assert {(r["split"], r["examples"]) for r in records if "examples" in r} == {("test", 360), ("validation", 437), ("train_scored", 1000)}
     assert result["training_error_of"] == "all training images, last step"
     validation, test = ({r["step"]: r["error_percent"] for r in records if r["split"] == split} for split in ("validation", "test"))
     assert result["selected_on_validation"] == test[min(validation, key=lambda step: validation[step])]
+    (scored,) = score_lib.score(folder, data=None, split=None, batch_size=72, data_dir=digits_dir)
+    assert (scored["error_percent"], scored["step"], scored["protocol"]) == (result["value"], 12, result["protocol"])
 
 
 def test_stopped_run_continues_to_the_same_bits(
-    everything_random: Experiment, undisturbed: tuple[dict[str, Any], list[dict]], run: Run, tmp_path: Path
+    everything_random: Experiment, undisturbed: tuple[dict[str, Any], Path], run: Run, tmp_path: Path
 ) -> None:
     """Saved at steps 4, 8 and 12, scored at 6 and 12. A signal saves the state at its step, and a score that it cut short is completed."""
     for name, (stopping, error, continued) in {
@@ -143,19 +148,7 @@ def test_stopped_run_continues_to_the_same_bits(
         result = run(everything_random, folder, told)
         assert f"start {continued}/12" in told.messages, name
         assert {k: result[k] for k in ("state_digest", "value")} == {k: undisturbed[0][k] for k in ("state_digest", "value")}, name
-        assert without_clocks(folder) == undisturbed[1], name
-
-
-@pytest.mark.slow
-def test_run_that_changes_its_mesh_stays_within_tolerance(tiny: Experiment, run: Run, tmp_path: Path) -> None:
-    """README, "Guarantees": the losses of the first steps after the change agree to 1e-4."""
-    losses = []
-    for name, layout in {"one": {}, "eight": {"devices": 8, "fsdp": 2}}.items():
-        with pytest.raises(Crash):
-            run(tiny, tmp_path / name, Stopping(act=crash, at=5))
-        run(tiny, tmp_path / name, **layout)
-        losses.append([r["loss"] for r in Workdir(tmp_path / name).records() if r["split"] == "train" and r["step"] > 4])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        assert without_clocks(folder) == without_clocks(undisturbed[1]), name
 
 
 @pytest.mark.slow
@@ -218,27 +211,17 @@ class Raising(NoShortcut):
         raise RuntimeError("mine")
 
 
-class Empty(NoShortcut):
-    def __call__(self, x: Any, branch: Any) -> Any:
-        return None
-
-
 def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, run: Run, tmp_path: Path) -> None:
     def model(**fields: Any) -> Experiment:
         return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, **fields))
 
     for experiment in (
         model(shortcut=Raising),
-        model(shortcut=Empty),
-        model(norm=component(BatchNorm, group_size=-1)),
         dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, color=Raising)),
-        dataclasses.replace(tiny, batch_size=12),  # not a multiple of 8 devices
         dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, name="nothing")),
         model(num_classes=7),
         model(features=(8, 4, 4)),  # option A cannot shrink
         model(output_stride=16),
-        model(stochastic_depth=StochasticDepth(survival=0.0)),
-        model(branch=component(Basic, dropout=1.5)),
         model(norm=component(GroupNorm, num_groups=3)),
         dataclasses.replace(tiny, optimizer=Optimizer(frozen=("stages/0", "stm"))),
         dataclasses.replace(tiny, optimizer=Optimizer(rates=(("stages", 0.1), ("stagess/1", 0.3)))),

@@ -11,22 +11,18 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy_network import Tree, backward, each, forward, leaves
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Mix
 from resnet_jax.models import Architecture, StochasticDepth, component
-from resnet_jax.models.shortcuts import DropoutShortcut, ZeroPad
+from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import fine_tune
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.train import train
-
-from conftest import Told
 
 SEED, IMAGES, CLASSES = 7, 4, 10
 PLAIN = Experiment(
@@ -40,28 +36,15 @@ PLAIN = Experiment(
     evaluation=Evaluation(every=2),
     checkpointing=Checkpointing(every=1),
 )
-Recorded = dict[int, list[tuple[np.ndarray, np.ndarray]]]
-RECORDED: Recorded = {}
-
-
-class RecordedDropout(DropoutShortcut):
-    """Dropout on the shortcut that records its input and its output, by width."""
-
-    def __call__(self, x: Any, branch: Any, *, train: bool, key: Any = None) -> Any:
-        carried = super().__call__(x, jnp.zeros_like(branch), train=train, key=key)
-        if train:
-            jax.debug.callback(lambda *arrays: RECORDED.setdefault(branch.shape[-1], []).append(arrays), x, carried)
-        return carried + branch
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A microbatch: images, targets, and the factors on branches and shortcuts of the two blocks."""
+    """A microbatch: images, targets, and the factors on the branches of the two blocks."""
 
     images: np.ndarray
     targets: np.ndarray
     branches: tuple[float, ...] = (1.0, 1.0)
-    shortcuts: tuple[Any, ...] = (1.0, 1.0)
 
 
 Candidate = tuple[Part, ...]
@@ -69,7 +52,7 @@ Candidate = tuple[Part, ...]
 
 def gradient(params: Tree, stats: Tree, part: Part, loss: Loss, examples: int) -> tuple[Tree, Tree]:
     """Gradient of the microbatch's share of the mean loss over ``examples``, and running statistics after the microbatch."""
-    logits, new_stats, saved = forward(params, stats, part.images, part.branches, part.shortcuts)
+    logits, new_stats, saved = forward(params, stats, part.images, part.branches)
     targets = (1 - loss.smoothing) * part.targets + loss.smoothing / CLASSES
     if loss.kind == "softmax":
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -129,7 +112,7 @@ def follow(
     experiment: Experiment, directory: Path, digits_dir: str, candidates: Callable[[int], Iterable[Candidate]], rates: tuple[float, float]
 ) -> list[int]:
     """Trains, and returns which candidate explains each step; fails where none does."""
-    train(experiment, SEED, directory, progress=Told(), data_dir=digits_dir, devices=1)
+    train(experiment, SEED, directory, data_dir=digits_dir, devices=1)
     _, params, stats = jax.jit(lambda key: experiment.model.init(jax.random.fold_in(key, 0)))(jax.random.key(SEED))
     params, stats = (each(np.float64, jax.device_get(tree)) for tree in (params, stats))
     state, chosen = State(params, stats, each(np.zeros_like, params), params), []
@@ -228,24 +211,3 @@ def test_training_accumulates_and_drops_branches_by_microbatch_and_step(
     drawn = [drops[index % len(drops)] for index in follow(experiment, tmp_path / "run", digits_dir, lambda _: candidates, (0.1, 0.1))]
     assert any(first != second for first, second in drawn), "microbatches share a key"
     assert drawn[0] != drawn[1], "steps share a key"
-
-
-def test_training_drops_other_values_of_the_shortcut_in_every_step(
-    digits: tuple[np.ndarray, np.ndarray], digits_dir: str, tmp_path: Path
-) -> None:
-    images, labels = normalized(digits[0]), digits[1]
-    RECORDED.clear()
-    experiment = replace(PLAIN, model=replace(PLAIN.model, shortcut=component(RecordedDropout, rate=0.5)))
-    orders = [list(order) for order in itertools.permutations(range(IMAGES))]
-
-    def candidates(step: int) -> list[Candidate]:
-        masks = [np.float64(RECORDED[width][step][1] != 0) for width in (3, 4)]
-        return [(Part(images[order], labels[order], shortcuts=tuple(masks)),) for order in orders]
-
-    follow(experiment, tmp_path / "run", digits_dir, candidates, (0.1, 0.1))
-    entered = [np.asarray(RECORDED[3][step][0]) > 0 for step in (0, 1)]
-    kept = [RECORDED[3][step][1] != 0 for step in (0, 1)]
-    for step in (0, 1):
-        assert kept[step][entered[step]].mean() == pytest.approx(0.5, abs=0.1)
-    both = entered[0] & entered[1]
-    assert (kept[0] != kept[1])[both].mean() > 0.3, "steps share a key"
