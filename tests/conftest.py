@@ -115,12 +115,13 @@ class Told:
 
     messages: list[str] = dataclasses.field(default_factory=list)
     records: list[dict] = dataclasses.field(default_factory=list)
+    steps: list[int] = dataclasses.field(default_factory=list)
 
     def start(self, step: int, steps: int) -> None:
         self.messages.append(f"start {step}/{steps}")
 
     def advance(self, step: int) -> None:
-        pass
+        self.steps.append(step)
 
     def update(self, record: dict) -> None:
         self.records.append(record)

@@ -46,11 +46,14 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
     """
     names = fnmatch.filter(models.NETWORKS, f"*{pattern}*")
     # Counting traces the network, which takes about a second.
-    counted = len(names) <= 10
+    counted = names if len(names) <= 10 else []
+    sizes = {
+        name: {"parameters": models.count(models.NETWORKS[name]).parameters} for name in counted
+    }
     networks = [
         {
             "name": name,
-            "parameters": models.count(models.NETWORKS[name]).parameters if counted else None,
+            **sizes.get(name, {}),
             "paper": next(paper for start, paper in _PAPERS.items() if re.match(start, name)),
         }
         for name in names

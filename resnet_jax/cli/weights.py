@@ -39,13 +39,13 @@ class Source:
     allow_new_head: bool = False
     """Draw the classifier if it is missing or does not fit."""
     mean: tuple[float, ...] = ()
-    """Mean of images in [0, 1], per channel (RGB). Default: the convention's; as the next four."""
+    """Mean of images in [0, 1], per channel (RGB). This and the next: ImageNet's by default."""
     deviation: tuple[float, ...] = ()
     """Standard deviation of images in [0, 1], per channel."""
     resize: int | None = None
-    """Pixels of the shorter side before the crop; 0: no resize."""
+    """Pixels of the shorter side before the crop; 0: none. Default: 256, or 0 for small images."""
     crop: int | None = None
-    """Side of the central square; 0: the whole image."""
+    """Side of the central square; 0: the whole. Default: 224, or 0."""
     interpolation: Interpolation | None = None
     data: str = ""
     """TFDS name of the training set. Default: imagenet2012, cifar10 or cifar100, by the classes."""

@@ -183,7 +183,7 @@ class _Unpickler(pickle.Unpickler):
     """Loads one pickle of a stream: allowed instructions, known names, unread storages."""
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]):
-        content, code, begin = stream.getbuffer(), bytearray(), stream.tell()
+        content, code, begin = stream.getvalue(), bytearray(), stream.tell()
         for instruction, argument, _ in pickletools.genops(stream):
             name, end = instruction.name, stream.tell()
             is_safe = name in _ALLOWED

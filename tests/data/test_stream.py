@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -50,7 +49,6 @@ def straight(photographs: DatasetInfo) -> list[Streamed]:
 def check(info: DatasetInfo, straight: list[Streamed], first: int, processes: int, **loading) -> None:
     images = stream(info, policy=TrivialAugment)
     parts = [read(images, first, 3, process=process, processes=processes, **loading) for process in range(processes)]
-    assert all(len(batch.labels) == BATCH // processes for part in parts for batch in part)
     whole = [Streamed(*(np.concatenate(arrays) for arrays in zip(*batch, strict=True))) for batch in zip(*parts, strict=True)]
     assert digest(whole) == digest(straight[first : first + 3])
 
@@ -70,11 +68,9 @@ def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetI
     order = stream(photographs).order
     epochs = [[order[position] for position in range(440 * epoch, 440 * (epoch + 1))] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(440)) for epoch in epochs)
-    # Neither the order of storage nor a rotation of it: by chance, one in 440 is followed by its successor.
+    # By chance, one image in 440 is followed by its successor, and two orders agree in one place.
     assert max(np.mean(np.diff(epoch) % 440 == 1) for epoch in epochs) < 0.02
-    # Two orders agree in one place on average, also shifted by one.
-    for shift in (0, 1):
-        assert sum(a == b for a, b in zip(epochs[0][shift:], epochs[1], strict=False)) < 12
+    assert max(np.sum(np.equal(epochs[0], epoch)) for epoch in epochs[1:]) < 12
     # Images held out for validation are the last ones.
     kept = stream(photographs, examples=100).order
     assert Counter(kept[position] for position in range(300)) == Counter(dict.fromkeys(range(100), 3))
@@ -103,34 +99,21 @@ def test_labels_are_those_of_the_images(photographs: DatasetInfo) -> None:
 
 def test_repeated_images_follow_each_other_with_crops_of_their_own(photographs: DatasetInfo) -> None:
     """Hoffer et al. 2019; also over the end of an epoch."""
-    images, single = stream(photographs, repeats=3), stream(photographs)
+    images = stream(photographs, repeats=3)
     epochs = [images.order[position] for position in range(3 * 2 * 440)]
     assert epochs[::3] == epochs[1::3] == epochs[2::3]
     assert sorted(epochs[: 3 * 440 : 3]) == sorted(epochs[3 * 440 :: 3]) == list(range(440))
     assert epochs[: 3 * 440] != epochs[3 * 440 :]
     (batch,) = read(images, 0, 1)
     assert len({image.tobytes() for image in batch.images}) == BATCH
-    assert single.order[0] == images.order[0]
-
-
-class Damaged(Sequence):
-    """A source with two examples that cannot be decoded."""
-
-    def __init__(self, source):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> tuple[bytes, int]:
-        content, label = self._source[index]
-        return (content[:200] if index in (7, 8) else content), label
 
 
 def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next good one of the set."""
-    encoded = datasets.encoded
-    monkeypatch.setattr(datasets, "encoded", lambda info, split: Damaged(encoded(info, split)))
+    source = datasets.encoded(photographs, "train")
+    items = [source[index] for index in range(440)]
+    items[7:9] = [(content[:200], label) for content, label in items[7:9]]
+    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
     images = stream(photographs)
     (position,) = [position for position in range(440) if images.order[position] == 7]
     step, row = divmod(position, BATCH)
@@ -139,7 +122,7 @@ def test_corrupt_images_raise_or_are_replaced_and_counted(photographs: DatasetIn
     replacing = stream(photographs, replaces_damaged=True)
     (batch,) = read(replacing, step, 1)
     assert batch.replaced[row] == 2, "7 and 8 are damaged"
-    assert batch.labels[row] == encoded(photographs, "train")[9][1]
+    assert batch.labels[row] == source[9][1]
     epoch = np.concatenate([batch.replaced for batch in read(replacing, 0, 19)])[:440]
     assert epoch.sum() == 3
 
@@ -162,15 +145,11 @@ def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInf
     counted = []
     example = datasets.example
     monkeypatch.setattr(datasets, "example", lambda *given: counted.append(given[3]) or example(*given))
-    rows = Rows(stream(photographs, size=(128, 128)), first_step=0, last_step=18)
+    rows = Rows(stream(photographs, size=(128, 128)), first_step=0, last_step=8)
     with closing(stream_lib.batches(rows, threads=1, memory_mb=3 * 2 + 32)) as reading:
         next(reading)
-        end = time.monotonic() + 600
-        while len(counted) <= BATCH and time.monotonic() < end:
-            time.sleep(0.01)
         time.sleep(0.5)
         # One batch taken, one waiting, one being assembled, and at most a batch of single images.
-        assert BATCH < len(counted) <= 4 * BATCH
-        for _ in range(17):
-            next(reading)
-    assert len(counted) == len(set(counted)) == 18 * BATCH
+        assert len(counted) <= 4 * BATCH
+        assert len(list(reading)) == 7
+    assert len(counted) == len(set(counted)) == 8 * BATCH

@@ -1,7 +1,6 @@
 """Protocols by their published names; images with torchvision's Resize and CenterCrop, each once and in order."""
 
 import threading
-import time
 import tomllib
 from importlib import resources
 
@@ -133,92 +132,44 @@ def test_load_returns_unchanged_images_or_batches(digits: datasets.DatasetInfo, 
     assert protocols.load(digits, "test", Protocol(), 7) is expected
     small = Protocol(resize=12, crop=10)
     batch = next(iter(protocols.load(digits, "test", small, 4)))
-    for image, original in zip(batch.images, expected.images, strict=False):
-        np.testing.assert_array_equal(image, protocols.resize_and_crop(original, small))
+    np.testing.assert_array_equal(batch.images, [protocols.resize_and_crop(image, small) for image in expected.images[:4]])
     for view in (Protocol(), Protocol(resize=64), Protocol(crop=56)):
         with pytest.raises(UserError, match=f"the images of {photographs.name} differ in size"):
             list(protocols.load(photographs, "validation", view, 8))
 
 
-def test_batches_pad_a_part_of_a_split(digits: datasets.DatasetInfo) -> None:
-    """Ten crops count as ten images; the last batch is padded with black images of label -1."""
+def test_batches_are_padded_and_shared_by_processes(digits: datasets.DatasetInfo) -> None:
+    """Ten crops count as ten images. Black images of label -1 pad the last batch, and may be all that a process has."""
     whole = datasets.read(digits, "test")
-    for batch_size, first, count, crops in ((7, 0, 100, 1), (64, 300, None, 1), (64, 37, 41, 10), (7, 359, 1, 10), (400, 340, 1000, 1)):
+    for batch_size, first, count, crops, processes in (
+        (7, 0, 100, 1, 1),
+        (64, 300, None, 1, 2),
+        (64, 37, 41, 10, 4),
+        (7, 359, 1, 10, 2),
+        (400, 340, 1000, 1, 4),
+        (120, 10, 345, 1, 4),
+    ):
         small = Protocol(resize=8, crop=6, crops=crops)
-        batches = list(protocols.batches(digits, "test", small, batch_size, first=first, count=count))
-        size = max(1, batch_size // crops)
+        span = {"first": first, "count": count, "processes": processes}
+        parts = [list(protocols.batches(digits, "test", small, batch_size, process=process, **span)) for process in range(processes)]
+        share = -(-max(1, batch_size // crops) // processes)
+        assert {len(batch) for part in parts for batch in part} == {share}
+        ordered = [batch for step in zip(*parts, strict=True) for batch in step]
+        images, labels = (np.concatenate([getattr(batch, name) for batch in ordered]) for name in ("images", "labels"))
         expected = whole.labels[first:][:count]
-        assert [len(batch) for batch in batches] == [size] * -(-len(expected) // size)
-        images, labels = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
-        np.testing.assert_array_equal(labels[: len(expected)], expected)
-        assert (labels[len(expected) :] == -1).all()
-        assert not images[labels < 0].any()
+        assert len(parts[0]) == -(-len(expected) // (share * processes))
+        np.testing.assert_array_equal(labels, np.pad(expected, (0, len(labels) - len(expected)), constant_values=-1))
+        assert not images[len(expected) :].any()
         crop = protocols.resize_and_crop if crops == 1 else protocols.ten_crops
-        np.testing.assert_array_equal(images[0], crop(whole.images[first], small))
+        np.testing.assert_array_equal(images[: len(expected)], [crop(image, small) for image in whole.images[first:][:count]])
 
 
-def test_processes_share_every_batch_equally(digits: datasets.DatasetInfo) -> None:
-    """Joined, the parts of 2 and 4 processes are the images of one; a process may have padding only."""
-    for batch_size, crops in ((120, 1), (64, 10), (360, 1)):
-        joined = []
-        for processes in (1, 2, 4):
-            parts = [
-                list(
-                    protocols.batches(
-                        *(digits, "test", Protocol(resize=8, crop=6, crops=crops), batch_size),
-                        first=10,
-                        count=345,
-                        process=process,
-                        processes=processes,
-                    )
-                )
-                for process in range(processes)
-            ]
-            assert {len(batch) for part in parts for batch in part} == {-(-max(1, batch_size // crops) // processes)}
-            ordered = [part for batch in zip(*parts, strict=True) for part in batch]
-            images, labels = (np.concatenate([getattr(part, name) for part in ordered]) for name in ("images", "labels"))
-            joined.append((images[labels >= 0], labels[labels >= 0]))
-        assert len(joined[0][1]) == 345
-        for several in joined[1:]:
-            for one, other in zip(joined[0], several, strict=True):
-                np.testing.assert_array_equal(one, other)
-
-
-def test_batches_of_photographs_stop_all_threads_when_closed(photographs: datasets.DatasetInfo) -> None:
-    small, source = Protocol(resize=64, crop=56), datasets.encoded(photographs, "validation")
-    images = np.concatenate([batch.images for batch in protocols.batches(photographs, "validation", small, 64, count=100)])
-    for index in range(0, 100, 7):
-        np.testing.assert_array_equal(images[index], protocols.resize_and_crop(datasets.decode(source[index][0]), small))
-    before = threading.active_count()
-    batches = protocols.batches(photographs, "validation", small, 4)
-    next(batches)
+def test_ahead_computes_two_groups_ahead_and_stops_its_threads() -> None:
+    taken, before = [], threading.active_count()
+    results = protocols.ahead(lambda n: n * n, (taken.append(n) or [n, n + 10] for n in range(5)))
+    assert next(results) == ([0, 10], [0, 100])
+    assert taken == [0, 1, 2]
     assert threading.active_count() > before
-    batches.close()
+    results.close()
     assert threading.active_count() == before
-
-
-def test_batches_read_at_most_two_ahead_and_name_the_corrupt_example(digits: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-
-    def example(source: object, info: object, split: object, index: int) -> dict:
-        read.append(index)
-        return {"image": numbered(8, 8, 1), "label": 0}
-
-    with monkeypatch.context() as patched:
-        patched.setattr(datasets, "example", example)
-        batches = protocols.batches(digits, "test", Protocol(), 10)
-        next(batches)
-        assert read.pop(0) == 0, "the shape of padding"
-        for expected in (30, 40):
-            deadline = time.monotonic() + 600
-            while len(read) < expected and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(0.05)
-            assert sorted(read) == list(range(expected))
-            next(batches)
-        batches.close()
-    encoded = datasets.encoded(digits, "test")
-    items = [(encoded[index][0][: 40 if index == 5 else None], 0) for index in range(360)]
-    monkeypatch.setattr(datasets, "encoded", lambda info, split: items)
-    with pytest.raises(UserError, match=r"example 5 of split 'test' is damaged"):
-        list(protocols.batches(digits, "test", Protocol(), 4))
+    assert [members for members, _ in protocols.ahead(str, ([n] for n in range(5)))] == [[n] for n in range(5)]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from resnet_jax.kernels import quick_to_compile
-from resnet_jax.models import Apply, Architecture, Execution, ResNet, StochasticDepth
-from resnet_jax.models.blocks import Basic, Bottleneck, Branch
+from resnet_jax.models import Apply, Architecture, Execution, StochasticDepth
+from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.orders import FullPreactivation, NormAfterAddition
@@ -21,12 +21,6 @@ from resnet_jax.models.stems import DenseTransition, ImageNetStem
 from oracle import random
 
 SMALL = Architecture(stages=(1, 2), features=(2, 3), input_shape=(6, 6, 3), num_classes=4)
-
-
-@pytest.fixture(scope="module")
-def initialize() -> Any:
-    """``SMALL.init``, compiled once."""
-    return jax.jit(SMALL.init, compiler_options=quick_to_compile())
 
 
 def initialized(architecture: Architecture, **options: Any) -> tuple[Apply, Any, Any]:
@@ -39,9 +33,9 @@ def close(actual: Any, expected: Any) -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
 
 
-def test_build_and_init_draw_the_same_parameters_from_the_same_key(initialize: Any) -> None:
+def test_build_and_init_draw_the_same_parameters_from_the_same_key() -> None:
     """``build(rngs=nnx.Rngs(key))`` and ``init(key)``, as documented there; a seed is its key."""
-    _, params, stats = initialize(jax.random.key(3))
+    _, params, stats = jax.jit(SMALL.init, compiler_options=quick_to_compile())(jax.random.key(3))
     for rngs in (nnx.Rngs(jax.random.key(3)), nnx.Rngs(3)):
         model = SMALL.build(rngs=rngs)
         close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
@@ -61,24 +55,18 @@ def test_init_returns_plain_nested_dictionaries_of_float32() -> None:
     assert stats["stem"]["after"]["layers"][0].keys() == {"mean", "var"}
 
 
-def test_apply_is_static_hashable_and_equal_for_the_same_architecture() -> None:
-    """So that a jitted function of it compiles once."""
-    one, other = initialized(SMALL)[0], initialized(dataclasses.replace(SMALL))[0]
-    assert one == other
-    assert hash(one) == hash(other)
-    assert jax.tree.leaves(one) == []
+def test_apply_is_static_and_compiles_once_for_the_same_architecture() -> None:
     traced = []
 
     @jax.jit
-    def classes(apply: Apply, params: Any, stats: Any, images: jax.Array) -> jax.Array:
+    def run(apply: Apply, params: Any, stats: Any, images: jax.Array) -> jax.Array:
         traced.append(apply)
-        return jnp.zeros(jax.eval_shape(lambda: apply(params, stats, images, train=False))[0].shape)
+        return apply(params, stats, images, train=False)[0]
 
     for architecture in (SMALL, dataclasses.replace(SMALL)):
-        apply, params, stats = initialized(architecture)
-        params, stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), (params, stats))
-        assert classes(apply, params, stats, jnp.zeros((2, 6, 6, 3))).shape == (2, 4)
+        jax.eval_shape(run, *initialized(architecture), jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32))
     assert len(traced) == 1
+    assert jax.tree.leaves(traced[0]) == []
 
 
 DENSE = dict(shortcut=Concatenation, transition=DenseTransition)
@@ -86,10 +74,7 @@ CHANGES: list[dict[str, Any]] = [
     {"shortcut": ZeroPad},
     {"shortcut": Scaled},
     {"shortcut": component(Scaled, shortcut=0.25)},
-    {"stem_features": 5},
-    {"branch": component(Basic, dropout=0.1)},
     {"order": NormAfterAddition},
-    {"norm": component(BatchNorm, group_size=1)},
     {"norm": component(BatchNorm, momentum=0.99)},
     DENSE,
     DENSE | {"transition": component(DenseTransition, compression=0.5)},
@@ -106,11 +91,7 @@ def test_apply_differs_where_the_structure_does() -> None:
     assert len(set(architectures)) == len(architectures)
     applies = [initialized(architecture)[0] for architecture in architectures]
     assert len(set(applies)) == len(applies)
-    assert component(Branch, kernels=(3,), dropout=0.1) == component(component(Branch, dropout=0.1), kernels=(3,))
-
-
-def test_apply_does_not_depend_on_image_size() -> None:
-    assert initialized(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == initialized(SMALL)[0]
+    assert initialized(dataclasses.replace(SMALL, input_shape=(9, 7, 3)))[0] == applies[0]
 
 
 def test_every_field_reaches_the_network() -> None:
@@ -131,21 +112,17 @@ def test_every_field_reaches_the_network() -> None:
     )
     assert fields.keys() == {field.name for field in dataclasses.fields(Architecture)} - {"transition"}
     apply, params, stats = initialized(Architecture(**fields), execution=Execution(blocks="loop", remat=True))
-    model = jax.eval_shape(lambda p, s: nnx.merge(apply.graphdef, p, s), params, stats)
-    assert isinstance(model, ResNet)
-    assert [[stack.count for stack in stage] for stage in model.stages] == [[1], [1, 2]]
+    assert not jax.tree.leaves(stats)
     assert params["stem"]["conv"]["kernel"].shape == (7, 7, 2, 5)
     last = params["stages"][1][1]["stacked"]["branch"]["convs"]
     assert [last[index]["kernel"].shape for index in range(3)] == [(2, 1, 1, 24, 6), (2, 3, 3, 6, 6), (2, 1, 1, 6, 24)]
-    assert not any("shortcut" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params))
     assert params["head"]["linear"]["kernel"].shape == (24, 7)
     assert params["head"]["before"]["layers"][0].keys() == {"scale", "bias"}
-    assert not jax.tree.leaves(stats)
+    model = jax.eval_shape(lambda p, s: nnx.merge(apply.graphdef, p, s), params, stats)
     stack = model.stages[1][1]
+    assert [[stack.count for stack in stage] for stage in model.stages] == [[1], [1, 2]]
     assert (model.dtype, stack.scan, stack.remat, model.stochastic_depth.survival) == ("bfloat16", False, True, 0.7)
     assert stack.stacked.branch.convs[1].kernel_dilation == (2, 2)
-    dense = dict(shortcut=Concatenation, transition=component(DenseTransition, compression=0.5))
-    assert initialized(dataclasses.replace(SMALL, **dense))[1]["transitions"][1]["conv"]["kernel"].shape == (1, 1, 4, 2)
 
 
 @pytest.mark.parametrize("norm", [component(BatchNorm, momentum=0.7, group_size=2), FrozenBatchNorm], ids=str)

@@ -12,15 +12,17 @@ import pytest
 from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import quick_to_compile
+from resnet_jax.models import Architecture
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, ResidualBlock, SingleLayer
 from resnet_jax.models.components import component
+from resnet_jax.models.layers import Bias, Norm, ReLU, Sequence
 from resnet_jax.models.norms import BatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, NormAfterAddition, Order, Original, ReluBeforeAddition, ReluOnlyPreactivation
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, ZeroPad
 
 from oracle import (
     FIGURE_4,
-    PREACTIVATED,
+    blocks_of,
     call,
     close,
     composed,
@@ -76,30 +78,16 @@ def test_block_matches_its_composition_for_every_branch(branch: str) -> None:
 
 
 @pytest.mark.parametrize("order", FIGURE_4)
-def test_identity_block_adds_its_input_or_the_shared_preactivation(order: type[Order]) -> None:
-    """He et al. 2016, Appendix: "we adopt the first activation right after conv1 and before splitting into two paths"."""
-    x = random(2, 5, 4, 4)
-    for first in (False, True):
-        block = filled(lambda rngs, first=first: ResidualBlock(4, 4, 1, order=order, first=first, rngs=rngs))
-        expected, other = (composed(variables(block), x, order, (1, 1), first=flag)[0] for flag in (first, not first))
+def test_block_adds_its_input_or_the_shared_preactivation(order: type[Order]) -> None:
+    """He et al. 2016, Appendix: "we adopt the first activation right after conv1 and before splitting into two paths".
+
+    Section 4.1: "these projection shortcuts are also with preactivation", if width or resolution changes. A plain block is its branch.
+    """
+    for in_features, stride, options in ((4, 1, {}), (4, 1, {"first": True}), (3, 1, {}), (4, 2, {}), (3, 2, {"shortcut": NoShortcut})):
+        block = filled(lambda rngs, a=in_features, s=stride, o=options: ResidualBlock(a, 4, s, order=order, rngs=rngs, **o))
+        x, first, plain = random(2, 5, 4, in_features), "first" in options, "shortcut" in options
+        expected = composed(variables(block), x, order, (stride, 1), first=first, plain=plain)[0]
         close(block(jnp.asarray(x)), expected)
-        assert np.allclose(expected, other) is (order not in PREACTIVATED)
-
-
-def test_plain_block_is_its_branch() -> None:
-    x = random(2, 5, 4, 3)
-    for order in (Original, NormAfterAddition, FullPreactivation):
-        block = filled(lambda rngs, order=order: ResidualBlock(3, 4, 2, shortcut=NoShortcut, order=order, rngs=rngs))
-        close(block(jnp.asarray(x)), composed(variables(block), x, order, (2, 1), plain=True)[0])
-
-
-def test_resizing_block_shares_its_preactivation() -> None:
-    """He et al. 2016, Section 4.1: "these projection shortcuts are also with preactivation"."""
-    for order in PREACTIVATED:
-        for in_features, stride in ((3, 1), (4, 2)):
-            block = filled(lambda rngs, o=order, a=(in_features, stride): ResidualBlock(a[0], 4, a[1], order=o, rngs=rngs))
-            x = random(2, 5, 4, in_features)
-            close(block(jnp.asarray(x)), composed(variables(block), x, order, (stride, 1))[0])
 
 
 def test_concatenation_keeps_the_input() -> None:
@@ -113,31 +101,22 @@ def test_concatenation_keeps_the_input() -> None:
     assert values["after"]["layers"][0]["scale"].shape == (7,)
 
 
+class Recorded(nnx.Module):
+    """A user's branch and a user's shortcut, which stores its key."""
+
+    def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
+        self.out_features, self.key = features, nnx.Cache(jax.random.key(0))
+
+    def __call__(self, x: jax.Array, branch: Any = 0, *, key: Any) -> jax.Array:
+        self.key[...] = key
+        return x + branch
+
+
 def test_branch_and_shortcut_receive_different_keys() -> None:
-    seen: dict[str, Any] = {}
-
-    class Random(nnx.Module):
-        def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
-            self.out_features = features
-
-        def __call__(self, x: jax.Array, *, key: Any = None) -> jax.Array:
-            seen["branch"] = key
-            return x
-
-    class Beside(nnx.Module):
-        def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
-            pass
-
-        def __call__(self, x: jax.Array, branch: jax.Array, *, key: Any) -> jax.Array:
-            seen["shortcut"] = key
-            return x + branch
-
-    block = ResidualBlock(2, 2, 1, branch=Random, shortcut=Beside, rngs=nnx.Rngs(0))
-    block(jnp.ones((1, 2, 2, 2)))
-    assert seen == {"branch": None, "shortcut": None}
-    block(jnp.ones((1, 2, 2, 2)), key=jax.random.key(3))
-    drawn = [jax.random.key_data(key).tolist() for key in (*seen.values(), jax.random.key(3))]
-    assert len({tuple(key) for key in drawn}) == 3
+    block, key = ResidualBlock(2, 2, 1, branch=Recorded, shortcut=Recorded, rngs=nnx.Rngs(0)), jax.random.key(3)
+    block(jnp.ones((1, 2, 2, 2)), key=key)
+    keys = [block.branch.key[...], block.shortcut.key[...], key]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 
 
 class Twice(nnx.Module):
@@ -174,25 +153,6 @@ def test_user_branch_runs_in_a_user_order() -> None:
         np.testing.assert_allclose(block(x), factor * x, rtol=1e-6)
 
 
-def test_branch_without_dilation_argument_rejects_dilation() -> None:
-    with pytest.raises(UserError, match="Twice.*cannot be dilated") as error:
-        ResidualBlock(3, 3, 1, branch=Twice, dilation=(2, 2), rngs=nnx.Rngs(0))
-    assert "\n" not in str(error.value)
-
-
-def test_other_normalizations_replace_batch_norm() -> None:
-    """As many, as wide; the same result in training and not."""
-    for order, norm in ((Original, component(GroupNorm, num_groups=1)), (NormAfterAddition, NoNorm), (FullPreactivation, NoNorm)):
-        plain, other = (
-            filled(lambda rngs, o=order, n=n: ResidualBlock(3, 4, 2, shortcut=Projection, order=o, rngs=rngs, **n))
-            for n in ({}, {"norm": norm})
-        )
-        widths = [[layer["bias"].shape for layer in scalars_and_norms(variables(block))] for block in (plain, other)]
-        assert widths[0] == widths[1]
-        x = jnp.asarray(random(2, 5, 4, 3))
-        np.testing.assert_array_equal(other(x, train=True), other(x, train=False))
-
-
 def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
     class Weighted(nnx.Module):
         def __init__(self, in_features: int, features: int, stride: int, rngs: nnx.Rngs):
@@ -209,24 +169,17 @@ def test_float32_parameter_of_a_shortcut_keeps_the_network_dtype() -> None:
 
 # Branches ----------------------------------------------------------------------------------------
 
-# Branch, width, and of each convolution: kernel size, input channels of a group, output channels. From 5 channels.
-PAPERS: list[tuple[Any, int, list[tuple[int, int, int]]]] = [
-    # He et al. 2015, Figure 5; He et al. 2016, Table 3; Zagoruyko and Komodakis 2016, Section 2.
-    (Basic, 4, [(3, 5, 4), (3, 4, 4)]),
-    (Bottleneck, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
-    (BottleneckV15, 4, [(1, 5, 4), (3, 4, 4), (1, 4, 16)]),
-    (SingleLayer, 4, [(3, 5, 4)]),
-    (component(Branch, kernels=(3, 1, 3)), 4, [(3, 5, 4), (1, 4, 4), (3, 4, 4)]),
-    # Xie et al. 2017 (arXiv 1611.05431), Table 1, conv2: 1x1, 128; 3x3, 128, C=32; 1x1, 256.
-    (component(BottleneckV15, groups=32, base_width=4), 64, [(1, 5, 128), (3, 4, 128), (1, 128, 256)]),
-    # Wide ResNet-50-2; DenseNet-BC (Huang et al. 2017, Section 3): a 1x1 convolution to 4k channels.
-    (component(BottleneckV15, base_width=128), 64, [(1, 5, 128), (3, 128, 128), (1, 128, 256)]),
-    (component(Branch, kernels=(1, 3), base_width=256), 12, [(1, 5, 48), (3, 48, 12)]),
-]
-
 
 def test_kernels_and_widths_are_the_papers() -> None:
-    for branch, features, kernels in PAPERS:
+    """Of every convolution: kernel size, input channels of a group, output channels. Others: counts of parameters in test_counts.py."""
+    for branch, features, kernels in (
+        # Zagoruyko and Komodakis 2016, Section 2.
+        (component(Branch, kernels=(3, 1, 3)), 4, [(3, 5, 4), (1, 4, 4), (3, 4, 4)]),
+        # Xie et al. 2017 (arXiv 1611.05431), Table 1, conv2: 1x1, 128; 3x3, 128, C=32; 1x1, 256.
+        (component(BottleneckV15, groups=32, base_width=4), 64, [(1, 5, 128), (3, 4, 128), (1, 128, 256)]),
+        # DenseNet-BC (Huang et al. 2017, Section 3): a 1x1 convolution to 4k channels.
+        (component(Branch, kernels=(1, 3), base_width=256), 12, [(1, 5, 48), (3, 48, 12)]),
+    ):
         module = filled(lambda rngs, b=branch, f=features: b(5, f, 1, rngs=rngs))
         shapes = [conv["kernel"].shape for conv in numbered(variables(module)["convs"])]
         assert shapes == [(side, side, come, go) for side, come, go in kernels]
@@ -285,11 +238,14 @@ def test_invalid_branches_are_rejected_in_one_sentence() -> None:
         (dict(reduction=-1), "reduction=-1"),
         *((dict(zero_scale=True, order=order), f"zero_scale.*{order.__name__}") for order in (FullPreactivation, Fixup)),
         (dict(zero_scale=True, norm=NoNorm), "zero_scale.*Original with BatchNorm"),
+        (dict(kernels=(3,), order=Fixup, num_blocks=2), r"L\^\(-1/\(2m-2\)\).*m = 1"),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message) as error:
             filled(lambda rngs, a=arguments: Branch(4, 4, 1, **a, rngs=rngs))
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="Twice.*cannot be dilated"):
+        ResidualBlock(3, 3, 1, branch=Twice, dilation=(2, 2), rngs=nnx.Rngs(0))
 
 
 def initialized(branch: Any, order: Any, norm: Any, **arguments: Any) -> Any:
@@ -320,3 +276,47 @@ def test_zero_scale_zeroes_the_last_normalization_and_the_branch(branch: Any, no
     changed = [jax.tree_util.keystr(path, simple=True, separator="/") for path in ours if np.any(ours[path] != theirs[path])]
     assert len(changed) == 1
     assert re.fullmatch(rf"after/{len(zero.convs) - 1}/layers/\d+/scale", changed[0])
+
+
+# Orders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("branch", "m"), [(Basic, 2), (Bottleneck, 3)])
+def test_fixup_scales_he_initialization_by_the_depth_and_ends_at_zero(branch: Any, m: int) -> None:
+    """Zhang et al. 2019, Section 3.2: "scale the weight layers inside residual branches by L^(-1/(2m-2))", last ones and classifier 0."""
+    architecture = Architecture(stages=(4, 4), features=(32, 48), num_classes=3, branch=branch, order=Fixup, shortcut=ZeroPad)
+    _, params, statistics = jax.jit(architecture.init, compiler_options=quick_to_compile())(jax.random.key(0))
+    values = jax.tree.map(np.float64, params)
+    assert not jax.tree.leaves(statistics)
+    num_blocks = blocks_of(values)
+    assert len(num_blocks) == 8
+    for block in num_blocks:
+        *kernels, last = (conv["kernel"] for conv in numbered(block["branch"]["convs"]))
+        np.testing.assert_array_equal(last, np.zeros_like(last))
+        assert len(kernels) == m - 1
+        for kernel in kernels:
+            expected = np.sqrt(2 / np.prod(kernel.shape[:3])) * 8 ** (-1 / (2 * m - 2))
+            assert kernel.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * kernel.size))
+        for scalar in scalars_and_norms(block):
+            ((name, value),) = scalar.items()
+            assert (value.shape, float(value)) == ((), 1 if name == "scale" else 0)
+    np.testing.assert_array_equal(values["head"]["linear"]["kernel"], np.zeros((48 if m == 2 else 192, 3)))
+    stem = values["stem"]["conv"]["kernel"]
+    assert stem.std() == pytest.approx(np.sqrt(2 / 27), rel=5 / np.sqrt(2 * stem.size))
+
+
+class Doubled(nnx.Module):
+    """A user's normalization, without the argument ``rectify``."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.scale = nnx.Param(jnp.full(features, -2.0))
+
+    def __call__(self, x: jax.Array, **more: Any) -> jax.Array:
+        assert not more.get("rectify")
+        return self.scale[...] * x
+
+
+def test_sequence_applies_relu_after_norm_without_rectify() -> None:
+    x = jnp.asarray([[1.0, -1.0], [-3.0, 0.5]]).reshape(2, 1, 1, 2)
+    y = Sequence((Norm, ReLU, Bias, ReLU), 2, norm=Doubled, rngs=nnx.Rngs(0))(x, train=True)
+    np.testing.assert_array_equal(y.reshape(2, 2), [[0, 2], [6, 0]])

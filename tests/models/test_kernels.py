@@ -1,5 +1,6 @@
 """Custom VJPs against the defining sums in NumPy float64."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -56,45 +57,17 @@ def pullback(x: Any, weights: Any, cotangent: Any, *args: Any, **options: Any) -
     return y, *pull(cotangent)
 
 
-def is_the_defining_sum(
-    size: Pair, taps: Pair, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int, inputs: int, outputs: int
-) -> None:
-    x, weights = random(2, *size, inputs), random(*taps, inputs // groups, outputs, seed=1)
-    y = by_group(groups, lambda x, w: convolve(x, w, strides, padding, dilation), x, weights)
-    cotangent = random(*y.shape, seed=2)
-    slopes = by_group(groups, lambda *arrays: gradients(*arrays, strides, padding, dilation), x, weights, cotangent)
-    run = jax.jit(lambda *a: pullback(*a, strides, padding, rhs_dilation=dilation, feature_group_count=groups))
-    for actual, expected in zip(run(x, weights, cotangent), (y, *slopes), strict=True):
-        close(actual, expected)
-
-
 def test_convolution_and_its_gradients_are_the_defining_sums() -> None:
-    for window in WINDOWS:
-        is_the_defining_sum(*window)
-
-
-@pytest.mark.parametrize(("taps", "groups"), [(1, 1), (3, 2)])
-def test_convolution_under_scan_is_a_row_of_convolutions(taps: int, groups: int) -> None:
-    padding = ((taps // 2,) * 2,) * 2
-    x, layers, cotangent = random(2, 5, 5, 4), random(3, taps, taps, 4 // groups, 4, seed=1), random(2, 5, 5, 4, seed=2)
-
-    @jax.jit
-    def run(x: jax.Array, layers: jax.Array) -> Any:
-        def step(y: jax.Array, weights: jax.Array) -> tuple[jax.Array, None]:
-            return kernels.convolve(y, weights, (1, 1), padding, feature_group_count=groups), None
-
-        y, pull = jax.vjp(lambda x, layers: jax.lax.scan(step, x, layers)[0], x, layers)
-        return y, *pull(jnp.asarray(cotangent))
-
-    values = [np.float64(x)]
-    for weights in layers:
-        values.append(by_group(groups, lambda x, w: convolve(x, w, (1, 1), padding), values[-1], weights))
-    dx, dlayers = np.float64(cotangent), []
-    for value, weights in zip(values[-2::-1], layers[::-1], strict=True):
-        dx, dweights = by_group(groups, lambda *arrays: gradients(*arrays, (1, 1), padding, (1, 1)), value, weights, dx)
-        dlayers.insert(0, dweights)
-    for actual, expected in zip(run(x, layers), (values[-1], dx, np.stack(dlayers)), strict=True):
-        close(actual, expected)
+    for size, taps, strides, padding, dilation, groups, channels, outputs in WINDOWS:
+        geometry = strides, padding, dilation
+        x, weights = random(2, *size, channels), random(*taps, channels // groups, outputs, seed=1)
+        y = by_group(groups, lambda x, w, geometry=geometry: convolve(x, w, *geometry), x, weights)
+        cotangent = random(*y.shape, seed=2)
+        slopes = by_group(groups, lambda *arrays, geometry=geometry: gradients(*arrays, *geometry), x, weights, cotangent)
+        options = dict(rhs_dilation=dilation, feature_group_count=groups)
+        run = jax.jit(functools.partial(pullback, strides=strides, padding=padding, **options))
+        for actual, expected in zip(run(x, weights, cotangent), (y, *slopes), strict=True):
+            close(actual, expected)
 
 
 def test_convolution_under_vmap_has_weights_of_its_own_for_each() -> None:
@@ -129,50 +102,12 @@ def test_weight_gradient_of_a_1x1_convolution_multiplies_pixels_by_cotangents() 
     assert [(2, 2, 2, 3), (2, 2, 2, 5)] in products
 
 
-# Batch norm --------------------------------------------------------------------------------------
-
-
-def formula(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, rectify: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ioffe and Szegedy 2015, algorithm 1, each group by itself."""
-    x = np.float64(x)
-    mean, var = x.mean((-4, -3, -2), keepdims=True), x.var((-4, -3, -2), keepdims=True)
-    y = (x - mean) / np.sqrt(var + EPSILON) * scale + bias
-    return np.maximum(y, 0) if rectify else y, mean.squeeze((-4, -3, -2)), var.squeeze((-4, -3, -2))
-
-
-def inputs(groups: tuple[int, ...]) -> list[np.ndarray]:
-    return [random(*groups, 4, 3, 2, 5) + random(5, seed=1), random(5, seed=2), random(5, seed=3) / 4]
+# Batch norm, elsewhere its formula: test_norms.py; with the ReLU behind it: test_blocks.py ---------
 
 
 def normalized(form: Any, x: Any, scale: Any, bias: Any, rectify: bool) -> Any:
     with kernels.active(form):
         return kernels.normalize(x, scale, bias, EPSILON, rectify)
-
-
-@pytest.mark.parametrize("form", ["plain", "gpu"])
-def test_batch_norm_and_its_gradients_are_the_formula(form: Any) -> None:
-    """Gradients of all three outputs at once, by central differences along random directions."""
-    for groups, rectify in itertools.product([(), (3,)], [False, True]):
-        arrays = inputs(groups)
-        expected = formula(*arrays, rectify)
-        cotangents = [random(*array.shape, seed=4 + number) for number, array in enumerate(expected)]
-
-        @jax.jit
-        def run(inputs: Any, cotangents: Any, rectify: bool = rectify) -> Any:
-            y, pull = jax.vjp(lambda *inputs: normalized(form, *inputs, rectify), *inputs)
-            return y, pull(tuple(cotangents))
-
-        outputs, slopes = run(arrays, cotangents)
-        for one, other in zip(outputs, expected, strict=True):
-            assert one.shape == other.shape
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-        for number in range(3):
-            direction = np.float64(random(*arrays[number].shape, seed=9))
-            ends = []
-            for step in (1e-6, -1e-6):
-                moved = [np.float64(array) + (step * direction if index == number else 0) for index, array in enumerate(arrays)]
-                ends.append(sum(np.vdot(c, array) for c, array in zip(cotangents, formula(*moved, rectify), strict=True)))
-            np.testing.assert_allclose(np.vdot(slopes[number], direction), (ends[0] - ends[1]) / 2e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["plain", "gpu"])
@@ -193,8 +128,8 @@ def test_batch_norm_gradients_hold_where_means_are_30_times_the_spread(form: Any
 
 def test_batch_norm_in_bfloat16_saves_its_input_alone() -> None:
     """Neither a float32 copy nor a mask; parameters and their gradients are float32."""
-    x, scale, bias = map(jnp.asarray, inputs(()))
-    x, cotangent = x.astype(jnp.bfloat16), jnp.asarray(random(4, 3, 2, 5, seed=4))
+    x = jnp.asarray(random(4, 3, 2, 5) + random(5, seed=1), jnp.bfloat16)
+    scale, bias, cotangent = jnp.asarray(random(5, seed=2)), jnp.asarray(random(5, seed=3) / 4), jnp.asarray(random(4, 3, 2, 5, seed=4))
     exact = jax.vjp(lambda x: normalized("plain", x, scale, bias, True)[0], x.astype(jnp.float32))[1](cotangent)[0]
     y, pull = jax.vjp(lambda *inputs: normalized("gpu", *inputs, True)[0], x, scale, bias)
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [(x.shape, jnp.bfloat16)]

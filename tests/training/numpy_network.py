@@ -5,23 +5,15 @@ equal neighboring blocks lie along a leading axis. Convolutions are loops over t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
 import oracle
+from oracle import convolved
 
 Tree = dict[Any, Any]
-
-EPSILON = 1e-5
-RUNNING = 0.9
-
-
-def conv(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """Cross-correlation of (n, h, w, i) with (k, k, i, o), padded by (k - 1) / 2 zeros on every side."""
-    return oracle.convolved(x, kernel, stride)
 
 
 def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -38,36 +30,21 @@ def conv_backward(x: np.ndarray, kernel: np.ndarray, stride: int, dout: np.ndarr
     return dpadded[:, side : side + x.shape[1], side : side + x.shape[2]], dkernel
 
 
-@dataclass
-class _Norm:
-    """Values of the forward pass that ``norm_backward`` needs."""
-
-    normalized: np.ndarray
-    deviation: np.ndarray
-    scale: np.ndarray
+def norm(x: np.ndarray, p: Tree, s: Tree) -> tuple[np.ndarray, Tree, Any]:
+    """Returns batch normalization in training, the running statistics after it, and the values that ``norm_backward`` needs."""
+    y, running = oracle.normalize(x, p | s, train=True)
+    deviation = np.sqrt(x.var(axis=(0, 1, 2)) + oracle.EPSILON)
+    return y, running, ((x - x.mean(axis=(0, 1, 2))) / deviation, deviation, p["scale"])
 
 
-def norm(x: np.ndarray, p: Tree, s: Tree) -> tuple[np.ndarray, Tree, _Norm]:
-    """Normalizes by the mean and the biased variance of the batch; also returns the running ones."""
-    mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
-    deviation = np.sqrt(variance + EPSILON)
-    normalized = (x - mean) / deviation
-    running = {"mean": RUNNING * s["mean"] + (1 - RUNNING) * mean, "var": RUNNING * s["var"] + (1 - RUNNING) * variance}
-    return normalized * p["scale"] + p["bias"], running, _Norm(normalized, deviation, p["scale"])
-
-
-def norm_backward(saved: _Norm, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
+def norm_backward(saved: Any, dout: np.ndarray) -> tuple[np.ndarray, Tree]:
     """Ioffe and Szegedy 2015, Section 3: mean and variance are functions of the batch too."""
+    normalized, deviation, scale = saved
     axes = (0, 1, 2)
-    dparams = {"scale": (dout * saved.normalized).sum(axes), "bias": dout.sum(axes)}
-    dn = dout * saved.scale
-    dx = (dn - dn.mean(axes) - saved.normalized * (dn * saved.normalized).mean(axes)) / saved.deviation
+    dparams = {"scale": (dout * normalized).sum(axes), "bias": dout.sum(axes)}
+    dn = dout * scale
+    dx = (dn - dn.mean(axes) - normalized * (dn * normalized).mean(axes)) / deviation
     return dx, dparams
-
-
-def zero_pad(x: np.ndarray, stride: int, features: int) -> np.ndarray:
-    """Option A: every stride-th pixel, zeros behind the channels."""
-    return np.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (0, features - x.shape[3])))
 
 
 def kernels(p: Tree) -> tuple[np.ndarray, np.ndarray]:
@@ -107,12 +84,12 @@ def stacked(found: dict[tuple[int, int, int], Tree]) -> Tree:
 def unit(x: np.ndarray, p: Tree, s: Tree, stride: int, branch: Any = 1.0, shortcut: Any = 1.0) -> tuple[np.ndarray, Tree, Any]:
     """A basic block in the original order, conv, norm, ReLU, conv, norm, add, ReLU, with factors on branch and shortcut."""
     (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
-    a = conv(x, kernel1, stride)
+    a = convolved(x, kernel1, stride)
     b, running1, saved1 = norm(a, norm1, running1)
     c = np.maximum(b, 0)
-    d = conv(c, kernel2, 1)
+    d = convolved(c, kernel2, 1)
     e, running2, saved2 = norm(d, norm2, running2)
-    merged = branch * e + shortcut * zero_pad(x, stride, e.shape[3])
+    merged = branch * e + shortcut * oracle.pad(x[:, ::stride, ::stride], e.shape[3])
     return np.maximum(merged, 0), after(running1, running2), (x, b, c, merged, saved1, saved2, stride, branch, shortcut)
 
 
@@ -138,7 +115,7 @@ def forward(
     """
     blocks = list(zip(units(params["stages"]), units(batch_stats["stages"]), strict=True))
     ones = [1.0] * len(blocks)
-    a = conv(images, params["stem"]["conv"]["kernel"], 1)
+    a = convolved(images, params["stem"]["conv"]["kernel"], 1)
     b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
     x = np.maximum(b, 0)
     saved, stats = [], {}
@@ -165,61 +142,6 @@ def backward(params: Tree, saved: Any, dlogits: np.ndarray) -> Tree:
     _, dkernel = conv_backward(images, params["stem"]["conv"]["kernel"], 1, da)
     gradients["stem"] = {"conv": {"kernel": dkernel}, "after": {"layers": {0: dnorm}}}
     return gradients
-
-
-@dataclass
-class Pass:
-    """One forward and backward pass over a batch."""
-
-    loss: float
-    """Summed over the batch, nats."""
-    errors: int
-    gradients: Tree
-    """Gradients of the mean loss over the batch."""
-    batch_stats: Tree
-
-
-def forward_backward(params: Tree, batch_stats: Tree, images: np.ndarray, labels: np.ndarray) -> Pass:
-    """Cross-entropy of the network on a batch in training mode, its gradients, and the running statistics after it."""
-    logits, new_stats, saved = forward(params, batch_stats, images)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    count = len(labels)
-    loss = -log_probabilities[np.arange(count), labels].sum()
-    errors = int((logits.argmax(axis=1) != labels).sum())
-    dlogits = (np.exp(log_probabilities) - np.eye(logits.shape[1])[labels]) / count
-    return Pass(float(loss), errors, backward(params, saved, dlogits), new_stats)
-
-
-def predict(params: Tree, batch_stats: Tree, images: np.ndarray) -> np.ndarray:
-    """Logits of the network in evaluation: normalized by the running statistics."""
-
-    def rest(x: np.ndarray, p: Tree, s: Tree) -> np.ndarray:
-        return (x - s["mean"]) / np.sqrt(s["var"] + EPSILON) * p["scale"] + p["bias"]
-
-    stem, entered = (tree["stem"]["after"]["layers"][0] for tree in (params, batch_stats))
-    x = np.maximum(rest(conv(images, params["stem"]["conv"]["kernel"], 1), stem, entered), 0)
-    for (_, stride, p), (_, _, s) in zip(units(params["stages"]), units(batch_stats["stages"]), strict=True):
-        (kernel1, kernel2), (norm1, norm2), (running1, running2) = kernels(p), norms(p), norms(s)
-        y = np.maximum(rest(conv(x, kernel1, stride), norm1, running1), 0)
-        y = rest(conv(y, kernel2, 1), norm2, running2)
-        x = np.maximum(y + zero_pad(x, stride, y.shape[3]), 0)
-    linear = params["head"]["linear"]
-    return x.mean(axis=(1, 2)) @ linear["kernel"] + linear["bias"]
-
-
-@dataclass(frozen=True)
-class Sgd:
-    """``v = momentum v + g + decay w``, ``w = w - rate v``."""
-
-    rate: float
-    momentum: float
-    decay: float
-
-    def __call__(self, params: Tree, velocity: Tree, gradients: Tree) -> tuple[Tree, Tree]:
-        """Returns the parameters and the velocity after a step."""
-        velocity = each(lambda v, g, w: self.momentum * v + g + self.decay * w, velocity, gradients, params)
-        return each(lambda w, v: w - self.rate * v, params, velocity), velocity
 
 
 def each(function: Any, *trees: Tree) -> Any:

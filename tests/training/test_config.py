@@ -11,17 +11,13 @@ import pytest
 from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
-from resnet_jax.models import NETWORKS, Architecture, Execution, StochasticDepth, cifar_architecture, components
-from resnet_jax.models.blocks import Basic, Bottleneck
+from resnet_jax.models import Architecture, Execution, StochasticDepth, cifar_architecture, components
+from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import Factory, component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
-from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating, ZeroPad
+from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating
 from resnet_jax.training import config
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
-
-from conftest import ROOT
-from write_golden import public_experiments
 
 BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
 INFO = DatasetInfo(
@@ -126,8 +122,8 @@ def in_groups(size: int) -> Factory:
     return component(BatchNorm, group_size=size)
 
 
-def test_fields_that_do_not_fit_are_rejected() -> None:
-    """Data, devices, norm, microbatches. The data order of a device-resident set counts images in 31 bits."""
+def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
+    """The data order of a device-resident set counts images in 31 bits."""
     for base, info, fields, message in (
         (BASE, INFO, {"model": cifar_architecture(20, num_classes=100)}, "^model.num_classes must be 10, got 100"),
         (BASE, INFO, {"model.input_shape": (64, 64, 3)}, r"are \(32, 32, 3\), of the model \(64, 64, 3\): set model.input_shape"),
@@ -157,9 +153,6 @@ def test_fields_that_do_not_fit_are_rejected() -> None:
     for value, devices in ((100, 8), (128, 3)):
         with pytest.raises(UserError, match=f"^batch_size must be a multiple of the {devices} devices, got {value}"):
             changed({"batch_size": value}).check(INFO, devices)
-
-
-def test_fields_that_fit_are_accepted() -> None:
     STREAMED.check(PHOTOGRAPHS)
     for fields in (
         {"data.validation_examples": 49_999, "data.pad": 0, "data.test_split": "train", "steps": 2**24 - 1},
@@ -213,27 +206,19 @@ def through_json(value: Any) -> Any:
     return json.loads(json.dumps(config.resolve(value)))
 
 
-def test_experiments_and_networks_survive_json() -> None:
-    """Classes, tuples and missing values of every experiment and every network of the catalog."""
-    for path in sorted((ROOT / "experiments").glob("*.py")):
-        for value in public_experiments(path).values():
-            for experiment in value if isinstance(value, tuple) else (value,):
-                back = config.restore(Experiment, through_json(experiment))
-                assert (back, hash(back)) == (experiment, hash(experiment))
-    for architecture in NETWORKS.values():
-        assert config.restore(Architecture, through_json(architecture)) == architecture
-    rated = changed({"optimizer": Optimizer(rates=(("stages", 0.1), ("stages/2", 0.3))), "start": Start(file="a", new_head=True)})
-    assert config.restore(Experiment, through_json(rated)) == rated
-
-
-def test_resolved_form_names_classes_with_arguments() -> None:
+def test_resolved_form_names_classes_with_arguments_and_is_restored() -> None:
     bottleneck = component(Bottleneck, groups=2, base_width=32, dropout=0.1)
-    model = Architecture(stages=(2, 2), features=(8, 8), branch=bottleneck, shortcut=component(ShortcutOnlyGating, bias=-6))
-    resolved = through_json(model)
+    gated, dropped = component(ShortcutOnlyGating, bias=-6), StochasticDepth(survival=0.7)
+    model = Architecture(stages=(2, 2), features=(8, 8), branch=bottleneck, shortcut=gated, stochastic_depth=dropped)
+    rates = Optimizer(rates=(("stages", 0.1), ("stages/2", 0.3)))
+    for experiment in (BASE, STREAMED, changed({"model": model, "optimizer": rates, "start": Start(file="a", new_head=True)})):
+        resolved = through_json(experiment)
+        restored = config.restore(Experiment, resolved)
+        assert (restored, hash(restored)) == (experiment, hash(experiment))
+    resolved = resolved["model"]
     assert resolved["stages"] == [2, 2]
     assert resolved["branch"] == "resnet_jax.models.blocks:Branch(base_width=32, dropout=0.1, expansion=4, groups=2, kernels=(1, 3, 1))"
     assert resolved["shortcut"] == "resnet_jax.models.shortcuts:ShortcutOnlyGating(bias=-6.0)"
-    assert config.restore(Architecture, resolved) == model
 
 
 SAME_RUN = {
@@ -272,20 +257,14 @@ def test_identity_has_every_field_that_changes_the_result() -> None:
         assert difference.startswith(field)
     assert list(config.differences(base, identity({}, 1))) == ["seed: 0 asked for, 1 in the run"]
     assert config.group(base) == config.group(identity({}, 1))
-    for field, one, other in (
-        ("shortcut", component(ShortcutOnlyGating, bias=-6.0), component(ShortcutOnlyGating, bias=-7.0)),
-        ("branch", component(Basic, dropout=0.3), component(Basic, dropout=0.4)),
-        ("stochastic_depth", StochasticDepth(), StochasticDepth(survival=0.5)),
-        ("order", BASE.model.order, FullPreactivation),
-    ):
-        (difference,) = config.differences(identity({f"model.{field}": one}), identity({f"model.{field}": other}))
-        assert difference.startswith(f"model.{field}")
+    gated, other = (identity({"model.shortcut": component(ShortcutOnlyGating, bias=bias)}) for bias in (-6.0, -7.0))
+    (difference,) = config.differences(gated, other)
+    assert difference.startswith("model.shortcut")
     ours, theirs = component(Scaled, shortcut=0.5, branch=1.0), component(Scaled, branch=1.0, shortcut=0.5)
     assert identity({"model.shortcut": ours}) == identity({"model.shortcut": theirs})
     start = identity({"start": Start(file="a", digest="ab")})
     assert start["start"] == {"digest": "ab", "new_head": False}
     assert identity({"start": Start(file="/elsewhere/b", digest="ab")}) == start
-    assert config.fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == config.fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
 
 
 def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> None:
@@ -306,12 +285,11 @@ def test_class_of_a_file_is_identified_without_its_folder(tmp_path: Path) -> Non
 
 def test_differences_list_every_field_with_both_values() -> None:
     other = identity({"steps": 100, "schedule": Schedule(learning_rate=0.2, decay_steps=(1,))})
-    assert list(config.differences(other, identity({}))) == [
+    assert list(config.differences(other, json.loads(json.dumps(identity({}))))) == [
         "schedule.decay_steps: [1] asked for, [32000, 48000] in the run",
         "schedule.learning_rate: 0.2 asked for, 0.1 in the run",
         "steps: 100 asked for, 64000 in the run",
     ]
-    assert not list(config.differences(identity({}), json.loads(json.dumps(identity({})))))
     assert list(config.differences({"a": {"b": 1}}, {"a": {}})) == ["a.b: 1 asked for, None in the run"]
 
 
@@ -327,4 +305,3 @@ def test_json_of_another_version_is_rejected() -> None:
         written[part] = {name: value for name, value in (written[part] | change).items() if value is not ...}
         with pytest.raises(UserError, match=message):
             config.restore(Experiment, written)
-    assert config.restore(type[ZeroPad], "resnet_jax.models.shortcuts:ZeroPad") is ZeroPad

@@ -1,9 +1,9 @@
-"""The optimizer against the same arithmetic in NumPy, and the learning rate of every step that matters."""
+"""Rules and masks of the optimizer, and the learning rate of every step that matters; test_wiring.py has SGD against NumPy."""
 
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,20 +27,6 @@ def draw(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     shapes = {"kernel": (3, 3, 2, 4), "linear": (4, 5), "scale": (4,), "bias": (5,)}
     return {name: rng.normal(size=shape) for name, shape in shapes.items()}
-
-
-def numpys(*, momentum: float, nesterov: bool, decay: float, decayed: set[str], rate: float) -> Iterator[dict[str, np.ndarray]]:
-    """Parameters after 1, 2, ... steps: v = m v + g + d w; w = w - rate v, or with Nesterov w - rate (g + d w + m v)."""
-    params = draw(0)
-    velocity = {name: np.zeros_like(value) for name, value in params.items()}
-    seed = 0
-    while True:
-        seed += 1
-        for name, gradient in draw(seed).items():
-            pull = gradient + (decay * params[name] if name in decayed else 0)
-            velocity[name] = momentum * velocity[name] + pull
-            params[name] = params[name] - rate * (pull + momentum * velocity[name] if nesterov else velocity[name])
-        yield dict(params)
 
 
 def updates_of(tx: Any, params: Any, gradients: Any, steps: int = 1) -> tuple[list[Any], Any]:
@@ -70,20 +56,6 @@ def written(tree: Any) -> dict[str, Any]:
 
 def waves(params: Any, step: int = 0) -> Any:
     return jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=p.dtype) * 1.7 + step).reshape(p.shape), params)
-
-
-def test_five_steps_equal_numpy() -> None:
-    """Momentum, weight decay on all parameters or on those of two dimensions and more, Nesterov."""
-    for decay, decayed in (("all", {"kernel", "linear", "scale", "bias"}), ("kernels", {"kernel", "linear"})):
-        for momentum, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
-            tx = optimizer.make(Optimizer(momentum=momentum, nesterov=nesterov, weight_decay=0.05, decay=decay), CONSTANT)
-            params = jax.tree.map(jnp.float32, draw(0))
-            expected = numpys(momentum=momentum, nesterov=nesterov, decay=0.05, decayed=decayed, rate=0.3)
-            for steps in (1, 5):
-                found = steps_of(tx, params, lambda step: jax.tree.map(jnp.float32, draw(step + 1)), steps)
-                theirs = next(itertools.islice(expected, {1: 0, 5: 3}[steps], None))
-                for name, value in theirs.items():
-                    np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=f"{name}, {decay}, {momentum}, {nesterov}")
 
 
 @pytest.fixture(scope="module")
@@ -117,25 +89,44 @@ def test_decayed_kernels_of_a_network_are_its_convolutions_and_matrices(network:
     assert {path.split("/")[-1] for path in updates} == {"kernel", "bias", "scale", "gate_bias"}
 
 
-def test_frozen_parameters_have_no_update_and_no_momentum(small: Any) -> None:
-    """The others get those that they get without frozen ones, step after step."""
-    cases: dict[tuple[str, ...], Any] = {
-        ("stages/0",): lambda path: path.startswith("stages/0/"),
-        ("stem", "stages/"): lambda path: not path.startswith("head/"),
-        ("stages/1/0", "head/linear/bias"): lambda path: path.startswith("stages/1/0/") or path == "head/linear/bias",
-    }
-    fields = {"weight_decay": 0.05, "nesterov": True}
-    free, _ = updates_of(optimizer.make(Optimizer(**fields), CONSTANT), small, functools.partial(waves, small), 3)
-    for prefixes, is_frozen in cases.items():
-        tx = optimizer.make(Optimizer(**fields, frozen=prefixes), CONSTANT)
-        found, state = updates_of(tx, small, functools.partial(waves, small), 3)
-        still = {path for path in written(small) if is_frozen(path)}
-        assert 0 < len(still) < len(written(small))
-        for ours, theirs in zip(found, free, strict=True):
-            for path, update in ours.items():
-                np.testing.assert_array_equal(update, np.zeros_like(update) if path in still else theirs[path], err_msg=path)
-        kept = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
-        assert kept == sum(leaf.size for path, leaf in written(small).items() if path not in still)
+# Fields, and what an update is multiplied by at a path. The longest prefix counts, whatever the order.
+FACTORS: list[tuple[dict[str, Any], Callable[[str], float]]] = [
+    ({"frozen": ("stages/0",)}, lambda path: 0.0 if path.startswith("stages/0/") else 1.0),
+    ({"frozen": ("stem", "stages/")}, lambda path: 1.0 if path.startswith("head/") else 0.0),
+    (
+        {"frozen": ("stages/1/0", "head/linear/bias")},
+        lambda path: 0.0 if path.startswith("stages/1/") or path == "head/linear/bias" else 1.0,
+    ),
+    (
+        {"rates": (("head/linear/kernel", 7.0), ("stem", 0.0))},
+        lambda path: {"head/linear/kernel": 7.0, "stem/conv/kernel": 0.0}.get(path, 1.0),
+    ),
+    *(
+        (
+            {"frozen": ("stem",), "rates": rates},
+            lambda path: next(
+                f for prefix, f in {"stem": 0.0, "stages/1/": 0.3, "stages": 0.1, "": 1.0}.items() if path.startswith(prefix)
+            ),
+        )
+        for rates in ((("stages", 0.1), ("stages/1", 0.3)), (("stages/1/", 0.3), ("stages", 0.1)))
+    ),
+]
+
+
+def test_frozen_parameters_and_rates_scale_the_update_exactly(small: Any) -> None:
+    """With every rule; momentum, decay and trust ratios are as without them. Frozen parameters have no momentum."""
+    for rule in ("sgd", "lars", "lamb"):
+        fields: Any = {"rule": rule, "weight_decay": 0.05, "nesterov": rule != "lamb"}
+        plain, _ = updates_of(optimizer.make(Optimizer(**fields), CONSTANT), small, functools.partial(waves, small), 2)
+        for changes, factor in FACTORS if rule == "sgd" else FACTORS[-1:]:
+            scaled, state = updates_of(optimizer.make(Optimizer(**fields, **changes), CONSTANT), small, functools.partial(waves, small), 2)
+            for ours, theirs in zip(scaled, plain, strict=True):
+                for path, update in ours.items():
+                    np.testing.assert_array_equal(update, theirs[path] * np.float32(factor(path)), err_msg=f"{path}, {rule}, {changes}")
+                    assert np.any(theirs[path])
+            trained = sum(leaf.size for path, leaf in written(small).items() if "frozen" not in changes or factor(path))
+            assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == trained * (2 if rule == "lamb" else 1)
+            assert int(optax.tree_utils.tree_get(state, "step")) == 2
 
 
 def test_prefix_without_parameters_is_rejected(small: Any) -> None:
@@ -165,26 +156,6 @@ def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[fl
         assert float(state[-1].learning_rate) == pytest.approx(found[-1], rel=1e-6)
     assert int(state[-1].step) == first + len(errors)
     return found
-
-
-# Factors by prefixes of paths, and what they come to by whole paths.
-RATES: dict[tuple[tuple[str, float], ...], Any] = {
-    (("stages", 0.1), ("stages/1", 0.3)): lambda path: 0.3 if path.startswith("stages/1/") else 0.1 if path.startswith("stages/") else 1.0,
-    (("stages/1/", 0.3), ("stages", 0.1)): lambda path: 0.3 if path.startswith("stages/1/") else 0.1 if path.startswith("stages/") else 1.0,
-    (("head/linear/kernel", 7.0), ("stem", 0.0)): lambda path: {"head/linear/kernel": 7.0}.get(path, 0.0 if path[:4] == "stem" else 1.0),
-}
-
-
-def test_rate_scales_the_update_exactly(small: Any) -> None:
-    """The longest prefix counts, whatever the order; momentum and weight decay are as without it. Frozen parameters stay."""
-    for frozen in ((), ("stages/0",)):
-        fields = {"weight_decay": 0.05, "nesterov": True, "frozen": frozen}
-        plain, _ = updates_of(optimizer.make(Optimizer(**fields), CONSTANT), small, functools.partial(waves, small), 2)
-        for factors, factor in RATES.items():
-            scaled, _ = updates_of(optimizer.make(Optimizer(**fields, rates=factors), CONSTANT), small, functools.partial(waves, small), 2)
-            for ours, theirs in zip(scaled, plain, strict=True):
-                for path, update in ours.items():
-                    np.testing.assert_array_equal(update, theirs[path] * np.float32(factor(path)), err_msg=path)
 
 
 KERNELS = {"kernel": True, "linear": True, "scale": False, "bias": False}
@@ -249,20 +220,6 @@ def test_clip_scales_the_gradient_before_anything_else() -> None:
         np.testing.assert_allclose(updates["b"], [-4 * factor - 0.5], rtol=1e-6)
     (updates,), _ = updates_of(optimizer.make(Optimizer(weight_decay=0.0, clip=1.5, frozen=("b",)), one), params, lambda _: gradient)
     np.testing.assert_allclose([*updates["a"], *updates["b"]], [-1.5, 0, 0], rtol=1e-6)
-
-
-def test_frozen_parameters_and_rates_work_with_every_rule(small: Any) -> None:
-    """Frozen ones stay to the bit, others move by the factor of what they move without; trust ratios are of arrays of their own."""
-    for rule in ("lars", "lamb"):
-        fields: Any = {"rule": rule, "weight_decay": 0.05, "decay": "kernels"}
-        tx = optimizer.make(Optimizer(**fields, frozen=("stem",), rates=(("stages/1", 0.25),)), CONSTANT)
-        (_, ours), state = updates_of(tx, small, functools.partial(waves, small), 2)
-        (_, theirs), _ = updates_of(optimizer.make(Optimizer(**fields), CONSTANT), small, functools.partial(waves, small), 2)
-        for path, update in ours.items():
-            factor = 0.0 if path.startswith("stem/") else 0.25 if path.startswith("stages/1/") else 1.0
-            np.testing.assert_allclose(update, factor * theirs[path], rtol=1e-5, err_msg=path)
-            assert np.any(theirs[path])
-        assert int(optax.tree_utils.tree_get(state, "step")) == 2
 
 
 def test_schedule_has_the_rates_of_the_papers() -> None:

@@ -21,7 +21,7 @@ import pytest
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture
 from resnet_jax.models.shortcuts import NoShortcut
-from resnet_jax.training import config, run_dir
+from resnet_jax.training import run_dir
 from resnet_jax.training.config import Experiment, Optimizer
 from resnet_jax.training.run_dir import MetricsWriter, Workdir
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -40,7 +40,8 @@ with Workdir(sys.argv[1]).claimed(components.load(sys.argv[2])(), 1, say=print):
 @pytest.fixture
 def claimed(tiny: Experiment, tmp_path: Path) -> Workdir:
     """The directory of seed 1 of ``tiny``."""
-    found = Workdir(tmp_path / "runs" / "tiny")
+    (tmp_path / "run").mkdir()
+    found = Workdir(tmp_path / "run")
     found.claim(tiny, 1)
     return found
 
@@ -50,22 +51,17 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_claim_writes_what_the_run_is(claimed: Workdir, tiny: Experiment, tmp_path: Path) -> None:
-    text = json.loads((claimed.path / "experiment.json").read_text())
-    assert text["seed"] == 1
-    assert text["fingerprint"] == config.fingerprint(text["identity"])
-    assert Workdir(claimed.path).experiment() == (tiny, 1)
+    """A run can be moved and claimed again."""
+    assert claimed.experiment() == (tiny, 1)
     environment = json.loads((claimed.path / "environment.json").read_text())
     assert environment.keys() == {"commit", "versions", "devices", "platform", "process"}
     assert environment["versions"]["orbax-checkpoint"] == importlib.metadata.version("orbax-checkpoint")
     assert (environment["devices"]["backend"], environment["devices"]["count"]) == ("cpu", 8)
-    (tmp_path / "empty").mkdir()
-    Workdir(tmp_path / "empty").claim(tiny, 0)
-    # A run can be moved and claimed again.
-    moved = tmp_path / "elsewhere"
+    before, moved = content(claimed.path), tmp_path / "elsewhere"
+    assert not any(str(tmp_path).encode() in text for text in before.values())
     shutil.move(claimed.path, moved)
-    assert not any(str(tmp_path).encode() in text for text in content(moved).values())
     Workdir(moved).claim(tiny, 1)
-    assert json.loads((moved / "experiment.json").read_text()) == text
+    assert content(moved)["experiment.json"] == before["experiment.json"]
 
 
 def test_another_experiment_is_rejected_with_every_field_that_differs(claimed: Workdir, tiny: Experiment) -> None:
@@ -98,9 +94,11 @@ def test_directory_of_something_else_is_rejected_unchanged_and_unlocked(tiny: Ex
 
 
 def test_corrupt_files_are_errors(claimed: Workdir, tiny: Experiment) -> None:
+    claimed.metrics_file.write_text('{1}\n{"step": 1, "split": "train"}\n')
     claimed.result_file.write_text('{"value": ')
-    with pytest.raises(UserError, match=r"result\.json is corrupt"):
-        claimed.result()
+    for use, name in ((claimed.records, "metrics.jsonl"), (claimed.result, "result.json")):
+        with pytest.raises(UserError, match=f"{name} is corrupt"):
+            use()
     for text in ("", '{"fingerprint": "12'):
         claimed.experiment_file.write_text(text)
         for use in (claimed.experiment, lambda: claimed.claim(tiny, 1)):
@@ -154,9 +152,9 @@ def test_file_system_without_locks_is_reported(tiny: Experiment, tmp_path: Path,
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     messages: list[str] = []
-    with Workdir(tmp_path / "run").claimed(tiny, 1, say=messages.append):
+    with Workdir(tmp_path / "new" / "run").claimed(tiny, 1, say=messages.append):
         pass
-    assert messages == [f"{tmp_path / 'run'} cannot be locked (No locks available): no other run may use it"]
+    assert messages == [f"{tmp_path / 'new' / 'run'} cannot be locked (No locks available): no other run may use it"]
 
 
 def test_read_only_file_system_is_an_error(tiny: Experiment, claimed: Workdir) -> None:
@@ -185,22 +183,17 @@ def written(folder: Workdir, *records: dict[str, Any], step: int = 0) -> None:
             writer.write(one)
 
 
-def test_records_are_lines_of_json_that_are_readable_at_once(claimed: Workdir) -> None:
+def test_records_are_readable_at_once_and_those_after_a_resumed_step_are_dropped(claimed: Workdir) -> None:
     assert claimed.records() == []
-    records = [record(1), record(2), record(2, "test", error_percent=12.5)]
+    records = [record(1), record(4), record(4, "test", error_percent=12.5), record(5), record(6, "test")]
     with contextlib.closing(MetricsWriter(claimed, step=0)) as writer:
         for count, one in enumerate(records, start=1):
             writer.write(one)
             assert claimed.records() == records[:count]
-    assert [json.loads(line) for line in claimed.metrics_file.read_text().splitlines()] == records
-
-
-def test_records_after_the_step_of_a_resumed_run_are_dropped(claimed: Workdir) -> None:
-    written(claimed, record(1), record(4), record(4, "test"), record(5), record(6, "test"))
     with contextlib.closing(MetricsWriter(claimed, step=4)) as writer:
-        assert writer.records == [record(1), record(4), record(4, "test")]
+        assert writer.records == records[:3]
         writer.write(record(5, loss=0.5))
-    assert claimed.records() == [record(1), record(4), record(4, "test"), record(5, loss=0.5)]
+    assert [json.loads(line) for line in claimed.metrics_file.read_text().splitlines()] == [*records[:3], record(5, loss=0.5)]
     written(claimed, record(1, loss=0.25))
     assert claimed.records() == [record(1, loss=0.25)]
 
@@ -214,9 +207,6 @@ def test_torn_last_line_is_ignored_and_repaired(claimed: Workdir) -> None:
         assert claimed.records() == [record(1), record(2)]
     written(claimed, record(3), step=2)
     assert claimed.metrics_file.read_text() == "".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3))
-    claimed.metrics_file.write_text("{1}\n" + whole)
-    with pytest.raises(UserError, match=r"metrics\.jsonl is corrupt"):
-        claimed.records()
 
 
 def test_tensorboard_has_the_numbers_of_the_resumed_run(claimed: Workdir) -> None:

@@ -47,14 +47,18 @@ def on_one_device(grouped: Experiment, digits_dir: str) -> tuple[TrainState, Any
 
 
 @pytest.mark.parametrize(
-    ("blocks", "layout"),
-    [("scan", {"devices": 8, "fsdp": 2}), pytest.param("loop", {"devices": 4, "fsdp": 4}, marks=pytest.mark.slow)],
-    ids=["scan", "loop"],
+    ("execution", "layout"),
+    [
+        ({}, {"devices": 8, "fsdp": 2}),
+        ({"images_per_device": 16}, {"devices": 2}),  # 64 images in microbatches of 32
+        pytest.param({"blocks": "loop"}, {"devices": 4, "fsdp": 4}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_layouts_train_as_one_device_does(
-    blocks: Any, layout: dict, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
+    execution: dict, layout: dict, grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str
 ) -> None:
-    experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, blocks=blocks))
+    experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, **execution))
     state, losses = trained(experiment, digits_dir, **layout)
     expected, their_losses = on_one_device
     np.testing.assert_allclose(losses, their_losses, rtol=1e-5)
@@ -76,32 +80,6 @@ def test_fsdp_splits_parameters_that_divide(grouped: Experiment) -> None:
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.batch_stats))
     whole, held = (sum(f(leaf) for leaf in jax.tree.leaves(state.params)) for f in (np.size, lambda a: a.addressable_shards[0].data.size))
     assert held < 0.26 * whole
-
-
-def test_fsdp_splits_the_last_of_the_longest_axes() -> None:
-    over = sharding.make(8, fsdp=4)
-    shapes = {"kernel": (3, 3, 16, 64), "square": (64, 64), "odd": (3, 5), "units": {"stacked": {"scale": (200, 16)}}}
-    arrays = jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple))
-    empty = jax.ShapeDtypeStruct((), np.int32)
-    shardings = sharding.of_state(over, TrainState(empty, arrays, {"mean": arrays["square"]}, (arrays,), empty, {}, {}))  # pyright: ignore
-    specs = jax.tree.map(lambda sharding: tuple(sharding.spec), shardings.params)
-    assert specs == {
-        "kernel": (None, None, None, "fsdp"),
-        "square": (None, "fsdp"),
-        "odd": (),
-        "units": {"stacked": {"scale": (None, "fsdp")}},
-    }
-    assert shardings.opt_state == (shardings.params,)
-    assert tuple(shardings.batch_stats["mean"].spec) == ()
-
-
-def test_microbatches_change_nothing(grouped: Experiment, on_one_device: tuple[TrainState, Any], digits_dir: str) -> None:
-    """64 images in microbatches of 32 on 2 devices, BatchNorm's groups of 8 whole."""
-    experiment = dataclasses.replace(grouped, execution=dataclasses.replace(grouped.execution, images_per_device=16))
-    state, losses = trained(experiment, digits_dir, devices=2)
-    np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(on_one_device[0].params), strict=True):
-        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), atol=2e-5)
 
 
 def test_impossible_microbatches_are_rejected(tiny: Experiment, grouped: Experiment) -> None:

@@ -2,10 +2,9 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +12,13 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from numpy_network import Pass, Sgd, drawn, each, forward_backward, leaves
+from numpy_network import backward, drawn, each, forward, leaves
 from resnet_jax import kernels
 from resnet_jax.data import augment_device, datasets
 from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.training import optimizer, sharding, step
 from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
-from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
 # Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
@@ -47,48 +45,32 @@ def batch(index: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(BATCH, *ARCHITECTURE.input_shape)), rng.integers(0, ARCHITECTURE.num_classes, BATCH)
 
 
-@dataclasses.dataclass
-class Reference:
-    """Two steps in NumPy."""
+class Expected(NamedTuple):
+    """A step in NumPy: the loss is summed over the batch."""
 
-    passes: list[Pass]
-    params: list[dict]
-    velocity: list[dict]
+    loss: float
+    errors: int
+    params: dict
+    velocity: dict
+    batch_stats: dict
 
 
 @pytest.fixture(scope="module")
-def reference(start: tuple[dict, dict]) -> Reference:
+def reference(start: tuple[dict, dict]) -> list[Expected]:
+    """Two steps: v = m v + g + decay w, w = w - rate v."""
     params, batch_stats = start
-    velocity, sgd = each(np.zeros_like, params), Sgd(RATE, MOMENTUM, DECAY)
-    found = Reference([], [], [])
+    velocity, found = each(np.zeros_like, params), []
     for index in range(2):
-        found.passes.append(forward_backward(params, batch_stats, *batch(index)))
-        params, velocity = sgd(params, velocity, found.passes[-1].gradients)
-        batch_stats = found.passes[-1].batch_stats
-        found.params.append(params)
-        found.velocity.append(velocity)
+        images, labels = batch(index)
+        targets = np.eye(ARCHITECTURE.num_classes)[labels]
+        logits, batch_stats, saved = forward(params, batch_stats, images)
+        probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        gradients = backward(params, saved, (probabilities - targets) / BATCH)
+        velocity = each(lambda v, g, w: MOMENTUM * v + g + DECAY * w, velocity, gradients, params)
+        params = each(lambda w, v: w - RATE * v, params, velocity)
+        loss, errors = -(targets * np.log(probabilities)).sum(), int((logits.argmax(axis=1) != labels).sum())
+        found.append(Expected(loss, errors, params, velocity, batch_stats))
     return found
-
-
-def test_numpy_reference_agrees_with_finite_differences(start: tuple[dict, dict]) -> None:
-    """The second opinion deserves its own: central differences of its loss, 40 parameters of every kind."""
-    params, batch_stats = start
-    images, labels = batch(0)
-    gradients = leaves(forward_backward(params, batch_stats, images, labels).gradients)
-    assert gradients.keys() == leaves(params).keys()
-    rng = np.random.default_rng(2)
-    checked = 0
-    for path, gradient in gradients.items():
-        for _ in range(2):
-            place, h = tuple(rng.integers(0, n) for n in gradient.shape), 1e-6
-            losses = []
-            for sign in (1, -1):
-                moved = each(np.copy, params)
-                leaves(moved)[path][place] += sign * h
-                losses.append(forward_backward(moved, batch_stats, images, labels).loss / BATCH)
-            assert (losses[0] - losses[1]) / (2 * h) == pytest.approx(gradient[place], rel=1e-5, abs=1e-8), path
-            checked += 1
-    assert checked >= 40
 
 
 def two_steps(
@@ -121,28 +103,21 @@ def assert_close(ours: dict, theirs: dict, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("execution", [Execution(blocks="loop", kernels="plain"), Execution(blocks="scan", kernels="cpu")], ids=str)
-def test_two_steps_equal_numpy(execution: Execution, reference: Reference, start: tuple[dict, dict]) -> None:
-    """Sums of losses and errors, gradients, momentum, parameters, and running statistics (0.9 of the old, 0.1 of the new, biased)."""
-    before, steps = start[0], two_steps(start, execution)
-    for index, (state, metrics) in enumerate(steps):
-        expected = reference.passes[index]
+def test_two_steps_equal_numpy(execution: Execution, reference: list[Expected], start: tuple[dict, dict]) -> None:
+    for index, ((state, metrics), expected) in enumerate(zip(two_steps(start, execution), reference, strict=True)):
         assert float(metrics.loss) == pytest.approx(expected.loss, rel=1e-5)
         assert (int(metrics.errors), int(metrics.examples), int(state.step)) == (expected.errors, BATCH, index + 1)
         assert metrics.errors.dtype == metrics.examples.dtype == jnp.int32
         assert float(metrics.learning_rate) == pytest.approx(RATE, rel=1e-7)
         assert 0 < expected.errors < BATCH
-        assert_close(momentum(state), reference.velocity[index], 5e-5)
+        assert_close(momentum(state), expected.velocity, 5e-5)
         assert_close(state.batch_stats, expected.batch_stats, 1e-5)
-        assert_close(state.params, reference.params[index], 1e-5)
-        # What changed, too: a step that did nothing would pass a comparison of parameters that barely move.
-        difference = each(lambda after, before: np.asarray(after, np.float64) - before, state.params, before)
-        assert_close(difference, each(np.subtract, reference.params[index], before), 1e-4)
-    # The momentum after the first step is the gradient plus the decayed weights.
-    gradients = each(lambda v, w: np.asarray(v, np.float64) - DECAY * w, momentum(steps[0][0]), before)
-    assert_close(gradients, reference.passes[0].gradients, 5e-5)
+        assert_close(state.params, expected.params, 1e-5)
 
 
-def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_steps_in_double_precision_equal_numpy(
+    start: tuple[dict, dict], reference: list[Expected], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Equal to twelve digits before the first update, to seven after it: the learning
     rate is a float32. BatchNorm and the classifier's average compute in float32 too: not here.
     """
@@ -151,21 +126,14 @@ def test_two_steps_in_double_precision_equal_numpy(start: tuple[dict, dict], ref
     for module in (kernels, resnet):
         monkeypatch.setattr(module, "jnp", types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64}))
     with jax.enable_x64(True):
-        (before, first), (state, second) = two_steps(start, Execution(blocks="scan"), architecture)
-        assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
-        assert float(first.loss) == pytest.approx(reference.passes[0].loss, rel=1e-12)
-        assert_close(before.batch_stats, reference.passes[0].batch_stats, 1e-12)
-        assert_close(momentum(before), reference.velocity[0], 1e-12)
-        assert float(second.loss) == pytest.approx(reference.passes[1].loss, rel=1e-7)
-        assert_close(momentum(state), reference.velocity[1], 2e-7)
-        assert_close(state.params, reference.params[1], 2e-7)
-        assert_close(state.batch_stats, reference.passes[1].batch_stats, 2e-7)
-
-
-@pytest.fixture(scope="module")
-def narrow(tiny: Experiment) -> Experiment:
-    """``tiny``, but 40 images a step: 1,437 images are no multiple of it, and 8 devices share it."""
-    return dataclasses.replace(tiny, batch_size=40)
+        for (state, metrics), expected, tolerance in zip(
+            two_steps(start, Execution(blocks="scan"), architecture), reference, (1e-12, 2e-7), strict=True
+        ):
+            assert all(leaf.dtype == jnp.float64 for leaf in leaves(state.params).values())
+            assert float(metrics.loss) == pytest.approx(expected.loss, rel=tolerance)
+            assert_close(state.batch_stats, expected.batch_stats, tolerance)
+            assert_close(momentum(state), expected.velocity, tolerance)
+            assert_close(state.params, expected.params, 2e-7)
 
 
 @pytest.fixture(scope="module")
@@ -173,74 +141,50 @@ def digits(digits_dir: str) -> datasets.Examples:
     return datasets.read(datasets.describe("digits", digits_dir), "train")
 
 
-@pytest.fixture(scope="module")
-def one_device(narrow: Experiment) -> Program:
-    return sharding.compiled(narrow, 1)
+def test_five_steps_of_one_dispatch_equal_five_dispatches(tiny: Experiment, digits: datasets.Examples) -> None:
+    """To rounding. 40 does not divide 1,437 images."""
+    program = sharding.compiled(dataclasses.replace(tiny, batch_size=40), 1)
+    data = program.put((Batch(digits.images, digits.labels), augment_device.fit(digits.images, "pixel_mean")))
 
+    def trained(dispatches: list[int]) -> tuple[TrainState, Metrics]:
+        state, metrics = program.init(jax.random.key(3)), []
+        for steps in dispatches:
+            state, of_dispatch = program.train(state, *data, steps)
+            metrics.append(of_dispatch)
+        return state, jax.tree.map(lambda *parts: np.concatenate(parts), *metrics)
 
-def trained(found: Program, digits: datasets.Examples, counts: list[int], seed: int = 3) -> tuple[TrainState, list[Metrics]]:
-    """The state after dispatches of these numbers of steps, and their metrics."""
-    data = found.put((Batch(digits.images, digits.labels), augment_device.fit(digits.images, "pixel_mean")))
-    state, metrics = found.init(jax.random.key(seed)), []
-    for count in counts:
-        state, more = found.train(state, *data, count)
-        metrics.append(jax.device_get(more))
-    return state, metrics
-
-
-def test_five_steps_of_one_dispatch_equal_five_dispatches(one_device: Program, digits: datasets.Examples) -> None:
-    """The loop around the step is another program, so to rounding: 1e-5; the metrics are those of the steps, in order."""
-    one_by_one, single = trained(one_device, digits, [1] * 5)
-    together, (metrics,) = trained(one_device, digits, [5])
+    (one_by_one, expected), (together, metrics) = trained([1] * 5), trained([5])
     assert int(together.step) == int(one_by_one.step) == 5
-    assert metrics.loss.shape == metrics.errors.shape == metrics.examples.shape == metrics.learning_rate.shape == (5,)
+    for ours, theirs in ((together.params, one_by_one.params), (together.batch_stats, one_by_one.batch_stats)):
+        np.testing.assert_allclose(ravel_pytree(ours)[0], ravel_pytree(theirs)[0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5)
+    assert metrics.errors.tolist() == expected.errors.tolist()
     assert metrics.examples.tolist() == [40] * 5
-    np.testing.assert_allclose(ravel_pytree(together.params)[0], ravel_pytree(one_by_one.params)[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(ravel_pytree(together.batch_stats)[0], ravel_pytree(one_by_one.batch_stats)[0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(metrics.loss, np.concatenate([m.loss for m in single]), rtol=1e-5)
-    assert metrics.errors.tolist() == [int(m.errors[0]) for m in single]
     np.testing.assert_allclose(metrics.learning_rate, [0.01, 0.01, 0.05, 0.05, 0.05], rtol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
-class Spy(Apply):
-    """A network that learns nothing and keeps the images it was shown, in place of its batch statistics."""
+class Recorder(Apply):
+    """A network whose batch statistics are its input."""
 
-    def __call__(self, params: Any, batch_stats: Any, images: jax.Array, *, train: bool, **_: Any) -> tuple[jax.Array, Any]:
-        del batch_stats, train
-        return jnp.zeros((images.shape[0], 10)) * params["w"], {"seen": images}
-
-
-def seen(
-    digits: datasets.Examples, devices: int, *, first: list[int], pad: int, flip: bool, preprocessing: augment_device.Preprocessing
-) -> list[np.ndarray]:
-    """The 40 images of the step after ``first`` steps, for each of ``first``, on a number of devices."""
-    over = sharding.make(devices)
-    params = {"w": jnp.float32(1)}
-    data = jax.device_put((Batch(digits.images, digits.labels), preprocessing), sharding.replicated(over))
-    augmentation = augment_device.Augmentation(pad=pad, flip=flip)
-    spy = Spy(apply_and_shapes()[0].graphdef)
-    learning = Learning(spy, TX, augmentation=augmentation, classes=10, batch_size=40, sharding=sharding.batch(over))
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def one(state: TrainState, data: tuple[Batch, augment_device.Preprocessing]) -> TrainState:
-        return step.train_steps(state, *data, 1, learning)[0]
-
-    found = []
-    for done in first:
-        state = TrainState(jnp.int32(done), params, {"seen": jnp.zeros((40, 8, 8, 1))}, TX.init(params), jax.random.key(5), {}, {})
-        found.append(one(jax.device_put(state, sharding.replicated(over)), data).batch_stats["seen"])
-    assert len(found[0].sharding.device_set) == devices
-    return jax.device_get(found)
+    def __call__(self, params: Any, batch_stats: Any, images: jax.Array, **_: Any) -> tuple[jax.Array, Any]:
+        return jnp.zeros((len(images), 10)) * params["w"], {"images": images}
 
 
 def test_augmentation_differs_between_images_and_steps(digits: datasets.Examples) -> None:
-    """A set of one image: what differs between the images of a step, and between steps, is the augmentation."""
-    single = datasets.Examples(digits.images[:1], digits.labels[:1])
-    preprocessing = augment_device.fit(digits.images, "pixel_mean")
-    found = seen(single, 1, first=[0, 1], pad=2, flip=True, preprocessing=preprocessing)
-    assert found[0].tobytes() != found[1].tobytes()
-    assert all(len({image.tobytes() for image in images}) > 20 for images in found)
+    """Of 40 copies of one image."""
+    augmentation, graphdef = augment_device.Augmentation(pad=2, flip=True), apply_and_shapes()[0].graphdef
+    learning = Learning(Recorder(graphdef), TX, augmentation=augmentation, classes=10, batch_size=40)
+    data = Batch(jnp.asarray(digits.images[:1]), jnp.asarray(digits.labels[:1]))
+    constants = augment_device.fit(digits.images, "pixel_mean")
+    params = {"w": jnp.float32(1)}
+    state = TrainState(jnp.int32(0), params, {"images": jnp.zeros((40, 8, 8, 1))}, TX.init(params), jax.random.key(5), {}, {})
+    train, augmented = jax.jit(lambda state: step.train_steps(state, data, constants, 1, learning)[0], compiler_options=QUICK), []
+    for _ in range(2):
+        state = train(state)
+        augmented.append(np.asarray(state.batch_stats["images"]))
+    assert augmented[0].tobytes() != augmented[1].tobytes()
+    assert all(len({image.tobytes() for image in images}) > 20 for images in augmented)
 
 
 RNG = np.random.default_rng(0)
@@ -264,12 +208,6 @@ def binary(targets: np.ndarray) -> np.ndarray:
     return -(targets * np.log(yes) + (1 - targets) * np.log(1 - yes)).mean(axis=1)
 
 
-def timm_smoothed(targets: np.ndarray, smoothing: float) -> np.ndarray:
-    """timm's ``mixup_target``: the shares of two one-hot targets with these values for on and off."""
-    off = smoothing / 5
-    return targets * (1 - smoothing + off) + (1 - targets) * off
-
-
 def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
     batch = Batch(jnp.zeros((6, 1, 1, 1)), jnp.int32(LABELS), None if targets is None else jnp.float32(targets))
     return np.asarray(step.losses(jnp.float32(LOGITS), batch, Loss(**fields)))
@@ -281,7 +219,9 @@ def test_losses_equal_numpy() -> None:
         for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
             found = of(targets, kind=kind, smoothing=smoothing)
             assert found.shape == (6,)
-            np.testing.assert_allclose(found, expected(timm_smoothed(shares, smoothing)), rtol=1e-5)
+            # timm's ``mixup_target``: shares of values for on and off.
+            smoothed = shares * (1 - smoothing + smoothing / 5) + (1 - shares) * smoothing / 5
+            np.testing.assert_allclose(found, expected(smoothed), rtol=1e-5)
 
 
 def test_targets_above_the_threshold_count_as_one() -> None:
@@ -289,13 +229,10 @@ def test_targets_above_the_threshold_count_as_one() -> None:
     for threshold in (0.0, 0.2, 0.5):
         expected = np.where(threshold < MIXED, 1.0, 0.0)
         np.testing.assert_allclose(of(MIXED, kind="binary", threshold=threshold), binary(expected), rtol=1e-5)
-    targets = np.zeros((6, 5))
-    targets[:, 0], targets[:, 1] = 0.79, 0.21
-    both = np.zeros((6, 5))
-    both[:, :2] = 1
-    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2), binary(both), rtol=1e-5)
-    np.testing.assert_allclose(of(targets, kind="binary", smoothing=0.1, threshold=0.2095), binary(np.eye(5)[[0] * 6]), rtol=1e-5)
-    np.testing.assert_allclose(of(targets, kind="binary", threshold=0.2095), binary(both), rtol=1e-5)
+    targets = np.tile([0.79, 0.21, 0, 0, 0], (6, 1))
+    for smoothing, threshold, ones in ((0.1, 0.2, 2), (0.1, 0.2095, 1), (0.0, 0.2095, 2)):
+        found = of(targets, kind="binary", smoothing=smoothing, threshold=threshold)
+        np.testing.assert_allclose(found, binary(np.tile(np.arange(5) < ones, (6, 1))), rtol=1e-5)
 
 
 def small(seed: int = 0) -> TrainState:
@@ -307,54 +244,29 @@ def small(seed: int = 0) -> TrainState:
     return TrainState(np.int32(7), params, stats[0], opt_state, jax.random.key(seed), ema, stats[1])
 
 
-def with_leaf(index: int, leaf: np.ndarray) -> TrainState:
-    """``small()`` with one of its leaves, the key being its two numbers, exchanged."""
-    leaves, treedef = jax.tree.flatten(step.plain(small()))
-    leaves[index] = leaf
-    return step.from_plain(jax.tree.unflatten(treedef, leaves))
-
-
-def test_digest_changes_with_any_single_bit() -> None:
-    """About 1,200 bits of step, parameters, statistics, optimizer state, key and averages: no two digests are equal."""
-    digests = {step.digest(small())}
-    bits = 0
-    for index, leaf in enumerate(jax.tree.leaves(step.plain(small()))):
-        content = np.asarray(leaf).tobytes()
-        dtype = np.asarray(leaf).dtype
-        for bit in range(8 * len(content) if dtype != np.bool_ else 1):
-            changed = bytearray(content)
-            changed[bit // 8] ^= 1 << bit % 8
-            digests.add(step.digest(with_leaf(index, np.frombuffer(bytes(changed), dtype).reshape(leaf.shape))))
-            bits += 1
-    assert bits > 1100
-    assert len(digests) == bits + 1
-
-
-def test_digest_of_equal_states_is_equal_on_any_devices() -> None:
-    """In NumPy, on one device, on eight."""
+def test_digest_is_equal_on_any_devices_and_changes_with_any_leaf() -> None:
+    """With a bit of any leaf, its name, dtype or shape."""
     expected = step.digest(small())
-    assert len(expected) == 64
     for devices in (1, 8):
-        placed = jax.device_put(small(), sharding.replicated(sharding.make(devices)))
-        assert len(placed.params["norm"]["scale"].sharding.device_set) == devices
-        assert step.digest(placed) == expected
-
-
-def test_digest_distinguishes_names_dtypes_and_shapes_of_equal_bytes() -> None:
-    for other in (
+        assert step.digest(jax.device_put(small(), sharding.replicated(sharding.make(devices)))) == expected
+    leaves, treedef = jax.tree.flatten(step.plain(small()))
+    others = [
         small()._replace(params={"conv": small().params["conv"], "other": small().params["norm"]}),
         small()._replace(params=jax.tree.map(lambda p: p.view(np.int32), small().params)),
         small()._replace(params=jax.tree.map(lambda p: p.reshape(-1, 3, 1), small().params)),
         small()._replace(step=np.array([7], np.int32)),
-    ):
-        bytes_of = [b"".join(np.asarray(a).tobytes() for a in jax.tree.leaves(step.plain(each))) for each in (other, small())]
-        assert bytes_of[0] == bytes_of[1]
-        assert step.digest(other) != step.digest(small())
+    ]
+    for index, leaf in enumerate(leaves):
+        for byte in (0, -1):
+            changed = bytearray(np.asarray(leaf).tobytes())
+            changed[byte] ^= 1
+            other = np.frombuffer(bytes(changed), leaf.dtype).reshape(leaf.shape)
+            others.append(step.from_plain(jax.tree.unflatten(treedef, [*leaves[:index], other, *leaves[index + 1 :]])))
+    assert expected not in {step.digest(other) for other in others}
 
 
 def test_scored_prefers_average_and_precise_statistics() -> None:
     full = small()
-    assert full.scored() == (full.ema, full.statistics)
-    assert full._replace(ema={}).scored() == (full.params, full.statistics)
-    assert full._replace(statistics={}).scored() == (full.ema, full.batch_stats)
-    assert full._replace(ema={}, statistics={}).scored() == (full.params, full.batch_stats)
+    for average, statistics in itertools.product((full.ema, {}), (full.statistics, {})):
+        state = full._replace(ema=average, statistics=statistics)
+        assert state.scored() == (average or full.params, statistics or full.batch_stats)

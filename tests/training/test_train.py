@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.shortcuts import ExclusiveGating, NoShortcut
 from resnet_jax.training import sharding
 from resnet_jax.training import train as train_lib
-from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Loss, Optimizer
+from resnet_jax.training.config import Checkpointing, Evaluation, Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import Interruption, train
 
@@ -32,8 +33,8 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def run(digits_dir: str) -> Run:
-    def run(experiment: Experiment, folder: Path, progress: Told | None = None, **options: Any) -> dict[str, Any]:
-        return train(experiment, 3, folder, progress=progress or Told(), data_dir=digits_dir, **{"devices": 1} | options)
+    def run(experiment: Experiment, folder: Path, told: Told | None = None, **options: Any) -> dict[str, Any]:
+        return train(experiment, 3, folder, progress=told or Told(), data_dir=digits_dir, **{"devices": 1} | options)
 
     return run
 
@@ -62,7 +63,7 @@ def without_clocks(folder: Path) -> list[dict]:
 
 
 class Crash(Exception):
-    """Stands for a power cut."""
+    """A power cut."""
 
 
 @dataclasses.dataclass
@@ -158,88 +159,56 @@ def test_run_that_changes_its_mesh_stays_within_tolerance(tiny: Experiment, run:
 
 
 @pytest.mark.slow
-def test_steps_per_dispatch_change_nothing_beyond_rounding(tiny: Experiment, run: Run, tmp_path: Path) -> None:
-    """Dispatches end where a record (every 2 steps), a score (20) or a checkpoint (5) is due."""
-    base = dataclasses.replace(tiny, steps=20, checkpointing=Checkpointing(every=5), evaluation=Evaluation(every=20, batch_size=72))
-    records, ends = [], []
-
-    class Ends(Told):
-        def advance(self, step: int) -> None:
-            ends[-1].append(step)
-
-    for steps in (1, 3):
-        ends.append([])
-        run(
-            dataclasses.replace(base, execution=dataclasses.replace(base.execution, steps_per_dispatch=steps)),
-            tmp_path / f"{steps}",
-            Ends(),
-        )
-        records.append([r for r in Workdir(tmp_path / f"{steps}").records() if r["split"] == "train"])
-    assert ends == [list(range(1, 21)), [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]]
-    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]] == [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]
-    np.testing.assert_allclose(records[0][2]["loss"], records[1][2]["loss"], rtol=1e-4)
+def test_dispatches_end_where_a_record_score_or_checkpoint_is_due(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
+    """Every 2, 20 and 5 steps."""
+    execution = dataclasses.replace(tiny.execution, steps_per_dispatch=3)
+    fields = dict(checkpointing=Checkpointing(every=5), evaluation=Evaluation(every=20, batch_size=72), execution=execution)
+    run(dataclasses.replace(tiny, steps=20, **fields), tmp_path / "run", told)
+    assert told.steps == [2, 4, 5, 6, 8, 10, 12, 14, 15, 16, 18, 20]
+    assert [record["step"] for record in told.records if record["split"] == "train"] == told.steps
 
 
-def wrapping(monkeypatch: pytest.MonkeyPatch, wrap: Callable[..., Any]) -> None:
-    """Replaces ``Program.train`` by ``wrap(train, state, data, constants, steps)``."""
-    compiled = sharding.compiled
+@dataclasses.dataclass
+class Clock(Told):
+    """Odd steps take two seconds, even ones none; compilation and scores take 100 each."""
 
-    def wrapped(*args: Any, **options: Any) -> sharding.Program:
-        made: Any = compiled(*args, **options)
+    seconds: float = 0.0
 
-        def train(*inputs: Any) -> Any:
-            return wrap(made.train, *inputs)
+    def start(self, step: int, steps: int) -> None:
+        self.seconds += 100
 
-        train.eval_shape = made.train.eval_shape  # pyright: ignore[reportFunctionMemberAccess]
-        return dataclasses.replace(made, train=train)
+    def advance(self, step: int) -> None:
+        self.seconds += 2 * (step % 2)
 
-    monkeypatch.setattr(sharding, "compiled", wrapped)
-
-
-def test_rates_are_right_where_dispatches_block(
-    tiny: Experiment, run: Run, tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As loops of XLA do on a GPU. A step takes a second of this clock, apart from the first dispatch, which compiles."""
-    seconds = [0]
-
-    def blocking(train: Any, *inputs: Any) -> Any:
-        seconds[0] += inputs[-1]
-        return train(*inputs)
-
-    wrapping(monkeypatch, blocking)
-    monkeypatch.setattr(train_lib, "time", types.SimpleNamespace(perf_counter=lambda: float(seconds[0])))
-    run(tiny, tmp_path / "run", told)
-    rates = [record["images_per_second"] / tiny.batch_size for record in told.records if record["split"] == "train"]
-    # Steps 4, 6, 8 and 12 are saved or scored; the count starts again after the first dispatch and the score of step 6.
-    np.testing.assert_allclose(rates, [1 / 1, 2 / 2, 3 / 3, 4 / 3, 5 / 5, 6 / 5, 1 / 2, 2 / 2, 3 / 4, 4 / 5, 5 / 6, 6 / 6])
+    def update(self, record: dict) -> None:
+        super().update(record)
+        self.seconds += 100 * (record["split"] == "test")
 
 
-def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of step 7, or parameters after step 8 whose own loss is finite: both are detected when step 8 is saved."""
-    poisoned: list[str] = []
+def test_rates_are_those_since_the_last_score(tiny: Experiment, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatches can block or end at once."""
+    clock = Clock()
+    monkeypatch.setattr(train_lib, "time", types.SimpleNamespace(perf_counter=lambda: clock.seconds))
+    run(tiny, tmp_path / "run", clock)
+    rates = [record["images_per_second"] / tiny.batch_size for record in clock.records if record["split"] == "train"]
+    np.testing.assert_allclose(rates, [1 / 2, 2 / 2, 3 / 4, 4 / 4, 5 / 6, 6 / 6] * 2)
 
-    def train(honest: Any, state: Any, *inputs: Any) -> Any:
-        step = int(state.step) + 1
-        state, metrics = honest(state, *inputs)
-        if (step, *poisoned) == (7, "loss"):
-            metrics = jax.tree.map(lambda m: m * np.float32("nan"), metrics)
-        if (step, *poisoned) == (8, "update"):
-            state = state._replace(params=jax.tree.map(lambda leaf: leaf * np.float32("inf"), state.params))
-        return state, metrics
 
-    wrapping(monkeypatch, train)
-    monkeypatch.setattr(jax, "transfer_guard", lambda _: contextlib.nullcontext())
-    for poison, message in {"loss": "the loss of step 7", "update": "the update of step 8"}.items():
-        poisoned[:], folder = [poison], tmp_path / poison
-        with pytest.raises(NonFiniteLoss, match=f"{message} is non-finite: the last good checkpoint is that of step 4") as caught:
-            run(tiny, folder)
+def test_nothing_non_finite_is_saved(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+    """Parameters overflow in step 6, before a checkpoint is due, or in step 8, which is saved."""
+    fields = dict(optimizer=Optimizer(rates=(("stages", 1e30),)), evaluation=Evaluation(every=12, batch_size=72))
+    for warmup, step, message in ((5, 7, "the loss of step 7"), (7, 8, "the update of step 8")):
+        schedule = Schedule(learning_rate=1e30, decay_steps=(), warmup_learning_rate=1e-32, warmup_steps=warmup)
+        experiment, folder = dataclasses.replace(tiny, schedule=schedule, **fields), tmp_path / f"{step}"
+        with pytest.raises(NonFiniteLoss, match=f"{message} is non-finite: the last good checkpoint is that of step 4"):
+            run(experiment, folder)
         diverged = json.loads((folder / "diverged.json").read_text())
-        assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, caught.value.step, None)
+        assert (diverged["value"], diverged["diverged_at_step"], diverged["state_digest"]) == (100.0, step, None)
         assert not (folder / "result.json").exists()
         assert [path.name for path in (folder / "checkpoints").glob("[0-9]*")] == ["4"]
         assert all(np.isfinite(record["loss"]) for record in Workdir(folder).records())
-        with pytest.raises(NonFiniteLoss, match=f"step {caught.value.step} is non-finite: the last good checkpoint is that of step 4"):
-            run(tiny, folder)
+        with pytest.raises(NonFiniteLoss, match=f"step {step} is non-finite: the last good checkpoint is that of step 4"):
+            run(experiment, folder)
 
 
 class Raising(NoShortcut):
@@ -296,12 +265,9 @@ def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experi
     for fields in ({"batch_size": 8}, {"loss": Loss(smoothing=0.1)}, {"execution": Execution(blocks="loop")}):
         assert sharding.compiled(dataclasses.replace(tiny, **fields), 1).train is not compiled.train
     assert sharding.compiled(tiny, 8).train is not compiled.train
-    six, seven = (
-        sharding.compiled(
-            dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, shortcut=component(ExclusiveGating, bias=bias))), 1
-        )
-        for bias in (-6.0, -7.0)
-    )
+    gated = component(ExclusiveGating, bias=-6.0), component(ExclusiveGating, bias=-7.0)
+    models = [dataclasses.replace(tiny.model, shortcut=shortcut) for shortcut in gated]
+    six, seven = (sharding.compiled(dataclasses.replace(tiny, model=model), 1) for model in models)
     assert six.train is seven.train
     biases = [leaf for path, leaf in jax.tree.leaves_with_path(seven.init(jax.random.key(0)).params) if "gate_bias" in str(path)]
     assert {float(value) for leaf in biases for value in np.unique(leaf)} == {-7.0}
@@ -319,40 +285,25 @@ def test_profile_has_a_trace_of_steps(tiny: Experiment, run: Run, tmp_path: Path
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
-@pytest.fixture
-def reached() -> Iterator[list[int]]:
-    """Signals that reach handlers of our own beneath."""
-    found: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: found.append(n)) for number in SIGNALS}
-    yield found
-    for number, handler in before.items():
-        signal.signal(number, handler)
+def test_first_signal_is_recorded_and_a_later_ctrl_c_reaches_the_earlier_handler() -> None:
+    """A scheduler that repeats its signal does not end the save. Earlier handlers are restored, also after an error."""
+    reached: list[int] = []
 
+    def handler(number: int, _: Any) -> None:
+        reached.append(number)
 
-def test_first_signal_is_recorded_and_a_later_ctrl_c_raises(reached: list[int]) -> None:
-    """A scheduler that repeats its signal does not end the save."""
-    for first in SIGNALS:
-        for second in SIGNALS:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        for first, second in itertools.product(SIGNALS, SIGNALS):
             reached.clear()
-            with Interruption() as interruption:
+            with contextlib.suppress(RuntimeError), Interruption() as interruption:
                 assert interruption.requested == 0
                 os.kill(os.getpid(), first)
                 assert (interruption.requested, reached) == (first, [])
                 os.kill(os.getpid(), second)
                 assert (interruption.requested, reached) == (first, [second] * (second == signal.SIGINT))
-
-
-def test_earlier_handlers_are_restored(reached: list[int]) -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    for error in (None, RuntimeError("diverged")):
-        try:
-            with Interruption():
-                assert [signal.getsignal(number) for number in SIGNALS] != before
-                os.kill(os.getpid(), signal.SIGINT)
-                if error:
-                    raise error
-        except RuntimeError:
-            assert error
-        assert [signal.getsignal(number) for number in SIGNALS] == before
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert reached == [signal.SIGTERM]
+                raise RuntimeError
+            assert [signal.getsignal(number) for number in SIGNALS] == [handler] * 3
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

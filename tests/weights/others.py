@@ -1,5 +1,6 @@
 """Weights as other code bases store them, with names and shapes independent of the code under test."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -30,8 +31,7 @@ def golden(name: str) -> tuple[np.ndarray, Shapes]:
 
 def convention_of(name: str) -> str:
     """Returns the convention of a golden network's names."""
-    begins = {"cifar": "cifar-torch", "timm": "timm"}
-    return begins.get(name.partition("_")[0], "torchvision")
+    return {"cifar": "cifar-torch", "timm": "timm"}.get(name.partition("_")[0], "torchvision")
 
 
 def norm(name: str, width: int) -> Shapes:
@@ -67,11 +67,10 @@ def shapes(
     return state | {"fc.weight": (classes, comes), "fc.bias": (classes,)}
 
 
-def filled(shapes: Mapping[str, tuple[int, ...]], count: int = 7) -> Tensors:
+def filled(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Drawn by name; the counters count up, so that no two are the same."""
-    counters = (name for name in shapes if name.endswith(COUNTER))
-    counts = {name: np.asarray(count + place, np.int64) for place, name in enumerate(counters)}
-    return {name: counts[name] if name in counts else tensor(name, shape) for name, shape in shapes.items()}
+    counts = itertools.count(7)
+    return {name: np.asarray(next(counts)) if name.endswith(COUNTER) else tensor(name, shape) for name, shape in shapes.items()}
 
 
 def written(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {}) -> Path:

@@ -98,10 +98,10 @@ def save_npz(path: Path, function: Callable[..., None], **arrays: np.ndarray) ->
         function(file, **arrays)
 
 
-def by_hand(path: Path, header: Any, body: bytes = b"1234", length: int | None = None) -> Path:
-    """A safetensors file: 8 bytes of length, JSON, numbers."""
+def by_hand(path: Path, header: Any, length: int | None = None) -> Path:
+    """A safetensors file: 8 bytes of length, JSON, four bytes of numbers."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + b"1234")
     return path
 
 
@@ -128,12 +128,11 @@ def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
     # The last is no usual key, but the only one with tensors.
     for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "net", "module", "model_state_dict"))):
         assert list(read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]) == ["w"]
-    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}, "optimizer": {"state": {0: {"m": Tensor()}}}}
+    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}}
     assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
     cases = {
         "several": ({"teacher": weights, "student": weights}, "net, module, but under teacher, student"),
         "list": ([Tensor()], "has no named tensors"),
-        "tensor": (Tensor(), "has no named tensors"),
         "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
         "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] that is no named tensor"),
     }
@@ -147,7 +146,7 @@ def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
     extra |= {"ordered": OrderedDict(a=1), "many": {str(i): [i, shared] for i in range(300)}, "ids": {140_000_000_000_000: 1, 3: 2}}
     body = pickle.dumps(extra, 2)[2:-1]
     code = PROTOCOL + b"}(" + instructions("extra") + body + instructions("model") + instructions({"w": Tensor()}) + b"u."
-    assert read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=code))[0]["w"].tolist() == [0, 1, 2, 3]
+    assert read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=code))[0]["w"].tolist() == [0, 1, 2, 3]
     ordered = Code(instructions(call("collections", "OrderedDict")) + b"(" + instructions("w") + instructions(Tensor()) + b"u")
     metadata = Code(ordered.code + instructions({"_metadata": {"": {"version": 1}}}) + b"b")
     assert list(read(write_zip(tmp_path / "f", metadata, {"0": FOUR}))[0]) == ["w"]
@@ -168,17 +167,14 @@ class Runs:
 
 def payloads(marker: Path) -> dict[str, tuple[bytes, str]]:
     """Pickles that create the file ``marker`` if Python loads them."""
-    text, shell, system = instructions, f"touch {marker}", f"imports {os.system.__module__}.system"
-    stack_global = PROTOCOL + text("os") + text("system") + b"\x93(" + text(shell) + b"tR."
+    shell = f"touch {marker}"
     nested = {"state_dict": {"a": [1, (2, {"b": Runs(os.system, shell)})]}}
     return {
-        "os.system": (pickle.dumps(Runs(os.system, shell), 2), system),
         "eval": (pickle.dumps(Runs(eval, f"open({str(marker)!r}, 'w').close()"), 2), "imports __builtin__.eval"),
-        "nested": (pickle.dumps(nested, 2), system),
-        "protocol 4": (pickle.dumps(Runs(os.system, shell), 4), "an instruction beyond weights'"),
-        "STACK_GLOBAL": (stack_global, "an instruction beyond weights'"),
-        "INST": (PROTOCOL + b"(" + text(shell) + b"ios\nsystem\n.", "an instruction beyond weights'"),
-        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + text(shell) + b"o.", "an instruction beyond weights'"),
+        **{f"protocol {n}": (pickle.dumps(nested, n), f"imports {os.system.__module__}.system") for n in (1, 2, 3)},
+        **{f"protocol {n}": (pickle.dumps(nested, n), BEYOND) for n in (0, 4, 5)},
+        "INST": (PROTOCOL + b"(" + instructions(shell) + b"ios\nsystem\n.", BEYOND),
+        "OBJ": (PROTOCOL + b"(cos\nsystem\n" + instructions(shell) + b"o.", BEYOND),
     }
 
 
@@ -187,19 +183,15 @@ SHAPE, OUTSIDE = "invalid storage, shape or stride", "reaches beyond its storage
 HOSTILE = {
     "NEWOBJ": (b")\x81.", BEYOND),
     "extension": (b"\x82\x01.", BEYOND),
-    "text persistent id": (b"Pkey\n.", BEYOND),
     "number of gigabytes": (b"\x8b" + struct.pack("<i", 2**31 - 1), "is corrupt: ValueError"),
     "dotted name": (b"ctorch\nos.system\n.", "imports torch.os.system"),
     "torch.load": (instructions(call("torch", "load", "other.pth")) + b".", "imports torch.load"),
-    "neighbor of a known name": (b"ctorch._utils\n_rebuild_tensor_v3\n.", "imports torch._utils._rebuild_tensor_v3"),
     "name with control characters": (b"cos\x1b[2J" + b"x" * 10_000 + b"\nsystem\n.", "imports 'os\\x1b[2Jxxx"),
-    "other persistent id": (instructions(("module", None, "0", "cpu", 4)) + b"Q.", KIND),
     "storage without a type": (instructions(("storage", "FloatStorage", "0", "cpu", 4)) + b"Q.", KIND),
     "storage of text size": (instructions(Tensor(numel="4")) + b".", KIND),
     "storage view": (instructions(("storage", name("torch", "FloatStorage"), "0", "cpu", 4, ("1", 0, 4))) + b"Q.", KIND),
     "negative storage": (instructions(Tensor(numel=-4)) + b".", OUTSIDE),
     "huge storage": (instructions({"w": Tensor(numel=2**58, shape=(2**58,))}) + b".", ANY),
-    "storage larger than its bytes": (instructions({"w": Tensor(numel=5)}) + b".", "is corrupt"),
     "storage of two dtypes": (instructions({"w": Tensor(), "v": Tensor(kind="DoubleStorage")}) + b".", "is corrupt"),
     "negative shape": (instructions(Tensor(shape=(-4,))) + b".", SHAPE),
     "negative stride": (instructions(Tensor(strides=(-1,))) + b".", SHAPE),
@@ -208,25 +200,16 @@ HOSTILE = {
     "missing stride": (instructions(Tensor(shape=(2, 2))) + b".", SHAPE),
     "storage of a tensor": (instructions(call("torch._utils", "_rebuild_tensor", Tensor(), 0, (4,), (1,))) + b".", SHAPE),
     "expanded": (instructions(Tensor(shape=(2**20, 2**20), strides=(0, 0))) + b".", OUTSIDE),
-    "beyond the storage": (instructions(Tensor(offset=1)) + b".", OUTSIDE),
     "far beyond the storage": (instructions(Tensor(strides=(2**62,))) + b".", OUTSIDE),
     "dictionary of a list": (instructions(call("collections", "OrderedDict", [("a", 1)])) + b".", "is corrupt: TypeError"),
-    "attributes of a dtype": (b"ctorch\nFloatStorage\nq\x000h\x00}b.", BEYOND),
     "tuple as a key": (b"})Ns.", KEY),
     "tuple as a key, through the memo": (b"))\x86q\x00}(h\x00Nu.", KEY),
     "number with a chosen hash as a key": (instructions({2**61 - 1: None}) + b".", KEY),
     "tensor as a key": (b"}" + instructions(Tensor()) + b"Ns.", KEY),
-    "memo of gigabytes": (b"Nr\xff\xff\xff\xff.", ANY),
-    "memo that is not there": (b"h\x00.", "is corrupt: UnpicklingError"),
     "text of gigabytes": (b"X\x00\x00\x00\x80abc", ANY),
     "empty": (b"", ANY),
     "unknown instruction": (b"\xff.", "is corrupt: ValueError"),
-    "empty stack": (b"\x86.", "is corrupt: UnpicklingError"),
-    "below the mark": (b"N(\x85.", "is corrupt: UnpicklingError"),
     "no mark": (b"t.", "is corrupt: UnpicklingError"),
-    "entry of no dictionary": (b"N" + instructions("a") + b"Ns.", "is corrupt: TypeError"),
-    "call of no function": (b"N)R.", "is corrupt: TypeError"),
-    "half a character": (b"X\x02\x00\x00\x00\xff\xfe.", "is corrupt: UnicodeDecodeError"),
     "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J']"),
 }
 
@@ -235,7 +218,7 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     cases = {case: (PROTOCOL + code, reason) for case, (code, reason) in HOSTILE.items()} | payloads(marker)
     for write in WRITERS:
-        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, pickle=code))
+        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, code=code))
     assert not marker.exists()
     # Python does execute them.
     for case, (code, _) in payloads(marker).items():
@@ -246,21 +229,16 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
 
 def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) -> None:
     weights = instructions("model") + instructions({"w": Tensor()})
-    assert KEY in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"})" + DEEP + b"Ns."))
+    assert KEY in refusal(write_zip(tmp_path / "f", None, code=PROTOCOL + b"})" + DEEP + b"Ns."))
     cases = {
         "dictionary in itself": b"}q\x00(" + instructions("self") + b"h\x00" + weights + b"u.",
         "list in itself": b"}(" + instructions("list") + b"]q\x00h\x00a" + weights + b"u.",
         "deep tuple": b"}(" + instructions("deep") + b")" + DEEP + weights + b"u.",
     }
     for case, code in cases.items():
-        assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=PROTOCOL + code))[0]) == ["w"], case
+        assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=PROTOCOL + code))[0]) == ["w"], case
     itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
-    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, pickle=itself))
-
-
-def test_pickles_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_jax.weights.files._MAX_PICKLE", 1000)
-    assert "has a pickle of over 1000 bytes" in refusal(write_zip(tmp_path / "f", None, pickle=PROTOCOL + b"}" * 2000))
+    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))
 
 
 def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
@@ -269,8 +247,7 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
     writes: list[Callable[[Path], Any]] = [
         lambda path: write_zip(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}),
         lambda path: write_legacy(path, {"w": Tensor(numel=2**29, shape=(2**29,))}, {"0": FOUR}, numel={"0": 2**29}),
-        lambda path: write_zip(path, None, {"0": FOUR}, pickle=PROTOCOL + b"Nr\xff\xff\xff\xff."),
-        lambda path: by_hand(path, {"a": {"dtype": "F32", "shape": [2**29], "data_offsets": [0, 2**31]}}),
+        lambda path: write_zip(path, None, {"0": FOUR}, code=PROTOCOL + b"Nr\xff\xff\xff\xff."),
         lambda path: by_hand(path, b"{}", length=2**31),
         lambda path: save_npz(path, np.savez_compressed, a=np.zeros(2_000_000)),
     ]
@@ -295,11 +272,11 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
     deflated, outside = zipfile.ZIP_DEFLATED, "path traversal"
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
+        "huge pickle": (dict(code=b"N" * 2**23), "has a pickle of over 4194304 bytes"),
         "two pickles": (dict(extra={"other/data.pkl": b""}), "neither of npz arrays nor of torch.save"),
         "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
         "bomb of another compression": (dict(compression=zipfile.ZIP_BZIP2), "is neither stored nor deflated"),
         "parent": (dict(extra={"../../evil": b""}), outside),
-        "inner parent": (dict(extra={"a/../../evil": b""}), outside),
         "root": (dict(extra={"/etc/evil": b""}), outside),
         "backslashes": (dict(extra={"a\\..\\evil": b""}), outside),
         "drive": (dict(extra={"C:/evil": b""}), outside),
@@ -327,26 +304,21 @@ def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
     deep = Code(b"])" + DEEP + b"a")
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(little_endian=False), "or big-endian"),
-        "no byte order": (dict(little_endian=None), "or big-endian"),
         "version": (dict(version=1002), "is of another version"),
         "key without a tensor": (dict(keys=["1"]), "no tensor uses a storage"),
-        "number as a key": (dict(keys=[0]), "no tensor uses a storage"),
         "deep tuple as a key": (dict(keys=deep), "no tensor uses a storage"),
         "key twice": (dict(keys=["0", "0"]), "another size than its pickle claims"),
         "no keys": (dict(keys=[]), "is corrupt: KeyError"),
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
-        "negative storage": (dict(numel={"0": -1}), "another size than its pickle claims"),
         "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
     }
     refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
 
 
 def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
-    def header(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
-        return {"a": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
-
-    headers = [header([2**58], [0, 2**60]), header([2**62, 2**62], [0, 4]), header([2], [0, 4]), header([1], [4, 0]), header([-1], [0, 4])]
-    headers += [header([1], [0, 4], "F99"), {"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
+    sizes = (([2**58], [0, 2**60]), ([2**62, 2**62], [0, 4]), ([2], [0, 4]), ([1], [4, 0]), ([-1], [0, 4]))
+    headers = [{"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}} for shape, offsets in sizes]
+    headers += [{"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
     refuses({str(h)[:60]: (h, "is corrupt: SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
 
     def npz(member: bytes) -> Path:
@@ -354,14 +326,11 @@ def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
             archive.writestr("a.npy", member)
         return tmp_path / "f"
 
-    def npy(shape: str, descr: str = "'<f4'") -> bytes:
-        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-        return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(16)
-
-    marker, objects = tmp_path / "executed", io.BytesIO()
+    marker, honest, objects = tmp_path / "executed", io.BytesIO(), io.BytesIO()
+    np.save(honest, FOUR)
     np.save(objects, np.array([Runs(Path.touch, marker)], dtype=object))
-    members = [npy(shape) for shape in ("(1152921504606846976,)", "(4, 2)", "(-4,)", f"({10**30},)", "(0, 9**99)")]
-    members += [npy("(4,)", descr) for descr in ("'<f999'", "(", "[" * 9000, "__import__('os')", "'|O'")]
+    changes = ((b"(4,), }   ", b"(9**99,), }"), (b"(4,)", b"(8,)"), (b"(4,)", b"(-4)"), (b"'<f4'", b"'|O8'"), (b"'<f4'", b"exit("))
+    members = [honest.getvalue().replace(old, new) for old, new in changes]
     members += [b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(100_000), objects.getvalue()]
     refuses({str(m)[:120]: (m, "is corrupt: ") for m in members}, npz)
     assert not marker.exists()
@@ -405,7 +374,7 @@ def test_truncated_and_flipped_files_raise_only_user_errors(tmp_path: Path) -> N
                 changed[drawn.randrange(len(changed))] = drawn.randrange(256)
             path.write_bytes(changed)
             if whole is saved:
-                write_zip(path, None, {"0": FOUR, "1": FOUR}, pickle=bytes(changed))
+                write_zip(path, None, {"0": FOUR, "1": FOUR}, code=bytes(changed))
             try:
                 outcomes.append(str(sum(array.astype(np.float64).size for array in read(path)[0].values())))
             except UserError as error:

@@ -18,7 +18,7 @@ from resnet_jax.models.catalog import variant
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
+from resnet_jax.models.stems import DeepStem, ImageNetStem
 from resnet_jax.weights import loading, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
 
@@ -38,24 +38,32 @@ def test_logits_are_those_of_torch_and_export_is_the_identity(name: str, tmp_pat
     identical(tensors, stored(tmp_path / "again.safetensors"))
 
 
+def test_blocks_keep_their_order_across_stacks(tmp_path: Path) -> None:
+    """layer1.0 to layer1.10: the first block, which may have a projection, has a stack of its own."""
+    file = written(tmp_path / "deep.safetensors", filled(shapes((11, 2), (4, 8), bottleneck=True)))
+    ours = {row.source: row.name for row in weights_lib.load_pretrained(file, "torchvision").rows}
+    assert ours["layer1.0.conv2.weight"] == "stages/0/0/stacked/branch/convs/1/kernel[0]"
+    for block in range(1, 11):
+        assert ours[f"layer1.{block}.conv2.weight"] == f"stages/0/1/stacked/branch/convs/1/kernel[{block - 1}]"
+
+
 def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
-    weights = weights_lib.load_pretrained(published_resnet20, "cifar-torch", data="cifar10", claimed_error=8.27)
+    weights = weights_lib.load_pretrained(published_resnet20, "cifar-torch")
     # 19 convolutions, 19 normalizations of four tensors, a classifier of two.
     assert len(weights.rows) == 19 + 19 * 4 + 2
     assert sum(leaf.size for leaf in jax.tree.leaves(weights.params)) == 269_722
     assert weights.architecture == dataclasses.replace(variant("cifar_resnet20"), shortcut=component(ZeroPad, resize="pad-both"))
-    card = weights.card
-    assert (card.prefix, card.data, card.claimed_error, card.source) == ("module.", "cifar10", 8.27, published_resnet20.name)
-    assert card.sha256.startswith("12fca82f"), "torch's model zoo names files by their hash"
+    assert (weights.card.prefix, weights.card.source) == ("module.", published_resnet20.name)
+    assert weights.card.sha256.startswith("12fca82f"), "torch's model zoo names files by their hash"
 
 
 TINY = filled(shapes())
 
 
-def file_of(tmp_path: Path, *without: str, rename: dict[str, str] | None = None, **more: Any) -> Path:
-    """torchvision's tiny network with tensors left out, renamed, or added; double underscores of ``more`` are dots."""
-    tensors = {(rename or {}).get(name, name): array for name, array in TINY.items() if name not in without}
-    return written(tmp_path / "tiny.safetensors", tensors | {name.replace("__", "."): array for name, array in more.items()})
+def file_of(tmp_path: Path, *without: str, **more: Any) -> Path:
+    """torchvision's tiny network with tensors left out, replaced or added."""
+    tensors = {name: array for name, array in TINY.items() if name not in without}
+    return written(tmp_path / "tiny.safetensors", tensors | more)
 
 
 def rejection(*args: Any, **kwargs: Any) -> str:
@@ -65,8 +73,8 @@ def rejection(*args: Any, **kwargs: Any) -> str:
 
 
 def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
-    wrong = {"layer1__0__bn1__weight": np.ones(5, np.float32), "surprise\x1b[2J": np.ones((2, 3), np.float32)}
-    file = file_of(tmp_path, "layer2.0.bn2.bias", rename={"bn1.bias": "bn1.biass"}, **wrong)
+    wrong = {"layer1.0.bn1.weight": np.ones(5, np.float32), "surprise\x1b[2J": np.ones((2, 3), np.float32)}
+    file = file_of(tmp_path, "layer2.0.bn2.bias", "bn1.bias", **{"bn1.biass": TINY["bn1.bias"]}, **wrong)
     message = rejection(file, "torchvision")
     assert message.startswith(f"{file}: nothing was loaded")
     for line in (
@@ -78,19 +86,14 @@ def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
     ):
         assert f"\n{line}" in message
     assert "--allow-new-head" not in message
-    many = {f"more{n}": np.ones(1, np.float32) for n in range(100)}
-    message = rejection(file_of(tmp_path, **many), "torchvision")
+    message = rejection(file_of(tmp_path, **{f"more{n}": np.ones(1, np.float32) for n in range(100)}), "torchvision")
     assert "because 100 tensors do not fit" in message
     assert message.count("\n") == 20
 
 
 def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
-    faults: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-        (("layer1.0.bn1.weight",), {}),
-        ((), {"surprise": np.ones(3, np.float32)}),
-        ((), {"layer1__0__bn1__weight": np.ones(5, np.float32)}),
-    ]
-    for without, more in faults:
+    ones = np.ones(5, np.float32)
+    for without, more in ((["layer1.0.bn1.weight"], {}), ([], {"surprise": ones}), ([], {"layer1.0.bn1.weight": ones})):
         assert "nothing was loaded" in rejection(file_of(tmp_path, *without, **more), "torchvision", num_classes=5, allow_new_head=True)
     message = rejection(file_of(tmp_path), "torchvision", num_classes=5)
     assert "fc.bias: (3,), expected (5,)\nfc.weight: (3, 8), expected (5, 8)" in message
@@ -100,9 +103,8 @@ def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
 def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
     """He et al. 2015b: normal with variance 2 / fan-in; biases are zero."""
     for without, classes in (((), 500), (("fc.weight", "fc.bias"), 500), (("fc.bias",), 3)):
-        weights = weights_lib.load_pretrained(
-            file_of(tmp_path, *without), "torchvision", num_classes=classes, allow_new_head=True, claimed_error=20.0
-        )
+        options: dict[str, Any] = {"num_classes": classes, "allow_new_head": True, "claimed_error": 20.0}
+        weights = weights_lib.load_pretrained(file_of(tmp_path, *without), "torchvision", **options)
         head = {name: np.asarray(array) for name, array in weights.params["head"]["linear"].items()}
         assert (head["kernel"].shape, head["bias"].any()) == ((8, classes), np.False_)
         assert not np.array_equal(head["kernel"][:, :3], TINY["fc.weight"].T)
@@ -121,15 +123,14 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         ("fc.bias", np.float64([1e300, 0, 0]), "has 1 non-finite values of 3"),
         ("layer2.0.bn1.running_var", np.float32([1, 1, 1, -0.25, 1, 1, 1, 1]), "is a variance and has negative values"),
         ("conv1.weight", np.ones((4, 3, 7, 7), np.int8), "is int8, not floating point"),
-        ("bn1.weight", np.ones(4, np.bool_), "is bool, not floating point"),
         ("bn1.num_batches_tracked", np.ones(3), "(3,), expected none"),
         ("bn1.num_batches_tracked", np.asarray(np.nan), "counters: numbers"),
     ):
-        message = rejection(file_of(tmp_path, **{name.replace(".", "__"): array}), "torchvision")
+        message = rejection(file_of(tmp_path, **{name: array}), "torchvision")
         assert reason in message
         assert name in message or "counters" in reason
     for dtype in (np.float16, np.float64, ml_dtypes.bfloat16):
-        weights = weights_lib.load_pretrained(file_of(tmp_path, fc__bias=np.array([0.5, -2, 0], dtype)), "torchvision")
+        weights = weights_lib.load_pretrained(file_of(tmp_path, **{"fc.bias": np.array([0.5, -2, 0], dtype)}), "torchvision")
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
 
 
@@ -161,13 +162,8 @@ def test_names_of_another_convention_are_rejected(tmp_path: Path) -> None:
 
 def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
     file = saving.save(weights_lib.load_pretrained(file_of(tmp_path), "torchvision"), tmp_path / "folder")
-    weights = weights_lib.load_pretrained(str(tmp_path / "folder"))
-    np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], TINY["fc.bias"])
+    np.testing.assert_array_equal(weights_lib.load_pretrained(str(file.parent)).params["head"]["linear"]["bias"], TINY["fc.bias"])
     assert "this project wrote it: leave out --as torchvision" in rejection(file, "torchvision")
-    same = weights.architecture
-    assert weights_lib.load_pretrained(file, network=same).architecture == same
-    message = rejection(file, network=dataclasses.replace(same, stem=DeepStem))
-    assert "another network: stem: DeepStem here" in message
     assert weights_lib.load_pretrained(file, num_classes=7, allow_new_head=True).params["head"]["linear"]["kernel"].shape == (8, 7)
     tensors = stored(file)
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
@@ -182,13 +178,11 @@ def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None
     assert small == dataclasses.replace(IMAGENET_VIEW, resize=0, crop=0), "images of 32x32 pixels stay as they are"
     card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
     assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
-    for view, reason in (({"mean": (0.5, 0.5)}, "expected mean: 3 numbers"), ({"crop": -1}, "expected resize and crop")):
-        assert reason in rejection(file, "torchvision", view=view)
+    assert "expected mean: 3 numbers" in rejection(file, "torchvision", view={"mean": (0.5, 0.5)})
     assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
     gray = written(tmp_path / "gray.safetensors", filled(shapes(kernel=3, channels=1)))
     assert "mean: 1 numbers" in rejection(gray, "torchvision")
-    weights = weights_lib.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)})
-    assert (weights.architecture.input_shape, weights.architecture.stem) == ((32, 32, 1), SmallImageStem)
+    assert weights_lib.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)}).card.view.mean == (0.13,)
 
 
 def test_unbuildable_network_raises_user_error() -> None:
@@ -222,22 +216,15 @@ def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
     assert "ConnectionError('404" in rejection("a/b", "timm")
     written(hub / "model.safetensors", filled(shapes()))
     assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
-    for config, reason in (
-        ("no JSON", ""),
-        ("[1]", ""),
-        ("{}", ""),
-        (json.dumps({"pretrained_cfg": TIMM | {"std": [0] * 3}}), "deviation"),
-    ):
+    for config in ("no JSON", "[1]", "{}"):
         (hub / "config.json").write_text(config)
-        if reason:
-            assert reason in rejection("a/b", "timm")
-        else:
-            assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
+        assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
+    (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM | {"std": [0] * 3}}))
+    assert "deviation" in rejection("a/b", "timm")
     (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM}))
+    expected = weights_lib.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
     for source in ("timm/resnet18.a1_in1k", "hf://timm/resnet18.a1_in1k"):
-        weights = weights_lib.load_pretrained(source, "timm")
-        expected = weights_lib.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
-        assert weights.card.view == expected
+        assert weights_lib.load_pretrained(source, "timm").card.view == expected
     assert (hub.parent / "downloads").read_text().endswith("timm/resnet18.a1_in1k model.safetensors\ntimm/resnet18.a1_in1k config.json\n")
     assert weights_lib.load_pretrained(source, "timm", view={"crop": 200}).card.view == dataclasses.replace(expected, crop=200)
     saving.export(weights_lib.load_pretrained("a/b", "timm", view={"crop": 100}), "timm", hub / "model.safetensors")

@@ -1,5 +1,6 @@
 """Writes torch's two formats without torch, so that hostile variants are as easy as valid ones."""
 
+import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -45,15 +46,8 @@ def instructions(value: Any, *, legacy: bool = False) -> bytes:
             hooks = call("collections", "OrderedDict")
             arguments = (Code(each(pid) + b"Q"), value.offset, value.shape, value.strides, False, hooks)
             return call("torch._utils", "_rebuild_tensor_v2", *arguments).code
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-            return b"\x8a" + bytes([len(data)]) + data
-        case float():
-            return b"G" + struct.pack(">d", value)
+        case None | bool() | int() | float():
+            return pickle.dumps(value, 2)[2:-1]  # CPython's, without protocol and STOP
         case str():
             return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
         case tuple():
@@ -85,12 +79,12 @@ def write_zip(
     value: Any,
     storages: Mapping[str, np.ndarray] = {},
     *,
-    pickle: bytes | None = None,
+    code: bytes | None = None,
     extra: Mapping[str, bytes] = {},
     compression: int = zipfile.ZIP_STORED,
 ) -> Path:
-    """A file as of torch 1.6 and later; ``pickle`` replaces the value's, ``extra`` are members by full name."""
-    members = {"archive/data.pkl": pickled(value) if pickle is None else pickle, "archive/byteorder": b"little"}
+    """A file as of torch 1.6 and later; ``code`` replaces the value's pickle, ``extra`` are members by full name."""
+    members = {"archive/data.pkl": pickled(value) if code is None else code, "archive/byteorder": b"little"}
     members |= {f"archive/data/{key}": storage.tobytes() for key, storage in storages.items()} | dict(extra)
     with zipfile.ZipFile(path, "w", compression) as archive:
         for member, data in members.items():
@@ -103,7 +97,7 @@ def write_legacy(
     value: Any,
     storages: Mapping[str, np.ndarray] = {},
     *,
-    pickle: bytes | None = None,
+    code: bytes | None = None,
     version: int = 1001,
     little_endian: Any = True,
     keys: Any = None,
@@ -111,7 +105,7 @@ def write_legacy(
 ) -> Path:
     """A file as of torch before 1.6; ``numel`` are claims that replace the storages' sizes."""
     parts = [pickled(MAGIC), pickled(version), pickled({"protocol_version": version, "little_endian": little_endian})]
-    parts += [pickled(value, legacy=True) if pickle is None else pickle, pickled(list(storages) if keys is None else keys)]
+    parts += [pickled(value, legacy=True) if code is None else code, pickled(list(storages) if keys is None else keys)]
     for key, storage in storages.items():
         parts += [struct.pack("<q", numel.get(key, storage.size)), storage.tobytes()]
     path.write_bytes(b"".join(parts))
