@@ -58,8 +58,7 @@ def test_input_writes_its_stages(load: Any, digits_dir: str, tmp_path: Path, mon
     tyro.cli(load("input").main)
     result = json.loads(file.read_text())
     assert [row["what"] for row in result["rows"]] == ["read", "decode", "crop", "whole input", "Pillow"]
-    assert result["command"].startswith("python benchmarks/input.py --data digits")
-    assert {"commit", "versions", "devices"} <= result.keys()
+    assert {"command", "commit", "versions", "devices"} <= result.keys()
 
 
 def test_bad_input_ends_in_one_sentence(
@@ -104,8 +103,8 @@ def test_measure_sh_continues_with_what_is_missing(load: Any, capsys: pytest.Cap
 
     def call(*words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
         (tmp_path / "calls").write_text("")
-        command = ["bash", str(ROOT / "launch" / "measure.sh"), *words]
-        environment = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "program")} | variables
+        command = ["bash", f"{ROOT}/launch/measure.sh", *words]
+        environment = {"PATH": os.environ["PATH"], "PYTHON": f"{tmp_path}/program"} | variables
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         return done, [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
 
@@ -121,7 +120,5 @@ def test_measure_sh_continues_with_what_is_missing(load: Any, capsys: pytest.Cap
         with pytest.raises(SystemExit):
             tyro.cli(load(Path(script).stem).main, args=[*words, "--no-such-option"])
         assert "--no-such-option" in capsys.readouterr().err
-    for words in ((), ("--help",), ("one", "two")):
-        done, calls = call(*words)
-        assert (done.returncode, calls) == (2, [])
-        assert "usage:" in done.stderr
+    done, calls = call("one", "two")
+    assert (done.returncode, calls, "usage:" in done.stderr) == (2, [], True)

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from resnet_jax import models
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models.components import component, load, parts
 from resnet_jax.models.norms import BatchNorm
@@ -34,10 +33,9 @@ DATASETS = {
     "digits": replace(INFO, name="digits", examples={"train": 1437, "test": 360}, image_shape=(8, 8, 1)),
     "cifar10": INFO,
     "cifar100": replace(INFO, name="cifar100", num_classes=100),
-    "imagenet2012": replace(
-        INFO, name="imagenet2012", examples={"train": 1_281_167, "validation": 50_000}, image_shape=(None, None, 3), num_classes=1000
-    ),
 }
+IMAGENET = {"examples": {"train": 1_281_167, "validation": 50_000}, "image_shape": (None, None, 3), "num_classes": 1000}
+DATASETS["imagenet2012"] = replace(INFO, name="imagenet2012", **IMAGENET)
 
 
 def differing(first: Any, second: Any, path: str = "") -> set[str]:
@@ -112,8 +110,6 @@ def test_studies_of_he2015_compare_shortcuts() -> None:
     pairs = [[PUBLIC[f"he2015_imagenet.{kind}{depth}"] for kind in ("resnet", "plain")] for depth in (18, 34, 50, 101, 152)]
     pairs.append([STUDIES["degradation.figure1"][3], STUDIES["degradation.figure1"][1]])
     assert all(differing(residual, plain) == {"name", "model.shortcut"} for residual, plain in pairs)
-    # Option A has no parameters.
-    assert len({models.count(experiment.model).parameters for experiment in pairs[-1]}) == 1
 
 
 def test_studies_of_he2016_change_one_thing() -> None:
@@ -131,8 +127,6 @@ def test_studies_of_he2016_change_one_thing() -> None:
             assert {variant.name.rpartition("-")[2] for variant in five} == {str(layers * sum(five[0].model.stages) + 2)}
             assert len({variant.model.order for variant in five}) == 5
             assert all(differing(five[0], variant) == {"name", "model.order"} for variant in five[1:])
-    alone = [recipe for name, recipe in PUBLIC.items() if name.startswith("he2016_shortcuts.") and isinstance(recipe, Experiment)]
-    assert alone == list(STUDIES["he2016_shortcuts.table1"])
     full, effective = STUDIES["veit2016_paths.table"]
     assert differing(STUDIES["he2016_orders.table2"][4], full) == {"name"}
     assert differing(full, effective) == {"name", "model.stochastic_depth.kept"}

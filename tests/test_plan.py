@@ -10,30 +10,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import pytest
-from resnet_jax import cli, plan
+from resnet_jax import plan
 from resnet_jax.errors import UserError
 from resnet_jax.models import Architecture
 from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.training.config import Data, Experiment
 
-from conftest import ROOT
-from test_cli import fails
+from test_cli import fails, prints_json
 
 # 3x3 convolutions of 1 to 4, 4 to 4 and 4 to 4 features; three norms of 4; a classifier of 10.
 KERNELS, CHANNELS, CLASSIFIER = 9 * (4 + 16 + 16), 3 * 4, 4 * 10 + 10
 
 
 def small() -> Experiment:
-    return Experiment(
-        name="small",
-        model=Architecture(stages=(1,), features=(4,), input_shape=(8, 8, 1)),
-        data=Data(name="digits"),
-        batch_size=32,
-    )
+    model = Architecture(stages=(1,), features=(4,), input_shape=(8, 8, 1))
+    return Experiment(name="small", model=model, data=Data(name="digits"), batch_size=32)
 
 
 def check(rows: list[dict[str, Any]]) -> None:
@@ -43,9 +39,8 @@ def check(rows: list[dict[str, Any]]) -> None:
     assert [row["group_size"] for row in rows] == [32 // groups["chips"], 0, 32 // groups["chips"]]
     assert (groups["fsdp"], whole["fsdp"], split["fsdp"]) == (1, 1, groups["chips"])
     # Gradients, running means and variances, loss and errors are averaged, and nothing else.
-    parameters = KERNELS + 2 * CHANNELS + CLASSIFIER
     assert groups["collectives"].keys() == {"all-reduce"}
-    assert groups["collectives"]["all-reduce"]["bytes"] == 4 * (parameters + 2 * CHANNELS + 2)
+    assert groups["collectives"]["all-reduce"]["bytes"] == 4 * (KERNELS + 2 * CHANNELS + CLASSIFIER + 2 * CHANNELS + 2)
     # Statistics over the batch are exchanged layer by layer, forward and backward.
     assert whole["collectives"]["all-reduce"]["count"] >= groups["collectives"]["all-reduce"]["count"] + 3
     assert split["collectives"]["all-gather"]["bytes"] > 0
@@ -70,22 +65,17 @@ def cpu_target(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_plan_counts_memory_flops_and_collectives(cpu_target: None, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["plan", f"{__file__}:small", "--target", "cpu:4", "--json"])
-    result = json.loads(capsys.readouterr().out)
-    assert result["command"].startswith("resnet-jax plan")
-    assert {"commit", "versions", "rows"} <= result.keys()
-    check(result["rows"])
+    rows = prints_json(capsys, "plan", f"{__file__}:small", "--target", "cpu:4")["rows"]
+    check(rows)
     # The data set takes 3.4 MB.
-    largest = result["rows"][0]["largest_batch_per_device"]
-    assert 8 <= largest <= 8_000_000 / (8 * 8 * 4 * 4)
+    assert 8 <= rows[0]["largest_batch_per_device"] <= 8_000_000 / (8 * 8 * 4 * 4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "module"), [("tpu:v5e:2x2", "libtpu"), ("gpu:h100:4", "jax_cuda12_plugin")])
 def test_plan_compiles_for_absent_hardware(target: str, module: str) -> None:
-    extra = f"plan-{target[:3]}"
     if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed: pip install 'resnet-jax-lab[{extra}]'")
+        pytest.skip(f"{module} is not installed: pip install 'resnet-jax-lab[plan-{target[:3]}]'")
     words = [sys.executable, "-m", "resnet_jax.cli", "plan", f"{__file__}:small", "--target", target, "--json", "--no-search"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=os.environ | {"XLA_FLAGS": ""})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -105,30 +95,25 @@ def test_plan_rejects_invalid_input_before_compiling(
     ):
         assert message in fails(capsys, "plan", f"{__file__}:small", "--variants", "fsdp", *words)
     monkeypatch.undo()
-    for name, message in {"tpu:v9:4x4": "did you mean", "tpu:v5e": "tpu:v5e:4x4", "tpu:v5e:0x2": "4x4", "h100": "gpu:h100:8"}.items():
+    monkeypatch.setattr(plan.topologies, "get_topology_desc", Mock(side_effect=NotImplementedError("no plugin")))
+    for name, message in (
+        ("tpu:v9:4x4", "did you mean"),
+        ("tpu:v5e", "tpu:v5e:4x4"),
+        ("h100", "gpu:h100:8"),
+        ("tpu:v5e:4x4", "no plugin.*plan-tpu"),
+        ("gpu:h200", "no plugin.*plan-gpu"),
+    ):
         with pytest.raises(UserError, match=message):
             plan.target(name)
 
-    def absent(*words: Any, **more: Any) -> None:
-        raise NotImplementedError("no plugin")
-
-    monkeypatch.setattr(plan.topologies, "get_topology_desc", absent)
-    for name, extra in {"tpu:v5e:4x4": "plan-tpu", "gpu:h200": "plan-gpu"}.items():
-        with pytest.raises(UserError, match=rf"no plugin.*{extra}"):
-            plan.target(name)
-        assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
-
 
 def test_variants_keep_groups_on_their_devices() -> None:
-    grouped = {size: component(BatchNorm, group_size=size) for size in (8, 32)}
     for norm, chips, fsdp, expected in (
         (BatchNorm, 4, None, [(1, 16), (1, 0), (4, 16)]),
-        (grouped[8], 4, None, [(1, 8), (1, 0), (4, 8)]),
-        (grouped[32], 4, None, [(1, 16), (1, 0), (4, 16)]),
+        (component(BatchNorm, group_size=8), 4, None, [(1, 8), (1, 0), (4, 8)]),
         (BatchNorm, 1, None, [(1, 0)]),
         (component(GroupNorm, num_groups=2), 4, None, [(1, None), (4, None)]),
         (BatchNorm, 48, 3, [(1, 16), (1, 0), (3, 16)]),
-        (BatchNorm, 48, None, [(1, 16), (1, 0), (16, 16)]),
     ):
         experiment = dataclasses.replace(small(), model=dataclasses.replace(small().model, norm=norm))
         assert plan.variants(experiment, chips, 16, ("data", "global", "fsdp"), fsdp) == expected
@@ -148,7 +133,6 @@ def test_largest_batch_compiles_few_programs() -> None:
     assert search(100, 10, 40, start=8) == 32
     assert search(2000, 10, 999, start=8) == 0
     assert search(100, 10, 999, start=6) == 48
-    assert search(100, 1, 999, start=1) == 512
 
 
 def test_collectives_count_pairs_and_channels_once() -> None:

