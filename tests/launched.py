@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from conftest import ROOT
+
 # Generous: eight of these may share two cores.
 PATIENCE = 300
 
@@ -21,7 +22,6 @@ PATIENCE = 300
 class Run:
     """The processes of one attempt."""
 
-    workdir: Path
     processes: list[subprocess.Popen[str]]
 
     def wait(self) -> list[tuple[int, str]]:
@@ -46,40 +46,34 @@ class Run:
             assert not ended, ended[0].communicate()[1]
             time.sleep(0.01)
 
-    def wait_for_checkpoint(self, step: int) -> None:
-        """Waits for a committed checkpoint of this step or a later one."""
-        self.wait_until(lambda: newest(self.workdir) >= step)
-
 
 def newest(workdir: Path) -> int:
     """Step of the newest committed checkpoint, 0 without any."""
     return max((int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()), default=0)
 
 
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def begin(words: Sequence[str], *, processes: int = 1, devices: int = 1, stdout: int = subprocess.DEVNULL) -> list[subprocess.Popen[str]]:
     """Starts a `resnet-jax` command in ``processes`` processes with ``devices`` devices each."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_collective_call_terminate_timeout_seconds=1200"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    joined = [("--coordinator", address, "--processes", str(processes), "--process", str(i)) for i in range(processes)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "resnet_jax.cli", *words, *(joined[i] if processes > 1 else ())],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for i in range(processes)
-    ]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    address, begun = free_address(), []
+    for process in range(processes):
+        joining = ["--coordinator", address, "--processes", str(processes), "--process", str(process)] if processes > 1 else []
+        command = [sys.executable, "-m", "resnet_jax.cli", *words, *joining]
+        begun.append(subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT))
+    return begun
 
 
 def start(workdir: Path, data_dir: str, *more: str, processes: int = 1, devices: int = 1) -> Run:
     """Starts or continues a run."""
     words = ["train", "tests/tiny_experiment.py:tiny", "--workdir", str(workdir), "--data-dir", data_dir, *more]
-    return Run(workdir, begin(words, processes=processes, devices=devices))
+    return Run(begin(words, processes=processes, devices=devices))
 
 
 def finish(workdir: Path, data_dir: str, *more: str, **how: Any) -> dict[str, Any]:

@@ -25,8 +25,6 @@ Pair = tuple[int, int]
 Values = dict[Any, Any]
 EPSILON, MOMENTUM = 1e-5, 0.9  # fb.resnet.torch, which has torch's defaults: eps 1e-5, momentum 0.1
 
-# Arrays and modules ------------------------------------------------------------------------------
-
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
@@ -60,9 +58,6 @@ def call(module: Any, *inputs: Any, **keywords: Any) -> tuple[jax.Array, Values]
 
     y, after = jax.jit(run, compiler_options=quick_to_compile())(state, inputs)
     return y, jax.tree.map(np.float64, after)
-
-
-# Comparisons -------------------------------------------------------------------------------------
 
 
 def close(actual: object, expected: object, tolerance: float = 1e-5) -> None:
@@ -144,9 +139,6 @@ def he_distributed(weights: jax.Array, fan_in: int) -> None:
         assert abs((np.abs(z) > sigmas).mean() - tail) < 4 * np.sqrt(tail / z.size)
 
 
-# Layers ------------------------------------------------------------------------------------------
-
-
 def convolve(x: np.ndarray, weights: np.ndarray, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair = (1, 1)) -> np.ndarray:
     """Sums padded pixel (i stride + a dilation, ...) times weights[a, b] over the taps (a, b)."""
     x, weights = np.pad(np.float64(x), ((0, 0), *padding, (0, 0))), np.float64(weights)
@@ -201,8 +193,6 @@ def excited(x: np.ndarray, values: Values) -> np.ndarray:
     gates = 1 / (1 + np.exp(-(hidden @ values["excite"]["kernel"] + values["excite"]["bias"])))
     return x * gates[:, None, None]
 
-
-# Residual blocks and networks --------------------------------------------------------------------
 
 # He et al. 2016, Figure 4 (a) to (e), of m convolutions; Zhang et al. 2019 (arXiv 1901.09321), Figure 1, right. "+" is the addition.
 FIGURE_4: dict[type[Order], Callable[[int], str]] = {
@@ -298,11 +288,14 @@ def composed(
     return y, statistics + of_shortcut
 
 
+def running(norms: Sequence[Values]) -> list[Values]:
+    return [{name: norm[name] for name in ("mean", "var")} for norm in norms if "mean" in norm]
+
+
 def statistics_of(values: Values) -> list[Values]:
     """Running statistics of a block in the order of ``composed``."""
-    carry = values.get("shortcut", {}).get("carry", {})
-    norms = [*scalars_and_norms(values), carry.get("projection", {}).get("norm", {})]
-    return [{name: norm[name] for name in ("mean", "var")} for norm in norms if "mean" in norm]
+    projection = values.get("shortcut", {}).get("carry", {}).get("projection", {})
+    return running([*scalars_and_norms(values), projection.get("norm", {})])
 
 
 def blocks_of(values: Values) -> list[Values]:
@@ -349,8 +342,5 @@ def network(
 
 def all_statistics(values: Values) -> list[Any]:
     """Running statistics in the order of ``network``."""
-
-    def of(tree: Values) -> list[Any]:
-        return [{name: norm[name] for name in ("mean", "var")} for norm in numbered(tree.get("layers", {})) if "mean" in norm]
-
-    return [of(values["stem"].get("after", {})), *map(statistics_of, blocks_of(values)), of(values["head"].get("before", {}))]
+    stem, head = (running(numbered(tree.get("layers", {}))) for tree in (values["stem"].get("after", {}), values["head"].get("before", {})))
+    return [stem, *map(statistics_of, blocks_of(values)), head]

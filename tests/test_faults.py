@@ -1,5 +1,6 @@
 """Faults of a run in real processes: kills, signals, lost and hanging processes."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -19,13 +20,10 @@ FIELDS = ("--steps", "200", "--checkpointing.every", "20", "--evaluation.every",
 @pytest.fixture(scope="module")
 def undisturbed(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
     """Returns the result of a run without faults, by the number of processes."""
-    made: dict[int, dict] = {}
 
+    @functools.cache
     def result(processes: int) -> dict:
-        if processes not in made:
-            folder = tmp_path_factory.mktemp("undisturbed") / "run"
-            made[processes] = launched.finish(folder, digits_dir, *FIELDS, processes=processes)
-        return made[processes]
+        return launched.finish(tmp_path_factory.mktemp("undisturbed") / "run", digits_dir, *FIELDS, processes=processes)
 
     return result
 
@@ -48,7 +46,7 @@ def test_dead_or_hanging_process_ends_the_other(undisturbed: Callable[[int], dic
     workdir = tmp_path / "run"
     for sent, seconds, step in ((signal.SIGKILL, 30, 40), (signal.SIGSTOP, 60, 80)):
         run = launched.start(workdir, digits_dir, *FIELDS, "--heartbeat-seconds", "10", processes=2)
-        run.wait_for_checkpoint(step)
+        run.wait_until(lambda step=step: launched.newest(workdir) >= step)
         run.processes[1].send_signal(sent)
         began = time.monotonic()
         _, said = run.processes[0].communicate(timeout=launched.PATIENCE)

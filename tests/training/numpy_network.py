@@ -107,10 +107,7 @@ def unit_backward(saved: Any, p: Tree, dout: np.ndarray) -> tuple[np.ndarray, Tr
 
 
 def forward(params: Tree, batch_stats: Tree, images: np.ndarray, branches: Sequence[float] | None = None) -> tuple[np.ndarray, Tree, Any]:
-    """Returns logits in training mode, running statistics after the batch, and the values that ``backward`` needs.
-
-    ``branches`` are factors by block; None: 1.
-    """
+    """Logits in training, running statistics, and the values that ``backward`` needs. ``branches``: factors by block."""
     blocks = list(zip(units(params["stages"]), units(batch_stats["stages"]), strict=True))
     a = convolved(images, params["stem"]["conv"]["kernel"], 1)
     b, running, saved_stem = norm(a, params["stem"]["after"]["layers"][0], batch_stats["stem"]["after"]["layers"][0])
