@@ -26,11 +26,6 @@ def pair() -> list[Experiment]:
     return [tiny(), Experiment(name="half", model=plain, data=Data(name="digits"), steps=4, evaluation=Evaluation(batch_size=72))]
 
 
-def several() -> dict[str, Experiment]:
-    """Not a sequence, and so no study."""
-    return {"tiny": tiny()}
-
-
 class Half(nnx.Module):
     """A user's own shortcut: half of x, cut or padded to the branch's shape."""
 
