@@ -77,7 +77,8 @@ def test_plan_compiles_for_absent_hardware(target: str, module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed: pip install 'resnet-jax-lab[plan-{target[:3]}]'")
     words = [sys.executable, "-m", "resnet_jax.cli", "plan", f"{__file__}:small", "--target", target, "--json", "--no-search"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=os.environ | {"XLA_FLAGS": ""})
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads(done.stdout)["rows"]
     assert [row["chips"] for row in rows] == [4] * 3
