@@ -54,7 +54,7 @@ readme: $(INSTALLED)  ## fills the README's tables and draws its picture from ex
 	$(BIN)/python docs/generate.py
 
 docs: $(DOCUMENTED)  ## the site, docs/_build/html; tutorials run once and are cached
-	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 clean:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import tyro
 
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import CommandError, UserError, check_range
 from resnet_jax.kernels import quick_to_run
 from resnet_jax.models import Architecture, Execution
 from resnet_jax.training import optimizer as optimizer_lib
@@ -35,9 +35,7 @@ def cli(main: Callable[..., None]) -> None:
 
 
 def check_positive(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+    check_range({f"--{name.replace('_', '-')}": value for name, value in options.items()}, 1)
 
 
 def interleave(candidates: Sequence[Callable[[], object]], rounds: int) -> list[Seconds]:

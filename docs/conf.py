@@ -29,10 +29,7 @@ version = release = resnet_jax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
-templates_path: list[str] = []
-suppress_warnings = ["autosectionlabel.*"]
 
-myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(DOCS / "_build" / "jupyter_cache")
@@ -40,7 +37,6 @@ nb_execution_timeout = 1800
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-nb_kernel_rgx_aliases = {".*": "python3"}
 
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

@@ -13,17 +13,16 @@ import json
 import os
 import pkgutil
 import re
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
+from unittest import mock
 
 from matplotlib.figure import Figure
 
 import resnet_jax
 from resnet_jax import models
-from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
+from resnet_jax.models import blocks, catalog, components, norms, orders, shortcuts, stems
 from resnet_jax.studies import figures, ledger, report, results
 
 ROOT = Path(__file__).parents[1]
@@ -36,18 +35,9 @@ _PLUS_MINUS = "\u00a0±\u00a0"  # not broken at the end of a line
 Rows = Sequence[Sequence[object]]
 
 
-def errors(file: Path, field: str) -> dict[str, list[float]]:
-    """Returns a field of every seed, by variant: ``value`` is the test error in percent."""
-    text = json.loads(file.read_text())
-    by_variant: dict[str, list[float]] = {}
-    for result in text["results"]:
-        result = text["common"] | result
-        by_variant.setdefault(result["experiment"], []).append(result[field])
-    return by_variant
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} %"
+def spreads(file: Path, field: str) -> dict[str, results.Spread]:
+    """Returns a field over seeds by variant; ``value`` is the test error in percent."""
+    return {variant.name: variant.spread(field) for variant in results.collect([file])}
 
 
 def draw_degradation() -> str:
@@ -59,25 +49,23 @@ def draw_degradation() -> str:
         figure = Figure(figsize=(7.2, 2.9))
         axes = figure.subplots(1, 2, sharey=True)
         for panel, (title, field) in zip(axes, panels.items(), strict=True):
-            seeds = errors(DEGRADATION, field)
+            by_variant = spreads(DEGRADATION, field)
             panel.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
             panel.set(xlim=(12, 90), ylim=(-3, 100), xticks=depths)
             panel.set_xticklabels([f"{depth} layers" for depth in depths])
             for kind, (color, stroke) in lines.items():
-                values = [seeds[f"{kind}-{depth}"] for depth in depths]
-                means = list(map(statistics.mean, values))
-                deviations = list(map(statistics.stdev, values))
-                low, high = (
-                    [mean + sign * sd for mean, sd in zip(means, deviations, strict=True)]
-                    for sign in (-1, 1)
-                )
+                errors = [by_variant[f"{kind}-{depth}"] for depth in depths]
+                low = [error.mean - error.deviation for error in errors]
+                high = [error.mean + error.deviation for error in errors]
+                means = [error.mean for error in errors]
                 panel.plot(depths, means, stroke, color=color, linewidth=2.2)
                 panel.fill_between(depths, low, high, color=color, alpha=0.18, linewidth=0)
-                for depth, errors_of_seeds in zip(depths, values, strict=True):
+                for depth, error in zip(depths, errors, strict=True):
                     dots = {"color": color, "markeredgewidth": 0, "alpha": 0.75, "clip_on": False}
-                    panel.plot([depth] * len(errors_of_seeds), errors_of_seeds, "o", **dots)
-                text = f"{kind}-{depths[1]}\n{spread(values[1])}"
-                height = means[1] if kind == "plain" else means[1] + 5
+                    panel.plot([depth] * len(error.values), error.values, "o", **dots)
+                deepest = errors[-1]
+                text = f"{kind}-{depths[1]}\n{deepest.mean:.1f} ± {deepest.deviation:.1f} %"
+                height = deepest.mean if kind == "plain" else deepest.mean + 5
                 label = {"color": color, "va": "center", "fontsize": 9.5, "fontweight": "bold"}
                 panel.text(depths[1] + 3, height, text, **label)
         written = io.StringIO()
@@ -94,13 +82,11 @@ def headlines() -> list[str]:
         return f"[data]({file.relative_to(ROOT).as_posix()})"
 
     def mean(variant: str) -> str:
-        return f"{statistics.mean(test[variant]):.2f} %"
+        return f"{test[variant].mean:.2f} %"
 
-    test = errors(DEGRADATION, "value")
-    seeds = len(test["plain-20"])
-    ours = errors(CIFAR, "value")["resnet20"][0]
-    seconds = errors(CIFAR, "seconds")["resnet20"][0]
-    device = json.loads(CIFAR.read_text())["common"]["device"]["kind"]
+    test = spreads(DEGRADATION, "value")
+    seeds = len(test["plain-20"].values)
+    (run,) = results.read(CIFAR)
     theirs = next(
         entry.value
         for entry in ledger.load("he2015").entries
@@ -112,11 +98,12 @@ def headlines() -> list[str]:
     residual, plain = lesions["ResNet-20/seed-0"], lesions["plain-20/seed-0"]
     return [
         f"- **Degradation.** From 20 to 56 layers, the test error of plain networks rises from "
-        f"{mean('plain-20')} to {mean('plain-56')}; with shortcuts it is {mean('ResNet-20')} and "
+        f"{mean('plain-20')} to {mean('plain-56')}. With shortcuts it is {mean('ResNet-20')} and "
         f"{mean('ResNet-56')} (digits, {seeds} seeds; {link(DEGRADATION)}).",
-        f"- **The paper's ResNet-20.** {ours:g} % test error on CIFAR-10 after 64,000 steps, in "
-        f"{seconds:.0f} s on one {device.split()[1]}; the paper has {theirs:g} % "
-        f"(one seed; {link(CIFAR)}).",
+        f"- **The paper's ResNet-20.** {run['value']:g} % test error on CIFAR-10 after "
+        f"{run['steps']:,} steps, in {run['seconds']:.0f} s on one "
+        f"{run['device']['kind'].split()[1]}; the paper has {theirs:g} % "
+        f"({run['protocol']['dtype']}, one seed; {link(CIFAR)}).",
         f"- **Lesions.** With one block deleted, the median error of ResNet-20 rises from "
         f"{residual[3]:.1f} to {residual[4]:.1f} %, that of plain-20 from {plain[3]:.1f} to "
         f"{plain[4]:.1f} % (digits, one seed; {link(LESIONS)}).",
@@ -146,21 +133,15 @@ def one_line(thing: object) -> str:
     return paragraph.replace("``", "`")
 
 
-def classes(module: ModuleType) -> list[type]:
-    """Returns the public classes that a module defines, in their order."""
-    return [
-        value
-        for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and name[0] != "_"
-    ]
-
-
 def parts_page() -> str:
     """Returns the tables of shortcuts, orders, branches, norms and stems, from docstrings."""
-    names = {
-        str(value.__name__ if inspect.isclass(value) else value): key
-        for key, value in shortcuts.OPTIONS.items()
-    }
+    short_names = {part: name for name, part in shortcuts.OPTIONS.items()}
+
+    def definition(part: components.Factory) -> str:
+        if isinstance(part, type):
+            return one_line(part)
+        return f"`{components.text(part, lambda cls: cls.__name__)}`"
+
     text = ["# Parts of networks", "", one_line(shortcuts), ""]
     titles = {
         shortcuts: "Shortcuts",
@@ -171,9 +152,10 @@ def parts_page() -> str:
     }
     for module, title in titles.items():
         rows = [
-            (f"`{cls.__name__}`", short and f"`{short}`", one_line(cls))
-            for cls in classes(module)
-            for short in [names.get(cls.__name__, "")]
+            (f"`{name}`", short and f"`{short}`", definition(part))
+            for name, part in catalog.parts_of(module).items()
+            if name in catalog.known()
+            for short in [short_names.get(part, "")]
         ]
         columns = ["class", "short name", "definition and source"]
         if not any(row[1] for row in rows):
@@ -215,17 +197,16 @@ def shortcuts_page() -> str:
         "comparable.",
         "",
     ]
-    for cls in classes(shortcuts):
+    for name, cls in catalog.parts_of(shortcuts).items():
         if cls is shortcuts.Shortcut:  # The base class.
             continue
-        name = cls.__name__
         text += [f"## {name}", "", one_line(cls), ""]
         short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
         optional = {
             parameter: p.default
-            for base in (cls, *cls.__mro__)
+            for base in cls.__mro__
             for parameter, p in inspect.signature(base.__init__).parameters.items()
-            if isinstance(p.default, float | int | str) and p.default is not inspect.Parameter.empty
+            if isinstance(p.default, float | int | str)
         }
         arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
         written = f'"{short}({arguments})"' if arguments else short
@@ -280,19 +261,14 @@ def recipes_page() -> str:
     for file in sorted((ROOT / "experiments").glob("*.py")):
         tree = ast.parse(file.read_text())
         title, _, rest = (ast.get_docstring(tree) or "").partition("\n")
-        functions = [
-            node
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef) and node.returns and node.name[0] != "_"
-        ]
         rows = [
             (
                 f"`{file.stem}:{node.name}`",
                 "train" if ast.unparse(node.returns) == "Experiment" else "study",
                 " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split()),
             )
-            for node in functions
-            if node.returns
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.returns and node.name[0] != "_"
         ]
         text += [f"## {file.stem}", "", title, "", "```text", rest.strip(), "```", ""]
         text += [markdown(["recipe", "command", "contents"], rows)]
@@ -366,10 +342,9 @@ def commands_page() -> str:
         "",
         markdown(["command", "purpose"], rows),
     ]
-    columns, os.environ["COLUMNS"] = os.environ.get("COLUMNS", ""), "92"
     for name in COMMANDS:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        printed, width = io.StringIO(), mock.patch.dict(os.environ, COLUMNS="92")
+        with width, contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             main([*name.split(), "--help"])
         text += [
             f"## {name}",
@@ -379,7 +354,6 @@ def commands_page() -> str:
             "```",
             "",
         ]
-    os.environ["COLUMNS"] = columns
     return "\n".join(text)
 
 

@@ -79,7 +79,7 @@ def run_once(
         return BAD_INPUT
     finally:
         for process in processes:
-            # macOS refuses if the group is empty.
+            # macOS raises PermissionError if the group is empty.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -148,7 +148,7 @@ def visible_gpus() -> list[str]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        # -1 is CUDA's usual way to name none.
+        # -1 names no device.
         return [name for name in visible.split(",") if name not in ("", "-1")]
     if not shutil.which("nvidia-smi"):
         return []
@@ -176,7 +176,7 @@ def main() -> None:
     least = {"processes": 1, "devices_per_process": 1, "restarts": 0, "grace": 0}
     for name, minimum in least.items():
         value = getattr(options, name)
-        if value is not None and not value >= minimum:  # NaN is neither.
+        if value is not None and not value >= minimum:  # Also rejects NaN.
             parser.error(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
     if options.devices_per_process:
         flags = os.environ.get("XLA_FLAGS", "")

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from resnet_jax.errors import NeverMet, UserError, at_least
 
 T = TypeVar("T")
-# Of a broadcast message: all processes need one size.
+# Size of a broadcast message, equal in all processes.
 _BYTES = 16_384
 _VARIABLES = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _TPU_VM = "Cloud TPU: the metadata server knows the processes"
@@ -40,7 +40,7 @@ class Joining:
     process: int | None = None
     """Index of this one, from 0. Default: JAX_PROCESS_ID."""
     heartbeat_seconds: int = 60
-    """Silence after which a process counts as lost, and ends the others."""
+    """Silence after which a process counts as lost; the others then end."""
     meeting_seconds: int = 300
     """Time that processes wait for each other to start."""
 
@@ -67,7 +67,7 @@ class Joining:
 
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes the place of this process among several; None: one alone."""
+    """Describes the place of this process among several; None: single process."""
     if place := joining.place():
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ
@@ -131,7 +131,7 @@ def lost(error: BaseException) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Exits; one of several at once, because JAX waits for the others at a normal exit."""
+    """Exits; at once if one of several, because JAX waits for the others at a normal exit."""
     if not several():
         raise SystemExit(code)
     for child in multiprocessing.active_children():

@@ -68,7 +68,7 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
 def at_least(config: object, minimum: float, *names: str, below: float = math.inf) -> None:
     """Raises UserError unless fields of a configuration dataclass are in ``[minimum, below)``."""
     part = type(config).__name__.lower()
-    prefix = "" if part in ("experiment", "options", "joining") else f"{part}."
+    prefix = "" if part in ("options", "joining") else f"{part}."
     check_range({prefix + name: getattr(config, name) for name in names}, minimum, below)
 
 

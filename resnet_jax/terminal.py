@@ -95,9 +95,8 @@ class Table:
     @classmethod
     def from_rows(cls, title: str, rows: Iterable[Mapping[str, object]]) -> "Table":
         """Returns a table of rows with equal keys, which name the columns."""
-        first, *others = rows
-        cells = (tuple(row.values()) for row in (first, *others))
-        return cls(title, tuple(first), tuple(cells))
+        rows = list(rows)
+        return cls(title, tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
 
     def cells(self) -> list[list[str]]:
         """Returns the rows as text, numbers with four digits."""

@@ -238,7 +238,7 @@ def row(words: str, x: np.ndarray, values: Values, statistics: list[Any], *, tra
 
 
 def scalars_and_norms(values: Values) -> list[Values]:
-    """Variables between a block's convolutions, in the order in which x meets them."""
+    """Variables between a block's convolutions, in the order of application."""
     rows = [values.get("before", {}), *numbered(values["branch"].get("after", {})), values.get("after", {})]
     return [layer for row in rows for layer in numbered(row.get("layers", {}))]
 

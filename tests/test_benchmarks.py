@@ -82,7 +82,7 @@ def test_bad_input_ends_in_one_sentence(
         assert message in err
 
 
-# In place of Python: fails for run.py if told so, sleeps for input.py, and else writes the file.
+# In place of Python: writes the file; with FAILS set, fails for run.py and sleeps for input.py.
 PROGRAM = f"""#!{sys.executable}
 import json, os, sys, time
 from pathlib import Path

@@ -68,8 +68,8 @@ def test_signal_to_one_process_stops_all_at_the_same_step(undisturbed: Callable[
     assert [code for code, _ in ends] == [143, 143], ends
     assert {said.split("stopped by SIGTERM after step ")[1].split(";")[0] for _, said in ends} == {str(launched.newest(workdir))}
     assert all("Traceback" not in said for _, said in ends)
-    found, straight = launched.finish(workdir, digits_dir, *fields, processes=2), undisturbed(2)
-    assert (found["state_digest"], found["value"]) == (straight["state_digest"], straight["value"])
+    resumed, straight = launched.finish(workdir, digits_dir, *fields, processes=2), undisturbed(2)
+    assert (resumed["state_digest"], resumed["value"]) == (straight["state_digest"], straight["value"])
     scored = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"test"' in line]
     assert scored == list(range(25, 201, 25))
 

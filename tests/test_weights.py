@@ -30,11 +30,11 @@ def test_public_resnet20_scores_its_published_error(
 ) -> None:
     """8.27 %, 827 of 10,000 test images; no option describes the preprocessing."""
     to = str(tmp_path / "r20")
-    printed = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to, "--json")
+    printed = prints_json(capsys, "weights", "import", str(published_resnet20), "--as", "cifar-torch", "--to", to)
     assert printed["network"].startswith("cifar_resnet20")
     assert printed["file"] == f"{to}/model.safetensors"
     assert all(row["source"].startswith("module.") for row in printed["tensors"])
-    scored = prints_json(capsys, "evaluate", to, "--data", "cifar10", "--batch-size", "1000", "--json")
+    scored = prints_json(capsys, "evaluate", to, "--data", "cifar10", "--batch-size", "1000")
     assert (scored["error_percent"], scored["examples"], scored["step"]) == (8.27, cifar10.examples["test"], None)
     assert scored["protocol"]["sha256"].startswith("12fca82f")
     assert scored["protocol"]["weights"] == "resnet20-12fca82f.th"
@@ -49,20 +49,20 @@ def test_run_keeps_its_score_through_export_and_import(
     assert "network:  a network of (1, 1, 1) blocks, (4, 8, 8) wide, 10 classes" in out
     for text in ("layer3.0.downsample.0.weight", "claimed:  50.0 % error on digits", f"To score it: resnet-jax evaluate {back}\n"):
         assert text in out
-    scored = prints_json(capsys, "evaluate", back, "--data-dir", digits_dir, "--batch-size", "72", "--json")
+    scored = prints_json(capsys, "evaluate", back, "--data-dir", digits_dir, "--batch-size", "72")
     assert scored["error_percent"] == json.loads((short_run / "result.json").read_text())["value"]
 
 
 def test_export_lists_every_tensor(capsys: Captured, short_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "torch.safetensors"
     command = ["weights", "export", str(short_run), "--as", "torchvision", "--to", str(file), "--prefix", "module."]
-    names = [row["source"] for row in prints_json(capsys, *command, "--json")["tensors"]]
+    names = [row["source"] for row in prints_json(capsys, *command)["tensors"]]
     assert "module.layer1.0.conv1.weight" in names
     assert len(names) == len(set(names))
-    shown = prints_json(capsys, "weights", "show", str(file), "--as", "torchvision", "--json")
+    shown = prints_json(capsys, "weights", "show", str(file), "--as", "torchvision")
     assert sorted(row["source"] for row in shown["tensors"]) == sorted(names)
     assert shown["card"]["prefix"] == "module."
-    own = prints_json(capsys, "weights", "show", str(saving.save(fine_tune.weights_of(short_run), tmp_path / "own.safetensors")), "--json")
+    own = prints_json(capsys, "weights", "show", str(saving.save(fine_tune.weights_of(short_run), tmp_path / "own.safetensors")))
     assert own["card"]["source"] == "run, step 4"
 
 
@@ -105,7 +105,7 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
 def test_import_options_set_classes_and_preprocessing(capsys: Captured, torchs: Path, tmp_path: Path) -> None:
     options = ["--mean", "0.25", "--deviation", "0.5", "--resize", "9", "--crop", "8", "--interpolation", "bicubic", "--data", "mnist"]
     command = ["weights", "import", str(torchs), "--as", "torchvision", "--to"]
-    printed = prints_json(capsys, *command, str(tmp_path / "w"), "--json", *options)
+    printed = prints_json(capsys, *command, str(tmp_path / "w"), *options)
     view = {"mean": [0.25], "deviation": [0.5], "resize": 9, "crop": 8, "interpolation": "bicubic"}
     assert (printed["card"]["view"], printed["card"]["data"]) == (view, "mnist")
     to = tmp_path / "five.safetensors"

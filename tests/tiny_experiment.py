@@ -21,7 +21,7 @@ def tiny() -> Experiment:
 
 
 def pair() -> list[Experiment]:
-    """A study of two cells."""
+    """A study of two variants."""
     plain = cifar_architecture(8, input_shape=(8, 8, 1), features=(4, 4, 4), shortcut=Half)
     return [tiny(), Experiment(name="half", model=plain, data=Data(name="digits"), steps=4, evaluation=Evaluation(batch_size=72))]
 

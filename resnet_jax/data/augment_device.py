@@ -41,8 +41,8 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
     if kind == "imagenet":
         constants = IMAGENET_MEAN, IMAGENET_DEVIATION
         return Preprocessing(*(np.asarray(values, np.float32) for values in constants))
-    missing = "data.normalization 'weights' needs initial weights (--init-from)."
-    require(kind != "weights", missing)
+    measured = "data.normalization 'weights' is read from a file. Measure channel or pixel_mean."
+    require(kind != "weights", measured)
     count, total, squares = 0, 0.0, 0.0
     for image in images:
         scaled = image / 255

@@ -57,7 +57,7 @@ class Stream:
     def order(self) -> grain.MapDataset[int]:
         """Index in the split by position in the stream; every epoch has its own permutation."""
         # Grain seeds are 32-bit. Hashing also separates the epochs of adjacent seeds.
-        seed = np.random.SeedSequence(self.seed % 2**64).generate_state(1)[0]
+        seed = np.random.SeedSequence(self.seed).generate_state(1)[0]
         epoch = grain.MapDataset.range(self.examples).seed(int(seed)).shuffle()
         return grain.MapDataset.mix([epoch] * self.repeats).repeat()
 

@@ -341,7 +341,7 @@ def read(written: dict[str, Any]) -> Architecture:
     try:
         return Architecture(**_fields(written, load))
     except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"this describes no network: {error!s:.200}") from error
+        raise UserError(f"this describes no network: {error!s:.400}") from error
 
 
 def _fields(written: Mapping[str, Any], load: Callable[[str], Factory]) -> dict[str, Any]:

@@ -115,13 +115,14 @@ class Norm:
 
 
 def checked(part: object, y: Any, *shape: int) -> Any:
-    """Returns the result of a part; raises UserError unless it has the shape (-1: any size)."""
+    """Returns the result of a part; raises UserError unless it has the shape (-1: at least 1)."""
     actual = getattr(y, "shape", None)
     sizes = actual or ()
     matches = [n == size or (size == -1 and n != 0) for n, size in zip(sizes, shape, strict=False)]
     if len(sizes) != len(shape) or not all(matches):
         returned = type(y).__name__ if actual is None else actual
-        raise UserError(f"{type(part).__name__} must return shape {shape}, got {returned}.")
+        hint = " (-1: at least 1)" * (-1 in shape)
+        raise UserError(f"{type(part).__name__} must return shape {shape}, got {returned}{hint}.")
     return y
 
 

@@ -60,7 +60,7 @@ class Execution:
         components.check_fields(self)
         at_least(self, 0, "steps_per_dispatch", "images_per_device")
 
-    def steps_a_call(self) -> int:
+    def steps_per_call(self) -> int:
         """Returns the maximum of steps per call on a device-resident data set."""
         # CPU programs start cheaply, and a loop around the step compiles to slower code.
         return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 100)
@@ -115,9 +115,9 @@ class Architecture:
         fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
         if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
             raise UserError(
-                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths, "
-                f"every size of them and of input_shape={shape} be at least 1, the sum of stages "
-                f"at most {MAX_BLOCKS}."
+                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths of "
+                f"at most 100, every size of them and of input_shape={shape} be at least 1 and "
+                f"below 2**31, the sum of stages at most {MAX_BLOCKS}."
             )
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
@@ -175,9 +175,14 @@ class ResNet(nnx.Module):
             self._assemble(architecture, execution, rngs)
             if has_any:
                 # Errors of a call are raised now, not in the first step of a run.
-                model: Any = nnx.merge(*nnx.split(self), copy=True)
+                graphdef, state = nnx.split(self)
+
+                def call(state: Any, images: Array) -> Array:
+                    model: Any = nnx.merge(graphdef, state, copy=True)
+                    return model(images, key=jax.random.key(0))
+
                 images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
-                jax.eval_shape(lambda images: model(images, key=jax.random.key(0)), images)
+                jax.eval_shape(call, state, images)
 
     def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:
         stages, features = architecture.stages, architecture.features

@@ -110,7 +110,7 @@ class NoShortcut(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """x + F(x), x resized by ``RESIZES[resize or resized_by]`` where its shape changes."""
+    """x + F(x); where the shape changes, ``resize`` (pad, project, ...) adapts x."""
 
     resized_by: ClassVar[str] = "pad"
 

@@ -49,7 +49,7 @@ class StochasticDepth:
     def multipliers(
         self, num_blocks: int, images: int, *, train: bool, key: Key[Array, ""] | None
     ) -> Float[Array, "blocks _"] | None:
-        """Returns factors on branches, ``(blocks, 1 or images)``; None if all are 1."""
+        """Returns factors on branches, ``(blocks, 1 or images)``; None if only training scales."""
         probability = self.probabilities(num_blocks)[:, None]
         if not train:
             return probability if self.scaled == "test" else None

@@ -10,7 +10,7 @@ import numpy as np
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, check_range
 from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Architecture
@@ -43,8 +43,7 @@ def score(
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
       for weights. Protocols of weights, and of other data sets, have no training fields.
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}; give at least 1")
+    check_range({"--batch-size": batch_size}, 1)
     experiment = own = step = None
     weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
     if isinstance(source, Path) and fine_tune.is_run(source):

@@ -23,7 +23,7 @@ from rich.live import Live
 
 from resnet_jax import distributed, models
 from resnet_jax.data import datasets
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range
 from resnet_jax.models import components
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.studies.results import spread
@@ -137,8 +137,7 @@ _COUNT = (
 
 def environments(workers: int | None) -> list[dict[str, str]]:
     """Returns the variables of each worker process (None: one per accelerator), or none."""
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers is {workers}; give at least 1")
+    check_range({"--workers": workers}, 1)
     if workers == 1 or (workers is None and os.environ.get("JAX_PLATFORMS") == "cpu"):
         return []
     # A subprocess frees the device memory.

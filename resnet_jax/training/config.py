@@ -25,12 +25,12 @@ Fields = dict[str, Any]
 
 
 class Range(NamedTuple):
-    """Valid numbers of a field; the default for numbers without one."""
+    """Valid range of a number, without ``high``. Default: at least 0 and finite."""
 
     low: float = 0
     high: float = math.inf
     closed: bool = False
-    """``high`` is valid."""
+    """Include ``high``."""
 
 
 Positive = Annotated[int, Range(1)]
@@ -260,7 +260,7 @@ class Experiment:
         if optimizer.nesterov and optimizer.rule == "lamb":
             yield "optimizer.nesterov must be False for optimizer.rule 'lamb'."
         if len(dict(optimizer.rates)) < len(optimizer.rates):
-            yield "optimizer.rates must have a prefix once."
+            yield "optimizer.rates must not repeat a prefix."
         if schedule.linear_warmup and schedule.warmup_until_error < 1:
             yield "schedule.warmup_until_error must be 1 with schedule.linear_warmup."
         end = schedule.cosine_steps

@@ -85,7 +85,7 @@ class Workdir:
                 say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
 
     def claim(self, experiment: Experiment, seed: int) -> None:
-        """Writes what the run is; raises UserError as ``check``."""
+        """Writes ``experiment.json`` and ``environment.json``; raises UserError as ``check``."""
         self.check(experiment, seed)
         identity = config.identity(experiment, seed)
         run = {"fingerprint": config.fingerprint(identity), "identity": identity}
@@ -100,18 +100,15 @@ class Workdir:
 
     def check(self, experiment: Experiment, seed: int) -> None:
         """Raises UserError if the directory holds another experiment or seed, or something else."""
-        problem = ""
         with _report_errors(self.path):
             if self.experiment_file.exists():
                 ours = config.identity(experiment, seed)
                 theirs = self.read_experiment_file()["identity"]
                 if fields := "\n  ".join(config.differences(ours, theirs)):
                     remedy = "use another --workdir. Fields that differ:"
-                    problem = f"holds another run: {remedy}\n  {fields}"
+                    raise UserError(f"{self.path} holds another run: {remedy}\n  {fields}")
             elif self.path.is_dir() and {*self.path.iterdir()} - {self._lock_file}:
-                problem = "is not empty and holds no run: use another --workdir"
-        if problem:
-            raise UserError(f"{self.path} {problem}")
+                raise UserError(f"{self.path} is not empty and holds no run: use another --workdir")
 
     def read_experiment_file(self) -> Record:
         """Returns fingerprint, identity, experiment and seed."""
@@ -210,7 +207,10 @@ def contents(
     scores: dict[str, exact.Score] | None = None,
     **values: object,
 ) -> Record:
-    """Returns ``result.json`` for scores of the last step by split; else ``diverged.json``."""
+    """Returns the contents of ``result.json``; without ``scores``, of ``diverged.json``.
+
+    ``scores``: of the last step, by split.
+    """
     split = experiment.data.test_split
     test_errors, validation_errors, training_errors = (
         {record["step"]: record["error_percent"] for record in records if record["split"] == name}
@@ -261,7 +261,7 @@ def contents(
 
 
 def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
-    """Returns what a comparison of scores has to agree on."""
+    """Returns the fields in which comparable scores agree."""
     data, optimizer, schedule = experiment.data, experiment.optimizer, experiment.schedule
     height, width, _ = experiment.model.input_shape
     view, loss = experiment.evaluation.protocol, experiment.loss

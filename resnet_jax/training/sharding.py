@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import CommandError, UserError
-from resnet_jax.evaluation import exact
+from resnet_jax.evaluation import exact, protocols
 from resnet_jax.kernels import quick_to_compile, quick_to_run
 from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.components import component, parts
@@ -141,7 +141,7 @@ class Program:
 
     def trace_score(self, data: Batch, preprocessing: Preprocessing, batch_size: int) -> None:
         """Traces ``score`` on images like ``data``."""
-        rows = -(-batch_size // self.mesh.size) * self.mesh.size
+        rows = protocols.rows(batch_size, 1, self.mesh.size)
         images, labels = (
             jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=batch(self.mesh))
             for a in data[:2]
@@ -178,7 +178,7 @@ def compiled(
     update = optimizer.make(experiment.optimizer, experiment.schedule)
     options = {"optimizer": update, "execution": experiment.execution}
     options |= {"ema": ema > 0, "statistics": batches > 0}
-    with report_errors():
+    with report_trace_errors():
         apply, shapes = _traced(model, **options)
     shardings = of_state(mesh, shapes)
     layout, whole = _layout(shardings), replicated(mesh)
@@ -221,8 +221,8 @@ def compiled(
 
 
 @contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Raises one UserError, with its place, for an error of a component in a trace."""
+def report_trace_errors() -> Iterator[None]:
+    """Raises a UserError with file and line if a component fails while it is traced."""
     try:
         yield
     except CommandError:

@@ -170,9 +170,9 @@ def train(
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
     parts = split_parts(experiment, info)
 
-    # Traced before the run directory is claimed, which rejects failing parts of users.
+    # Tracing raises the errors of components before the run directory is claimed.
     inputs = sharding.abstract_inputs(program, experiment, parts["train"][2])
-    with sharding.report_errors():
+    with sharding.report_trace_errors():
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0))
         program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
@@ -227,7 +227,7 @@ def train(
                 try:
                     for name, part in parts.items():
                         if name != "train" or (last and evaluation.training_images):
-                            data = _evaluated(experiment, info, part)
+                            data = _evaluation_set(experiment, info, part)
                             options = part[2], evaluation.batch_size, between
                             scores[name] = program.score(state, constants, data, *options)
                             log.write_score(step, name, scores[name])
@@ -283,11 +283,11 @@ def _record_every(experiment: Experiment) -> int:
 
 
 def _next_dispatch(experiment: Experiment, step: int) -> int:
-    """Returns the number of steps until a record, a score or a checkpoint is due, at most a call's.
+    """Returns the number of steps of the next dispatch; 1 for streamed images.
 
-    A streamed batch is dispatched alone.
+    A dispatch ends where a record, a score or a checkpoint is due.
     """
-    most = 1 if experiment.data.crop is not None else experiment.execution.steps_a_call()
+    most = 1 if experiment.data.crop is not None else experiment.execution.steps_per_call()
     every = _record_every(experiment), experiment.evaluation.every, experiment.checkpointing.every
     return min(most, experiment.steps - step, *(end - step % end for end in every))
 
@@ -298,7 +298,7 @@ def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:
         return  # Reading a device-resident set checks it.
     for split in ("train", experiment.data.test_split):
         datasets.check(info, split)
-    rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_here())
+    rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_process_index())
     stream_lib.reading_ahead(rows, **vars(experiment.loading))
     rows[0]
 
@@ -320,7 +320,7 @@ def _resident(info: DatasetInfo, part: Part) -> Examples:
     return Examples(whole.images[rows], whole.labels[rows])
 
 
-def _evaluated(
+def _evaluation_set(
     experiment: Experiment, info: DatasetInfo, part: Part
 ) -> Examples | Iterable[Examples]:
     """Returns the images of a part, of a streamed set in batches."""
@@ -329,7 +329,9 @@ def _evaluated(
     split, first, count = part
     protocol = protocols.parse(experiment.evaluation.protocol)
     batch_size = experiment.evaluation.batch_size
-    return protocols.batches(info, split, protocol, batch_size, first=first, count=count, **_here())
+    return protocols.batches(
+        info, split, protocol, batch_size, first=first, count=count, **_process_index()
+    )
 
 
 def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
@@ -379,7 +381,7 @@ def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
     )
 
 
-def _here() -> dict[str, int]:
+def _process_index() -> dict[str, int]:
     return {"process": jax.process_index(), "processes": jax.process_count()}
 
 
@@ -417,7 +419,9 @@ class Feed:
         if self._resident is not None:
             yield from itertools.repeat(self._resident, last_step - first_step)
             return
-        rows = Rows(self._stream(seed), first_step=first_step, last_step=last_step, **_here())
+        rows = Rows(
+            self._stream(seed), first_step=first_step, last_step=last_step, **_process_index()
+        )
         put = functools.partial(jax.make_array_from_process_local_data, self._sharding)
         with contextlib.closing(
             stream_lib.batches(rows, **vars(self._experiment.loading))

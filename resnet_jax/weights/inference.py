@@ -10,7 +10,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import catalog
 from resnet_jax.models.blocks import Basic, Bottleneck
 from resnet_jax.models.catalog import NETWORKS
-from resnet_jax.models.components import Component, Factory, component, parts
+from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
 from resnet_jax.models.resnet import Architecture
 from resnet_jax.models.shortcuts import PooledProjection, Projection, ProjectionEverywhere
@@ -90,7 +90,7 @@ def _scored(architecture: Architecture, field: str) -> object:
     value: object = getattr(architecture, field)
     if field == "stem_features":
         return value or architecture.features[0]
-    if not isinstance(value, type | Component):
+    if not isinstance(value, Factory):
         return value
     cls, arguments = parts(value)
     cls = BatchNorm if cls is FrozenBatchNorm else cls
@@ -108,7 +108,7 @@ def field_text(architecture: Architecture, field: str) -> str:
     value: object = getattr(architecture, field)
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return catalog.name_of(value) if isinstance(value, type | Component) else str(value)
+    return catalog.name_of(value) if isinstance(value, Factory) else str(value)
 
 
 def known_as(architecture: Architecture) -> str:

@@ -154,7 +154,7 @@ def abstract(
         return jax.eval_shape(lambda: architecture.init(jax.random.key(0), execution=execution))
     except UserError:
         raise
-    except Exception as error:  # whatever a file says reaches every constructor
+    except Exception as error:  # constructors receive values of the file
         raise UserError(f"its network cannot be built: {error!r:.200}") from error
 
 

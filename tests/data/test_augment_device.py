@@ -32,7 +32,7 @@ def test_normalization_subtracts_and_divides_by_its_statistics() -> None:
         white = augment_device.fit(np.broadcast_to(np.uint8(255), (100_000, 2, 2, 3)), kind)
         assert np.all(white.mean == 1)
         assert np.all(white.deviation == (kind == "pixel_mean"))
-    with pytest.raises(UserError, match="'weights' needs initial weights"):
+    with pytest.raises(UserError, match="'weights' is read from a file"):
         augment_device.fit(INTEGERS, "weights")
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import Apply, cifar_architecture
 from resnet_jax.training import sharding
 
+import launched
 from direct import PREPROCESSING as OF_IMAGENET
 from direct import Ranked, ten_crops
 from direct import network as small_network
@@ -172,12 +172,10 @@ def test_two_processes_score_like_one(digits_dir: str) -> None:
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
     def scores(processes: int) -> list[list[dict[str, Any]]]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+        address = launched.free_address()
         commands = [[sys.executable, str(script), str(process), str(processes), address, digits_dir] for process in range(processes)]
         running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
-        outputs = [each.communicate(timeout=600)[0] for each in running]
+        outputs = [child.communicate(timeout=600)[0] for child in running]
         return [json.loads(output.splitlines()[-1]) for output in outputs]
 
     ((alone,), several) = scores(1), scores(2)

@@ -38,8 +38,8 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 def missing() -> str | None:
     """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
-    found = all(shutil.which(name, path=SEARCH_PATH) for name in PROGRAMS)
-    return None if found and os.geteuid() == 0 else "a temporary Slurm needs root and `apt-get install slurm-wlm munge`"
+    installed = all(shutil.which(name, path=SEARCH_PATH) for name in PROGRAMS)
+    return None if installed and os.geteuid() == 0 else "a temporary Slurm needs root and `apt-get install slurm-wlm munge`"
 
 
 @contextlib.contextmanager

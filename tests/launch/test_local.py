@@ -51,7 +51,7 @@ def started(folder: Path) -> dict[str, dict]:
 
 
 def alive(folder: Path) -> bool:
-    """Whether any process or child of one runs (a zombie does not)."""
+    """Returns True if any process or child of one runs (a zombie does not)."""
     pids = [seen["pid"] for seen in started(folder).values()] + [file.read_text() for file in folder.glob("child-*")]
     stats = [Path(f"/proc/{pid}/stat") for pid in pids]
     return any(stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z" for stat in stats)

@@ -49,7 +49,7 @@ class Gcloud:
         self.answers(["READY"], ["none none"])
 
     def answers(self, states: list[str], codes: list[str]) -> None:
-        """Sets the states of the machine and the codes of its processes, and forgets the calls."""
+        """Sets the states of the machine and the codes of its processes, and clears the calls."""
         for name, lines in (("states", states), ("codes", codes), ("calls", [])):
             (self.folder / "gcloud" / name).write_text("\n".join(lines))
 
@@ -113,11 +113,11 @@ def test_run_starts_the_command_verbatim_and_returns(tmp_path: Path) -> None:
 
 
 def test_resume_repeats_what_was_lost(tmp_path: Path) -> None:
-    """A preempted machine is made again; a failed process restarts all; bad input and too many failures end it."""
+    """A preempted machine is created again; a failed process restarts all; bad input and too many failures end it."""
     gcloud = Gcloud(tmp_path)
-    made, spot = ["create", "install", "run"], ["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
+    start, spot = ["create", "install", "run"], ["", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE"]
     for states, codes, settings, expected, changes in (
-        (spot, ["running running", "0 0"], {"SPOT": "1"}, 0, [*made, "delete", *made]),
+        (spot, ["running running", "0 0"], {"SPOT": "1"}, 0, [*start, "delete", *start]),
         (["READY"], ["none none", "75 running", "running running", "0 running", "0 0"], {}, 0, ["install", "run", "run"]),
         (["READY"], ["2 running"], {}, 2, []),
         (["READY"], ["lost running"], {"RESTARTS": "2"}, 1, ["run", "run"]),

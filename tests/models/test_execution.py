@@ -111,7 +111,7 @@ ONES, IDENTITY = np.ones(BLOCKS), np.arange(BLOCKS)
 def test_lesions_match_numpy_and_share_one_compilation(blocks: str) -> None:
     """Veit et al. 2016 (arXiv 1605.06431): "deleting individual layers" (Section 4.1), exchanged blocks (Section 4.3).
 
-    Multipliers belong to positions; statistics to blocks, wherever they stand.
+    Multipliers belong to positions, statistics to blocks.
     """
     apply, params, stats = state_of(LESIONED, HOW[blocks])
     traces = []
@@ -251,7 +251,7 @@ def test_scan_saves_block_inputs_and_convolution_results(kernels: Any) -> None:
 
 
 def odd_layouts(kernels: Any, size: int) -> list[str]:
-    """Convolutions of the compiled training step of 8 layers in scans whose layout is slow on CPU."""
+    """Convolutions of the compiled training step of 14 layers in scans whose layout is slow on CPU."""
     architecture = cifar_architecture(14, input_shape=(size, size, 3), features=(4, 5, 6))
     how = dataclasses.replace(SCAN, kernels=kernels)
     text = training_step(architecture, how).compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()

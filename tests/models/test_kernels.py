@@ -163,9 +163,11 @@ def test_max_pooling_and_its_gradient_are_the_windows_first_maxima() -> None:
             y, pull = jax.vjp(lambda x: kernels.max_pool(x, padding), x)
             return y, pull(cotangent)[0]
 
-        y, dx = run(x, cotangent)
-        np.testing.assert_array_equal(y, expected)
-        np.testing.assert_allclose(dx, slope[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right], rtol=1e-6)
+        for form in ("plain", "gpu"):
+            with kernels.active(form):
+                y, dx = run(x, cotangent)
+            np.testing.assert_array_equal(y, expected)
+            np.testing.assert_allclose(dx, slope[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right], rtol=1e-6)
 
 
 def test_max_pooling_saves_one_byte_per_window() -> None:

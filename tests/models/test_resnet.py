@@ -142,6 +142,24 @@ def test_user_normalization_replaces_all_layers() -> None:
     assert {name: names.count(name) for name in set(names)} == {"gamma": 8, "kernel": 9, "bias": 1}
 
 
+class Counting(nnx.Module):
+    """A user's normalization that counts its calls."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.calls = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        self.calls[...] += 1
+        return x
+
+
+def test_user_normalization_may_have_a_state() -> None:
+    model = ResNet(Architecture(**SMALL | {"norm": Counting}), rngs=nnx.Rngs(0))
+    # The check at construction changes nothing.
+    assert not any(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
+    assert model(jnp.zeros((1, 32, 32, 3))).shape == (1, 5)
+
+
 def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
     imagenet = dict(stages=(1,) * 4, features=(4,) * 4, stem=ImageNetStem)
 

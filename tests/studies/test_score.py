@@ -72,7 +72,7 @@ def test_score_rejects_bad_input(digits_dir: str, short: Any) -> None:
         (Path("/nowhere"), "there is neither a run nor a file of weights at /nowhere", {}),
         (weights, "drawn does not name its data set: give one, as --data", {}),
         (weights, "digits has no split 'validation'; it has test, train", {"data": "digits", "split": "validation"}),
-        (weights, "--batch-size is 0; give at least 1", {"data": "digits", "batch_size": 0}),
+        (weights, "--batch-size must be at least 1, got 0", {"data": "digits", "batch_size": 0}),
         (drawn(replace(short.model, num_classes=5)), r"in 10 classes; the network takes \(8, 8, 1\) in 5", {"data": "digits"}),
     ):
         with pytest.raises(UserError, match=message):

@@ -155,7 +155,7 @@ def test_commands_reject_invalid_arguments(
         ([f"{TINY}:pair", "--only", "halve"], "no such variant; did you mean half"),
         ([f"{TINY}:pair", "--only", "tiny", "--only", "half"], "--only is given more than once"),
         ([TABLE1, "--depth", "21", "--data", "digits"], "depth 21 is not 6n+2"),
-        ([f"{TINY}:pair", "--workers", "0"], "--workers is 0"),
+        ([f"{TINY}:pair", "--workers", "0"], "--workers must be at least 1, got 0"),
         ([f"{TINY}:pair", "--workers", "2", "--devices", "1"], "--workers and --devices exclude each other"),
     ):
         assert message in fails(capsys, "study", *words, *base)
@@ -216,7 +216,7 @@ def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str,
     def interrupted(number: int) -> tuple[int, str]:
         known = set(tmp_path.glob("parallel/*/*/checkpoints/*"))
         (process,) = launched.begin(parallel)
-        run = launched.Run(tmp_path, [process])
+        run = launched.Run([process])
         run.wait_until(lambda: set(tmp_path.glob("parallel/*/*/checkpoints/*")) - known or process.poll() is not None)
         process.send_signal(number)
         return run.wait()[0]

@@ -21,7 +21,7 @@ from resnet_jax.training import optimizer, sharding, step
 from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
 
-# Two stages: a unit that changes nothing, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
+# Two stages: a block that keeps the shape, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
 RATE, MOMENTUM, DECAY, BATCH = 0.1, 0.9, 1e-2, 6
 TX = optimizer.make(Optimizer(momentum=MOMENTUM, weight_decay=DECAY), Schedule(learning_rate=RATE, decay_steps=()))

@@ -31,7 +31,7 @@ WRITERS = (write_zip, write_legacy)
 KEY = "a key that is no name"
 
 
-def refusal(path: Path) -> str:
+def rejection(path: Path) -> str:
     """Returns the one sentence with which a file is rejected."""
     with pytest.raises(UserError) as caught:
         read(path)
@@ -42,11 +42,11 @@ def refusal(path: Path) -> str:
     return text
 
 
-def refuses(cases: dict[str, tuple[Any, str]], write: Callable[[Any], Path]) -> None:
+def rejects(cases: dict[str, tuple[Any, str]], write: Callable[[Any], Path]) -> None:
     """Every file is rejected for its reason; faults are listed together."""
     wrong = []
     for case, (value, reason) in cases.items():
-        text = refusal(write(value))
+        text = rejection(write(value))
         if reason not in text:
             wrong.append(f"{case}: {text}")
     assert not wrong, "\n".join(wrong)
@@ -120,7 +120,7 @@ def test_torch_views_are_read_iff_every_element_is_in_the_storage(tmp_path: Path
         if holds:
             assert read(path)[0]["w"].ravel().tolist() == reached
         else:
-            assert "is corrupt: a tensor reaches beyond its storage" in refusal(path)
+            assert "is corrupt: a tensor reaches beyond its storage" in rejection(path)
     assert min(counts) > 50
 
 
@@ -137,7 +137,7 @@ def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
         "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
         "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] that is no named tensor"),
     }
-    refuses(cases, lambda value: write_zip(tmp_path / "f", value, {"0": FOUR}))
+    rejects(cases, lambda value: write_zip(tmp_path / "f", value, {"0": FOUR}))
 
 
 def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ HOSTILE = {
 }
 
 
-def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
+def test_hostile_pickles_are_rejected_and_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
     cases = {case: (PROTOCOL + code, reason) for case, (code, reason) in HOSTILE.items()} | payloads(marker)
     for write in WRITERS:
-        refuses(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, code=code))
+        rejects(cases, lambda code, write=write: write(tmp_path / "f", None, {"0": FOUR}, code=code))
     assert not marker.exists()
     # Python does execute them.
     for case, (code, _) in payloads(marker).items():
@@ -227,7 +227,7 @@ def test_hostile_pickles_are_refused_and_not_executed(tmp_path: Path) -> None:
 
 def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) -> None:
     weights = instructions("model") + instructions({"w": Tensor()})
-    assert KEY in refusal(write_zip(tmp_path / "f", None, code=PROTOCOL + b"})" + DEEP + b"Ns."))
+    assert KEY in rejection(write_zip(tmp_path / "f", None, code=PROTOCOL + b"})" + DEEP + b"Ns."))
     cases = {
         "dictionary in itself": b"}q\x00(" + instructions("self") + b"h\x00" + weights + b"u.",
         "list in itself": b"}(" + instructions("list") + b"]q\x00h\x00a" + weights + b"u.",
@@ -236,7 +236,7 @@ def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) 
     for case, code in cases.items():
         assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=PROTOCOL + code))[0]) == ["w"], case
     itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
-    assert "has an entry ['state_dict'] that is no named tensor" in refusal(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))
+    assert "has an entry ['state_dict'] that is no named tensor" in rejection(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))
 
 
 def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
     for index, write in enumerate(writes):
         write(path := tmp_path / "f")
         tracemalloc.start()
-        refusal(path)
+        rejection(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 1_000_000, index
@@ -262,11 +262,11 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
     assert tracemalloc.get_traced_memory()[1] < 2_000_000, "a storage is read once, however it is described"
     tracemalloc.stop()
     for write in WRITERS:
-        assert "has tensors of 5242880 bytes in a file of" in refusal(write(tmp_path / "f", many, zeros))
+        assert "has tensors of 5242880 bytes in a file of" in rejection(write(tmp_path / "f", many, zeros))
         assert len(read(write(tmp_path / "f", dict(list(many.items())[:3]), zeros))[0]) == 3, "tied weights"
 
 
-def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
+def test_hostile_zip_files_are_rejected(tmp_path: Path) -> None:
     deflated, outside = zipfile.ZIP_DEFLATED, "path traversal"
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
@@ -279,7 +279,7 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
         "backslashes": (dict(extra={"a\\..\\evil": b""}), outside),
         "drive": (dict(extra={"C:/evil": b""}), outside),
     }
-    refuses(cases, lambda options: write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
+    rejects(cases, lambda options: write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     honest = write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR, "1": FOUR + 1}).read_bytes()
 
@@ -293,11 +293,11 @@ def test_hostile_zip_files_are_refused(tmp_path: Path) -> None:
         "flipped bit of a storage": (changed(honest.index(FOUR.tobytes()) + 5, b"\x01"), "Bad CRC-32"),
         "no directory": (b"PK\x03\x04" + bytes(100), "is corrupt: BadZipFile"),
     }
-    refuses(contents, lambda content: (tmp_path / "f").write_bytes(content) and tmp_path / "f")
-    assert "is corrupt: KeyError" in refusal(write_zip(tmp_path / "f", {"w": Tensor()}, {}))
+    rejects(contents, lambda content: (tmp_path / "f").write_bytes(content) and tmp_path / "f")
+    assert "is corrupt: KeyError" in rejection(write_zip(tmp_path / "f", {"w": Tensor()}, {}))
 
 
-def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
+def test_hostile_legacy_files_are_rejected(tmp_path: Path) -> None:
     deep = Code(b"])" + DEEP + b"a")
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(little_endian=False), "or big-endian"),
@@ -309,14 +309,14 @@ def test_hostile_legacy_files_are_refused(tmp_path: Path) -> None:
         "small storage": (dict(numel={"0": 3}), "another size than its pickle claims"),
         "code in the keys": (dict(keys=Code(b"cos\nsystem\n")), "imports os.system"),
     }
-    refuses(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
+    rejects(cases, lambda options: write_legacy(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
 
 
-def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
+def test_hostile_safetensors_and_npz_files_are_rejected(tmp_path: Path) -> None:
     sizes = (([2**58], [0, 2**60]), ([2**62, 2**62], [0, 4]), ([2], [0, 4]), ([1], [4, 0]), ([-1], [0, 4]))
     headers = [{"a": {"dtype": "F32", "shape": shape, "data_offsets": offsets}} for shape, offsets in sizes]
     headers += [{"__metadata__": {"a": 3}}, b"{" + b"[" * 100_000, b'{"\xff": 1}']
-    refuses({str(h)[:60]: (h, "is corrupt: SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
+    rejects({str(h)[:60]: (h, "is corrupt: SafetensorError") for h in headers}, lambda value: by_hand(tmp_path / "f", value))
 
     def member_of_npz(member: bytes) -> Path:
         with zipfile.ZipFile(tmp_path / "f", "w") as archive:
@@ -329,11 +329,11 @@ def test_hostile_safetensors_and_npz_files_are_refused(tmp_path: Path) -> None:
     changes = ((b"(4,), }    ", b"(9**99,), }"), (b"(4,)", b"(8,)"), (b"(4,)", b"(-4)"), (b"'<f4'", b"'|O8'"), (b"'<f4'", b"exit("))
     members = [honest.getvalue().replace(old, new) for old, new in changes]
     members += [b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31) + bytes(100_000), objects.getvalue()]
-    refuses({str(m)[:120]: (m, "is corrupt: ") for m in members}, member_of_npz)
+    rejects({str(m)[:120]: (m, "is corrupt: ") for m in members}, member_of_npz)
     assert not marker.exists()
 
 
-def test_other_files_are_refused_with_their_first_bytes(tmp_path: Path) -> None:
+def test_other_files_are_rejected_with_their_first_bytes(tmp_path: Path) -> None:
     contents = {
         "nothing": (b"", "npz or torch file: ''"),
         "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "npz or torch file: 'version https://git-lfs"),
@@ -341,13 +341,13 @@ def test_other_files_are_refused_with_their_first_bytes(tmp_path: Path) -> None:
         "plain pickle": (pickle.dumps({"a": np.ones(3)}, 2), "is no safetensors, npz or torch file"),
         "zeros": (bytes(100), "npz or torch file: '\\x00"),
     }
-    refuses(contents, lambda content: [(tmp_path / "f").write_bytes(content), tmp_path / "f"][1])
+    rejects(contents, lambda content: [(tmp_path / "f").write_bytes(content), tmp_path / "f"][1])
     with zipfile.ZipFile(tmp_path / "f", "w") as archive:
         archive.writestr("config.json", "{}")
-    assert "is a zip file, but neither of npz arrays nor of torch.save" in refusal(tmp_path / "f")
+    assert "is a zip file, but neither of npz arrays nor of torch.save" in rejection(tmp_path / "f")
     os.mkfifo(tmp_path / "pipe")
     for path, reason in ((tmp_path / "missing", "does not exist"), (tmp_path, "is not a file"), (tmp_path / "pipe", "is not a file")):
-        assert reason in refusal(path)
+        assert reason in rejection(path)
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         read(tmp_path / ("x" * 5000))
 
@@ -361,7 +361,7 @@ def test_truncated_and_flipped_files_raise_only_user_errors(tmp_path: Path) -> N
     for whole in samples:
         for size in [*range(0, len(whole), 1 + len(whole) // 60), len(whole) - 1]:
             path.write_bytes(whole[:size])
-            refusal(path)
+            rejection(path)
     saved = pickled({"state_dict": {"w": Tensor(), "v": Tensor("1")}, "epoch": 3, "lr": 0.1, "more": [1, (2, "three", None)]})
     for whole in (*samples, saved):
         for _ in range(120):
