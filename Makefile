@@ -12,7 +12,7 @@ DEVELOPED := $(VENV)/.developed
 DOCUMENTED := $(VENV)/.documented
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-slow check mutants golden readme docs clean
+.PHONY: demo test test-slow check mutants golden readme docs linkcheck clean
 
 demo: $(INSTALLED)  ## Figure 1 of He et al. 2015 on a laptop
 	$(BIN)/resnet-jax prepare digits --data-dir $(DATA)
@@ -25,7 +25,8 @@ test: $(DEVELOPED)  ## the quick tests; TFDS_DATA_DIR with a prepared cifar10 ad
 test-slow: $(DEVELOPED)  ## the other tests
 	$(PYTEST) -m slow $(ARGS)
 
-check: $(DEVELOPED)  ## linter, formatter, type checker
+check: $(DEVELOPED)  ## linters, formatter, type checker
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
@@ -39,7 +40,7 @@ golden: $(DEVELOPED)  ## rewrites tests/golden; read the difference before you c
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --editable .
+	$(BIN)/python -m pip install --quiet --upgrade --editable '.[train]'
 	touch $@
 
 $(DEVELOPED): $(INSTALLED)
@@ -56,6 +57,9 @@ readme: $(INSTALLED)  ## fills the README's tables and draws its picture from ex
 docs: $(DOCUMENTED)  ## the site, docs/_build/html; tutorials run once and are cached
 	$(BIN)/python -m sphinx -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
+
+linkcheck: $(DOCUMENTED)  ## external links of the site; needs a network
+	$(BIN)/python -m sphinx -b linkcheck -q -d docs/_build/doctrees docs docs/_build/linkcheck
 
 clean:
 	rm -rf $(VENV) runs/demo docs/_build docs/_generated

@@ -1,10 +1,12 @@
-"""Interleaved rounds, the training step that benchmarks run, and their output."""
+"""Interleaved rounds, device traces, and the output of benchmarks."""
 
+import collections
 import datetime
 import json
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,14 +14,10 @@ from typing import Any
 
 import jax
 import tyro
+from jax.profiler import ProfileData
 
 from resnet_jax.errors import CommandError, UserError, check_range
-from resnet_jax.kernels import quick_to_run
-from resnet_jax.models import Architecture, Execution
-from resnet_jax.training import optimizer as optimizer_lib
-from resnet_jax.training import run_dir, step
-from resnet_jax.training.config import Optimizer, Schedule
-from resnet_jax.training.step import Batch, Learning, TrainState
+from resnet_jax.training import run_dir
 
 Row = dict[str, Any]
 Seconds = list[float]
@@ -55,11 +53,12 @@ def interleave(candidates: Sequence[Callable[[], object]], rounds: int) -> list[
     return [measured[1:] for measured in seconds]
 
 
-def summary(seconds: Seconds) -> Row:
+def summary(seconds: Seconds, steps: int) -> Row:
+    """Returns the seconds per step."""
     return {
-        "seconds": statistics.median(seconds),
-        "seconds_least": min(seconds),
-        "seconds_most": max(seconds),
+        "seconds": statistics.median(seconds) / steps,
+        "seconds_least": min(seconds) / steps,
+        "seconds_most": max(seconds) / steps,
         "rounds": len(seconds),
     }
 
@@ -68,41 +67,56 @@ def ratio(numerator: Seconds, denominator: Seconds) -> float:
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def random_batch(model: Architecture, batch_size: int) -> Batch:
-    key = jax.random.key(1)
-    images = jax.random.normal(key, (batch_size, *model.input_shape))
-    return Batch(images, jax.random.randint(key, (batch_size,), 0, model.num_classes))
+def trace(run: Callable[[], object], steps: int, most: int = 20) -> Row:
+    """Returns what the device does in a call of ``steps`` steps; times are per step.
 
-
-def training_step(
-    model: Architecture, batch_size: int, execution: Execution
-) -> tuple[Any, Callable[[], tuple[TrainState, Batch]]]:
-    """Returns a jitted step, which donates its state, and a function that creates its arguments."""
-    optimizer = optimizer_lib.make(Optimizer(), Schedule())
-    create = jax.jit(lambda: step.create(model, optimizer, jax.random.key(0), execution))
-    learning = Learning(jax.eval_shape(create)[0], optimizer)
-    train_step = jax.jit(
-        lambda state, batch: step.train_step(state, batch, learning),
-        donate_argnums=0,
-        compiler_options=quick_to_run(),
-    )
-    return train_step, lambda: (create()[1], random_batch(model, batch_size))
+    ``busy_ms`` is the time in which any kernel runs. ``kernels`` has name, milliseconds and number
+    of the most expensive ones. XLA launches no CUDA graphs while it is traced.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        planes = list(ProfileData.from_file(str(file)).planes)
+        devices = [plane for plane in planes if plane.name.startswith("/device:")]
+        # Streams of a GPU, operations of a TPU, threads of the CPU.
+        events = sorted(
+            (event.start_ns, event.start_ns + event.duration_ns, event.name)
+            for plane in devices or planes
+            for line in plane.lines
+            if line.name.startswith(("Stream", "XLA Ops", "tf_XLA"))
+            for event in line.events
+            if event.duration_ns
+        )
+    busy, end, kernels = 0.0, 0.0, collections.defaultdict[str, Seconds](list)
+    for first, last, name in events:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+        kernels[name].append(last - first)
+    sums = {name: sum(times) / steps / 1e6 for name, times in kernels.items()}
+    return {
+        "busy_ms": busy / steps / 1e6,
+        "launches": len(events) / steps,
+        "kernels": [
+            [name, round(sums[name], 5), len(kernels[name]) / steps]
+            for name in sorted(sums, key=sums.__getitem__, reverse=True)[:most]
+        ],
+    }
 
 
 def write(rows: Iterable[Row], output: Path | None) -> None:
-    """Prints rows as they are measured; then writes them with their origin to a file."""
-    if output:
+    """Prints rows as they are measured; writes them with their origin to a file.
+
+    The file exists when all are measured, before that one with the suffix ``.part``.
+    """
+    result, measured = {}, []
+    part = output and output.with_suffix(".part")
+    if part:
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.open("a").close()
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.open("a").close()
         except OSError as error:
             raise UserError(f"--output {output} cannot be written: {error.strerror}.") from None
-    measured = []
-    for row in rows:
-        texts = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()}
-        print(", ".join(f"{name} {text}" for name, text in texts.items()), flush=True)
-        measured.append(row)
-    if output:
         result = {
             "benchmark": Path(sys.argv[0]).stem,
             "date": datetime.date.today().isoformat(),
@@ -110,4 +124,12 @@ def write(rows: Iterable[Row], output: Path | None) -> None:
             **run_dir.describe(),
             "rows": measured,
         }
-        output.write_text(json.dumps(result, indent=2) + "\n")
+    for row in rows:
+        texts = {n: f"{v:.4g}" if isinstance(v, float) else v for n, v in row.items()}
+        texts.pop("kernels", None)
+        print(", ".join(f"{name} {text}" for name, text in texts.items()), flush=True)
+        measured.append(row)
+        if part:
+            part.write_text(json.dumps(result, indent=2) + "\n")
+    if part and output:
+        part.rename(output)

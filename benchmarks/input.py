@@ -6,7 +6,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import harness
@@ -17,7 +16,8 @@ from resnet_jax.cli import options
 from resnet_jax.data import datasets
 from resnet_jax.data import stream as stream_lib
 from resnet_jax.data.augment_host import RandomResizedCrop
-from resnet_jax.training.config import IMAGENET, Data
+from resnet_jax.training.config import Data
+from resnet_jax.training.recipes import IMAGENET
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -58,36 +58,36 @@ def measure(
                 next(reading)
             return cpu_seconds(lambda: [next(reading) for _ in range(batches)])
 
-    def pillow() -> None:
-        reference = RandomResizedCrop()
-        for index in indices:
-            with Image.open(io.BytesIO(source[index][0])) as file:
-                image = file.convert("RGB")
-            box = reference.box(image.height, image.width, rng)
-            image = image.crop(box).resize(size, Image.Resampling.BILINEAR)
-            if rng.random() < 0.5:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            np.asarray(image)
+    def pillow(index: int) -> np.ndarray:
+        with Image.open(io.BytesIO(source[index][0])) as file:
+            image = file.convert("RGB")
+        box = RandomResizedCrop().box(image.height, image.width, rng)
+        image = image.crop(box).resize(size, Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(image)
 
-    loops: dict[str, Callable[[], object]] = {
+    stages: dict[str, Callable[[], object]] = {
         "read": lambda: [source[index] for index in indices],
         "decode": lambda: [datasets.decode(image, channels) for image in encoded],
         "crop": lambda: [crop(image, size, rng) for image in decoded],
     }
     if policy:
-        loops["policy"] = lambda: [policy(image, rng) for image in cropped]
-    stages = {name: partial(cpu_seconds, loop) for name, loop in loops.items()}
-    stages |= {"whole input": whole, "Pillow": partial(cpu_seconds, pillow)}
-    timed = [{name: stage() for name, stage in stages.items()} for _ in range(rounds)]
-    seconds = {name: [times[name] for times in timed] for name in stages}
-    for name, measured in seconds.items():
-        images = batches * batch_size if name == "whole input" else count
+        stages["policy"] = lambda: [policy(image, rng) for image in cropped]
+    stages["Pillow"] = lambda: [pillow(index) for index in indices]
+    timed: dict[str, harness.Seconds] = {name: [] for name in ("whole input", *stages)}
+    for _ in range(rounds):
+        # Per image.
+        timed["whole input"].append(whole() / (batches * batch_size))
+        for name, stage in stages.items():
+            timed[name].append(cpu_seconds(stage) / count)
+    for name, seconds in timed.items():
         yield {
             "what": name,
             "data": info.name,
             "size": side,
-            "images_per_cpu_second": images / statistics.median(measured),
-            "over_pillow": harness.ratio(seconds["Pillow"], measured) * images / count,
+            "images_per_cpu_second": 1 / statistics.median(seconds),
+            "over_pillow": harness.ratio(timed["Pillow"], seconds),
             "rounds": rounds,
         }
 

@@ -1,12 +1,13 @@
 """Wall time of a whole training run: compilation, steps, evaluation and checkpoints."""
 
 import collections
+import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import harness
 import jax
@@ -38,45 +39,49 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterato
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
-        train(experiment.shortened(steps), 0, run, progress=clock, data_dir=data_dir, devices=1)
-    end = time.perf_counter()
+        shortened = experiment.shortened(steps)
+        result = train(shortened, 0, run, progress=clock, data_dir=data_dir, devices=1)
     trained, scored = clock.times["train"], clock.times["test"]
     first, *later = sorted(scored)
     row = {
         "experiment": experiment.name,
+        "dtype": experiment.model.dtype,
         "steps": steps,
         "batch_size": experiment.batch_size,
-        "seconds": end - start,
+        "test_error_percent": result["value"],
+        "seconds": time.perf_counter() - start,
         "seconds_to_first_score": scored[first] - start,
     }
-    if not later:
-        yield row
-        return
-    step_seconds = statistics.median(
-        (trained[step] - scored[previous]) / (step - previous)
-        for previous, step in zip([first, *later], later, strict=False)
-    )
-    score_seconds = statistics.median(scored[step] - trained[step] for step in later)
-    scores = experiment.steps // experiment.evaluation.every
-    remaining = (experiment.steps - first) * step_seconds + (scores - 1) * score_seconds
-    yield row | {
-        "step_seconds": step_seconds,
-        "score_seconds": score_seconds,
-        "images_per_second": experiment.batch_size / step_seconds,
-        "recipe_steps": experiment.steps,
-        "recipe_seconds": scored[first] - start + remaining,
-    }
+    if later:
+        step_seconds = statistics.median(
+            (trained[step] - scored[previous]) / (step - previous)
+            for previous, step in zip([first, *later], later, strict=False)
+        )
+        score_seconds = statistics.median(scored[step] - trained[step] for step in later)
+        scores = experiment.steps // experiment.evaluation.every
+        remaining = (experiment.steps - first) * step_seconds + (scores - 1) * score_seconds
+        row |= {
+            "step_seconds": step_seconds,
+            "score_seconds": score_seconds,
+            "images_per_second": experiment.batch_size / step_seconds,
+            "recipe_steps": experiment.steps,
+            "recipe_seconds": scored[first] - start + remaining,
+        }
+    yield row
 
 
 def main(
     experiment: str = "he2015_cifar10:resnet20",
     steps: int = 2000,
+    dtype: Literal["float32", "bfloat16"] = "float32",
     data_dir: str | None = None,
     output: Path | None = None,
 ) -> None:
     """Trains an experiment for some steps and extrapolates to all of its steps."""
     jax.config.update("jax_enable_compilation_cache", False)
-    harness.write(measure(options.experiment(experiment), steps, data_dir), output)
+    recipe = options.experiment(experiment)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=dtype))
+    harness.write(measure(recipe, steps, data_dir), output)
 
 
 if __name__ == "__main__":

@@ -10,35 +10,22 @@ Hardware: paper: up to 256 P100.
 """
 
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Experiment,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-)
+from resnet_jax.training.config import Experiment, Optimizer
+from resnet_jax.training.recipes import Study, in_epochs
+
+PARTS = {"branch": "BottleneckV15(zero_scale=True)", "norm": "BatchNorm(group_size=32)"}
 
 
 def _recipe(batch_size: int) -> Experiment:
-    epoch = -(-1_281_167 // batch_size)
-    return Experiment(
-        name=f"batch-{batch_size}",
-        model=variant(
-            "resnet50_v15", branch="BottleneckV15(zero_scale=True)", norm="BatchNorm(group_size=32)"
-        ),
-        data=IMAGENET,
-        optimizer=Optimizer(nesterov=True, decay="kernels"),
-        schedule=Schedule(
-            learning_rate=0.1 * batch_size / 256,
-            decay_steps=(30 * epoch, 60 * epoch, 80 * epoch),
-            warmup_learning_rate=0.1,
-            warmup_steps=5 * epoch if batch_size > 256 else 0,
-            linear_warmup=batch_size > 256,
-        ),
-        steps=90 * epoch,
+    return in_epochs(
+        f"batch-{batch_size}",
+        variant("resnet50_v15", **PARTS),
         batch_size=batch_size,
-        **evaluate_every(epoch),
+        decays=(30, 60, 80),
+        warmup=5 if batch_size > 256 else 0,
+        optimizer=Optimizer(nesterov=True, decay="kernels"),
+        learning_rate=0.1 * batch_size / 256,
+        warmup_learning_rate=0.1,
     )
 
 

@@ -12,7 +12,8 @@ Hardware: 205 images/s for resnet20 on 2 CPU cores.
 """
 
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule, Study
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.recipes import Study
 
 
 def _recipe(kind: str, depth: int) -> Experiment:

@@ -15,19 +15,17 @@ from dataclasses import replace
 from resnet_jax.data.augment_device import PcaLighting
 from resnet_jax.data.augment_host import ShorterSideCrop
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import IMAGENET, Experiment, Schedule, Study, evaluate_every
+from resnet_jax.training.config import Checkpointing, Experiment
+from resnet_jax.training.recipes import IMAGENET, Study, in_epochs
+
+DATA = replace(IMAGENET, normalization="pixel_mean", crop=ShorterSideCrop, color=PcaLighting)
 
 
 def _recipe(network: str, option: str = "", **fields: str) -> Experiment:
-    return Experiment(
-        name=network + option,
-        model=variant(network, norm="BatchNorm(group_size=32)", **fields),
-        data=replace(IMAGENET, normalization="pixel_mean", crop=ShorterSideCrop, color=PcaLighting),
-        schedule=Schedule(decay_steps=(30 * 5005, 60 * 5005)),
-        steps=600_000,
-        batch_size=256,
-        **evaluate_every(5000, statistics_batches=40),
-    )
+    model = variant(network, norm="BatchNorm(group_size=32)", **fields)
+    evaluation = {"every": 5000, "statistics_batches": 40}
+    experiment = in_epochs(network + option, model, DATA, evaluation=evaluation)
+    return replace(experiment, steps=600_000, checkpointing=Checkpointing(every=5000))
 
 
 def resnet18() -> Experiment:

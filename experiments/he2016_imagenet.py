@@ -12,7 +12,8 @@ from dataclasses import replace
 from resnet_jax.data.augment_device import PcaLighting
 from resnet_jax.data.augment_host import RandomResizedCrop, ShorterSideCrop
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import IMAGENET, Experiment, Schedule, Study, evaluate_every
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.recipes import IMAGENET, Study, in_epochs
 
 DATA = replace(IMAGENET, normalization="channel", crop=ShorterSideCrop, color=PcaLighting)
 ORDERS = {
@@ -23,16 +24,8 @@ ORDERS = {
 
 
 def _recipe(order: str, depth: int, protocol: str = "320/320") -> Experiment:
-    epoch = 5005
-    return Experiment(
-        name=f"{order}-{depth}",
-        model=variant(f"resnet{depth}", order=ORDERS[order], norm="BatchNorm(group_size=32)"),
-        data=DATA,
-        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch)),
-        steps=90 * epoch,
-        batch_size=256,
-        **evaluate_every(epoch, protocol=protocol),
-    )
+    model = variant(f"resnet{depth}", order=ORDERS[order], norm="BatchNorm(group_size=32)")
+    return in_epochs(f"{order}-{depth}", model, DATA, evaluation={"protocol": protocol})
 
 
 def table5() -> Study:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from resnet_jax.models.catalog import cifar_architecture, variant
-from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule, Study, on_cifar100
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.recipes import Study, on_cifar100
 
 ORDERS = {
     "original": "Original",

@@ -8,7 +8,8 @@ Expect: median test error of 5 seeds; "fail" is an error above 20 %.
 """
 
 from resnet_jax.models.catalog import cifar_architecture, variant
-from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule, Study
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.recipes import Study
 
 ROWS = {
     "original": "A",
@@ -26,14 +27,10 @@ ROWS = {
 
 
 def _recipe(row: str, depth: int = 110) -> Experiment:
+    stages, norm = cifar_architecture(depth).stages, "BatchNorm(group_size=64)"
     return Experiment(
         name=row,
-        model=variant(
-            "cifar_resnet110",
-            stages=cifar_architecture(depth).stages,
-            shortcut=ROWS[row],
-            norm="BatchNorm(group_size=64)",
-        ),
+        model=variant("cifar_resnet110", stages=stages, shortcut=ROWS[row], norm=norm),
         data=Data(name="cifar10"),
         schedule=Schedule(warmup_steps=400),
         evaluation=Evaluation(batch_size=1000, training_images=True),

@@ -10,40 +10,30 @@ Expect: mmpretrain's logs, 100 epochs: resnet50 76.55, C 77.01, D 77.54 % top-1 
 """
 
 from dataclasses import replace
+from typing import Any
 
 from resnet_jax.data.augment_device import ColorJitter, Mix
-from resnet_jax.models import component
+from resnet_jax.models import Architecture, component
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Experiment,
-    Loss,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-)
+from resnet_jax.training.config import Experiment, Loss, Optimizer
+from resnet_jax.training.recipes import IMAGENET, Study, in_epochs
 
-EPOCH = -(-1_281_167 // 1024)
+DATA = replace(IMAGENET, color=component(ColorJitter, lighting=0.1))
+MIX = component(Mix, mixup=0.2, cutmix=0.0, group=128)
 
 
-def _recipe(name: str, network: str, **fields: str) -> Experiment:
-    model = variant(network, norm="BatchNorm(group_size=128)", **fields)
-    return Experiment(
-        name=name,
-        model=replace(model, branch=component(model.branch, zero_scale=True)),
-        data=replace(IMAGENET, color=component(ColorJitter, lighting=0.1)),
-        optimizer=Optimizer(nesterov=True, decay="kernels"),
-        schedule=Schedule(
-            learning_rate=0.4,
-            decay_steps=(30 * EPOCH, 60 * EPOCH, 90 * EPOCH),
-            warmup_learning_rate=0.0,
-            warmup_steps=5 * EPOCH,
-            linear_warmup=True,
-        ),
-        steps=120 * EPOCH,
+def _recipe(name: str, model: Architecture, **changes: Any) -> Experiment:
+    branch = component(model.branch, zero_scale=True)
+    fields = {"data": DATA, "epochs": 120, "decays": (30, 60, 90)} | changes
+    return in_epochs(
+        name,
+        replace(model, branch=branch, norm=component(model.norm, group_size=128)),
         batch_size=1024,
-        **evaluate_every(EPOCH),
+        warmup=5,
+        optimizer=Optimizer(nesterov=True, decay="kernels"),
+        learning_rate=0.4,
+        warmup_learning_rate=0.0,
+        **fields,
     )
 
 
@@ -53,24 +43,18 @@ def architectures() -> Study:
     B has the stride in the 3x3, C a deep stem, D pooled shortcuts.
     """
     return (
-        _recipe("efficient", "resnet50"),
-        _recipe("resnet50-b", "resnet50_v15"),
-        _recipe("resnet50-c", "resnet50_v15", stem="DeepStem"),
-        _recipe("resnet50-d", "resnet50_d"),
+        _recipe("efficient", variant("resnet50")),
+        _recipe("resnet50-b", variant("resnet50_v15")),
+        _recipe("resnet50-c", variant("resnet50_v15", stem="DeepStem")),
+        _recipe("resnet50-d", variant("resnet50_d")),
     )
 
 
 def refinements() -> Study:
     """ResNet-50-D, top-1 accuracy (from memory): cosine 77.91 %, smoothing 78.31, mixup 79.15."""
-    d = _recipe("cosine", "resnet50_d")
-    schedule = replace(d.schedule, decay_steps=(), cosine_steps=d.steps, cosine_from="warmup")
-    cosine = replace(d, schedule=schedule)
-    smoothed = replace(cosine, name="label-smoothing", loss=Loss(smoothing=0.1))
-    mixed = replace(
-        smoothed,
-        name="mixup",
-        data=replace(d.data, mix=component(Mix, mixup=0.2, cutmix=0.0, group=128)),
-        schedule=replace(schedule, cosine_steps=200 * EPOCH),
-        steps=200 * EPOCH,
-    )
-    return cosine, smoothed, mixed
+    cosine = {"decays": (), "cosine_from": "warmup"}
+    smoothed = cosine | {"loss": Loss(smoothing=0.1)}
+    mixed = smoothed | {"epochs": 200, "data": replace(DATA, mix=MIX)}
+    variants = {"cosine": cosine, "label-smoothing": smoothed, "mixup": mixed}
+    network = variant("resnet50_d")
+    return tuple(_recipe(name, network, **fields) for name, fields in variants.items())

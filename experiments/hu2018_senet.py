@@ -7,21 +7,20 @@ Deviation: images are also divided by the deviation; bilinear crops; BatchNorm o
 """
 
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import IMAGENET, Experiment, Schedule, Study, evaluate_every
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.recipes import Study, in_epochs
 
 NETWORKS = "seresnet50", "seresnet101", "seresnet152", "seresnext50_32x4d", "seresnext101_32x4d"
-EPOCH = -(-1_281_167 // 1024)
 
 
 def _recipe(network: str) -> Experiment:
-    return Experiment(
-        name=network.replace("_", "-"),
-        model=variant(network, norm="BatchNorm(group_size=128)"),
-        data=IMAGENET,
-        schedule=Schedule(learning_rate=0.6, decay_steps=(30 * EPOCH, 60 * EPOCH, 90 * EPOCH)),
-        steps=100 * EPOCH,
+    return in_epochs(
+        network.replace("_", "-"),
+        variant(network, norm="BatchNorm(group_size=128)"),
         batch_size=1024,
-        **evaluate_every(EPOCH),
+        epochs=100,
+        decays=(30, 60, 90),
+        learning_rate=0.6,
     )
 
 

@@ -12,31 +12,23 @@ Deviation: the paper reports the test error at the lowest validation error; both
 from dataclasses import replace
 
 from resnet_jax.models.catalog import architecture, variant
-from resnet_jax.training.config import (
-    Data,
-    Evaluation,
-    Experiment,
-    Optimizer,
-    Schedule,
-    Study,
-    on_cifar100,
-)
+from resnet_jax.training.config import Experiment, Optimizer
+from resnet_jax.training.recipes import CIFAR10, Study, in_epochs, on_cifar100
 
 EPOCH = -(-45_000 // 128)
 
 
 def _constant_and_stochastic(depth: int, epochs: int, warmup: int) -> Study:
-    constant = Experiment(
-        name=f"constant-{depth}",
-        model=variant(f"cifar_resnet{depth}", shortcut="PooledZeroPad"),
-        data=Data(name="cifar10", validation_examples=5000, normalization="channel"),
+    constant = in_epochs(
+        f"constant-{depth}",
+        variant(f"cifar_resnet{depth}", shortcut="PooledZeroPad"),
+        replace(CIFAR10, validation_examples=5000),
+        batch_size=128,
+        epochs=epochs,
+        decays=(epochs // 2, epochs * 3 // 4),
+        warmup_steps=warmup * EPOCH,
         optimizer=Optimizer(nesterov=True),
-        schedule=Schedule(
-            decay_steps=(epochs // 2 * EPOCH, epochs * 3 // 4 * EPOCH),
-            warmup_steps=warmup * EPOCH,
-        ),
-        steps=epochs * EPOCH,
-        evaluation=Evaluation(every=EPOCH, batch_size=1000),
+        evaluation={"every": EPOCH},
     )
     stochastic = architecture(f"cifar_stochastic{depth}")
     return constant, replace(constant, name=f"stochastic-{depth}", model=stochastic)

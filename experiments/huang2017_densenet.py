@@ -12,34 +12,24 @@ from dataclasses import replace
 
 from resnet_jax.models import component
 from resnet_jax.models.catalog import architecture, variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Data,
-    Evaluation,
-    Experiment,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-    on_cifar100,
-)
+from resnet_jax.training.config import Experiment, Optimizer
+from resnet_jax.training.recipes import CIFAR10, Study, in_epochs, on_cifar100
 
-EPOCH = -(-50_000 // 64)
 # Layers and growth rate. BC: bottlenecks and compression.
 NETWORKS = "40-12", "100-12", "100-24", "bc-100-12", "bc-250-24", "bc-190-40"
 
 
 def _cifar10(network: str) -> Experiment:
     *bc, depth, growth = network.split("-")
-    return Experiment(
-        name=f"densenet-{network}",
-        model=architecture(f"cifar_densenet{'_bc' * len(bc)}{depth}_{growth}"),
-        data=Data(name="cifar10", normalization="channel"),
-        optimizer=Optimizer(nesterov=True),
-        schedule=Schedule(decay_steps=(150 * EPOCH, 225 * EPOCH)),
-        steps=300 * EPOCH,
+    return in_epochs(
+        f"densenet-{network}",
+        architecture(f"cifar_densenet{'_bc' * len(bc)}{depth}_{growth}"),
+        CIFAR10,
         batch_size=64,
-        evaluation=Evaluation(every=EPOCH, batch_size=500),
+        epochs=300,
+        decays=(150, 225),
+        optimizer=Optimizer(nesterov=True),
+        evaluation={"every": 782, "batch_size": 500},
     )
 
 
@@ -73,17 +63,8 @@ def cifar100_plain_images() -> Study:
 
 
 def _imagenet(network: str) -> Experiment:
-    epoch = -(-1_281_167 // 256)
-    return Experiment(
-        name=network,
-        model=variant(network, norm="BatchNorm(group_size=32)"),
-        data=IMAGENET,
-        optimizer=Optimizer(nesterov=True),
-        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch)),
-        steps=90 * epoch,
-        batch_size=256,
-        **evaluate_every(epoch),
-    )
+    model = variant(network, norm="BatchNorm(group_size=32)")
+    return in_epochs(network, model, optimizer=Optimizer(nesterov=True))
 
 
 def imagenet() -> Study:

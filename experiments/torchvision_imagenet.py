@@ -15,30 +15,15 @@ from resnet_jax.data.augment_device import Mix, RandomErasing
 from resnet_jax.data.augment_host import RandomResizedCrop, TrivialAugment
 from resnet_jax.models import component
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Experiment,
-    Loss,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-)
+from resnet_jax.training.config import Experiment, Loss, Optimizer
+from resnet_jax.training.recipes import IMAGENET, Study, in_epochs
 
 DATA = replace(IMAGENET, crop=component(RandomResizedCrop, filter="bilinear"))
 
 
 def _v1(network: str) -> Experiment:
-    epoch = -(-1_281_167 // 256)
-    return Experiment(
-        name=network.removesuffix("_v15").replace("_", "-"),
-        model=variant(network, norm="BatchNorm(group_size=32)"),
-        data=DATA,
-        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch)),
-        steps=90 * epoch,
-        batch_size=256,
-        **evaluate_every(epoch),
-    )
+    name = network.removesuffix("_v15").replace("_", "-")
+    return in_epochs(name, variant(network, norm="BatchNorm(group_size=32)"), DATA)
 
 
 def v1() -> Experiment:
@@ -57,32 +42,27 @@ def networks_v1() -> Study:
 
 def v2() -> Experiment:
     """ResNet-50: 80.858 % top-1, 95.434 % top-5 accuracy."""
-    epoch = -(-1_281_167 // 1024)
     # --model-ema-decay 0.99998 --model-ema-steps 32: this share is new every 32 steps.
     new = (1 - 0.99998) * 1024 * 32 / 600
     fields = {"norm": "BatchNorm(group_size=128)", "input_shape": (176, 176, 3)}
-    return Experiment(
-        name="resnet50-v2",
-        model=variant("resnet50_v15", **fields),
-        data=replace(
+    return in_epochs(
+        "resnet50-v2",
+        variant("resnet50_v15", **fields),
+        replace(
             DATA,
             policy=TrivialAugment,
             erasing=component(RandomErasing, probability=0.1),
             mix=component(Mix, mixup=0.2, cutmix=1.0, group=128),
             repeats=4,
         ),
-        optimizer=Optimizer(weight_decay=2e-5, decay="kernels", ema=(1 - new) ** (1 / 32)),
-        schedule=Schedule(
-            learning_rate=0.5,
-            decay_steps=(),
-            warmup_learning_rate=0.005,
-            warmup_steps=5 * epoch,
-            linear_warmup=True,
-            cosine_steps=600 * epoch,
-            cosine_from="warmup",
-        ),
-        loss=Loss(smoothing=0.1),
-        steps=600 * epoch,
         batch_size=1024,
-        **evaluate_every(epoch, protocol="232/224", statistics_batches=20),
+        epochs=600,
+        decays=(),
+        warmup=5,
+        optimizer=Optimizer(weight_decay=2e-5, decay="kernels", ema=(1 - new) ** (1 / 32)),
+        loss=Loss(smoothing=0.1),
+        evaluation={"protocol": "232/224", "statistics_batches": 20},
+        learning_rate=0.5,
+        warmup_learning_rate=0.005,
+        cosine_from="warmup",
     )

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from resnet_jax.models import StochasticDepth
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule, Study
+from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
+from resnet_jax.training.recipes import Study
 
 
 def full() -> Experiment:

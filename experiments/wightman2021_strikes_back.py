@@ -14,16 +14,9 @@ from resnet_jax.data.augment_device import Mix
 from resnet_jax.data.augment_host import RandomResizedCrop, TimmRandAugment
 from resnet_jax.models import StochasticDepth, component
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Experiment,
-    Loss,
-    Optimizer,
-    Schedule,
-    evaluate_every,
-)
+from resnet_jax.training.config import Experiment, Loss, Optimizer
+from resnet_jax.training.recipes import IMAGENET, in_epochs
 
-EPOCH = -(-1_281_167 // 2048)
 DROP_PATH = StochasticDepth(survival=0.95, drops="image", scaled="training")
 
 
@@ -40,30 +33,26 @@ def _recipe(
     depth: StochasticDepth = DROP_PATH,
 ) -> Experiment:
     norm, shape = "BatchNorm(group_size=512)", (size, size, 3)
-    return Experiment(
-        name=name,
-        model=variant("resnet50_v15", norm=norm, input_shape=shape, stochastic_depth=depth),
-        data=replace(
+    return in_epochs(
+        name,
+        variant("resnet50_v15", norm=norm, input_shape=shape, stochastic_depth=depth),
+        replace(
             IMAGENET,
             crop=component(RandomResizedCrop, filter="bicubic"),
             policy=component(TimmRandAugment, magnitude=magnitude, deviation=0.5),
             mix=component(Mix, mixup=mixup, cutmix=1.0, group=512),
             repeats=repeats,
         ),
-        optimizer=Optimizer(rule="lamb", weight_decay=weight_decay, decay="kernels", clip=1.0),
-        schedule=Schedule(
-            learning_rate=learning_rate,
-            decay_steps=(),
-            warmup_learning_rate=1e-4,
-            warmup_steps=5 * EPOCH,
-            linear_warmup=True,
-            cosine_steps=epochs * EPOCH,
-            final_learning_rate=1e-6,
-        ),
-        loss=Loss(kind="binary", smoothing=smoothing, threshold=0.2),
-        steps=epochs * EPOCH,
         batch_size=2048,
-        **evaluate_every(EPOCH, protocol="235/224-bicubic"),
+        epochs=epochs,
+        decays=(),
+        warmup=5,
+        optimizer=Optimizer(rule="lamb", weight_decay=weight_decay, decay="kernels", clip=1.0),
+        loss=Loss(kind="binary", smoothing=smoothing, threshold=0.2),
+        evaluation={"protocol": "235/224-bicubic"},
+        learning_rate=learning_rate,
+        warmup_learning_rate=1e-4,
+        final_learning_rate=1e-6,
     )
 
 

@@ -15,44 +15,28 @@ from dataclasses import replace
 from resnet_jax.data.augment_device import ColorJitter
 from resnet_jax.models import component
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Data,
-    Evaluation,
-    Experiment,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-    on_cifar100,
-)
+from resnet_jax.training.config import Experiment, Optimizer
+from resnet_jax.training.recipes import CIFAR10, IMAGENET, Study, in_epochs, on_cifar100
 
-EPOCH = -(-50_000 // 128)
+DATA = replace(IMAGENET, color=component(ColorJitter, lighting=0.1))
 
 
 def _cifar(width: str) -> Experiment:
-    return Experiment(
-        name=f"resnext29-{width}",
-        model=variant(f"resnext29_{width}", norm="BatchNorm(group_size=16)"),
-        data=Data(name="cifar10", normalization="channel"),
+    return in_epochs(
+        f"resnext29-{width}",
+        variant(f"resnext29_{width}", norm="BatchNorm(group_size=16)"),
+        CIFAR10,
+        batch_size=128,
+        epochs=300,
+        decays=(150, 225),
         optimizer=Optimizer(weight_decay=5e-4),
-        schedule=Schedule(decay_steps=(150 * EPOCH, 225 * EPOCH)),
-        steps=300 * EPOCH,
-        evaluation=Evaluation(batch_size=1000),
     )
 
 
 def _imagenet(network: str, suffix: str = "", **fields: str) -> Experiment:
-    epoch = -(-1_281_167 // 256)
-    return Experiment(
-        name=network.removesuffix("_v15").replace("_", "-") + suffix,
-        model=variant(network, norm="BatchNorm(group_size=32)", **fields),
-        data=replace(IMAGENET, color=component(ColorJitter, lighting=0.1)),
-        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch, 90 * epoch)),
-        steps=100 * epoch,
-        batch_size=256,
-        **evaluate_every(epoch),
-    )
+    name = network.removesuffix("_v15").replace("_", "-") + suffix
+    model = variant(network, norm="BatchNorm(group_size=32)", **fields)
+    return in_epochs(name, model, DATA, epochs=100, decays=(30, 60, 90))
 
 
 def cifar10() -> Study:

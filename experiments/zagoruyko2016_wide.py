@@ -11,19 +11,9 @@ Expect: median test error of 5 seeds.
 
 from resnet_jax.models import Architecture
 from resnet_jax.models.catalog import variant
-from resnet_jax.training.config import (
-    IMAGENET,
-    Data,
-    Evaluation,
-    Experiment,
-    Optimizer,
-    Schedule,
-    Study,
-    evaluate_every,
-    on_cifar100,
-)
+from resnet_jax.training.config import Experiment, Optimizer
+from resnet_jax.training.recipes import CIFAR10, Study, in_epochs, on_cifar100
 
-EPOCH = -(-50_000 // 128)
 # Depth, widening factor and dropout.
 NETWORKS = (
     "40-1 40-2 40-4 40-8 28-10 28-10-dropout 28-12 22-8 22-10 16-8 16-10 16-4 16-4-dropout "
@@ -32,14 +22,15 @@ NETWORKS = (
 
 
 def _recipe(name: str, model: Architecture) -> Experiment:
-    return Experiment(
-        name=name,
-        model=model,
-        data=Data(name="cifar10", normalization="channel"),
+    return in_epochs(
+        name,
+        model,
+        CIFAR10,
+        batch_size=128,
+        epochs=200,
+        decays=(60, 120, 160),
+        decay_factor=0.2,
         optimizer=Optimizer(nesterov=True, weight_decay=5e-4),
-        schedule=Schedule(decay_steps=(60 * EPOCH, 120 * EPOCH, 160 * EPOCH), decay_factor=0.2),
-        steps=200 * EPOCH,
-        evaluation=Evaluation(batch_size=1000),
     )
 
 
@@ -79,15 +70,5 @@ def deepening() -> Study:
 
 def imagenet() -> Study:
     """WRN-50-2: 21.9 % top-1, 5.79 % top-5 error (authors' README)."""
-    epoch = -(-1_281_167 // 256)
-    wide = Experiment(
-        name="wrn50-2",
-        model=variant("wide_resnet50_2", norm="BatchNorm(group_size=32)"),
-        data=IMAGENET,
-        optimizer=Optimizer(nesterov=True),
-        schedule=Schedule(decay_steps=(30 * epoch, 60 * epoch)),
-        steps=90 * epoch,
-        batch_size=256,
-        **evaluate_every(epoch),
-    )
-    return (wide,)
+    model = variant("wide_resnet50_2", norm="BatchNorm(group_size=32)")
+    return (in_epochs("wrn50-2", model, optimizer=Optimizer(nesterov=True)),)

@@ -16,19 +16,14 @@ POLL=${POLL:-60}
 # On the workers, in the home directory.
 CHECKOUT=resnet_jax
 STATE=.resnet-jax-run
-if [ -n "${SPOT:-}" ]; then RESOURCE=queued-resources; else RESOURCE=tpu-vm; fi
 
 tpus() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
 on_all() { tpus tpu-vm ssh "$TPU_NAME" --worker=all --command="$1"; }
 
 # bash ignores -e within a condition, hence '|| return'.
 create() {
-  if [ -z "${SPOT:-}" ]; then
-    tpus tpu-vm create "$TPU_NAME" --accelerator-type="$ACCELERATOR" --version="$RUNTIME" --scopes=cloud-platform
-    return
-  fi
   tpus queued-resources create "$TPU_NAME" --node-id="$TPU_NAME" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
-    --scopes=cloud-platform --spot || return
+    --scopes=cloud-platform ${SPOT:+--spot} || return
   local now
   until now=$(state) && [ "$now" = ACTIVE ]; do
     case $now in FAILED | SUSPENDED) say "the request is $now" >&2; return 1 ;; esac
@@ -37,10 +32,10 @@ create() {
   done
 }
 
-# ACTIVE (spot) or READY: usable. Empty: missing, or gcloud failed.
-state() { tpus "$RESOURCE" describe "$TPU_NAME" --format="value(state${SPOT:+.state})" 2> /dev/null || true; }
+# ACTIVE: usable. Empty: missing, or gcloud failed.
+state() { tpus queued-resources describe "$TPU_NAME" --format="value(state.state)" 2> /dev/null || true; }
 
-delete() { tpus "$RESOURCE" delete "$TPU_NAME" ${SPOT:+--force} --quiet; }
+delete() { tpus queued-resources delete "$TPU_NAME" --force --quiet; }
 
 install() {
   local archive code=0
@@ -55,7 +50,7 @@ install() {
     tar xzf resnet_jax.tar.gz
     python3 -m pip install --quiet --user uv
     ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 $CHECKOUT/.venv
-    ~/.local/bin/uv pip install --quiet --python $CHECKOUT/.venv/bin/python -e '$CHECKOUT' 'jax[tpu]'
+    ~/.local/bin/uv pip install --quiet --python $CHECKOUT/.venv/bin/python -e '${CHECKOUT}[train]' 'jax[tpu]'
     ${WORKER_SETUP:-}
     command -v gcsfuse > /dev/null || { echo 'gcsfuse is missing on this worker; install it with WORKER_SETUP' >&2; exit 2; }"
 }
@@ -91,16 +86,13 @@ resume() {
   local failures=0 now result
   while true; do
     now=$(state)
-    case $now in
-      ACTIVE | READY) ;;
-      *)
-        say "$TPU_NAME is ${now:-missing}: creating it"
-        if [ -n "$now" ]; then delete || true; fi
-        if ! { create && install && run "$@"; }; then say "that failed; next attempt in $POLL s" >&2; fi
-        sleep "$POLL"
-        continue
-        ;;
-    esac
+    if [ "$now" != ACTIVE ]; then
+      say "$TPU_NAME is ${now:-missing}: creating it"
+      if [ -n "$now" ]; then delete || true; fi
+      if ! { create && install && run "$@"; }; then say "that failed; next attempt in $POLL s" >&2; fi
+      sleep "$POLL"
+      continue
+    fi
     result=$(codes | sort -u | xargs) || result=unreachable
     case " $result " in
       " 0 ") say "done; the machine still exists and costs money: launch/tpu_vm.sh delete"; return ;;

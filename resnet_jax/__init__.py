@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.models import build as create_model
-    from resnet_jax.models import shortcuts
+    from resnet_jax.models import Architecture, ResNet, model_info, shortcuts
+    from resnet_jax.models.layers import Rngs
     from resnet_jax.training.config import Experiment
     from resnet_jax.training.train import train
     from resnet_jax.weights import load_pretrained
@@ -19,26 +19,77 @@ __all__ = [
     "evaluate",
     "list_models",
     "load_pretrained",
+    "model_info",
     "shortcuts",
     "train",
 ]
 # Imported at the first use, so that `import resnet_jax` imports no JAX.
 _LAZY = {
     "Experiment": "training.config:Experiment",
-    "create_model": "models:build",
     "load_pretrained": "weights:load_pretrained",
+    "model_info": "models:model_info",
     "shortcuts": "models:shortcuts",
     "train": "training.train:train",
 }
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names of networks that match ``pattern``, such as ``cifar_*``."""
+def create_model(
+    name: "str | Architecture",
+    *,
+    pretrained: bool | str | Path = False,
+    num_classes: int | None = None,
+    rngs: "Rngs" = 0,
+    **fields: Any,
+) -> "ResNet":
+    """Builds a network: initialized, or with trained weights.
+
+    The module takes images of shape (n, height, width, in_features) and returns float32 logits of
+    shape (n, num_classes). ``load_pretrained`` returns the same weights with their preprocessing.
+
+    Args:
+      name: one of ``list_models()``, or with ``pretrained=True`` of
+        ``list_models(pretrained=True)``, a file or a repository of the Hub.
+      pretrained: True, or the source of the weights of network ``name``.
+      num_classes: number of logits; 0: no classifier, the output is the pooled embedding. With
+        ``pretrained`` another number than the weights' draws a new classifier.
+      rngs: streams, key or seed of the initial parameters.
+      **fields: other arguments of ``resnet_jax.models.build``, such as ``shortcut``,
+        ``in_features`` and ``output_stride``; with ``pretrained`` those that keep every weight.
+
+    Example:
+      >>> import jax
+      >>> model = create_model("cifar_resnet8", num_classes=7, shortcut="B")
+      >>> model(jax.numpy.zeros((2, 32, 32, 3))).shape
+      (2, 7)
+    """
+    from resnet_jax import errors, models, weights
+
+    if pretrained is False:
+        if isinstance(name, str) and name in weights.list_pretrained():
+            raise errors.UserError(f"{name} names pretrained weights: give pretrained=True.")
+        return models.build(name, num_classes=num_classes, rngs=rngs, **fields)
+    if num_classes is not None:
+        fields["num_classes"] = num_classes
+    if pretrained is not True:
+        return weights.load_pretrained(pretrained, network=name).build(rngs=rngs, **fields)
+    if not isinstance(name, str):
+        raise errors.UserError("an Architecture has no weights: pretrained must be their source.")
+    return weights.load_pretrained(name).build(rngs=rngs, **fields)
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Returns the names of networks, or of pretrained ones, that match ``pattern``.
+
+    Example:
+      >>> list_models("cifar_resnet11*")
+      ['cifar_resnet110', 'cifar_resnet110_single']
+    """
     import fnmatch
 
     from resnet_jax.models import NETWORKS
+    from resnet_jax.weights import list_pretrained
 
-    return fnmatch.filter(NETWORKS, pattern)
+    return fnmatch.filter(list_pretrained() if pretrained else NETWORKS, pattern)
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from resnet_jax.errors import NeverMet, UserError, at_least
+from resnet_jax.errors import NeverMet, Positive, UserError, check
 
 T = TypeVar("T")
 # Size of a broadcast message, equal in all processes.
@@ -45,7 +45,8 @@ class Joining:
     """Time that processes wait for each other to start."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "heartbeat_seconds", "meeting_seconds")
+        check("heartbeat_seconds", Positive, self.heartbeat_seconds)
+        check("meeting_seconds", Positive, self.meeting_seconds)
 
     def place(self) -> tuple[str, int, int] | None:
         """Returns coordinator, number of processes and index by flags or variables, if any."""
@@ -67,7 +68,7 @@ class Joining:
 
 
 def detected(joining: Joining = Joining()) -> str | None:
-    """Describes the place of this process among several; None: single process."""
+    """Describes the place of this process among several, if any."""
     if place := joining.place():
         return "process {2} of {1}, coordinator {0}".format(*place)
     variables = os.environ
@@ -101,7 +102,7 @@ def connect(joining: Joining = Joining()) -> None:
             index,
             initialization_timeout=joining.meeting_seconds,
             heartbeat_timeout_seconds=joining.heartbeat_seconds,
-            # A coordinator on this machine opens its port to this machine alone.
+            # The port of a coordinator on this machine is open to this machine alone.
             coordinator_bind_address=coordinator if is_local else None,
         )
     except (RuntimeError, ValueError) as error:
@@ -117,12 +118,14 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """True for process 0, which prints and writes for all."""
+    """True for process 0, which prints and writes."""
     return not several() or jax.process_index() == 0
 
 
 def lost(error: BaseException) -> bool:
     """True if an error means that another process is gone."""
+    if re.search("Gloo|NCCL", str(error)):  # A ValueError, where Orbax waits for the arrays.
+        return True
     if isinstance(error, jax.errors.JaxRuntimeError):
         own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
         return not str(error).startswith(own)
@@ -131,7 +134,7 @@ def lost(error: BaseException) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Exits; at once if one of several, because JAX waits for the others at a normal exit."""
+    """Exits; one of several at once, because JAX would wait for the others."""
     if not several():
         raise SystemExit(code)
     for child in multiprocessing.active_children():
@@ -155,7 +158,7 @@ def anyone(flag: bool) -> bool:
 
 
 def by_first(act: Callable[[], T]) -> T:
-    """Runs ``act`` on process 0 and returns its JSON value in every process. Collective.
+    """Returns the JSON value of ``act`` on process 0 in every process. Collective.
 
     If ``act`` raises, every process raises, all but the first a UserError.
     """

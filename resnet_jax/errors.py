@@ -1,9 +1,15 @@
 """Errors that end a command with one message, and range checks of configuration fields."""
 
+import dataclasses
 import difflib
+import functools
+import itertools
 import math
 import signal
+import types
+import typing
 from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 
 class CommandError(Exception):
@@ -56,13 +62,69 @@ def require(holds: bool, message: str) -> None:
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """Returns ``'; did you mean X?'``, or the valid names if none is similar."""
+    """Returns ``'; did you mean X?'``, or up to 50 valid names if none is similar."""
     names = sorted(set(valid))
     completions = [name for name in names if wrong and name.startswith(wrong)]
     close = completions[:3] or difflib.get_close_matches(wrong, names, n=3, cutoff=0.5)
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    return f"; there is {', '.join(names)}" if names else "; none is available"
+    more = f" and {len(names) - 50} more" if len(names) > 50 else ""
+    return f"; there is {', '.join(names[:50])}{more}" if names else "; none is available"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Interval of a number, as the annotation of a field. Default: finite and at least 0."""
+
+    low: float = 0
+    high: float = math.inf
+    ends: str = "[)"
+    """Square brackets include the end."""
+
+    def allowed(self, value: float) -> str:
+        """Describes the interval if it lacks the value; otherwise empty."""
+        low, high, (left, right) = self.low, self.high, self.ends
+        above = value >= low if left == "[" else value > low
+        if above and (value <= high if right == "]" else value < high):
+            return ""
+        if high < math.inf:
+            return f"in {left}{low}, {high}{right}"
+        number = "" if isinstance(value, int) else "a finite number of "
+        return f"{number}at least {low}" if left == "[" else "a positive finite number"
+
+
+Positive = Annotated[int, Range(1)]
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
+_NUMBERS = {int: (int,), float: (float, int)}
+
+
+def check(name: str, annotation: Any, value: Any) -> None:
+    """Raises UserError unless a value has its annotated type and range, and so have its fields."""
+    limits, allowed = Range(), ""
+    if typing.get_origin(annotation) is Annotated:
+        annotation, limits = typing.get_args(annotation)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        for field, hint in _hints(annotation).items():
+            check(f"{name}.{field}" if name else field, hint, getattr(value, field))
+    elif origin in (types.UnionType, typing.Union):
+        if value is not None:
+            check(name, arguments[0], value)
+    elif origin is tuple and isinstance(value, tuple):
+        hints = itertools.repeat(arguments[0]) if arguments[-1] is ... else arguments
+        for hint, item in zip(hints, value, strict=False):
+            check(name, hint, item)
+    elif origin is Literal and value not in arguments:
+        allowed = f"one of {', '.join(map(repr, arguments))}"
+    elif annotation in (bool, str, int, float):
+        if type(value) not in _NUMBERS.get(annotation, (annotation,)):
+            allowed = f"of type {annotation.__name__}"
+        elif annotation in _NUMBERS:
+            allowed = limits.allowed(value)
+            if annotation is int and not allowed:
+                # Steps and examples are counted in 31 bits.
+                allowed = Range(limits.low, 2**31).allowed(value)
+    require(not allowed, f"{name} must be {allowed}, got {value!r}.")
 
 
 def at_least(config: object, minimum: float, *names: str, below: float = math.inf) -> None:
@@ -77,8 +139,6 @@ def check_range(
 ) -> None:
     """Raises UserError unless every value is None or in ``[minimum, below)``."""
     for name, value in values.items():
-        if value is not None and not minimum <= value < below:
-            allowed = f"in [{minimum}, {below})"
-            if below == math.inf:
-                allowed = f"at least {minimum}" + ", and finite" * (value > minimum)
-            raise UserError(f"{name} must be {allowed}, got {value}.")
+        if value is not None:
+            allowed = Range(minimum, below).allowed(value)
+            require(not allowed, f"{name} must be {allowed}, got {value}.")

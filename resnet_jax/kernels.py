@@ -5,6 +5,7 @@
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -13,14 +14,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float
+
+from resnet_jax.typing import Array, Float
 
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
 """plain: autodiff; gpu: custom VJPs for BatchNorm and max pooling; cpu: also for convolutions;
 auto: by backend, plain on TPU."""
 
-active = jax.make_user_context("auto")
-"""Kernels of layers that are traced, a key of JAX's caches: ``with active("plain"): ...``.
+active = jax.make_user_context("plain")
+"""Kernels of layers that are traced, a key of JAX's caches: ``with active("auto"): ...``.
 Networks set those of their ``Execution``."""
 
 
@@ -199,15 +201,23 @@ Normalized = tuple[Groups, PerChannel, PerChannel]
 
 
 def normalize(
-    x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool
+    x: Groups,
+    scale: Weights,
+    bias: Weights,
+    epsilon: float,
+    rectify: bool,
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Normalized:
     """Returns x normalized over each group's images and pixels, means and biased variances.
 
-    The custom VJP (Ioffe and Szegedy 2015, arXiv 1502.03167, Section 3) reads only input and
-    cotangent, once for both sums and once for the result, and recomputes the mask of a ReLU.
+    A group extends over ``axis_name`` too, then with autodiff. The custom VJP (Ioffe and Szegedy
+    2015, arXiv 1502.03167, Section 3) reads only input and cotangent, once for both sums and once
+    for the result, and recomputes the mask of a ReLU.
     """
-    form = _normalize if resolve(active.value) == "plain" else _custom_normalize
-    return form(x, scale, bias, epsilon, rectify)
+    is_plain = axis_name or resolve(active.value) == "plain"
+    form = _normalize if is_plain else _custom_normalize
+    return form(x, scale, bias, epsilon, rectify, axis_name)
 
 
 def affine(
@@ -226,11 +236,16 @@ def affine(
 
 
 def _normalize(
-    x: Groups, scale: Weights, bias: Weights, epsilon: float, rectify: bool
+    x: Groups,
+    scale: Weights,
+    bias: Weights,
+    epsilon: float,
+    rectify: bool,
+    axis_name: str | tuple[str, ...] | None,
 ) -> Normalized:
     wide = x.astype(jnp.float32)
-    sums = _sums(wide, wide * wide)
-    mean, square = sums / (x.size // sums[0].size)
+    moments = _sums(wide, wide * wide) / math.prod(x.shape[-4:-1])
+    mean, square = lax.pmean(moments, axis_name) if axis_name else moments
     var = jnp.maximum(square - mean * mean, 0)
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
 
@@ -241,7 +256,7 @@ def _normalize_forward(x: Groups, scale: Weights, bias: Weights, *options: Any) 
 
 
 def _normalize_backward(
-    epsilon: float, rectify: bool, saved: Any, cotangents: Normalized
+    epsilon: float, rectify: bool, _: None, saved: Any, cotangents: Normalized
 ) -> tuple[Groups, Weights, Weights]:
     x, scale, bias, mean, var = saved
     dy, dmean, dvar = cotangents
@@ -270,7 +285,7 @@ def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
     return per_channel[..., None, None, None, :]
 
 
-_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4))
+_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
 _custom_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 # Max pooling.

@@ -1,7 +1,4 @@
-"""Ahead-of-time compilation of a training step, for target hardware that is not attached.
-
-The compilers are in the extras ``plan-tpu`` and ``plan-gpu``.
-"""
+"""Ahead-of-time compilation of a training step for target hardware that is not attached."""
 
 import functools
 import math
@@ -135,8 +132,7 @@ def lower_step(
     experiment: Experiment, devices: Devices, fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = sharding.compiled(experiment, fsdp=fsdp, among=devices)
-    inputs = sharding.abstract_inputs(compiled, experiment, examples)
-    return compiled.train.lower(*inputs, steps=1)
+    return compiled.train.lower(*compiled.abstract_inputs(examples), steps=1)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -180,7 +176,7 @@ def bytes_accessed(hlo: str) -> int:
 
 @functools.cache
 def measure(experiment: Experiment, target: Target, variant: Variant, batch: int) -> Row:
-    """Compiles a step with ``batch`` images per device. Memory and collectives are per device."""
+    """Compiles a step with ``batch`` images per device; memory and collectives are per device."""
     chips = len(target.devices)
     changed = adapt(experiment, variant, batch * chips, target.platform)
     row: Row = {
@@ -221,8 +217,8 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
 def largest_batch(memory: Callable[[int], float], usable: int, batch: int) -> int:
     """Returns the largest ``batch * 2**k`` (k an integer) that fits into ``usable`` bytes; 0: none.
 
-    ``memory`` maps images to bytes, or to infinity. It compiles, so the search starts where the
-    line through two batches meets ``usable``.
+    ``memory`` maps images to bytes, by compilation: the search starts where the line through two
+    batches meets ``usable``.
     """
     if memory(batch) <= usable and memory(2 * batch) <= usable:
         doubling = max(memory(2 * batch) - memory(batch), 1)

@@ -62,6 +62,7 @@ class RunProgress(RunLines):
             "{task.fields[numbers]}",
             console=console,
             disable=not (console.is_terminal and distributed.is_first()),
+            redirect_stderr=False,  # See Workdir.
             transient=True,
         )
         self._task = self._bar.add_task(title, total=None, numbers="compiling")

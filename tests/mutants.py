@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant("the bias of a gate has the wrong sign", "models/shortcuts.py", "float(bias)))", "-float(bias)))", "models/test_shortcuts.py"),
     Mutant(
         "the center crop is off by one",
-        "evaluation/protocols.py",
+        "data/augment_host.py",
         "round((extent - crop) / 2)",
         "round((extent - crop) / 2 + 1)",
         "evaluation/test_protocols.py",

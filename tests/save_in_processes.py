@@ -16,11 +16,9 @@ import jax
 import numpy as np
 from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.errors import UserError
 from resnet_jax.training import sharding
 from resnet_jax.training.checkpoint import Checkpoints, SaveFailed
 from resnet_jax.training.config import Checkpointing, Experiment
-from resnet_jax.training.run_dir import MetricsWriter, Workdir
 from resnet_jax.training.step import TrainState, digest
 
 from tiny_experiment import tiny
@@ -40,8 +38,9 @@ def drawn(step: int, parts: int, experiment: Experiment = TINY) -> TrainState:
 
 def restored(checkpoints: Checkpoints, parts: int) -> tuple[int, str]:
     """Step and digest of the newest intact checkpoint."""
-    shapes = sharding.compiled(TINY, fsdp=parts).abstract_state
-    found = checkpoints.restore_newest(shapes, CONSTANTS)
+    program = sharding.compiled(TINY, fsdp=parts)
+    shapes = program.abstract_state
+    found = checkpoints.restore_newest(shapes, program.put(CONSTANTS))
     assert found is not None
     for leaf, expected in zip(jax.tree.leaves(found[1]), jax.tree.leaves(shapes), strict=True):
         assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
@@ -120,23 +119,6 @@ def full(root: Path, said: list[str]) -> Any:
     return [message, checkpoints.steps(), sorted(path.name for path in (root / "checkpoints").iterdir())]
 
 
-def claim(root: Path, said: list[str]) -> Any:
-    """A folder that one run has, and another process holds; a folder that is new."""
-    found = []
-    for name, seed in {"mine": 1, "held": 1, "other": 2}.items():
-        try:
-            with Workdir(root / name).claimed(TINY, seed, say=said.append):
-                with contextlib.closing(MetricsWriter(Workdir(root / name), step=0)) as writer:
-                    writer.write({"step": 1, "split": "train", "loss": 0.5, "process": jax.process_index()})
-                distributed.wait("written")
-                records = Workdir(root / name).records()
-                found.append([records, len(list((root / name / "tensorboard").iterdir()))])
-                distributed.wait("read")
-        except UserError as error:
-            found.append(str(error))
-    return found
-
-
 def until(done: Callable[[], bool]) -> None:
     """Polls, for ten minutes at most."""
     signal.alarm(600)
@@ -148,7 +130,7 @@ def until(done: Callable[[], bool]) -> None:
 def main(process: int, processes: int, address: str, root: str, act: str) -> None:
     if processes > 1:
         distributed.connect(distributed.Joining(coordinator=address, processes=processes, process=process))
-    acts = {"layouts": layouts, "corrupt": corrupt, "full": full, "claim": claim}
+    acts = {"layouts": layouts, "corrupt": corrupt, "full": full}
     said: list[str] = []
     for name in act.split("+"):
         (Path(root) / name).mkdir(exist_ok=True)

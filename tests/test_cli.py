@@ -214,6 +214,7 @@ def test_help_has_the_frequent_options_and_help_all_every_field(capsys: pytest.C
     assert 14 <= len(re.findall(r"^\W*--[a-z]", short, re.MULTILINE)) <= 18
     assert not any(option in short for option in ("--coordinator", "--optimizer.momentum"))
     assert all(option in full for option in ("--coordinator", "--optimizer.momentum", "--loading.threads"))
+    assert not any(option in full for option in ("--data.digest", "--data.classes", "--start.digest"))
 
 
 def test_list_has_networks_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,9 +44,10 @@ def test_run_killed_at_random_moments_ends_in_the_same_bits(undisturbed: Callabl
 def test_dead_or_hanging_process_ends_the_other(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
     """With a code that a launcher understands: 75, or 134 where jax's runtime ends the process first. A hanging one: by the heartbeat."""
     workdir = tmp_path / "run"
-    for sent, seconds, step in ((signal.SIGKILL, 30, 40), (signal.SIGSTOP, 60, 80)):
+    for sent, seconds, step in ((signal.SIGKILL, 30, 0), (signal.SIGKILL, 30, 40), (signal.SIGSTOP, 60, 80)):
         run = launched.start(workdir, digits_dir, *FIELDS, "--heartbeat-seconds", "10", processes=2)
-        run.wait_until(lambda step=step: launched.newest(workdir) >= step)
+        # At step 0: while the first checkpoint is saved.
+        run.wait_until(lambda step=step: launched.newest(workdir) >= step and any((workdir / "checkpoints").glob("*")))
         run.processes[1].send_signal(sent)
         began = time.monotonic()
         _, said = run.processes[0].communicate(timeout=launched.PATIENCE)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 from conftest import ROOT
@@ -10,7 +11,15 @@ PACKAGE = ROOT / "resnet_jax"
 PRODUCT = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py"), *(ROOT / "launch").glob("*.py")])
 # From the bottom up; a layer imports those before it.
 LAYERS = ["kernels", "models", "data", "evaluation", "training", "studies", "analysis", "cli"]
-MODULES = {"errors": "kernels", "terminal": "kernels", "distributed": "kernels", "weights": "data", "plan": "studies", "__init__": "cli"}
+MODULES = {
+    "typing": "kernels",
+    "errors": "kernels",
+    "terminal": "kernels",
+    "distributed": "kernels",
+    "weights": "data",
+    "plan": "studies",
+    "__init__": "cli",
+}
 BANNED = {f"nnx.{name}" for name in ("jit", "grad", "value_and_grad", "scan", "vmap", "pmap", "remat", "Optimizer")} | {"jax.pmap"}
 # Phrases with a standard term in JAX, Flax or the papers.
 REPLACED = re.compile(
@@ -67,9 +76,12 @@ def test_files_are_written_in_standard_terms() -> None:
             assert not opening.match(ast.get_docstring(node) or ""), f"{path}: {node}"
 
 
-def test_neither_tensorflow_nor_torch_is_a_dependency() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    required = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
-    names = {re.split(r"[<>=\[;]", name)[0] for name in re.findall(r'"([^"]+)"', required)}
-    assert not names & {"tensorflow", "torch", "tensorflow-cpu"}
-    assert {"jax", "flax", "optax", "tensorflow-datasets", "orbax-checkpoint"} <= names
+def test_neither_tensorflow_nor_torch_is_a_dependency_and_the_core_imports_no_jaxtyping() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core, train = (
+        {re.split(r"[<>=\[;]", name)[0] for name in names} for names in (project["dependencies"], project["optional-dependencies"]["train"])
+    )
+    assert not (core | train) & {"tensorflow", "torch", "tensorflow-cpu"}
+    assert {"tensorflow-datasets", "orbax-checkpoint", "tyro"} <= train
+    for path in (PACKAGE / "kernels.py", *(PACKAGE / "models").glob("*.py")):
+        assert not any(name.startswith("jaxtyping") for name in imported(path)), path

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -162,14 +163,36 @@ def test_readme_names_exist() -> None:
         assert all(hasattr(module, name) for name in re.findall(r"`(\w+)`", row[0]))
 
 
-def test_readme_numbers_are_those_of_the_committed_results() -> None:
+def test_readme_numbers_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make readme` fills tables and headline results and draws the picture; no number is typed."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
     generate = components.load_file(ROOT / "docs/generate.py")
     assert generate.filled(README) == README, "run `make readme` and read the difference"
     drawn, committed = generate.draw_degradation(), (ROOT / "docs/img/degradation.svg").read_text()
     # Paths depend on matplotlib's version.
     assert re.findall(r">([^<>]*%[^<>]*)<", drawn) == re.findall(r">([^<>]*%[^<>]*)<", committed)
     assert len(re.findall(r"\d ± \d", committed)) == 4
+
+
+def test_site_has_a_drawing_and_a_page_of_each_shortcut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = dict(components.load_file(ROOT / "docs/generate.py").shortcut_pages())
+    for name in re.findall(r"`(\w+)`", re.search(r"^\| shortcut \|.*", README, re.MULTILINE)[0]):  # pyright: ignore[reportOptionalSubscript]
+        ElementTree.fromstring(pages[f"block-{name}.svg"])
+        (page,) = re.findall(rf"^\| \[{name}\]\((shortcuts_\w+\.md)\)", pages["shortcuts.md"], re.MULTILINE)
+        assert f"## {name}\n" in pages[page]
+    assert "| he2016 | Table 1 | constant scaling 0.5, 0.5 | 12.35 | median |" in pages["shortcuts_scaling.md"]
+
+
+def test_links_exist(tmp_path: Path) -> None:
+    links = components.load_file(ROOT / "docs/links.py")
+    pages = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "launch/README")]
+    assert links.dead_in_markdown([*pages, *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!_]*/*.md")]) == []
+    (tmp_path / "a.md").write_text("# A title\n[a](#a-title) [b](#b) [c](c.md) [d](https://d)\n```sh\n[e](e.md)\n```\n")
+    assert [line.rpartition(" ")[2] for line in links.dead_in_markdown([tmp_path / "a.md"])] == ["#b", "c.md"]
+    (tmp_path / "a.html").write_text('<p id="a"><a href="#a">a</a><a href="b.html#a">b</a><a href="b.html#c">c</a><img src="d.png"></p>')
+    (tmp_path / "b.html").write_text('<p id="a">')
+    assert links.dead_in_site(tmp_path) == ["a.html: b.html#c", "a.html: d.png"]
 
 
 def test_readme_is_short() -> None:

@@ -4,18 +4,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 from resnet_jax.analysis import subjects
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import require
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.findings import Finding
 from resnet_jax.studies.results import VariantRuns
 from resnet_jax.terminal import Table
+from resnet_jax.training.config import Range
 from resnet_jax.training.run_dir import Record
 
 Family = list[VariantRuns]
@@ -28,11 +30,8 @@ class Options(subjects.Output):
 
     sources: Positional[tuple[Path, ...]]
     """Runs, their parents, or committed results. Networks that differ in depth alone are a line."""
-    threshold: float = 10.0
+    threshold: Annotated[float, Range(0, 100)] = 10.0
     """Training error in percent above which a network has not learned."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "threshold", below=100)
 
 
 def run(options: Options) -> subjects.Outcome:
@@ -43,15 +42,11 @@ def run(options: Options) -> subjects.Outcome:
 
 def families(collected: Sequence[VariantRuns]) -> list[Family]:
     """Groups finished variants that differ in ``stages`` alone."""
-    finished = [variant for variant in collected if variant.results]
-    if not finished:
-        raise UserError("no run is finished. Continue the runs, or name others.")
-    networks = []
-    for variant in sorted(finished, key=depth):
-        result = variant.results[0]
-        fields = result["model"] | {"protocol": result["protocol"]}
-        networks.append((fields, depth(variant), variant))
-    return results_lib.families(networks)
+    finished = sorted((variant for variant in collected if variant.results), key=depth)
+    require(bool(finished), "no run is finished. Continue the runs, or name others.")
+    results = (variant.results[0] for variant in finished)
+    fields = (result["model"] | {"protocol": result["protocol"]} for result in results)
+    return results_lib.families(zip(fields, map(depth, finished), finished, strict=True))
 
 
 def title(family: Family) -> str:
@@ -91,12 +86,12 @@ def describe(lines: Sequence[Family], threshold: float) -> Finding:
             name, training = variant.name, variant.training_error
             numbers = training.mean, training.median, variant.error.mean
             errors.append((name, depth(variant), len(variant.results), *numbers))
-            place = {"networks": title(family), "network": name, "layers": depth(variant)}
             for result in variant.results:
                 kinds.add(result["training_error_of"])
-                percent = {"training error percent": result["training_error_percent"]}
-                percent["test error percent"] = result["value"]
-                rows.append(place | {"seed": result["seed"]} | percent)
+                row = {"networks": title(family), "network": name, "layers": depth(variant)}
+                row |= {"seed": result["seed"]}
+                row |= {"training error percent": result["training_error_percent"]}
+                rows.append(row | {"test error percent": result["value"]})
     percents = "training error %, mean", "median", "test error %, mean"
     heading = f"stops learning at (layers; median above {threshold:g} % from there on)"
     return Finding(
@@ -118,15 +113,15 @@ def draw(lines: Sequence[Family], threshold: float) -> Figure:
     figure, (panel,) = subjects.panels(["layers with weights"], ["error (%)"])
     looks = ("training", "training_error_percent", "-", 1.8), ("test", "value", "--", 0.7)
     for family, style in subjects.styled(lines):
-        depths = list(map(depth, family))
         for name, field, stroke, width in looks:
             spreads = [variant.spread(field) for variant in family]
             mean = np.array([spread.mean for spread in spreads])
             low = mean - [min(spread.values) for spread in spreads]
             high = [max(spread.values) for spread in spreads] - mean
-            line = style | {"linestyle": stroke, "linewidth": width, "capsize": 2}
+            line = style | {"linestyle": stroke, "linewidth": width, "elinewidth": 0.7}
             label = f"{figures.shortened(title(family))}, {name}"
-            panel.errorbar(depths, mean, [low, high], elinewidth=0.7, label=label, **line)
+            depths = list(map(depth, family))
+            panel.errorbar(depths, mean, [low, high], capsize=2, label=label, **line)
     panel.axhline(threshold, color=figures.INK, linewidth=0.8, linestyle=":")
     panel.set_xticks(sorted({depth(variant) for family in lines for variant in family}))
     # Room for the markers of errors of 0.

@@ -5,7 +5,7 @@ A block that maps 5 to 5.1 has the branch F(5) = 0.1: 5.2 is 2 % more output, 10
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from resnet_jax.analysis import subjects
 from resnet_jax.analysis.responses import EXECUTION, forward, norm
 from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import at_least
+from resnet_jax.training.config import Range
 from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
@@ -26,13 +26,9 @@ from resnet_jax.weights.loading import Pretrained
 class Options(subjects.Options):
     """Distance of each block from the identity; changes of branch and output under image noise."""
 
-    change: float = 2.0
+    change: Annotated[float, Range(1e-3)] = 2.0
     """Norm of the noise, in percent of the image's norm."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1e-3, "change")
 
 
 def run(options: Options) -> subjects.Outcome:
@@ -40,13 +36,11 @@ def run(options: Options) -> subjects.Outcome:
         options,
         measure,
         draw,
-        name="identity",
         title="Distance from the identity",
         heading="medians over blocks",
         caption="Per block: distance of the output from the shortcut; norm of the output over that "
         "of the branch; change of the branch over that of the output for "
-        f"{options.change:g} % of noise on the image",
-        after="He et al. 2015, Section 3.1",
+        f"{options.change:g} % of noise on the image. After He et al. 2015, Section 3.1.",
     )
 
 

@@ -4,7 +4,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Columns
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
+from resnet_jax.training.config import Positive, Range
 from resnet_jax.training.run_dir import Record
 from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained
@@ -27,18 +28,16 @@ from resnet_jax.weights.loading import Pretrained
 class Options(subjects.Options):
     """Loss on a grid along two filter-normalized random directions (Li et al. 2018)."""
 
-    points: int = 21
+    points: Annotated[int, Range(3)] = 21
     """Points per direction; odd."""
-    reach: float = 1.0
+    reach: Annotated[float, Range(1e-6)] = 1.0
     """Largest offset, in norms of each filter."""
     seed: int = 0
     """Seed of the directions."""
-    images: int = 500
+    images: Positive = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 3, "points")
-        at_least(self, 1e-6, "reach")
         if self.points % 2 == 0:
             raise UserError(f"points must be odd, got {self.points}.")
 
@@ -48,13 +47,12 @@ def run(options: Options) -> subjects.Outcome:
         options,
         measure,
         draw,
-        name="landscape",
         title="Loss landscape",
         heading="loss around the network (nats); better than guessing: below log(classes)",
         caption="Mean cross-entropy (nats, logarithmic levels; dots: non-finite) on "
         f"{options.points} by {options.points} points around each network (the cross), along two "
-        "filter-normalized random directions; running statistics",
-        after="Li et al. 2018, Section 4",
+        "filter-normalized random directions; running statistics. After Li et al. 2018, Section "
+        "4.",
     )
 
 
@@ -142,16 +140,15 @@ def _move(params: Variables, both: list[Variables], offset: Float[Array, "2"]) -
 def draw(results: Mapping[str, Landscape]) -> Figure:
     """Draws contours of the loss at shared levels (Li et al. 2018, Figure 5)."""
     figure, panels = subjects.panels([""] * len(results), ["direction 2"], sharey=True)
-    figure.supxlabel("direction 1, in norms of each filter", fontsize=figures.FONT_SIZE)
+    figure.supxlabel("direction 1, in norms of each filter")
     levels = contour_levels(np.concatenate([result.loss.ravel() for result in results.values()]))
-    size = 0.75 * figures.FONT_SIZE
     for panel, (name, result) in zip(panels, results.items(), strict=True):
         if levels:
             # matplotlib's first axis is vertical. Interpolation is in logarithms.
             loss = np.maximum(np.ma.masked_invalid(result.loss.T), levels[0] / 10)
             contours = result.offsets, result.offsets, np.log10(loss), np.log10(levels)
             lines = panel.contour(*contours, colors=figures.INK, linewidths=0.6, linestyles="-")
-            panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize=size)
+            panel.clabel(lines, fmt=lambda height: f"{10**height:.3g}", fontsize="x-small")
         non_finite = np.stack(np.nonzero(~np.isfinite(result.loss)))
         panel.plot(*result.offsets[non_finite], ".", color=figures.INK, markersize=3)
         panel.plot(0, 0, "+", color=figures.COLORS[1], markersize=8, markeredgewidth=1.6)

@@ -15,10 +15,11 @@ from scipy import stats
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact
 from resnet_jax.models.shortcuts import ZeroPad
 from resnet_jax.terminal import Table
+from resnet_jax.training.config import Positive
 from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
@@ -33,14 +34,9 @@ class Options(subjects.Options):
     """Maximum number of blocks deleted at once."""
     exchanged: int = 20
     """Maximum number of pairs exchanged."""
-    draws: int = 10
+    draws: Positive = 10
     """Random lesions per number."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "draws")
-        at_least(self, 0, "deleted", "exchanged")
 
 
 class Lesion(NamedTuple):
@@ -62,9 +58,8 @@ class Lesion(NamedTuple):
     @property
     def tau(self) -> float:
         """Kendall's rank correlation between the order and the original one."""
-        if not self.order:
-            return 1.0
-        correlation: Any = stats.kendalltau(range(len(self.order)), self.order)
+        order = self.order or (0, 1)
+        correlation: Any = stats.kendalltau(range(len(order)), order)
         return float(correlation.statistic)
 
 
@@ -75,19 +70,16 @@ class Errors(NamedTuple):
     """The first is ``none``."""
     errors: Float[np.ndarray, "lesions"]
 
-    def of(self, kind: Kind) -> list[tuple[Lesion, float]]:
-        pairs = zip(self.lesions, self.errors.tolist(), strict=True)
-        return [(lesion, error) for lesion, error in pairs if lesion.kind == kind]
-
     def by_number(self, kind: Kind) -> dict[int, list[float]]:
         """Returns the errors after lesions of a kind by number of blocks or pairs."""
         groups: dict[int, list[float]] = {}
-        for lesion, error in self.of(kind):
-            groups.setdefault(lesion.number, []).append(error)
+        for lesion, error in zip(self.lesions, self.errors.tolist(), strict=True):
+            if lesion.kind == kind:
+                groups.setdefault(lesion.number, []).append(error)
         return groups
 
     def summary(self) -> Record:
-        one = [error for _, error in self.of("one")]
+        one = self.by_number("one")[1]
         return {
             "blocks": len(one),
             "intact, error %": self.errors[0],
@@ -110,22 +102,20 @@ class Errors(NamedTuple):
 def run(options: Options) -> subjects.Outcome:
     return subjects.analyze(
         options,
-        measure_planned,
+        measure,
         draw,
         tabulate_numbers,
-        name="lesions",
         title="Lesions",
         heading="error after lesions",
         caption="Error after each block is deleted alone (thin: none), after several are deleted "
-        "at once (median, range), and after pairs are exchanged",
-        after="Veit et al. 2016, Section 4",
+        "at once (median, range), and after pairs are exchanged. After Veit et al. 2016, Section "
+        "4.",
     )
 
 
-def measure_planned(weights: Pretrained, examples: Examples, options: Options) -> Errors:
+def measure(weights: Pretrained, examples: Examples, options: Options) -> Errors:
     lesions = plan(weights.build().exchangeable(), options)
-    errors = measure(weights, examples, lesions, batch_size=options.batch_size)
-    return Errors(lesions, errors)
+    return Errors(lesions, score(weights, examples, lesions, batch_size=options.batch_size))
 
 
 def plan(exchangeable: Sequence[range], options: Options = Options()) -> list[Lesion]:
@@ -150,7 +140,7 @@ def plan(exchangeable: Sequence[range], options: Options = Options()) -> list[Le
     return lesions
 
 
-def measure(
+def score(
     weights: Pretrained, examples: Examples, lesions: Sequence[Lesion], *, batch_size: int = 200
 ) -> Float[np.ndarray, "lesions"]:
     """Returns the error after each lesion in percent; all lesions share one compiled program.
@@ -161,16 +151,14 @@ def measure(
     intact = list(range(groups[-1].stop))
     for lesion in lesions:
         order = lesion.order or intact
-        parts = (sorted(order[group.start : group.stop]) for group in groups)
+        fits = all(sorted(order[group.start : group.stop]) == list(group) for group in groups)
         # The compiled program checks neither.
-        if not set(lesion.deleted) <= set(intact) or list(map(list, groups)) != list(parts):
+        if not fits or not set(lesion.deleted) <= set(intact):
             raise UserError(f"{lesion} does not fit: blocks may be exchanged within {groups}.")
+    parts = weights.architecture.shortcut, delete_branch
     if subjects.is_plain(weights):
-        switched = subjects.switched(weights, ZeroPad, keep_branch, keep_input)
-    else:
-        shortcut = weights.architecture.shortcut
-        switched = subjects.switched(weights, shortcut, keep_both, keep_input)
-    errors = []
+        parts = ZeroPad, replace_branch
+    switched, errors = subjects.switched(weights, *parts), []
     for lesion in subjects.track(lesions, weights.card.source):
         kept = np.array([block not in lesion.deleted for block in intact], np.float32)
         score = functools.partial(_score, switched(kept), np.array(lesion.order or intact))
@@ -185,16 +173,12 @@ def _score(network: Network, order: Array, images: Array, labels: Array) -> exac
     return exact.score_batch(*network[1:], images, labels, apply=exchanged)
 
 
-def keep_both(shortcut: Shortcut, x: Array, branch: Array) -> Array:
-    return shortcut(x, branch)
+def delete_branch(shortcut: Shortcut, x: Array, branch: Array, kept: Array) -> Array:
+    return shortcut(x, jnp.where(kept, branch, 0))
 
 
-def keep_branch(_shortcut: Shortcut, _x: Array, branch: Array) -> Array:
-    return branch
-
-
-def keep_input(shortcut: Shortcut, x: Array, branch: Array) -> Array:
-    return shortcut(x, jnp.zeros_like(branch))
+def replace_branch(shortcut: Shortcut, x: Array, branch: Array, kept: Array) -> Array:
+    return jnp.where(kept, branch, shortcut(x, jnp.zeros_like(branch)))
 
 
 def tabulate_numbers(name: str, errors: Errors) -> Table:
@@ -212,17 +196,17 @@ def draw(results: Mapping[str, Errors]) -> Figure:
     """Draws errors after one deletion, several (Figure 5a), and exchanges (Figure 5b)."""
     labels = "block deleted", "blocks deleted at once", "Kendall's tau of the block order"
     figure, panels = subjects.panels(labels, ["error (%)"], sharey=True)
-    for (name, errors), style in subjects.styled(results.items()):
-        panels[0].plot([error for _, error in errors.of("one")], label=name, **style)
-        panels[0].axhline(errors.errors[0], color=style["color"], linewidth=0.6)
-        several = errors.by_number("several")
+    for (name, result), style in subjects.styled(results.items()):
+        panels[0].plot(result.by_number("one")[1], label=name, **style)
+        panels[0].axhline(result.errors[0], color=style["color"], linewidth=0.6)
+        several = result.by_number("several")
         numbers, values = list(several), list(several.values())
         panels[1].plot(numbers, list(map(np.median, values)), **style)
         subjects.fill(panels[1], numbers, list(map(min, values)), list(map(max, values)), style)
-        exchanged = [(lesion.tau, error) for lesion, error in errors.of("exchanged")]
-        if exchanged:
-            style["linestyle"] = "none"
-            panels[2].plot(*np.transpose(exchanged), **style, alpha=0.7)
+        pairs = zip(result.lesions, result.errors, strict=True)
+        exchanged = [(lesion.tau, error) for lesion, error in pairs if lesion.order]
+        dots = style | {"linestyle": "none", "alpha": 0.7}
+        panels[2].plot(*np.reshape(exchanged, (-1, 2)).T, **dots)
     panels[0].set_ylim(bottom=0)
     panels[0].legend()
     panels[2].invert_xaxis()

@@ -17,8 +17,9 @@ from scipy import stats
 from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Columns, Network, Shortcut
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import UserError
 from resnet_jax.studies import figures
+from resnet_jax.training.config import Positive
 from resnet_jax.training.run_dir import Record
 from resnet_jax.weights.loading import Pretrained
 
@@ -30,14 +31,10 @@ EFFECTIVE_SHARE = 0.95
 class Options(subjects.Options):
     """Lengths of paths, and the gradient that they carry (Veit et al. 2016, Figure 6)."""
 
-    images: int = 100
-    draws: int = 10
+    images: Positive = 100
+    draws: Positive = 10
     """Random paths per length."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self, 1, "draws")
 
 
 def run(options: Options) -> subjects.Outcome:
@@ -45,14 +42,12 @@ def run(options: Options) -> subjects.Outcome:
         options,
         measure,
         draw,
-        name="paths",
         title="Paths",
         heading="effective paths",
         caption="Share of all paths by length, the number of branches they pass; norm of the "
         "gradient that one path carries to an image (mean, range over draws); share of the "
         "gradient that all paths of a length carry (shaded: the effective paths, the shortest "
-        f"range of lengths with {100 * EFFECTIVE_SHARE:g} %)",
-        after="Veit et al. 2016, Figure 6",
+        f"range of lengths with {100 * EFFECTIVE_SHARE:g} %). After Veit et al. 2016, Figure 6.",
     )
 
 
@@ -125,7 +120,7 @@ def measure(weights: Pretrained, examples: Examples, options: Options = Options(
     if subjects.is_plain(weights):
         raise UserError(f"{source} is a plain network, which has a single path.")
     shortcut = weights.architecture.shortcut
-    switched = subjects.switched(weights, shortcut, route_by_branch, route_by_shortcut)
+    switched = subjects.switched(weights, shortcut, route)
     paths = list(draw_paths(blocks, options.draws, options.seed).reshape(-1, blocks))
     batches = subjects.batches(examples, options.batch_size)
     means = [
@@ -146,12 +141,11 @@ def draw_paths(blocks: int, draws: int, seed: int) -> Float[np.ndarray, "draws l
     return (ranks < np.arange(blocks + 1)[:, None]).astype(np.float32)
 
 
-def route_by_branch(shortcut: Shortcut, x: Array, branch: Array) -> Array:
-    return shortcut(lax.stop_gradient(x), branch)
+def route(shortcut: Shortcut, x: Array, branch: Array, by_branch: Array) -> Array:
+    def differentiable(value: Array, where: Array) -> Array:
+        return jnp.where(where, value, lax.stop_gradient(value))
 
-
-def route_by_shortcut(shortcut: Shortcut, x: Array, branch: Array) -> Array:
-    return shortcut(x, lax.stop_gradient(branch))
+    return shortcut(differentiable(x, ~by_branch), differentiable(branch, by_branch))
 
 
 @jax.jit

@@ -43,12 +43,11 @@ def run(options: Options) -> subjects.Outcome:
         measure,
         draw,
         tabulate_blocks,
-        name="responses",
         title="Responses of layers",
         heading="standard deviation of the responses of 3x3 layers",
         caption="Standard deviation of the responses of 3x3 layers, after BN and before the "
-        "nonlinearity, in the order of the layers and sorted by magnitude",
-        after="He et al. 2015, Figure 7",
+        "nonlinearity, in the order of the layers and sorted by magnitude. After He et al. 2015, "
+        "Figure 7.",
         steps=options.steps,
     )
 
@@ -84,7 +83,8 @@ class Responses(NamedTuple):
 def with_batch_statistics(weights: Pretrained, examples: Examples) -> Pretrained:
     """Replaces the running BatchNorm statistics by those of the images, as one batch."""
     architecture = dataclasses.replace(weights.architecture, stochastic_depth=StochasticDepth())
-    network = subjects.network(weights)._replace(apply=loading.abstract(architecture)[0])
+    apply, *_ = loading.abstract(architecture, Execution())
+    network = subjects.network(weights)._replace(apply=apply)
     return dataclasses.replace(weights, batch_stats=_statistics(network, examples.images))
 
 

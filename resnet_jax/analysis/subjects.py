@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.progress
+from cycler import cycler
 from flax import nnx
 from jaxtyping import Array, Float
 from matplotlib.axes import Axes
@@ -22,24 +23,24 @@ from numpy.typing import ArrayLike
 from tyro.conf import Positional
 
 from resnet_jax import terminal
-from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import at_least
 from resnet_jax.models import Apply, Execution
-from resnet_jax.models.components import Factory, component, parts
+from resnet_jax.models.components import Part, component, parts
 from resnet_jax.models.resnet import Variables
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.studies import figures, score
 from resnet_jax.studies.findings import Finding
 from resnet_jax.terminal import Table
-from resnet_jax.training import fine_tune
+from resnet_jax.training import config, fine_tune
+from resnet_jax.training.config import Positive
 from resnet_jax.training.run_dir import Record
 from resnet_jax.weights import loading
 from resnet_jax.weights.loading import Pretrained
 
 Shortcut = Callable[[Array, Array], Array]
-Merge = Callable[[Shortcut, Array, Array], Array]
+Merge = Callable[[Shortcut, Array, Array, Array], Array]
+"""Returns the output of a block from its shortcut, input, branch, and switch (a boolean)."""
 Columns = Mapping[str, Any]
 """Columns of a table, which broadcast against each other."""
 Outcome = tuple[Finding, Callable[[], Figure]]
@@ -68,6 +69,9 @@ class Output:
     json: bool = False
     """Print JSON instead of tables."""
 
+    def __post_init__(self) -> None:
+        config.check("", type(self), self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Output):
@@ -75,17 +79,14 @@ class Options(Output):
 
     sources: Positional[tuple[Path, ...]] = ()
     """Run directories, or weights written by 'resnet-jax weights import'."""
-    images: int = 1000
+    images: Positive = 1000
     data: str | None = None
     """Default: the training set's."""
     split: str | None = None
     """Default: the test split."""
-    batch_size: int = 200
+    batch_size: Positive = 200
     data_dir: str | None = None
     """Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "images", "batch_size")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -97,11 +98,9 @@ def analyze(
     draw: Callable[[dict[str, R]], Figure],
     details: Callable[[str, R], Table] | None = None,
     *,
-    name: str,
     title: str,
     heading: str,
     caption: str,
-    after: str,
     steps: Sequence[int] = (),
 ) -> Outcome:
     """Measures every network, at every step if there are ``steps``.
@@ -125,9 +124,9 @@ def analyze(
         rows += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
     others = [details(*item) for item in results.items()] if details else []
     finding = Finding(
-        name=name,
+        name=type(options).__module__.rpartition(".")[2],
         title=title,
-        caption=f"{caption}; {summaries[-1]['images']:,} images. After {after}.",
+        caption=f"{caption} {summaries[-1]['images']:,} images.",
         tables=(Table.from_rows(heading, summaries), *others),
         rows=rows,
     )
@@ -137,10 +136,8 @@ def analyze(
 def load(source: Path, options: Options, step: int | None = None) -> tuple[Pretrained, Examples]:
     """Returns the weights of a run (at a step, by default the newest) or file, and its images."""
     weights = fine_tune.weights_of(source, step)
-    info, split = score.dataset_of(weights, options.data, options.split, options.data_dir)
-    score.check_images(info, weights.architecture)
-    examples, count = datasets.read(info, split), options.images
-    return weights, Examples(examples.images[:count], examples.labels[:count])
+    data = options.data, options.split, options.data_dir
+    return weights, score.images_of(weights, *data, options.images)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -166,9 +163,9 @@ def network(weights: Pretrained, execution: Execution = Execution()) -> Network:
 
 
 def batches(examples: Examples, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    images, labels = examples.images, examples.labels
-    starts = range(0, len(examples), size)
-    return [(images[start : start + size], labels[start : start + size]) for start in starts]
+    cuts = range(size, len(examples), size)
+    parts = (np.split(array, cuts) for array in (examples.images, examples.labels))
+    return list(zip(*parts, strict=True))
 
 
 def mean(values: Iterable[T]) -> T:
@@ -182,9 +179,8 @@ def mean(values: Iterable[T]) -> T:
 
 def track(items: Sequence[T], description: str) -> Iterable[T]:
     """Iterates with a progress bar on a terminal."""
-    console = terminal.err
-    hidden = not console.is_terminal
-    return rich.progress.track(items, description, console=console, transient=True, disable=hidden)
+    options = {"console": terminal.err, "disable": not terminal.err.is_terminal}
+    return rich.progress.track(items, description, transient=True, **options)
 
 
 def panels(
@@ -192,7 +188,7 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Returns a row of panels, one per label of the horizontal axis."""
     figure = Figure(figsize=(7.2, 3.0))
-    axes = list(figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0])
+    axes = figure.subplots(1, len(xlabels), squeeze=False, **subplots)[0].tolist()
     for panel, label, ylabel in itertools.zip_longest(axes, xlabels, ylabels):
         panel.set(xlabel=label, ylabel=ylabel)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=not label.startswith("Kendall")))
@@ -201,10 +197,9 @@ def panels(
 
 def styled(items: Iterable[T]) -> Iterator[tuple[T, Record]]:
     """Yields items with line styles that differ in color, stroke and marker."""
-    cycles = map(itertools.cycle, (figures.COLORS, figures.STROKES, "os^Dvx"))
-    for item, color, stroke, marker in zip(items, *cycles, strict=False):
-        line = {"color": color, "linestyle": stroke, "linewidth": 1}
-        yield item, line | {"marker": marker, "markersize": 2.5}
+    styles = cycler(color=figures.COLORS * 2, linestyle=figures.STROKES * 3, marker="os^Dvx" * 2)
+    for item, style in zip(items, styles(), strict=False):
+        yield item, {"linewidth": 1, "markersize": 2.5, **style}
 
 
 def fill(panel: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, style: Record) -> None:
@@ -216,16 +211,13 @@ def is_plain(weights: Pretrained) -> bool:
 
 
 def switched(
-    weights: Pretrained, shortcut: Factory, on: Merge, off: Merge
+    weights: Pretrained, shortcut: Part, merge: Merge
 ) -> Callable[[Float[np.ndarray | Array, "blocks"]], Network]:
-    """Returns the network as a function of switches, with one compiled program for all.
-
-    A block merges by ``on(shortcut, x, branch)`` where its switch is 1, by ``off`` where it is 0.
-    """
+    """Returns the network as a function of switches (0 or 1), with one compiled program for all."""
     original, (cls, arguments) = network(weights), parts(shortcut)
-    switch = component(_switchable(cls, on, off), **arguments)
+    switch = component(_switchable(cls, merge), **arguments)
     architecture = dataclasses.replace(weights.architecture, shortcut=switch)
-    apply, _, shapes = loading.abstract(architecture)
+    apply, _, shapes = loading.abstract(architecture, Execution())
     stats = nnx.traversals.flatten_mapping(original.batch_stats)
     places = [path for path in nnx.traversals.flatten_mapping(shapes) if path[-1] == "switch"]
     stacks = weights.build().exchangeable()
@@ -241,7 +233,7 @@ def switched(
 
 # Cached, so that equal networks share a compiled program.
 @functools.cache
-def _switchable(shortcut: type[Any], on: Merge, off: Merge) -> type[nnx.Module]:
+def _switchable(shortcut: type[Any], merge: Merge) -> type[nnx.Module]:
     class Switchable(shortcut):
         def __init__(self, *args: object, **kwargs: object):
             super().__init__(*args, **kwargs)
@@ -249,6 +241,6 @@ def _switchable(shortcut: type[Any], on: Merge, off: Merge) -> type[nnx.Module]:
 
         def __call__(self, x: Array, branch: Array, **kwargs: object) -> Array:
             call = functools.partial(super().__call__, **kwargs)
-            return jnp.where(self.switch[...] > 0, on(call, x, branch), off(call, x, branch))
+            return merge(call, x, branch, self.switch[...] > 0)
 
     return Switchable

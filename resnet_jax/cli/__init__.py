@@ -11,8 +11,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from tyro.extras import SubcommandApp
-
 from resnet_jax.errors import CommandError, NeverMet, UserError, nearest
 
 # MODULE:FUNCTION in this package, and the line in the list of commands.
@@ -25,9 +23,11 @@ COMMANDS = {
     "summary": ("info:summary", "Count a network without building it."),
     "doctor": ("info:doctor", "List versions, devices, data sets, and problems with remedies."),
     "prepare": ("data:prepare", "Write a data set into the data directory."),
+    "data check": ("data:check", "Print classes, sizes, formats and problems of a data set."),
     "data preview": ("data:preview", "Draw the images of a training step."),
-    "weights import": ("weights:import_", "Convert weights of torchvision, timm or akamaster."),
+    "weights import": ("weights:import_", "Convert weights of other code bases."),
     "weights export": ("weights:export", "Write weights in the names of another code base."),
+    "weights push": ("weights:push", "Upload a folder of 'weights export' to the Hub."),
     "weights show": ("weights:show_", "Print the card of weights and the origin of tensors."),
     "analyze responses": ("analyze:responses", "Strength of layers (He et al. 2015)."),
     "analyze lesions": ("analyze:lesions", "Deleted blocks (Veit et al. 2016)."),
@@ -35,6 +35,7 @@ COMMANDS = {
     "analyze identity": ("analyze:identity", "Distance of blocks from the identity."),
     "analyze landscape": ("analyze:landscape", "Loss landscape (Li et al. 2018)."),
     "analyze depth": ("analyze:depth", "Error against depth (He et al. 2015)."),
+    "export": ("export:export", "Write a network as StableHLO or ONNX, to use it elsewhere."),
     "plan": ("plan:plan", "Compile a step for target hardware that is not attached."),
 }
 _GROUPS = {
@@ -70,6 +71,8 @@ def _run(words: list[str]) -> None:
         _check_command(words)
     if os.path.expanduser("~") == "~":
         raise UserError("the home directory is unknown; set HOME")
+    from tyro.extras import SubcommandApp
+
     registry = None
     apps = {group: SubcommandApp() for group in ("", *_GROUPS)}
     for name, (reference, text) in COMMANDS.items():
@@ -120,6 +123,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError):  # The reader, such as `head`, has ended.
         return 141, ""
     line = _users_line(error)
+    if isinstance(error, ModuleNotFoundError) and not line:
+        return 2, f"{error.name} is not installed. Do: pip install 'resnet-jax-lab[train]'"
     if isinstance(error, OSError) and error.filename and not line:
         return 2, f"{error.filename} cannot be written or read ({error.strerror})"
     if line or isinstance(error, OSError | SyntaxError):

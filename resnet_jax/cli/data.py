@@ -1,5 +1,9 @@
-"""``resnet-jax prepare`` and ``resnet-jax data preview``."""
+"""``resnet-jax prepare``, ``resnet-jax data check`` and ``resnet-jax data preview``."""
 
+import functools
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +15,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from resnet_jax.cli.options import DataDir, Fields, Reference, check_suffix
-from resnet_jax.data import datasets
+from resnet_jax.cli.options import AsJson, DataDir, Fields, Reference, check_suffix
+from resnet_jax.data import datasets, local
+from resnet_jax.data import images as images_lib
 from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.data.local import Items
 from resnet_jax.data.stream import Rows
-from resnet_jax.errors import check_range
+from resnet_jax.errors import UserError, check_range, require
+from resnet_jax.terminal import Table, show
 from resnet_jax.training import sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.step import augmentation_key, batch_indices
@@ -40,6 +47,48 @@ def prepare(
     info = prepare_set(name, data_dir, archives=from_)
     examples = ", ".join(f"{count} {split}" for split, count in info.examples.items())
     print(f"{info.name} {info.version} is in {info.directory}: {examples}")
+
+
+def check(name: Positional[str], *, data_dir: DataDir = None, as_json: AsJson = False) -> None:
+    """Decode every image of a data set and print its classes, sizes, formats and problems.
+
+    Args:
+      name: A prepared set, the path of a folder SPLIT/CLASS/IMAGE, or FILE.py:SOURCE.
+    """
+    info = datasets.describe(name, data_dir)
+    if info.files is not None:
+        info = local.describe_folder(info.name, thorough=True)
+    splits, problems = [], [*filter(None, (info.notes, info.problems))]
+    classes: list[dict[str, Any]] = [{"class": one} for one in info.classes]
+    for split, count in info.examples.items():
+        decode = functools.partial(_decoded, info, split, datasets.encoded(info, split))
+        with ThreadPoolExecutor() as pool:
+            decoded = list(pool.map(decode, range(count)))
+        good = [one for one in decoded if not isinstance(one, str)]
+        problems += [one for one in decoded if isinstance(one, str) and not info.problems]
+        labels, sizes, kinds = map(Counter, zip(*good, strict=True) if good else ([], [], []))
+        for label, row in enumerate(classes):
+            row[split] = labels[label]
+        shapes = sorted(sizes, key=math.prod)[:: len(sizes) - 1 or 1]
+        row = {"split": split, "images": count, "damaged": count - len(good)}
+        row["height x width"] = " to ".join("{}x{}".format(*shape) for shape in shapes)
+        row["formats"] = ", ".join(f"{kind} {kinds[kind]}" for kind in sorted(kinds))
+        splits.append(row)
+    report = {"name": info.name, "splits": splits, "classes": classes, "problems": problems}
+    tables = Table.from_rows(info.name, splits), Table.from_rows("", classes)
+    show(as_json, report, *tables, *problems[:10])
+    is_good = not info.problems and not any(row["damaged"] for row in splits)
+    require(is_good, f"{info.name} has problems, see above.")
+
+
+def _decoded(info: DatasetInfo, split: str, source: Items, index: int) -> tuple[Any, ...] | str:
+    """Returns label, size and format of an image, or the problem."""
+    try:
+        record = datasets.example(source, info, split, index)
+        kind = images_lib.header(source[index][0]).format
+        return record["label"], record["image"].shape[:2], kind
+    except UserError as error:
+        return str(error)
 
 
 def preview(
@@ -67,6 +116,7 @@ def preview(
     check_suffix("--to", to, ".png", ".pdf", ".svg")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)
+    experiment, info = experiment.with_data(info)
     to.parent.mkdir(parents=True, exist_ok=True)
     pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
     figure = _draw(pixels, captions)
@@ -93,7 +143,7 @@ def images_of_step(
     key = augmentation_key(key, step)
     augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
     pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
-    pixels, names = np.clip(pixels, 0, 1), datasets.class_names(info)
+    pixels, names = np.clip(pixels, 0, 1), info.classes
     if targets is None:
         return pixels, [names[label] for label in labels[:count]]
     return pixels, [

@@ -5,7 +5,6 @@ import dataclasses
 import fnmatch
 import glob
 import os
-import re
 from typing import Annotated
 
 import tyro
@@ -16,22 +15,10 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir
 from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
+from resnet_jax.models import catalog
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
 
-# Sources of networks, by the beginning of the name; the first that matches.
-_PAPERS = {
-    r"(cifar_)?seres": "Hu et al. 2018, arXiv 1709.01507",
-    r"(cifar_)?densenet": "Huang et al. 2017, arXiv 1608.06993",
-    r"cifar_stochastic": "Huang et al. 2016, arXiv 1603.09382",
-    r"cifar_fixup": "Zhang et al. 2019, arXiv 1901.09321",
-    r"wrn|wide": "Zagoruyko and Komodakis 2016, arXiv 1605.07146",
-    r"resnext": "Xie et al. 2017, arXiv 1611.05431",
-    r"resnet\d+_d": "He et al. 2018, arXiv 1812.01187",
-    r"resnet\d+_v15": "fb.resnet.torch, torchvision",
-    r"(cifar_)?preresnet|cifar_resnet(164|1001|110_single)": "He et al. 2016, arXiv 1603.05027",
-    r"": "He et al. 2015, arXiv 1512.03385",
-}
 _DEVICE_FILES = (
     ("an NVIDIA GPU", "/dev/nvidia[0-9]*", "cuda12"),
     ("a TPU", "/dev/accel[0-9]*", "tpu"),
@@ -54,7 +41,7 @@ def list_(pattern: Positional[str] = "", *, as_json: AsJson = False) -> None:
         {
             "name": name,
             **sizes.get(name, {}),
-            "paper": next(paper for start, paper in _PAPERS.items() if re.match(start, name)),
+            "paper": catalog.paper(name),
         }
         for name in names
     ]

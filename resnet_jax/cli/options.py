@@ -52,6 +52,8 @@ _FREQUENT = {
     "Optimizer": {"weight_decay"},
     "Joining": set(),
 }
+# Fields that a run sets itself.
+_SET_BY_RUN = {("Data", "digest"), ("Data", "classes"), ("Start", "digest")}
 
 
 def bind(
@@ -142,7 +144,10 @@ class _InvalidField(CommandError):
 
 @dataclasses.dataclass
 class _Fields:
-    """Rule of tyro: short help has the fields of ``_FREQUENT``; UserErrors end the command."""
+    """Rule of tyro: short help has the fields of ``_FREQUENT``; UserErrors end the command.
+
+    Fields that a run sets itself are no options.
+    """
 
     is_short: bool
     is_active: bool = True
@@ -154,8 +159,14 @@ class _Fields:
         spec = ConstructorRegistry.get_struct_spec(info)
         self.is_active = True
         assert isinstance(spec, StructConstructorSpec)
-        fields = spec.fields
-        if self.is_short and (frequent := _FREQUENT.get(info.type.__name__)) is not None:
+        name = info.type.__name__
+        fields = tuple(
+            dataclasses.replace(field, type=Annotated[field.type, Suppress])
+            if (name, field.name) in _SET_BY_RUN
+            else field
+            for field in spec.fields
+        )
+        if self.is_short and (frequent := _FREQUENT.get(name)) is not None:
             fields = tuple(field for field in fields if field.name in frequent)
 
         def construct(**values: object) -> object:
@@ -184,7 +195,7 @@ def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Factory | No
         (text,) = words
         if optional and text == "none":
             return None
-        part = catalog.load_part(text, others)
+        part = components.parse(text, functools.partial(components.find, others=others))
         if fits(part):
             return part
         names = (name for name, cls in catalog.known().items() if fits(cls))

@@ -48,13 +48,12 @@ def plan(
     targets = [plan_lib.target(name) for name in target]
     jax.config.update("jax_enable_compilation_cache", False)
 
-    def measured(one: plan_lib.Target, images: int) -> list[plan_lib.Row]:
-        distinct = plan_lib.variants(experiment, len(one.devices), images, variants, fsdp)
+    def measured(images: int, one: plan_lib.Target, *kinds: plan_lib.Kind) -> list[plan_lib.Row]:
+        distinct = plan_lib.variants(experiment, len(one.devices), images, kinds, fsdp)
         return [plan_lib.measure(experiment, one, variant, images) for variant in distinct]
 
     def memory(images: int, one: plan_lib.Target) -> float:
-        (variant,) = plan_lib.variants(experiment, len(one.devices), images, variants[:1], fsdp)
-        row = plan_lib.measure(experiment, one, variant, images)
+        (row,) = measured(images, one, variants[0])
         return row.get("memory_bytes", math.inf)
 
     rows: list[plan_lib.Row] = []
@@ -65,7 +64,7 @@ def plan(
         elif rest:
             wrong = f"batch_size must be a multiple of the {len(one.devices)} devices of {one.name}"
             raise UserError(f"{wrong}. Give --batch-per-device N.")
-        first, *others = measured(one, batch)
+        first, *others = measured(batch, one, *variants)
         if search:
             largest = plan_lib.largest_batch(partial(memory, one=one), one.usable, batch)
             first = first | {"largest_batch_per_device": largest}

@@ -14,14 +14,16 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, check_range, nearest
+from resnet_jax.errors import UserError, check_range, nearest, require
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
+from resnet_jax.studies.results import VariantRuns
 from resnet_jax.studies.study import StudyTable
 from resnet_jax.terminal import show
 from resnet_jax.training.config import Experiment
+from resnet_jax.training.run_dir import Record
 
 
 def study(
@@ -64,10 +66,14 @@ def study(
     file = options.resolve(reference)
     arguments = {} if depth is None else {"depth": depth}
     full = every = study_lib.load_variants(file, **arguments)
-    variants = _select(every, only)
     if depth is not None:
         with contextlib.suppress(UserError):  # The depth may have no default.
             full = study_lib.load_variants(file)
+    names = [variant.name for variant in every]
+    for name in only:
+        if name not in names:
+            raise UserError(f"--only {name}: the study has no such variant{nearest(name, names)}")
+    variants = [variant for variant in every if not only or variant.name in only]
     full_scale = full[min(every.index(variants[0]), len(full) - 1)]
     if data is not None:
         info = datasets.describe(data, data_dir)
@@ -78,12 +84,16 @@ def study(
     environments = [] if in_this_process else study_lib.environments(workers)
     if environments:
         jax.config.update("jax_platforms", "cpu")  # This process holds no accelerator memory.
-    scale = {"seeds": seeds, "data": data, "steps": steps, "depth": depth}
     command = ["resnet-jax", "study", reference]
+    scale = {"seeds": seeds, "data": data, "steps": steps, "depth": depth}
     for name, value in scale.items():
         command += [] if value is None else [f"--{name}", str(value)]
     command += [*(["--only", *only] if only else []), "--workdir", workdir.name]
-    note = {"command": shlex.join(command), "variants": [variant.name for variant in every]}
+
+    def remember() -> None:
+        text = shlex.join(command)
+        results_lib.remember_study(workdir, command=text, variants=names, reduced=reduced)
+
     with StudyTable(variants, seeds) as watcher:
         failed = study_lib.run(
             variants,
@@ -93,24 +103,17 @@ def study(
             data_dir=data_dir,
             devices=devices,
             environments=environments,
-            on_start=lambda: results_lib.remember_study(workdir, reduced=reduced, **note),
+            on_start=remember,
         )
     if not distributed.is_first():
         return
     # Also variants of earlier commands.
-    _report([workdir], workdir / "report.html", as_json)
+    runs = results_lib.collect([workdir]), results_lib.notes([workdir])
+    _report(*runs, workdir / "report.html", as_json)
     for folder, reason in failed.items():
         print(f"resnet-jax: {folder}: {reason}", file=sys.stderr)
     if failed:
         raise SystemExit(1)
-
-
-def _select(variants: Sequence[Experiment], only: Sequence[str]) -> list[Experiment]:
-    names = [variant.name for variant in variants]
-    for name in only:
-        if name not in names:
-            raise UserError(f"--only {name}: the study has no such variant{nearest(name, names)}")
-    return [variant for variant in variants if not only or variant.name in only]
 
 
 def _reduced(full: Experiment, variant: Experiment) -> str:
@@ -147,41 +150,38 @@ def report(
     if fill is not None:
         print(f"{fill}: {report_lib.fill(fill)} of its tables changed")
         return
-    if not runs and not paper:
-        raise UserError("report needs run directories, files of results, or --paper")
-    if output is not None:
-        check_suffix("--output", output, ".html")
+    require(bool(runs or paper), "report needs run directories, files of results, or --paper")
+    published = ledger.load(paper) if paper else None
     # Findings are committed there too.
     committed = sorted(Path("experiments/results").glob("*.json"))
     runs = runs or tuple(filter(results_lib.is_study, committed))
-    if save is not None:
-        results = [r for variant in results_lib.collect(runs) for r in variant.results]
-        if not results:
-            raise UserError(f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
-        notes = {"command": "", "reduced": ""} | results_lib.notes(runs)
-        results_lib.write(save, results, command=notes["command"], reduced=notes["reduced"])
-    if paper:
-        _compare(paper, runs, output, as_json)
-        return
-    folder = next((path for path in runs if path.is_dir()), Path())
-    _report(runs, output or folder / "report.html", as_json)
-
-
-def _report(runs: Sequence[Path], page: Path, as_json: bool) -> None:
     variants, notes = results_lib.collect(runs), results_lib.notes(runs)
+    if output is not None:
+        check_suffix("--output", output, ".html")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.touch()  # Fails now rather than after a minute of comparisons.
+    if save is not None:
+        results = [result for variant in variants for result in variant.results]
+        require(bool(results), f"{', '.join(map(str, runs))}: no run is finished, nothing to save")
+        text = {"command": "", "reduced": ""} | notes
+        results_lib.write(save, results, command=text["command"], reduced=text["reduced"])
+    if published is None:
+        folder = next((path for path in runs if path.is_dir()), Path())
+        _report(variants, notes, output or folder / "report.html", as_json)
+        return
+    targets = [entry for entry in published.entries if entry.verified]
+    compared = [comparison.compare(entry, variants) for entry in targets]
+    if output is not None:
+        notes = {"command": f"resnet-jax report --paper {paper}"}
+        report_lib.write(variants, output, study=notes, comparisons=compared)
+    head = f"{published.authors}: {published.title} ({published.source})"
+    parts = [head, *comparison.tables(compared)]
+    if more := len(published.entries) - len(targets):
+        parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")
+    show(as_json, [comparison.plain(row) for row in compared], *parts)
+
+
+def _report(variants: Sequence[VariantRuns], notes: Record, page: Path, as_json: bool) -> None:
     report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
     lines = filter(None, [notes.get("reduced"), f"report: {page}"])
     show(as_json, results_lib.table(variants), *results_lib.tables(variants), *lines)
-
-
-def _compare(key: str, runs: Sequence[Path], page: Path | None, as_json: bool) -> None:
-    variants, paper = results_lib.collect(runs), ledger.load(key)
-    targets = [entry for entry in paper.entries if entry.verified]
-    compared = [comparison.compare(entry, variants) for entry in targets]
-    if page:
-        notes = {"command": f"resnet-jax report --paper {key}"}
-        report_lib.write(variants, page, study=notes, comparisons=compared)
-    parts = [f"{paper.authors}: {paper.title} ({paper.source})", *comparison.tables(compared)]
-    if more := len(paper.entries) - len(targets):
-        parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")
-    show(as_json, [comparison.plain(row) for row in compared], *parts)

@@ -30,7 +30,7 @@ def train(
     joining: Processes = Joining(),
     words: Words = (),
 ) -> None:
-    """Train an experiment, or continue it. --steps also rescales its schedule.
+    """Train an experiment, or continue it. --steps rescales the schedule fields that are not given.
 
     Every field of the experiment is an option; --help-all lists all of them.
 
@@ -46,25 +46,23 @@ def train(
     """
     check_range({"--seed": seed}, 0, below=2**32)
     check_range({"--profile": profile}, 0)
-    base = options.experiment(reference)
-    before, now = base.schedule, experiment.schedule
-    # --steps rescales the schedule, unless the lengths of its phases are set too.
-    if (now.decay_steps, now.cosine_steps) == (before.decay_steps, before.cosine_steps):
-        unscaled = dataclasses.replace(experiment, steps=base.steps)
-        experiment = unscaled.shortened(experiment.steps)
+    explicit = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
+    unscaled = dataclasses.replace(experiment, steps=options.experiment(reference).steps)
+    experiment = unscaled.shortened(experiment.steps, explicit)
     # Reported before the slow imports.
     datasets.describe(experiment.data.name, data_dir)
     distributed.connect(joining)
     if init_from is not None:
         from resnet_jax.training import fine_tune
 
-        is_set = any(word.partition("=")[0] == "--data.normalization" for word in words)
+        own = "data.normalization" in explicit
+        normalization = experiment.data.normalization if own else "weights"
         experiment = fine_tune.start_from(
             experiment,
             init_from,
             new_head=new_head,
             freeze_trunk=freeze_trunk,
-            normalization=experiment.data.normalization if is_set else "weights",
+            normalization=normalization,
         )
     elif new_head or freeze_trunk:
         raise UserError("--new-head and --freeze-trunk belong to --init-from FILE")

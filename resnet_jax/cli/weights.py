@@ -6,23 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from tyro.conf import Positional
 
 from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson
-from resnet_jax.errors import UserError
+from resnet_jax.errors import require
+from resnet_jax.models.components import Factory
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import fine_tune
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.weights import Pretrained, inference, load_pretrained, saving
 from resnet_jax.weights.card import Interpolation
-from resnet_jax.weights.loading import FILE_NAME, Row
+from resnet_jax.weights.hub import FILE_NAME
+from resnet_jax.weights.loading import Row
 from resnet_jax.weights.names import CONVENTIONS
 
-Convention = Literal["torchvision", "timm", "cifar-torch"]
+Convention = Literal["torchvision", "timm", "cifar-torch", "transformers"]
 _HELP = " ".join(f"{one.name}: {one.description}." for one in CONVENTIONS.values())
 As = tyro.conf.arg(name="as", help=f"Convention of the tensor names. {_HELP}")
+_GROUPS = {
+    "view": ("mean", "deviation", "resize", "crop", "interpolation"),
+    "parts": ("stem", "branch", "shortcut", "norm"),
+}
+_HUB = f"{_HELP} hub: this project's names, for any network."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +38,30 @@ class Source:
     """Weights of a file, and what it does not state."""
 
     file: Positional[str]
-    """A .safetensors, .npz or torch file, a folder of this project's, or OWNER/NAME on the Hub."""
+    """A .safetensors, .npz or torch file, a folder, OWNER/NAME on the Hub, or the name of weights
+    such as resnet50.a1_in1k or ResNet50_Weights.IMAGENET1K_V2."""
     as_: Annotated[Convention | None, As] = None
+    """By default found from the names."""
+    key: str | None = None
+    """Dictionary of a torch file, such as state_dict_ema."""
+    prefix: str | None = None
+    """Prefix of the names, such as module.encoder_q.; names without it are left out."""
+    no_head: bool = False
+    """Leave out names that no residual network has, such as projection heads."""
     network: str | None = None
     """A network such as resnet50, or FILE.py:FUNCTION; by default from names and shapes."""
+    stem: Factory | None = None
+    """This and the next three: parts of the inferred network."""
+    branch: Factory | None = None
+    shortcut: Factory | None = None
+    norm: Factory | None = None
     num_classes: int | None = None
     """With --allow-new-head: another number of classes than the file's."""
     allow_new_head: bool = False
     """Draw the classifier if it is missing or does not fit."""
     mean: tuple[float, ...] = ()
     """Mean of images in [0, 1], per channel (RGB). This and the next: ImageNet's by default."""
-    deviation: tuple[float, ...] = ()
+    deviation: Annotated[tuple[float, ...], tyro.conf.arg(name="std", aliases=["--deviation"])] = ()
     """Standard deviation of images in [0, 1], per channel."""
     resize: int | None = None
     """Pixels of the shorter side before the crop; 0: none. Default: 256, or 0 for small images."""
@@ -53,18 +74,12 @@ class Source:
     """Published top-1 error on that set, percent."""
 
     def load(self) -> Pretrained:
-        names = ("mean", "deviation", "resize", "crop", "interpolation")
-        view = {name: getattr(self, name) for name in names}
-        return load_pretrained(
-            self.file,
-            self.as_ or "",
-            network=options.network(self.network) if self.network else None,
-            view={name: value for name, value in view.items() if value not in ((), None)},
-            num_classes=self.num_classes,
-            allow_new_head=self.allow_new_head,
-            data=self.data,
-            claimed_error=self.claimed_error,
-        )
+        given = {name: value for name, value in vars(self).items() if value not in (None, ())}
+        if self.network:
+            given["network"] = options.network(self.network)
+        for group, names in _GROUPS.items():
+            given[group] = {name: given.pop(name) for name in names if name in given}
+        return load_pretrained(given.pop("file"), given.pop("as_", ""), **given)
 
 
 Weights = Annotated[Source, tyro.conf.arg(name="")]
@@ -87,7 +102,7 @@ def import_(source: Weights, *, to: Path, as_json: AsJson = False) -> None:
 def export(
     source: Positional[Path],
     *,
-    as_: Annotated[Convention, As],
+    as_: Annotated[Convention | Literal["hub"], tyro.conf.arg(name="as", help=_HUB)],
     to: Path,
     prefix: str | None = None,
     as_json: AsJson = False,
@@ -96,7 +111,7 @@ def export(
 
     Args:
       source: A run, or imported weights.
-      to: A new .safetensors file.
+      to: A new .safetensors file; or a folder for timm or the Hub, with config.json and model card.
       prefix: Prefix of every name; that of an imported file by default.
     """
     _require_free(to)
@@ -106,6 +121,16 @@ def export(
     show(as_json, data, _table(rows, to.name), text)
 
 
+def push(folder: Positional[Path], repository: Positional[str]) -> None:
+    """Upload a folder of 'weights export' to the Hugging Face Hub.
+
+    Args:
+      folder: A folder that 'weights export' wrote.
+      repository: OWNER/NAME. The token is that of 'hf auth login', or HF_TOKEN.
+    """
+    print(saving.push(folder, repository))
+
+
 def show_(source: Weights, *, as_json: AsJson = False) -> None:
     """Print the card of weights, and the origin of every tensor."""
     _show(source.load(), as_json)
@@ -113,34 +138,26 @@ def show_(source: Weights, *, as_json: AsJson = False) -> None:
 
 def _require_free(to: Path) -> None:
     exists = Workdir(to).experiment_file.exists() or to.is_file() or (to / FILE_NAME).exists()
-    if exists or to.suffix not in ("", ".safetensors"):
-        problem = (
-            "exists: delete it, or"
-            if exists
-            else f"ends in {to.suffix}, but safetensors is written:"
-        )
-        raise UserError(f"{to} {problem} use another --to")
+    require(not exists, f"{to} exists: delete it, or use another --to")
+    wrong = f"{to} ends in {to.suffix}, but safetensors is written: use another --to"
+    require(to.suffix in ("", ".safetensors"), wrong)
 
 
 def _show(weights: Pretrained, as_json: bool, *texts: str, **more: str) -> None:
     card, rows = weights.card, weights.rows
     network = inference.known_as(card.architecture)
-    tensors = [row._asdict() for row in rows]
-    data = {"network": network, "card": json.loads(card.text()), "tensors": tensors, **more}
-    images = vars(card.view)
-    if isinstance(card.view.mean[0], tuple):
-        images = images | {"mean": "an image"}
-    claimed = "nothing"
-    if card.claimed_error is not None:
-        claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"
+    data = {"network": network, "card": json.loads(card.text()), "notes": weights.notes, **more}
+    images = vars(card.view) | ({} if np.ndim(card.view.mean) == 1 else {"mean": "an image"})
+    claimed = f"{card.claimed_error} % error on {card.data or 'an unknown set'}"
     show(
         as_json,
-        data,
+        data | {"tensors": [row._asdict() for row in rows]},
         _table(rows, card.source),
         f"network:  {network}, {card.architecture.num_classes} classes",
         "images:   " + ", ".join(f"{name} {value}" for name, value in images.items()),
-        f"claimed:  {claimed}",
+        f"claimed:  {'nothing' if card.claimed_error is None else claimed}",
         f"drawn:    {sum(not row.source for row in rows)} of {len(rows)} tensors",
+        *weights.notes,
         *texts,
     )
 

@@ -32,11 +32,14 @@ class Preprocessing(NamedTuple):
         return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
 
 
-def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Preprocessing:
+def fit(
+    images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization, name: str = "the set"
+) -> Preprocessing:
     """Computes the normalization statistics of training images of one size.
 
     ``pixel_mean``: "the per-pixel mean subtracted" (He et al. 2015, Section 3.4), no division.
     ``channel``: mean and deviation per channel, as in fb.resnet.torch. ``imagenet``: constants.
+    Raises UserError, with the ``name`` of the set, for a channel that is the same in all images.
     """
     if kind == "imagenet":
         constants = IMAGENET_MEAN, IMAGENET_DEVIATION
@@ -46,14 +49,15 @@ def fit(images: Iterable[UInt8[np.ndarray, "h w c"]], kind: Normalization) -> Pr
     count, total, squares = 0, 0.0, 0.0
     for image in images:
         scaled = image / 255
-        count, total = count + 1, total + scaled
-        if kind == "channel":
-            squares = squares + scaled * scaled
-    mean = np.asarray(total / count)
-    deviation = np.ones(mean.shape[-1])
+        count, total, squares = count + 1, total + scaled, squares + scaled * scaled
+    mean, square = np.asarray(total / count), squares / count
     if kind == "channel":
-        mean, square = mean.mean(axis=(0, 1)), np.mean(squares / count, axis=(0, 1))
-        deviation = np.sqrt(square - mean * mean)
+        mean, square = (np.mean(values, axis=(0, 1)) for values in (mean, square))
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0).reshape(-1, mean.shape[-1]).max(0))
+    constant = np.flatnonzero(deviation < 1e-6).tolist()
+    require(not constant, f"the training images of {name} are equal in the channels {constant}.")
+    if kind == "pixel_mean":
+        deviation = np.ones_like(deviation)
     return Preprocessing(mean.astype(np.float32), deviation.astype(np.float32))
 
 

@@ -27,6 +27,26 @@ def resample(image: Pixels, size: tuple[int, int], filter: Filter) -> UInt8[np.n
     return np.asarray(resized).reshape(*size, channels)
 
 
+def resize_and_crop(image: Pixels, resize: int, crop: int, filter: Filter) -> Crop:
+    """Resizes (antialiased) and crops like torchvision's ``Resize`` and ``CenterCrop``; 0: not."""
+    if resize:
+        # The longer side is rounded down.
+        height, width = (resize * extent // min(image.shape[:2]) for extent in image.shape[:2])
+        image = resample(image, (height, width), filter)
+    if crop:
+        # A smaller image is padded with zeros.
+        missing = [max(0, crop - extent) for extent in image.shape[:2]]
+        image = np.pad(image, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
+        top, left = (center(extent, crop) for extent in image.shape[:2])
+        image = image[top : top + crop, left : left + crop]
+    return image
+
+
+def center(extent: int, crop: int) -> int:
+    """First pixel of a central crop; as in torchvision, halves are rounded to even."""
+    return round((extent - crop) / 2)
+
+
 @dataclass(frozen=True)
 class RandomResizedCrop:
     """A random box, resized ("Inception crop", Szegedy et al. 2015, arXiv 1409.4842, Section 6).

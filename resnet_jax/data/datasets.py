@@ -1,48 +1,24 @@
-"""Image-classification sets: TFDS sets prepared on disk, read without TensorFlow, and folders."""
+"""Image-classification sets: TFDS sets prepared on disk, read without TensorFlow, and ``local``."""
 
 import contextlib
 import functools
-import hashlib
-import io
 import json
 import os
 import re
-import warnings
 from collections import ChainMap
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Int32, UInt8
-from PIL import Image
 
+from resnet_jax.data import local
+from resnet_jax.data.images import decode
+from resnet_jax.data.local import DatasetInfo, Items, Lazy
 from resnet_jax.errors import UserError, require
 
 HOME_DATA_DIR = Path("~/tensorflow_datasets")
-Encoded = Sequence[Any]  # of encoded images and labels
-# A few images of ImageNet have corrupt EXIF data, which is not used.
-warnings.filterwarnings("ignore", module="PIL")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """Metadata of a set."""
-
-    name: str
-    version: str
-    directory: Path
-    """``DATA_DIR/NAME/VERSION``, or the folder of a set that is read in place."""
-    examples: dict[str, int]
-    """Number of examples per split."""
-    image_shape: tuple[int | None, ...]
-    """Height, width, channels; None if images differ."""
-    num_classes: int
-
-    def __hash__(self) -> int:
-        return hash(self.directory)
 
 
 @dataclass(frozen=True)
@@ -69,93 +45,126 @@ def prepared(data_dir: str | None = None) -> dict[str, Path]:
 
 
 def prepared_in(directory: Path) -> dict[str, Path]:
-    """Folder of the newest version of every set in one directory."""
-    folders = [
-        file.parent
-        for file in directory.glob("*/*/dataset_info.json")
-        # An interrupted preparation leaves NAME/incomplete.XYZ_VERSION.
-        if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)
-    ]
+    """Folder of the newest version of every NAME and NAME/CONFIG in one directory."""
+    files = [*directory.glob("*/*/dataset_info.json"), *directory.glob("*/*/*/dataset_info.json")]
+    # An interrupted preparation leaves NAME/incomplete.XYZ_VERSION.
+    folders = [file.parent for file in files if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)]
     folders.sort(key=lambda folder: tuple(map(int, folder.name.split("."))))
-    return {folder.parent.name: folder for folder in folders}
-
-
-def is_folder(name: str) -> bool:
-    """Returns whether a name is the path of a folder, not of TFDS."""
-    return os.sep in name or name.startswith((".", "~"))
+    return {folder.parent.relative_to(directory).as_posix(): folder for folder in folders}
 
 
 def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
-    """Describes a prepared set, or a folder ``SPLIT/CLASS/IMAGE`` by its path."""
-    if is_folder(name):
-        root = Path(os.path.expanduser(name))
-        try:
-            return _scan(root).info
-        except OSError as error:
-            raise UserError(f"{root} cannot be read ({error}).") from error
-    folder = prepared(data_dir).get(name)
+    """Describes a prepared set, a folder ``SPLIT/CLASS/IMAGE`` by its path, or ``FILE.py:SOURCE``.
+
+    A prepared set is NAME or NAME/CONFIG, with :VERSION or the newest one.
+    """
+    if name in prepared(data_dir):
+        info = _describe_prepared(name, data_dir)
+    elif local.is_source(name):
+        info = local.describe_source(name)
+    elif local.is_folder(name):
+        info = local.describe_folder(name)
+    else:
+        info = _describe_prepared(name, data_dir)
+    require(info.num_classes > 1, f"{info.name} has a single class; two are needed.")
+    return info
+
+
+def _describe_prepared(name: str, data_dir: str | None) -> DatasetInfo:
+    base, _, version = name.partition(":")
+    sets, places = prepared(data_dir), data_dirs(data_dir)
+    remedy = f"Run: resnet-jax prepare {name}"
+    folder = sets.get(base)
+    if version:
+        versions = (place / base / version for place in places)
+        folder = next((v for v in versions if (v / "dataset_info.json").is_file()), None)
     if folder is None:
-        searched = ", ".join(map(str, data_dirs(data_dir)))
-        remedy = f"Run: resnet-jax prepare {name}"
-        raise UserError(f"data set {name!r} is not prepared in {searched}. {remedy}")
+        problem = f"data set {name!r} is not prepared in {', '.join(map(str, places))}"
+        configs = ", ".join(other for other in sets if other.startswith(f"{base}/"))
+        if Path(name).is_dir():
+            remedy = f"The folder of that name is ./{name}"
+        raise UserError(f"{problem}{configs and f', but {configs}'}. {remedy}")
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
-        kind, remedy = info.get("fileFormat"), f"Run: resnet-jax prepare {name} --data-dir DIR"
-        require(kind == "array_record", f"{folder} holds {kind} files, not array_record. {remedy}")
+        stored = json.loads((folder / "dataset_info.json").read_text())
+        kind = stored.get("fileFormat")
+        problem = f"{folder} holds {kind} files, not array_record. {remedy} --data-dir DIR"
+        require(kind == "array_record", problem)
         features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
-        is_labeled = {"image", "label"} <= features.keys()
-        require(is_labeled, f"{name} has {sorted(features)}, but 'image' and 'label' are needed.")
-        shape = map(int, features["image"]["image"]["shape"]["dimensions"])
-        splits = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
+        image = features.get("image", {}).get("image")
+        label = features.get("label", {}).get("classLabel")
+        if image is None or label is None:
+            kinds = {key: value["pythonClassName"] for key, value in features.items()}
+            has = ", ".join(f"{key} ({kind.rpartition('.')[2]})" for key, kind in kinds.items())
+            raise UserError(f"{name} has {has}; 'image' and a 'label' of one class are needed.")
+        shape, count = map(int, image["shape"]["dimensions"]), int(label["numClasses"])
+        file = folder / "label.labels.txt"
+        names = file.read_text().splitlines() if file.is_file() else []
+        splits = {split["name"]: sum(map(int, split["shardLengths"])) for split in stored["splits"]}
         return DatasetInfo(
             name=name,
             version=folder.name,
             directory=folder,
             examples=splits,
             image_shape=tuple(size if size > 0 else None for size in shape),
-            num_classes=int(features["label"]["classLabel"]["numClasses"]),
+            num_classes=count,
+            classes=tuple(names if len(names) == count else map(str, range(count))),
+            is_shuffled=not stored.get("disableShuffling"),
         )
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = f"Delete it and run: resnet-jax prepare {name}"
-        raise UserError(f"{folder} is corrupt ({error!r}). {remedy}") from error
+        raise UserError(f"{folder} is corrupt ({error!r}). Delete it. {remedy}") from error
 
 
-def class_names(info: DatasetInfo) -> list[str]:
-    """Class names by label; numbers if the set has no names."""
-    if is_folder(info.name):
-        return _scan(info.directory).classes
-    file = info.directory / "label.labels.txt"
-    names = file.read_text().splitlines() if file.is_file() else []
-    return names if len(names) == info.num_classes else list(map(str, range(info.num_classes)))
+def encoded(info: DatasetInfo, split: str) -> Items:
+    """Random access to the images, not yet decoded, and the labels of a split."""
+    items, order = _stored(info, split), _order(info, split)
+    return items if order is None else Lazy(order, items.__getitem__)
 
 
-class _Lazy(Encoded):
-    """Encoded examples that are read one at a time."""
-
-    def __init__(self, items: Sequence[Any], read: Callable[[Any], tuple[bytes, int]]):
-        self._items, self._read = items, read
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._read(self._items[index])
-
-
-def encoded(info: DatasetInfo, split: str) -> Encoded:
-    """Random access to the encoded images and the labels of a split."""
+def _stored(info: DatasetInfo, split: str) -> Items:
     _require_split(info, split)
-    if is_folder(info.name):
-        files = _scan(info.directory).splits[split]
-        return _Lazy(files, lambda item: (Path(item[0]).read_bytes(), item[1]))
+    if not info.is_prepared:
+        return local.source(info.name)[split] if info.files is None else info.files[split]
     import tensorflow_datasets as tfds  # takes 0.8 s
 
-    builder: Any = tfds.builder_from_directory(info.directory)
     decoders = {"image": tfds.decode.SkipDecoding()}
-    records = builder.as_data_source(split, decoders=decoders)
-    return _Lazy(records, lambda record: (record["image"], int(record["label"])))
+    records = _builder(info.directory).as_data_source(split, decoders=decoders)
+    return Lazy(records, lambda record: (record["image"], int(record["label"])))
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(directory: Path) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(directory)
+
+
+@functools.lru_cache(maxsize=8)
+def labels(info: DatasetInfo, split: str) -> Int32[np.ndarray, "n"]:
+    """Labels of a split as it is stored."""
+    return np.array([label for _, label in _stored(info, split)], np.int32)
+
+
+@functools.lru_cache(maxsize=8)
+def _order(info: DatasetInfo, split: str) -> list[int] | None:
+    """Indices of images with held-out ones last: of every class its share, up to one image."""
+    if info.is_shuffled or not info.held_out or split != "train":
+        return None
+    stored = labels(info, split)
+    counts = np.bincount(stored)
+    shares = info.held_out * counts / len(stored)
+    quotas = np.floor(shares)
+    at_least_one = np.maximum(quotas, counts > 1)
+    if at_least_one.sum() <= info.held_out:
+        quotas = at_least_one
+    # Largest remainders.
+    rest = np.argsort(quotas - shares, kind="stable")[: round(info.held_out - quotas.sum())]
+    quotas[rest] += 1
+    by_class = np.argsort(stored, kind="stable")
+    places = np.empty_like(by_class)  # of an image, from the end of its class
+    places[by_class] = np.cumsum(counts)[stored[by_class]] - 1 - np.arange(len(stored))
+    return np.argsort(places < quotas[stored], kind="stable").tolist()
 
 
 def _require_split(info: DatasetInfo, split: str) -> None:
@@ -163,7 +172,7 @@ def _require_split(info: DatasetInfo, split: str) -> None:
     require(split in splits, f"{info.name} has no split {split!r}; it has {splits}.")
 
 
-def example(source: Encoded, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
+def example(source: Items, info: DatasetInfo, split: str, index: int) -> dict[str, Any]:
     """Decodes an example of ``encoded`` to ``image`` and ``label``."""
     try:
         content, label = source[index]
@@ -192,131 +201,33 @@ def read(info: DatasetInfo, split: str) -> Examples:
     return Examples(images, labels)
 
 
-def decode(encoded: bytes, channels: int = 3) -> UInt8[np.ndarray, "h w c"]:
-    """Decodes an image as RGB (``channels=3``) or gray (1). Raises ValueError for invalid bytes.
-
-    An EXIF orientation is ignored. Pillow decodes ImageNet's 22 CMYK images and its one PNG.
-    """
-    mode = "L" if channels == 1 else "RGB"
-    try:
-        jpeg = channels == 3 and encoded[:2] == b"\xff\xd8"
-        if jpeg and simplejpeg.decode_jpeg_header(encoded)[2] in ("YCbCr", "Gray", "RGB"):
-            return simplejpeg.decode_jpeg(encoded, "RGB")
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode in ("I", "F"):
-                raise ValueError("its pixels have 32 bits")
-            if image.mode.startswith("I;16"):  # Pillow would clip to 255.
-                image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-            pixels = np.array(image if image.mode == mode else image.convert(mode))
-        return pixels.reshape(*pixels.shape[:2], channels)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
-
-
-_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_SUFFIXES += (".ppm", ".pgm", ".avif")
-# Names of folders and of the splits of TFDS.
-_SPLITS = {"train": "train", "test": "test"}
-_SPLITS |= dict.fromkeys(("validation", "val", "valid"), "validation")
-
-
-class _Folder(NamedTuple):
-    info: DatasetInfo
-    classes: list[str]
-    splits: dict[str, list[tuple[str, int]]]  # path and label of every image
-
-
-@functools.lru_cache(maxsize=8)
-def _scan(root: Path) -> _Folder:
-    """Scans a folder. Its version is a hash of all names and sizes."""
-    flat: dict[tuple[str, str], list[str]] = {}
-    files: dict[tuple[str, str], list[str]] = {}  # by folders of split and class
-    for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
-        # Hidden files are those of systems, such as ._1.jpg of macOS.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
-        parts = Path(folder).relative_to(root).parts
-        if len(parts) == 1:
-            flat["train", parts[0]] = paths
-        elif parts:
-            files.setdefault((parts[0], parts[1]), []).extend(paths)
-    if not files and not {name for _, name in flat} & _SPLITS.keys():
-        files = flat
-    folders: dict[str, str] = {}
-    for folder in sorted({folder for folder, _ in files}):
-        split = _SPLITS.get(folder, folder)
-        is_only = folders.setdefault(split, folder) == folder
-        require(is_only, f"{root} has two folders for the split {split!r}. Rename one of them.")
-    classes = sorted({name for _, name in files})
-    digest, splits = hashlib.sha256(), {}
-    for split, folder in sorted(folders.items()):
-        images = {}
-        for label, name in enumerate(classes):
-            place, present = f"{name!r} of split {split!r} of {root}", files.get((folder, name))
-            require(present is not None, f"there is no class folder {place}.")
-            paths = [path for path in present or () if path.lower().endswith(_SUFFIXES)]
-            may_lack = split != "train" and not present
-            require(bool(paths) or may_lack, f"the class {place} has no images.")
-            for path in sorted(paths):
-                size = os.stat(path).st_size
-                require(size > 0, f"{path} is empty. Remove or replace it.")
-                line = f"{split}{path.removeprefix(str(root))} {size}\n"
-                key = hashlib.sha256(line.encode(errors="surrogateescape")).digest()
-                digest.update(key)
-                images[key] = path, label
-        # The classes are mixed, so that the last images can be held out.
-        splits[split] = [images[key] for key in sorted(images)]
-    has_images = bool(splits) and all(splits.values())
-    require(has_images, f"{root} has no images in folders SPLIT/CLASS, such as train/dog.")
-    info = DatasetInfo(
-        name=str(root) if os.sep in str(root) else f".{os.sep}{root}",
-        version=digest.hexdigest()[:16],
-        directory=root,
-        examples={split: len(images) for split, images in splits.items()},
-        image_shape=(None, None, 3),
-        num_classes=len(classes),
-    )
-    return _Folder(info, classes, splits)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def shards(info: DatasetInfo, split: str) -> list[tuple[Path, int]]:
     """Files of a split of a TFDS set, and their numbers of examples."""
-    splits = json.loads((info.directory / "dataset_info.json").read_text())["splits"]
-    (lengths,) = [entry["shardLengths"] for entry in splits if entry["name"] == split]
-    prefix = f"{info.directory.parent.name}-{split}.array_record"
-    return [
-        (info.directory / f"{prefix}-{number:05d}-of-{len(lengths):05d}", int(length))
-        for number, length in enumerate(lengths)
-    ]
+    stored = _builder(info.directory).info.splits[split]
+    return list(zip(map(Path, stored.filepaths), stored.shard_lengths, strict=True))
 
 
 def shard_of(info: DatasetInfo, split: str, index: int) -> Path:
-    if is_folder(info.name):
-        return Path(_scan(info.directory).splits[split][index][0])
-    files = shards(info, split)
+    """File of an example."""
+    if not info.is_prepared:
+        return info.directory if info.files is None else Path(encoded(info, split)[index][0])
+    order, files = _order(info, split), shards(info, split)
     ends = np.cumsum([length for _, length in files])
-    return files[np.searchsorted(ends, index, side="right")][0]
+    place = order[index] if order else index
+    return files[np.searchsorted(ends, place, side="right")][0]
 
 
 def check(info: DatasetInfo, split: str) -> None:
-    """Checks that the files of a TFDS split exist.
+    """Raises UserError for missing or damaged files of a TFDS split.
 
     Counts the records of up to 64 files and reads the first and the last of each.
     """
     _require_split(info, split)
-    if is_folder(info.name):
+    if not info.is_prepared:
         return
     from array_record.python import array_record_module as array_record  # pyright: ignore
 
     files = shards(info, split)
-    remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare {info.name}"
-    if missing := [file for file, _ in files if not file.exists()]:
-        part = f"{len(missing)} of the {len(files)} files of split {split!r}"
-        raise UserError(f"{missing[0]} is missing ({part}). {remedy}")
     # Opening a file takes a millisecond, and more over a network.
     for number in np.unique(np.linspace(0, len(files) - 1, 64, dtype=int)):
         file, length = files[number]
@@ -327,5 +238,7 @@ def check(info: DatasetInfo, split: str) -> None:
                 if length and not all(reader.read([0, length - 1])):
                     raise ValueError("a record is empty")
         except Exception as error:  # ValueError, RuntimeError or IndexError
-            problem = f"{file}, of split {split!r}, is damaged ({error!s:.200})"
-            raise UserError(f"{problem}. {remedy}") from error
+            state = f"is damaged ({error!s:.200})" if file.exists() else "is missing"
+            remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare"
+            problem = f"{file}, of split {split!r}, {state}. {remedy} {info.name}"
+            raise UserError(problem) from error

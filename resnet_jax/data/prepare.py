@@ -1,5 +1,6 @@
 """Preparation of TFDS sets; ``digits`` and ``cifar10`` without TensorFlow."""
 
+import contextlib
 import importlib.util
 import io
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax.data import datasets
+from resnet_jax.data import datasets, local
 from resnet_jax.errors import UserError, nearest, require
 
 # scikit-learn's copy of the set; see digits.LICENSE.txt.
@@ -81,26 +82,37 @@ def prepare(
     Sets other than ``digits`` and ``cifar10`` need TensorFlow. ``archives``: TFDS's ``manual_dir``.
     """
     directory = datasets.data_dirs(data_dir)[0]
-    is_folder = datasets.is_folder(name)
-    require(not is_folder, f"{name} is a folder, which is read in place and needs no preparation.")
-    if name not in datasets.prepared_in(directory):
-        builder = _builder(name, data_dir=directory, file_format="array_record")
-        config = tfds.download.DownloadConfig(manual_dir=archives)
-        try:
-            builder.download_and_prepare(download_config=config)
-        except Exception as error:  # of the HTTP client, the disk or TensorFlow
-            problem = f"{type(error).__name__}: {error}"
-            raise UserError(f"{name} could not be prepared in {directory}: {problem}") from error
-    return datasets.describe(name, str(directory))
+    is_local = local.is_source(name) or local.is_folder(name)
+    require(not is_local, f"{name} is read in place and needs no preparation.")
+    with contextlib.suppress(UserError):
+        info = datasets.describe(name, str(directory))
+        if info.directory.is_relative_to(directory):
+            return info
+    builder = _builder(name, data_dir=directory, file_format="array_record")
+    config = tfds.download.DownloadConfig(manual_dir=archives)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # of the HTTP client, the disk or TensorFlow
+        problem = f"{name} could not be prepared in {directory}: {type(error).__name__}: {error}"
+        raise UserError(problem) from error
+    # Without a configuration, TFDS takes the first one.
+    base = str(Path(builder.data_dir).relative_to(directory).parent)
+    return datasets.describe(name if name.startswith(base) else base, str(directory))
 
 
 def _builder(name: str, **options: Any) -> tfds.core.DatasetBuilder:
-    if name in _OURS:
-        return _OURS[name](**options)
-    builders = tfds.list_builders(with_community_datasets=False)
-    near = nearest(name, [*_OURS, *builders])
-    require(name in builders, f"TFDS has no data set {name!r}{near}")
-    has_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    remedy = "Run: pip install tensorflow"
-    require(has_tensorflow, f"TFDS needs TensorFlow to prepare {name}. {remedy}")
-    return tfds.builder(name, **options)
+    base, _, version = name.partition(":")
+    base, _, config = base.partition("/")
+    builders = {*_OURS, *tfds.list_builders(with_community_datasets=False)}
+    require(base in builders, f"TFDS has no data set {base!r}{nearest(base, builders)}")
+    cls = _OURS.get(base) or tfds.builder_cls(base)
+    configs = [one.name for one in cls.BUILDER_CONFIGS]
+    is_known = not config or config in configs
+    require(is_known, f"{base} has no configuration {config!r}{nearest(config, configs)}")
+    needs_tensorflow = cls.__module__.startswith("tensorflow_datasets.")
+    if needs_tensorflow and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"TFDS needs TensorFlow to prepare {name}. Run: pip install tensorflow")
+    try:
+        return cls(config=config or None, version=version or None, **options)
+    except AssertionError as error:  # an unsupported version
+        raise UserError(f"{name} cannot be prepared: {error}") from error

@@ -1,7 +1,6 @@
 """Multi-scale evaluation: the network runs fully convolutionally over whole images."""
 
 import functools
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, UInt8
-from PIL import Image
 
-from resnet_jax.data import augment_host, datasets
+from resnet_jax.data import augment_host, datasets, images
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.data.datasets import DatasetInfo, Encoded
+from resnet_jax.data.datasets import DatasetInfo
+from resnet_jax.data.local import Items
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.evaluation.protocols import Protocol
@@ -73,8 +72,8 @@ def evaluate(
     total: np.ndarray | None = None
     for group, loaded in protocols.ahead(load, _batches(sizes, protocol.scales, pixels, shards)):
         indices = [place.number for place in group]
-        images = np.stack([image for image, _ in loaded])
-        batch = exact.place(images, group[0].capacity, sharding)
+        stacked = np.stack([image for image, _ in loaded])
+        batch = exact.place(stacked, group[0].capacity, sharding)
         scores = _scores(params, batch_stats, preprocessing, batch, apply=apply)
         # Every process adds up all scores.
         scores = multihost_utils.process_allgather(scores, tiled=True)
@@ -134,14 +133,12 @@ def _batches(
                 yield places[start : start + capacity]
 
 
-def _size(source: Encoded, info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
+def _size(source: Items, info: DatasetInfo, split: str, index: int) -> tuple[int, int]:
     """Height and width of an image, from its header."""
     height, width, _ = info.image_shape
     if height and width:
         return height, width
     try:
-        with Image.open(io.BytesIO(source[index][0])) as header:
-            return header.height, header.width
+        return images.header(source[index][0])[:2]
     except Exception:  # The decoder's error names the example.
-        height, width, _ = datasets.example(source, info, split, index)["image"].shape
-        return height, width
+        return datasets.example(source, info, split, index)["image"].shape[:2]

@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,16 +99,11 @@ def evaluate(
     batch_stats: Variables,
     preprocessing: Preprocessing,
     data: Examples | Iterable[Examples],
-    *,
-    batch_size: int,
-    expected_examples: int,
-    sharding: Sharding | None = None,
+    **options: Any,
 ) -> Score:
-    """Scores every example once, see ``tally``."""
+    """Scores every example once, with the options of ``tally``."""
     score = functools.partial(_score_batch, params, batch_stats, preprocessing, apply=apply)
-    return tally(
-        score, data, batch_size=batch_size, expected_examples=expected_examples, sharding=sharding
-    )
+    return tally(score, data, **options)
 
 
 def tally(

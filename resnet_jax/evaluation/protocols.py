@@ -87,19 +87,9 @@ def of(view: View) -> Protocol:
 
 
 def resize_and_crop(image: Pixels, protocol: Protocol) -> Crop:
-    """Resizes (antialiased) and crops like torchvision's ``Resize`` and ``CenterCrop``."""
-    if protocol.resize:
-        # The longer side is rounded down.
-        short = min(image.shape[:2])
-        height, width = (protocol.resize * extent // short for extent in image.shape[:2])
-        image = augment_host.resample(image, (height, width), protocol.interpolation)
-    if crop := protocol.crop:
-        # A smaller image is padded with zeros.
-        missing = [max(0, crop - extent) for extent in image.shape[:2]]
-        image = np.pad(image, [*((n // 2, n - n // 2) for n in missing), (0, 0)])
-        top, left = (_center(extent, crop) for extent in image.shape[:2])
-        image = image[top : top + crop, left : left + crop]
-    return image
+    """Returns the view of a protocol with one crop."""
+    resize, crop = protocol.resize or 0, protocol.crop or 0
+    return augment_host.resize_and_crop(image, resize, crop, protocol.interpolation)
 
 
 def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo c"]:
@@ -110,14 +100,9 @@ def ten_crops(image: Pixels, protocol: Protocol) -> UInt8[np.ndarray, "10 ho wo 
     height, width, _ = whole.shape
     bottom, right = height - size, width - size
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    corners.append((_center(height, size), _center(width, size)))
+    corners.append((augment_host.center(height, size), augment_host.center(width, size)))
     five = np.stack([whole[top : top + size, left : left + size] for top, left in corners])
     return np.concatenate([five, five[:, :, ::-1]])
-
-
-def _center(extent: int, crop: int) -> int:
-    # As in torchvision: halves are rounded to even.
-    return round((extent - crop) / 2)
 
 
 def batches(

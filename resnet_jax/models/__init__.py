@@ -8,15 +8,17 @@ from resnet_jax.models.catalog import (
     cifar_architecture,
     densenet_architecture,
     imagenet_architecture,
+    model_info,
     wide_architecture,
 )
 from resnet_jax.models.components import Component, component
 from resnet_jax.models.counts import Counts, count
-from resnet_jax.models.resnet import Apply, Architecture, Execution, ResNet
+from resnet_jax.models.resnet import PLAIN, Apply, Architecture, Execution, ResNet
 from resnet_jax.models.stochastic_depth import StochasticDepth
 
 __all__ = [
     "NETWORKS",
+    "PLAIN",
     "Apply",
     "Architecture",
     "Component",
@@ -32,5 +34,6 @@ __all__ = [
     "count",
     "densenet_architecture",
     "imagenet_architecture",
+    "model_info",
     "wide_architecture",
 ]

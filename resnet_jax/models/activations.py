@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.resnet import Apply, ResNet, Stack, Variables
+from resnet_jax.typing import Array
 
 INPUT = "/input"
 """Suffix of the name of a part's input."""

@@ -4,26 +4,27 @@ import functools
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.models import components
-from resnet_jax.models.components import Factory, component
+from resnet_jax.models.components import Part, component
 from resnet_jax.models.layers import (
     Activation,
     Conv,
     Norm,
-    NormFactory,
     Output,
+    Rngs,
     Sequence,
     SqueezeExcitation,
     checked,
     keep,
+    rngs_of,
     width_of,
 )
 from resnet_jax.models.norms import BatchNorm, Nothing
 from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import ZeroPad
+from resnet_jax.typing import Array, Float, Key
 
 
 class Branch(nnx.Module):
@@ -58,12 +59,12 @@ class Branch(nnx.Module):
         zero_scale: bool = False,
         order: type[Order] = Original,
         num_blocks: int = 1,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         rngs: nnx.Rngs,
     ):
         if not 0 <= stride_at < len(kernels):
             raise UserError(f"kernels={kernels} has no convolution {stride_at} (stride_at).")
-        self.dropout = dropout
+        self.dropout, self.deterministic = dropout, True
         at_least(self, 0, "dropout", below=1)
         inner = features * base_width // 64 * groups
         if min(inner, expansion) < 1:
@@ -96,10 +97,11 @@ class Branch(nnx.Module):
         self.excitation = excitation(self.out_features) if reduction else None
 
     def __call__(
-        self, x: Activation, *, train: bool = False, key: Key[Array, ""] | None = None
+        self, x: Activation, *, train: bool | None = None, key: Key[Array, ""] | None = None
     ) -> Output:
         for index, (conv, after) in enumerate(zip(self.convs, self.after, strict=True)):
-            if self.dropout and train and index == len(self.convs) - 1:
+            is_last = index == len(self.convs) - 1
+            if self.dropout and is_last and components.in_training(self, train):
                 kept = keep(key, self.dropout, x.shape, "dropout inside a branch").astype(x.dtype)
                 x = x * kept / (1 - self.dropout)
             x = after(conv(x), train=train)
@@ -127,15 +129,16 @@ class ResidualBlock(nnx.Module):
         features: int,
         stride: int,
         *,
-        branch: Factory = Basic,
-        shortcut: Factory = ZeroPad,
+        branch: Part = Basic,
+        shortcut: Part = ZeroPad,
         order: type[Order] = Original,
         first: bool = False,
         num_blocks: int = 1,
         dilation: tuple[int, int] = (1, 1),
-        norm: NormFactory = BatchNorm,
-        rngs: nnx.Rngs,
+        norm: Part = BatchNorm,
+        rngs: Rngs,
     ):
+        rngs, norm = rngs_of(rngs), components.resolve(norm)
         declared, open_ended = components.constructor_parameters(components.parts(branch)[0])
         if dilation != (1, 1) and "dilation" not in declared and not open_ended:
             raise UserError(f"{branch} cannot be dilated: its constructor has to take 'dilation'.")
@@ -175,7 +178,7 @@ class ResidualBlock(nnx.Module):
         self,
         x: Activation,
         *,
-        train: bool = False,
+        train: bool | None = None,
         key: Key[Array, ""] | None = None,
         multiplier: Float[Array, "*n"] | None = None,
     ) -> Output:
@@ -184,7 +187,7 @@ class ResidualBlock(nnx.Module):
         ready = self.before(x, train=train)
         options = components.accepted(self.branch, train=train, key=keys[0])
         branch = self.branch(ready, **options)
-        branch = checked(self.branch, branch, len(x), -1, -1, self.branch.out_features)
+        branch = checked(self.branch, branch, x.shape[0], -1, -1, self.branch.out_features)
         if multiplier is not None:
             branch = branch * multiplier.reshape(-1, 1, 1, 1).astype(branch.dtype)
         carried = ready if self.shared else x

@@ -4,20 +4,32 @@ Keyword arguments of the families are fields of ``Architecture``.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from flax import nnx
+import numpy as np
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import blocks, components, norms, orders, shortcuts, stems
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.components import Component, Factory, component, parts
+from resnet_jax.models.components import (
+    Component,
+    Factory,
+    Part,
+    component,
+    known,
+    name_of,
+    parse,
+    parts,
+)
+from resnet_jax.models.counts import count
+from resnet_jax.models.layers import Rngs
 from resnet_jax.models.orders import Fixup, FullPreactivation
-from resnet_jax.models.resnet import Architecture, Execution, ResNet
+from resnet_jax.models.resnet import PLAIN, Architecture, Execution, ResNet
 from resnet_jax.models.shortcuts import (
     Concatenation,
     NoShortcut,
@@ -145,6 +157,20 @@ def densenet_architecture(
 
 _preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
+# By the beginning of the name; the first that matches.
+_PAPERS = {
+    r"(cifar_)?seres": "Hu et al. 2018, arXiv 1709.01507",
+    r"(cifar_)?densenet": "Huang et al. 2017, arXiv 1608.06993",
+    r"cifar_stochastic": "Huang et al. 2016, arXiv 1603.09382",
+    r"cifar_fixup": "Zhang et al. 2019, arXiv 1901.09321",
+    r"wrn|wide": "Zagoruyko and Komodakis 2016, arXiv 1605.07146",
+    r"resnext": "Xie et al. 2017, arXiv 1611.05431",
+    r"resnet\d+_d": "He et al. 2018, arXiv 1812.01187",
+    r"resnet\d+_v15": "fb.resnet.torch, torchvision",
+    r"(cifar_)?preresnet|cifar_resnet(164|1001|110_single)": "He et al. 2016, arXiv 1603.05027",
+    r"": "He et al. 2015, arXiv 1512.03385",
+}
+
 # Families that take any depth.
 FAMILIES: dict[str, Callable[..., Architecture]] = {
     "cifar_resnet": cifar_architecture,
@@ -247,21 +273,89 @@ def architecture(name: str, depth: int | None = None) -> Architecture:
     family = FAMILIES.get(stem) or FAMILIES.get(f"imagenet_{stem}")
     if not family or len(full) > len(stem) + 9:
         raise UserError(f"no network is called {name!r}{nearest(name, [*NETWORKS, *FAMILIES])}")
+    if f"cifar_{full}" in NETWORKS:
+        raise UserError(f"no network is called {full!r}; did you mean cifar_{full}?")
     if full == stem:
         raise UserError(f"{name!r}: give the depth once, as in 'cifar_resnet110' or 'resnet50'")
     return family(int(full.removeprefix(stem)))
 
 
-def variant(name: str, **fields: Any) -> Architecture:
-    """Returns a network with fields changed: ``variant("cifar_resnet110", shortcut="B")``."""
-    return replace(architecture(name), **_fields(fields, load_part))
+def variant(name: str | Architecture, **fields: Any) -> Architecture:
+    """Returns a network with fields changed: ``variant("cifar_resnet110", shortcut="B")``.
+
+    ``in_features``, the channels of images, changes the last size of ``input_shape``.
+    """
+    network = architecture(name) if isinstance(name, str) else name
+    if not isinstance(network, Architecture):
+        raise UserError(f"a network is a name or an Architecture, got {name!r:.80}.")
+    if isinstance(fields.get("dtype"), type | np.dtype):
+        fields["dtype"] = np.dtype(fields["dtype"]).name
+    if "in_features" in fields:
+        fields["input_shape"] = (*network.input_shape[:2], fields.pop("in_features"))
+    return replace(network, **_fields(fields, parse))
 
 
 def build(
-    name: str, *, rngs: nnx.Rngs, execution: Execution = Execution(), **fields: Any
+    name: str | Architecture,
+    *,
+    num_classes: int | None = None,
+    in_features: int | None = None,
+    output_stride: int | None = None,
+    shortcut: Part | None = None,
+    rngs: Rngs = 0,
+    execution: Execution = PLAIN,
+    **fields: Any,
 ) -> ResNet:
-    """Builds a ``variant``: ``build("resnext50_32x4d", num_classes=7, rngs=nnx.Rngs(0))``."""
-    return variant(name, **fields).build(rngs=rngs, execution=execution)
+    """Builds an initialized network, whose operations JAX differentiates itself.
+
+    The module takes images of shape (n, height, width, in_features), uint8 or floating, and
+    returns float32 logits of shape (n, num_classes). It is in evaluation mode until
+    ``model.train()``; ``train=True`` or ``train=False`` of a call wins.
+
+    Args:
+      name: of ``NETWORKS``, of ``FAMILIES`` with a depth, or an ``Architecture``.
+      num_classes: number of logits; 0: no classifier, the output is the pooled embedding.
+      in_features: channels of the images.
+      output_stride: 8 or 16: later stages are dilated instead of strided.
+      shortcut: class, ``component``, ``functools.partial`` or text, as all components.
+      rngs: streams, key or seed of the initial parameters.
+      execution: blocks as a loop or a scan, custom VJPs, remat.
+      **fields: other fields of ``Architecture``.
+
+    Example:
+      >>> import jax
+      >>> model = build("cifar_resnet8", num_classes=7, in_features=1, shortcut="B")
+      >>> images = jax.numpy.zeros((2, 28, 28, 1))
+      >>> model(images).shape, model.embed(images).shape
+      ((2, 7), (2, 64))
+      >>> model.features(images)["stage2"].shape
+      (2, 14, 14, 32)
+    """
+    common = {
+        "num_classes": num_classes,
+        "in_features": in_features,
+        "output_stride": output_stride,
+        "shortcut": shortcut,
+    }
+    changed = {field: value for field, value in common.items() if value is not None}
+    return variant(name, **changed, **fields).build(rngs=rngs, execution=execution)
+
+
+def paper(name: str) -> str:
+    """Returns the publication of a network of ``NETWORKS``."""
+    return next(source for start, source in _PAPERS.items() if re.match(start, name))
+
+
+def model_info(name: str) -> dict[str, int | str]:
+    """Returns parameters, multiply-adds for one image and the paper of a network of ``NETWORKS``.
+
+    Example:
+      >>> model_info("cifar_resnet20")["parameters"]
+      269722
+    """
+    counts = count(architecture(name))
+    sizes = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds}
+    return {"name": name, **sizes, "paper": paper(name)}
 
 
 def parts_of(*modules: ModuleType) -> dict[str, Factory]:
@@ -275,40 +369,8 @@ def parts_of(*modules: ModuleType) -> dict[str, Factory]:
     }
 
 
-@cache
-def known() -> dict[str, Factory]:
-    """Returns every component of a network in the package by its short name."""
-    named = parts_of(blocks, norms, orders, shortcuts, stems)
-    del named["ResidualBlock"]
-    return named | shortcuts.OPTIONS
-
-
-def load_part(text: str, others: dict[str, Factory] | None = None) -> Factory:
-    """Reads ``NAME`` or ``NAME(argument=value)``, NAME a short name or FILE.py:CLASS."""
-    names = known() | (others or {})
-    return components.parse(
-        text, lambda name: components.load(name) if ":" in name else _by_name(name, names)
-    )
-
-
-def _by_name(name: str, names: dict[str, Factory]) -> Factory:
-    if name not in names:
-        hint = f"{nearest(name, names)}; for your own write FILE.py:CLASS"
-        raise UserError(f"{name!r} is no known class{hint}")
-    return names[name]
-
-
-def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
-    """Returns the short name or the reference of a component, with its arguments."""
-    names = known() | (others or {})
-    for name, named in names.items():
-        if named == value:
-            return name
-
-    def of_class(cls: type) -> str:
-        return cls.__name__ if names.get(cls.__name__) is cls else components.describe(cls)
-
-    return components.text(value, of_class)
+known().update(parts_of(blocks, norms, orders, shortcuts, stems) | shortcuts.OPTIONS)
+del known()["ResidualBlock"]
 
 
 def write(architecture: Architecture) -> dict[str, Any]:
@@ -327,16 +389,16 @@ def read(written: dict[str, Any]) -> Architecture:
       UserError: for a missing, unknown or invalid field, or a class that is not the package's.
     """
 
-    def find(name: str) -> Factory:
+    def find_known(name: str) -> Factory:
         if ":" in name:
             raise UserError(f"{name}: a file cannot bring code along, so give the network itself")
-        return _by_name(name, known())
+        return components.find(name)
 
     def load(text: str) -> Factory:
         # Python's parser needs memory and time for long texts.
         if len(text) > 300:
             raise UserError(f"{text[:60]}... is {len(text)} characters long: give at most 300")
-        return components.parse(text, find)
+        return parse(text, find_known)
 
     try:
         return Architecture(**_fields(written, load))

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter
 from math import isfinite
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +21,8 @@ from typing import Any, Literal
 
 from resnet_jax.errors import UserError, nearest
 
-
-def describe(thing: type) -> str:
-    """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
-    return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
+# Prefix of the names of modules loaded from files: no installed package has it.
+_FILE = "file "
 
 
 def load(reference: str) -> Any:
@@ -44,10 +43,6 @@ def public_names(module: ModuleType) -> list[str]:
     """Returns the names of public functions and classes that a module defines."""
     own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
     return [name for name in own if not name.startswith("_")]
-
-
-# Prefix of the names of modules loaded from files: no installed package has it.
-_FILE = "file "
 
 
 def load_file(path: Path) -> ModuleType:
@@ -97,11 +92,43 @@ class Component:
 
 
 Factory = type | Component
+Part = Factory | str | functools.partial
+"""A class with or without arguments, its text, or a ``functools.partial`` of it."""
+
+_KNOWN: dict[str, Factory] = {}
+FLAX_MODES = ("use_running_average", "deterministic")
 
 
-def component(factory: Factory, **arguments: object) -> Component:
-    """Returns ``factory`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
-    cls, earlier = parts(factory)
+def known() -> dict[str, Factory]:
+    """Returns the package's components of a network by short name; ``catalog`` adds them."""
+    return _KNOWN
+
+
+def resolve(part: Part) -> Factory:
+    """Returns the class, or the ``Component``, of a part."""
+    if isinstance(part, str):
+        return parse(part)
+    if isinstance(part, functools.partial):
+        if part.args:
+            raise UserError(f"{part!r:.80} has positional arguments: give them by keyword.")
+        factory: Any = part.func
+        return component(factory, **part.keywords)
+    if not isinstance(part, Factory):
+        raise UserError(f"{part!r:.80} is not a class")
+    return part
+
+
+def parts(part: Part) -> tuple[type, dict[str, Any]]:
+    """Returns the class of a part, and its arguments."""
+    factory = resolve(part)
+    if isinstance(factory, Component):
+        return factory.cls, dict(factory.arguments)
+    return factory, {}
+
+
+def component(part: Part, **arguments: object) -> Component:
+    """Returns ``part`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
+    cls, earlier = parts(part)
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
@@ -112,7 +139,7 @@ def component(factory: Factory, **arguments: object) -> Component:
         elif not fits(value, annotation):
             allowed = inspect.formatannotation(annotation)
         if allowed:
-            raise UserError(f"{cls.__name__}({name}={value!r}): give {allowed}")
+            raise UserError(f"{cls.__name__}({name}={value!r:.80}): give {allowed}")
         # Runs are compared as text, so 1 for a float is written as 1.0.
         if type(value) is int and annotation in (float, "float"):
             arguments[name] = float(value)
@@ -162,24 +189,35 @@ def check_fields(config: object) -> None:
 _hints = functools.cache(typing.get_type_hints)
 
 
-def parts(factory: Factory) -> tuple[type, dict[str, Any]]:
-    """Returns the class of a factory, and its arguments."""
-    if isinstance(factory, Component):
-        return factory.cls, dict(factory.arguments)
-    if not isinstance(factory, type):
-        raise UserError(f"{factory!r:.80} is not a class")
-    return factory, {}
-
-
-def make(factory: Factory, *args: Any, **offered: Any) -> Any:
+def make(part: Part, *args: Any, **offered: Any) -> Any:
     """Constructs a component from ``args`` and those of ``offered`` that it declares."""
-    cls, arguments = parts(factory)
-    return cls(*args, **_declared(cls, "__init__", offered) | arguments)
+    cls, arguments = parts(part)
+    names, open_ended = constructor_parameters(cls)
+    declared = {name: value for name, value in offered.items() if open_ended or name in names}
+    module = cls(*args, **declared | arguments)
+    if _needs_mode(cls) and not hasattr(module, "deterministic"):
+        module.deterministic = True  # of model.train() and model.eval()
+    return module
 
 
-def accepted(module: Any, **offered: Any) -> dict[str, Any]:
-    """Returns those of ``offered`` that a module's call declares."""
-    return _declared(type(module), "__call__", offered)
+def accepted(module: Any, *, train: bool | None, **offered: Any) -> dict[str, Any]:
+    """Returns the mode and those of ``offered``, as far as a module's call declares them.
+
+    The mode is ``train``, or ``use_running_average`` and ``deterministic`` of Flax layers. None:
+    that of ``model.train()`` and ``model.eval()``, resolved here for a ``train`` without None.
+    """
+    parameters, open_ended = _parameters(type(module), "__call__")
+    evaluates = None if train is None else not train
+    if train is None and _needs_mode(type(module)):
+        train = not getattr(module, "deterministic", True)
+    offered["train"] = train
+    declared = {name: v for name, v in offered.items() if open_ended or name in parameters}
+    return declared | {name: evaluates for name in FLAX_MODES if name in parameters}
+
+
+def in_training(module: Any, train: bool | None) -> bool:
+    """Returns ``train``, or for None the mode of the module that ``model.train()`` sets."""
+    return not module.deterministic if train is None else train
 
 
 def takes(module: object, name: str) -> bool:
@@ -187,33 +225,40 @@ def takes(module: object, name: str) -> bool:
     return name in _parameters(type(module), "__call__")[0]
 
 
+def _needs_mode(cls: type) -> bool:
+    parameters, open_ended = _parameters(cls, "__call__")
+    train = parameters.get("train")
+    return open_ended if train is None else train.default is not None
+
+
 def constructor_parameters(cls: type) -> tuple[dict[str, object], bool]:
     """Returns the constructor's annotations by parameter, and whether it takes any other."""
-    return _parameters(cls, "__init__")
-
-
-def _declared(cls: type, method: str, offered: dict[str, Any]) -> dict[str, Any]:
-    parameters, open_ended = _parameters(cls, method)
-    return {name: value for name, value in offered.items() if open_ended or name in parameters}
+    parameters, open_ended = _parameters(cls, "__init__")
+    return {
+        name: object if p.annotation is p.empty else p.annotation for name, p in parameters.items()
+    }, open_ended
 
 
 @functools.cache
-def _parameters(cls: type, method: str) -> tuple[dict[str, object], bool]:
+def _parameters(cls: type, method: str) -> tuple[dict[str, Parameter], bool]:
     # inspect.signature(cls) is blind to NNX constructors; **kwargs pass on to a base class.
-    names: dict[str, object] = {}
+    names: dict[str, Parameter] = {}
     open_ended = False
     for base in cls.__mro__:
-        if method not in vars(base) or base is object or base.__module__.startswith("flax."):
+        if method not in vars(base) or base is object:
             continue
         _, *parameters = inspect.signature(vars(base)[method]).parameters.values()
-        keywords = (p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-        names = {
-            p.name: object if p.annotation is p.empty else p.annotation for p in keywords
-        } | names
+        kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
+        names = {p.name: p for p in parameters if p.kind in kinds} | names
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
         if not open_ended:
             break
     return names, open_ended
+
+
+def describe(thing: type) -> str:
+    """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
+    return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
 
 
 def text(factory: Factory, name: Callable[[type], str] = describe) -> str:
@@ -223,7 +268,29 @@ def text(factory: Factory, name: Callable[[type], str] = describe) -> str:
     return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
-def parse(written: str, find: Callable[[str], object] = load) -> Factory:
+def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
+    """Returns the short name or the reference of a component, with its arguments."""
+    names = _KNOWN | (others or {})
+
+    def of_class(cls: type) -> str:
+        return cls.__name__ if names.get(cls.__name__) is cls else describe(cls)
+
+    exact = (name for name, named in names.items() if named == value)
+    return next(exact, None) or text(value, of_class)
+
+
+def find(name: str, others: dict[str, Factory] | None = None) -> Any:
+    """Returns the component of a short name, known or in ``others``, or of a reference."""
+    if ":" in name:
+        return load(name)
+    names = _KNOWN | (others or {})
+    if name not in names:
+        hint = f"{nearest(name, names)}; for your own write FILE.py:CLASS"
+        raise UserError(f"{name!r} is no known class{hint}")
+    return names[name]
+
+
+def parse(written: str, find: Callable[[str], object] = find) -> Factory:
     """Reads a component; ``find`` returns that of a name."""
     name, bracket, rest = written.partition("(")
     factory = find(name.strip())

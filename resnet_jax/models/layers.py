@@ -1,22 +1,24 @@
 """Layers of the papers and their sequences, in the input's dtype with float32 parameters."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Key
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import conv_general_dilated
 from resnet_jax.models import components
+from resnet_jax.models.components import Part
+from resnet_jax.typing import Array, ArrayLike, Float, Key
 
 Activation = Float[Array, "n h w c"]
 Output = Float[Array, "n ho wo co"]
-# (features, *, rngs) -> module, called with (x) and, if its call declares it, train.
-NormFactory = Callable[..., Callable[..., Activation]]
+# Class of (features, *, rngs), called with (x) and the mode that its call declares.
 Layers = tuple[type, ...]
+Rngs = nnx.Rngs | int | np.integer | Array
+"""Streams, or their seed or key."""
 
 # He et al. 2015b (arXiv 1502.01852), eq. 10. One object: equal layers compare equal.
 he_normal = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -36,25 +38,27 @@ class Conv(nnx.Conv):
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int,
-        stride: int = 1,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
         *,
         dilation: int = 1,
         groups: int = 1,
         rngs: nnx.Rngs,
     ):
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise UserError(f"a {kernel_size}x{kernel_size} kernel has no center: use an odd size.")
+        sizes = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * 2
+        if len(sizes) != 2 or not all(size > 0 and size % 2 for size in sizes):
+            kernel = "x".join(map(str, sizes))
+            raise UserError(f"a {kernel} kernel has no center: use two odd sizes.")
+        padding: Any = tuple((dilation * (size - 1) // 2,) * 2 for size in sizes)
         if groups < 1 or in_features % groups or out_features % groups:
             widths = f"{in_features} to {out_features} features"
             raise UserError(f"groups={groups} does not divide {widths}.")
-        side = dilation * (kernel_size - 1) // 2
         super().__init__(
             in_features,
             out_features,
-            (kernel_size, kernel_size),
-            (stride, stride),
-            padding=((side, side), (side, side)),
+            sizes,
+            stride if isinstance(stride, tuple) else (stride,) * 2,
+            padding=padding,
             kernel_dilation=(dilation, dilation),
             feature_group_count=groups,
             use_bias=False,
@@ -114,7 +118,7 @@ class Norm:
     """Placeholder for the network's normalization in a sequence of layers."""
 
 
-def checked(part: object, y: Any, *shape: int) -> Any:
+def checked(part: object, y: Any, *shape: Any) -> Any:
     """Returns the result of a part; raises UserError unless it has the shape (-1: at least 1)."""
     actual = getattr(y, "shape", None)
     sizes = actual or ()
@@ -137,11 +141,11 @@ def width_of(part: object) -> int:
 class Sequence(nnx.Module):
     """Layers in a row. One whose call takes ``rectify`` also applies the ReLU behind it."""
 
-    def __init__(self, layers: Layers, features: int, *, norm: NormFactory, rngs: nnx.Rngs):
-        classes = [norm if layer is Norm else layer for layer in layers]
-        self.layers = nnx.List([cls(features, rngs=rngs) for cls in classes])
+    def __init__(self, layers: Layers, features: int, *, norm: Part, rngs: nnx.Rngs):
+        parts = [norm if layer is Norm else layer for layer in layers]
+        self.layers = nnx.List([components.make(part, features, rngs=rngs) for part in parts])
 
-    def __call__(self, x: Activation, *, train: bool) -> Activation:
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Activation:
         layers = list(self.layers)
         while layers:
             layer = layers.pop(0)
@@ -149,7 +153,8 @@ class Sequence(nnx.Module):
             if layers and type(layers[0]) is ReLU and components.takes(layer, "rectify"):
                 del layers[0]
                 options["rectify"] = True
-            x = checked(layer, layer(x, **options), *x.shape)
+            # Flax's layers promote to float32.
+            x = checked(layer, layer(x, **options), *x.shape).astype(x.dtype)
         return x
 
 
@@ -163,3 +168,13 @@ def needs_key(key: Key[Array, ""] | None, what: str) -> Key[Array, ""]:
 def keep(key: Key[Array, ""] | None, rate: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Returns a mask of zeros and ones, zero with probability ``rate`` (broadcast to ``shape``)."""
     return jax.random.bernoulli(needs_key(key, what), 1 - rate, shape).astype(jnp.float32)
+
+
+def rngs_of(rngs: Rngs) -> nnx.Rngs:
+    """Returns the streams; a seed may be a NumPy integer."""
+    if isinstance(rngs, nnx.Rngs):
+        return rngs
+    try:
+        return nnx.Rngs(int(rngs) if isinstance(rngs, np.integer) else rngs)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"rngs must be nnx.Rngs, a key or a seed, got {rngs!r:.80}.") from error

@@ -6,11 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
-from jaxtyping import Array
 
 from resnet_jax import kernels
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import UserError, at_least, require
 from resnet_jax.models.layers import Activation, Bias
+from resnet_jax.typing import Array
 
 Variables = dict[str, Any]
 Momenta = dict[Any, float]
@@ -24,6 +24,7 @@ class BatchNorm(nnx.Module):
       epsilon: added to the variance; 1e-5 as in fb.resnet.torch.
       group_size: neighboring images that share statistics, on whatever devices; 0: the batch. He
         et al. had 32 (ImageNet) and 64 (CIFAR-10). Running variances are means of biased ones.
+      axis_name: of ``jax.shard_map``, ``pmap`` or ``vmap``, whose batches share statistics.
     """
 
     def __init__(
@@ -33,30 +34,39 @@ class BatchNorm(nnx.Module):
         momentum: float = 0.9,
         epsilon: float = 1e-5,
         group_size: int = 0,
+        axis_name: str | tuple[str, ...] | None = None,
         rngs: nnx.Rngs,
     ):
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
+        self.axis_name, self.use_running_average = axis_name, True
         at_least(self, 0, "momentum", below=1)
         at_least(self, 0, "epsilon", "group_size")
+        require(not group_size or not axis_name, "BatchNorm takes group_size or axis_name.")
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
         self.var = nnx.BatchStat(jnp.ones(features))
 
-    def __call__(self, x: Activation, *, train: bool, rectify: bool = False) -> Activation:
+    def __call__(
+        self, x: Activation, *, train: bool | None = None, rectify: bool = False
+    ) -> Activation:
         """Normalizes x; ``rectify`` applies the ReLU that follows."""
         weights = self.scale[...], self.bias[...], self.epsilon, rectify
-        if not train:
+        if self.use_running_average if train is None else not train:
             return kernels.affine(x, self.mean[...], self.var[...], *weights)
-        images = len(x)
-        group = self.group_size or images
-        if images % group:
+        images, size = x.shape[0], self.group_size
+        if size and images % size:
             batch = f"a batch of {images} images"
-            raise UserError(f"BatchNorm(group_size={group}) does not divide {batch}.")
-        grouped = x if group == images else x.reshape(images // group, group, *x.shape[1:])
-        y, mean, var = kernels.normalize(grouped, *weights)
+            raise UserError(f"BatchNorm(group_size={size}) does not divide {batch}.")
+        grouped = size not in (0, images)
+        x_grouped = x.reshape(images // size, size, *x.shape[1:]) if grouped else x
+        try:
+            y, mean, var = kernels.normalize(x_grouped, *weights, axis_name=self.axis_name)
+        except NameError as error:
+            problem = f"BatchNorm(axis_name={self.axis_name!r}): no such axis is mapped"
+            raise UserError(f"{problem}; use jax.shard_map, jax.pmap or jax.vmap.") from error
         for running, average in ((self.mean, mean), (self.var, var)):
-            average = average if group == images else average.mean(0)
+            average = average.mean(0) if grouped else average
             running[...] = _moved(running[...], average, self.momentum)
         return y.reshape(x.shape)
 

@@ -1,9 +1,8 @@
 """Residual network: its architecture and execution as frozen values, and its modules."""
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,36 +13,45 @@ from flax import nnx
 from jax import lax
 from jax.core import Tracer
 from jax.extend.core import primitives
-from jaxtyping import Array, ArrayLike, Float, Int, Key, Num
 
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.kernels import Kernels, quick_to_compile
 from resnet_jax.models import components
-from resnet_jax.models.blocks import Basic, ResidualBlock
-from resnet_jax.models.components import Factory
+from resnet_jax.models.blocks import Basic, Branch, ResidualBlock
+from resnet_jax.models.components import Part
 from resnet_jax.models.layers import (
     Activation,
     Conv,
-    NormFactory,
     Output,
+    Rngs,
     Sequence,
     checked,
     he_normal,
+    rngs_of,
     width_of,
 )
-from resnet_jax.models.norms import BatchNorm, Variables, moved, set_momentum_aside
+from resnet_jax.models.norms import (
+    BatchNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+    NoNorm,
+    Variables,
+    moved,
+    set_momentum_aside,
+)
 from resnet_jax.models.orders import Order, Original
-from resnet_jax.models.shortcuts import Projection
-from resnet_jax.models.stems import NoTransition, SmallImageStem
+from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, Shortcut
+from resnet_jax.models.stems import DeepStem, DenseTransition, NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
+from resnet_jax.typing import Array, ArrayLike, Float, Int, Key, Num
 
 MAX_BLOCKS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Compilation of a network; not part of a fingerprint."""
+    """Compilation of a network; not part of a fingerprint. The defaults are the trainer's."""
 
     blocks: Literal["auto", "loop", "scan"] = "auto"
     """Blocks of a stage unrolled or as one scan. auto: scan on CPU, elsewhere above 100 blocks."""
@@ -72,9 +80,27 @@ class Execution:
         return self.blocks == "scan"
 
 
+PLAIN = Execution(blocks="loop", kernels="plain")
+"""Execution of networks outside of the trainer: JAX differentiates every operation itself."""
+
+# Public base classes of the package's components.
+_ROLES: dict[str, tuple[type, ...]] = {
+    "branch": (Branch,),
+    "order": (Order,),
+    "shortcut": (Shortcut, NoShortcut, Concatenation),
+    "stem": (SmallImageStem, DeepStem),
+    "norm": (BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm),
+    "transition": (NoTransition, DenseTransition),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Description of a network. A class may carry arguments, ``NAME(argument=value)``."""
+    """Description of a network.
+
+    A component is a class, ``component(CLASS, argument=value)``, a ``functools.partial`` or text:
+    ``NAME`` or ``NAME(argument=value)``.
+    """
 
     stages: tuple[int, ...]
     """Residual blocks per stage."""
@@ -82,19 +108,19 @@ class Architecture:
     """Width of each stage, before a bottleneck's expansion."""
     stem_features: int = 0
     """Width of the stem; 0: that of the first stage."""
-    branch: Factory = Basic
+    branch: Part = Basic
     """Basic, Bottleneck, BottleneckV15, SingleLayer, "Branch(kernels=(3, 1, 3))", FILE.py:CLASS."""
     order: type[Order] = Original
     """Original, NormAfterAddition, ReluBeforeAddition, ReluOnlyPreactivation, FullPreactivation,
     Fixup, FILE.py:CLASS."""
-    shortcut: Factory = Projection
+    shortcut: Part = Projection
     """none, A, B, C, D, "Scaled(shortcut=0.5)", "ShortcutOnlyGating(bias=-6)", FILE.py:CLASS."""
-    stem: Factory = SmallImageStem
+    stem: Part = SmallImageStem
     """SmallImageStem, ImageNetStem, DeepStem, FILE.py:CLASS."""
-    norm: Factory = BatchNorm
+    norm: Part = BatchNorm
     """BatchNorm, "BatchNorm(group_size=64)", FrozenBatchNorm, "GroupNorm(num_groups=8)", NoNorm,
     FILE.py:CLASS."""
-    transition: Factory = NoTransition
+    transition: Part = NoTransition
     """Between stages: NoTransition, "DenseTransition(compression=0.5)", FILE.py:CLASS."""
     stochastic_depth: StochasticDepth = field(default_factory=StochasticDepth)
     output_stride: int = 0
@@ -102,15 +128,22 @@ class Architecture:
     input_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width, channels of the images. The network depends only on the channels."""
     num_classes: int = 10
-    """Number of logits."""
+    """Number of logits; 0: no classifier, the output is the pooled embedding."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of computation. Parameters and statistics are float32."""
 
     def __post_init__(self) -> None:
+        for name in _ROLES:
+            if isinstance(part := getattr(self, name), str | functools.partial):
+                object.__setattr__(self, name, components.resolve(part))
         components.check_fields(self)
+        for name in _ROLES:
+            cls, _ = components.parts(part := getattr(self, name))
+            role = next((role for role, bases in _ROLES.items() if issubclass(cls, bases)), name)
+            if role != name:
+                raise UserError(f"{name}={components.name_of(part)} is a {role}, not a {name}.")
         components.check_fields(self.stochastic_depth)
-        at_least(self, 1, "num_classes", below=2**31)
-        at_least(self, 0, "stem_features", "output_stride", below=2**31)
+        at_least(self, 0, "num_classes", "stem_features", "output_stride", below=2**31)
         stages, features, shape = self.stages, self.features, self.input_shape
         fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
         if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
@@ -120,9 +153,9 @@ class Architecture:
                 f"below 2**31, the sum of stages at most {MAX_BLOCKS}."
             )
 
-    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "ResNet":
+    def build(self, *, rngs: Rngs = 0, execution: Execution = PLAIN) -> "ResNet":
         """Returns the module, initialized by one program: eagerly that takes tens of seconds."""
-        key = rngs.params()
+        key = rngs_of(rngs).params()
         # Inside another trace JAX rejects compiler options.
         options = None if isinstance(key, Tracer) else quick_to_compile()
 
@@ -132,10 +165,10 @@ class Architecture:
         return nnx.merge(*jax.jit(variables, compiler_options=options)(key))
 
     def init(
-        self, key: Array, *, execution: Execution = Execution()
+        self, key: Array | int, *, execution: Execution = PLAIN
     ) -> tuple["Apply", Variables, Variables]:
         """Returns ``(apply, params, batch_stats)`` as of ``build``. To be traced."""
-        model = ResNet(self, rngs=nnx.Rngs(nnx.Rngs(key).params()), execution=execution)
+        model = ResNet(self, rngs=nnx.Rngs(key).params(), execution=execution)
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
         return Apply(graphdef), nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
@@ -166,23 +199,29 @@ class Apply:
 
 
 class ResNet(nnx.Module):
-    """Deep residual network. He et al. 2015, Sections 3.3 and 4.2; plain with ``NoShortcut``."""
+    """Deep residual network. He et al. 2015, Sections 3.3 and 4.2; plain with ``NoShortcut``.
 
-    def __init__(
-        self, architecture: Architecture, *, rngs: nnx.Rngs, execution: Execution = Execution()
-    ):
-        with _blaming_users_parts(architecture) as has_any:
-            self._assemble(architecture, execution, rngs)
-            if has_any:
+    Methods take ``train``: use batch statistics, update the running ones in place, enable dropout
+    and stochastic depth. None is the mode of ``train()`` and ``eval()``, at first evaluation.
+    """
+
+    def __init__(self, architecture: Architecture, *, rngs: Rngs = 0, execution: Execution = PLAIN):
+        classes = [components.parts(getattr(architecture, name))[0] for name in _ROLES]
+        names = map(components.describe, classes)
+        users = ", ".join(name for name in names if not name.startswith("resnet_jax."))
+        try:
+            self._assemble(architecture, execution, rngs_of(rngs))
+            self.deterministic = True
+            self.eval()
+            if users:
                 # Errors of a call are raised now, not in the first step of a run.
-                graphdef, state = nnx.split(self)
-
-                def call(state: Any, images: Array) -> Array:
-                    model: Any = nnx.merge(graphdef, state, copy=True)
-                    return model(images, key=jax.random.key(0))
-
                 images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.uint8)
-                jax.eval_shape(call, state, images)
+                nnx.eval_shape(lambda m, x: m(x, False, key=jax.random.key(0)), self, images)
+        except (AttributeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError) or not users:
+                raise
+            problem, _, _ = str(error).partition("\n")
+            raise UserError(f"{users} cannot be in this network: {problem}") from error
 
     def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:
         stages, features = architecture.stages, architecture.features
@@ -232,7 +271,7 @@ class ResNet(nnx.Module):
     def features(
         self,
         images: Num[Array, "n h w c"],
-        train: bool = False,
+        train: bool | None = None,
         *,
         key: Key[Array, ""] | None = None,
         multipliers: Float[ArrayLike, "blocks *n"] | None = None,
@@ -241,27 +280,32 @@ class ResNet(nnx.Module):
         """Returns the activations after the stem and each stage: ``stem``, ``stage1``, ...
 
         Args:
-          train: use batch statistics, update the running ones in place, enable stochastic parts.
+          images: dtype uint8 or floating, at least one image, at any resolution.
+          train: None is the mode of the module.
           key: for stochastic depth and dropout.
           multipliers: factors on the branches, per block or per block and image.
           permutation: block at each position, within ``exchangeable``; unchecked if traced.
         """
-        if len(shape := np.shape(images)) != 4 or shape[3] != self.channels:
-            raise UserError(f"images must be (n, height, width, {self.channels}), got {shape}.")
-        factors = self._factors(len(images), train, key, multipliers)
+        shape = np.shape(images)
+        if len(shape) != 4 or shape[3] != self.channels or shape[0] == 0:
+            hints = {3: "images[None] adds the axis of a batch", 4: "channels are the last axis"}
+            allowed = f"images must be (n, height, width, {self.channels}), n at least 1"
+            raise UserError(f"{allowed}, got {shape}: {hints.get(len(shape), 'give four axes')}.")
+        count = shape[0]
+        factors = self._factors(count, train, key, multipliers)
         order = None if permutation is None else self._checked(permutation)
         with kernels.active(self.kernels):
             # The scopes name sections of profiles and of the counts per stage.
             with jax.named_scope("stem"):
                 mode = components.accepted(self.stem, train=train)
                 x = self.stem(jnp.asarray(images, self.dtype), **mode)
-                x = checked(self.stem, x, len(images), -1, -1, self.widths["stem"])
+                x = checked(self.stem, x, count, -1, -1, self.widths["stem"])
             maps, start = {"stem": x}, 0
             stages = zip(self.transitions, self.stages, strict=True)
             for index, (transition, stacks) in enumerate(stages, 1):
                 with jax.named_scope(f"stage{index}"):
                     x = transition(x, **components.accepted(transition, train=train))
-                    x = checked(transition, x, len(images), -1, -1, transition.out_features)
+                    x = checked(transition, x, count, -1, -1, transition.out_features)
                     for stack in stacks:
                         places = slice(start, start + stack.count)
                         x = stack(
@@ -276,12 +320,21 @@ class ResNet(nnx.Module):
         return maps
 
     def __call__(
-        self, images: Num[Array, "n h w c"], train: bool = False, **options: Any
+        self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any
     ) -> Float[Array, "n classes"]:
         """Returns float32 logits. Arguments as of ``features``."""
-        *_, last = self.features(images, train, **options).values()
+        return self._end(self.head, self.features(images, train, **options), train)
+
+    def embed(
+        self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any
+    ) -> Float[Array, "n features"]:
+        """Returns the float32 input of the classifier. Arguments as of ``features``."""
+        return self._end(self.head.pool, self.features(images, train, **options), train)
+
+    def _end(self, head: Callable[..., Array], maps: dict[str, Array], train: bool | None) -> Array:
         with kernels.active(self.kernels), jax.named_scope("head"):
-            return self.head(last, train=train)
+            # By name: transforms that return a dictionary sort it.
+            return head(maps[f"stage{len(self.stages)}"], train=train)
 
     def exchangeable(self) -> list[range]:
         """Returns ranges of blocks of equal structure, which may be permuted."""
@@ -291,14 +344,15 @@ class ResNet(nnx.Module):
 
     def _factors(
         self,
-        images: int,
-        train: bool,
+        images: Any,
+        train: bool | None,
         key: Key[Array, ""] | None,
         multipliers: Float[ArrayLike, "blocks *n"] | None,
     ) -> Float[Array, "blocks _"] | None:
         depth, drawn = self.stochastic_depth, None
         if depth.survival != 1 or depth.kept:
             key = None if key is None else jax.random.fold_in(key, self.num_blocks)
+            train = components.in_training(self, train)
             drawn = depth.multipliers(self.num_blocks, images, train=train, key=key)
         if multipliers is None:
             return drawn
@@ -321,21 +375,6 @@ class ResNet(nnx.Module):
                 f"structure: only {allowed} may change places."
             )
         return jnp.asarray(permutation)
-
-
-@contextlib.contextmanager
-def _blaming_users_parts(architecture: Architecture) -> Iterator[bool]:
-    """Yields whether a network has parts of a user; then errors become a UserError."""
-    values = [value for value in vars(architecture).values() if isinstance(value, Factory)]
-    classes = [components.parts(value)[0] for value in values]
-    users = [components.describe(c) for c in classes if not c.__module__.startswith("resnet_jax.")]
-    try:
-        yield bool(users)
-    except (AttributeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError) or not users:
-            raise
-        problem, _, _ = str(error).partition("\n")
-        raise UserError(f"{', '.join(users)} cannot be in this network: {problem}") from error
 
 
 def _strides(architecture: Architecture, stem: object) -> list[tuple[int, tuple[int, int]]]:
@@ -388,15 +427,21 @@ class Head(nnx.Module):
         num_classes: int,
         *,
         order: type[Order] = Original,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         rngs: nnx.Rngs,
     ):
         self.before = Sequence(order.before_classifier, in_features, norm=norm, rngs=rngs)
         init = jax.nn.initializers.zeros if order.zero_classifier else he_normal
-        self.linear = nnx.Linear(in_features, num_classes, kernel_init=init, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=init, rngs=rngs)
+        self.linear = linear(in_features, num_classes) if num_classes else None
 
-    def __call__(self, x: Activation, *, train: bool = False) -> Float[Array, "n classes"]:
-        return self.linear(jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32))
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Float[Array, "n classes"]:
+        pooled = self.pool(x, train=train)
+        return pooled if self.linear is None else self.linear(pooled)
+
+    def pool(self, x: Activation, *, train: bool | None = None) -> Float[Array, "n c"]:
+        """Returns the means over the pixels."""
+        return jnp.mean(self.before(x, train=train), axis=(1, 2), dtype=jnp.float32)
 
 
 class Stack(nnx.Module):
@@ -423,7 +468,7 @@ class Stack(nnx.Module):
         self,
         x: Activation,
         *,
-        train: bool,
+        train: bool | None = None,
         key: Key[Array, ""] | None = None,
         multipliers: Float[Array, "blocks _"] | None = None,
         permutation: Int[Array, "blocks"] | None = None,
@@ -454,11 +499,17 @@ class Stack(nnx.Module):
                 x, after = run(x, block_inputs)
                 afters.append(after)
             changed = jax.tree.map(lambda *leaves: jnp.stack(leaves), *afters)
-        if train:
+        if _updates(self.stacked) if train is None else train:
             if permutation is not None:
                 changed = jax.tree.map(lambda a: a[jnp.argsort(permutation)], changed)
             nnx.update(self.stacked, changed)
         return x
+
+
+def _updates(module: nnx.Module) -> bool:
+    """Returns whether any part of a module is in training mode."""
+    parts = [part for _, part in nnx.iter_modules(module)]
+    return any(getattr(p, mode, True) is False for p in parts for mode in components.FLAX_MODES)
 
 
 _EXPENSIVE = (

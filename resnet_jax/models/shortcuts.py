@@ -2,7 +2,8 @@
 
 A shortcut is an NNX module, constructed with ``(in_features, out_features, stride, *, rngs)`` and
 called with ``(x, branch)``; it returns the merged activation. If declared, the constructor also
-receives the network's ``conv`` and ``norm``, the call ``train`` and ``key`` (or None).
+receives the network's ``conv`` and ``norm``, the call ``key`` (or None) and the mode: ``train``, a
+bool unless its default is None, or ``use_running_average`` and ``deterministic`` of Flax layers.
 ``merged_features`` is the width of a result that is wider than the branch.
 """
 
@@ -13,13 +14,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jax import lax
 
 from resnet_jax.errors import UserError, at_least, nearest
 from resnet_jax.models import components
-from resnet_jax.models.components import Factory, component
-from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, keep
+from resnet_jax.models.components import Factory, Part, component
+from resnet_jax.models.layers import Activation, Conv, Output, keep
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.typing import Array, Float, Key
 
 
 class _Pad(nnx.Module):
@@ -45,8 +47,12 @@ class _Pad(nnx.Module):
         before = missing // 2 if both else 0
         self.stride, self.pool, self.channels = stride, pool, (before, missing - before)
 
-    def __call__(self, x: Activation, *, train: bool) -> Output:
-        x = _pool(x, self.stride) if self.pool else x[:, :: self.stride, :: self.stride]
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
+        if self.pool:
+            x = _pool(x, self.stride)
+        elif self.stride != 1:
+            # Sizes in the form of a convolution's, unlike those of x[:, ::stride] if symbolic.
+            x = lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1))
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), self.channels)) if any(self.channels) else x
 
 
@@ -54,13 +60,14 @@ class _ProjectAlways(nnx.Module):
     """Strided 1x1 convolution and normalization. He et al. 2015, eq. 2."""
 
     def __init__(
-        self, in_features: int, out_features: int, stride: int, *, norm: NormFactory, rngs: nnx.Rngs
+        self, in_features: int, out_features: int, stride: int, *, norm: Part, rngs: nnx.Rngs
     ):
         self.conv = Conv(in_features, out_features, 1, stride, rngs=rngs)
-        self.norm = norm(out_features, rngs=rngs)
+        self.norm = components.make(norm, out_features, rngs=rngs)
 
-    def __call__(self, x: Activation, *, train: bool) -> Output:
-        return self.norm(self.conv(x), **components.accepted(self.norm, train=train))
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
+        mode = components.accepted(self.norm, train=train)
+        return self.norm(self.conv(x), **mode).astype(x.dtype)
 
 
 class _Project(nnx.Module):
@@ -74,18 +81,20 @@ class _Project(nnx.Module):
         widths = in_features, out_features
         self.projection = _ProjectAlways(*widths, stride, **options) if changes else None
 
-    def __call__(self, x: Activation, *, train: bool) -> Output:
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
         if self.projection is None:
             return x
         return self.projection(_pool(x, self.pool_stride), train=train)
 
 
 def _pool(x: Activation, stride: int) -> Output:
-    # Windows at the edge average the pixels inside; odd sizes round up as in the branch.
+    # Windows at the edge average the pixels inside; odd sizes round up as in the branch, which JAX
+    # has to prove for symbolic sizes.
     if stride == 1:
         return x
-    window = (stride, stride)
-    return nnx.avg_pool(x, window, strides=window, padding="SAME", count_include_pad=False)
+    window, sizes = (stride, stride), x.shape[1:3]
+    padding: Any = [(0, -n % stride if isinstance(n, int) else stride - 1) for n in sizes]
+    return nnx.avg_pool(x, window, strides=window, padding=padding, count_include_pad=False)
 
 
 # Downsampling in the shortcut.
@@ -120,7 +129,7 @@ class Shortcut(nnx.Module):
         out_features: int,
         stride: int,
         rngs: nnx.Rngs,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         resize: str = "",
     ):
         name = resize or self.resized_by
@@ -128,7 +137,7 @@ class Shortcut(nnx.Module):
             raise UserError(f"resize={name!r} is unknown{nearest(name, RESIZES)}")
         self.carry = RESIZES[name](in_features, out_features, stride, norm=norm, rngs=rngs)
 
-    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
+    def __call__(self, x: Activation, branch: Output, *, train: bool | None = None) -> Output:
         return self.carry(x, train=train) + branch
 
 
@@ -167,7 +176,7 @@ class Scaled(Shortcut):
         super().__init__(*args, **options)
         self.factors = (float(shortcut), float(branch))
 
-    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
+    def __call__(self, x: Activation, branch: Output, *, train: bool | None = None) -> Output:
         of_shortcut, of_branch = self.factors
         return of_shortcut * self.carry(x, train=train) + of_branch * branch
 
@@ -195,7 +204,7 @@ class _Gated(Shortcut):
 class ExclusiveGating(_Gated):
     """``(1 - g(x)) x + g(x) F(x)``, as in Highway Networks. He et al. 2016, Section 3.1."""
 
-    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
+    def __call__(self, x: Activation, branch: Output, *, train: bool | None = None) -> Output:
         logits = self._logits(x)
         # 1 - sigmoid(z) = sigmoid(-z), without the cancellation.
         carried = jax.nn.sigmoid(-logits) * self.carry(x, train=train)
@@ -205,7 +214,7 @@ class ExclusiveGating(_Gated):
 class ShortcutOnlyGating(_Gated):
     """``(1 - g(x)) x + F(x)``. He et al. 2016, Section 3.1."""
 
-    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
+    def __call__(self, x: Activation, branch: Output, *, train: bool | None = None) -> Output:
         return jax.nn.sigmoid(-self._logits(x)) * self.carry(x, train=train) + branch
 
 
@@ -214,14 +223,19 @@ class DropoutShortcut(Shortcut):
 
     def __init__(self, *args: Any, rate: float = 0.5, **options: Any):
         super().__init__(*args, **options)
-        self.rate = rate
+        self.rate, self.deterministic = rate, True
         at_least(self, 0, "rate", below=1)
 
     def __call__(
-        self, x: Activation, branch: Output, *, train: bool, key: Key[Array, ""] | None = None
+        self,
+        x: Activation,
+        branch: Output,
+        *,
+        train: bool | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Output:
         carried, factor = self.carry(x, train=train), 1 - self.rate
-        if train:
+        if components.in_training(self, train):
             factor = keep(key, self.rate, carried.shape, "dropout on the shortcut")
         return carried * jnp.asarray(factor, carried.dtype) + branch
 
@@ -236,7 +250,7 @@ class LearnedScalar(Shortcut):
         super().__init__(*args, **options)
         self.alpha = nnx.Param(jnp.full((), float(initial)))
 
-    def __call__(self, x: Activation, branch: Output, *, train: bool) -> Output:
+    def __call__(self, x: Activation, branch: Output, *, train: bool | None = None) -> Output:
         return self.carry(x, train=train) + self.alpha[...].astype(branch.dtype) * branch
 
 

@@ -4,9 +4,10 @@ from typing import ClassVar
 
 from flax import nnx
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import require
 from resnet_jax.kernels import max_pool
-from resnet_jax.models.layers import Activation, Conv, NormFactory, Output, Sequence
+from resnet_jax.models.components import Part
+from resnet_jax.models.layers import Activation, Conv, Output, Sequence
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Order, Original
 
@@ -24,16 +25,22 @@ class SmallImageStem(nnx.Module):
         features: int,
         *,
         order: type[Order] = Original,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         rngs: nnx.Rngs,
     ):
         layers = order.before_pooling if self.pools else order.after_stem
         self.conv = Conv(in_features, features, *self.kernel_and_stride, rngs=rngs)
         self.after = Sequence(layers, features, norm=norm, rngs=rngs)
 
-    def __call__(self, x: Activation, *, train: bool = False) -> Output:
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
         x = self.after(self.conv(x), train=train)
         return max_pool(x) if self.pools else x
+
+
+class PooledSmallImageStem(SmallImageStem):
+    """3x3 convolution at full resolution and 3x3 max pooling at stride 2."""
+
+    stride, pools = 2, True
 
 
 class ImageNetStem(SmallImageStem):
@@ -53,18 +60,16 @@ class DeepStem(nnx.Module):
         features: int,
         *,
         order: type[Order] = Original,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         rngs: nnx.Rngs,
     ):
-        half = features // 2
-        if not half:
-            raise UserError(f"DeepStem has half of {features} features: use 2 or more.")
+        half, layers = features // 2, order.before_pooling
+        require(half > 0, f"DeepStem has half of {features} features: use 2 or more.")
         shapes = ((in_features, half, 3, 2), (half, half, 3, 1), (half, features, 3, 1))
-        after = [Sequence(order.before_pooling, s[1], norm=norm, rngs=rngs) for s in shapes]
         self.convs = nnx.List([Conv(*shape, rngs=rngs) for shape in shapes])
-        self.after = nnx.List(after)
+        self.after = nnx.List([Sequence(layers, s[1], norm=norm, rngs=rngs) for s in shapes])
 
-    def __call__(self, x: Activation, *, train: bool = False) -> Output:
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
         for conv, after in zip(self.convs, self.after, strict=True):
             x = after(conv(x), train=train)
         return max_pool(x)
@@ -93,20 +98,18 @@ class DenseTransition(nnx.Module):
         *,
         compression: float = 1.0,
         order: type[Order] = Original,
-        norm: NormFactory = BatchNorm,
+        norm: Part = BatchNorm,
         rngs: nnx.Rngs,
     ):
         # 0.35 * 180 is 62.999... in floating point.
         self.out_features = int(round(in_features * compression, 6))
-        if not 0 < compression <= 1 or self.out_features < 1:
-            raise UserError(
-                f"DenseTransition(compression={compression}) of {in_features} features must be in "
-                "(0, 1] and leave one."
-            )
+        valid = 0 < compression <= 1 <= self.out_features
+        part = f"DenseTransition(compression={compression}) of {in_features} features"
+        require(valid, f"{part} must be in (0, 1] and leave one.")
         self.before = Sequence(order.before_convolution, in_features, norm=norm, rngs=rngs)
         self.conv = Conv(in_features, self.out_features, 1, rngs=rngs)
         self.after = Sequence(order.after_last_convolution, self.out_features, norm=norm, rngs=rngs)
 
-    def __call__(self, x: Activation, *, train: bool = False) -> Output:
+    def __call__(self, x: Activation, *, train: bool | None = None) -> Output:
         x = self.after(self.conv(self.before(x, train=train)), train=train)
         return nnx.avg_pool(x, (2, 2), strides=(2, 2))

@@ -5,10 +5,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.layers import keep, needs_key
+from resnet_jax.typing import Array, Float, Key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,18 +36,6 @@ Differences = dict[str, tuple[object, object]]
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """Results under another protocol."""
-
-    variant: VariantRuns
-    differing: Differences
-
-    def __str__(self) -> str:
-        fields = (f"{name} {a} there, {b} here" for name, (a, b) in self.differing.items())
-        return f"{self.variant.name} not comparable: {'; '.join(fields)}"
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Our results beside a published number."""
 
@@ -55,16 +43,16 @@ class Comparison:
     counted: int | None = None
     ours: tuple[tuple[VariantRuns, Spread], ...] = ()
     """Variants under the same protocol, and their errors."""
-    mismatches: tuple[Mismatch, ...] = ()
+    mismatches: tuple[tuple[VariantRuns, Differences], ...] = ()
+    """Variants under another protocol, and its differing fields."""
 
     @property
     def command(self) -> str:
         """Command of the entry's study; empty without one."""
-        study = self.entry.study
-        if not study or not self.entry.network:
+        if not self.entry.study or not self.entry.network:
             return ""
-        workdir = f"runs/{self.entry.paper}-{study.partition(':')[2]}"
-        return f"resnet-jax study {study} --seeds 5 --workdir {workdir}"
+        workdir = f"runs/{self.entry.paper}-{self.entry.study.partition(':')[2]}"
+        return f"resnet-jax study {self.entry.study} --seeds 5 --workdir {workdir}"
 
     @property
     def missing(self) -> bool:
@@ -83,7 +71,10 @@ class Comparison:
             f"n={len(error.values)} ({variant.name})"
             for variant, error in self.ours
         ]
-        return "\n".join([*lines, *map(str, self.mismatches), *["not run"] * self.missing])
+        for variant, differing in self.mismatches:
+            fields = (f"{name} {a} there, {b} here" for name, (a, b) in differing.items())
+            lines.append(f"{variant.name} not comparable: {'; '.join(fields)}")
+        return "\n".join([*lines, *["not run"] * self.missing])
 
 
 def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
@@ -102,7 +93,7 @@ def compare(entry: Entry, variants: Sequence[VariantRuns]) -> Comparison:
         if not variant.results or structure(variant.results[0]["model"]) != network:
             continue
         if differing := differences(entry, variant):
-            mismatches.append(Mismatch(variant, differing))
+            mismatches.append((variant, differing))
         else:
             ours.append((variant, variant.spread(name)))
     return Comparison(entry, ours=tuple(ours), mismatches=tuple(mismatches))
@@ -155,7 +146,7 @@ def published_beside(result: Record) -> list[Entry]:
 
 def plain(comparison: Comparison) -> Record:
     """Returns a comparison as a JSON object."""
-    mismatches = ((mismatch.variant.name, mismatch.differing) for mismatch in comparison.mismatches)
+    mismatches = ((ours.name, differing) for ours, differing in comparison.mismatches)
     fields = vars(comparison.entry) | {
         "published": comparison.entry.value,
         "counted": comparison.counted,

@@ -6,12 +6,12 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from markupsafe import Markup, escape
-from matplotlib import rc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -25,55 +25,39 @@ from resnet_jax.training.run_dir import Record, Workdir
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STROKES = ("-", "--", ":", "-.")
 INK = "#010203"  # "currentColor" in SVG, which matplotlib lacks
-FONT_SIZE = 8.5
-LONGEST_NAME = 36
 POINTS = 200  # of a curve at most: a panel has about 300 pixels
+_STYLE = Path(__file__).with_name("style.mplstyle")
 _WIDTH = 4.1  # inches; phones are 390 pixels wide
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Context manager with the style in which every figure is drawn and written."""
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        rc("axes", axisbelow=True, edgecolor=INK, grid=True, labelcolor=INK, titlesize=FONT_SIZE)
-        rc("axes.grid", axis="y")
-        rc("axes.spines", left=False, right=False, top=False)
-        rc("figure.constrained_layout", use=True)
-        rc("font", size=FONT_SIZE)
-        rc("grid", alpha=0.25, color="#808080", linewidth=0.6)
-        rc("legend", frameon=False)
-        rc("svg", fonttype="none", hashsalt="resnet_jax")
-        rc("text", color=INK, parse_math=False)  # names may contain dollars
-        rc("xtick", color=INK)
-        rc("ytick", color=INK)
+    with matplotlib.style.context(_STYLE), warnings.catch_warnings():
         # The browser has the glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         yield
 
 
 def svg(figure: Figure, label: str, key: str) -> Markup:
+    """Returns a figure drawn within ``style`` as an element; ``key`` prefixes its identifiers."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return inline(text.getvalue(), label, key)
-
-
-def inline(text: str, label: str, key: str) -> Markup:
-    """Returns an SVG written within ``style`` as an element; ``key`` prefixes its identifiers."""
+    body = text.getvalue()
     # Styles would apply to the whole page.
-    body = re.sub(r"<(metadata|style).*?</\1>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r"<(metadata|style).*?</\1>", "", body[body.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'( id="|href="#|url\(#)', rf"\1{key}-", body)
     # Hundredths of a point.
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     body = body.replace(INK, "currentColor")
     for number, color in enumerate(COLORS):
         body = body.replace(color, f"var(--c{number}, {color})")
-    head, _, rest = body.partition(">")
-    return Markup(f'{head} role="img" aria-label="{escape(label)}" stroke-linejoin="round">{rest}')
+    attributes = f'role="img" aria-label="{escape(label)}" stroke-linejoin="round"'
+    return Markup(body.replace("<svg", f"<svg {attributes}", 1))
 
 
 def shortened(name: str) -> str:
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
+    return name if len(name) <= 36 else f"{name[:18]}…{name[-17:]}"
 
 
 def without_fingerprint(name: str) -> str:
@@ -131,51 +115,50 @@ def panels(variants: Sequence[VariantRuns]) -> list[tuple[str, Markup]]:
         curves = {split: line for split in ("test", "train") if (line := curve(records, split))}
         if curves:
             model = variant.experiment["model"]
-            networks.append((model, sum(model["stages"]), (variant, curves)))
+            blocks = sum(model["stages"])
+            networks.append((model, blocks, (variant.name, blocks, curves)))
     if not networks:
         return []
-    last_step, highest = axis_limits([curves for *_, (_, curves) in networks])
+    limits = axis_limits([curves for *_, (*_, curves) in networks])
     depths = sorted({blocks for _, blocks, _ in networks})
     drawn = []
     for number, family in enumerate(results.families(networks)):
-        names = [variant.name for variant, _ in family]
+        names = [name for name, *_ in family]
         columns = 2 if max(map(len, names)) < 17 else 1
         height = 2.9 + 0.18 * math.ceil(len(family) / columns)
         with style():
             figure = Figure(figsize=(_WIDTH, height))
-            panel = figure.add_subplot(xlabel="step", ylabel="error (%)")
-            panel.set(xlim=(0, last_step), ylim=(0, highest))
+            panel = figure.add_subplot(xlabel="step", ylabel="error (%)", **limits)
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            for variant, curves in family:
-                depth = depths.index(sum(variant.experiment["model"]["stages"]))
-                _draw_curves(panel, shortened(variant.name), curves, depth)
+            for name, blocks, curves in family:
+                _draw_curves(panel, shortened(name), curves, depths.index(blocks))
             figure.legend(loc="outside upper left", ncols=columns)
             label = f"Training and test error against steps: {', '.join(names)}"
             drawn.append((common_name(names), svg(figure, label, f"curves{number}")))
     return drawn
 
 
-def axis_limits(variants: Sequence[Curves]) -> tuple[float, float]:
-    """Returns the last step, and an error above 95 % of late errors and every best test error."""
+def axis_limits(variants: Sequence[Curves]) -> dict[str, tuple[float, float]]:
+    """Returns ``xlim`` to the last step and ``ylim`` above best test and 95 % of late errors."""
     lines = [line for curves in variants for line in curves.values()]
     steps = np.concatenate([line.steps for line in lines])
     errors = np.concatenate([line.mean for line in lines])
     late = errors[steps > steps.max() / 4]
     best = [curves["test"].mean.min() for curves in variants if "test" in curves]
     highest = max(np.percentile(late, 95), *best, 0.5)
-    return float(steps.max()), min(100.0, 1.1 * float(highest))
+    return {"xlim": (0, float(steps.max())), "ylim": (0, min(100.0, 1.1 * float(highest)))}
 
 
 def _draw_curves(panel: Axes, name: str, curves: Curves, depth: int) -> None:
-    color, stroke = COLORS[depth % len(COLORS)], STROKES[depth % len(STROKES)]
+    line: Record = {"color": COLORS[depth % len(COLORS)], "label": name}
+    line["linestyle"] = STROKES[depth % len(STROKES)]
     for split, (steps, mean, low, high) in curves.items():
         width, alpha = (1.8, 0.16) if split == "test" else (0.8, 0.1)
-        label = name if split == next(iter(curves)) else None
-        marker = "." if steps.size < 5 else ""
-        line = {"color": color, "linestyle": stroke, "linewidth": width, "marker": marker}
-        panel.plot(steps, mean, label=label, zorder=2 + width, **line)
+        line["marker"] = "." if steps.size < 5 else ""
+        panel.plot(steps, mean, linewidth=width, zorder=2 + width, **line)
         if (high > low).any():
-            panel.fill_between(steps, low, high, color=color, alpha=alpha, linewidth=0)
+            panel.fill_between(steps, low, high, color=line["color"], alpha=alpha, linewidth=0)
+        line["label"] = None
 
 
 def draw_errors(
@@ -211,9 +194,9 @@ def _draw_row(panel: Axes, row: int, variant: VariantRuns, published: Sequence[f
     diverged = np.array([result["diverged_at_step"] is not None for result in variant.results])
     # Seeds with the same error remain separate dots.
     heights = row + np.linspace(-0.1, 0.1, values.size) * (values.size > 1)
-    dots = {"markersize": 4.5, "clip_on": False, "in_layout": False}
-    panel.plot(values[~diverged], heights[~diverged], "o", color=blue, markeredgewidth=0, **dots)
-    panel.plot(values[diverged], heights[diverged], "x", color=INK, markeredgewidth=1.4, **dots)
+    for kept, marker, color, edge in (~diverged, "o", blue, 0), (diverged, "x", INK, 1.4):
+        dots = {"color": color, "markersize": 4.5, "markeredgewidth": edge}
+        panel.plot(values[kept], heights[kept], marker, clip_on=False, in_layout=False, **dots)
     diamond = {"markerfacecolor": "none", "markeredgecolor": orange, "markeredgewidth": 1.6}
     panel.plot(published, [row] * len(published), "D", markersize=7, **diamond)
     text = {"transform": panel.get_yaxis_transform(), "va": "center"}

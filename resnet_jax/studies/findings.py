@@ -1,5 +1,6 @@
 """Findings of analyses: tables, data and a figure in a directory, and a section of the report."""
 
+import base64
 import datetime
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from resnet_jax.errors import UserError
-from resnet_jax.studies import figures, results
+from resnet_jax.studies import figures
 from resnet_jax.terminal import Table, csv_text, plain
 from resnet_jax.training import run_dir
 from resnet_jax.training.run_dir import Record, write_text
@@ -38,7 +39,7 @@ class Finding:
 def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
     """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
     files = [folder / f"{finding.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
-    with figures.style(), results.writing(folder, "--to"):
+    with figures.style():
         figure = draw()
         folder.mkdir(parents=True, exist_ok=True)
         write_text(files[0], json.dumps(finding.plain(command), allow_nan=False) + "\n")
@@ -49,7 +50,10 @@ def write(finding: Finding, command: str, draw: Callable[[], Figure], folder: Pa
 
 
 def read(folders: Iterable[Path]) -> list[tuple[Finding, str]]:
-    """Reads the findings in run directories, with their figures as SVG."""
+    """Reads the findings in run directories, with their figures as data URIs of images.
+
+    Browsers neither run scripts nor load files of an SVG in ``<img>``.
+    """
     return [_read(file) for run in folders for file in sorted((run / FOLDER).glob("*.json"))]
 
 
@@ -58,11 +62,11 @@ def _read(file: Path) -> tuple[Finding, str]:
         text = json.loads(file.read_text())
         fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
         finding = Finding(tables=tuple(map(table, text["tables"])), **fields)
-        figure = file.with_suffix(".svg").read_text()
-        return finding, figure[figure.index("<svg") :]
+        figure = base64.b64encode(file.with_suffix(".svg").read_bytes()).decode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{file} is corrupt, or its figure is missing ({error!r})"
         raise UserError(f"{problem}: delete it, or repeat its command") from error
+    return finding, f"data:image/svg+xml;base64,{figure}"
 
 
 def table(text: Record) -> Table:

@@ -47,7 +47,6 @@ def write(
             runs.append((variant, run, source + "/" * run.source.is_dir()))
     present = {figures.without_fingerprint(variant.name) for variant in variants}
     absent = [VariantRuns(name, []) for name in study.get("variants", ()) if name not in present]
-    analyses = findings.read(run.source for _, run, _ in runs)
     text = _TEMPLATES.get_template("report.html.j2").render(
         title=_title(variants, study),
         study=study,
@@ -58,32 +57,26 @@ def write(
         unverified=len(comparisons) - len(verified),
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
-        analyses=[
-            (finding, figures.inline(svg, finding.title, f"analysis{number}"))
-            for number, (finding, svg) in enumerate(analyses)
-        ],
+        analyses=findings.read(run.source for _, run, _ in runs),
         runs=runs,
         json=json,
         details=[(v, _distinct(result["protocol"] for result in v.results)) for v in variants],
         environment=_environment(run.result for _, run, _ in runs if run.result),
     )
-    results, rows, unfinished = [], [], []
+    rows: list[Record] = []
+    lists: dict[str, list[Record]] = {"results": [], "unfinished": []}
     for variant, run, source in runs:
         place = {"variant": variant.name, "seed": run.seed, "source": source}
-        rows.append(place)
-        if run.result is None:
-            unfinished.append(place)
-            continue
-        results.append(place | run.result)
-        fields = {name: value for name, value in run.result.items() if not isinstance(value, dict)}
-        protocol = {f"protocol.{name}": value for name, value in run.result["protocol"].items()}
-        rows[-1] = place | fields | protocol
+        result = run.result or {}
+        lists["results" if result else "unfinished"].append(place | result)
+        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
+        protocol = {f"protocol.{k}": value for k, value in result.get("protocol", {}).items()}
+        rows.append(place | fields | protocol)
     data = {
         "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
         "variants": results_lib.table(variants),
         "comparisons": list(map(comparison_lib.plain, comparisons)),
-        "results": results,
-        "unfinished": unfinished,
+        **lists,
     }
     page.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, text)

@@ -1,6 +1,5 @@
 """Runs of a study grouped by variant: statistics, paired differences, tables and committed JSON."""
 
-import contextlib
 import datetime
 import functools
 import json
@@ -55,18 +54,17 @@ class Spread(NamedTuple):
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        if not self.values:
-            return "–"
-        return f"{self.mean:.2f}" + f" ± {self.deviation:.2f}" * (len(self.values) > 1)
+        deviation = f" ± {self.deviation:.2f}" * (len(self.values) > 1)
+        return f"{self.mean:.2f}{deviation}" if self.values else "–"
 
 
 def spread(values: Iterable[float]) -> Spread:
     values = tuple(values)
     if not values:
-        return Spread(math.nan, math.nan, math.nan, math.nan, ())
+        return Spread(math.nan, math.nan, math.nan, math.nan, values)
     deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    middle = statistics.median(values)
-    return Spread(statistics.fmean(values), deviation, middle, min(values), values)
+    median = statistics.median(values)
+    return Spread(statistics.fmean(values), deviation, median, min(values), values)
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
     for variant, run in (item for path in paths for item in _runs(path)):
         runs = groups.setdefault(variant, {})
         # A run in a directory and in a committed file counts once, with its result.
-        if run.seed not in runs or runs[run.seed].result is None:
+        if runs.setdefault(run.seed, run).result is None:
             runs[run.seed] = run
     names = [name for _, name in groups]
     return [
@@ -203,11 +201,9 @@ def _runs(path: Path) -> Iterator[tuple[tuple[str, str], Run]]:
         yield variant, Run(text["seed"], result, workdir.path)
 
 
-def _check(text: object, source: Path, fields: str) -> None:
-    present = text if isinstance(text, dict) else ()
-    if missing := ", ".join(sorted(set(fields.split()).difference(present))):
-        remedy = "run it again with this version of resnet_jax"
-        raise UserError(f"{source} lacks {missing}: {remedy}")
+def _check(text: Record, source: Path, fields: str) -> None:
+    if missing := ", ".join(sorted({*fields.split()} - {*text})):
+        raise UserError(f"{source} lacks {missing}: run it again with this version of resnet_jax")
 
 
 def families(networks: Iterable[tuple[Record, int, T]]) -> list[list[T]]:
@@ -224,7 +220,8 @@ def families(networks: Iterable[tuple[Record, int, T]]) -> list[list[T]]:
 
 def table(variants: Sequence[VariantRuns]) -> list[Record]:
     """Returns one JSON object per variant with results; the first is the baseline."""
-    finished, rows = [variant for variant in variants if variant.results], []
+    finished = [variant for variant in variants if variant.results]
+    rows = []
     for variant in finished:
         paired = difference(variant, finished[0])
         compared = paired._asdict() | {"distinguishable": paired.distinguishable}
@@ -251,21 +248,19 @@ def tables(variants: Sequence[VariantRuns]) -> list[Table]:
     The first variant with results is the baseline.
     """
     finished = [variant for variant in variants if variant.results]
-    rows, costs = [], []
     # Omitted without numbers.
     selected = [s for s in _SELECTED if any(variant.spread(s).values for variant in finished)]
+    rows, costs = [], []
     for variant in variants:
         done, begun, error = len(variant.results), len(variant.runs), variant.error
         seeds = f"{done}" + f"/{begun}" * (done < begun)
         seeds += f", {variant.diverged} diverged" * bool(variant.diverged)
         if not done:
-            state = "not finished" if begun else "not run"
-            rows.append((variant.name, seeds, state, *[""] * 4))
+            rows.append((variant.name, seeds, "not finished" if begun else "not run", *[""] * 4))
             continue
-        mean = f"{error}" + " fail" * variant.failed
-        errors = mean, f"{error.median:.2f}", f"{error.best:.2f}", str(variant.training_error)
+        errors = f"{error}{' fail' * variant.failed}", f"{error.median:.2f}", f"{error.best:.2f}"
         compared = str(difference(variant, finished[0])) if costs else ""
-        rows.append((variant.name, seeds, *errors, compared))
+        rows.append((variant.name, seeds, *errors, str(variant.training_error), compared))
         errors = (str(variant.spread(name)) for name in selected)
         parameters, seconds = variant.results[0]["parameters"], variant.spread("seconds").mean
         costs.append((variant.name, *errors, parameters, seconds))
@@ -281,11 +276,10 @@ def tables(variants: Sequence[VariantRuns]) -> list[Table]:
 
 def write(path: Path, results: Sequence[Record], *, command: str, reduced: str = "") -> None:
     """Writes the fields that all results share once, then one line per result."""
-    first, *others = results
-    shared = {k: value for k, value in first.items() if all(r[k] == value for r in others)}
+    shared = {k: v for k, v in results[0].items() if all(r[k] == v for r in results[1:])}
     head = {"kind": "study", "date": datetime.date.today().isoformat()}
     head |= {"command": command, "reduced": reduced, "common": shared}
-    own = ({k: value for k, value in result.items() if k not in shared} for result in results)
+    own = ({k: v for k, v in result.items() if k not in shared} for result in results)
     rows = ",\n  ".join(map(json.dumps, own))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n  {rows}\n ]\n}}\n')
@@ -305,22 +299,11 @@ def is_study(path: Path) -> bool:
     return read_object(path).get("kind") == "study"
 
 
-@contextlib.contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
-    """Turns OSError into UserError, with the option that names another path."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{path} cannot be written ({error.strerror})"
-        raise UserError(f"{problem}: use another {option}") from error
-
-
 def remember_study(workdir: Path, *, command: str, variants: Sequence[str], reduced: str) -> None:
     """Adds a command and its reductions to ``study.json``."""
     text = _merged(notes([workdir]), {"command": command, "reduced": reduced})
-    with writing(workdir, "--workdir"):
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "study.json", text | {"variants": list(variants)})
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "study.json", text | {"variants": list(variants)})
 
 
 def notes(paths: Iterable[Path]) -> Record:

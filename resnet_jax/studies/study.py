@@ -92,8 +92,9 @@ def run(
     for seed, variant in itertools.product(seeds, variants):
         run_dir = Workdir(workdir / variant.name / f"seed-{seed}")
         with _naming(variant):
-            variant.check(datasets.describe(variant.data.name, data_dir), size)
-            run_dir.check(variant, seed)
+            info = datasets.describe(variant.data.name, data_dir)
+            variant.check(info, size)
+            run_dir.check(variant.with_data(info)[0], seed)
             result = run_dir.result()
         if result is None:
             runs.append(Run(variant, seed, run_dir.path))

@@ -1,5 +1,6 @@
 """Checkpoints: asynchronous Orbax saves with checksum manifests that are verified on restore."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -7,8 +8,7 @@ import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.errors import UserError
+from resnet_jax.errors import CommandError, NeverMet, UserError
 from resnet_jax.training.config import Checkpointing
-from resnet_jax.training.step import TrainState, from_plain, plain
+from resnet_jax.training.step import TrainState
 
 MANIFEST = "manifest.json"
+Record = dict[str, Any]
 # Orbax writes the others after the manifest, and a restore does not read them.
 _UNVERIFIED = (MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt")
+CORRUPT = (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _TEMPORARY = ocp.utils.TMP_DIR_SUFFIX
 
 
 class SaveFailed(UserError):
-    """A failed save; the checkpoint of step ``last``, if any, is intact."""
+    """A failed save; step ``last``, if any, is intact."""
 
     def __init__(self, step: int, last: int | None, error: Exception):
         # Errors of tensorstore contain the number as text.
@@ -46,8 +48,8 @@ class SaveFailed(UserError):
 class Checkpoints:
     """Checkpoints of one run. All its processes call the same methods in the same order.
 
-    Orbax restores flipped bits silently. So each step has a manifest with the sha256 of its files,
-    and corrupt steps are moved to ``quarantine/``.
+    Orbax restores flipped bits silently: each step has a manifest with the sha256 of its files, and
+    corrupt steps are moved to ``quarantine/``.
 
     Args:
       fingerprint: of the run; a step with another one is quarantined.
@@ -66,11 +68,11 @@ class Checkpoints:
         self._directory, self._keep = directory.absolute(), checkpointing
         self._say, self._fingerprint, self._read_only = say, fingerprint, read_only
         self._manager: ocp.CheckpointManager | None = None
-        self._step, self._arrays, self._saving = 0, dict[str, str](), False
+        self._step, self._manifest, self._saving = 0, Record(), False
 
     def steps(self) -> list[int]:
-        """Returns the committed steps, unverified, oldest first."""
-        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+        """Returns the committed steps, unverified, in order."""
+        return _steps(self._directory)
 
     def newest(self) -> int | None:
         """Returns the newest committed step, unverified."""
@@ -82,11 +84,12 @@ class Checkpoints:
         state: TrainState,
         preprocessing: Preprocessing,
         error_percent: float | None = None,
+        records: Sequence[Record] = (),
     ) -> None:
-        """Starts to save a step newer than all others; the caller may change the arrays then.
+        """Starts to save a step newer than all others; the arrays may change afterward.
 
-        Raises SaveFailed if this save or the one before it failed. ``error_percent`` ranks the best
-        steps; None or non-finite: never best.
+        Raises SaveFailed if this save or the one before it failed. A step is never best with an
+        ``error_percent`` that is None or non-finite. ``records``: all up to the step.
         """
         failure = None
         try:
@@ -96,8 +99,10 @@ class Checkpoints:
         if distributed.anyone(failure is not None):
             elsewhere = OSError("another process could not write its part")
             raise failure or SaveFailed(self._step, self.newest(), elsewhere)
-        tree = {"state": plain(state), "preprocessing": preprocessing}
-        self._step, self._arrays = step, _arrays(tree)
+        state = state._replace(key=jax.random.key_data(state.key))
+        tree = {"state": state, "preprocessing": preprocessing}
+        self._step, self._manifest = step, {"fingerprint": self._fingerprint}
+        self._manifest |= {"arrays": _arrays(tree), "records": list(records)}
         ranked = error_percent is not None and math.isfinite(error_percent)
         metrics = {"error_percent": error_percent if ranked else math.inf}
         try:
@@ -110,12 +115,12 @@ class Checkpoints:
         self._saving = True
 
     def check(self) -> None:
-        """Raises SaveFailed if the background save has failed; does not wait."""
+        """Raises SaveFailed if the background save has failed."""
         if self._manager and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the background save is committed. Raises SaveFailed if it has failed."""
+        """Waits for the background save. Raises SaveFailed if it has failed."""
         if not self._saving or not self._manager:
             return
         self._saving = False
@@ -136,9 +141,9 @@ class Checkpoints:
     def restore_newest(
         self, like: TrainState, preprocessing: Preprocessing
     ) -> tuple[int, TrainState, Preprocessing] | None:
-        """Restores the newest intact step, if any; ``like`` has shapes, dtypes and shardings.
+        """Restores the newest intact step, if any, as arrays of these shapes and shardings.
 
-        Raises UserError if an intact checkpoint of this run has other arrays.
+        Raises UserError if it has others.
         """
         self.wait()
         for step in reversed(distributed.by_first(self.steps)):
@@ -152,11 +157,7 @@ class Checkpoints:
         """Restores one step as ``restore_newest``; None if it is corrupt or of another run."""
         self.wait()
         key: Any = jax.eval_shape(jax.random.key_data, like.key).update(sharding=like.key.sharding)
-        constants = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=like.step.sharding),
-            preprocessing,
-        )
-        tree: Any = {"state": like._replace(key=key), "preprocessing": constants}
+        tree: Any = {"state": like._replace(key=key), "preprocessing": preprocessing}
         problem: str | None = distributed.by_first(lambda: self._problem(step, _arrays(tree)))
         if problem is None:
             restored = tree
@@ -166,9 +167,15 @@ class Checkpoints:
             except Exception as error:  # of tensorstore, zstd or JSON
                 problem = f"cannot be read: {_one_line(error)}"
             if not distributed.anyone(problem is not None):
-                return from_plain(restored["state"]), restored["preprocessing"]
+                state = restored["state"]
+                state = state._replace(key=jax.random.wrap_key_data(state.key))
+                return state, restored["preprocessing"]
         self._quarantine(step, problem or "cannot be read")
         return None
+
+    def records(self, step: int) -> list[Record] | None:
+        """Returns the records of a restored step; None if an earlier version saved it."""
+        return _read_manifest(self._directory / str(step)).get("records") if step else []
 
     def _open(self) -> ocp.CheckpointManager:
         distributed.by_first(self._remove_partial)
@@ -177,12 +184,13 @@ class Checkpoints:
         for step in unranked:
             self._quarantine(step, "is corrupt: its metrics cannot be read")
         _ignore_closed_loops()
-        best, every = self._keep.best, self._keep.keep_every
+        best = {"n": self._keep.best, "keep_checkpoints_without_metrics": False}
         keep: list[policies.PreservationPolicy] = [
             policies.LatestN(self._keep.keep),
-            policies.BestN(get_metric_fn=_score, n=best, keep_checkpoints_without_metrics=False),
-            *([policies.EveryNSteps(every)] if every else []),
+            policies.BestN(get_metric_fn=_score, **best),
         ]
+        if self._keep.keep_every:
+            keep.append(policies.EveryNSteps(self._keep.keep_every))
         options = ocp.CheckpointManagerOptions(
             best_fn=_score,  # without it metrics are not stored
             preservation_policy=policies.AnyPreservationPolicy(keep),
@@ -194,19 +202,16 @@ class Checkpoints:
     def _write_manifest(self) -> None:
         """Runs in Orbax's thread before it commits a complete step."""
         (folder,) = self._directory.glob(f"{self._step}{_TEMPORARY}*")
-        manifest = {"fingerprint": self._fingerprint, "arrays": self._arrays}
-        manifest["files"] = _checksums(folder)
-        (folder / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}))
+        manifest = self._manifest | {"files": _checksums(folder)}
+        (folder / MANIFEST).write_text(json.dumps(with_checksum(manifest)))
 
     def _problem(self, step: int, arrays: dict[str, str]) -> str | None:
         folder = self._directory / str(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if manifest.pop("sha256") != _digest(manifest):
-                return f"is corrupt: {MANIFEST} has changed"
+            manifest = _read_manifest(folder)
             # Further files are not read.
             changed = manifest["files"].items() - _checksums(folder).items()
-        except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except CORRUPT as error:
             return f"is corrupt: {MANIFEST} or a file cannot be read ({_one_line(error)})"
         if changed:
             return f"is corrupt: {len(changed)} files have changed ({min(changed)[0]})"
@@ -230,21 +235,17 @@ class Checkpoints:
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
-    def _failed(self, error: Exception) -> SaveFailed:
+    def _failed(self, error: Exception) -> CommandError:
+        if distributed.several() and distributed.lost(error):
+            what = f"another process was lost while step {self._step} was saved"
+            return NeverMet(f"{what}; run all of them again")
         if jax.process_count() == 1:
-            # Orbax does not wait for the other writes of a failed save, which may recreate files.
-            absent, end = 0, time.monotonic() + 10
-            while absent < 6 and time.monotonic() < end:
-                absent = 0 if self._remove_partial() else absent + 1
-                time.sleep(0.05)
+            self._remove_partial()
         return SaveFailed(self._step, self.newest(), error)
 
-    def _remove_partial(self) -> bool:
-        """Returns whether there were uncommitted steps."""
-        partial = list(self._directory.glob(f"*{_TEMPORARY}*"))
-        for folder in partial:
+    def _remove_partial(self) -> None:
+        for folder in self._directory.glob(f"*{_TEMPORARY}*"):
             shutil.rmtree(folder, ignore_errors=True)
-        return bool(partial)
 
     def _quarantine(self, step: int, problem: str) -> None:
         place = self._directory.parent / "quarantine" / str(step)
@@ -260,6 +261,38 @@ class Checkpoints:
                 self._manager.reload()
             problem += f"; moved to {place}"
         self._say(f"checkpoint of step {step} {problem}; continuing with the one before it")
+
+
+def fingerprints(directory: Path) -> set[str]:
+    """Returns those of the run that wrote the checkpoints, from intact manifests."""
+    names = set[str]()
+    for step in _steps(directory):
+        with contextlib.suppress(*CORRUPT):
+            names.add(_read_manifest(directory / str(step))["fingerprint"])
+    return names
+
+
+def _steps(directory: Path) -> list[int]:
+    names = (path.name for path in directory.glob("*") if path.name.isdecimal())
+    return sorted(int(name) for name in names if name == str(int(name)))
+
+
+def _read_manifest(folder: Path) -> Record:
+    return parse_checked((folder / MANIFEST).read_text())
+
+
+def with_checksum(record: Record) -> Record:
+    """Returns a JSON object with its checksum."""
+    return record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()}
+
+
+def parse_checked(text: str) -> Record:
+    """Parses a JSON object, with its checksum or without; raises one of ``CORRUPT``."""
+    record = json.loads(text)
+    checksum = record.pop("sha256", None)
+    if checksum and with_checksum(record)["sha256"] != checksum:
+        raise ValueError("its content has changed")
+    return record
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -280,10 +313,6 @@ def _checksums(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 checksums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return checksums
-
-
-def _digest(manifest: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _one_line(error: Exception) -> str:

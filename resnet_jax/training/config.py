@@ -1,22 +1,17 @@
 """Configuration of a run: one frozen value with everything it depends on, except its seed."""
 
 import dataclasses
-import functools
 import hashlib
-import itertools
 import json
-import math
-import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
-from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import Positive, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
@@ -24,62 +19,7 @@ from resnet_jax.models.components import Component, Factory, constructor_paramet
 Fields = dict[str, Any]
 
 
-class Range(NamedTuple):
-    """Valid range of a number, without ``high``. Default: at least 0 and finite."""
-
-    low: float = 0
-    high: float = math.inf
-    closed: bool = False
-    """Include ``high``."""
-
-
-Positive = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(high=1)]
-_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
-_TYPES = {bool: (bool,), str: (str,), int: (int,), float: (float, int)}
-
-
-def check(name: str, annotation: Any, value: Any) -> None:
-    """Raises UserError unless a value has its annotated type and range, and so have its fields."""
-    _raise_first(_invalid(name, annotation, value))
-
-
-def _raise_first(problems: Iterator[str]) -> None:
-    if problem := next(problems, None):
-        raise UserError(problem)
-
-
-def _invalid(name: str, annotation: Any, value: Any) -> Iterator[str]:
-    limits = Range()
-    if typing.get_origin(annotation) is Annotated:
-        annotation, limits = typing.get_args(annotation)
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    allowed = ""
-    if dataclasses.is_dataclass(annotation):
-        for field_name, hint in _hints(annotation).items():
-            path = f"{name}.{field_name}" if name else field_name
-            yield from _invalid(path, hint, getattr(value, field_name))
-    elif origin in (types.UnionType, typing.Union):
-        if value is not None:
-            yield from _invalid(name, arguments[0], value)
-    elif origin is tuple and isinstance(value, tuple):
-        hints = itertools.repeat(arguments[0]) if arguments[-1] is ... else arguments
-        for hint, item in zip(hints, value, strict=False):
-            yield from _invalid(name, hint, item)
-    elif origin is Literal and value not in arguments:
-        allowed = f"one of {', '.join(map(repr, arguments))}"
-    elif annotation in _TYPES and type(value) not in _TYPES[annotation]:
-        allowed = f"of type {annotation.__name__}"
-    elif annotation in (int, float):
-        # Steps and examples are counted in 31 bits.
-        low, high, closed = limits
-        high = 2**31 if annotation is int and high == math.inf else high
-        if value < low and limits.high == math.inf:
-            allowed = f"at least {low}"
-        elif not (low <= value < high or (closed and value == high)):
-            allowed = f"in [{low}, {high}{']' if closed else ')'}"
-    if allowed:
-        yield f"{name} must be {allowed}, got {value!r}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +27,10 @@ class Data:
     """Data set, and the preprocessing and augmentation of its images."""
 
     name: str
-    """TFDS name of a prepared set (cifar10, imagenet2012), or the path of SPLIT/CLASS/IMAGE."""
+    """TFDS name of a prepared set (cifar10), path of SPLIT/CLASS/IMAGE, or FILE.py:SOURCE."""
     validation_examples: int = 0
-    """Held out from the end of the training split: 5000 in He et al. 2015."""
+    """Held out from the end of the training split (5000 in He et al. 2015), of sets that are not
+    shuffled a share of every class."""
     test_split: str = "test"
     """Evaluated split: 'validation' for imagenet2012."""
     normalization: Normalization = "pixel_mean"
@@ -113,6 +54,10 @@ class Data:
     """Copies of each streamed image in a batch (Hoffer et al. 2019, arXiv 1901.09335)."""
     damaged: Literal["stop", "replace"] = "stop"
     """Corrupt streamed training images: stop, or use the next one and count."""
+    digest: str = ""
+    """Hash of the names and sizes of images that are read in place. Set by the run."""
+    classes: tuple[str, ...] = ()
+    """Their classes. Set by the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +94,20 @@ class Optimizer:
     clip: float = 0.0
     """Largest global norm of the gradient; 0: no limit."""
     accumulation: Positive = 1
-    """Microbatches per batch (gradient accumulation)."""
+    """Microbatches per batch (gradient accumulation); BatchNorm normalizes each on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Warm-up, then piecewise constant or half a cosine. Lengths are in steps."""
 
-    learning_rate: float = 0.1
+    learning_rate: Annotated[float, Range(ends="()")] = 0.1
     decay_steps: tuple[int, ...] = (32_000, 48_000)
     decay_factor: float = 0.1
     warmup_learning_rate: float = 0.01
     warmup_steps: int = 0
     """400 in He et al. 2016."""
-    warmup_until_error: Annotated[float, Range(0, 1, closed=True)] = 1.0
+    warmup_until_error: Annotated[float, Range(0, 1, "[]")] = 1.0
     """Training error, a fraction, that ends the warm-up: 0.8 for 110 layers (He et al. 2015)."""
     linear_warmup: bool = False
     """Linear increase to the rate (Goyal et al. 2017, arXiv 1706.02677, Section 2.2)."""
@@ -251,44 +196,51 @@ class Experiment:
 
     def __post_init__(self) -> None:
         check("", Experiment, self)
-        _raise_first(self._contradictions())
-
-    def _contradictions(self) -> Iterator[str]:
         loss, optimizer, schedule = self.loss, self.optimizer, self.schedule
         if loss.threshold is not None and loss.kind != "binary":
-            yield "loss.threshold must be none without loss.kind 'binary'."
+            raise UserError("loss.threshold must be none without loss.kind 'binary'.")
         if optimizer.nesterov and optimizer.rule == "lamb":
-            yield "optimizer.nesterov must be False for optimizer.rule 'lamb'."
+            raise UserError("optimizer.nesterov must be False for optimizer.rule 'lamb'.")
         if len(dict(optimizer.rates)) < len(optimizer.rates):
-            yield "optimizer.rates must not repeat a prefix."
+            raise UserError("optimizer.rates must not repeat a prefix.")
         if schedule.linear_warmup and schedule.warmup_until_error < 1:
-            yield "schedule.warmup_until_error must be 1 with schedule.linear_warmup."
+            raise UserError("schedule.warmup_until_error must be 1 with schedule.linear_warmup.")
         end = schedule.cosine_steps
         if end and (schedule.decay_steps or end <= schedule.warmup_steps):
-            yield "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
-        if end and not schedule.final_learning_rate <= schedule.learning_rate > 0:
-            limits = "in [0, learning_rate], learning_rate positive"
-            yield f"schedule.final_learning_rate must be {limits}."
+            raise UserError(
+                "schedule.cosine_steps must be 0, or above warmup_steps with empty decay_steps."
+            )
+        if end and schedule.final_learning_rate > schedule.learning_rate:
+            raise UserError("schedule.final_learning_rate must be at most learning_rate.")
 
-    def shortened(self, steps: int) -> "Experiment":
+    def shortened(self, steps: int, explicit: Collection[str] = ()) -> "Experiment":
         """Returns the experiment with another number of steps, and the schedule scaled to it.
 
-        The warm-up is at most a quarter of the run; evaluations are at most an eighth apart.
+        The warm-up is at most a quarter of the run; evaluations are at most an eighth apart. Fields
+        in ``explicit``, such as ``schedule.decay_steps``, keep their values.
         """
         if steps == self.steps:
             return self
-        schedule, evaluation = self.schedule, self.evaluation
-        decays = (max(1, round(step * steps / self.steps)) for step in schedule.decay_steps)
+
+        def scaled(step: int) -> int:
+            return round(step * steps / self.steps)
+
+        schedule, every = self.schedule, self.evaluation.every
+        fields: Fields = {
+            "decay_steps": tuple(max(1, scaled(step)) for step in schedule.decay_steps),
+            "cosine_steps": scaled(schedule.cosine_steps),
+            "warmup_steps": min(schedule.warmup_steps, steps // 4),
+        }
+        fields = {
+            name: value for name, value in fields.items() if f"schedule.{name}" not in explicit
+        }
+        if "evaluation.every" not in explicit:
+            every = max(1, min(every, steps // 8))
         return replace(
             self,
             steps=steps,
-            schedule=replace(
-                schedule,
-                decay_steps=tuple(decays),
-                cosine_steps=round(schedule.cosine_steps * steps / self.steps),
-                warmup_steps=min(schedule.warmup_steps, steps // 4),
-            ),
-            evaluation=replace(evaluation, every=max(1, min(evaluation.every, steps // 8))),
+            schedule=replace(schedule, **fields),
+            evaluation=replace(self.evaluation, every=every),
         )
 
     def on(self, info: DatasetInfo) -> "Experiment":
@@ -296,9 +248,16 @@ class Experiment:
         data, evaluation, shape = self.data, self.evaluation, info.image_shape
         if info.name == data.name:
             return self
-        if not {"train", "test"} <= info.examples.keys() or None in shape:
-            raise UserError(f"{info.name} must have splits train and test, and images of one size.")
-        changes: Fields = {"name": info.name, "test_split": "test"}
+        test = "test" if "test" in info.examples else "validation"
+        if not {"train", test} <= info.examples.keys():
+            raise UserError(f"{info.name} must have splits train and test or validation.")
+        changes: Fields = {"name": info.name, "test_split": test}
+        if None in shape:
+            if data.crop is None or shape[2] != self.model.input_shape[2]:
+                needed = f"images of {self.model.input_shape}, or recipes with a data.crop"
+                raise UserError(f"{info.name} has images of {shape}; the study needs {needed}.")
+            model = replace(self.model, num_classes=info.num_classes)
+            return replace(self, model=model, data=replace(data, **changes))
         changes |= {"crop": None, "policy": None, "repeats": 1, "damaged": "stop"}
         if data.crop is not None and data.normalization == "imagenet":
             changes["normalization"] = "channel"
@@ -307,7 +266,7 @@ class Experiment:
             changes |= {"pad": 0, "flip": False}
         if shape[2] != 3:
             changes["color"] = None
-        batch_size = min(evaluation.batch_size, info.examples["test"])
+        batch_size = min(evaluation.batch_size, info.examples[test])
         return replace(
             self,
             model=replace(self.model, input_shape=shape, num_classes=info.num_classes),
@@ -315,89 +274,76 @@ class Experiment:
             evaluation=replace(evaluation, protocol="", batch_size=batch_size),
         )
 
+    def with_data(self, info: DatasetInfo) -> tuple["Experiment", DatasetInfo]:
+        """Returns the experiment with the contents of a set read in place, and what it holds out.
+
+        Raises UserError for damaged images, unless they are replaced.
+        """
+        if info.problems and self.data.damaged == "stop":
+            raise UserError(info.problems)
+        data = self.data
+        if not info.is_prepared:
+            data = replace(data, name=info.name, digest=info.version, classes=info.classes)
+        return replace(self, data=data), replace(info, held_out=data.validation_examples)
+
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
         """Raises UserError where a field does not fit the data, the devices or another field."""
-        _raise_first(self._misfits(info, devices))
-
-    def _misfits(self, info: DatasetInfo, devices: int) -> Iterator[str]:
         data, model, size, examples = self.data, self.model, self.batch_size, info.examples
         protocol, shape, channels = self.evaluation.protocol, model.input_shape, info.image_shape[2]
         if size % devices:
-            yield f"batch_size must be a multiple of the {devices} devices, got {size}."
+            raise UserError(f"batch_size must be a multiple of the {devices} devices, got {size}.")
         if (classes := info.num_classes) != model.num_classes:
-            yield f"model.num_classes must be {classes}, got {model.num_classes}."
+            raise UserError(f"model.num_classes must be {classes}, got {model.num_classes}.")
         if missing := {"train", data.test_split} - examples.keys():
-            yield f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
+            raise UserError(
+                f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
+            )
         if data.validation_examples >= examples["train"]:
-            yield f"data.validation_examples must be below {examples['train']}."
+            raise UserError(f"data.validation_examples must be below {examples['train']}.")
         if data.normalization == "weights" and not self.start.file:
-            yield "data.normalization 'weights' needs initial weights (--init-from)."
+            raise UserError("data.normalization 'weights' needs initial weights (--init-from).")
         if data.normalization == "imagenet" and channels != 3:
-            yield f"data.normalization 'imagenet' needs images of 3 channels, got {channels}."
+            raise UserError(
+                f"data.normalization 'imagenet' needs images of 3 channels, got {channels}."
+            )
         norm, options = parts(model.norm)
         has_averages = "momentum" in constructor_parameters(norm)[0]
         if self.evaluation.statistics_batches and not has_averages:
-            yield f"evaluation.statistics_batches must be 0 for {norm.__name__}."
+            raise UserError(f"evaluation.statistics_batches must be 0 for {norm.__name__}.")
         if self.optimizer.ema and has_averages and not self.evaluation.statistics_batches:
-            yield f"optimizer.ema with {norm.__name__} needs evaluation.statistics_batches."
+            raise UserError(
+                f"optimizer.ema with {norm.__name__} needs evaluation.statistics_batches."
+            )
         multiple = self.optimizer.accumulation * (options.get("group_size", 0) or 1)
         if size % multiple:
             factors = "optimizer.accumulation times the BatchNorm group size"
-            yield f"batch_size must be a multiple of {multiple}, {factors}, got {size}."
+            raise UserError(f"batch_size must be a multiple of {multiple}, {factors}, got {size}.")
         if data.crop is None:
             if shape != info.image_shape:
-                yield (
-                    f"the images of {info.name} are {info.image_shape}, of the model {shape}: set "
-                    "model.input_shape, or a data.crop such as RandomResizedCrop"
+                several = None in info.image_shape
+                remedy = "set " if several else "set model.input_shape, or "
+                sizes = "of several sizes" if several else str(info.image_shape)
+                raise UserError(
+                    f"the images of {info.name} are {sizes}, of the model {shape}: {remedy}"
+                    "a data.crop such as RandomResizedCrop"
                 )
             # The order of a device-resident set counts images in 31 bits.
             if (count := self.steps * size) >= 2**31:
-                yield f"steps x batch_size must be at most {2**31 - 1}, got {count}."
+                raise UserError(f"steps x batch_size must be at most {2**31 - 1}, got {count}.")
             if protocol or data.policy is not None or data.repeats != 1 or data.damaged != "stop":
                 fields = "evaluation.protocol, data.policy, data.repeats and data.damaged"
-                yield f"{fields} need a data.crop."
+                raise UserError(f"{fields} need a data.crop.")
             return
         if channels != shape[2]:
-            yield f"model.input_shape must have {channels} channels, got {shape[2]}."
+            raise UserError(f"model.input_shape must have {channels} channels, got {shape[2]}.")
         crop = protocols.parse(protocol).crop if protocol else None
         if crop is None:
-            yield f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}."
+            raise UserError(f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}.")
         # Both have constants per pixel.
         if data.normalization in ("pixel_mean", "weights") and shape[:2] != (crop, crop):
-            yield f"evaluation.protocol must crop to {shape[:2]} for pixel constants."
+            raise UserError(f"evaluation.protocol must crop to {shape[:2]} for pixel constants.")
         if data.pad:
-            yield f"data.pad must be 0 with a data.crop, got {data.pad}."
-
-
-# Shared by the recipes in experiments/.
-
-Study = tuple[Experiment, ...]
-
-IMAGENET = Data(
-    name="imagenet2012",
-    test_split="validation",
-    normalization="imagenet",
-    pad=0,
-    crop=RandomResizedCrop,
-)
-
-
-def evaluate_every(steps: int, protocol: str = "256/224", statistics_batches: int = 0) -> Fields:
-    """Returns the fields ``evaluation`` (on ImageNet) and ``checkpointing`` of an experiment."""
-    evaluation = Evaluation(
-        every=steps, batch_size=256, protocol=protocol, statistics_batches=statistics_batches
-    )
-    return {"evaluation": evaluation, "checkpointing": Checkpointing(every=steps)}
-
-
-def on_cifar100(variant: Experiment) -> Experiment:
-    """Returns an experiment of CIFAR-10 on CIFAR-100, named ``cifar100-NAME``."""
-    return replace(
-        variant,
-        name=f"cifar100-{variant.name}",
-        model=replace(variant.model, num_classes=100),
-        data=replace(variant.data, name="cifar100"),
-    )
+            raise UserError(f"data.pad must be 0 with a data.crop, got {data.pad}.")
 
 
 # Fields that change no result; ``start`` counts by its digest.
@@ -438,6 +384,13 @@ def identity(experiment: Experiment, seed: int) -> Fields:
     # A class of a file is named without its folder, so that a project can be moved.
     fields = resolve(experiment, lambda cls: Path(components.text(cls)).name)
     identity = {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
+    # The digest includes the names of classes; a folder can be moved.
+    data = identity["data"]
+    del data["classes"]
+    if data["digest"]:
+        data["name"] = Path(data["name"]).name
+    else:
+        del data["digest"]
     if start.file:
         identity["start"] = {"digest": start.digest, "new_head": start.new_head}
     return identity | {"seed": seed}

@@ -42,7 +42,7 @@ class Restored(NamedTuple):
 
 
 def restore(run: Path, step: int | None = None) -> Restored:
-    """Restores a run, possibly in progress, at a kept step; None: the newest; 0: initialized."""
+    """Restores a run at a kept step; None: the newest; 0: the initialization."""
     workdir = Workdir(run)
     experiment, seed = workdir.experiment()
     if not workdir.checkpoints.is_dir():
@@ -58,7 +58,7 @@ def restore(run: Path, step: int | None = None) -> Restored:
         fingerprint=workdir.read_experiment_file()["fingerprint"],
         read_only=True,
     )
-    like = program.abstract_state, sharding.abstract_preprocessing(experiment)
+    like = program.abstract_state, program.abstract_preprocessing
     steps = 0, *checkpoints.steps()
     if step and step not in steps:
         raise UserError(f"{run} has no step {step}, but {', '.join(map(str, steps))}")
@@ -80,7 +80,7 @@ def weights_of(source: Path, step: int | None = None) -> Pretrained:
         raise UserError(f"there is neither a run nor a file of weights at {source}")
     if step is None and not is_run(source):
         try:
-            return load_pretrained(source)
+            return load_pretrained(source, "resnet-jax")
         except UserError as error:
             if source.is_dir() or KEY in files.read(source)[1]:
                 raise
@@ -98,13 +98,14 @@ def weights_of(source: Path, step: int | None = None) -> Pretrained:
         view=view,
         source=f"{source.resolve().name}, step {step}",
         data=experiment.data.name,
+        classes=experiment.data.classes,
         counters={"": float(step)},
     )
     return Pretrained(card, *jax.device_get(state.scored()))
 
 
 def is_run(source: Path) -> bool:
-    """Returns whether an existing path is a run rather than weights."""
+    """Returns whether a path is a run rather than weights."""
     return source.is_dir() and not (source / FILE_NAME).exists()
 
 
@@ -118,8 +119,7 @@ def start_from(
 ) -> Experiment:
     """Returns the experiment, starting from the weights of a file or a run.
 
-    ``new_head`` allows other classes. ``freeze_trunk`` trains the classifier and keeps BatchNorm
-    statistics.
+    ``new_head`` allows other classes. ``freeze_trunk`` trains only the classifier.
     """
     weights = weights_of(source)
     if freeze_trunk:
@@ -172,7 +172,8 @@ def initial_state(state: TrainState, experiment: Experiment, weights: Pretrained
     elif (norm, own_norm) == (FrozenBatchNorm, BatchNorm):
         params, batch_stats = norms.thaw(params, batch_stats)
     if experiment.start.new_head:
-        params = params | {"head": params["head"] | {"linear": state.params["head"]["linear"]}}
+        head = params.get("head", {}) | {"linear": state.params["head"]["linear"]}
+        params = params | {"head": head}
 
     def place(old: Variables, new: Variables) -> Variables:
         return jax.tree.map(lambda o, n: sharding.put(np.asarray(n, o.dtype), o.sharding), old, new)

@@ -33,14 +33,10 @@ class ScheduleState(NamedTuple):
 def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformationExtraArgs:
     """Returns gradient clipping and the update rule, the same object for equal arguments.
 
-    - ``sgd``: weight decay, momentum, learning rate: ``v = 0.9 v + g + wd w``, ``w = w - lr v``
-      (fb.resnet.torch).
-    - ``lars``: weight decay, trust ratio, learning rate, momentum, as ``optax.lars``.
-    - ``lamb``: Adam with beta_2 0.999, weight decay, trust ratio, learning rate, as ``optax.lamb``.
-
-    Parameters without weight decay have no trust ratio, as in timm. Frozen parameters have no
-    update, no momentum and no part in the clipped norm. ``update`` takes the training error of the
-    batch, a fraction, as ``error``.
+    ``sgd``: ``v = 0.9 v + g + wd w``, ``w = w - lr v`` (fb.resnet.torch). ``lars``, ``lamb``: as in
+    optax, with a beta_2 of 0.999. Parameters without weight decay have no trust ratio, as in timm.
+    Frozen parameters have no update, no momentum and no part in the clipped norm. ``update`` takes
+    the training error of the batch, a fraction, as ``error``.
     """
     mask = _kernels if optimizer.decay == "kernels" else None
     decay = optax.add_decayed_weights(optimizer.weight_decay, mask=mask)
@@ -61,18 +57,16 @@ def make(optimizer: Optimizer, schedule: Schedule) -> optax.GradientTransformati
         )
     if optimizer.rates:
         # Howard and Ruder 2018 (arXiv 1801.06146), Section 3.2.
-        factors = {prefix: str(factor) for prefix, factor in optimizer.rates}
-        scale = optax.partition(
-            # Sorted: all processes must compile the same program.
-            {name: optax.scale(float(name)) for name in sorted({"1", *factors.values()})},
-            lambda params: _by_prefix(params, factors, "1", "rates"),
-        )
-        chain = optax.chain(chain, scale)
+        def scale(updates: Any, params: Any) -> optax.Updates:
+            factors = _by_prefix(params, dict(optimizer.rates), 1.0, "rates")
+            return jax.tree.map(lambda factor, update: factor * update, factors, updates)
+
+        chain = optax.chain(chain, optax.stateless(scale))
     return chain
 
 
 def _by_prefix(
-    tree: optax.Params, values: Mapping[str, str], default: str, field: str
+    tree: optax.Params, values: Mapping[str, Any], default: Any, field: str
 ) -> optax.Params:
     """Returns the value of the longest path prefix, of whole names, for each leaf."""
     leaves, structure = jax.tree.flatten_with_path(tree)
@@ -94,7 +88,7 @@ def _kernels(params: optax.Params) -> optax.Params:
 
 
 def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransformation:
-    """optax's trust ratio, one per block of stacked arrays, where the mask is set."""
+    """Trust ratio where the mask is set, one per block of stacked arrays."""
     ratio = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
 
     def scale(path: KeyPath, update: Array, param: Array) -> Array:
@@ -108,7 +102,7 @@ def _scale_by_trust_ratio(coefficient: float, mask: Any) -> optax.GradientTransf
 
 
 def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
-    """Scales by the negative learning rate; steps count from 0. A warm-up does not restart."""
+    """Scales by the negative learning rate. A warm-up does not restart."""
     low, full = schedule.warmup_learning_rate, _after_warmup(schedule)
     high = schedule.learning_rate if schedule.linear_warmup else low
     warmup = optax.linear_schedule(low, high, schedule.warmup_steps)
@@ -126,8 +120,8 @@ def scale_by_papers_schedule(schedule: Schedule) -> optax.GradientTransformation
         too_high = (average >= schedule.warmup_until_error) & (schedule.warmup_until_error < 1)
         warming = state.warming & (too_early | too_high)
         rate = jnp.where(warming, warmup(state.step), full(state.step)).astype(jnp.float32)
-        state = ScheduleState(state.step + 1, rate, average, warming)
-        return jax.tree.map(lambda update: -rate * update, updates), state
+        scaled = jax.tree.map(lambda update: -rate * update, updates)
+        return scaled, ScheduleState(state.step + 1, rate, average, warming)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +19,22 @@ import filelock
 import jax
 from tensorboardX import SummaryWriter
 
-from resnet_jax import distributed
+from resnet_jax import distributed, terminal
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import components
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.training import config
+from resnet_jax.training.checkpoint import (
+    CORRUPT,
+    Record,
+    SaveFailed,
+    fingerprints,
+    parse_checked,
+    with_checksum,
+)
 from resnet_jax.training.config import Data, Experiment
-
-Record = dict[str, Any]
 
 
 class Workdir:
@@ -53,40 +60,60 @@ class Workdir:
         def lock_and_claim() -> None:
             self.check(experiment, seed)
             self._acquire(lock, say)
-            self.claim(experiment, seed)
+            self.claim(experiment, seed, say)
 
         try:
             distributed.by_first(lock_and_claim)
             # NFS may delay the files of process 0 by seconds.
             end = time.monotonic() + 30
-            while not (shared := self.experiment_file.exists()) and time.monotonic() < end:
+            while not (is_shared := self.experiment_file.exists()) and time.monotonic() < end:
                 time.sleep(1)
-            if distributed.anyone(not shared):
+            if distributed.anyone(not is_shared):
                 raise UserError(f"{self.path} must be shared by all processes")
-            yield
+            with self._captured(say):
+                yield
         finally:
             lock.release()
+
+    @contextlib.contextmanager
+    def _captured(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Sends what libraries write to a command's stderr, also in C++, to ``debug.log``."""
+        if sys.stderr is not sys.__stderr__:
+            yield
+            return
+        with _report_errors(self.path):
+            log = (self.path / "debug.log").open("a")
+        with log, os.fdopen(os.dup(2), "w", buffering=1) as terminal.err.file:
+            os.dup2(log.fileno(), 2)
+            try:
+                yield
+            except SaveFailed:
+                say(f"messages of libraries are in {log.name}")
+                raise
+            finally:
+                with contextlib.suppress(OSError):
+                    sys.stderr.flush()
+                os.dup2(terminal.err.file.fileno(), 2)
+                terminal.err.file = sys.stderr
 
     def _acquire(self, lock: filelock.BaseFileLock, say: Callable[[str], None]) -> None:
         with _report_errors(self.path):
             try:
                 lock.acquire()
             except filelock.Timeout:
-                holder = "another run"
-                with contextlib.suppress(OSError):
-                    process = json.loads(self.environment_file.read_text())["process"]
-                    holder += ", process {pid} on {host} since {since}".format(**process)
-                raise UserError(
-                    f"{self.path} is in use by {holder}: use another --workdir"
-                ) from None
+                text = f"{self.path} is in use by another run"
+                with contextlib.suppress(UserError, LookupError, TypeError):
+                    process = _read(self.environment_file)["process"]
+                    text += ", process {pid} on {host} since {since}".format(**process)
+                raise UserError(f"{text}: use another --workdir") from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
                     raise
                 say(f"{self.path} cannot be locked ({error.strerror}): no other run may use it")
 
-    def claim(self, experiment: Experiment, seed: int) -> None:
+    def claim(self, experiment: Experiment, seed: int, say: Callable[[str], None] = print) -> None:
         """Writes ``experiment.json`` and ``environment.json``; raises UserError as ``check``."""
-        self.check(experiment, seed)
+        is_written = self.check(experiment, seed)
         identity = config.identity(experiment, seed)
         run = {"fingerprint": config.fingerprint(identity), "identity": identity}
         run |= {"experiment": config.resolve(experiment), "seed": seed}
@@ -94,60 +121,97 @@ class Workdir:
         process = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         with _report_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        if not self.experiment_file.exists():
-            write_json(self.experiment_file, run)
+        if not is_written:
+            if self.experiment_file.exists():
+                say(f"{self.experiment_file} was corrupt; it is written again")
+            write_json(self.experiment_file, with_checksum(run))
         write_json(self.environment_file, describe() | {"process": process})
 
-    def check(self, experiment: Experiment, seed: int) -> None:
-        """Raises UserError if the directory holds another experiment or seed, or something else."""
+    def check(self, experiment: Experiment, seed: int) -> bool:
+        """Raises UserError if the directory holds another run, or something else.
+
+        Returns whether ``experiment.json`` is written and intact.
+        """
         with _report_errors(self.path):
+            if self.checkpoints.exists() and not self.checkpoints.is_dir():
+                raise UserError(f"{self.checkpoints} is not a directory: move it")
             if self.experiment_file.exists():
                 ours = config.identity(experiment, seed)
-                theirs = self.read_experiment_file()["identity"]
+                try:
+                    theirs = self.read_experiment_file("identity")["identity"]
+                except UserError as error:
+                    if config.fingerprint(ours) in fingerprints(self.checkpoints):
+                        return False
+                    raise UserError(f"{error}. No checkpoint has its fingerprint") from error
                 if fields := "\n  ".join(config.differences(ours, theirs)):
-                    remedy = "use another --workdir. Fields that differ:"
-                    raise UserError(f"{self.path} holds another run: {remedy}\n  {fields}")
+                    problem = f"{self.path} holds another run: use another --workdir"
+                    raise UserError(f"{problem}. Fields that differ:\n  {fields}")
             elif self.path.is_dir() and {*self.path.iterdir()} - {self._lock_file}:
                 raise UserError(f"{self.path} is not empty and holds no run: use another --workdir")
+            return self.experiment_file.exists()
 
-    def read_experiment_file(self) -> Record:
-        """Returns fingerprint, identity, experiment and seed."""
+    def read_experiment_file(self, *fields: str) -> Record:
+        """Returns fingerprint, identity, experiment and seed; ``fields`` are required."""
         if not self.experiment_file.is_file():
             raise UserError(f"{self.path} is not a run: it has no experiment.json")
-        return _parse(self.experiment_file, self.experiment_file.read_text())
+        return _read(self.experiment_file, *fields)
 
     def experiment(self) -> tuple[Experiment, int]:
         """Returns the experiment and its seed."""
-        run = self.read_experiment_file()
+        run = self.read_experiment_file("experiment", "seed", "fingerprint")
         return config.restore(Experiment, run["experiment"]), run["seed"]
 
     def records(self) -> list[Record]:
-        """Returns the records of ``metrics.jsonl``, without a last line that a kill cut short."""
+        """Returns the records of ``metrics.jsonl``, without a torn last line."""
         file = self.metrics_file
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [_parse(file, line) for line in lines if line.endswith("}")]
+        *lines, _ = _read_text(file).split("\n") if file.exists() else [""]
+        return [_parse(file, line, "step", "split") for line in lines]
 
-    def result(self) -> Record | None:
-        """Returns the result, or that of a run that diverged; None before the run has ended."""
+    def result(self, say: Callable[[str], None] | None = None) -> Record | None:
+        """Returns the result, also of a run that diverged; None before the run has ended.
+
+        A corrupt file raises UserError, or is reported with ``say`` and ignored.
+        """
         for file in filter(Path.exists, (self.result_file, self.diverged_file)):
-            return _parse(file, file.read_text())
+            try:
+                return _read(file, "value")
+            except UserError as error:
+                if say is None:
+                    raise
+                say(f"{error}; continuing from the newest checkpoint")
         return None
 
 
 class MetricsWriter:
     """Appends records to ``metrics.jsonl`` and TensorBoard event files, on process 0.
 
-    A record has ``step``, ``split`` (train, test, ...) and numbers. Those after ``step``, of which
-    the run continues, are dropped.
+    A record has ``step``, ``split`` (train, test, ...) and numbers.
+
+    Args:
+      step: the run continues after it; later records are dropped.
+      records: those of its checkpoint; None: of the file.
     """
 
-    def __init__(self, workdir: Workdir, *, step: int):
-        distributed.wait("records are written")
-        self.records = [record for record in workdir.records() if record["step"] <= step]
-        distributed.wait("records are read")
-        self._file, self._summary = workdir.metrics_file, None
+    def __init__(
+        self,
+        workdir: Workdir,
+        *,
+        step: int,
+        records: list[Record] | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        if records is None:  # An earlier version saved the checkpoint.
+            distributed.wait("records are written")
+            records = [record for record in workdir.records() if record["step"] <= step]
+            distributed.wait("records are read")
+        self._file, self._summary, self.records = workdir.metrics_file, None, records
         if distributed.is_first():
-            write_text(self._file, "".join(json.dumps(record) + "\n" for record in self.records))
+            lines = [json.dumps(record) + "\n" for record in records]
+            present = _read_text(self._file, "replace") if self._file.exists() else ""
+            if lines and not present.startswith("".join(lines)):
+                lost = len({*lines} - {*present.splitlines(keepends=True)})
+                say(f"{self._file} was corrupt; {lost} records are restored from the checkpoint")
+            write_text(self._file, "".join(lines))
             folder = str(workdir.path / "tensorboard")
             with _report_errors(self._file):
                 # A bounded queue would block forever on a full disk.
@@ -179,15 +243,30 @@ def _report_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written ({error.strerror}): {remedy}") from error
 
 
-def _parse(file: Path, text: str) -> Record:
+def _read_text(file: Path, errors: str = "strict") -> str:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is corrupt ({error}): restore or delete it") from error
+        return file.read_text(errors=errors)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is corrupt ({error}): restore it, or train again") from error
+
+
+def _parse(file: Path, text: str, *fields: str) -> Record:
+    try:
+        record = parse_checked(text)
+        problem = ", ".join(f"no {name}" for name in fields if name not in record)
+    except CORRUPT as error:
+        record, problem = {}, str(error)
+    if problem:
+        raise UserError(f"{file} is corrupt ({problem}): restore it, or train again")
+    return record
+
+
+def _read(file: Path, *fields: str) -> Record:
+    return _parse(file, _read_text(file), *fields)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all; raises UserError if the file system fails."""
+    """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".part")
     with _report_errors(path):
         temporary.write_text(text)
@@ -207,7 +286,7 @@ def contents(
     scores: dict[str, exact.Score] | None = None,
     **values: object,
 ) -> Record:
-    """Returns the contents of ``result.json``; without ``scores``, of ``diverged.json``.
+    """Returns the contents of ``result.json``, without scores of ``diverged.json``.
 
     ``scores``: of the last step, by split.
     """
@@ -330,19 +409,10 @@ def _normalization(experiment: Experiment) -> Record:
     }
 
 
-# Those that change numbers: decoders and resampling filters differ by rounding between versions.
-PACKAGES = (
-    "resnet-jax-lab",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "numpy",
-    "grain",
-    "simplejpeg",
-    "pillow",
+# Decoders and resampling filters differ by rounding between versions.
+_PACKAGES = (
+    "resnet-jax-lab jax jaxlib flax optax orbax-checkpoint tensorflow-datasets numpy grain "
+    "simplejpeg pillow"
 )
 
 
@@ -351,10 +421,8 @@ def commit() -> str | None:
     folder, name = os.path.split(__file__)
 
     def git(*words: str) -> str:
-        command = ["git", "-C", folder, *words]
-        return subprocess.check_output(
-            command, timeout=10, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+        options: Any = {"timeout": 10, "text": True, "stderr": subprocess.DEVNULL}
+        return subprocess.check_output(["git", "-C", folder, *words], **options).strip()
 
     try:
         # An installed package inside another repository is not part of it.
@@ -366,7 +434,7 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     numbers = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in _PACKAGES.split():
         try:
             numbers[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -49,7 +49,7 @@ def make(devices: int | None = None, fsdp: int = 1, among: Sequence[Any] | None 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of constants and device-resident data sets."""
+    """Returns the sharding of whole arrays."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -61,8 +61,8 @@ def batch(mesh: Mesh) -> NamedSharding:
 def of_state(mesh: Mesh, state: TrainState) -> TrainState:
     """Returns the shardings of a state of arrays or shapes.
 
-    Parameters, their average and their optimizer state are split over ``fsdp`` along the largest
-    axis that it divides (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
+    Those of the optimizer and the parameters are split over ``fsdp`` along the largest axis that it
+    divides (Rajbhandari et al. 2020, arXiv 1910.02054, stage 3).
     """
     size = mesh.shape["fsdp"]
 
@@ -96,8 +96,9 @@ def put(tree: Tree, sharding: NamedSharding) -> Tree:
 
 @dataclass(frozen=True)
 class Program:
-    """An experiment on a mesh; each function compiles at its first call."""
+    """An experiment on a mesh; functions compile at their first call."""
 
+    experiment: Experiment
     mesh: Mesh
     apply: Apply
     abstract_state: TrainState
@@ -106,9 +107,29 @@ class Program:
     train: Any
     """``step.train_steps``, jitted; the state is donated."""
     recompute_statistics: Callable[[TrainState, Iterable[Batch], Preprocessing], TrainState]
-    """Sets precise BatchNorm statistics, those of all images of some training batches, as in He et
-    al.'s released models (KaimingHe/deep-residual-networks, README). EMA needs them: running
-    statistics belong to the trained parameters."""
+    """Sets precise BatchNorm statistics, over all images of some training batches, as in He et
+    al.'s released models (KaimingHe/deep-residual-networks). EMA needs them: running statistics
+    belong to the trained parameters."""
+
+    @property
+    def abstract_preprocessing(self) -> Preprocessing:
+        """Shapes and shardings of the normalization constants."""
+        shape, normalization = self.experiment.model.input_shape, self.experiment.data.normalization
+        mean = shape[2:] if normalization in ("channel", "imagenet") else shape
+        return Preprocessing(*(self._abstract(size, np.float32) for size in (mean, shape[2:])))
+
+    def abstract_inputs(self, examples: int) -> tuple[TrainState, Batch, Preprocessing]:
+        """Returns shapes and shardings of the inputs of ``train`` on a set of ``examples``."""
+        place = replicated(self.mesh)
+        if self.experiment.data.crop is not None:
+            examples, place = self.experiment.batch_size, batch(self.mesh)
+        shape = (examples, *self.experiment.model.input_shape)
+        images = self._abstract(shape, np.uint8, place)
+        labels = self._abstract(shape[:1], np.int32, place)
+        return self.abstract_state, Batch(images, labels), self.abstract_preprocessing
+
+    def _abstract(self, shape: tuple[int, ...], dtype: Any, place: Any = None) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place or replicated(self.mesh))
 
     def put(self, arrays: Tree) -> Tree:
         return put(arrays, replicated(self.mesh))
@@ -129,7 +150,7 @@ class Program:
             batch_size=batch_size,
             expected_examples=expected_examples,
             sharding=batch(self.mesh),
-            # Processes share streamed images; each holds those in memory whole.
+            # Processes share streamed images; each has all of those in memory.
             processes=1 if isinstance(data, Examples) else jax.process_count(),
             between=between,
         )
@@ -141,28 +162,9 @@ class Program:
 
     def trace_score(self, data: Batch, preprocessing: Preprocessing, batch_size: int) -> None:
         """Traces ``score`` on images like ``data``."""
-        rows = protocols.rows(batch_size, 1, self.mesh.size)
-        images, labels = (
-            jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype, sharding=batch(self.mesh))
-            for a in data[:2]
-        )
+        rows, place = protocols.rows(batch_size, 1, self.mesh.size), batch(self.mesh)
+        images, labels = (self._abstract((rows, *a.shape[1:]), a.dtype, place) for a in data[:2])
         self._score_batch.eval_shape(*self.abstract_state.scored(), preprocessing, images, labels)
-
-
-def abstract_inputs(
-    program: Program, experiment: Experiment, examples: int
-) -> tuple[TrainState, Batch, Preprocessing]:
-    """Returns shapes and shardings of the inputs of ``Program.train`` on a set of ``examples``."""
-    whole = replicated(program.mesh)
-    count, place = examples, whole
-    if experiment.data.crop is not None:
-        count, place = experiment.batch_size, batch(program.mesh)
-    shape = (count, *experiment.model.input_shape)
-    images: Any = jax.ShapeDtypeStruct(shape, np.uint8, sharding=place)
-    labels: Any = jax.ShapeDtypeStruct((count,), np.int32, sharding=place)
-    constants = abstract_preprocessing(experiment)
-    constants = jax.tree.map(lambda leaf: leaf.update(sharding=whole), constants)
-    return program.abstract_state, Batch(images, labels), constants
 
 
 def compiled(
@@ -211,6 +213,7 @@ def compiled(
         return _jit(step.set_statistics, mesh, layout, count=batches)(state, totals)
 
     return Program(
+        experiment,
         mesh,
         apply,
         jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings),
@@ -238,20 +241,23 @@ def report_trace_errors() -> Iterator[None]:
 def _layout(shardings: Any) -> Any:
     """Makes a tree of shardings hashable."""
     leaves, structure = jax.tree.flatten(shardings)
-    return tuple(leaves), structure
+    return structure, tuple(leaves)
 
 
 @functools.lru_cache(maxsize=256)
 def _jit(function: Callable[..., Any], mesh: Mesh, layout: Any, **static: Any) -> Any:
     """Compiles a function with static arguments; experiments share equal ones."""
-    leaves, structure = layout
-    options: dict[str, Any] = {"compiler_options": quick_to_run(mesh.devices.flat[0].platform)}
-    if function is _initial:
-        options = {"compiler_options": quick_to_compile()}
-    elif function is step.train_steps:
-        options |= {"donate_argnames": "state", "static_argnames": "steps"}
-    shardings = jax.tree.unflatten(structure, leaves)
-    return jax.jit(functools.partial(function, **static), out_shardings=shardings, **options)
+    is_initial = function is _initial
+    options: Any = {}
+    if function is step.train_steps:
+        options = {"donate_argnames": "state", "static_argnames": "steps"}
+    platform = mesh.devices.flat[0].platform
+    return jax.jit(
+        functools.partial(function, **static),
+        out_shardings=jax.tree.unflatten(*layout),
+        compiler_options=quick_to_compile() if is_initial else quick_to_run(platform),
+        **options,
+    )
 
 
 def _initial(key: Key[Array, ""], *, model: Architecture, **options: Any) -> TrainState:
@@ -267,14 +273,6 @@ def _traced(model: Architecture, **options: Any) -> tuple[Apply, TrainState]:
 def augmentation(experiment: Experiment) -> Augmentation:
     """Returns the augmentation on the device."""
     return Augmentation(**{f.name: getattr(experiment.data, f.name) for f in fields(Augmentation)})
-
-
-def abstract_preprocessing(experiment: Experiment) -> Preprocessing:
-    """Returns the shapes of the normalization constants."""
-    shape, per_channel = experiment.model.input_shape, ("channel", "imagenet")
-    mean = shape[2:] if experiment.data.normalization in per_channel else shape
-    shapes: Any = (jax.ShapeDtypeStruct(size, jnp.float32) for size in (mean, shape[2:]))
-    return Preprocessing(*shapes)
 
 
 def _microbatches(experiment: Experiment, group_size: int, devices: int) -> int:

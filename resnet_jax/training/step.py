@@ -25,7 +25,7 @@ Tree = TypeVar("Tree")
 
 
 class TrainState(NamedTuple):
-    """State of a run: a pytree of arrays or of their shapes."""
+    """State of a run: arrays, or their shapes."""
 
     step: Int[Array, ""]
     """Number of completed steps."""
@@ -35,9 +35,9 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     """Root key: all randomness is a function of it and the step."""
     ema: Variables
-    """Moving average of ``params``; empty without one."""
+    """Moving average of ``params``, if any."""
     statistics: Variables
-    """Precise BatchNorm statistics, evaluated in place of ``batch_stats``; empty without."""
+    """Precise BatchNorm statistics, if any, evaluated in place of ``batch_stats``."""
 
     def scored(self) -> tuple[Variables, Variables]:
         """Returns the parameters and statistics that evaluation uses."""
@@ -80,22 +80,6 @@ def is_stacked(path: KeyPath) -> bool:
     return any(getattr(key, "key", None) == "stacked" for key in path)
 
 
-def plain(state: TrainState) -> TrainState:
-    """Returns the state with the key as numbers, for serialization."""
-    return state._replace(key=jax.random.key_data(state.key))
-
-
-def from_plain(state: TrainState) -> TrainState:
-    """Inverse of ``plain``."""
-    return state._replace(key=jax.random.wrap_key_data(state.key))
-
-
-def epoch_order(
-    key: Key[Array, ""], epoch: Int[Array, ""], examples: int
-) -> Int[Array, "examples"]:
-    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
-
-
 def batch_indices(
     key: Key[Array, ""], first: Int[Array, ""], *, steps: int, batch_size: int, examples: int
 ) -> Int[Array, "steps batch"]:
@@ -105,14 +89,16 @@ def batch_indices(
     # Relative to the first epoch, so that positions stay small.
     positions = start % examples + jnp.arange(steps * batch_size)
     epochs = -(-(steps * batch_size + examples - 1) // examples)
-    orders = jax.vmap(lambda epoch: epoch_order(key, epoch, examples))(
-        first_epoch + jnp.arange(epochs)
-    )
+
+    def order(epoch: Array) -> Array:
+        return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+    orders = jax.vmap(order)(first_epoch + jnp.arange(epochs))
     return orders[positions // examples, positions % examples].reshape(steps, batch_size)
 
 
 class Batch(NamedTuple):
-    """Images with labels: a batch, or a whole device-resident training set."""
+    """A batch, or a whole device-resident training set."""
 
     images: Shaped[Array, "n h w c"]
     """uint8 as stored, or float32 as the network's input."""
@@ -138,37 +124,37 @@ class Learning:
     optimizer: optax.GradientTransformationExtraArgs
     loss: Loss = field(default_factory=Loss)
     ema: float = 0.0
-    """Decay of the moving average of the parameters; 0: none."""
+    """Decay of the average of the parameters; 0: none."""
     accumulation: int = 1
     """Microbatches per batch."""
     group_size: int = 0
-    """Images that BatchNorm normalizes together; 0: a whole (micro)batch."""
+    """Of BatchNorm; 0: a whole (micro)batch."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     classes: int = 0
     batch_size: int = 0
     streamed: bool = False
-    """Data are batches rather than the whole training set."""
+    """Data are batches, not the whole training set."""
     sharding: Sharding | None = None
     """Of a batch; None: one device."""
     whole: Sharding | None = None
-    """Of parameters and gradients in use, under fsdp; None: that of the state."""
+    """Of parameters in use and gradients, under fsdp; None: that of the state."""
 
 
 def train_steps(
     state: TrainState, data: Batch, preprocessing: Preprocessing, steps: int, learning: Learning
 ) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` training steps, 1 on a streamed batch; metrics have shape (steps,)."""
-    root = state.key
 
-    def batch(step: Array, indices: Array | None) -> Batch:
-        return augment(augmentation_key(root, step), data, indices, preprocessing, learning)
+    def batch(state: TrainState, indices: Array | None) -> Batch:
+        key = augmentation_key(state.key, state.step)
+        return augment(key, data, indices, preprocessing, learning)
 
-    indices = _indices(root, state.step, steps, data, learning)
+    indices = _indices(state.key, state.step, steps, data, learning)
     if steps > 1:
-        return lax.scan(lambda s, i: train_step(s, batch(s.step, i), learning), state, indices)
+        return lax.scan(lambda s, i: train_step(s, batch(s, i), learning), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
     indices = None if indices is None else indices[0]
-    state, metrics = train_step(state, batch(state.step, indices), learning)
+    state, metrics = train_step(state, batch(state, indices), learning)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
 
@@ -211,22 +197,18 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
-    def loss_of(
-        params: Variables, part: Batch, key: Array
-    ) -> tuple[Array, tuple[Array, Variables]]:
-        logits, batch_stats = learning.apply(
-            params, state.batch_stats, part.images, train=True, key=key
-        )
+    def loss_of(params: Variables, part: Batch, key: Array) -> tuple[Array, Any]:
+        arrays = params, state.batch_stats, part.images
+        logits, batch_stats = learning.apply(*arrays, train=True, key=key)
         errors = jnp.sum(jnp.argmax(logits, axis=-1) != part.labels, dtype=jnp.int32)
         return losses(logits, part, learning.loss).sum() / examples, (errors, batch_stats)
 
     # Otherwise the compiler splits convolutions as the parameters are and moves activations.
     whole = _constrain(state.params, learning.whole)
     of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole)
-    if learning.accumulation == 1:
-        (loss, (errors, batch_stats)), gradients = of_part(batch, key)
-    else:
-        (loss, (errors, batch_stats)), gradients = _accumulated(of_part, batch, key, learning)
+    if learning.accumulation > 1:
+        of_part = functools.partial(_accumulated, of_part, learning)
+    (loss, (errors, batch_stats)), gradients = of_part(batch, key)
     gradients = _constrain(gradients, learning.whole)
     updates, opt_state = learning.optimizer.update(
         gradients, state.opt_state, state.params, error=errors / examples
@@ -236,14 +218,14 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
         ema = optax.incremental_update(params, ema, 1 - learning.ema)
     rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
     metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
-    after: Any = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
-    return state._replace(step=state.step + 1, **after), metrics
+    state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats)
+    return state._replace(opt_state=opt_state, ema=ema), metrics
 
 
 def _accumulated(
-    of_part: Callable[..., Any], batch: Batch, key: Key[Array, ""], learning: Learning
+    of_part: Callable[..., Any], learning: Learning, batch: Batch, key: Key[Array, ""]
 ) -> Any:
-    """Accumulates microbatches; running statistics are averaged over them."""
+    """Adds up microbatches; running statistics are averaged over them."""
     parts, group = learning.accumulation, learning.group_size or 1
 
     def divided(array: Array) -> Array:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,33 +23,30 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError
+from resnet_jax.errors import Interrupted, NonFiniteLoss, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
-from resnet_jax.training import config, fine_tune, sharding
-from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.config import Experiment, Range
+from resnet_jax.training import fine_tune, sharding
+from resnet_jax.training.checkpoint import Checkpoints, with_checksum
+from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
 from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Metrics, TrainState, digest, finite
 from resnet_jax.weights.loading import Pretrained
 
-Stop = TypeVar("Stop", bound="Interruption")
 Part = tuple[str, int, int]
 """Split, first example, number of examples."""
 # Images that measure the constants of a streamed set: the mean is within 1/100 of a deviation.
 _MEASURED = 10_000
-# Those that are decoded concurrently.
-_GROUP = 64
 
 
 class Interruption:
-    """Records the first signal. A later Ctrl-C raises KeyboardInterrupt, others are ignored."""
+    """Records the first signal. A later Ctrl-C raises KeyboardInterrupt."""
 
     requested = 0
 
-    def __enter__(self: Stop) -> Stop:
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    def __enter__(self) -> "Interruption":
+        signals = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
 
@@ -63,7 +60,7 @@ class Interruption:
 
 
 class StopRequest(Interruption):
-    """Signal that any process received, pending in all processes at the same step."""
+    """Signal to any process, pending in all at the same step."""
 
     def __init__(self, mesh: Mesh):
         self._batch = sharding.batch(mesh)
@@ -71,7 +68,7 @@ class StopRequest(Interruption):
         self._sent = self._send() if jax.process_count() > 1 else None
 
     def pending(self, step: int) -> Interrupted | None:
-        """Returns the error of a signal, if any. Collective, as the next."""
+        """Returns the error of a signal, if any. Collective."""
         number = self.requested
         if self._sent is not None:
             # The maximum of the previous call, so that the host never waits.
@@ -89,7 +86,7 @@ class StopRequest(Interruption):
 
 
 class Profile:
-    """Trace of at least ``steps`` steps, in whole dispatches after the first, which compiles."""
+    """Traces at least ``steps`` steps, in whole dispatches after the first, which compiles."""
 
     def __init__(self, folder: Path, steps: int, say: Callable[[str], None]):
         self._folder, self._left, self._say, self._running = folder, steps, say, False
@@ -98,17 +95,17 @@ class Profile:
         if self._left <= 0:
             return
         jax.block_until_ready(metrics)
-        if not self._running:
+        if self._running:
+            self._left -= steps
+            if self._left <= 0:
+                self.close()
+        else:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
-        elif (left := self._left - steps) > 0:
-            self._left = left
-        else:
-            self.close()
 
     def close(self) -> None:
         if self._running:
-            self._left, self._running = 0, False
+            self._running = False
             jax.profiler.stop_trace()
             self._say(f"profile of the run in {self._folder}")
         elif self._left > 0:
@@ -157,13 +154,16 @@ def train(
     Raises:
       UserError: for invalid input, before anything is compiled or written; for a failed save.
       NonFiniteLoss: the run diverged, now or earlier.
-      Interrupted: a signal stopped the run; its state is saved.
+      Interrupted: by a signal; the state is saved.
     """
     # JAX ignores higher bits.
-    config.check("seed", Annotated[int, Range(high=2**32)], seed)
-    config.check("profile_steps", int, profile_steps)
+    check("seed", Annotated[int, Range(high=2**32)], seed)
+    check("profile_steps", int, profile_steps)
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
+    experiment, info = experiment.with_data(info)
+    if info.notes:
+        progress.say(info.notes)
     _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
     program = sharding.compiled(experiment, devices, fsdp)
@@ -171,29 +171,28 @@ def train(
     parts = split_parts(experiment, info)
 
     # Tracing raises the errors of components before the run directory is claimed.
-    inputs = sharding.abstract_inputs(program, experiment, parts["train"][2])
+    inputs = program.abstract_inputs(parts["train"][2])
     with sharding.report_trace_errors():
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0))
         program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
-        checkpoints = Checkpoints(
-            run_dir.checkpoints,
-            experiment.checkpointing,
-            say=progress.say,
-            fingerprint=run_dir.read_experiment_file()["fingerprint"],
-        )
-        if (finished := run_dir.result()) is not None:
+        options = {"fingerprint": run_dir.read_experiment_file()["fingerprint"]}
+        kept = experiment.checkpointing
+        checkpoints = Checkpoints(run_dir.checkpoints, kept, say=progress.say, **options)
+        if (finished := run_dir.result(progress.say)) is not None:
             progress.say(f"{run_dir.path} is finished; nothing to do")
-            if finished["diverged_at_step"] is not None:
-                raise NonFiniteLoss(finished["diverged_at_step"], checkpoints.newest())
+            if (diverged := finished.get("diverged_at_step")) is not None:
+                raise NonFiniteLoss(diverged, checkpoints.newest())
             return finished
-        stop = stack.enter_context(StopRequest(program.mesh))
+        stop = StopRequest(program.mesh)
+        stack.enter_context(stop)
 
         stack.push(_closing(checkpoints))
         step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
-        if step:
-            progress.say(f"continuing after step {step}")
+        begun = f"continuing after step {step} of" if step else "training for"
+        scored = f"evaluation every {evaluation.every}"
+        progress.say(f"{begun} {experiment.steps} steps, {scored}, {experiment.schedule}")
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
         profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
@@ -208,9 +207,7 @@ def train(
         while True:
             # All processes receive the request at the same step.
             interrupted, last = stop.pending(step), step == experiment.steps
-            saving = step > saved and (
-                interrupted or last or step % experiment.checkpointing.every == 0
-            )
+            saving = step > saved and (interrupted or last or step % kept.every == 0)
             # Also scores that an earlier session did not complete.
             due = step > 0 and step % evaluation.every == 0
             scoring = last or (due and not log.scores(step) >= parts.keys() - {"train"})
@@ -237,7 +234,7 @@ def train(
                 log.restart_rate()
             if saving or (interrupted and step > saved):
                 # After the score that ranks checkpoints.
-                checkpoints.save(step, state, constants, test_error)
+                checkpoints.save(step, state, constants, test_error, log.records)
                 saved = step
             if interrupted:
                 checkpoints.wait()
@@ -266,8 +263,8 @@ def _first_state(
     weights: Pretrained | None,
     seed: int,
 ) -> tuple[int, TrainState, Preprocessing]:
-    """Returns step, state and constants of the newest intact checkpoint, or of a new run."""
-    shapes = program.abstract_state, sharding.abstract_preprocessing(experiment)
+    """Returns step, state and constants of the newest intact checkpoint or of a new run."""
+    shapes = program.abstract_state, program.abstract_preprocessing
     if restored := checkpoints.restore_newest(*shapes):
         step, state, constants = restored
     else:
@@ -293,9 +290,9 @@ def _next_dispatch(experiment: Experiment, step: int) -> int:
 
 
 def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:
-    """Raises UserError for corrupt files and a low memory bound."""
+    """Raises UserError for corrupt files and a low memory bound of a streamed set."""
     if experiment.data.crop is None:
-        return  # Reading a device-resident set checks it.
+        return
     for split in ("train", experiment.data.test_split):
         datasets.check(info, split)
     rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_process_index())
@@ -313,25 +310,20 @@ def split_parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
 
 def _resident(info: DatasetInfo, part: Part) -> Examples:
     split, first, count = part
-    whole = datasets.read(info, split)
-    if count == info.examples[split]:
-        return whole  # The same array for every run of a process.
-    rows = slice(first, first + count)
+    whole, rows = datasets.read(info, split), slice(first, first + count)
     return Examples(whole.images[rows], whole.labels[rows])
 
 
 def _evaluation_set(
     experiment: Experiment, info: DatasetInfo, part: Part
 ) -> Examples | Iterable[Examples]:
-    """Returns the images of a part, of a streamed set in batches."""
+    """Returns the images of a part; batches of a streamed set."""
     if experiment.data.crop is None:
         return _resident(info, part)
     split, first, count = part
     protocol = protocols.parse(experiment.evaluation.protocol)
-    batch_size = experiment.evaluation.batch_size
-    return protocols.batches(
-        info, split, protocol, batch_size, first=first, count=count, **_process_index()
-    )
+    options = {"first": first, "count": count, **_process_index()}
+    return protocols.batches(info, split, protocol, experiment.evaluation.batch_size, **options)
 
 
 def training_set(experiment: Experiment, info: DatasetInfo) -> Examples:
@@ -343,7 +335,8 @@ def measure_constants(experiment: Experiment, info: DatasetInfo) -> Preprocessin
     """Measures the normalization constants, of a streamed set on central crops of some images."""
     normalization = experiment.data.normalization
     if experiment.data.crop is None:
-        return augment_device.fit(training_set(experiment, info).images, normalization)
+        images = training_set(experiment, info).images
+        return augment_device.fit(images, normalization, info.name)
     size = experiment.model.input_shape[:2]
     crop = CenterCrop(shorter_side=round(max(size) * 8 / 7))
     source, (_, _, count) = datasets.encoded(info, "train"), split_parts(experiment, info)["train"]
@@ -358,9 +351,10 @@ def measure_constants(experiment: Experiment, info: DatasetInfo) -> Preprocessin
         return crop(image, size, np.random.default_rng(0))
 
     chosen = np.linspace(0, count - 1, min(count, _MEASURED), dtype=int).tolist()
-    groups = (chosen[start : start + _GROUP] for start in range(0, len(chosen), _GROUP))
+    groups = (chosen[start : start + 64] for start in range(0, len(chosen), 64))
     loaded = (image for _, group in protocols.ahead(load, groups) for image in group)
-    return augment_device.fit((image for image in loaded if image is not None), normalization)
+    images = (image for image in loaded if image is not None)
+    return augment_device.fit(images, normalization, info.name)
 
 
 def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
@@ -386,14 +380,13 @@ def _process_index() -> dict[str, int]:
 
 
 class Feed:
-    """Training batches on the devices; of a device-resident set, the whole set."""
+    """Training batches on the devices, or the whole device-resident set."""
 
     replaced = 0
     """Corrupt images that were replaced."""
 
     def __init__(self, experiment: Experiment, info: DatasetInfo, mesh: Mesh, seed: int, step: int):
         self._experiment, self._seed, self._sharding = experiment, seed, sharding.batch(mesh)
-        # Opening a set is slow.
         self._stream = functools.cache(functools.partial(stream, experiment, info))
         self._resident = None
         if experiment.data.crop is None:
@@ -419,20 +412,18 @@ class Feed:
         if self._resident is not None:
             yield from itertools.repeat(self._resident, last_step - first_step)
             return
-        rows = Rows(
-            self._stream(seed), first_step=first_step, last_step=last_step, **_process_index()
-        )
+        steps = {"first_step": first_step, "last_step": last_step}
+        rows = Rows(self._stream(seed), **steps, **_process_index())
         put = functools.partial(jax.make_array_from_process_local_data, self._sharding)
-        with contextlib.closing(
-            stream_lib.batches(rows, **vars(self._experiment.loading))
-        ) as batches:
-            for batch in batches:
+        loaded = stream_lib.batches(rows, **vars(self._experiment.loading))
+        with contextlib.closing(loaded):
+            for batch in loaded:
                 self.replaced += int(batch.replaced.sum())
                 yield Batch(put(batch.images), put(batch.labels))
 
 
 def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
-    """Closes at exit, but not after an error in one of several processes: the others wait."""
+    """Closes at exit, but not after an error of one of several processes, which would wait."""
 
     def close(_: object, error: BaseException | None, __: object) -> None:
         ended = error is None or isinstance(error, Interrupted | NonFiniteLoss | UserError)
@@ -443,7 +434,7 @@ def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
 
 
 class _Log(MetricsWriter):
-    """Records of a run from its last saved ``step`` on, every ``every`` steps, and its result."""
+    """Records of a run after ``step``, every ``every`` steps, and its result."""
 
     def __init__(
         self,
@@ -455,7 +446,7 @@ class _Log(MetricsWriter):
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        super().__init__(run_dir, step=step)
+        super().__init__(run_dir, step=step, records=checkpoints.records(step), say=progress.say)
         self._run_dir, self._result, self._every = run_dir, result, every
         self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
         self.pending: tuple[int, Metrics] | None = None
@@ -464,24 +455,23 @@ class _Log(MetricsWriter):
         self._compile_seconds: float | None = None
         self.restart_rate()
         # As if the sessions of the run were one.
-        seconds = [record.get("seconds", 0.0) for record in self.records]
-        self._started = self._rate_started - max(seconds, default=0.0)
+        seconds = max((record.get("seconds", 0.0) for record in self.records), default=0.0)
+        self._started = self._rate_started - seconds
 
     def restart_rate(self) -> None:
-        """Starts a new image rate: after an evaluation, or after compilation."""
+        """Starts a new image rate."""
         self._rate_started, self._rate_examples = time.perf_counter(), 0.0
 
     def push(self, step: int, metrics: Metrics, seconds: float) -> None:
         # One dispatch late, so that the devices never wait for the host.
         self.fetch()
         self.pending = step, metrics
-        # The first dispatch compiles.
         if self._compile_seconds is None:
             self._compile_seconds = round(seconds, 2)
             self.restart_rate()
 
     def fetch(self) -> None:
-        """Adds pending metrics, and writes a record that is due. Raises NonFiniteLoss."""
+        """Adds pending metrics and writes a due record. Raises NonFiniteLoss."""
         if not self.pending:
             return
         step, metrics = jax.device_get(self.pending)
@@ -496,10 +486,8 @@ class _Log(MetricsWriter):
     def write_training(self, step: int) -> None:
         if not self._window:
             return
-        columns = zip(*(metrics[:3] for metrics in self._window), strict=True)
-        loss, errors, examples = (
-            float(sum(np.sum(values, dtype=np.float64) for values in column)) for column in columns
-        )
+        window = [np.concatenate(column) for column in zip(*self._window, strict=True)]
+        loss, errors, examples = (float(np.sum(sums, dtype=np.float64)) for sums in window[:3])
         # Over all records since the last evaluation: dispatches can end late or at once.
         self._rate_examples += examples
         now = time.perf_counter()
@@ -508,7 +496,7 @@ class _Log(MetricsWriter):
             "split": "train",
             "loss": loss / examples,
             "error_percent": 100 * errors / examples,
-            "learning_rate": float(self._window[-1].learning_rate[-1]),
+            "learning_rate": float(window[3][-1]),
             "images_per_second": self._rate_examples / (now - self._rate_started),
             "seconds": now - self._started,
         }
@@ -526,21 +514,15 @@ class _Log(MetricsWriter):
 
     def scores(self, step: int) -> set[str]:
         """Returns the splits whose scores of a step are written."""
-        return {
-            record["split"].removesuffix("_scored")
-            for record in self.records
-            if record["step"] == step and "examples" in record
-        }
+        scored = (r for r in self.records if r["step"] == step and "examples" in r)
+        return {record["split"].removesuffix("_scored") for record in scored}
 
     def finish(self, scores: dict[str, Score], state_digest: str) -> Record:
         """Writes ``result.json``. Collective."""
-        return self._write_result(
-            self._run_dir.result_file,
-            scores=scores,
-            state_digest=state_digest,
-            compile_seconds=self._compile_seconds,
-            seconds=round(time.perf_counter() - self._started, 2),
-        )
+        seconds = round(time.perf_counter() - self._started, 2)
+        values = {"scores": scores, "state_digest": state_digest, "seconds": seconds}
+        values["compile_seconds"] = self._compile_seconds
+        return self._write_result(self._run_dir.result_file, **values)
 
     def diverged(self, step: int, what: str) -> NonFiniteLoss:
         """Writes ``diverged.json``, and returns the error. Collective."""
@@ -550,7 +532,7 @@ class _Log(MetricsWriter):
 
     def _write_result(self, file: Path, **values: object) -> Record:
         result = self._result(self.records, **values)
-        distributed.by_first(lambda: write_json(file, result))
+        distributed.by_first(lambda: write_json(file, with_checksum(result)))
         return result
 
     def write(self, record: Record) -> None:

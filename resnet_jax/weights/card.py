@@ -4,6 +4,7 @@ import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,11 +12,19 @@ import numpy as np
 from resnet_jax.errors import UserError
 from resnet_jax.models import catalog
 from resnet_jax.models.resnet import Architecture
+from resnet_jax.typing import Float
 
 # Metadata keys of the card, in this project's files and in exported ones.
 KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
 
 Interpolation = Literal["bilinear", "bicubic"]
+if typing.TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = str | Path | Image.Image | np.ndarray
+else:  # models and weights do not need Pillow
+    Picture = object
+"""A file, an image of Pillow, or an (h, w, c) or (h, w) array of uint8."""
 
 
 def _tuples(value: object) -> object:
@@ -59,7 +68,9 @@ class Card:
     convention: str = ""
     """Convention of its names; empty: this project's."""
     data: str = ""
-    """TFDS name of the training set, if known."""
+    """Name of the training set, if known."""
+    classes: tuple[str, ...] = ()
+    """Names of its classes, if the source has them."""
     claimed_error: float | None = None
     """Published top-1 error on its test images, percent."""
     prefix: str = ""
@@ -74,6 +85,21 @@ class Card:
         architecture = catalog.write(self.architecture)
         return json.dumps(vars(self) | {"view": vars(self.view), "architecture": architecture})
 
+    def preprocess(self, image: Picture) -> Float[np.ndarray, "1 h w c"]:
+        """Returns an image as the network takes it: resized, cropped and normalized.
+
+        >>> card.preprocess("photograph.jpg").shape  # doctest: +SKIP
+        (1, 224, 224, 3)
+        """
+        from resnet_jax.data import augment_host  # needs the packages of training
+
+        view, channels = self.view, self.architecture.input_shape[2]
+        pixels = _pixels(image, channels)
+        sizes = view.resize, view.crop
+        pixels = augment_host.resize_and_crop(pixels, *sizes, view.interpolation)
+        mean, deviation = self.constants()
+        return ((pixels.astype(np.float32) / 255 - mean) / deviation)[None]
+
     def constants(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation, float32."""
         return np.asarray(self.view.mean, np.float32), np.asarray(self.view.deviation, np.float32)
@@ -84,7 +110,7 @@ class Card:
         mean, deviation = self.constants()
         has_channels = mean.ndim in (1, 3) and mean.shape[-1] == channels
         sizes = view.resize, view.crop
-        texts = self.source, self.convention, self.data, self.prefix, *self.dtypes.values()
+        texts = self.source, self.convention, self.data, self.prefix, *self.classes
         is_valid = {
             f"mean: {channels} numbers (--mean)": has_channels and np.isfinite(mean).all(),
             f"deviation: {channels} numbers above 0 (--deviation)": deviation.shape == (channels,)
@@ -92,11 +118,28 @@ class Card:
             "resize and crop: pixels": all(type(n) is int and 0 <= n < 2**16 for n in sizes),
             "interpolation": view.interpolation in typing.get_args(Interpolation),
             "claimed_error: 0 to 100 percent": error is None or 0 <= error <= 100,
-            "texts": all(isinstance(text, str) for text in texts),
+            "texts": all(isinstance(text, str) for text in (*texts, *self.dtypes.values())),
             "counters: numbers": all(0 <= count < 2**63 for count in self.counters.values()),
         }
         if invalid := [expected for expected, holds in is_valid.items() if not holds]:
             raise UserError(f"its card is invalid, expected {'; '.join(invalid)}")
+
+
+def _pixels(image: Picture, channels: int) -> np.ndarray:
+    if isinstance(image, str | Path):
+        from resnet_jax.data import datasets
+
+        try:
+            return datasets.decode(Path(image).read_bytes(), channels)
+        except OSError as error:
+            raise UserError(f"{image} cannot be read: {error.strerror or error}") from error
+    if not isinstance(image, np.ndarray):
+        image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+        shape = f"(height, width, {channels})"
+        raise UserError(f"an image must be uint8 of {shape}, got {image.dtype} of {image.shape}.")
+    return pixels
 
 
 def read(text: str, network: Architecture | None = None) -> Card:
@@ -104,6 +147,7 @@ def read(text: str, network: Architecture | None = None) -> Card:
     try:
         fields = json.loads(text)
         description, view = fields.pop("architecture"), View(**fields.pop("view"))
+        fields["classes"] = tuple(fields.get("classes", ()))
         card = Card(architecture=network or catalog.read(description), view=view, **fields)
         card.check()
     except UserError:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import pickle
 import pickletools
 import zipfile
@@ -16,9 +17,27 @@ from ml_dtypes import bfloat16
 from resnet_jax.errors import UserError, require
 
 Arrays = dict[str, np.ndarray]
+Groups = dict[str, Arrays]
+"""Named tensors of each dictionary in a file, by the keys that lead to it: ``ema.module``."""
 
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # before torch 1.6 (torch/serialization.py)
-_STATE_DICTS = ("state_dict", "model", "model_state", "net", "module")
+# First bytes or end of the name of other kinds of files, and what converts them.
+_NAMES = "numpy.savez under torchvision's names and in torch's layout"
+_OTHERS = (
+    ((b"\x89HDF", ".keras", ".h5"), "a Keras file", "keras.models.load_model(FILE).weights"),
+    (
+        (b"model_checkpoint_path", ".index", ".data-00000-of-00001"),
+        "a TensorFlow checkpoint",
+        "tf.train.load_checkpoint(FILE).get_tensor(NAME)",
+    ),
+    (
+        (".onnx",),
+        "an ONNX file",
+        "onnx.numpy_helper.to_array(t) of every t in onnx.load(FILE).graph.initializer",
+    ),
+    ((".pb",), "a TensorFlow model", "tf.saved_model.load(FOLDER).variables"),
+    ((".msgpack",), "a Flax file", "flax.serialization.msgpack_restore(BYTES)"),
+)
 # Far above those of weights: bytes of a pickle, per compressed byte, of tensors per stored byte.
 _MAX_PICKLE, _MAX_COMPRESSION, _MAX_SHARING = 2**22, 100, 8
 
@@ -36,16 +55,24 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read(path: Path) -> tuple[Arrays, dict[str, str]]:
+def read(path: Path) -> tuple[Groups, dict[str, str]]:
     """Returns the arrays of a file, by its content, and the metadata of safetensors."""
+    index = path.with_name(f"{path.name}.index")
+    if not os.path.exists(path) and os.path.isfile(index):  # Path.exists raises for long names
+        path = index  # of a TensorFlow checkpoint
     try:
         require(path.is_file(), "is not a file" if path.exists() else "does not exist")
         with path.open("rb") as file:
             head = file.read(40)
+        for marks, kind, getter in _OTHERS:
+            is_kind = any(
+                path.name.endswith(m) if isinstance(m, str) else head.startswith(m) for m in marks
+            )
+            require(not is_kind, f"is {kind}: write the arrays of {getter} with {_NAMES}")
         if head[8:9] == b"{" and head[4:8] == bytes(4):  # behind the length of the header
             with safetensors.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return arrays, dict(file.metadata() or {})
+                return {"": arrays}, dict(file.metadata() or {})
         if head.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive:
                 return _read_zip(path, archive), {}
@@ -65,19 +92,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _read_zip(path: Path, archive: zipfile.ZipFile) -> Arrays:
+def _read_zip(path: Path, archive: zipfile.ZipFile) -> Groups:
     members, size = archive.infolist(), path.stat().st_size
-    sizes = {member.orig_filename: member.file_size for member in members}
-    parts = [name.replace("\\", "/").split("/") for name in sizes]
-    outside = any(".." in part or not part[0] or ":" in part[0] for part in parts)
-    require(not outside, "has a member outside of the archive (path traversal)")
+    sizes = {member.filename: member.file_size for member in members}
     require(len(sizes) == len(members), "has two members of the same name")
     require(sum(sizes.values()) <= max(_MAX_COMPRESSION * size, 10**6), "is a zip bomb")
     # For others, zipfile exceeds the claimed sizes.
     require({m.compress_type for m in members} <= {0, 8}, "is neither stored nor deflated")
     if sizes and all(name.endswith(".npy") for name in sizes):
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return {"": dict(file)}
     pickles = [name for name in sizes if name.partition("/")[2] == "data.pkl"]
     require(len(pickles) == 1, "is a zip file, but neither of npz arrays nor of torch.save")
     require(sizes[pickles[0]] <= _MAX_PICKLE, f"has a pickle of over {_MAX_PICKLE} bytes")
@@ -88,7 +112,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Arrays:
     return _arrays(saved, size, lambda key: archive.read(f"{folder}data/{key}"))
 
 
-def _read_legacy(content: bytes) -> Arrays:
+def _read_legacy(content: bytes) -> Groups:
     stream, storages, buffers = io.BytesIO(content[:_MAX_PICKLE]), {}, {}
     _, version, system, saved, keys = (_Unpickler(stream, storages).load() for _ in range(5))
     is_known = version == 1001 and system["little_endian"] is True
@@ -104,36 +128,41 @@ def _read_legacy(content: bytes) -> Arrays:
     return _arrays(saved, len(content), buffers.__getitem__)
 
 
-def _arrays(saved: object, size: int, read: Callable[[str], Any]) -> Arrays:
-    """Returns the arrays of the state dict in ``saved``, which share the memory of storages."""
-    state = _state_dict(saved)
-    for name, value in state.items():
-        is_named = type(name) is str and type(value) not in (_Dict, list, tuple)
-        require(is_named, f"has an entry {printable(str([name]))} that is no named tensor")
-    views = {name: value for name, value in state.items() if type(value) is _View}
-    claimed = sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in views.values())
+def _arrays(saved: object, size: int, read: Callable[[str], Any]) -> Groups:
+    """Returns the arrays of the dictionaries in ``saved``, which share the memory of storages."""
+    groups = _views(saved)
+    require(bool(groups), "has no named tensors")
+    views = [view for group in groups.values() for view in group.values()]
+    claimed = sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in views)
     require(claimed <= _MAX_SHARING * size, f"has tensors of {claimed} bytes in a file of {size}")
-    buffers = {key: read(key) for key in {view.storage.key for view in views.values()}}
-    arrays = {}
-    for name, ((key, dtype, numel), offset, shape, strides) in views.items():
-        # NumPy raises for a storage with fewer bytes than claimed.
-        elements = np.frombuffer(buffers[key], dtype, numel)[offset:]
-        steps = [s * dtype.itemsize * (n > 1) for n, s in zip(shape, strides, strict=True)]
-        arrays[name] = np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
-    return arrays
+    buffers = {key: read(key) for key in {view.storage.key for view in views}}
+    return {
+        key: {name: _array(view, buffers[view.storage.key]) for name, view in group.items()}
+        for key, group in groups.items()
+    }
 
 
-def _state_dict(saved: object) -> dict[Any, object]:
-    """The tensors under a usual name, else at the top, else the only ones elsewhere."""
-    entries = {"": saved} | (saved if type(saved) is _Dict else {})
-    values = [(key, value) for key, value in entries.items() if type(value) is _Dict]
-    dicts = {key: value for key, value in values if _View in map(type, value.values())}
-    usual = [key for key in (*_STATE_DICTS, "") if key in dicts]
-    names = ", ".join(_STATE_DICTS)
-    elsewhere = printable(f", but under {', '.join(map(str, dicts))}") if dicts else ""
-    is_unique = bool(usual) or len(dicts) == 1
-    require(is_unique, f"has no named tensors at the top or under {names}{elsewhere}")
-    return dicts[usual[0]] if usual else dicts.popitem()[1]
+def _array(view: _View, buffer: Any) -> np.ndarray:
+    (_, dtype, numel), offset, shape, strides = view
+    # NumPy raises for a storage with fewer bytes than claimed.
+    elements = np.frombuffer(buffer, dtype, numel)[offset:]
+    steps = [s * dtype.itemsize * (n > 1) for n, s in zip(shape, strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
+
+
+def _views(saved: object) -> dict[str, dict[str, _View]]:
+    """Returns the named tensors of every dictionary, by the keys that lead to it."""
+    groups, visited, pending = {}, set(), [("", saved)]
+    while pending:
+        key, value = pending.pop(0)
+        if type(value) is not _Dict or id(value) in visited:
+            continue
+        visited.add(id(value))
+        items = [(name, item) for name, item in value.items() if type(name) is str]
+        if views := {name: item for name, item in items if type(item) is _View}:
+            groups[key] = views
+        pending += [(f"{key}.{name}".lstrip("."), item) for name, item in items]
+    return groups
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: object) -> _View:
@@ -156,7 +185,7 @@ class _Dict(dict[Any, Any]):
     def __setitem__(self, key: object, value: object) -> None:
         # Hashing deep tuples overflows the C stack, and long integers can have chosen hashes.
         is_name = type(key) is str or (type(key) is int and key.bit_length() < 60)
-        require(is_name, f"has a pickle with a key that is no name: {_SAFE}")
+        require(is_name, f"has a pickle with a key that is not a name: {_SAFE}")
         super().__setitem__(key, value)
 
 
@@ -197,7 +226,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> object:
         name = f"{module}.{name}"
-        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}")
+        hint = "; save model.state_dict() in place of the model" if "resnet" in name else ""
+        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}{hint}")
         return _GLOBALS[name]
 
     def persistent_load(self, pid: object, /) -> _Storage:

@@ -2,12 +2,8 @@
 
 import functools
 import hashlib
-import json
-import math
-import os
-import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,26 +16,25 @@ from flax.traverse_util import unflatten_dict
 
 from resnet_jax.errors import UserError, require
 from resnet_jax.models import catalog
-from resnet_jax.models.components import parts
-from resnet_jax.models.layers import he_normal
-from resnet_jax.models.resnet import Apply, Architecture, Execution, ResNet, Variables
-from resnet_jax.models.stems import SmallImageStem
+from resnet_jax.models.components import Part
+from resnet_jax.models.layers import Rngs, he_normal
+from resnet_jax.models.resnet import PLAIN, Apply, Architecture, Execution, ResNet, Variables
 from resnet_jax.weights import card as card_lib
-from resnet_jax.weights import files, inference
-from resnet_jax.weights.card import IMAGENET_VIEW, Card
+from resnet_jax.weights import files, hub, inference, search
+from resnet_jax.weights.card import IMAGENET_VIEW, Card, Picture
 from resnet_jax.weights.files import Arrays, printable
+from resnet_jax.weights.hub import FILE_NAME as FILE_NAME
 from resnet_jax.weights.names import (
+    CONVENTIONS,
     COUNTER,
-    Convention,
-    convention,
+    OWN,
+    Shape,
     leaves,
     own_places,
     torch_places,
 )
 
-FILE_NAME = "model.safetensors"  # in a folder, here and on the Hugging Face Hub
-_SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".ckpt", ".tar", ".bin")
-_OWN = Convention(name="")
+_CLASSIFIER, _CLASSIFIERS = ("head", "linear"), {"fc.weight", "classifier.weight"}
 
 
 class Row(NamedTuple):
@@ -58,96 +53,217 @@ class Pretrained:
     params: Variables
     batch_stats: Variables
     rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the import found, left out and assumed, with the options that change it."""
 
     @property
     def architecture(self) -> Architecture:
         return self.card.architecture
 
-    def build(self, *, execution: Execution = Execution()) -> ResNet:
-        """Returns the module, for images prepared as the card's ``view`` states."""
-        graphdef = self.apply(execution).graphdef
-        return typing.cast(ResNet, nnx.merge(graphdef, self.params, self.batch_stats))
+    def build(self, *, rngs: Rngs = 0, execution: Execution = PLAIN, **fields: Any) -> ResNet:
+        """Returns the module, for images prepared as the card's ``view`` states.
 
-    def apply(self, execution: Execution = Execution()) -> Apply:
+        Args:
+          rngs: streams, key or seed of a new classifier.
+          execution: as of ``resnet_jax.models.build``.
+          **fields: changes of the network that keep every weight, such as ``output_stride``.
+            Another ``num_classes`` has a new classifier, 0 none.
+        """
+        architecture = catalog.variant(self.architecture, **fields)
+        variables = leaves(self.params, self.batch_stats)
+        if architecture.num_classes != self.architecture.num_classes:
+            variables = {path: v for path, v in variables.items() if path[1:3] != _CLASSIFIER}
+            _, params, rest = nnx.split(architecture.build(rngs=rngs), nnx.Param, ...)
+            built = leaves(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
+            variables |= {path: v for path, v in built.items() if path[1:3] == _CLASSIFIER}
+        apply, *shapes = abstract(architecture, execution)
+        expected = {path: leaf.shape for path, leaf in leaves(*shapes).items()}
+        fits = expected == {path: leaf.shape for path, leaf in variables.items()}
+        require(fits, f"the weights of {self.card.source} do not fit with {', '.join(fields)}")
+        trees = unflatten_dict(variables)
+        merged = nnx.merge(apply.graphdef, trees["params"], trees.get("batch_stats", {}))
+        return typing.cast(ResNet, merged)
+
+    def apply(self, execution: Execution = PLAIN) -> Apply:
         """Returns the function of ``params`` and ``batch_stats``."""
         return abstract(self.architecture, execution)[0]
+
+    def predict(
+        self, images: Picture | list[Picture], top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """Returns the ``top`` most probable classes of each image, by name, with probabilities.
+
+        Args:
+          images: an image or several, as ``Card.preprocess`` takes.
+        """
+        require(self.architecture.num_classes > 0, f"{self.card.source} has no classifier")
+        several = images if isinstance(images, list) else [images]
+        batch = np.concatenate([self.card.preprocess(image) for image in several])
+        scores = _probabilities(self.apply(), self.params, self.batch_stats, batch)
+        probabilities, names = np.asarray(scores), self.class_names()
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        return [
+            [(names[i], float(row[i])) for i in order]
+            for row, order in zip(probabilities, best, strict=True)
+        ]
+
+    def class_names(self) -> list[str]:
+        """Returns the classes of the card, else of the prepared training set, else numbers."""
+        classes = self.architecture.num_classes
+        if self.card.classes:
+            return list(self.card.classes)
+        from resnet_jax.data import datasets  # needs the packages of training
+
+        if self.card.data in datasets.prepared():
+            names = datasets.describe(self.card.data).classes
+            if len(names) == classes:
+                return list(names)
+        return list(map(str, range(classes)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(apply: Apply, params: Variables, batch_stats: Variables, images: Any) -> Any:
+    return jax.nn.softmax(apply(params, batch_stats, images, train=False)[0])
 
 
 def load_pretrained(
     source: Path | str,
     names: str = "",
     *,
+    key: str | None = None,
+    prefix: str | None = None,
+    no_head: bool = False,
     network: Architecture | str | None = None,
+    parts: Mapping[str, Part] = {},
     num_classes: int | None = None,
     allow_new_head: bool = False,
-    view: Mapping[str, Any] | None = None,
+    view: Mapping[str, Any] = {},
     data: str = "",
     claimed_error: float | None = None,
 ) -> Pretrained:
-    """Loads weights of this project, torchvision, timm or akamaster's CIFAR networks.
+    """Loads weights of this project, torchvision, timm, transformers or akamaster's CIFAR networks.
 
     Args:
-      source: safetensors, npz or torch file, folder of this project, or ``OWNER/NAME`` on the Hub.
-      names: convention of names: torchvision, timm or cifar-torch. Empty: this project's.
+      source: safetensors, npz or torch file, folder of this project's or timm's, a name of
+        ``list_pretrained`` such as ``resnet50.a1_in1k``, or ``OWNER/NAME`` on the Hub.
+      names: convention of names: resnet-jax, torchvision, timm, cifar-torch or transformers.
+        Empty: found from the names.
+      key: dictionary of a torch file, such as ``state_dict_ema``.
+      prefix: prefix of the names, such as ``module.encoder_q.``; other names are left out.
+      no_head: leave out names that no residual network has, such as projection heads; a network
+        without a classifier has ``num_classes`` 0 and returns the pooled embedding.
       network: the network, or its name in the catalog. None: inferred from names and shapes.
+      parts: fields of the inferred network: ``{"stem": "PooledSmallImageStem"}``.
       num_classes: with ``allow_new_head``, another number than the file's.
       allow_new_head: draw the classifier if it is missing or does not fit.
-      view: fields of ``View`` that differ from ImageNet's: ``{"mean": (0.5, 0.5, 0.5)}``.
+      view: fields of ``View`` that differ from the source's: ``{"mean": (0.5, 0.5, 0.5)}``.
       data: TFDS name of the training set. Empty: guessed from the number of classes.
       claimed_error: published top-1 error, percent.
     """
-    path, hub_view = _fetch(str(source)) if is_hub_name(source) else (Path(source), {})
-    if os.path.isdir(path):  # Path.is_dir raises for long names
-        path /= FILE_NAME
-    arrays, metadata = files.read(path)
-    own, exported = (metadata.get(key) for key in (card_lib.KEY, card_lib.EXPORTED_KEY))
+    choice, extra, notes, questions = None, {}, [], ""
     try:
+        origin = hub.locate(source)
+        groups, metadata = files.read(origin.path)
         network = catalog.architecture(network) if isinstance(network, str) else network
-        require(own is None or not names, f"this project wrote it: leave out --as {names}")
-        chosen = _OWN if own is not None else convention(names)
-        prefix = "" if own is not None else _prefix(arrays)
-        sources = {chosen.rename(name.removeprefix(prefix)): name for name in arrays}
-        tensors = {name: arrays[source] for name, source in sources.items()}
-        counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
-        counts = {name: float(tensors.pop(name).item()) for name in counters}
-        if own is not None:
-            card = card_lib.read(own, network)
+        view = {"deviation" if name == "std" else name: value for name, value in view.items()}
+        if (own := metadata.get(card_lib.KEY)) is not None:
+            require(names in ("", OWN), f"this project wrote it: leave out --as {names}")
+            tensors, card = groups[""], card_lib.read(own, network)
             _check_network(card.architecture, own)
+            card = replace(card, view=replace(card.view, **view), data=data or card.data)
         else:
-            shapes = {name: array.shape for name, array in tensors.items()}
-            network = network or inference.infer(shapes, chosen)
-            small = parts(network.stem)[0] is SmallImageStem
-            whole = {"resize": 0, "crop": 0} if small else {}
-            card = Card(
-                architecture=network,
-                view=replace(IMAGENET_VIEW, **whole | hub_view),
-                source=Path(source).name,
-                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                convention=names,
-                prefix=prefix,
-                dtypes={name: a.dtype.name for name, a in arrays.items() if a.dtype != np.float32},
-                counters=counts,
-                data=chosen.data.get(network.num_classes, ""),
+            known = f"others are {', '.join(CONVENTIONS)}"
+            require(names != OWN, f"not a file of this project ({known})")
+            choice, others = search.find(groups, names, key, prefix)
+            arrays = groups[choice.key]
+            tensors = {name: arrays[theirs] for name, theirs in choice.sources.items()}
+            heads = () if no_head else choice.heads
+            outside = () if prefix is not None else choice.outside
+            extra = {name: arrays[name].shape for name in (*heads, *outside)}
+            if (exported := metadata.get(card_lib.EXPORTED_KEY)) is not None:
+                origin = _exported(origin.path, card_lib.read(exported))
+            origin = replace(
+                origin,
+                view={**origin.view, **view},
+                parts={**({} if network else origin.parts), **parts},
+                stated=hub.NETWORK_FIELDS if network else origin.stated | {*parts},
+                data=data or origin.data,
             )
-        if exported is not None:
-            was = card_lib.read(exported, card.architecture)
-            card = replace(card, view=was.view, data=was.data, claimed_error=was.claimed_error)
-        card = replace(card, view=replace(card.view, **view or {}), data=data or card.data)
+            card = _foreign(origin, choice, tensors, network)
+            if no_head and _CLASSIFIERS.isdisjoint(tensors) and not allow_new_head:
+                card = replace(card, architecture=replace(card.architecture, num_classes=0))
+            assumed = list(inference.assumptions(card, choice.convention, tensors, origin))
+            questions = "".join(f"\n{one.options}" for one in assumed if one.is_open)
+            notes = [*_found(card, choice, extra), *others]
+            notes += [f"assumed: {one.text} (else: {one.options})" for one in assumed]
         if claimed_error is not None:
             card = replace(card, claimed_error=claimed_error)
-        card.check()
         if num_classes not in (None, card.architecture.num_classes):
             # Other classes are of another data set.
             architecture = replace(card.architecture, num_classes=num_classes)
-            card = replace(card, architecture=architecture, data=data)
-        return _fill(card, chosen, prefix, sources, tensors, allow_new_head)
+            card = replace(card, architecture=architecture, data=data, classes=())
+        weights = _fill(card, tensors, choice, extra, allow_new_head)
+        require(not questions, f"names and shapes do not state everything. Give:{questions}")
+        card.check()
+        return replace(weights, notes=tuple(notes))
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        text = str(error)
+        raise UserError(text if text.startswith(str(source)) else f"{source}: {text}") from error
+
+
+def _exported(path: Path, card: Card) -> hub.Source:
+    """Returns what the card of weights that this project exported states of them."""
+    return hub.Source(
+        path,
+        view=vars(card.view),
+        parts={"stem": card.architecture.stem},
+        stated=hub.NETWORK_FIELDS,
+        classes=card.classes,
+        data=card.data,
+        claimed_error=card.claimed_error,
+    )
+
+
+def _foreign(
+    origin: hub.Source, choice: search.Choice, tensors: Arrays, network: Architecture | None
+) -> Card:
+    """Returns the card of foreign weights, whose counters of batches are moved to it."""
+    counters = [n for n, a in tensors.items() if n.endswith(COUNTER) and a.size == 1]
+    counts = {name: float(tensors.pop(name).item()) for name in counters}
+    architecture = network or inference.infer({n: a.shape for n, a in tensors.items()})
+    architecture = replace(architecture, **origin.parts)
+    whole = {"resize": 0, "crop": 0} if inference.is_for_small_images(architecture) else {}
+    classes, has_head = architecture.num_classes, not _CLASSIFIERS.isdisjoint(tensors)
+    dtypes = {choice.source(n): a.dtype.name for n, a in tensors.items() if a.dtype != np.float32}
+    return Card(
+        architecture=architecture,
+        view=replace(IMAGENET_VIEW, **whole | dict(origin.view)),
+        source=origin.path.name,
+        sha256=hashlib.sha256(origin.path.read_bytes()).hexdigest(),
+        convention=choice.convention.name,
+        prefix=choice.prefix,
+        data=origin.data or (choice.convention.data(classes) if has_head else ""),
+        classes=origin.classes if len(origin.classes) == classes else (),
+        claimed_error=origin.claimed_error,
+        dtypes=dtypes,
+        counters=counts,
+    )
+
+
+def _found(card: Card, choice: search.Choice, extra: Mapping[str, Shape]) -> list[str]:
+    """Returns where a network was found, and what it lacks."""
+    names = {"names of": card.convention, "key": choice.key, "prefix": choice.prefix}
+    found = ", ".join(f"{name} {printable(value)}" for name, value in names.items() if value)
+    left = [name for name in (*choice.heads, *choice.outside) if name not in extra]
+    listed = ", ".join(map(printable, left[:20])) + ", ..." * (len(left) > 20)
+    headless = "no classifier: --allow-new-head --num-classes N draws one"
+    is_headless = not card.architecture.num_classes
+    return [f"found: {found}", *[f"left out: {listed}"] * bool(left), *[headless] * is_headless]
 
 
 @functools.lru_cache(maxsize=8)
 def abstract(
-    architecture: Architecture, execution: Execution = Execution()
+    architecture: Architecture, execution: Execution = PLAIN
 ) -> tuple[Apply, Variables, Variables]:
     """Returns a network as a function, and the shapes of its variables."""
     try:
@@ -156,44 +272,6 @@ def abstract(
         raise
     except Exception as error:  # constructors receive values of the file
         raise UserError(f"its network cannot be built: {error!r:.200}") from error
-
-
-def is_hub_name(source: Path | str) -> bool:
-    """Returns whether a source is ``OWNER/NAME`` or ``hf://OWNER/NAME``, not a path."""
-    if isinstance(source, Path) or source.endswith(_SUFFIXES):
-        return False
-    is_name = re.fullmatch(r"[\w-]+/[\w.-]+", source) and not Path(source).exists()
-    return bool(is_name) or source.startswith("hf://")
-
-
-def _prefix(names: Iterable[str]) -> str:
-    """Returns what precedes the names of the network, such as ``module.``."""
-    stems = (re.fullmatch(r"(.*\.|)conv1(\.0)?\.weight", name) for name in names)
-    prefixes = {stem[1] for stem in stems if stem and not re.search(r"layer\d+\.", stem[1])}
-    listed = printable(", ".join(sorted(prefixes)))
-    require(len(prefixes) < 2, f"it holds several networks, under {listed}: keep those of one")
-    return prefixes.pop() if prefixes else ""
-
-
-def _fetch(source: str) -> tuple[Path, dict[str, Any]]:
-    """Returns weights in the Hub's cache, and fields of ``View`` from timm's configuration."""
-    name = source.removeprefix("hf://")
-    try:
-        from huggingface_hub import hf_hub_download  # pyright: ignore[reportMissingImports]
-
-        path = Path(hf_hub_download(name, FILE_NAME))
-    except Exception as error:  # dozens of types, of the client and its network libraries
-        hub = "the Hub (pip install 'resnet-jax-lab[hub]')"
-        raise UserError(f"there is no {source}, here or on {hub}: {error!r:.200}") from error
-    try:
-        file = Path(hf_hub_download(name, "config.json"))
-        config = json.loads(file.read_text())["pretrained_cfg"]
-        crop = config["input_size"][2]
-        view = {"crop": crop, "resize": math.floor(crop / config["crop_pct"])}
-        view |= {"mean": config["mean"], "deviation": config["std"]}
-        return path, view | {"interpolation": config["interpolation"]}
-    except Exception:  # most repositories have none
-        return path, {}
 
 
 def _check_network(network: Architecture, card: str) -> None:
@@ -208,39 +286,45 @@ def _check_network(network: Architecture, card: str) -> None:
 
 def _fill(
     card: Card,
-    chosen: Convention,
-    prefix: str,
-    sources: Mapping[str, str],
     tensors: Arrays,
+    choice: search.Choice | None,
+    extra: Mapping[str, Shape],
     allow_new_head: bool,
 ) -> Pretrained:
-    """Returns the network with these tensors; each must have its place."""
-    variables = leaves(*abstract(card.architecture)[1:])
-    places = torch_places(card.architecture, variables) if chosen.name else own_places(variables)
+    """Returns the network with these tensors; each must have its place.
+
+    Args:
+      tensors: by torchvision's names, or this project's without ``choice``.
+      extra: shapes of the file's other tensors, which are rejected.
+    """
+    variables, source = leaves(*abstract(card.architecture)[1:]), choice.source if choice else str
+    places = torch_places(card.architecture, variables) if choice else own_places(variables)
     shapes = {name: array.shape for name, array in tensors.items()}
     expected = {place.name: place.shape for place in places}
-    sources = {name: prefix + chosen.rename(name) for name in expected} | dict(sources)
-    head = {place.name for place in places if place.path[1:3] == ("head", "linear")}
-    wrong = {name for name in expected | shapes if shapes.get(name) != expected.get(name)}
-    drawn = head if allow_new_head and head & wrong else set()
-    if faults := [name for name in expected | shapes if name in wrong - drawn]:
+    head = {place.name for place in places if place.path[1:3] == _CLASSIFIER}
+    wrong = {name: None for name in expected | shapes if shapes.get(name) != expected.get(name)}
+    drawn = head if allow_new_head and head & wrong.keys() else set()
+    faults = {source(n): (shapes.get(n), expected.get(n)) for n in wrong if n not in drawn}
+    faults |= {name: (shape, None) for name, shape in extra.items()}
+    if faults:
         text = f"nothing was loaded, because {len(faults)} tensors do not fit:"
-        for name in faults[:20]:
-            shape = shapes.get(name, "missing")
-            text += f"\n{printable(sources[name])}: {shape}, expected {expected.get(name, 'none')}"
-        if wrong <= head:
+        for name, (shape, wanted) in list(faults.items())[:20]:
+            text += f"\n{printable(name)}: {shape or 'missing'}, expected {wanted or 'none'}"
+        if choice and extra and wrong.keys() <= head:
+            text += f"\nThe network fits without them: {choice.options()}"
+        elif wrong.keys() <= head:
             text += "\nOnly the classifier does not fit: --allow-new-head draws a new one"
         raise UserError(text)
     targets = {path: np.zeros(leaf.shape, np.float32) for path, leaf in variables.items()}
     for place in places:
         if place.name not in drawn:
-            array = _check(sources[place.name], tensors[place.name], place.path[-1] == "var")
+            array = _check(source(place.name), tensors[place.name], place.path[-1] == "var")
             targets[place.path][place.index] = place.from_file(array)
     if drawn:
-        kernel = targets["params", "head", "linear", "kernel"]
+        kernel = targets["params", *_CLASSIFIER, "kernel"]
         kernel[...] = he_normal(jax.random.key(0), kernel.shape)
-        card = replace(card, claimed_error=None)
-    rows = [Row(p.ours, p.shape, "" if p.name in drawn else sources[p.name]) for p in places]
+        card = replace(card, claimed_error=None, classes=())
+    rows = [Row(p.ours, p.shape, "" if p.name in drawn else source(p.name)) for p in places]
     trees = unflatten_dict({path: jnp.asarray(array) for path, array in targets.items()})
     return Pretrained(card, trees["params"], trees.get("batch_stats", {}), tuple(rows))
 

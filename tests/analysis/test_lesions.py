@@ -52,11 +52,11 @@ def error_by_hand(weights: Any, lesion: Lesion) -> float:
 
 def test_lesions_equal_blocks_called_one_by_one(caplog: pytest.LogCaptureFixture) -> None:
     for weights in (balanced(SMALL), balanced(SMALL_PLAIN, seed=5)):
-        errors = lesions.measure(weights, MANY, LESIONS, batch_size=35)
+        errors = lesions.score(weights, MANY, LESIONS, batch_size=35)
         np.testing.assert_allclose(errors, [error_by_hand(weights, lesion) for lesion in LESIONS])
         assert len(set(errors)) > 3, "lesions that change nothing would show nothing"
         with jax.log_compiles():
-            lesions.measure(weights, MANY, lesions.plan([range(2), range(2, 3)], Options(draws=2)), batch_size=35)
+            lesions.score(weights, MANY, lesions.plan([range(2), range(2, 3)], Options(draws=2)), batch_size=35)
         assert "Finished XLA compilation" not in caplog.text, "all lesions share one program"
 
 
@@ -84,4 +84,4 @@ def test_plan_covers_every_block_and_number() -> None:
 def test_lesions_reject_blocks_that_do_not_exist_or_differ() -> None:
     for lesion in (Lesion("one", (3,)), Lesion("exchanged", order=(0, 2, 1))):
         with pytest.raises(UserError, match="does not fit"):
-            lesions.measure(weights_of(SMALL), EXAMPLES, [lesion])
+            lesions.score(weights_of(SMALL), EXAMPLES, [lesion])

@@ -40,7 +40,7 @@ def losses(logits: Any) -> Any:
 def test_path_gradients_sum_to_the_gradient_of_the_network(network: Architecture) -> None:
     """The Jacobian of a block is a sum, so that of three blocks is the sum of 2^3 products."""
     weights, images = weights_of(network), normalized(EXAMPLES.images)
-    switched = subjects.switched(weights, network.shortcut, paths.route_by_branch, paths.route_by_shortcut)
+    switched = subjects.switched(weights, network.shortcut, paths.route)
 
     def gradient(network: subjects.Network) -> Any:
         return jax.grad(lambda images: losses(network.apply(network.params, network.batch_stats, images, train=False)[0]).sum())(images)

@@ -2,20 +2,23 @@
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from resnet_jax.data import datasets, prepare
 from resnet_jax.data.prepare import Cifar10
 from resnet_jax.errors import UserError
+from resnet_jax.studies.score import score
+from resnet_jax.training.config import Experiment
+from resnet_jax.training.train import train
 
-ROOT = Path(__file__).parents[2]
 # SHA-256 of images and int32 labels, computed with scikit-learn 1.9.1 alone: train_test_split(np.arange(1797), test_size=0.2,
 # random_state=0) on load_digits(), values 0-16 scaled to 0-255, examples sorted by md5(f"{split}{index:04d}") as TFDS does.
 SHA256 = {
@@ -45,25 +48,6 @@ def test_digits_equal_scikit_learns(digits_dir: str) -> None:
     assert all(words in text for words in ("Handwritten Digits", "Creative Commons Attribution 4.0", "BSD 3-Clause License"))
 
 
-@pytest.mark.slow
-def test_digits_need_no_tensorflow(digits_dir: str, tmp_path: Path) -> None:
-    """Describing a set, the first thing that every command does, imports no TFDS."""
-    program = """
-import sys
-from resnet_jax.data import datasets
-datasets.describe("digits", sys.argv[1])
-print(sorted({"tensorflow", "tensorflow_datasets", "array_record"} & sys.modules.keys()))
-from resnet_jax.data import prepare
-info = prepare.prepare("digits", sys.argv[2])
-print(len(datasets.read(info, "train")), sorted({"tensorflow", "sklearn"} & sys.modules.keys()))
-"""
-    command = [sys.executable, "-c", program, digits_dir, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert (lines[0], lines[-1]) == ("[]", "1437 []")
-
-
 def test_prepare_writes_to_data_dir_once(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other directories hold, and beside an interrupted preparation."""
     monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)
@@ -87,13 +71,57 @@ def test_unavailable_sets_are_rejected_in_one_sentence(tmp_path: Path, monkeypat
     for name, message in (
         ("cifar01", "cifar01.*did you mean.*cifar10"),
         ("imagenet", "imagenet.*did you mean.*imagenet2012"),
-        (str(tmp_path), "is a folder, which is read in place"),
+        (str(tmp_path), "is read in place and needs no preparation"),
+        ("imagenette/16px", "imagenette has no configuration '16px'.*160px-v2"),
+        ("cifar10:9.9.9", "cifar10:9.9.9 cannot be prepared"),
         ("cifar100", "needs TensorFlow to prepare cifar100"),
         ("cifar10", f"cifar10 could not be prepared in {new}: ConnectionError: cut off"),
     ):
         with pytest.raises(UserError, match=message):
             prepare.prepare(name, str(new))
     assert datasets.prepared(str(new)) == {}
+
+
+class MadeUp(tfds.core.GeneratorBasedBuilder):
+    """8x8 squares in order of their classes; ``second`` has a test split alone, with three of the ten classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in ("first", "second")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(8, 8, 1), encoding_format="png")
+        features = tfds.features.FeaturesDict({"image": image, "label": tfds.features.ClassLabel(names=list("abcdefghij"))})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, _: object) -> dict[str, Any]:
+        test = self._generate_examples(20, 3)
+        return {"test": test} if self.builder_config.name == "second" else {"train": self._generate_examples(80, 10), "test": test}
+
+    def _generate_examples(self, count: int, classes: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in range(count):
+            yield index, {"image": prepare._png(np.full((8, 8), 3 * index, np.uint8)), "label": index * classes // count}
+
+
+@pytest.mark.slow
+def test_configurations_and_versions_are_prepared_trained_and_scored_by_name(tmp_path: Path, short: Experiment) -> None:
+    directory = str(tmp_path)
+    assert prepare.prepare("made_up/second", directory).examples == {"test": 20}
+    with pytest.raises(UserError, match="'made_up' is not prepared in .*, but made_up/second. Run: resnet-jax prepare made_up"):
+        datasets.describe("made_up", directory)
+    info = prepare.prepare("made_up", directory)
+    assert (info.name, info.examples) == ("made_up/first", {"train": 80, "test": 20})
+    assert datasets.describe("made_up/first:1.0.0", directory).directory == info.directory
+    for name, message in (("made_up/first:2.0.0", "is not prepared"), ("made_up/third", "is not prepared.*prepare made_up/third")):
+        with pytest.raises(UserError, match=message):
+            datasets.describe(name, directory)
+    source = datasets.encoded(replace(info, held_out=20), "train")
+    assert np.bincount([source[index][1] for index in range(60, 80)]).tolist() == [2] * 10
+    experiment = replace(short, batch_size=24, data=replace(short.data, name="made_up/first", validation_examples=20))
+    result = train(experiment, 0, tmp_path / "run", data_dir=directory, devices=1)
+    assert (result["examples"], result["protocol"]["training_images"], result["protocol"]["validation_images"]) == (20, 60, 20)
+    (scored,) = score(tmp_path / "run", data="made_up/second", split=None, batch_size=500, data_dir=directory)
+    assert (scored["examples"], scored["split"], scored["protocol"]["test_images"]) == (20, "test", 20)
+    assert (scored["protocol"]["classes"], scored["top5_error_percent"], "steps" in scored["protocol"]) == ("3 of 10", None, False)
 
 
 def test_cifar10_files_are_read_as_documented(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_processes_and_threads_from_any_step_give_the_same_global_batches(photog
 def test_workers_from_any_step_give_the_same_global_batches(photographs: DatasetInfo, straight: list[Streamed]) -> None:
     for first, processes, workers in ((17, 1, 2), (0, 2, 1)):
         check(photographs, straight, first, processes, workers=workers)
+
+
+@pytest.mark.slow
+def test_workers_read_an_own_source(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n\n\ndef source():\n    return [(np.full((40, 50, 3), n, np.uint8), n % 2) for n in range(48)]\n"
+    )
+    images = stream(datasets.describe(f"{tmp_path}/own.py:source"), crop=component(CenterCrop, shorter_side=32))
+    expected = read(images, 0, 3)
+    assert sorted({int(image.max()) for batch in expected[:2] for image in batch.images}) == list(range(48))
+    for workers in (1, 2):
+        assert digest(read(images, 0, 3, workers=workers)) == digest(expected)
 
 
 def test_every_epoch_holds_every_image_once_in_a_new_order(photographs: DatasetInfo) -> None:
@@ -141,7 +154,7 @@ def test_invalid_loading_is_rejected_with_what_is_needed(photographs: DatasetInf
 def test_images_are_decoded_once_within_the_memory_bound(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = []
     example = datasets.example
-    monkeypatch.setattr(datasets, "example", lambda *given: counted.append(given[3]) or example(*given))
+    monkeypatch.setattr(datasets, "example", lambda *arguments: counted.append(arguments[3]) or example(*arguments))
     rows = Rows(stream(photographs, size=(128, 128)), first_step=0, last_step=8)
     with closing(stream_lib.batches(rows, threads=1, memory_mb=3 * 2 + 32)) as reading:
         next(reading)

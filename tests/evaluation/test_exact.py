@@ -15,16 +15,13 @@ import numpy as np
 import pytest
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
-from resnet_jax.data.datasets import DatasetInfo, Examples
-from resnet_jax.evaluation import exact, protocols
+from resnet_jax.data.datasets import Examples
+from resnet_jax.evaluation import exact
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.models import Apply, cifar_architecture
 from resnet_jax.training import sharding
 
 import launched
-from direct import PREPROCESSING as OF_IMAGENET
-from direct import Ranked, ten_crops
-from direct import network as small_network
 
 PREPROCESSING = Preprocessing(np.full((8, 8, 1), 0.25, np.float32), np.array([0.5], np.float32))
 
@@ -150,19 +147,6 @@ def test_one_non_finite_view_is_an_error(network: Linear) -> None:
     # Of the finite image, class 0 is far below all others.
     sums = of_batch({"kernel": kernel, "bias": np.zeros(10, np.float32)}, {}, PREPROCESSING, images, jnp.ones(2, jnp.int32))
     assert [int(n) for n in (sums.errors, sums.top5_errors, sums.examples)] == [1, 1, 2]
-
-
-@pytest.mark.slow
-def test_ten_crop_scores_equal_the_direct_computation(photographs: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranked = Ranked(photographs, "validation", 20, lambda picture: ten_crops(picture, 40, 32))
-    ranked.stand_in(monkeypatch)
-    info = dataclasses.replace(photographs, examples={"validation": 20})
-    apply, params, batch_stats = small_network()
-    for batch_size in (10, 70, 320):
-        batches = protocols.batches(info, "validation", protocols.parse("ten-crop-40/32"), batch_size)
-        result = exact.evaluate(apply, params, batch_stats, OF_IMAGENET, batches, batch_size=batch_size, expected_examples=20)
-        assert (result.errors, result.top5_errors) == (18, 10)
-        assert result.loss == pytest.approx(ranked.loss, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
 AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -36,10 +36,9 @@ PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def missing() -> str | None:
-    """Returns the reason why Slurm cannot run here, with the remedy; None if it can."""
-    installed = all(shutil.which(name, path=SEARCH_PATH) for name in PROGRAMS)
-    return None if installed and os.geteuid() == 0 else "a temporary Slurm needs root and `apt-get install slurm-wlm munge`"
+def can_start() -> bool:
+    """Returns True for root with Slurm and munge installed."""
+    return os.geteuid() == 0 and all(shutil.which(name, path=SEARCH_PATH) for name in PROGRAMS)
 
 
 @contextlib.contextmanager
@@ -59,14 +58,14 @@ def cluster() -> Iterator[dict[str, str]]:
     try:
         # Daemons of root check the permissions.
         folder.chmod(0o755)
-        (folder / "state").mkdir(mode=0o755)
-        (folder / "spool").mkdir(mode=0o755)
+        for name in ("state", "spool"):
+            (folder / name).mkdir(mode=0o755)
         (folder / "munge.key").write_bytes(os.urandom(128))
         (folder / "munge.key").chmod(0o400)
         host = socket.gethostname().partition(".")[0]
         with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-            ports = {"controller_port": first.getsockname()[1], "node_port": second.getsockname()[1]}
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, **ports))
+            ports = first.getsockname()[1], second.getsockname()[1]
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports))
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
         # --force: the socket is not in the default folder.
         start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)

@@ -40,6 +40,7 @@ def test_build_and_init_draw_the_same_parameters_from_the_same_key() -> None:
         model = SMALL.build(rngs=rngs)
         close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
         close(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), stats)
+    nnx.eval_shape(lambda: SMALL.build(rngs=np.int64(3)))
 
 
 def test_init_returns_plain_nested_dictionaries_of_float32() -> None:

@@ -1,19 +1,19 @@
 """Catalog of the papers' networks: gradients of every family; known and unknown names."""
 
 import dataclasses
+import doctest
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
+import resnet_jax
 from flax import nnx
 from resnet_jax import models
 from resnet_jax.errors import UserError
-from resnet_jax.kernels import quick_to_compile
 from resnet_jax.models import (
     NETWORKS,
     Architecture,
@@ -27,8 +27,8 @@ from resnet_jax.models import (
     wide_architecture,
 )
 from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, SingleLayer
-from resnet_jax.models.catalog import known, load_part, name_of, read, variant, write
-from resnet_jax.models.components import Factory, component
+from resnet_jax.models.catalog import read, variant, write
+from resnet_jax.models.components import Factory, component, known, name_of, parse
 from resnet_jax.models.norms import NoNorm
 from resnet_jax.models.orders import Fixup, FullPreactivation, Original
 from resnet_jax.models.shortcuts import (
@@ -43,48 +43,7 @@ from resnet_jax.models.shortcuts import (
     ShortcutOnlyGating,
     ZeroPad,
 )
-from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem, SmallImageStem
-
-# One network of every family.
-FAMILIES = ("resnet50", "cifar_plain20", "cifar_fixup110", "cifar_preresnet110", "cifar_stochastic110", "seresnext50_32x4d")
-FAMILIES += ("cifar_densenet40_12", "wrn16_8_dropout")
-
-
-def reduced(full: Architecture) -> Architecture:
-    """Two stages of one block, narrower, on small images."""
-    features = full.features
-    while features[0] > 32:
-        features = tuple(wide // 2 for wide in features)
-    side = 8 if full.stem is SmallImageStem else 32
-    return dataclasses.replace(full, stages=(1, 1), features=features[:2], input_shape=(side, side, 3), num_classes=7)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_network_has_finite_logits_and_gradients(name: str) -> None:
-    """In bfloat16. No gradient is zero but Fixup's (its last weights and its classifier begin at zero) and those of dropped branches."""
-    small = dataclasses.replace(reduced(NETWORKS[name]), dtype="bfloat16")
-
-    def run(key: jax.Array, images: jax.Array, labels: jax.Array) -> Any:
-        apply, params, batch_stats = small.init(key)
-
-        def loss_of(params: Any) -> tuple[jax.Array, jax.Array]:
-            logits, _ = apply(params, batch_stats, images, train=True, key=key)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
-
-        gradients, logits = jax.grad(loss_of, has_aux=True)(params)
-        return logits, jax.tree.map(lambda g: jnp.linalg.norm(g.astype(jnp.float32).ravel()), gradients)
-
-    images = np.random.default_rng(3).normal(size=(4, *small.input_shape)).astype(np.float32)
-    logits, norms = jax.jit(run, compiler_options=quick_to_compile())(jax.random.key(0), images, jnp.arange(4))
-    assert (logits.shape, logits.dtype) == ((4, 7), jnp.float32)
-    assert np.isfinite(logits).all()
-    assert np.isfinite(jax.tree.leaves(norms)).all()
-    if small.order is not Fixup:
-        assert np.ptp(logits) > 0.1
-        zero = [path for path, norm in jax.tree.leaves_with_path(norms) if norm == 0]
-        assert not zero or small.stochastic_depth.survival < 1
-    assert any(jax.tree.leaves(norms))
-
+from resnet_jax.models.stems import DeepStem, DenseTransition, ImageNetStem
 
 # Names and their definitions; parameters and multiply-adds of most networks are in test_counts.py.
 NAMED = {
@@ -137,6 +96,10 @@ def test_build_changes_fields() -> None:
 
     assert parameters("resnet50", num_classes=7) == 25_557_032 - 993 * 2049
     assert parameters("cifar_resnet20", shortcut="B") == parameters("cifar_resnet20", shortcut=Projection) == 272_474
+    assert parameters("cifar_resnet20", in_features=5, num_classes=0) == 269_722 + 2 * 9 * 16 - 650
+    assert parameters("cifar_resnet20", norm=functools.partial(nnx.GroupNorm, num_groups=8)) == 269_722
+    assert doctest.testmod(models.catalog) == (0, 6)
+    assert doctest.testmod(resnet_jax) == (0, 4)
 
 
 def test_families_are_the_papers() -> None:
@@ -197,7 +160,7 @@ def test_unknown_names_depths_and_fields_are_rejected_with_those_that_exist() ->
         (architecture, ("resnet50_e",), {}, "no network is called 'resnet50_e'; did you mean resnet50"),
         (architecture, ("",), {}, "no network is called ''"),
         (architecture, ("cifar_resnet" + "9" * 5000,), {}, "no network is called"),
-        (architecture, ("vgg",), {}, "there is .*cifar_resnet.*densenet161.*wrn28_10"),
+        (architecture, ("vgg",), {}, "there is .*cifar_resnet.*densenet161.* and .* more"),
         *((architecture, (name, 50), {}, f"^'{name}': give the depth once, leave out --depth 50") for name in ("resnet50", "resnet50_d")),
         (architecture, ("cifar_resnet",), {}, "^'cifar_resnet': give the depth once"),
         *((architecture, name, {}, "^depth 51: .*18, 34, 50, 101, 152, 200 layers") for name in (("resnet51",), ("resnet", 51))),
@@ -210,13 +173,15 @@ def test_unknown_names_depths_and_fields_are_rejected_with_those_that_exist() ->
         (densenet_architecture, (43, 12), {}, r"depth 43 is not 6n\+4"),
         (densenet_architecture, (100,), {}, "growth rate"),
         (densenet_architecture, (100,), {"imagenet": True}, "depth 100: these networks have 121, 161, 169, 201 layers"),
+        (variant, ("resnet20",), {}, "no network is called 'resnet20'; did you mean cifar_resnet20"),
+        (resnet_jax.create_model, ("resnet18.a1_in1k",), {}, "resnet18.a1_in1k names pretrained weights: give pretrained=True"),
         (models.build, ("resnet50",), {"classes": 3, "rngs": nnx.Rngs(0)}, "Architecture has no field 'classes'; did you mean num_classes"),
         (variant, ("cifar_resnet20",), {"build": 1}, "Architecture has no field 'build'"),
-        (load_part, ("E",), {}, "'E' is no known class; "),
-        (load_part, ("Scalde(shortcut=1)",), {}, "'Scalde' is no known class; did you mean .*Scaled.*; for your own write FILE.py:CLASS"),
-        (load_part, ("ShortcutOnlyGating(bia=1)",), {}, "ShortcutOnlyGating takes no argument 'bia'; did you mean bias"),
-        (load_part, ("Scaled(0.5)",), {}, r"cannot be read: write Scaled\(argument=value"),
-        (load_part, ("missing.py:Half",), {}, "there is no file missing.py"),
+        (parse, ("E",), {}, "'E' is no known class; "),
+        (parse, ("Scalde(shortcut=1)",), {}, "'Scalde' is no known class; did you mean .*Scaled.*; for your own write FILE.py:CLASS"),
+        (parse, ("ShortcutOnlyGating(bia=1)",), {}, "ShortcutOnlyGating takes no argument 'bia'; did you mean bias"),
+        (parse, ("Scaled(0.5)",), {}, r"cannot be read: write Scaled\(argument=value"),
+        (parse, ("missing.py:Half",), {}, "there is no file missing.py"),
     ]
     for build, arguments, options, message in cases:
         with pytest.raises(UserError, match=message) as error:
@@ -248,11 +213,11 @@ PARTS: dict[str, Factory] = {
 
 def test_short_names_are_read_and_written() -> None:
     for written, part in PARTS.items():
-        assert load_part(written) == part
-        assert load_part(name_of(part)) == part
+        assert parse(written) == part
+        assert parse(name_of(part)) == part
     for name, part in known().items():
-        assert load_part(name) == part
-        assert load_part(name_of(part)) == part
+        assert parse(name) == part
+        assert parse(name_of(part)) == part
         assert not name.startswith("_")
     assert {"Basic", "BottleneckV15", "SingleLayer", "FrozenBatchNorm", "ImageNetStem", "DenseTransition", "Fixup"} <= known().keys()
     assert shortcuts.OPTIONS.items() <= PARTS.items()
@@ -270,7 +235,7 @@ def test_class_of_a_file_is_written_as_its_reference(tmp_path: Path) -> None:
 def test_variant_changes_fields_alone() -> None:
     assert variant("cifar_resnet110") == BASE == cifar_architecture(110)
     changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        ({"num_classes": 100, "dtype": "bfloat16"}, {"num_classes": 100, "dtype": "bfloat16"}),
+        ({"num_classes": 100, "dtype": jnp.bfloat16}, {"num_classes": 100, "dtype": "bfloat16"}),
         ({"stages": [25, 25, 25], "input_shape": [8, 8, 1]}, {"stages": (25, 25, 25), "input_shape": (8, 8, 1)}),
         ({"stochastic_depth": StochasticDepth(kept=3)}, {"stochastic_depth": StochasticDepth(kept=3)}),
         ({"branch": "Bottleneck", "norm": "NoNorm"}, {"branch": Bottleneck, "norm": NoNorm}),

@@ -1,5 +1,6 @@
 """Classes with arguments as values: referred to, equal, hashed, checked, written and read."""
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +10,8 @@ from flax import nnx
 from resnet_jax.errors import UserError
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
-from resnet_jax.models.components import Component, Factory, component, fits, load, parse, parts, text
-from resnet_jax.models.shortcuts import LearnedScalar, Scaled, ShortcutOnlyGating, ZeroPad
+from resnet_jax.models.components import Component, Factory, component, fits, load, parse, parts, resolve, text
+from resnet_jax.models.shortcuts import LearnedScalar, Projection, Scaled, ShortcutOnlyGating, ZeroPad
 
 FILE = """
 import math
@@ -124,6 +125,16 @@ def test_call_makes_an_instance_with_the_arguments() -> None:
     assert parts(ZeroPad) == (ZeroPad, {})
 
 
+def test_texts_and_partials_are_components() -> None:
+    for same in ("ShortcutOnlyGating(bias=-3)", functools.partial(ShortcutOnlyGating, bias=-3), component("ShortcutOnlyGating", bias=-3)):
+        assert resolve(same) == component(ShortcutOnlyGating, bias=-3.0)
+    assert resolve("B") is Projection
+    assert resolve(functools.partial(component(Scaled, branch=1), shortcut=2)) == component(Scaled, branch=1, shortcut=2)
+    for wrong, message in ((functools.partial(Scaled, 1), "positional"), (functools.partial(Scaled, branch=[1]), "finite")):
+        with pytest.raises(UserError, match=message):
+            resolve(wrong)
+
+
 def test_equality_is_by_class_and_arguments() -> None:
     ours = component(Made, second=1, third="a")
     for same in (component(Made, third="a", second=1), component(component(Made, third="a"), second=1)):
@@ -204,7 +215,7 @@ def test_text_that_cannot_be_read_is_rejected() -> None:
                       "(initial={[]: 1})", "(initial=\0)", "(initial=" + "(" * 5000):  # fmt: skip
         with pytest.raises(UserError, match=r"cannot be read: write resnet_jax\.models\.shortcuts:LearnedScalar\(argument=value, \.\.\.\)"):
             parse(f"resnet_jax.models.shortcuts:LearnedScalar{arguments}")
-    for written, message in (("nowhere.py:X(a=1)", "there is no file nowhere.py"), ("(a=1)", "names no function or class")):
+    for written, message in (("nowhere.py:X(a=1)", "there is no file nowhere.py"), ("(a=1)", "is no known class")):
         with pytest.raises(UserError, match=message):
             parse(written)
     assert parts(parse("resnet_jax.models.shortcuts:LearnedScalar(initial=1)")) == (LearnedScalar, {"initial": 1.0})

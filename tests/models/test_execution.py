@@ -19,14 +19,7 @@ from resnet_jax.models import Apply, Architecture, Execution, StochasticDepth, c
 from resnet_jax.models.blocks import Basic, Bottleneck, SingleLayer
 from resnet_jax.models.components import component
 from resnet_jax.models.orders import FullPreactivation
-from resnet_jax.models.shortcuts import (
-    Concatenation,
-    DropoutShortcut,
-    PooledProjection,
-    ProjectionEverywhere,
-    ShortcutOnlyGating,
-    ZeroPad,
-)
+from resnet_jax.models.shortcuts import Concatenation, DropoutShortcut, PooledProjection, ProjectionEverywhere, ShortcutOnlyGating, ZeroPad
 from resnet_jax.models.stems import DenseTransition, ImageNetStem
 
 from oracle import all_statistics, close, network, random, same_statistics, variables
@@ -332,15 +325,3 @@ def test_invalid_execution_is_rejected() -> None:
     for field, value in {"blocks": "lop", "kernels": "lop", "steps_per_dispatch": -1, "images_per_device": -1}.items():
         with pytest.raises((UserError, TypeError), match=field):  # TypeError: of checked annotations
             Execution(**{field: value})
-
-
-def test_forward_derivatives_of_training_exist_without_custom_vjps() -> None:
-    def slope(kernels: Any) -> jax.Array:
-        apply, params, stats = state_of(SHORT, Execution(kernels=kernels, blocks="loop"))
-        images = jnp.asarray(random(2, *SHORT.input_shape))
-        return jax.jvp(lambda x: apply(params, stats, x, train=True)[0], (images,), (images,))[1]
-
-    # A batch normalized over itself does not change when it is scaled.
-    np.testing.assert_allclose(slope("plain"), 0, atol=1e-3)
-    with pytest.raises(TypeError, match="custom_vjp"):
-        slope("gpu")

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from resnet_jax import kernels
 from resnet_jax.errors import UserError
-from resnet_jax.models.layers import Bias, Conv, Multiplier, ReLU, SqueezeExcitation, keep
+from resnet_jax.models.layers import Bias, Conv, Multiplier, ReLU, SqueezeExcitation
 
 from oracle import call, close, convolved, excited, filled, follows, he_distributed, random, variables
 
@@ -46,9 +46,10 @@ def test_convolution_computes_in_the_dtype_of_its_input_and_its_gradient_is_floa
 
 
 def test_invalid_convolutions_are_rejected() -> None:
-    for size in (0, 2, 4):
-        with pytest.raises(UserError, match=f"{size}x{size} kernel.*odd"):
+    for size, kernel in ((0, "0x0"), (2, "2x2"), ((3, 2), "3x2"), ((3,), "a 3")):
+        with pytest.raises(UserError, match=f"{kernel} kernel.*odd"):
             Conv(4, 4, size, rngs=nnx.Rngs(0))
+    assert Conv(4, 4, (1, 3), (1, 2), rngs=nnx.Rngs(0))(jnp.ones((1, 5, 5, 4))).shape == (1, 5, 3, 4)
     for inputs, outputs, groups in ((4, 6, 4), (6, 4, 4), (4, 4, 0)):
         with pytest.raises(UserError, match=f"groups={groups} does not divide {inputs} to {outputs} features"):
             Conv(inputs, outputs, 3, groups=groups, rngs=nnx.Rngs(0))
@@ -76,15 +77,3 @@ def test_squeeze_and_excitation_reduces_by_16_and_starts_without_bias() -> None:
     assert not any(values[name]["bias"].any() for name in values)
     with pytest.raises(UserError, match="reduction=16: give 1 to 8"):
         SqueezeExcitation(8, rngs=nnx.Rngs(0))
-
-
-def test_keep_is_one_with_probability_one_minus_rate() -> None:
-    rates = np.array([[0.0], [0.1], [0.5], [1.0]])
-    masks = [np.float64(keep(jax.random.key(seed), rates, (4, 10000), "this")) for seed in (0, 0, 1)]
-    assert set(np.unique(masks[0])) == {0, 1}
-    np.testing.assert_allclose(masks[0].mean(1), 1 - rates[:, 0], atol=5 * 0.005)  # five standard errors
-    np.testing.assert_array_equal(masks[0][[0, 3]].mean(1), [1, 0])
-    np.testing.assert_array_equal(*masks[:2])
-    assert (masks[0] != masks[2]).any()
-    with pytest.raises(UserError, match=r"this is random in training: call with key=jax.random.key\(...\)"):
-        keep(None, 0.5, (2,), "this")

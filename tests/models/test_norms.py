@@ -57,6 +57,10 @@ def test_momentum_and_epsilon_are_arguments() -> None:
 
 
 def test_invalid_normalizations_are_rejected() -> None:
+    with pytest.raises(UserError, match="axis_name='data'.: no such axis is mapped; use jax.shard_map"):
+        BatchNorm(2, axis_name="data", rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2, 2)), train=True)
+    with pytest.raises(UserError, match="group_size or axis_name"):
+        BatchNorm(2, axis_name="data", group_size=2, rngs=nnx.Rngs(0))
     cases: list[tuple[Any, int, str]] = [
         *((component(BatchNorm, **{name: -1}), 2, f"batchnorm.{name} must be ") for name in ("group_size", "epsilon", "momentum")),
         (GroupNorm, 48, r"GroupNorm\(num_groups=32\) does not divide 48 features"),

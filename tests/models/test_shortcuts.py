@@ -31,19 +31,7 @@ from resnet_jax.models.shortcuts import (
     ZeroPad,
 )
 
-from oracle import (
-    Values,
-    call,
-    convolved,
-    filled,
-    follows,
-    normalize,
-    pad,
-    pool,
-    project,
-    random,
-    variables,
-)
+from oracle import Values, call, convolved, filled, follows, normalize, pad, pool, project, random, variables
 
 # In and out features, stride.
 UNCHANGED, CHANGED = (4, 4, 1), (3, 6, 2)

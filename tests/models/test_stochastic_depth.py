@@ -113,14 +113,6 @@ def test_kept_draws_a_fixed_number_of_blocks_uniformly() -> None:
     np.testing.assert_array_less(np.abs(together - expected), 5 * np.sqrt(expected * (1 - expected) / draws))
 
 
-def test_training_needs_a_key_only_if_branches_drop() -> None:
-    x = jnp.asarray(random(2, 5, 4, 2))
-    assert model_with(StochasticDepth(survival=1.0))(x, train=True).shape == (2, 3)
-    for depth in (StochasticDepth(survival=0.5), StochasticDepth(kept=2)):
-        with pytest.raises(UserError, match="stochastic depth is random in training: .*key="):
-            model_with(depth)(x, train=True)
-
-
 def test_invalid_values_are_rejected_in_one_sentence() -> None:
     for arguments, message in (
         *(({"survival": survival}, r"survival must be in \(0, 1\]") for survival in (0.0, -0.5, 1.01, float("nan"))),

@@ -1,15 +1,18 @@
 """Scores of runs and of weights: the same network has the same score in either form."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from resnet_jax import cli
-from resnet_jax.data import datasets
+from resnet_jax.data import datasets, local
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.protocols import Protocol
@@ -55,7 +58,7 @@ def test_score_accepts_images_of_any_size_that_are_resized_or_cropped(digits_dir
     def with_card(**fields: Any) -> Pretrained:
         return replace(weights, card=replace(weights.card, **fields))
 
-    with pytest.raises(UserError, match=r"digits has images of \(8, 8, 1\) in 10 classes; the network takes \(16, 16, 1\)"):
+    with pytest.raises(UserError, match=r"digits has images of \(8, 8, 1\) but the network takes \(16, 16, 1\)"):
         scored(weights, digits_dir)
     result = scored(with_card(view=replace(GRAY, resize=20, crop=16, interpolation="bicubic")), digits_dir)
     assert (result["examples"], result["protocol"]["view"]) == (360, "single 16x16 of 20, bicubic")
@@ -66,6 +69,51 @@ def test_score_accepts_images_of_any_size_that_are_resized_or_cropped(digits_dir
         scored(with_card(convention="torchvision", view=pixels), digits_dir)
 
 
+def test_classes_of_a_folder_are_matched_by_name(short: Any, tmp_path: Path) -> None:
+    """Another order is mapped, a subset is scored over its own classes, and other names are rejected; a test split suffices."""
+    rng, folder = np.random.default_rng(0), tmp_path / "pets"
+    names, images = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu"), rng.integers(0, 256, (70, 8, 8, 3)).astype(np.uint8)
+    for number, image in enumerate(images):
+        file = folder / "test" / names[number % 7] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    model = replace(short.model, input_shape=(8, 8, 3), num_classes=7)
+    order = ("fox", "cat", "ant", "gnu", "bee", "dog", "eel")
+    weights = drawn(model, view=View(mean=(0.3,) * 3, deviation=(0.4,) * 3), classes=order, data="/elsewhere")
+    normalized = jnp.asarray((images / 255 - 0.3) / 0.4, jnp.float32)
+    logits = np.asarray(weights.apply()(weights.params, weights.batch_stats, normalized, train=False)[0])
+    for lacking in ((), ("ant", "cat", "dog", "fox", "gnu")):
+        for name in lacking:
+            shutil.rmtree(folder / "test" / name)
+        kept = [name for name in order if name not in lacking]
+        result = scored(weights, "", data=str(folder))
+        best = logits[:, [order.index(name) for name in kept]].argmax(axis=1)
+        wrong = [kept[best[number]] != names[number % 7] for number in range(70) if names[number % 7] in kept]
+        assert (result["examples"], result["error_percent"]) == (len(wrong), pytest.approx(100 * np.mean(wrong)))
+        assert result["protocol"].get("classes") == ("2 of 7" if lacking else None)
+        assert (result["top5_error_percent"] is None) == bool(lacking)
+        local._folder.cache_clear()
+        datasets.labels.cache_clear()
+        datasets.read.cache_clear()
+    examples = score.images_of(weights, str(folder), None, None, 1000)
+    assert sorted(examples.labels.tolist()) == [4] * 10 + [6] * 10
+    (folder / "test" / "bee").rename(folder / "test" / "wasp")
+    local._folder.cache_clear()
+    with pytest.raises(UserError, match="pets has 2 classes; the network has 7, but not wasp"):
+        scored(weights, "", data=str(folder))
+
+
+def test_imported_weights_are_scored_by_position_under_other_labels(digits_dir: str, short: Any) -> None:
+    """Libraries call a class of ImageNet "tench, Tinca tinca", TFDS "n01440764"; a run on a folder has the names of its folders."""
+    info = replace(datasets.describe("digits", digits_dir), name="imagenet2012", classes=tuple(f"n{number}" for number in range(10)))
+    card = Card(architecture=short.model, view=GRAY, source="", data="imagenet2012", classes=tuple("abcdefghij"))
+    for convention in ("torchvision", "timm", "transformers"):
+        weights = Pretrained(replace(card, convention=convention), {}, {})
+        assert score.match_classes(weights, info, "test", digits_dir) == ((*range(10),), (True,) * 10)
+    with pytest.raises(UserError, match="the network has 10, but not n0"):
+        score.match_classes(Pretrained(card, {}, {}), info, "test", digits_dir)
+
+
 def test_score_rejects_bad_input(digits_dir: str, short: Any) -> None:
     weights = drawn(short.model)
     for source, message, fields in (
@@ -73,7 +121,7 @@ def test_score_rejects_bad_input(digits_dir: str, short: Any) -> None:
         (weights, "drawn does not name its data set: give one, as --data", {}),
         (weights, "digits has no split 'validation'; it has test, train", {"data": "digits", "split": "validation"}),
         (weights, "--batch-size must be at least 1, got 0", {"data": "digits", "batch_size": 0}),
-        (drawn(replace(short.model, num_classes=5)), r"in 10 classes; the network takes \(8, 8, 1\) in 5", {"data": "digits"}),
+        (drawn(replace(short.model, num_classes=5)), "digits has 10 classes; the network has 5", {"data": "digits"}),
     ):
         with pytest.raises(UserError, match=message):
             scored(source, digits_dir, **fields)
@@ -94,20 +142,6 @@ def test_mean_image_of_another_size_is_averaged_over_pixels(digits_dir: str, sho
         ours, theirs = score_of(pixels, text), score_of(level, text)
         assert (ours["mean_loss"] == pytest.approx(theirs["mean_loss"], rel=1e-6)) == (preprocessing == averaged)
         assert ours["protocol"]["preprocessing"] == preprocessing
-
-
-def test_score_on_other_images_has_no_training_protocol_and_of_few_classes_no_top5_error(
-    short: Any, short_run: Path, digits_dir: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    info, read = datasets.describe("digits", digits_dir), datasets.read
-    monkeypatch.setattr(datasets, "describe", lambda name, data_dir: replace(info, name=name, examples={"test": 360}))
-    result = scored(short_run, digits_dir, data="other")
-    assert (result["protocol"]["dataset"], result["step"], result["split"]) == ("other", 4, "test")
-    assert "steps" not in result["protocol"]
-    monkeypatch.setattr(datasets, "describe", lambda name, data_dir: replace(info, num_classes=5))
-    monkeypatch.setattr(datasets, "read", lambda info, split: replace(read(info, split), labels=read(info, split).labels % 5))
-    result = scored(drawn(replace(short.model, num_classes=5)), digits_dir, data="digits")
-    assert result["top5_error_percent"] is None
 
 
 @pytest.mark.slow

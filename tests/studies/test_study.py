@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture, components
+from resnet_jax.studies import comparison
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.results import collect
@@ -162,6 +164,7 @@ def test_commands_reject_invalid_arguments(
     assert not (tmp_path / "w").exists()
     assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *base[2:], "--workdir", "/proc/x", "--devices", "1")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("networks are counted before the page is checked"))
     Workdir(tmp_path / "begun").claim(components.load(f"{TINY}:tiny")(), 0)
     for words, message in (
         ([], "report needs run directories"),
@@ -169,6 +172,7 @@ def test_commands_reject_invalid_arguments(
         (["begun", "--save", "x.json"], "nothing to save"),
         (["begun", "--output", "page.json"], "ends in .html"),
         (["begun", "--output", "/proc/x.html"], "cannot be written"),
+        (["--paper", "he2015", "--output", "/proc/x.html"], "cannot be written"),
         (["--fill", "README.md"], "README.md cannot be written or read"),
     ):
         assert message in fails(capsys, "report", *words)
@@ -189,6 +193,32 @@ def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> Non
     assert study_lib.visible("gpu", 1, None) == study_lib.environments(None) == study_lib.environments(1) == []
     with pytest.raises(UserError, match="--workers is 4 for 2 devices"):
         study_lib.visible("gpu", 2, 4)
+
+
+def test_workers_train_at_once_each_on_its_own_device(variants: list[Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two devices, four runs: each process waits for one on the other device."""
+    both, devices = threading.Barrier(2, timeout=60), []
+
+    class Process(contextlib.nullcontext[Any]):
+        enter_result, returncode = None, 0
+
+        def __init__(self, run: study_lib.Run, environment: dict[str, str], log: Path, *_: object) -> None:
+            devices.append(environment["CUDA_VISIBLE_DEVICES"])
+            run.folder.mkdir(parents=True)
+            log.touch()
+            (run.folder / "result.json").write_text(json.dumps({"seed": run.seed, "value": 1.0}))
+
+        @property
+        def stdout(self) -> Iterator[str]:
+            met = both.wait()
+            yield json.dumps({"call": "advance", "arguments": [met]})
+
+    monkeypatch.setattr(study_lib, "_start", Process)
+    runs = [study_lib.Run(variant, seed, tmp_path / variant.name / f"seed-{seed}") for seed in (0, 1) for variant in variants]
+    watching = Watching()
+    assert study_lib.train_in_workers(runs, study_lib.visible("gpu", 2, None), watcher=watching, data_dir=None) == {}
+    assert sorted(devices) == ["0", "0", "1", "1"]
+    assert sorted(watching.told.steps) == [0, 0, 1, 1]
 
 
 def test_studies_of_several_processes_have_no_workers(
@@ -242,7 +272,7 @@ def test_stopped_and_resumed_workers_equal_the_sequential_study(digits_dir: str,
 def test_crashed_worker_is_reported_and_others_finish(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
     folder = tmp_path / "second" / "seed-0"
     Workdir(folder).claim(variants[1], 0)
-    (folder / "metrics.jsonl").write_text("{broken}\n")
+    (folder / "metrics.jsonl").mkdir()
     (tmp_path / "blocked" / "seed-0.log").mkdir(parents=True)
     blocked = dataclasses.replace(variants[0], name="blocked")
     watching = Watching()

@@ -1,4 +1,4 @@
-"""Real processes that share a run, on four devices: checkpoints, locks, records and failures."""
+"""Real processes that share a run, on four devices: checkpoints and failed saves."""
 
 import json
 import os
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from resnet_jax.training.config import Experiment
-from resnet_jax.training.run_dir import Workdir
 
 import launched
 
@@ -20,27 +18,24 @@ Found = dict[int, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, tiny: Experiment) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """Output of each process, by the number of processes of its group. All run at once: starting one takes longest."""
     root = tmp_path_factory.mktemp("processes")
     running: list[tuple[int, subprocess.Popen[str]]] = []
-    (root / "claim").mkdir()
-    Workdir(root / "claim" / "other").claim(tiny, 1)
-    with Workdir(root / "claim" / "held").claimed(tiny, 1, say=pytest.fail):
-        for processes in PARTS:
-            environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
-            acts = "layouts+corrupt+claim+full" if processes == 2 else "layouts"
-            address = launched.free_address()
-            for process in range(processes):
-                command = [sys.executable, str(SCRIPT), str(process), str(processes), address, str(root), acts]
-                running.append((processes, subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)))
-        outputs: Found = {processes: [] for processes in PARTS}
-        try:
-            for processes, one in running:
-                outputs[processes].append(json.loads(one.communicate(timeout=600)[0].splitlines()[-1]))
-        finally:
-            for _, one in running:
-                one.kill()
+    for processes in PARTS:
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+        acts = "layouts+corrupt+full" if processes == 2 else "layouts"
+        address = launched.free_address()
+        for process in range(processes):
+            command = [sys.executable, str(SCRIPT), str(process), str(processes), address, str(root), acts]
+            running.append((processes, subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)))
+    outputs: Found = {processes: [] for processes in PARTS}
+    try:
+        for processes, one in running:
+            outputs[processes].append(json.loads(one.communicate(timeout=600)[0].splitlines()[-1]))
+    finally:
+        for _, one in running:
+            one.kill()
     return outputs
 
 
@@ -66,17 +61,6 @@ def test_corrupt_step_is_skipped_by_all_processes(found: Found) -> None:
     assert first == [[2, whole, [1, 2], 3, [1, 2, 3]]] * 2
     for process in found[2]:
         assert [message.split(": ")[0] for message in process["said"][:2]] == ["checkpoint of step 3 is corrupt"] * 2
-
-
-@pytest.mark.slow
-def test_process_0_claims_locks_and_writes_for_all(found: Found) -> None:
-    first, second = (process["claim"] for process in found[2])
-    assert first == second
-    (records, event_files), held, other = first
-    assert [record["process"] for record in records] == [0]
-    assert event_files == 1
-    assert f"is in use by another run, process {os.getpid()} on" in held
-    assert "holds another run" in other
 
 
 @pytest.mark.slow

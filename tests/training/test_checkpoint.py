@@ -301,7 +301,6 @@ def test_failed_save_is_one_error_and_earlier_steps_are_intact(tmp_path: Path) -
         assert checkpoints.steps() == [1]
         checkpoints.check()
         checkpoints.close()
-        assert names(run) == ["1"]
         assert_is(restored(run, like=shapes(large(0))), 1, large)
         save(run, 2, keep=1, make=large)
         assert names(run) == ["2"]
@@ -320,7 +319,7 @@ def test_save_that_fails_before_or_after_its_files_is_not_committed(tmp_path: Pa
             patched.setattr(owner, name, full)
             with pytest.raises(SaveFailed, match=r"step 2 could not be saved: No space left on device; the newest is that of step 1\. "):
                 save(tmp_path, 2)
-        assert names(tmp_path) == ["1"]
+        assert opened(tmp_path).steps() == [1]
     save(tmp_path, 2)
     assert names(tmp_path) == ["1", "2"]
 

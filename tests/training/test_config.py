@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resnet_jax import cli
 from resnet_jax.data.augment_host import RandomResizedCrop
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, check
 from resnet_jax.models import Architecture, Execution, StochasticDepth, cifar_architecture, components
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import component
@@ -19,6 +20,7 @@ from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating
 from resnet_jax.training import config
 from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
 
+ROOT = Path(__file__).parents[2]
 BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
 INFO = DatasetInfo(
     name="cifar10",
@@ -51,6 +53,9 @@ STREAMED = changed(
 
 def test_values_out_of_range_are_rejected_at_construction() -> None:
     """Numbers are finite and at least 0, integers fit in 31 bits; the exceptions are annotated."""
+    for value in (math.nan, math.inf, 0.0, -1.0):
+        with pytest.raises(UserError, match=rf"^schedule\.learning_rate must be a positive finite number, got {value}\.$"):
+            changed({"schedule.learning_rate": value})
     positive = ("steps", "batch_size", "evaluation.every", "checkpointing.every", "checkpointing.keep", "data.repeats")
     counts = ("checkpointing.best", "data.pad", "loading.threads", "execution.steps_per_dispatch", "schedule.warmup_steps")
     for fields, least in ((positive, 1), (counts, 0)):
@@ -66,14 +71,13 @@ def test_values_out_of_range_are_rejected_at_construction() -> None:
         "optimizer.weight_decay": (-1.0, math.inf),
         "optimizer.rates": ((("stages", math.nan),), (("stages", -1.0),)),
         "loss.smoothing": (1.0,),
-        "schedule.learning_rate": (-0.1, math.nan, math.inf),
         "schedule.decay_factor": (-1.0, math.inf),
         "schedule.decay_steps": ((-1,), (5, 2**40)),
         "schedule.warmup_until_error": (1.1, -0.1),
         "evaluation.batch_size": (0, 10**9),
     }.items():
         for value in values:
-            with pytest.raises(UserError, match=rf"^{field} must be (in|at least) .*, got "):
+            with pytest.raises(UserError, match=rf"^{field} must be (in|a|at least) .*, got "):
                 changed({field: value})
     changed({"schedule.warmup_until_error": 0.0, "optimizer.momentum": 0.0, "evaluation.batch_size": 65_535})
 
@@ -92,7 +96,7 @@ def test_values_of_another_type_are_rejected() -> None:
         owner = broken if "." not in field else getattr(broken, field.partition(".")[0])
         object.__setattr__(owner, field.rpartition(".")[2], value)
         with pytest.raises(UserError, match=f"^{field} must be {allowed}, got "):
-            config.check("", Experiment, broken)
+            check("", Experiment, broken)
 
 
 def test_contradictions_are_rejected_at_construction() -> None:
@@ -128,7 +132,7 @@ def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
         (BASE, GRAY, {"data.normalization": "imagenet"}, "^data.normalization 'imagenet' needs images of 3 channels, got 1"),
         (BASE, INFO, {"data.repeats": 2}, "data.repeats .* need a data.crop"),
         (BASE, INFO, {"evaluation.protocol": "40/32"}, "^evaluation.protocol.* need a data.crop"),
-        (BASE, PHOTOGRAPHS, {}, "or a data.crop such as RandomResizedCrop"),
+        (BASE, PHOTOGRAPHS, {}, r"are of several sizes, of the model \(32, 32, 3\): set a data.crop such as"),
         (BASE, INFO, {"steps": 2**24}, "at most 2147483647, got 2147483648"),
         (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": ""}, "^evaluation.protocol must be one crop, .*got ''"),
         (STREAMED, PHOTOGRAPHS, {"evaluation.protocol": "multi-scale"}, "^evaluation.protocol must be one crop, .*got 'multi-scale'"),
@@ -180,6 +184,37 @@ def test_shortened_scales_decays_and_keeps_the_rest() -> None:
         assert shortened == dataclasses.replace(cosine, cosine_steps=end, warmup_steps=warmup)
 
 
+def test_values_on_the_command_line_win_over_steps(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are rescaled: 12 steps, decays at 6 and 9, 2 steps of warm-up and an evaluation every 6 steps. Also values of the recipe."""
+
+    def stop(experiment: Experiment, *_: Any, **__: Any) -> None:
+        schedule, evaluation = experiment.schedule, experiment.evaluation
+        runs.append((schedule.decay_steps, schedule.cosine_steps, schedule.warmup_steps, evaluation.every, experiment.checkpointing.every))
+        raise UserError("stopped")
+
+    monkeypatch.setattr("resnet_jax.training.train.train", stop)
+    command = ["train", f"{ROOT}/tests/tiny_experiment.py:tiny", "--data-dir", digits_dir, "--workdir", str(tmp_path / "run")]
+    cosine = "--schedule.decay-steps --schedule.cosine-steps=50"
+    for words, expected in {
+        "": ((6, 9), 0, 2, 6, 4),
+        "--steps 80": ((40, 60), 0, 2, 6, 4),
+        "--steps 4": ((2, 3), 0, 1, 1, 4),
+        "--steps 200 --schedule.decay-steps 80 120": ((80, 120), 0, 2, 6, 4),
+        "--steps 200 --schedule.decay_steps 6 9": ((6, 9), 0, 2, 6, 4),
+        "--schedule.decay-steps 3 5 --steps 4 --evaluation.every 4": ((3, 5), 0, 1, 4, 4),
+        "--steps 80 --evaluation.every 80 --schedule.warmup-steps 60": ((40, 60), 0, 60, 80, 4),
+        "--steps=4 --evaluation.every=6 --checkpointing.every=2": ((2, 3), 0, 1, 6, 2),
+        "--steps 4 --schedule.warmup-steps 2 --schedule.learning-rate 0.2": ((2, 3), 0, 2, 1, 4),
+        f"--steps 80 {cosine}": ((), 50, 2, 6, 4),
+        f"--steps 4 {cosine} --schedule.warmup-steps=40": ((), 50, 40, 1, 4),
+        "--schedule.warmup-steps 60": ((6, 9), 0, 60, 6, 4),
+    }.items():
+        runs: list[tuple[Any, ...]] = []
+        with pytest.raises(SystemExit):
+            cli.main([*command, *words.split()])
+        assert runs == [expected], words
+
+
 def test_on_takes_images_and_classes_of_the_set() -> None:
     digits = LONG.on(DIGITS)
     assert (digits.model.input_shape, digits.model.num_classes) == ((8, 8, 1), 10)
@@ -192,7 +227,7 @@ def test_on_takes_images_and_classes_of_the_set() -> None:
     assert (resident.data.crop, resident.evaluation.protocol) == (None, "")
     resident.check(hundred)
     for change in ({"examples": {"train": 5}}, {"image_shape": (None, None, 3)}):
-        with pytest.raises(UserError, match="digits must have splits"):
+        with pytest.raises(UserError, match=r"digits must have splits|digits has images of \(None"):
             LONG.on(dataclasses.replace(DIGITS, **change))
 
 

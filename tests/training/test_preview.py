@@ -36,7 +36,7 @@ def test_streamed_images_equal_those_of_the_step(photographs: DatasetInfo) -> No
     rows = Rows(train_lib.stream(PHOTOGRAPHS, photographs, 4), first_step=3, last_step=4)
     for number in range(5):
         assert np.abs(images[number] * 255 - rows[number].images).max() < 0.01
-    assert captions == [datasets.class_names(photographs)[int(rows[number].labels)] for number in range(5)]
+    assert captions == [photographs.classes[int(rows[number].labels)] for number in range(5)]
     mix = component(Mix, mixup=1.0, cutmix=0.0, group=8)
     mixed = replace(PHOTOGRAPHS, data=replace(PHOTOGRAPHS.data, mix=mix))
     _, captions = data.images_of_step(mixed, photographs, seed=4, step=3, count=8)
@@ -61,9 +61,7 @@ def experiment() -> Experiment:
     return PHOTOGRAPHS
 
 
-def test_command_writes_an_image_and_rejects_invalid_options(
-    photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_command_writes_an_image(photographs: DatasetInfo, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "new" / "seen.png"
     cli.main(["data", "preview", f"{__file__}:experiment", "--to", str(file), "--images", "6"])
     assert "6 images of imagenet2012" in capsys.readouterr().out
@@ -71,7 +69,3 @@ def test_command_writes_an_image_and_rejects_invalid_options(
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 500
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500, "photographs have many colors"
-    for arguments in (["--images", "0"], ["--to", "seen.doc"], ["--batch-size", "0"]):
-        with pytest.raises(SystemExit):
-            cli.main(["data", "preview", f"{__file__}:experiment", *arguments])
-        assert capsys.readouterr().err.startswith("resnet-jax: ")

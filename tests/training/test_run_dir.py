@@ -155,23 +155,15 @@ def test_records_are_readable_at_once_and_those_after_a_resumed_step_are_dropped
         for count, one in enumerate(records, start=1):
             writer.write(one)
             assert claimed.records() == records[:count]
+    with claimed.metrics_file.open("a") as file:
+        file.write(json.dumps(record(7))[:-3])
+    assert claimed.records() == records, "without a torn line"
     with contextlib.closing(MetricsWriter(claimed, step=4)) as writer:
         assert writer.records == records[:3]
         writer.write(record(5, loss=0.5))
     assert [json.loads(line) for line in claimed.metrics_file.read_text().splitlines()] == [*records[:3], record(5, loss=0.5)]
     written(claimed, record(1, loss=0.25))
     assert claimed.records() == [record(1, loss=0.25)]
-
-
-def test_torn_last_line_is_ignored_and_repaired(claimed: Workdir) -> None:
-    """Torn after each of its characters but the last."""
-    written(claimed, record(1), record(2))
-    whole, line = claimed.metrics_file.read_text(), json.dumps(record(3, "test", error_percent=12.5))
-    for kept in range(1, len(line)):
-        claimed.metrics_file.write_text(whole + line[:kept])
-        assert claimed.records() == [record(1), record(2)]
-    written(claimed, record(3), step=2)
-    assert claimed.metrics_file.read_text() == "".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3))
 
 
 def test_tensorboard_has_the_numbers_of_the_resumed_run(claimed: Workdir) -> None:
@@ -199,25 +191,24 @@ def test_json_is_written_whole_or_not_at_all(claimed: Workdir) -> None:
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None outside of a repository, without git, and for a package that is installed into somebody else's repository."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setattr(run_dir, "__file__", str(tmp_path / "environment.py"))
-    for name in ("environment.py", "other.py"):
-        (tmp_path / name).write_text("")
-    assert run_dir.commit() is None, "outside a repository"
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "one")
+    (tmp_path / "environment.py").write_text("")
+    assert run_dir.commit() is None
+    for arguments in (("init",), ("add", "."), ("commit", "-m", "one")):
+        git(*arguments)
     (tmp_path / "untracked.txt").write_text("")
     assert run_dir.commit() == git("rev-parse", "HEAD")
-    (tmp_path / "other.py").write_text("changed")
+    (tmp_path / "environment.py").write_text("changed")
     assert run_dir.commit() == git("rev-parse", "HEAD") + "-dirty"
-    # Installed into somebody else's repository.
-    (tmp_path / ".venv").mkdir()
-    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / ".venv" / "environment.py"))
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", str(tmp_path))
+        assert run_dir.commit() is None
+    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / "untracked.txt"))
     assert run_dir.commit() is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_dir.commit() is None, "without git"

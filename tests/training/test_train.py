@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import types
 from collections.abc import Callable
@@ -237,6 +238,53 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
     with pytest.raises(UserError, match="^profile_steps must be at least 0, got -1"):
         run(tiny, tmp_path / "run", profile_steps=-1)
     assert not (tmp_path / "run").exists()
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """A bad byte, a lost, empty or foreign line, a cut, or other content."""
+    lines, place = data.split(b"\n"), int(rng.integers(len(data) + 1))
+    number = int(rng.integers(len(lines)))
+    foreign = [b"", b"{}", b"[]", b"null", b'"x"', b"1e999", b'{"step": "1", "split": 3}', bytes(rng.bytes(20))][int(rng.integers(8))]
+    return [
+        data[:place] + bytes(rng.bytes(1)) + data[place + 1 :],
+        data[:place],
+        data[:place] + data[place + int(rng.integers(1, 50)) :],
+        b"\n".join(lines[:number] + lines[number + 1 :]),
+        b"\n".join([*lines[:number], foreign, *lines[number + 1 :]]),
+        foreign,
+    ][int(rng.integers(6))]
+
+
+@pytest.mark.parametrize("damages", [12, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_text_files_are_repaired_or_named(damages: int, short: Experiment, short_run: Path, run: Run, tmp_path: Path) -> None:
+    """Of a finished run, and of one whose result is not yet written: the same result, or one error with the name of the file."""
+
+    def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in result.items() if "seconds" not in name}
+
+    expected = Workdir(short_run).result()
+    assert expected
+    names = ["experiment.json", "environment.json", "metrics.jsonl", "result.json", "checkpoints/4/manifest.json"]
+    names += ["checkpoints/2/manifest.json", "checkpoints/4/metrics/metrics", "checkpoints/4/default/_METADATA", "run.lock"]
+    for seed in range(damages):
+        rng, folder, told = np.random.default_rng(seed), tmp_path / str(seed), Told()
+        shutil.copytree(short_run, folder)
+        if seed % 2:
+            (folder / "result.json").unlink()
+        file = folder / names[seed // 2 % len(names)]
+        before = file.read_bytes() if file.exists() else b""
+        file.write_bytes(after := damaged(before, rng))
+        result, message = expected, file.name
+        try:
+            result = run(short, folder, told)
+        except UserError as error:
+            message = str(error)
+        assert file.name in message, (seed, message)
+        assert without_seconds(result) == without_seconds(expected), (seed, file.name, after)
+        if file.name == "metrics.jsonl" and seed % 2:
+            assert Workdir(folder).records() == Workdir(short_run).records()
+            intact = after.startswith(before)
+            assert any("records are restored" in message for message in told.messages) != intact, (seed, after)
 
 
 def test_experiments_that_compute_the_same_share_compiled_functions(tiny: Experiment) -> None:

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 from resnet_jax.kernels import quick_to_compile
 from resnet_jax.weights import Pretrained
+from resnet_jax.weights.names import CONVENTIONS
 
 from drawn import images, tensor
 
@@ -31,7 +32,7 @@ def golden(name: str) -> tuple[np.ndarray, Shapes]:
 
 def convention_of(name: str) -> str:
     """Returns the convention of a golden network's names."""
-    return {"cifar": "cifar-torch", "timm": "timm"}.get(name.partition("_")[0], "torchvision")
+    return {"cifar": "cifar-torch", "timm": "timm", "transformers": "transformers"}.get(name.partition("_")[0], "torchvision")
 
 
 def norm(name: str, width: int) -> Shapes:
@@ -71,6 +72,11 @@ def filled(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Drawn by name; the counters count up, so that no two are the same."""
     counts = itertools.count(7)
     return {name: np.asarray(next(counts)) if name.endswith(COUNTER) else tensor(name, shape) for name, shape in shapes.items()}
+
+
+def renamed(tensors: Tensors, names: str) -> Tensors:
+    """Tensors of torchvision's names in those of another convention."""
+    return {str(CONVENTIONS[names].name_of(name)): array for name, array in tensors.items()}
 
 
 def written(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] = {}) -> Path:

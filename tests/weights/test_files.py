@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import struct
 import sys
 import tracemalloc
@@ -21,14 +22,20 @@ import pytest
 import safetensors.numpy
 from others import GOLDEN
 from resnet_jax.errors import UserError
-from resnet_jax.weights.files import read
+from resnet_jax.weights import files
 from torch_writer import Code, Tensor, call, instructions, name, pickled, write_legacy, write_zip
 
 FOUR = np.arange(4, dtype=np.float32)
 PROTOCOL = b"\x80\x02"
 DEEP = b"\x85" * 200_000  # a tuple in a tuple in ...: its hash overflows the C stack
 WRITERS = (write_zip, write_legacy)
-KEY = "a key that is no name"
+KEY = "a key that is not a name"
+
+
+def read(path: Path) -> tuple[files.Arrays, dict[str, str]]:
+    """Returns the tensors of a file's largest dictionary, and its metadata."""
+    groups, metadata = files.read(path)
+    return max(groups.values(), key=len), metadata
 
 
 def rejection(path: Path) -> str:
@@ -124,20 +131,14 @@ def test_torch_views_are_read_iff_every_element_is_in_the_storage(tmp_path: Path
     assert min(counts) > 50
 
 
-def test_state_dicts_are_found_under_the_usual_keys(tmp_path: Path) -> None:
-    weights = {"w": Tensor(), "version": 3, "nothing": None}
-    # The last is no usual key, but the only one with tensors.
-    for saved in (weights, *({"epoch": 9, key: weights} for key in ("state_dict", "model", "net", "module", "model_state_dict"))):
-        assert list(read(write_zip(tmp_path / "f", saved, {"0": FOUR}))[0]) == ["w"]
-    averaged = {"model": {"a": Tensor()}, "state_dict": {"b": Tensor()}}
-    assert list(read(write_zip(tmp_path / "f", averaged, {"0": FOUR}))[0]) == ["b"]
-    cases = {
-        "several": ({"teacher": weights, "student": weights}, "net, module, but under teacher, student"),
-        "list": ([Tensor()], "has no named tensors"),
-        "nested": ({"a": Tensor(), "inner": {"b": Tensor()}}, "has an entry ['inner'] that is no named tensor"),
-        "unnamed": ({"a": Tensor(), 3: Tensor()}, "has an entry [3] that is no named tensor"),
-    }
-    rejects(cases, lambda value: write_zip(tmp_path / "f", value, {"0": FOUR}))
+def test_every_dictionary_of_tensors_is_read(tmp_path: Path) -> None:
+    weights = {"w": Tensor(), "version": 3, "nothing": None, 4: Tensor()}
+    inner = {"a": Tensor(), "b": Tensor(shape=(2, 2), strides=(2, 1)), "list": [Tensor()]}
+    file = write_zip(tmp_path / "f", {"epoch": 9, "top": Tensor(), "net": weights, "ema": {"module": inner}}, {"0": FOUR})
+    shapes = {key: {name: array.shape for name, array in group.items()} for key, group in files.read(file)[0].items()}
+    assert shapes == {"": {"top": (4,)}, "net": {"w": (4,)}, "ema.module": {"a": (4,), "b": (2, 2)}}
+    for value in ([Tensor()], {3: Tensor()}):
+        assert "has no named tensors" in rejection(write_zip(tmp_path / "f", value, {"0": FOUR}))
 
 
 def test_python_pickles_of_plain_values_are_accepted(tmp_path: Path) -> None:
@@ -208,7 +209,6 @@ HOSTILE = {
     "empty": (b"", ANY),
     "unknown instruction": (b"\xff.", "is corrupt: ValueError"),
     "no mark": (b"t.", "is corrupt: UnpicklingError"),
-    "text that is not printable": (instructions({"w": Tensor(), "\x1b[2J": [1]}) + b".", "has an entry ['\\x1b[2J']"),
 }
 
 
@@ -236,7 +236,7 @@ def test_cyclic_and_deep_values_beside_the_weights_are_harmless(tmp_path: Path) 
     for case, code in cases.items():
         assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=PROTOCOL + code))[0]) == ["w"], case
     itself = PROTOCOL + b"}q\x00(" + instructions("state_dict") + b"h\x00" + instructions("w") + instructions(Tensor()) + b"u."
-    assert "has an entry ['state_dict'] that is no named tensor" in rejection(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))
+    assert list(read(write_zip(tmp_path / "f", None, {"0": FOUR}, code=itself))[0]) == ["w"]
 
 
 def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
@@ -267,20 +267,17 @@ def test_claims_beyond_the_file_take_no_memory(tmp_path: Path) -> None:
 
 
 def test_hostile_zip_files_are_rejected(tmp_path: Path) -> None:
-    deflated, outside = zipfile.ZIP_DEFLATED, "path traversal"
     cases: dict[str, tuple[dict[str, Any], str]] = {
         "big-endian": (dict(extra={"archive/byteorder": b"big"}), "written on a big-endian machine"),
         "huge pickle": (dict(code=b"N" * 2**23), "has a pickle of over 4194304 bytes"),
         "two pickles": (dict(extra={"other/data.pkl": b""}), "neither of npz arrays nor of torch.save"),
-        "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=deflated), "a zip bomb"),
+        "bomb": (dict(extra={"archive/bomb": bytes(10**7)}, compression=zipfile.ZIP_DEFLATED), "a zip bomb"),
         "bomb of another compression": (dict(compression=zipfile.ZIP_BZIP2), "is neither stored nor deflated"),
-        "parent": (dict(extra={"../../evil": b""}), outside),
-        "root": (dict(extra={"/etc/evil": b""}), outside),
-        "backslashes": (dict(extra={"a\\..\\evil": b""}), outside),
-        "drive": (dict(extra={"C:/evil": b""}), outside),
     }
     rejects(cases, lambda options: write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, **options))
-    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+    members = dict.fromkeys(("../../evil", "/etc/evil", "a\\..\\evil", "C:/evil"), b"")
+    assert "w" in read(write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR}, extra=members))[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["f"], "nothing is extracted"
     honest = write_zip(tmp_path / "f", {"w": Tensor()}, {"0": FOUR, "1": FOUR + 1}).read_bytes()
 
     def changed(at: int, data: bytes) -> bytes:
@@ -288,7 +285,6 @@ def test_hostile_zip_files_are_rejected(tmp_path: Path) -> None:
 
     contents = {
         "two members of one name": (honest.replace(b"archive/data/1", b"archive/data/0"), "two members of the same name"),
-        "name after a NUL": (honest.replace(b"archive/data/1", b"archive\0/../1x"), outside),
         "encrypted": (changed(honest.index(b"PK\x01\x02") + 8, b"\x01"), "is corrupt: RuntimeError"),
         "flipped bit of a storage": (changed(honest.index(FOUR.tobytes()) + 5, b"\x01"), "Bad CRC-32"),
         "no directory": (b"PK\x03\x04" + bytes(100), "is corrupt: BadZipFile"),
@@ -333,6 +329,15 @@ def test_hostile_safetensors_and_npz_files_are_rejected(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+CONVERTED = {
+    **dict.fromkeys(("weights", "a.h5", "b.weights.h5", "c.keras"), "a Keras file"),
+    **dict.fromkeys(("checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001"), "a TensorFlow checkpoint"),
+    "saved_model.pb": "a TensorFlow model",
+    "net.onnx": "an ONNX file",
+    "x.msgpack": "a Flax file",
+}
+
+
 def test_other_files_are_rejected_with_their_first_bytes(tmp_path: Path) -> None:
     contents = {
         "nothing": (b"", "npz or torch file: ''"),
@@ -346,6 +351,10 @@ def test_other_files_are_rejected_with_their_first_bytes(tmp_path: Path) -> None
         archive.writestr("config.json", "{}")
     assert "is a zip file, but neither of npz arrays nor of torch.save" in rejection(tmp_path / "f")
     os.mkfifo(tmp_path / "pipe")
+    for converted, kind in CONVERTED.items():
+        (tmp_path / converted).write_bytes({"weights": b"\x89HDF\r\n", "checkpoint": b"model_checkpoint_path: 'a'"}.get(converted, b"x"))
+        assert re.search(f"is {kind}: write the arrays of .* with numpy.savez", rejection(tmp_path / converted)), converted
+    assert "is a TensorFlow checkpoint" in rejection(tmp_path / "model.ckpt")
     for path, reason in ((tmp_path / "missing", "does not exist"), (tmp_path, "is not a file"), (tmp_path / "pipe", "is not a file")):
         assert reason in rejection(path)
     with pytest.raises(UserError, match="cannot be read: File name too long"):

@@ -17,7 +17,6 @@ from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights.inference import differing, infer, known_as
 from resnet_jax.weights.names import CONVENTIONS
 
-TORCHVISION = CONVENTIONS["torchvision"]
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("resnet18", "resnet34", "resnext50_32x4d", "resnext101_64x4d", "wide_resnet50_2")},
     **{name: (f"{name}_v15", {}) for name in ("resnet50", "resnet101", "resnet152")},
@@ -25,6 +24,9 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_resnet50d": ("resnet50_d", {}),
     "timm_seresnet50": ("resnet50_v15", {"branch": component(BottleneckV15, reduction=16)}),
     "timm_resnext50_32x4d": ("resnext50_32x4d", {}),
+    "timm_densenet121": ("densenet121", {}),
+    "transformers_resnet18": ("resnet18", {}),
+    "transformers_resnet50": ("resnet50_v15", {}),
     "cifar_resnet20": ("cifar_resnet20", {"shortcut": component(ZeroPad, resize="pad-both")}),
     "cifar_resnet20_b": ("cifar_resnet20", {"shortcut": Projection}),
 }
@@ -34,20 +36,20 @@ def test_golden_networks_are_those_of_the_catalog() -> None:
     assert KNOWN.keys() == {path.stem for path in GOLDEN.glob("*.npz")}
     for name, (network, fields) in KNOWN.items():
         chosen = CONVENTIONS[convention_of(name)]
-        inferred = infer({chosen.rename(key): shape for key, shape in golden(name)[1].items()}, chosen)
+        inferred = infer({str(chosen.standard(key)): shape for key, shape in golden(name)[1].items()})
         assert differing(inferred, dataclasses.replace(variant(network), **fields)) == {}, name
         assert fields or known_as(inferred) == network
     assert known_as(variant("cifar_resnet20", shortcut="C")) == "cifar_resnet20, shortcut ProjectionEverywhere"
 
 
 def test_sizes_come_from_the_shapes() -> None:
-    network = infer(shapes((2, 3, 1), (4, 8, 6), bottleneck=True, classes=7, channels=4), TORCHVISION)
+    network = infer(shapes((2, 3, 1), (4, 8, 6), bottleneck=True, classes=7, channels=4))
     assert (network.stages, network.features, network.num_classes) == ((2, 3, 1), (4, 8, 6), 7)
     assert (network.input_shape, network.stem, network.branch) == ((224, 224, 4), ImageNetStem, BottleneckV15)
-    small = infer(shapes((2, 2), (4, 8), kernel=3, channels=1), TORCHVISION)
+    small = infer(shapes((2, 2), (4, 8), kernel=3, channels=1))
     assert (small.input_shape, small.stem, small.branch) == ((32, 32, 1), SmallImageStem, Basic)
     stem = shapes() | {"conv1.weight": (6, 3, 7, 7), "layer1.0.conv1.weight": (4, 6, 3, 3)}
-    assert (infer(stem, TORCHVISION).stem_features, infer(shapes(), TORCHVISION).stem_features) == (6, 0)
+    assert (infer(stem).stem_features, infer(shapes()).stem_features) == (6, 0)
 
 
 def test_projections_are_where_they_are_stored() -> None:
@@ -58,8 +60,8 @@ def test_projections_are_where_they_are_stored() -> None:
     ):
         tensors = shapes(stages, (4, 8), projected=False)
         tensors |= {f"{block}.downsample.0.weight": (8 if block[5] == "2" else 4, 4, 1, 1) for block in where}
-        assert infer(tensors, TORCHVISION).shortcut is expected
-    assert infer(shapes((1, 1), (4, 8), bottleneck=True), TORCHVISION).shortcut is Projection
+        assert infer(tensors).shortcut is expected
+    assert infer(shapes((1, 1), (4, 8), bottleneck=True)).shortcut is Projection
 
 
 def test_tensors_of_no_network_are_rejected() -> None:
@@ -75,7 +77,7 @@ def test_tensors_of_no_network_are_rejected() -> None:
     ):
         tensors = {name: shape for name, shape in (shapes() | changed).items() if shape is not None}
         with pytest.raises(UserError) as caught:
-            infer(tensors, CONVENTIONS["timm"])
+            infer(tensors)
         assert reason in str(caught.value), changed
 
 

@@ -1,9 +1,6 @@
 """Loading weights: logits of torch, and files that do not fit rejected as a whole."""
 
 import dataclasses
-import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +8,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import resnet_jax
 from others import COUNTER, GOLDEN, apart, convention_of, filled, golden, identical, inputs_of, logits, metadata, shapes, stored, written
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
 from resnet_jax.models.catalog import variant
-from resnet_jax.models.components import component
 from resnet_jax.models.norms import GroupNorm
-from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.models.stems import DeepStem, ImageNetStem
+from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving
 from resnet_jax.weights.card import IMAGENET_VIEW
 
@@ -36,25 +32,6 @@ def test_logits_are_those_of_torch_and_export_is_the_identity(name: str, tmp_pat
     assert len(weights.rows) == len({row.source for row in weights.rows}) == sum(not n.endswith(COUNTER) for n in tensors)
     saving.export(weights, chosen, tmp_path / "again.safetensors")
     identical(tensors, stored(tmp_path / "again.safetensors"))
-
-
-def test_blocks_keep_their_order_across_stacks(tmp_path: Path) -> None:
-    """layer1.0 to layer1.10: the first block, which may have a projection, has a stack of its own."""
-    file = written(tmp_path / "deep.safetensors", filled(shapes((11, 2), (4, 8), bottleneck=True)))
-    ours = {row.source: row.name for row in weights_lib.load_pretrained(file, "torchvision").rows}
-    assert ours["layer1.0.conv2.weight"] == "stages/0/0/stacked/branch/convs/1/kernel[0]"
-    for block in range(1, 11):
-        assert ours[f"layer1.{block}.conv2.weight"] == f"stages/0/1/stacked/branch/convs/1/kernel[{block - 1}]"
-
-
-def test_public_resnet20_is_loaded_completely(published_resnet20: Path) -> None:
-    weights = weights_lib.load_pretrained(published_resnet20, "cifar-torch")
-    # 19 convolutions, 19 normalizations of four tensors, a classifier of two.
-    assert len(weights.rows) == 19 + 19 * 4 + 2
-    assert sum(leaf.size for leaf in jax.tree.leaves(weights.params)) == 269_722
-    assert weights.architecture == dataclasses.replace(variant("cifar_resnet20"), shortcut=component(ZeroPad, resize="pad-both"))
-    assert (weights.card.prefix, weights.card.source) == ("module.", published_resnet20.name)
-    assert weights.card.sha256.startswith("12fca82f"), "torch's model zoo names files by their hash"
 
 
 TINY = filled(shapes())
@@ -87,7 +64,8 @@ def test_tensors_that_do_not_fit_are_listed_at_once(tmp_path: Path) -> None:
         assert f"\n{line}" in message
     message = rejection(file_of(tmp_path, **{f"more{n}": np.ones(1, np.float32) for n in range(100)}), "torchvision")
     assert "because 100 tensors do not fit" in message
-    assert message.count("\n") == 20
+    assert message.count("\n") == 21
+    assert message.endswith("The network fits without them: --no-head")
 
 
 def test_new_head_excuses_only_the_classifier(tmp_path: Path) -> None:
@@ -115,6 +93,44 @@ def test_new_head_is_drawn_as_a_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.params["head"]["linear"]["bias"], TINY["fc.bias"])
 
 
+def test_create_model_keeps_the_weights_or_names_the_field_that_changes_them(tmp_path: Path) -> None:
+    file, images = str(file_of(tmp_path)), jax.numpy.ones((1, 8, 8, 3))
+    whole, tuned, trunk = (resnet_jax.create_model(file, pretrained=True, num_classes=n, rngs=1) for n in (None, 7, 0))
+    assert (whole(images).shape, tuned(images).shape) == ((1, 3), (1, 7))
+    np.testing.assert_array_equal(whole.head.linear.bias[...], TINY["fc.bias"])
+    for model in (tuned, trunk):
+        np.testing.assert_array_equal(model.embed(images), whole.embed(images))
+    np.testing.assert_array_equal(trunk(images), trunk.embed(images))
+    with pytest.raises(UserError, match="do not fit with in_features"):
+        resnet_jax.create_model(file, pretrained=True, in_features=1)
+    network = weights_lib.load_pretrained(file).architecture
+    assert resnet_jax.create_model(network, pretrained=file)(images).shape == (1, 3)
+    with pytest.raises(UserError, match="pretrained must be their source"):
+        resnet_jax.create_model(network, pretrained=True)
+    # Images of small networks are not resized, whatever the shape that the network names.
+    small = dataclasses.replace(network, stem=SmallImageStem, input_shape=(8, 8, 3))
+    stem = {"conv1.weight": np.ones((4, 3, 3, 3), np.float32)}
+    constants = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    view = weights_lib.load_pretrained(file_of(tmp_path, **stem), network=small, view=constants).card.view
+    assert (view.resize, view.crop) == (0, 0)
+
+
+def test_file_without_classifier_is_a_network_without_one(tmp_path: Path) -> None:
+    weights = weights_lib.load_pretrained(file_of(tmp_path, "fc.weight", "fc.bias"))
+    assert (weights.architecture.num_classes, weights.card.data) == (0, "")
+    assert [note for note in weights.notes if note.startswith("no classifier: --allow-new-head")]
+    again = weights_lib.load_pretrained(saving.save(weights, tmp_path / "own"))
+    for network, size in ((again.build(), 8), (again.build(num_classes=5), 5)):
+        assert jax.eval_shape(network, jax.ShapeDtypeStruct((2, 64, 64, 3), np.float32)).shape == (2, size)
+    with pytest.raises(UserError, match="has no classifier"):
+        again.predict(np.zeros((64, 64, 3), np.uint8))
+    missing = "fc.bias: missing, expected (1000,)"
+    for network, given, text in (("resnet18", {}, missing), ("resnet18", {"no_head": True}, "layer1.1.bn1.weight: missing")):
+        message = rejection(tmp_path / "tiny.safetensors", network=network, **given)
+        assert text in message
+        assert (missing in message) == (not given)
+
+
 def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
     for name, array, reason in (
         ("layer1.0.conv1.weight", np.full((4, 4, 3, 3), np.nan, np.float32), "has 144 non-finite values of 144"),
@@ -133,24 +149,13 @@ def test_invalid_values_are_rejected_by_name(tmp_path: Path) -> None:
         np.testing.assert_array_equal(weights.params["head"]["linear"]["bias"], np.float32([0.5, -2, 0]))
 
 
-def test_prefix_of_every_name_is_removed(tmp_path: Path) -> None:
-    for prefix in ("module.", "_orig_mod.", "module.encoder.", ""):
-        file = written(tmp_path / "x.safetensors", {prefix + name: array for name, array in TINY.items()})
-        weights = weights_lib.load_pretrained(file, "torchvision")
-        assert (weights.card.prefix, weights.rows[0].source) == (prefix, f"{prefix}fc.bias")
-    queued = {f"encoder.{name}": array for name, array in TINY.items()} | {"queue": np.ones(3, np.float32)}
-    assert "\nqueue: (3,), expected none" in rejection(written(tmp_path / "x.safetensors", queued), "torchvision")
-    two = {side + name: array for side in ("query.", "key.") for name, array in TINY.items()}
-    assert "several networks, under key., query." in rejection(written(tmp_path / "x.safetensors", two), "torchvision")
-
-
 def test_names_of_another_convention_are_rejected(tmp_path: Path) -> None:
     akamaster = {name.replace("fc.", "linear.").replace("downsample", "shortcut"): shape for name, shape in shapes(kernel=3).items()}
     for theirs, names, reason in (
         (akamaster, "timm", "linear.bias: (3,), expected none"),
         (shapes(), "cifar-torch", "fc.bias: (3,), expected none"),
-        (shapes(), "", "give the convention of its names, not ''; there is cifar-torch"),
-        ({"a.b": (3,)}, "timm", "there is no convolution conv1.weight"),
+        (shapes(), "resnet-jax", "not a file of this project"),
+        ({"a.b": (3,)}, "timm", "has no network in the names of timm, but a.b"),
         (shapes(), "torchvison", "did you mean torchvision"),
     ):
         tensors = {name: np.ones(shape, np.float32) for name, shape in theirs.items()}
@@ -173,68 +178,13 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
 def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
     file = file_of(tmp_path)
     assert weights_lib.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
-    small = weights_lib.load_pretrained(written(tmp_path / "small.safetensors", filled(shapes(kernel=3))), "torchvision").card.view
-    assert small == dataclasses.replace(IMAGENET_VIEW, resize=0, crop=0), "images of 32x32 pixels stay as they are"
     card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
     assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     assert "expected mean: 3 numbers" in rejection(file, "torchvision", view={"mean": (0.5, 0.5)})
     assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
-    gray = written(tmp_path / "gray.safetensors", filled(shapes(kernel=3, channels=1)))
-    assert "mean: 1 numbers" in rejection(gray, "torchvision")
-    assert weights_lib.load_pretrained(gray, "torchvision", view={"mean": (0.13,), "deviation": (0.3,)}).card.view.mean == (0.13,)
 
 
 def test_unbuildable_network_raises_user_error() -> None:
     for fields in ({"stages": (1,)}, {"norm": ImageNetStem}, {"branch": DeepStem}, {"shortcut": GroupNorm}):
         with pytest.raises(UserError):
             loading.abstract(dataclasses.replace(variant("resnet18"), **fields))
-
-
-TIMM = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.25], "input_size": [3, 224, 224], "crop_pct": 0.95, "interpolation": "bicubic"}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of the repository a/b."""
-    (tmp_path / "hub").mkdir()
-
-    def hf_hub_download(repo_id: str, filename: str) -> str:
-        if repo_id != "a/b" or not (tmp_path / "hub" / filename).exists():
-            raise ConnectionError(f"404 for {filename}")
-        return str(tmp_path / "hub" / filename)
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=hf_hub_download))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "hub"
-
-
-def test_weights_and_view_come_from_the_hub(hub: Path) -> None:
-    """timm resizes to floor(224 / 0.95) = 235 before it crops."""
-    assert "ConnectionError('404" in rejection("a/b", "timm")
-    written(hub / "model.safetensors", filled(shapes()))
-    assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
-    for config in ("no JSON", "[1]", "{}"):
-        (hub / "config.json").write_text(config)
-        assert weights_lib.load_pretrained("a/b", "timm").card.view == IMAGENET_VIEW
-    (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM | {"std": [0] * 3}}))
-    assert "deviation" in rejection("a/b", "timm")
-    (hub / "config.json").write_text(json.dumps({"pretrained_cfg": TIMM}))
-    expected = weights_lib.View(mean=(0.5, 0.25, 0.125), deviation=(0.5, 0.5, 0.25), resize=235, crop=224, interpolation="bicubic")
-    for source in ("a/b", "hf://a/b"):
-        assert weights_lib.load_pretrained(source, "timm").card.view == expected
-    assert weights_lib.load_pretrained("a/b", "timm", view={"crop": 200}).card.view == dataclasses.replace(expected, crop=200)
-    saving.export(weights_lib.load_pretrained("a/b", "timm", view={"crop": 100}), "timm", hub / "model.safetensors")
-    assert weights_lib.load_pretrained("a/b", "timm").card.view.crop == 100, "the file itself goes before its repository"
-
-
-def test_paths_are_not_hub_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources = ["runs/x.safetensors", "runs/x.pth", "x", "a/b/c", "./a/b", "../a", "/a/b", "~/b", "a/b.npz", "a/b.pth.tar", "a/", "/b"]
-    for source in (*sources, "", "a/b\n", "x" * 5000, Path("timm/resnet18")):
-        assert not loading.is_hub_name(source)
-    assert "does not exist" in rejection("a/b.npz", "timm")
-    folder = hub.parent / "timm" / "resnet18"
-    folder.mkdir(parents=True)
-    written(folder / "model.safetensors", filled(shapes()))
-    assert weights_lib.load_pretrained("timm/resnet18", "timm").card.source == "resnet18"
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'resnet-jax-lab[hub]'" in rejection("a/b", "timm")

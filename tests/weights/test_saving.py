@@ -10,7 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from others import COUNTER, Tensors, apart, filled, golden, identical, logits, metadata, shapes, stored, written
+from others import COUNTER, Tensors, apart, filled, golden, identical, logits, metadata, norm, renamed, shapes, stored, written
 from resnet_jax import models
 from resnet_jax import weights as weights_lib
 from resnet_jax.errors import UserError
@@ -85,15 +85,26 @@ def first_blocks(name: str, width: int) -> Tensors:
 def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
     """Also through this project's format. timm: a deep stem and pooled projections; squeeze-and-excitation."""
     basic = filled(shapes((2, 2), (4, 8), kernel=3, projected=False))
+    layers = {
+        name: shape
+        for name, shape in golden("timm_densenet121")[1].items()
+        if not re.search(r"block[2-4]|transition|layer([3-9]|1\d)", name)
+    }
+    # 64 channels and two layers of growth 32.
+    dense = layers | norm("features.norm5", 128) | {"classifier.weight": (7, 128), "classifier.bias": (7,)}
     files = (
         ("torchvision", filled(shapes((2, 1), (4, 8), bottleneck=True))),
+        ("torchvision", filled(dense)),
+        ("transformers", renamed(filled(shapes()), "transformers")),
         ("timm", first_blocks("timm_resnet18d", 128)),
         ("timm", first_blocks("timm_seresnet50", 512)),
         ("cifar-torch", {"module." + name.replace("fc.", "linear."): array for name, array in basic.items()}),
     )
     for (names, tensors), (dtype, counted) in itertools.product(files, ((np.float32, False), (ml_dtypes.bfloat16, True))):
         file = {n: a if n.endswith(COUNTER) else a.astype(dtype) for n, a in tensors.items() if counted or not n.endswith(COUNTER)}
-        weights = weights_lib.load_pretrained(written(tmp_path / "given.safetensors", file), names)
+        view = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+        weights = weights_lib.load_pretrained(written(tmp_path / "given.safetensors", file), view=view)
+        assert weights.card.convention == names
         again = weights_lib.load_pretrained(saving.save(weights, tmp_path / "own.safetensors"))
         assert again.card == weights.card
         for exported in (weights, again):
@@ -179,7 +190,7 @@ def test_export_rejects_networks_that_a_convention_lacks(tmp_path: Path) -> None
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "torchvision", "torchvision has no layer1.0.se.fc1"),
         ("resnet18", small | {"branch": "Basic(reduction=4)"}, "timm", "multiples of 8 channels"),
         ("resnet18", small | {"stochastic_depth": models.StochasticDepth(survival=0.5)}, "timm", "does not scale branches at test time"),
-        ("resnet18", small, "keras", "give the convention of its names, not 'keras'"),
+        ("resnet18", small, "keras", "no convention of names is called 'keras'"),
     ]
     for name, fields, names, reason in cases:
         with pytest.raises(UserError) as caught:
