@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from unittest import mock
 
+import families
 from matplotlib.figure import Figure
 
 import resnet_jax
@@ -164,11 +165,11 @@ def parts_page() -> str:
     return "\n".join(text)
 
 
-_SHOWN = 8  # published numbers of a shortcut; the ledger's page has all
+_SHOWN = 12  # published numbers of a shortcut; the ledger's page has all
 
 
-def shortcuts_page() -> str:
-    """Returns a section per shortcut: definition, arguments, published numbers, own results."""
+def _published() -> dict[str, list[ledger.Entry]]:
+    """Returns the verified top-1 errors by the class of the network's shortcut."""
     published: dict[str, list[ledger.Entry]] = {}
     for key in sorted(ledger.papers(), key=lambda key: (not key.startswith("he201"), key)):
         for entry in ledger.load(key).entries:
@@ -176,54 +177,100 @@ def shortcuts_page() -> str:
             if architecture and entry.metric == "top1_error":
                 name = components.parts(architecture.shortcut)[0].__name__
                 published.setdefault(name, []).append(entry)
-    ours: dict[str, list[tuple[object, ...]]] = {}
-    for file in sorted(RESULTS.glob("*.json"), reverse=True):
-        if not results.is_study(file):
-            continue
+    return published
+
+
+def _own_results() -> dict[str, list[tuple[object, ...]]]:
+    """Returns rows of the committed studies by the class of the network's shortcut."""
+    rows: dict[str, list[tuple[object, ...]]] = {}
+    for file in filter(results.is_study, sorted(RESULTS.glob("*.json"), reverse=True)):
         for variant in results.collect([file]):
-            model, result = variant.experiment["model"], variant.results[0]
-            name = re.split(r"[:(]", model["shortcut"])[1]
-            data, error = (
-                result["protocol"]["dataset"],
-                str(variant.error).replace(" ± ", _PLUS_MINUS),
-            )
+            name = re.split(r"[:(]", variant.experiment["model"]["shortcut"])[1]
+            result, error = variant.results[0], str(variant.error).replace(" ± ", _PLUS_MINUS)
+            data = result["protocol"]["dataset"]
             row = (variant.name, data, f"{result['steps']:,}", error, len(variant.results))
-            ours.setdefault(name, []).append(row)
-    text = [
+            rows.setdefault(name, []).append(row)
+    return rows
+
+
+def _command(name: str, cls: type) -> str:
+    """Returns a command line that uses a shortcut, with its arguments."""
+    if cls is shortcuts.Concatenation:  # DenseNet has other branches and transitions.
+        return "resnet-jax summary cifar_densenet_bc100_12"
+    short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
+    optional = {
+        parameter: p.default
+        for base in cls.__mro__
+        for parameter, p in inspect.signature(base.__init__).parameters.items()
+        if isinstance(p.default, float | int | str) and p.default != ""
+    }
+    arguments = ",".join(f"{key}={value!r}" for key, value in optional.items())
+    written = f'"{short}({arguments})"' if arguments else short
+    options = f"--model.shortcut {written} --workdir runs/{name}"
+    break_line = "\\\n    " if len(options) > 45 else ""
+    return f"resnet-jax train degradation:resnet20 {break_line}{options}"
+
+
+def _reference(key: str) -> str:
+    """Returns a paper with a link to arXiv."""
+    paper = ledger.load(key)
+    link = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper.source)
+    return f"- {paper.authors}: *{paper.title}*. {link.partition(';')[0]}."
+
+
+def shortcut_pages() -> Iterator[tuple[str, str]]:
+    """Yields the file and the text of the overview, of a page per family, and of the drawings."""
+    classes = catalog.parts_of(shortcuts)
+    missing = classes.keys() - {"Shortcut"} ^ families.PARTS.keys()
+    if missing or families.PARTS.keys() != {
+        n for f in families.FAMILIES.values() for n in f.shortcuts
+    }:
+        raise ValueError(f"docs/families.py and resnet_jax.models.shortcuts differ: {missing}")
+    published, ours, overview = _published(), _own_results(), []
+    for key, family in families.FAMILIES.items():
+        text = [f"# {family.title}", "", family.text, ""]
+        for name in family.shortcuts:
+            part, definition = families.PARTS[name], one_line(classes[name])
+            yield f"block-{name}.svg", families.draw(part)
+            overview.append((f"[{name}](shortcuts_{key}.md)", f"`{part.formula()}`", definition))
+            alt = f"{name}: {part.formula()}"
+            text += [f"## {name}", "", definition, ""]
+            text += [f"```{{image}} block-{name}.svg", f":alt: {alt}", ":width: 100%", "```", ""]
+            text += ["```sh", _command(name, classes[name]), "```", ""]
+            if entries := published.get(name, []):
+                rows = [(e.paper, e.table, e.row, str(e), e.statistic) for e in entries[:_SHOWN]]
+                header = ["source", "table", "row", "top-1 error %", "statistic"]
+                text += ["**Published**", "", markdown(header, rows)]
+                if (more := len(entries) - _SHOWN) > 0:
+                    text += [f"[Published numbers](ledger.md) has {more} more.", ""]
+            if name in ours:
+                header = ["variant", "data", "steps", "test error %", "seeds"]
+                text += [
+                    "**Results here** ([origin](results.md))",
+                    "",
+                    markdown(header, ours[name]),
+                ]
+        papers = map(_reference, family.papers)
+        yield f"shortcuts_{key}.md", "\n".join([*text, "## Papers", "", *papers, ""])
+    lines = [
         "# Shortcuts",
         "",
-        "Each shortcut is a class of `resnet_jax.shortcuts`. `x` is the input of the block, `F(x)`",
-        "its residual branch. Published numbers and results with other data or steps are not",
-        "comparable.",
+        "A shortcut carries x, the input of a block, and merges it with the residual branch F(x).",
+        "Each is a class of `resnet_jax.shortcuts`; [your own](../guides/ablate.md) works alike.",
+        "The network's order places normalization and activation around y, the merged activation.",
+        "",
+        markdown(["class", "formula", "definition and source"], overview),
+        "Pages of the families have drawings, published numbers and results. Numbers with other",
+        "data or steps are not comparable.",
+        "",
+        "```{toctree}",
+        ":maxdepth: 1",
+        "",
+        *(f"shortcuts_{key}" for key in families.FAMILIES),
+        "```",
         "",
     ]
-    for name, cls in catalog.parts_of(shortcuts).items():
-        if cls is shortcuts.Shortcut:  # The base class.
-            continue
-        text += [f"## {name}", "", one_line(cls), ""]
-        short = next((k for k, v in shortcuts.OPTIONS.items() if v is cls), name)
-        optional = {
-            parameter: p.default
-            for base in cls.__mro__
-            for parameter, p in inspect.signature(base.__init__).parameters.items()
-            if isinstance(p.default, float | int | str)
-        }
-        arguments = ",".join(f"{key}={value!r}" for key, value in optional.items() if value != "")
-        written = f'"{short}({arguments})"' if arguments else short
-        if cls is not shortcuts.Concatenation:  # DenseNet has other transitions.
-            line = f"resnet-jax train degradation:resnet20 --model.shortcut {written}"
-            text += ["```sh", f"{line} --workdir runs/{name}", "```", ""]
-        entries = published.get(name, [])
-        if entries:
-            rows = [(e.paper, e.table, e.row, str(e), e.statistic) for e in entries[:_SHOWN]]
-            header = ["source", "table", "row", "top-1 error %", "statistic"]
-            text += ["**Published**", "", markdown(header, rows)]
-            if (more := len(entries) - _SHOWN) > 0:
-                text += [f"[Published numbers](ledger.md) has {more} more.", ""]
-        if name in ours:
-            header = ["variant", "data", "steps", "test error %", "seeds"]
-            text += ["**Results here**", "", markdown(header, ours[name])]
-    return "\n".join(text)
+    yield "shortcuts.md", "\n".join(lines)
 
 
 def networks_page() -> str:
@@ -380,24 +427,27 @@ def api_pages() -> Iterator[tuple[str, str]]:
             module = f"resnet_jax.{package}.{name}"
             text += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {module}"]
             text += ["   :members:", "   :member-order: bysource", "```", ""]
-        yield f"api_{package}", "\n".join(text)
+        yield f"api_{package}.md", "\n".join(text)
 
 
 def write_site(folder: Path) -> None:
     """Writes the generated pages of the site."""
     folder.mkdir(exist_ok=True)
     pages: dict[str, Callable[[], str]] = {
-        "parts": parts_page,
-        "shortcuts": shortcuts_page,
-        "networks": networks_page,
-        "recipes": recipes_page,
-        "results": results_page,
-        "ledger": ledger_page,
-        "commands": commands_page,
+        "parts.md": parts_page,
+        "networks.md": networks_page,
+        "recipes.md": recipes_page,
+        "results.md": results_page,
+        "ledger.md": ledger_page,
+        "commands.md": commands_page,
     }
-    texts = [(name, page()) for name, page in pages.items()] + list(api_pages())
-    for name, text in texts:
-        file = folder / f"{name}.md"
+    written = {name: page() for name, page in pages.items()}
+    written |= dict(shortcut_pages()) | dict(api_pages())
+    for file in folder.iterdir():
+        if file.name not in written:
+            file.unlink()
+    for name, text in written.items():
+        file = folder / name
         # Sphinx reads again what has changed.
         if not file.is_file() or file.read_text() != text:
             file.write_text(text)
