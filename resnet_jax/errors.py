@@ -61,6 +61,12 @@ def require(holds: bool, message: str) -> None:
         raise UserError(message)
 
 
+def printable(text: str) -> str:
+    """Returns a name from a file in at most 80 printable characters."""
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return text if text.isprintable() else ascii(text)
+
+
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """Returns ``'; did you mean X?'``, or up to 50 valid names if none is similar."""
     names = sorted(set(valid))

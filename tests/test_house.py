@@ -12,7 +12,6 @@ PRODUCT = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "experiments").glob("*.py"), 
 # From the bottom up; a layer imports those before it.
 LAYERS = ["kernels", "models", "data", "evaluation", "training", "studies", "analysis", "cli"]
 MODULES = {
-    "typing": "kernels",
     "errors": "kernels",
     "terminal": "kernels",
     "distributed": "kernels",
@@ -83,5 +82,5 @@ def test_neither_tensorflow_nor_torch_is_a_dependency_and_the_core_imports_no_ja
     )
     assert not (core | train) & {"tensorflow", "torch", "tensorflow-cpu"}
     assert {"tensorflow-datasets", "orbax-checkpoint", "tyro"} <= train
-    for path in (PACKAGE / "kernels.py", *(PACKAGE / "models").glob("*.py")):
+    for path in (PACKAGE / "kernels/__init__.py", *(PACKAGE / "models").glob("*.py")):
         assert not any(name.startswith("jaxtyping") for name in imported(path)), path

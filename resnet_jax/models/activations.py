@@ -15,8 +15,8 @@ import jax
 from flax import nnx
 
 from resnet_jax.errors import UserError
+from resnet_jax.kernels.typing import Array
 from resnet_jax.models.resnet import Apply, ResNet, Stack, Variables
-from resnet_jax.typing import Array
 
 INPUT = "/input"
 """Suffix of the name of a part's input."""

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from resnet_jax.errors import UserError, at_least
+from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Part, component
 from resnet_jax.models.layers import (
@@ -24,7 +25,6 @@ from resnet_jax.models.layers import (
 from resnet_jax.models.norms import BatchNorm, Nothing
 from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.typing import Array, Float, Key
 
 
 class Branch(nnx.Module):

@@ -9,9 +9,9 @@ from flax import nnx
 
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import conv_general_dilated
+from resnet_jax.kernels.typing import Array, ArrayLike, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Part
-from resnet_jax.typing import Array, ArrayLike, Float, Key
 
 Activation = Float[Array, "n h w c"]
 Output = Float[Array, "n ho wo co"]

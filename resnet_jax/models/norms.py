@@ -9,8 +9,8 @@ from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, at_least, require
+from resnet_jax.kernels.typing import Array
 from resnet_jax.models.layers import Activation, Bias
-from resnet_jax.typing import Array
 
 Variables = dict[str, Any]
 Momenta = dict[Any, float]

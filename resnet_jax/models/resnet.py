@@ -17,6 +17,7 @@ from jax.extend.core import primitives
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, at_least
 from resnet_jax.kernels import Kernels, quick_to_compile
+from resnet_jax.kernels.typing import Array, ArrayLike, Float, Int, Key, Num
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, Branch, ResidualBlock
 from resnet_jax.models.components import Part
@@ -44,7 +45,6 @@ from resnet_jax.models.orders import Order, Original
 from resnet_jax.models.shortcuts import Concatenation, NoShortcut, Projection, Shortcut
 from resnet_jax.models.stems import DeepStem, DenseTransition, NoTransition, SmallImageStem
 from resnet_jax.models.stochastic_depth import StochasticDepth
-from resnet_jax.typing import Array, ArrayLike, Float, Int, Key, Num
 
 MAX_BLOCKS = 10_000
 

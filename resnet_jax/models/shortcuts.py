@@ -17,11 +17,11 @@ from flax import nnx
 from jax import lax
 
 from resnet_jax.errors import UserError, at_least, nearest
+from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Factory, Part, component
 from resnet_jax.models.layers import Activation, Conv, Output, keep
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.typing import Array, Float, Key
 
 
 class _Pad(nnx.Module):

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.errors import UserError
+from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models.layers import keep, needs_key
-from resnet_jax.typing import Array, Float, Key
 
 
 @dataclass(frozen=True, kw_only=True)

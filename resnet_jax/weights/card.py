@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from resnet_jax.errors import UserError
+from resnet_jax.kernels.typing import Float
 from resnet_jax.models import catalog
 from resnet_jax.models.resnet import Architecture
-from resnet_jax.typing import Float
 
 # Metadata keys of the card, in this project's files and in exported ones.
 KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"

@@ -1,74 +1,56 @@
 """Named arrays in safetensors, npz and torch files: without torch, and nothing is executed."""
 
+import functools
 import io
 import math
 import os
 import pickle
 import pickletools
 import zipfile
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
 from ml_dtypes import bfloat16
 
-from resnet_jax.errors import UserError, require
+from resnet_jax.errors import UserError, printable, require
 
 Arrays = dict[str, np.ndarray]
 Groups = dict[str, Arrays]
 """Named tensors of each dictionary in a file, by the keys that lead to it: ``ema.module``."""
 
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # before torch 1.6 (torch/serialization.py)
-# First bytes or end of the name of other kinds of files, and what converts them.
-_NAMES = "numpy.savez under torchvision's names and in torch's layout"
-_OTHERS = (
-    ((b"\x89HDF", ".keras", ".h5"), "a Keras file", "keras.models.load_model(FILE).weights"),
-    (
-        (b"model_checkpoint_path", ".index", ".data-00000-of-00001"),
-        "a TensorFlow checkpoint",
-        "tf.train.load_checkpoint(FILE).get_tensor(NAME)",
+# First bytes and suffixes of other kinds of files, and what converts them.
+_OTHERS = {
+    (b"\x89HDF", ".keras", ".h5"): "a Keras file: write keras.models.load_model(FILE).weights",
+    (b"model_checkpoint_path", ".index", ".data-00000-of-00001"): (
+        "a TensorFlow checkpoint: write every tf.train.load_checkpoint(FILE).get_tensor(NAME)"
     ),
-    (
-        (".onnx",),
-        "an ONNX file",
-        "onnx.numpy_helper.to_array(t) of every t in onnx.load(FILE).graph.initializer",
-    ),
-    ((".pb",), "a TensorFlow model", "tf.saved_model.load(FOLDER).variables"),
-    ((".msgpack",), "a Flax file", "flax.serialization.msgpack_restore(BYTES)"),
-)
+    (".pb",): "a TensorFlow model: write tf.saved_model.load(FOLDER).variables",
+    (".onnx",): "an ONNX file: write onnx.numpy_helper.to_array of each graph.initializer",
+    (".msgpack",): "a Flax file: write flax.serialization.msgpack_restore(BYTES)",
+}
 # Far above those of weights: bytes of a pickle, per compressed byte, of tensors per stored byte.
 _MAX_PICKLE, _MAX_COMPRESSION, _MAX_SHARING = 2**22, 100, 8
-
-
-class _Storage(NamedTuple):
-    key: str
-    dtype: np.dtype
-    numel: int
-
-
-class _View(NamedTuple):
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+_SAFE = "weights do not need it, and nothing was executed"
+_Storage = namedtuple("_Storage", "key dtype numel")
+_View = namedtuple("_View", "storage offset shape strides")  # of a tensor
 
 
 def read(path: Path) -> tuple[Groups, dict[str, str]]:
     """Returns the arrays of a file, by its content, and the metadata of safetensors."""
-    index = path.with_name(f"{path.name}.index")
-    if not os.path.exists(path) and os.path.isfile(index):  # Path.exists raises for long names
-        path = index  # of a TensorFlow checkpoint
+    if not os.path.exists(path) and os.path.isfile(f"{path}.index"):  # of a TensorFlow checkpoint
+        path = Path(f"{path}.index")
     try:
         require(path.is_file(), "is not a file" if path.exists() else "does not exist")
         with path.open("rb") as file:
             head = file.read(40)
-        for marks, kind, getter in _OTHERS:
-            is_kind = any(
-                path.name.endswith(m) if isinstance(m, str) else head.startswith(m) for m in marks
-            )
-            require(not is_kind, f"is {kind}: write the arrays of {getter} with {_NAMES}")
+        for marks, kind in _OTHERS.items():
+            fits = (path.name.endswith(m) if type(m) is str else m in head for m in marks)
+            require(not any(fits), f"is {kind} with numpy.savez, named and laid out as in torch")
         if head[8:9] == b"{" and head[4:8] == bytes(4):  # behind the length of the header
             with safetensors.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -84,12 +66,6 @@ def read(path: Path) -> tuple[Groups, dict[str, str]]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own types for corrupt files
         raise UserError(f"{path} is corrupt: {printable(repr(error))}") from error
-
-
-def printable(text: str) -> str:
-    """Returns a name from a file in at most 80 printable characters."""
-    text = text if len(text) <= 80 else text[:77] + "..."
-    return text if text.isprintable() else ascii(text)
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Groups:
@@ -115,8 +91,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Groups:
 def _read_legacy(content: bytes) -> Groups:
     stream, storages, buffers = io.BytesIO(content[:_MAX_PICKLE]), {}, {}
     _, version, system, saved, keys = (_Unpickler(stream, storages).load() for _ in range(5))
-    is_known = version == 1001 and system["little_endian"] is True
-    require(is_known, "is of another version, or big-endian")
+    require(version == 1001 and system["little_endian"] is True, "is of another version")
     end = stream.tell()
     for key in keys:
         require(type(key) is str and key in storages, "is corrupt: no tensor uses a storage")
@@ -135,17 +110,14 @@ def _arrays(saved: object, size: int, read: Callable[[str], Any]) -> Groups:
     views = [view for group in groups.values() for view in group.values()]
     claimed = sum(math.prod(view.shape) * view.storage.dtype.itemsize for view in views)
     require(claimed <= _MAX_SHARING * size, f"has tensors of {claimed} bytes in a file of {size}")
-    buffers = {key: read(key) for key in {view.storage.key for view in views}}
-    return {
-        key: {name: _array(view, buffers[view.storage.key]) for name, view in group.items()}
-        for key, group in groups.items()
-    }
+    read = functools.cache(read)
+    return {key: {n: _array(v, read) for n, v in group.items()} for key, group in groups.items()}
 
 
-def _array(view: _View, buffer: Any) -> np.ndarray:
-    (_, dtype, numel), offset, shape, strides = view
+def _array(view: _View, read: Callable[[str], Any]) -> np.ndarray:
+    (key, dtype, numel), offset, shape, strides = view
     # NumPy raises for a storage with fewer bytes than claimed.
-    elements = np.frombuffer(buffer, dtype, numel)[offset:]
+    elements = np.frombuffer(read(key), dtype, numel)[offset:]
     steps = [s * dtype.itemsize * (n > 1) for n, s in zip(shape, strides, strict=True)]
     return np.lib.stride_tricks.as_strided(elements, shape, steps, writeable=False)
 
@@ -153,15 +125,13 @@ def _array(view: _View, buffer: Any) -> np.ndarray:
 def _views(saved: object) -> dict[str, dict[str, _View]]:
     """Returns the named tensors of every dictionary, by the keys that lead to it."""
     groups, visited, pending = {}, set(), [("", saved)]
-    while pending:
-        key, value = pending.pop(0)
-        if type(value) is not _Dict or id(value) in visited:
-            continue
-        visited.add(id(value))
-        items = [(name, item) for name, item in value.items() if type(name) is str]
-        if views := {name: item for name, item in items if type(item) is _View}:
-            groups[key] = views
-        pending += [(f"{key}.{name}".lstrip("."), item) for name, item in items]
+    for key, value in pending:  # grows
+        if type(value) is _Dict and id(value) not in visited:
+            visited.add(id(value))
+            items = [(name, item) for name, item in value.items() if type(name) is str]
+            if views := {name: item for name, item in items if type(item) is _View}:
+                groups[key] = views
+            pending += [(f"{key}.{name}".lstrip("."), item) for name, item in items]
     return groups
 
 
@@ -176,12 +146,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: obj
     return _View(storage, offset, shape, strides)
 
 
-_SAFE = "weights do not need it, and nothing was executed"
-
-
-class _Dict(dict[Any, Any]):
-    """A dictionary of a pickle."""
-
+class _Dict(dict[Any, Any]):  # of a pickle
     def __setitem__(self, key: object, value: object) -> None:
         # Hashing deep tuples overflows the C stack, and long integers can have chosen hashes.
         is_name = type(key) is str or (type(key) is int and key.bit_length() < 60)
@@ -203,7 +168,6 @@ _GLOBALS = {
 _INSTRUCTIONS = """PROTO MARK STOP GLOBAL REDUCE BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET
     NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_LIST APPEND APPENDS
     EMPTY_DICT SETITEM SETITEMS BUILD EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3"""
-_ALLOWED = frozenset(_INSTRUCTIONS.split())
 # Dictionaries check their keys; attributes of an OrderedDict are dropped (POP).
 _REPLACED = {"EMPTY_DICT": b"ccollections\nOrderedDict\n)R", "BUILD": b"0"}
 
@@ -215,10 +179,8 @@ class _Unpickler(pickle.Unpickler):
         content, code, begin = stream.getvalue(), bytearray(), stream.tell()
         for instruction, argument, _ in pickletools.genops(stream):
             name, end = instruction.name, stream.tell()
-            is_safe = name in _ALLOWED
-            require(is_safe, f"has a pickle with an instruction beyond weights': {_SAFE}")
-            is_small = name != "LONG_BINPUT" or int(argument or 0) < end
-            require(is_small, "is corrupt: a memo of gigabytes")
+            require(name in _INSTRUCTIONS.split(), f"has the instruction {name}: {_SAFE}")
+            require(name != "LONG_BINPUT" or int(argument or 0) < end, "is corrupt: a large memo")
             code += _REPLACED.get(name, content[begin:end])
             begin = end
         super().__init__(io.BytesIO(code))

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.errors import UserError, nearest, require
+from resnet_jax.errors import UserError, nearest, printable, require
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.components import component
 from resnet_jax.weights.card import IMAGENET_VIEW
-from resnet_jax.weights.files import printable
 
 FILE_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 _FILES = (FILE_NAME, "pytorch_model.bin")

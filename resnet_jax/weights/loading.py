@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from resnet_jax.errors import UserError, require
+from resnet_jax.errors import UserError, printable, require
 from resnet_jax.models import catalog
 from resnet_jax.models.components import Part
 from resnet_jax.models.layers import Rngs, he_normal
@@ -22,7 +22,7 @@ from resnet_jax.models.resnet import PLAIN, Apply, Architecture, Execution, ResN
 from resnet_jax.weights import card as card_lib
 from resnet_jax.weights import files, hub, inference, search
 from resnet_jax.weights.card import IMAGENET_VIEW, Card, Picture
-from resnet_jax.weights.files import Arrays, printable
+from resnet_jax.weights.files import Arrays
 from resnet_jax.weights.hub import FILE_NAME as FILE_NAME
 from resnet_jax.weights.names import (
     CONVENTIONS,

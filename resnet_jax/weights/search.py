@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from resnet_jax.errors import UserError, require
-from resnet_jax.weights.files import printable
+from resnet_jax.errors import UserError, printable, require
 from resnet_jax.weights.names import CONVENTIONS, Convention, convention
 
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged?|swa)([._]|$)")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from resnet_jax.typing import Array, Float
+from resnet_jax.kernels.typing import Array, Float
 
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
 """plain: autodiff; gpu: custom VJPs for BatchNorm and max pooling; cpu: also for convolutions;
