@@ -114,7 +114,7 @@ MUTANTS = (
         "jax.random.fold_in(key, 0)",
         "training/test_batch_order.py",
     ),
-    Mutant("clipping is skipped", OPTIMIZER, "(optimizer.clip > 0)", "False", f"{WIRING} loss"),
+    Mutant("clipping is skipped", OPTIMIZER, " if optimizer.clip else ", " if False else ", f"{WIRING} loss"),
     Mutant("augmentation ignores the step", STEP, "fold_in(key, 2), step)", "fold_in(key, 2), 0)", "training/test_step.py"),
 )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 import pytest
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.models.components import component, load
@@ -18,7 +19,7 @@ from resnet_jax.models.orders import Original
 from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.training import config, optimizer
-from resnet_jax.training.config import Checkpointing, Experiment, Loading
+from resnet_jax.training.config import Checkpointing, Experiment, Loading, Optimizer
 from resnet_jax.training.run_dir import protocol
 from resnet_jax.training.train import train
 
@@ -130,10 +131,11 @@ def test_studies_of_he2016_change_one_thing() -> None:
 
 def rates(experiment: Experiment, *epochs: float) -> list[float]:
     """The learning rate at the beginning of some epochs, by the transformation that trains."""
-    transformation, params = optimizer.scale_by_papers_schedule(experiment.schedule), {"w": jnp.ones(1)}
-    state = transformation.init(params)._replace(warming=jnp.bool(True))
+    transformation, params = optimizer.make(Optimizer(), experiment.schedule), {"w": jnp.ones(1)}
+    state = transformation.init(params)
     steps = [jnp.int32(round(epoch * -(-1_281_167 // experiment.batch_size))) for epoch in epochs]
-    return [float(transformation.update(params, state._replace(step=step), params, error=0.9)[1].learning_rate) for step in steps]
+    states = (optax.tree_utils.tree_set(state, step=step) for step in steps)
+    return [float(transformation.update(params, state, params, error=0.9)[1].hyperparams["learning_rate"]) for state in states]
 
 
 def test_learning_rates_and_averages_of_the_papers() -> None:

@@ -19,8 +19,8 @@ from resnet_jax.evaluation import exact
 from resnet_jax.models.resnet import Variables
 from resnet_jax.studies import figures
 from resnet_jax.training.config import Positive, Range
+from resnet_jax.training.optimizer import is_stacked
 from resnet_jax.training.run_dir import Record
-from resnet_jax.training.step import is_stacked
 from resnet_jax.weights.loading import Pretrained
 
 

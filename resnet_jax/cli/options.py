@@ -48,12 +48,18 @@ _FREQUENT = {
     "Experiment": {"model", "data", "schedule", "optimizer", "steps", "batch_size"},
     "Architecture": {"shortcut"},
     "Data": {"name"},
-    "Schedule": {"learning_rate"},
-    "Optimizer": {"weight_decay"},
+    "Schedule": {"learning_rate", "rule"},
+    "Optimizer": {"weight_decay", "rule"},
     "Joining": set(),
 }
-# Fields that a run sets itself.
-_SET_BY_RUN = {("Data", "digest"), ("Data", "classes"), ("Start", "digest")}
+# Aliases, and fields that a run sets itself, which are no options.
+_MARKERS: dict[tuple[str, str], Any] = {
+    ("Optimizer", "rule"): arg(aliases=["--optimizer"]),
+    ("Schedule", "rule"): arg(aliases=["--schedule"]),
+    ("Data", "digest"): Suppress,
+    ("Data", "classes"): Suppress,
+    ("Start", "digest"): Suppress,
+}
 
 
 def bind(
@@ -161,8 +167,8 @@ class _Fields:
         assert isinstance(spec, StructConstructorSpec)
         name = info.type.__name__
         fields = tuple(
-            dataclasses.replace(field, type=Annotated[field.type, Suppress])
-            if (name, field.name) in _SET_BY_RUN
+            dataclasses.replace(field, type=Annotated[field.type, _MARKERS[name, field.name]])
+            if (name, field.name) in _MARKERS
             else field
             for field in spec.fields
         )

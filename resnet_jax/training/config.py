@@ -11,15 +11,13 @@ from typing import Annotated, Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import Positive, Range, UserError, check
+from resnet_jax.errors import Fraction, Positive, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
+from resnet_jax.training.optimizer import Optimizer, Schedule
 
 Fields = dict[str, Any]
-
-
-Fraction = Annotated[float, Range(high=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,55 +68,6 @@ class Loss:
     """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
     threshold: Fraction | None = None
     """binary: smoothed targets above it count as 1, others as 0; none: unchanged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """SGD with momentum, or a rule for large batches."""
-
-    momentum: Fraction = 0.9
-    """lamb: beta_1."""
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    """Coefficient of the L2 term of the gradient; lamb: of Adam's direction."""
-    decay: Literal["all", "kernels"] = "all"
-    """Decayed parameters: all (fb.resnet.torch), or convolution and classifier kernels."""
-    ema: Fraction = 0.0
-    """Decay of an evaluated moving average of the parameters; 0: none."""
-    frozen: tuple[str, ...] = ()
-    """Path prefixes of untrained parameters: stem stages, or stages/0."""
-    rates: tuple[tuple[str, float], ...] = ()
-    """Factors of the learning rate by longest path prefix: stages 0.1 stages/2 0.3."""
-    rule: Literal["sgd", "lars", "lamb"] = "sgd"
-    """lars, lamb: a layer's rate is proportional to the norm of its kernel."""
-    clip: float = 0.0
-    """Largest global norm of the gradient; 0: no limit."""
-    accumulation: Positive = 1
-    """Microbatches per batch (gradient accumulation); BatchNorm normalizes each on its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Warm-up, then piecewise constant or half a cosine. Lengths are in steps."""
-
-    learning_rate: Annotated[float, Range(ends="()")] = 0.1
-    decay_steps: tuple[int, ...] = (32_000, 48_000)
-    decay_factor: float = 0.1
-    warmup_learning_rate: float = 0.01
-    warmup_steps: int = 0
-    """400 in He et al. 2016."""
-    warmup_until_error: Annotated[float, Range(0, 1, "[]")] = 1.0
-    """Training error, a fraction, that ends the warm-up: 0.8 for 110 layers (He et al. 2015)."""
-    linear_warmup: bool = False
-    """Linear increase to the rate (Goyal et al. 2017, arXiv 1706.02677, Section 2.2)."""
-    cosine_steps: int = 0
-    """End of half a cosine (Loshchilov and Hutter 2016, arXiv 1608.03983), with empty decay_steps;
-    0: piecewise constant."""
-    cosine_from: Literal["start", "warmup"] = "start"
-    """start: the warm-up replaces the first steps (timm); warmup: the cosine follows it
-    (torchvision)."""
-    final_learning_rate: float = 0.0
-    """Rate after the cosine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +148,6 @@ class Experiment:
         loss, optimizer, schedule = self.loss, self.optimizer, self.schedule
         if loss.threshold is not None and loss.kind != "binary":
             raise UserError("loss.threshold must be none without loss.kind 'binary'.")
-        if optimizer.nesterov and optimizer.rule == "lamb":
-            raise UserError("optimizer.nesterov must be False for optimizer.rule 'lamb'.")
         if len(dict(optimizer.rates)) < len(optimizer.rates):
             raise UserError("optimizer.rates must not repeat a prefix.")
         if schedule.linear_warmup and schedule.warmup_until_error < 1:
@@ -221,6 +168,8 @@ class Experiment:
         """
         if steps == self.steps:
             return self
+        if self.schedule.rule and not {"schedule", "schedule.rule"} & {*explicit}:
+            raise UserError(f"give --schedule with --steps: {self.schedule.rule} is not rescaled.")
 
         def scaled(step: int) -> int:
             return round(step * steps / self.steps)
@@ -310,10 +259,10 @@ class Experiment:
         has_averages = "momentum" in constructor_parameters(norm)[0]
         if self.evaluation.statistics_batches and not has_averages:
             raise UserError(f"evaluation.statistics_batches must be 0 for {norm.__name__}.")
-        if self.optimizer.ema and has_averages and not self.evaluation.statistics_batches:
-            raise UserError(
-                f"optimizer.ema with {norm.__name__} needs evaluation.statistics_batches."
-            )
+        free = self.optimizer.rule.startswith("schedule_free")
+        if (self.optimizer.ema or free) and has_averages and not self.evaluation.statistics_batches:
+            average = "optimizer.ema" if self.optimizer.ema else self.optimizer.rule
+            raise UserError(f"{average} with {norm.__name__} needs evaluation.statistics_batches.")
         multiple = self.optimizer.accumulation * (options.get("group_size", 0) or 1)
         if size % multiple:
             factors = "optimizer.accumulation times the BatchNorm group size"
@@ -350,7 +299,7 @@ class Experiment:
 NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
 
 
-def resolve(value: Any, name: Callable[[type[Any]], str] = components.text) -> Any:
+def resolve(value: Any, name: Callable[..., str] = components.text) -> Any:
     """Converts dataclasses and tuples to JSON; classes become ``module:Class(argument=value)``."""
     if isinstance(value, type | Component):
         return components.text(value, name)
@@ -384,6 +333,8 @@ def identity(experiment: Experiment, seed: int) -> Fields:
     # A class of a file is named without its folder, so that a project can be moved.
     fields = resolve(experiment, lambda cls: Path(components.text(cls)).name)
     identity = {name: value for name, value in fields.items() if name not in NOT_IDENTITY}
+    for part in (experiment.optimizer, experiment.schedule):
+        identity[type(part).__name__.lower()]["rule"] = components.without_folder(part.rule)
     # The digest includes the names of classes; a folder can be moved.
     data = identity["data"]
     del data["classes"]

@@ -18,14 +18,13 @@ from resnet_jax.evaluation import protocols
 from resnet_jax.models import norms
 from resnet_jax.models.components import Factory, component, parts
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm
-from resnet_jax.models.resnet import Variables
-from resnet_jax.training import sharding
+from resnet_jax.training import optimizer, sharding
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Start
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.sharding import Program
-from resnet_jax.training.step import TrainState
+from resnet_jax.training.step import TrainState, Tree
 from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import KEY, Card, View
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, abstract, load_pretrained
@@ -175,11 +174,13 @@ def initial_state(state: TrainState, experiment: Experiment, weights: Pretrained
         head = params.get("head", {}) | {"linear": state.params["head"]["linear"]}
         params = params | {"head": head}
 
-    def place(old: Variables, new: Variables) -> Variables:
+    def place(old: Tree, new: Tree) -> Tree:
         return jax.tree.map(lambda o, n: sharding.put(np.asarray(n, o.dtype), o.sharding), old, new)
 
+    update = optimizer.make(experiment.optimizer, experiment.schedule)
     # Copies, because the first step donates the state.
     return state._replace(
+        opt_state=place(state.opt_state, update.init(params)),
         params=place(state.params, params),
         batch_stats=place(state.batch_stats, batch_stats),
         ema=place(state.ema, params) if state.ema else {},

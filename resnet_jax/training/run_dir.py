@@ -348,9 +348,10 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
     smoothing = f"label smoothing {loss.smoothing:g}" if loss.smoothing else ""
     # Beyond the recipes of the residual papers; omitted where empty.
     others = {
-        "optimizer": optimizer.rule.removeprefix("sgd"),
+        "optimizer": components.without_folder(optimizer.rule).removeprefix("sgd"),
         "clip": optimizer.clip,
-        "schedule": "cosine" if schedule.cosine_steps else "",
+        "schedule": components.without_folder(schedule.rule)
+        or ("cosine" if schedule.cosine_steps else ""),
         "loss": f"{loss.kind.removeprefix('softmax')} {smoothing}".strip(),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
     }
@@ -369,10 +370,9 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
         "augmentation": _augmentation(data),
         "view": protocols.parse(view).view() if view else f"single {height}x{width}",
         "selection": "last step",
-        "learning_rate": schedule.learning_rate,
-        "momentum": optimizer.momentum,
-        "nesterov": optimizer.nesterov,
-        "weight_decay": optimizer.weight_decay,
+        "learning_rate": None if schedule.rule else schedule.learning_rate,
+        **dict.fromkeys(("momentum", "nesterov", "weight_decay")),
+        **{name: getattr(optimizer, name) for name in optimizer.shared},
         "dtype": experiment.model.dtype,
         **{name: value for name, value in others.items() if value},
         "parameters": f"moving average, decay {optimizer.ema}" if optimizer.ema else "last step",

@@ -23,7 +23,8 @@ from resnet_jax.models import Apply, Architecture
 from resnet_jax.models.components import component, parts
 from resnet_jax.training import optimizer, step
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import Batch, Learning, TrainState, is_stacked
+from resnet_jax.training.optimizer import is_stacked
+from resnet_jax.training.step import Batch, Learning, TrainState
 
 Tree = TypeVar("Tree")
 
@@ -181,6 +182,7 @@ def compiled(
     options = {"optimizer": update, "execution": experiment.execution}
     options |= {"ema": ema > 0, "statistics": batches > 0}
     with report_trace_errors():
+        experiment.schedule.check_rates(experiment.steps)
         apply, shapes = _traced(model, **options)
     shardings = of_state(mesh, shapes)
     layout, whole = _layout(shardings), replicated(mesh)

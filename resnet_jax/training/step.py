@@ -13,15 +13,20 @@ import optax
 from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
-from jax.tree_util import KeyPath
 from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.resnet import Variables
+from resnet_jax.training import optimizer as optimizer_lib
 from resnet_jax.training.config import Loss
 
 Tree = TypeVar("Tree")
+
+
+Value = tuple[Array, tuple[Array, Variables]]
+"""Loss, errors, and BatchNorm statistics."""
+Gradient = tuple[Value, Variables]
 
 
 class TrainState(NamedTuple):
@@ -35,7 +40,7 @@ class TrainState(NamedTuple):
     key: Key[Array, ""]
     """Root key: all randomness is a function of it and the step."""
     ema: Variables
-    """Moving average of ``params``, if any."""
+    """Average of ``params`` that is evaluated in place of them, if any."""
     statistics: Variables
     """Precise BatchNorm statistics, if any, evaluated in place of ``batch_stats``."""
 
@@ -55,8 +60,9 @@ def create(
 ) -> tuple[Apply, TrainState]:
     """Returns the network as a function, and its state at step 0. To be traced."""
     apply, params, batch_stats = architecture.init(jax.random.fold_in(key, 0), execution=execution)
-    averages = params if ema else {}, batch_stats if statistics else {}
     opt_state = optimizer.init(params)
+    ema = ema or optimizer_lib.averages(opt_state)
+    averages = params if ema else {}, batch_stats if statistics else {}
     return apply, TrainState(jnp.int32(0), params, batch_stats, opt_state, key, *averages)
 
 
@@ -73,11 +79,6 @@ def digest(tree: object) -> str:
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def is_stacked(path: KeyPath) -> bool:
-    """Returns whether the array at a path has blocks along its first axis."""
-    return any(getattr(key, "key", None) == "stacked" for key in path)
 
 
 def batch_indices(
@@ -197,26 +198,35 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
-    def loss_of(params: Variables, part: Batch, key: Array) -> tuple[Array, Any]:
+    def loss_of(params: Variables, part: Batch, key: Array) -> Value:
         arrays = params, state.batch_stats, part.images
         logits, batch_stats = learning.apply(*arrays, train=True, key=key)
         errors = jnp.sum(jnp.argmax(logits, axis=-1) != part.labels, dtype=jnp.int32)
         return losses(logits, part, learning.loss).sum() / examples, (errors, batch_stats)
 
-    # Otherwise the compiler splits convolutions as the parameters are and moves activations.
-    whole = _constrain(state.params, learning.whole)
-    of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole)
-    if learning.accumulation > 1:
-        of_part = functools.partial(_accumulated, of_part, learning)
-    (loss, (errors, batch_stats)), gradients = of_part(batch, key)
-    gradients = _constrain(gradients, learning.whole)
+    def value_and_gradient(params: Variables, *_: object) -> Gradient:
+        # Otherwise the compiler splits convolutions as the parameters are and moves activations.
+        whole = _constrain(params, learning.whole)
+        of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole)
+        if learning.accumulation > 1:
+            of_part = functools.partial(_accumulated, of_part, learning)
+        value, gradients = of_part(batch, key)
+        return value, _constrain(gradients, learning.whole)
+
+    (loss, (errors, batch_stats)), gradients = value_and_gradient(state.params)
     updates, opt_state = learning.optimizer.update(
-        gradients, state.opt_state, state.params, error=errors / examples
+        gradients,
+        state.opt_state,
+        state.params,
+        error=errors / examples,
+        value=loss,
+        grad_fn=lambda *args: value_and_gradient(*args)[1],
     )
     params, ema = optax.apply_updates(state.params, updates), state.ema
-    if learning.ema:
-        ema = optax.incremental_update(params, ema, 1 - learning.ema)
-    rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+    if ema:
+        average = optimizer_lib.evaluated(opt_state, params)
+        ema = optax.incremental_update(average, ema, 1 - learning.ema)
+    rate = optimizer_lib.learning_rate(opt_state)
     metrics = Metrics(loss * examples, errors, jnp.int32(examples), rate)
     state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats)
     return state._replace(opt_state=opt_state, ema=ema), metrics

@@ -85,7 +85,6 @@ def test_values_out_of_range_are_rejected_at_construction() -> None:
 def test_values_of_another_type_are_rejected() -> None:
     """In the JSON of a run, or a recipe; the tests' run-time checks of annotations reject some of them before."""
     for field, value, allowed in (
-        ("optimizer.rule", "adam", "one of 'sgd', 'lars', 'lamb'"),
         ("model.dtype", "float16", "one of 'float32', 'bfloat16'"),
         ("execution.remat", 2, "of type bool"),
         ("schedule.learning_rate", "0.1", "of type float"),
@@ -103,7 +102,6 @@ def test_contradictions_are_rejected_at_construction() -> None:
     for fields, message in (
         ({"loss.threshold": 0.2}, r"^loss\.threshold must be none without loss\.kind 'binary'"),
         ({"loss.kind": "binary", "loss.threshold": 1.0}, r"^loss\.threshold must be in \[0, 1\)"),
-        ({"optimizer.rule": "lamb", "optimizer.nesterov": True}, r"^optimizer\.nesterov must be False.*'lamb'"),
         ({"optimizer.rates": (("stem", 0.1), ("stem", 0.2))}, r"^optimizer\.rates must not repeat a prefix"),
         ({"schedule.linear_warmup": True, "schedule.warmup_until_error": 0.8}, r"^schedule\.warmup_until_error must be 1"),
         ({"schedule.cosine_steps": 100}, "with empty decay_steps"),

@@ -14,7 +14,6 @@ from numpy_network import leaves
 from resnet_jax.errors import UserError
 from resnet_jax.training import optimizer
 from resnet_jax.training.config import Optimizer, Schedule
-from resnet_jax.training.optimizer import ScheduleState
 
 CONSTANT = Schedule(learning_rate=0.3, decay_steps=())
 
@@ -107,13 +106,13 @@ def rates(schedule: Schedule, errors: list[float], *, first: int = 0) -> list[fl
     """Returns the rates of the steps from ``first`` on, as updates of a gradient of 1; the state has the same."""
     tx = optimizer.make(Optimizer(momentum=0.0, weight_decay=0.0), schedule)
     params = {"w": jnp.ones(())}
-    state = tuple(s._replace(step=jnp.int32(first)) if isinstance(s, ScheduleState) else s for s in tx.init(params))
+    state = optax.tree_utils.tree_set(tx.init(params), step=jnp.int32(first))
     update, found = jax.jit(tx.update), []
     for error in errors:
         updates, state = update({"w": jnp.ones(())}, state, params, error=jnp.float32(error))
         found.append(-float(updates["w"]))
-        assert float(state[-1].learning_rate) == pytest.approx(found[-1], rel=1e-6)
-    assert int(state[-1].step) == first + len(errors)
+        assert float(state.hyperparams["learning_rate"]) == pytest.approx(found[-1], rel=1e-6)
+    assert int(optax.tree_utils.tree_get(state, "step")) == first + len(errors)
     return found
 
 
