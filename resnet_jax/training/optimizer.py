@@ -169,7 +169,7 @@ class Schedule:
             rates = np.asarray(jax.vmap(self.after_warmup())(jnp.arange(steps)))
             require(rates.shape == (steps,), f"schedule.rule {self.rule} must return one number.")
             (wrong,) = np.nonzero(~(np.isfinite(rates) & (rates >= 0)))
-            found = f"{rates[wrong[0]]:g} at step {wrong[0]}" if wrong.size else ""
+            found = f"{rates[wrong[0]]:.3g} at step {wrong[0]}" if wrong.size else ""
             needed = "rates must be finite and at least 0"
             require(not found, f"schedule.rule {self.rule} returns {found}; {needed}.")
 

@@ -1,8 +1,10 @@
 """Rules and masks of the optimizer, and the learning rate of every step that matters; test_wiring.py has SGD against NumPy."""
 
+import dataclasses
 import functools
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from numpy_network import leaves
+from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
+from resnet_jax.models import Apply
 from resnet_jax.training import optimizer
+from resnet_jax.training import step as step_lib
 from resnet_jax.training.config import Optimizer, Schedule
 
 CONSTANT = Schedule(learning_rate=0.3, decay_steps=())
@@ -27,7 +33,7 @@ def draw(seed: int) -> dict[str, np.ndarray]:
 def updates_of(tx: Any, params: Any, gradients: Any, steps: int = 1) -> tuple[list[Any], Any]:
     """The updates of some steps at fixed parameters, and the state after them; compiled once."""
     state, found = jax.jit(tx.init)(params), []
-    update = jax.jit(lambda gradient, state: tx.update(gradient, state, params, error=0.5))
+    update = jax.jit(lambda gradient, state: tx.update(gradient, state, params, error=0.5, grad_fn=lambda *_: gradient))
     for step in range(steps):
         updates, state = update(gradients(step), state)
         found.append(leaves(updates))
@@ -71,10 +77,13 @@ FACTORS: list[tuple[dict[str, Any], dict[str, float]]] = [
 ]
 
 
-def test_frozen_parameters_and_rates_scale_the_update_exactly(small: Any) -> None:
+@pytest.mark.parametrize("rules", ["sgd lamb adamw", pytest.param("lars sam prodigy muon", marks=pytest.mark.slow)])
+def test_frozen_parameters_and_rates_scale_the_update_exactly(small: Any, rules: str) -> None:
     """With every rule; momentum, decay and trust ratios are as without them. Frozen parameters have no momentum."""
-    for rule in ("sgd", "lars", "lamb"):
-        fields: Any = {"rule": rule, "weight_decay": 0.05, "nesterov": rule != "lamb"}
+    for rule in rules.split():
+        fields: Any = {"rule": rule}
+        if rule in ("sgd", "lars"):
+            fields |= {"weight_decay": 0.05, "nesterov": True}
         plain, _ = updates_of(optimizer.make(Optimizer(**fields), CONSTANT), small, functools.partial(waves, small), 2)
         for changes, factors in FACTORS if rule == "sgd" else FACTORS[-1:]:
 
@@ -87,7 +96,9 @@ def test_frozen_parameters_and_rates_scale_the_update_exactly(small: Any) -> Non
                     np.testing.assert_array_equal(update, theirs[path] * np.float32(factor(path)), err_msg=f"{path}, {rule}, {changes}")
                     assert np.any(theirs[path])
             trained = sum(leaf.size for path, leaf in leaves(small).items() if "frozen" not in changes or factor(path))
-            assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == trained * (2 if rule == "lamb" else 1)
+            arrays = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+            # Muon has one for its matrices and Adam's two for the rest.
+            assert rule == "muon" or arrays == trained * {"lamb": 2, "adamw": 2, "prodigy": 4}.get(rule, 1)
             assert int(optax.tree_utils.tree_get(state, "step")) == 2
 
 
@@ -122,6 +133,8 @@ KERNELS = {"kernel": True, "linear": True, "scale": False, "bias": False}
 def optaxs(rule: str, decay: str, rate: float) -> Any:
     """The same rule as optax has it, what does not decay being left out of the trust ratios."""
     mask = KERNELS if decay == "kernels" else dict.fromkeys(KERNELS, True)
+    if rule == "sgd":
+        return optax.chain(optax.add_decayed_weights(0.05, mask), optax.sgd(rate, 0.8, nesterov=True))
     if rule == "lars":
         return optax.lars(rate, weight_decay=0.05, weight_decay_mask=mask, trust_ratio_mask=mask, momentum=0.8, nesterov=True)
     if decay == "all":
@@ -133,20 +146,149 @@ def optaxs(rule: str, decay: str, rate: float) -> Any:
     )
 
 
-def test_lars_and_lamb_equal_optax() -> None:
-    """You et al. 2017 and 2019. With ``kernels``, vectors have neither decay nor trust ratio."""
-    params = jax.tree.map(jnp.float32, draw(0))
+def test_rules_of_the_recipes_equal_optax() -> None:
+    """20 steps in float64; You et al. 2017 and 2019. With ``kernels``, vectors have neither decay nor trust ratio."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(jnp.asarray, draw(0))
+        for rule, decay in (("sgd", "all"), ("lars", "kernels"), ("lamb", "all"), ("lamb", "kernels")):
+            fields: Any = {"rule": rule, "nesterov": rule != "lamb", "decay": decay}
+            found = steps_of(optimizer.make(Optimizer(momentum=0.8, weight_decay=0.05, **fields), CONSTANT), params, draw, 20)
+            # The learning rate is a float32.
+            expected = steps_of(optax.with_extra_args_support(optaxs(rule, decay, float(np.float32(0.3)))), params, draw, 20)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=f"{name}, {rule}, {decay}")
+            assert np.abs(found["kernel"] - params["kernel"]).max() > 1e-3
 
-    def gradients(step: int) -> Any:
-        return jax.tree.map(jnp.float32, draw(step + 1))
 
-    for rule, decay in itertools.product(("lars", "lamb"), ("all", "kernels")):
-        fields: Any = {"rule": rule, "nesterov": rule == "lars", "decay": decay}
-        found = steps_of(optimizer.make(Optimizer(momentum=0.8, weight_decay=0.05, **fields), CONSTANT), params, gradients)
-        expected = steps_of(optax.with_extra_args_support(optaxs(rule, decay, 0.3)), params, gradients)
-        for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6, err_msg=f"{name}, {rule}, {decay}")
-        assert np.abs(found["kernel"] - params["kernel"]).max() > 1e-3
+RATE = float(np.float32(0.05))
+CONVOLUTION = {"stages": {"0": {"0": {"kernel": (3, 3, 1, 4), "scale": (4,)}}}, "head": {"linear": {"kernel": (4, 10), "bias": (10,)}}}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneConvolution(Apply):
+    """Convolution, scale, ReLU, average, classifier; its statistic is the mean of its features."""
+
+    def __call__(self, params: Any, batch_stats: Any, images: jax.Array, **_: Any) -> tuple[jax.Array, Any]:
+        block, linear = params["stages"]["0"]["0"], params["head"]["linear"]
+        x = jax.lax.conv_general_dilated(images, block["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.nn.relu(x * block["scale"]).mean((1, 2))
+        return x @ linear["kernel"] + linear["bias"], {"mean": x.mean()}
+
+
+def without_head(params: Any, *arguments: Any) -> Any:
+    """The head has no gradient."""
+    fixed = {"head": jax.lax.stop_gradient(params["head"])}
+    return OneConvolution(nnx.split(nnx.Module())[0])(params | fixed, *arguments, train=True)
+
+
+def plain_loop(tx: Any, params: Any, batches: list[Any], apply: Any, radius: float = 0.0) -> tuple[Any, Any, float]:
+    """Returns parameters, state and the last statistic; ``radius``: of sharpness-aware minimization."""
+
+    def loss(params: Any, images: Any, labels: Any) -> Any:
+        logits, stats = apply(params, {}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), stats["mean"]
+
+    @jax.jit
+    def step(params: Any, state: Any, images: Any, labels: Any) -> Any:
+        gradient, statistic = jax.grad(loss, has_aux=True)(params, images, labels)
+        if radius:
+            norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient)))
+            perturbed = jax.tree.map(lambda w, g: w + radius * g / norm, params, gradient)
+            gradient, _ = jax.grad(loss, has_aux=True)(perturbed, images, labels)
+        updates, state = tx.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, statistic
+
+    state, statistic = tx.init(params), 0.0
+    for images, labels in batches:
+        params, state, statistic = step(params, state, images, labels)
+    return params, state, float(statistic)
+
+
+@pytest.mark.slow
+def test_rules_of_optax_equal_a_plain_loop(digits_dir: str) -> None:
+    """40 training steps on digits in float64, to 1e-12; SAM in two microbatches, SAM and schedule-free with a frozen head."""
+    examples, rng = datasets.read(datasets.describe("digits", digits_dir), "train"), np.random.default_rng(5)
+    rows = rng.integers(0, 1437, (40, 16))
+    kernels = jax.tree.map(lambda shape: len(shape) > 1, CONVOLUTION, is_leaf=lambda x: isinstance(x, tuple))
+    matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+    dimensions = {"stages": {"0": {"0": {"kernel": matrix, "scale": None}}}, "head": {"linear": {"kernel": None, "bias": None}}}
+    decayed = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(RATE, 0.9))
+    momentum = optax.partition({0: decayed, 1: optax.set_to_zero()}, {"stages": 0, "head": 1})
+    contrib = optax.contrib
+    with jax.enable_x64(True):
+        start = jax.tree.map(lambda shape: jnp.asarray(rng.normal(size=shape)), CONVOLUTION, is_leaf=lambda x: isinstance(x, tuple))
+        batches = [(jnp.float64(examples.images[i]) / 255, jnp.int32(examples.labels[i])) for i in rows]
+        for rule, fields, tx, radius in (
+            ("adamw(weight_decay=0.05)", {"decay": "kernels"}, optax.adamw(RATE, weight_decay=0.05, mask=kernels), 0.0),
+            ("optax.contrib.muon", {}, contrib.muon(RATE, muon_weight_dimension_numbers=dimensions), 0.0),
+            ("sam(rho=0.1)", {"accumulation": 2, "frozen": ("head",)}, momentum, 0.1),
+            ("schedule_free_sgd", {"frozen": ("head",)}, contrib.schedule_free_sgd(RATE), 0.0),
+            ("prodigy", {}, contrib.prodigy(RATE), 0.0),
+            ("scale_by_adam(b1=0.8)", {}, optax.adam(RATE, b1=0.8), 0.0),
+        ):
+            settings = Optimizer(rule=rule, **fields)
+            ours = optimizer.make(settings, Schedule(learning_rate=RATE, decay_steps=()))
+            apply = OneConvolution(nnx.split(nnx.Module())[0])
+            learning = step_lib.Learning(apply, ours, accumulation=settings.accumulation)
+            state = ours.init(start)
+            ema = start if optimizer.averages(state) else {}
+            found = step_lib.TrainState(jnp.int32(0), start, {"mean": jnp.float64(0)}, state, jax.random.key(0), ema, {})
+            train = jax.jit(functools.partial(step_lib.train_step, learning=learning))
+            for batch in batches:
+                found, metrics = train(found, step_lib.Batch(*batch))
+            reference = without_head if settings.frozen else apply
+            params, state, statistic = plain_loop(tx, start, batches, reference, radius)
+            evaluated = contrib.schedule_free_eval_params(state, params) if rule == "schedule_free_sgd" else params
+            for one, other in ((found.params, params), (found.scored()[0], evaluated)):
+                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=rule), one, other)
+            assert float(found.batch_stats["mean"]) == pytest.approx(statistic, rel=1e-12), "of the perturbed pass"
+            assert float(metrics.learning_rate) == RATE
+
+
+def test_unusable_rules_are_rejected_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import optax\n\ndef rule(learning_rate, power=1.0):\n    return optax.sgd(learning_rate * power)\n\n"
+        "def late(step, start=0.2):\n    return start - 0.01 * step\n\ndef none(learning_rate):\n    return 3\n"
+    )
+    mine = f"{tmp_path}/mine.py"
+    assert Optimizer(rule="optax.contrib.muon( beta = 0.9)") == Optimizer(rule="muon(beta=0.9)")
+    assert Optimizer(rule=f"{mine}:rule( power=2 )").rule == f"{mine}:rule(power=2)"
+    assert str(Schedule(rule=f"{mine}:late", warmup_steps=2)) == f"learning rate {mine}:late, warm-up at 0.01: 2 steps"
+    for rule, fields, message in (
+        ("adam_w", {}, "'adam_w' is no known function; did you mean adamw"),
+        ("l2_loss", {}, "no known function"),
+        (f"{mine}:rules", {}, "did you mean rule"),
+        ("adamw(decay=1)", {}, "adamw takes no argument 'decay'; "),
+        ("adamw(b1='x')", {}, r"adamw\(b1='x'\): give a number"),
+        ("adamw(", {}, "cannot be read: write adamw"),
+        ("adamw(learning_rate=0.1)", {}, "learning rate is that of the schedule"),
+        ("sgd(momentum=0.5)", {}, "give momentum as own options"),
+        ("adamw", {"momentum": 0.8, "weight_decay": 0.1}, r"optimizer\.momentum, weight_decay must .* --optimizer.weight-decay 0.0001, "),
+        ("lamb", {"nesterov": True}, r"optimizer\.nesterov must .*'lamb'"),
+        ("prodigy", {"decay": "kernels"}, r"optimizer\.decay must be 'all' for prodigy, which has no mask"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Optimizer(rule=rule, **fields)
+    for rule, fields, message in (
+        ("schedule_free_sgd", {"rates": (("a", 0.5),)}, r"optimizer\.rates must be empty for schedule_free_sgd"),
+        (f"{mine}:none", {}, "returned int, no optax transformation"),
+        ("sam(rho=-1.0)", {}, "rho must be a positive finite number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            optimizer.make(Optimizer(rule=rule, **fields), CONSTANT).init({"a": jnp.ones(2)})
+    for rule, fields, message in (
+        ("cosine_decay", {}, "did you mean cosine_decay_schedule"),
+        ("constant_schedule(value=0.1)", {"cosine_steps": 5}, r"schedule\.cosine_steps must have .* --schedule.cosine-steps 0, "),
+        (f"{mine}:late", {}, r"late returns -0\.01 at step 21; rates must be"),
+        ("constant_schedule(value=(1.0, 2.0))", {}, "give a number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Schedule(rule=rule, **fields).check_rates(30)
+    Schedule(rule=f"{mine}:late").check_rates(21)
+    mine_rates = rates(Schedule(rule=f"{mine}:late(start=0.3)", warmup_steps=1), [1.0] * 3)
+    assert mine_rates == pytest.approx([0.01, 0.29, 0.28])
+    cosine = "warmup_cosine_decay_schedule(init_value=0.0, peak_value=1.0, warmup_steps=1, decay_steps=3)"
+    assert rates(Schedule(rule=cosine), [1.0] * 4) == pytest.approx([0.0, 1.0, 0.5, 0.0], abs=1e-6)
 
 
 def test_stacked_blocks_have_separate_trust_ratios_and_one_norm() -> None:

@@ -153,6 +153,24 @@ def test_stopped_run_continues_to_the_same_bits(
 
 
 @pytest.mark.slow
+def test_stopped_run_of_any_rule_continues_to_the_same_bits(tiny: Experiment, run: Run, tmp_path: Path) -> None:
+    """Also with a schedule of optax, and the warm-up that ends at a training error."""
+    schedule = Schedule(rule="cosine_decay_schedule(init_value=0.05, decay_steps=12)", warmup_steps=2, warmup_until_error=0.8)
+    evaluation = dataclasses.replace(tiny.evaluation, statistics_batches=1)
+    for rule in ("adamw(weight_decay=0.05)", "muon", "sam", "schedule_free_sgd", "prodigy"):
+        experiment = dataclasses.replace(tiny, optimizer=Optimizer(rule=rule, clip=1.0), schedule=schedule, evaluation=evaluation)
+        undisturbed = run(experiment, tmp_path / rule / "undisturbed")
+        with pytest.raises(Interrupted):
+            run(experiment, tmp_path / rule / "stopped", Stopping(act=terminate, at=5))
+        told = Told()
+        continued = run(experiment, tmp_path / rule / "stopped", told)
+        assert "start 5/12" in told.messages
+        assert continued["state_digest"] == undisturbed["state_digest"], rule
+        assert continued["protocol"]["optimizer"] == rule
+        assert (continued["protocol"]["momentum"] is None) == (rule != "sam")
+
+
+@pytest.mark.slow
 def test_dispatches_end_where_a_record_score_or_checkpoint_is_due(tiny: Experiment, run: Run, tmp_path: Path, told: Told) -> None:
     """Every 2, 20 and 5 steps."""
     execution = dataclasses.replace(tiny.execution, steps_per_dispatch=3)
