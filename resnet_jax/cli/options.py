@@ -53,7 +53,12 @@ _FREQUENT = {
     "Joining": set(),
 }
 # Fields that a run sets itself.
-_SET_BY_RUN = {("Data", "digest"), ("Data", "classes"), ("Start", "digest")}
+_SET_BY_RUN = {
+    ("Data", "digest"),
+    ("Data", "classes"),
+    ("Start", "digest"),
+    ("Distillation", "digest"),
+}
 
 
 def bind(

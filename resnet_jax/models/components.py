@@ -11,15 +11,15 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from math import isfinite
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Literal
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, nearest, require
 
 # Prefix of the names of modules loaded from files: no installed package has it.
 _FILE = "file "
@@ -79,9 +79,9 @@ def _load_module(name: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class Component:
-    """A class with some of its arguments, see ``component``."""
+    """A class or a function with some of its arguments, see ``component``."""
 
-    cls: type
+    cls: Any
     arguments: tuple[tuple[str, Any], ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +118,7 @@ def resolve(part: Part) -> Factory:
     return part
 
 
-def parts(part: Part) -> tuple[type, dict[str, Any]]:
+def parts(part: Part) -> tuple[Any, dict[str, Any]]:
     """Returns the class of a part, and its arguments."""
     factory = resolve(part)
     if isinstance(factory, Component):
@@ -128,7 +128,10 @@ def parts(part: Part) -> tuple[type, dict[str, Any]]:
 
 def component(part: Part, **arguments: object) -> Component:
     """Returns ``part`` with literal arguments: ``component(ShortcutOnlyGating, bias=-6.0)``."""
-    cls, earlier = parts(part)
+    return _bind(*parts(part), arguments)
+
+
+def _bind(cls: Any, earlier: dict[str, Any], arguments: dict[str, Any]) -> Component:
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
@@ -231,7 +234,7 @@ def _needs_mode(cls: type) -> bool:
     return open_ended if train is None else train.default is not None
 
 
-def constructor_parameters(cls: type) -> tuple[dict[str, object], bool]:
+def constructor_parameters(cls: type | FunctionType) -> tuple[dict[str, object], bool]:
     """Returns the constructor's annotations by parameter, and whether it takes any other."""
     parameters, open_ended = _parameters(cls, "__init__")
     return {
@@ -240,14 +243,16 @@ def constructor_parameters(cls: type) -> tuple[dict[str, object], bool]:
 
 
 @functools.cache
-def _parameters(cls: type, method: str) -> tuple[dict[str, Parameter], bool]:
+def _parameters(cls: type | FunctionType, method: str) -> tuple[dict[str, Parameter], bool]:
     # inspect.signature(cls) is blind to NNX constructors; **kwargs pass on to a base class.
     names: dict[str, Parameter] = {}
     open_ended = False
-    for base in cls.__mro__:
-        if method not in vars(base) or base is object:
-            continue
-        _, *parameters = inspect.signature(vars(base)[method]).parameters.values()
+    functions, own = [cls], 0
+    if isinstance(cls, type):
+        functions = [vars(c)[method] for c in cls.__mro__ if method in vars(c) and c is not object]
+        own = 1  # self
+    for function in functions:
+        parameters = list(inspect.signature(function).parameters.values())[own:]
         kinds = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
         names = {p.name: p for p in parameters if p.kind in kinds} | names
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -256,12 +261,12 @@ def _parameters(cls: type, method: str) -> tuple[dict[str, Parameter], bool]:
     return names, open_ended
 
 
-def describe(thing: type) -> str:
+def describe(thing: type | FunctionType) -> str:
     """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
     return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
 
 
-def text(factory: Factory, name: Callable[[type], str] = describe) -> str:
+def text(factory: Factory, name: Callable[..., str] = describe) -> str:
     """Writes a component, its class as ``name`` does; ``parse`` reads it."""
     cls, arguments = parts(factory)
     written = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
@@ -272,7 +277,7 @@ def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
     """Returns the short name or the reference of a component, with its arguments."""
     names = _KNOWN | (others or {})
 
-    def of_class(cls: type) -> str:
+    def of_class(cls: type | FunctionType) -> str:
         return cls.__name__ if names.get(cls.__name__) is cls else describe(cls)
 
     exact = (name for name, named in names.items() if named == value)
@@ -292,12 +297,35 @@ def find(name: str, others: dict[str, Factory] | None = None) -> Any:
 
 def parse(written: str, find: Callable[[str], object] = find) -> Factory:
     """Reads a component; ``find`` returns that of a name."""
-    name, bracket, rest = written.partition("(")
-    factory = find(name.strip())
+    name, arguments = _read(written)
+    factory = find(name)
     if not isinstance(factory, Factory):
         raise UserError(f"{name} is not a class")
+    return factory if arguments is None else component(factory, **arguments)
+
+
+def parse_function(written: str, known: Mapping[str, Callable[..., Any]]) -> Component:
+    """Reads a function of ``known`` or FILE.py:FUNCTION, with keyword arguments."""
+    name, arguments = _read(written)
+    function = load(name) if ":" in name else known.get(name)
+    function = getattr(function, "__wrapped__", function)  # of jax.jit
+    hint = "" if ":" in name else f"{nearest(name, known)}; for your own write FILE.py:FUNCTION"
+    require(isinstance(function, FunctionType), f"{name!r} is no known function{hint}")
+    return _bind(typing.cast(Any, function), {}, arguments or {})
+
+
+def without_folder(written: str) -> str:
+    """Returns a function as written, a file without its folder, so that a project can be moved."""
+    name, bracket, arguments = written.partition("(")
+    return f"{Path(name).name}{bracket}{arguments}"
+
+
+def _read(written: str) -> tuple[str, dict[str, Any] | None]:
+    """Returns name and arguments of ``NAME(argument=value)``; None without brackets."""
+    name, bracket, rest = written.partition("(")
+    name = name.strip()
     if not bracket:
-        return factory
+        return name, None
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
@@ -308,4 +336,4 @@ def parse(written: str, find: Callable[[str], object] = find) -> Factory:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         usage = f"write {name}(argument=value, ...) with numbers, strings or tuples"
         raise UserError(f"{written[:300]!r} cannot be read: {usage}") from None
-    return component(factory, **arguments)
+    return name, arguments
