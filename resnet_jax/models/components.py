@@ -273,9 +273,9 @@ def text(factory: Factory, name: Callable[..., str] = describe) -> str:
     return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
-def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
+def name_of(value: Factory, others: Mapping[str, object] = {}) -> str:
     """Returns the short name or the reference of a component, with its arguments."""
-    names = _KNOWN | (others or {})
+    names = {**_KNOWN, **others}
 
     def of_class(cls: type | FunctionType) -> str:
         return cls.__name__ if names.get(cls.__name__) is cls else describe(cls)
@@ -308,7 +308,8 @@ def parse_function(written: str, known: Mapping[str, Callable[..., Any]]) -> Com
     """Reads a function of ``known`` or FILE.py:FUNCTION, with keyword arguments."""
     name, arguments = _read(written)
     function = load(name) if ":" in name else known.get(name)
-    function = getattr(function, "__wrapped__", function)  # of jax.jit
+    if not isinstance(function, FunctionType):
+        function = getattr(function, "__wrapped__", None)  # of jax.jit
     hint = "" if ":" in name else f"{nearest(name, known)}; for your own write FILE.py:FUNCTION"
     require(isinstance(function, FunctionType), f"{name!r} is no known function{hint}")
     return _bind(typing.cast(Any, function), {}, arguments or {})
