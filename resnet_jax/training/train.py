@@ -166,7 +166,9 @@ def train(
         progress.say(info.notes)
     _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
-    experiment, teacher = fine_tune.with_teacher(experiment)
+    teacher = None
+    if experiment.distillation.teacher:
+        experiment, teacher = fine_tune.with_teacher(experiment)
     program = sharding.compiled(experiment, devices, fsdp)
     teacher = program.put(teacher)
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
