@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from resnet_jax import kernels
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models.components import component, constructor_parameters, parts
-from resnet_jax.training import sharding
+from resnet_jax.training import fine_tune, sharding
 from resnet_jax.training.config import Experiment
 
 Kind = Literal["data", "global", "fsdp"]
@@ -132,7 +132,9 @@ def lower_step(
     experiment: Experiment, devices: Devices, fsdp: int, examples: int
 ) -> jax.stages.Lowered:
     compiled = sharding.compiled(experiment, fsdp=fsdp, among=devices)
-    return compiled.train.lower(*compiled.abstract_inputs(examples), steps=1)
+    _, teacher = fine_tune.with_teacher(experiment)
+    teacher = jax.tree.map(lambda leaf: compiled.abstract(leaf.shape, leaf.dtype), teacher)
+    return compiled.train.lower(*compiled.abstract_inputs(examples), steps=1, teacher=teacher)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")

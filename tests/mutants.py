@@ -52,9 +52,17 @@ MUTANTS = (
     Mutant(
         "the sum of microbatch gradients is not divided",
         STEP,
-        "losses(logits, part, learning.loss).sum() / examples",
-        "losses(logits, part, learning.loss).mean()",
+        "        return values.sum() / examples,",
+        "        return values.mean(),",
         f"{WIRING} accumulates",
+    ),
+    Mutant("soft labels lose their temperature", STEP, "weight * temperature**2 *", "weight *", "training/test_step.py distilled"),
+    Mutant(
+        "the teacher receives the student's normalization",
+        STEP,
+        " + (student.mean - mean) / deviation",
+        "",
+        "training/test_step.py student",
     ),
     Mutant("EMA is evaluated with running statistics", STEP, "params, _ = state.scored()", "params = state.params", f"{WIRING} mixed"),
     Mutant(

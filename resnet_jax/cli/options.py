@@ -59,6 +59,7 @@ _MARKERS: dict[tuple[str, str], Any] = {
     ("Data", "digest"): Suppress,
     ("Data", "classes"): Suppress,
     ("Start", "digest"): Suppress,
+    ("Distillation", "digest"): Suppress,
 }
 
 

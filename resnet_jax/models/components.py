@@ -9,14 +9,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from math import isfinite
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType, UnionType
 from typing import Any, Literal
 
 from resnet_jax.errors import UserError, nearest, require
@@ -166,7 +165,7 @@ def fits(value: object, annotation: Any) -> bool:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return value in arguments
-    if origin in (typing.Union, types.UnionType):
+    if origin in (typing.Union, UnionType):
         return any(fits(value, argument) for argument in arguments)
     if origin is type:
         return isinstance(value, type) and issubclass(value, arguments[0])
@@ -266,7 +265,7 @@ def _parameters(cls: Function, method: str) -> tuple[dict[str, Parameter], bool]
     return names, open_ended
 
 
-def describe(thing: type | types.FunctionType) -> str:
+def describe(thing: type | FunctionType) -> str:
     """Returns ``module:qualname``, or ``/PATH/FILE.py:qualname`` if loaded from a file."""
     return f"{thing.__module__.removeprefix(_FILE)}:{thing.__qualname__}"
 
@@ -278,11 +277,11 @@ def text(factory: Factory, name: Callable[..., str] = describe) -> str:
     return name(cls) + (f"({written})" if isinstance(factory, Component) else "")
 
 
-def name_of(value: Factory, others: dict[str, Factory] | None = None) -> str:
+def name_of(value: Factory, others: Mapping[str, object] = {}) -> str:
     """Returns the short name or the reference of a component, with its arguments."""
-    names = _KNOWN | (others or {})
+    names = {**_KNOWN, **others}
 
-    def of_class(cls: type) -> str:
+    def of_class(cls: type | FunctionType) -> str:
         return cls.__name__ if names.get(cls.__name__) is cls else describe(cls)
 
     exact = (name for name, named in names.items() if named == value)
@@ -313,9 +312,11 @@ def parse_function(written: str, known: Mapping[str, Function]) -> Component:
     """Reads a function of ``known`` or FILE.py:FUNCTION, with keyword arguments."""
     name, arguments = _read(written)
     function = load(name) if ":" in name else known.get(name)
+    if not isinstance(function, FunctionType):
+        function = getattr(function, "__wrapped__", None)  # of jax.jit
     hint = "" if ":" in name else f"{nearest(name, known)}; for your own write FILE.py:FUNCTION"
-    require(isinstance(function, types.FunctionType), f"{name!r} is no known function{hint}")
-    return _bind(typing.cast(types.FunctionType, function), {}, arguments or {})
+    require(isinstance(function, FunctionType), f"{name!r} is no known function{hint}")
+    return _bind(typing.cast(FunctionType, function), {}, arguments or {})
 
 
 def without_folder(written: str) -> str:

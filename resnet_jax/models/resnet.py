@@ -187,15 +187,18 @@ class Apply:
         images: Array,
         *,
         train: bool,
+        method: str = "__call__",
         **options: Any,
-    ) -> tuple[Array, Variables]:
-        """Returns float32 logits and updated statistics; options as of ``ResNet.features``."""
+    ) -> tuple[Any, Variables]:
+        """Returns what a method of ``ResNet`` returns, by default float32 logits, and updated
+        statistics; options as of ``ResNet.features``.
+        """
         model: Any = nnx.merge(self.graphdef, params, batch_stats, copy=True)
         # Running statistics are updated here, whole stacks at once: XLA copies updated slices.
         momenta = set_momentum_aside(model) if train else {}
-        logits = model(images, train, **options)
+        outputs = getattr(model, method)(images, train, **options)
         after = nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
-        return logits, moved(momenta, batch_stats, after) if train else after
+        return outputs, moved(momenta, batch_stats, after) if train else after
 
 
 class ResNet(nnx.Module):
@@ -323,7 +326,14 @@ class ResNet(nnx.Module):
         self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any
     ) -> Float[Array, "n classes"]:
         """Returns float32 logits. Arguments as of ``features``."""
-        return self._end(self.head, self.features(images, train, **options), train)
+        return self.logits_and_maps(images, train, **options)[0]
+
+    def logits_and_maps(
+        self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any
+    ) -> tuple[Float[Array, "n classes"], dict[str, Float[Array, "n _ _ _"]]]:
+        """Returns float32 logits, and the maps of ``features``, whose arguments it takes."""
+        maps = self.features(images, train, **options)
+        return self._end(self.head, maps, train), maps
 
     def embed(
         self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any

@@ -28,7 +28,7 @@ from resnet_jax.models import components
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.studies.results import spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
-from resnet_jax.training import config, sharding
+from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.train import Interruption, Progress, train
@@ -94,7 +94,8 @@ def run(
         with _naming(variant):
             info = datasets.describe(variant.data.name, data_dir)
             variant.check(info, size)
-            run_dir.check(variant.with_data(info)[0], seed)
+            known, _ = fine_tune.with_teacher(variant.with_data(info)[0])
+            run_dir.check(known, seed)
             result = run_dir.result()
         if result is None:
             runs.append(Run(variant, seed, run_dir.path))

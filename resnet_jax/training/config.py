@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import Fraction, Positive, Range, UserError, check
+from resnet_jax.errors import Positive, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
 from resnet_jax.training.optimizer import Optimizer, Schedule
+from resnet_jax.training.step import Distillation, Loss
 
 Fields = dict[str, Any]
 
@@ -56,18 +57,6 @@ class Data:
     """Hash of the names and sizes of images that are read in place. Set by the run."""
     classes: tuple[str, ...] = ()
     """Their classes. Set by the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Loss of an image; its mean over the batch is minimized."""
-
-    kind: Literal["softmax", "binary"] = "softmax"
-    """softmax: cross-entropy; binary: mean of binary cross-entropies (Wightman et al. 2021)."""
-    smoothing: Fraction = 0.0
-    """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
-    threshold: Fraction | None = None
-    """binary: smoothed targets above it count as 1, others as 0; none: unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +129,7 @@ class Experiment:
     checkpointing: Checkpointing = field(default_factory=Checkpointing)
     execution: Execution = field(default_factory=Execution)
     loss: Loss = field(default_factory=Loss)
+    distillation: Distillation = field(default_factory=Distillation)
     start: Start = field(default_factory=Start)
     loading: Loading = field(default_factory=Loading)
 
@@ -295,8 +285,8 @@ class Experiment:
             raise UserError(f"data.pad must be 0 with a data.crop, got {data.pad}.")
 
 
-# Fields that change no result; ``start`` counts by its digest.
-NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading")
+# Fields that change no result; ``start`` and ``distillation`` count by a digest.
+NOT_IDENTITY = ("name", "checkpointing", "execution", "start", "loading", "distillation")
 
 
 def resolve(value: Any, name: Callable[..., str] = components.text) -> Any:
@@ -344,6 +334,11 @@ def identity(experiment: Experiment, seed: int) -> Fields:
         del data["digest"]
     if start.file:
         identity["start"] = {"digest": start.digest, "new_head": start.new_head}
+    identity["loss"]["kind"] = experiment.loss.label
+    if experiment.distillation.teacher:
+        identity["distillation"] = {
+            k: v for k, v in fields["distillation"].items() if k != "teacher"
+        }
     return identity | {"seed": seed}
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from resnet_jax.data.augment_device import Normalization, Preprocessing
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import norms
 from resnet_jax.models.components import Factory, component, parts
@@ -24,7 +24,7 @@ from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Experiment, Start
 from resnet_jax.training.run_dir import Workdir
 from resnet_jax.training.sharding import Program
-from resnet_jax.training.step import TrainState, Tree
+from resnet_jax.training.step import Teacher, TrainState, Tree
 from resnet_jax.weights import files, inference
 from resnet_jax.weights.card import KEY, Card, View
 from resnet_jax.weights.loading import FILE_NAME, Pretrained, abstract, load_pretrained
@@ -152,6 +152,27 @@ def load(experiment: Experiment) -> Pretrained:
         raise UserError(f"{start.file} holds other weights than the experiment: use --init-from")
     _check(experiment, weights)
     return weights
+
+
+def with_teacher(experiment: Experiment) -> tuple[Experiment, Teacher | None]:
+    """Returns the experiment with the digest of its teacher, and the teacher, if any."""
+    distillation, model = experiment.distillation, experiment.model
+    source, shape = distillation.teacher, model.input_shape
+    if not source:
+        return experiment, None
+    weights = weights_of(Path(source)) if Path(source).exists() else load_pretrained(source)
+    theirs, (mean, deviation) = weights.architecture, weights.card.constants()
+    pairs = {"channels": (theirs.input_shape[2], shape[2])}
+    if distillation.weight:
+        pairs["classes"] = theirs.num_classes, model.num_classes
+    for name, (number, own) in pairs.items():
+        require(number == own, f"the teacher {source} has {number} {name}, the student {own}.")
+    size = mean.shape
+    fits = size in (shape, shape[2:])
+    require(fits, f"the teacher {source} has a mean image of {size}, the student images of {shape}")
+    known = replace(experiment, distillation=replace(distillation, digest=digest(weights)))
+    constants, apply = Preprocessing(mean, deviation), weights.apply(experiment.execution)
+    return known, Teacher(apply, weights.params, weights.batch_stats, constants)
 
 
 def preprocessing(experiment: Experiment, weights: Pretrained) -> Preprocessing | None:

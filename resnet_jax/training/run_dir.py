@@ -352,7 +352,8 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
         "clip": optimizer.clip,
         "schedule": components.without_folder(schedule.rule)
         or ("cosine" if schedule.cosine_steps else ""),
-        "loss": f"{loss.kind.removeprefix('softmax')} {smoothing}".strip(),
+        "loss": f"{loss.label.removeprefix('softmax')} {smoothing}".strip(),
+        "distillation": _distillation(experiment),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
     }
     return {
@@ -377,6 +378,13 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
         **{name: value for name, value in others.items() if value},
         "parameters": f"moving average, decay {optimizer.ema}" if optimizer.ema else "last step",
     }
+
+
+def _distillation(experiment: Experiment) -> str:
+    fields = experiment.distillation
+    maps = f", maps {' '.join(fields.maps)} x {fields.maps_weight:g}" if fields.maps else ""
+    text = f"teacher {fields.digest}, T {fields.temperature:g}, weight {fields.weight:g}{maps}"
+    return text if fields.teacher else ""
 
 
 def _augmentation(data: Data) -> str:

@@ -117,7 +117,7 @@ class Program:
         """Shapes and shardings of the normalization constants."""
         shape, normalization = self.experiment.model.input_shape, self.experiment.data.normalization
         mean = shape[2:] if normalization in ("channel", "imagenet") else shape
-        return Preprocessing(*(self._abstract(size, np.float32) for size in (mean, shape[2:])))
+        return Preprocessing(*(self.abstract(size, np.float32) for size in (mean, shape[2:])))
 
     def abstract_inputs(self, examples: int) -> tuple[TrainState, Batch, Preprocessing]:
         """Returns shapes and shardings of the inputs of ``train`` on a set of ``examples``."""
@@ -125,11 +125,11 @@ class Program:
         if self.experiment.data.crop is not None:
             examples, place = self.experiment.batch_size, batch(self.mesh)
         shape = (examples, *self.experiment.model.input_shape)
-        images = self._abstract(shape, np.uint8, place)
-        labels = self._abstract(shape[:1], np.int32, place)
+        images = self.abstract(shape, np.uint8, place)
+        labels = self.abstract(shape[:1], np.int32, place)
         return self.abstract_state, Batch(images, labels), self.abstract_preprocessing
 
-    def _abstract(self, shape: tuple[int, ...], dtype: Any, place: Any = None) -> Any:
+    def abstract(self, shape: tuple[int, ...], dtype: Any, place: Any = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place or replicated(self.mesh))
 
     def put(self, arrays: Tree) -> Tree:
@@ -164,7 +164,7 @@ class Program:
     def trace_score(self, data: Batch, preprocessing: Preprocessing, batch_size: int) -> None:
         """Traces ``score`` on images like ``data``."""
         rows, place = protocols.rows(batch_size, 1, self.mesh.size), batch(self.mesh)
-        images, labels = (self._abstract((rows, *a.shape[1:]), a.dtype, place) for a in data[:2])
+        images, labels = (self.abstract((rows, *a.shape[1:]), a.dtype, place) for a in data[:2])
         self._score_batch.eval_shape(*self.abstract_state.scored(), preprocessing, images, labels)
 
 
@@ -184,12 +184,14 @@ def compiled(
     with report_trace_errors():
         experiment.schedule.check_rates(experiment.steps)
         apply, shapes = _traced(model, **options)
+        step.check_loss(experiment.loss, model.num_classes)
     shardings = of_state(mesh, shapes)
     layout, whole = _layout(shardings), replicated(mesh)
     learning = Learning(
         apply,
         update,
         experiment.loss,
+        experiment.distillation,
         ema,
         accumulation=_microbatches(experiment, group_size, mesh.size),
         group_size=group_size,

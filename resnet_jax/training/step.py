@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,11 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
-from resnet_jax.models import Apply, Architecture, Execution
+from resnet_jax.errors import Fraction, Range, check, check_range, nearest, require
+from resnet_jax.models import Apply, Architecture, Execution, components
+from resnet_jax.models.components import Component
 from resnet_jax.models.resnet import Variables
 from resnet_jax.training import optimizer as optimizer_lib
-from resnet_jax.training.config import Loss
 
 Tree = TypeVar("Tree")
 
@@ -108,6 +109,104 @@ class Batch(NamedTuple):
     """Class probabilities of mixed images."""
 
 
+Logits = Float[Array, "n classes"]
+PerImage = Float[Array, "n"]
+
+
+def softmax(logits: Logits, targets: Logits) -> PerImage:
+    """Cross-entropy."""
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def binary(logits: Logits, targets: Logits) -> PerImage:
+    """Mean of binary cross-entropies. Wightman et al. 2021, arXiv 2110.00476, Section 2.2."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+
+
+def focal(logits: Logits, targets: Logits, *, gamma: float = 2.0) -> PerImage:
+    """Cross-entropy with factors (1 - p)^gamma. Lin et al. 2017, arXiv 1708.02002, Equation 4."""
+    check_range({"gamma": gamma}, 0)
+    log_p = jax.nn.log_softmax(logits)
+    # Positive, because powers below 1 have no derivative at 0.
+    others = jnp.maximum(-jnp.expm1(log_p), 1e-12)
+    return -jnp.sum(targets * others**gamma * log_p, axis=-1)
+
+
+LOSSES = {"softmax": softmax, "binary": binary, "focal": focal}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Loss of an image; its mean over the batch is minimized."""
+
+    kind: str = "softmax"
+    """softmax: cross-entropy; binary: mean of binary cross-entropies (Wightman et al. 2021);
+    "focal(gamma=2)" (Lin et al. 2017); FILE.py:FUNCTION of (logits, targets), per image."""
+    smoothing: Fraction = 0.0
+    """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
+    threshold: Fraction | None = None
+    """binary: smoothed targets above it count as 1, others as 0; none: unchanged."""
+
+    def __post_init__(self) -> None:
+        check("loss", Loss, self)
+        name = components.name_of(self.function, LOSSES).removesuffix("()")
+        object.__setattr__(self, "kind", name)
+
+    @property
+    def function(self) -> Component:
+        return components.parse_function(self.kind, LOSSES)
+
+    @property
+    def label(self) -> str:
+        """Kind without the folder of a file."""
+        return components.without_folder(self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Loss against the outputs of a trained network, the teacher.
+
+    (1 - weight) loss + weight T^2 KL(teacher || student), of softmax(logits / T). Hinton et al.
+    2015, arXiv 1503.02531, Section 2.
+    """
+
+    teacher: str = ""
+    """A run, imported weights, or a name on the Hub; empty: no distillation."""
+    digest: str = ""
+    """sha256 of its weights. Set by the run."""
+    temperature: Annotated[float, Range(ends="()")] = 4.0
+    """T."""
+    weight: Annotated[float, Range(0, 1, "[]")] = 0.9
+    """Share of the teacher's soft labels."""
+    maps: tuple[str, ...] = ()
+    """Maps of ``features``, such as stage3, that match the teacher's, of equal shape: adds the mean
+    squared difference (Romero et al. 2015, arXiv 1412.6550, without a regressor)."""
+    maps_weight: float = 1.0
+    """Factor of each squared difference."""
+
+
+class Teacher(NamedTuple):
+    """A trained network, as an argument of the compiled step."""
+
+    apply: Apply
+    params: Variables
+    batch_stats: Variables
+    preprocessing: Preprocessing
+
+    def __call__(
+        self, images: Float[Array, "n h w c"], student: Preprocessing
+    ) -> tuple[Logits, Variables]:
+        """Returns logits and maps of the student's images, normalized for the teacher."""
+        mean, deviation = self.preprocessing
+        # Exact for constants per channel; a mean image stays in place when a crop moves.
+        images = images * (student.deviation / deviation) + (student.mean - mean) / deviation
+        variables = self.params, self.batch_stats
+        return self.apply(*variables, images, train=False, method="logits_and_maps")[0]
+
+
+Teach = Callable[[Array], tuple[Logits, Variables]]
+
+
 class Metrics(NamedTuple):
     """Sums over the examples of a batch, apart from the learning rate."""
 
@@ -124,6 +223,7 @@ class Learning:
     apply: Apply
     optimizer: optax.GradientTransformationExtraArgs
     loss: Loss = field(default_factory=Loss)
+    distillation: Distillation = field(default_factory=Distillation)
     ema: float = 0.0
     """Decay of the average of the parameters; 0: none."""
     accumulation: int = 1
@@ -142,7 +242,12 @@ class Learning:
 
 
 def train_steps(
-    state: TrainState, data: Batch, preprocessing: Preprocessing, steps: int, learning: Learning
+    state: TrainState,
+    data: Batch,
+    preprocessing: Preprocessing,
+    steps: int,
+    learning: Learning,
+    teacher: Teacher | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Runs ``steps`` training steps, 1 on a streamed batch; metrics have shape (steps,)."""
 
@@ -151,11 +256,12 @@ def train_steps(
         return augment(key, data, indices, preprocessing, learning)
 
     indices = _indices(state.key, state.step, steps, data, learning)
+    teach = teacher and functools.partial(teacher, student=preprocessing)
     if steps > 1:
-        return lax.scan(lambda s, i: train_step(s, batch(s, i), learning), state, indices)
+        return lax.scan(lambda s, i: train_step(s, batch(s, i), learning, teach), state, indices)
     # Without a loop: XLA:CPU compiles entry computations to faster code.
     indices = None if indices is None else indices[0]
-    state, metrics = train_step(state, batch(state, indices), learning)
+    state, metrics = train_step(state, batch(state, indices), learning, teach)
     return state, jax.tree.map(lambda m: m[None], metrics)
 
 
@@ -192,7 +298,9 @@ def _constrain(tree: Tree, sharding: Sharding | None) -> Tree:
     return tree if sharding is None else lax.with_sharding_constraint(tree, sharding)
 
 
-def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[TrainState, Metrics]:
+def train_step(
+    state: TrainState, batch: Batch, learning: Learning, teach: Teach | None = None
+) -> tuple[TrainState, Metrics]:
     """One update by the gradient of the mean loss over the batch. Pure."""
     examples = len(batch.labels)
     # Dropout and stochastic depth.
@@ -200,9 +308,18 @@ def train_step(state: TrainState, batch: Batch, learning: Learning) -> tuple[Tra
 
     def loss_of(params: Variables, part: Batch, key: Array) -> Value:
         arrays = params, state.batch_stats, part.images
-        logits, batch_stats = learning.apply(*arrays, train=True, key=key)
+        if learning.distillation.teacher:
+            assert teach
+            method = {"method": "logits_and_maps"}
+            outputs, batch_stats = learning.apply(*arrays, train=True, key=key, **method)
+            logits, taught = outputs[0], teach(part.images)
+            values = losses(logits, part, learning.loss)
+            values = distill(values, outputs, taught, learning.distillation)
+        else:
+            logits, batch_stats = learning.apply(*arrays, train=True, key=key)
+            values = losses(logits, part, learning.loss)
         errors = jnp.sum(jnp.argmax(logits, axis=-1) != part.labels, dtype=jnp.int32)
-        return losses(logits, part, learning.loss).sum() / examples, (errors, batch_stats)
+        return values.sum() / examples, (errors, batch_stats)
 
     def value_and_gradient(params: Variables, *_: object) -> Gradient:
         # Otherwise the compiler splits convolutions as the parameters are and moves activations.
@@ -255,11 +372,11 @@ def _accumulated(
     return (loss, (errors, jax.tree.map(lambda total: total / parts, batch_stats))), gradients
 
 
-def losses(logits: Float[Array, "n classes"], batch: Batch, loss: Loss) -> Float[Array, "n"]:
+def losses(logits: Logits, batch: Batch, loss: Loss) -> PerImage:
     """Returns the loss of each image.
 
-    Label smoothing: Szegedy et al. 2015, arXiv 1512.00567, Section 7. Binary: Wightman et al. 2021,
-    arXiv 2110.00476, Section 2.2, with the smoothing and the threshold of timm.
+    Label smoothing: Szegedy et al. 2015, arXiv 1512.00567, Section 7. Smoothing and threshold of
+    binary targets are those of timm.
     """
     targets = batch.targets
     if targets is None:
@@ -268,11 +385,53 @@ def losses(logits: Float[Array, "n classes"], batch: Batch, loss: Loss) -> Float
         targets = jax.nn.one_hot(batch.labels, logits.shape[-1])
     if loss.smoothing:
         targets = optax.smooth_labels(targets, loss.smoothing)
-    if loss.kind == "softmax":
-        return optax.softmax_cross_entropy(logits, targets)
     if loss.threshold is not None:
         targets = (targets > loss.threshold).astype(targets.dtype)
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
+    values = loss.function(logits, targets)
+    shape, dtype = jnp.shape(values), jnp.result_type(values)
+    is_valid = shape == logits.shape[:1] and jnp.issubdtype(dtype, jnp.floating)
+    allowed = f"a float per image, of shape {logits.shape[:1]}"
+    require(is_valid, f"loss.kind {loss.label} must return {allowed}, got {dtype} of {shape}.")
+    return values
+
+
+def check_loss(loss: Loss, classes: int) -> None:
+    """Raises UserError if a loss or its gradient is non-finite for finite logits."""
+    if loss.kind in LOSSES:
+        return
+    logits = 3 * jax.random.normal(jax.random.key(0), (8, classes)).at[0].set(0)
+    labels = jnp.arange(8) % classes
+    batch = Batch(logits, labels, jax.nn.one_hot(labels, classes))
+    found = jax.value_and_grad(lambda logits: losses(logits, batch, loss).sum())(logits)
+    is_finite = all(bool(jnp.isfinite(array).all()) for array in found)
+    problem = "non-finite values or gradients for finite logits and one-hot targets"
+    require(is_finite, f"loss.kind {loss.label} has {problem}; use jax.nn.log_softmax or a bound.")
+
+
+def distill(
+    values: PerImage,
+    outputs: tuple[Logits, Variables],
+    taught: tuple[Logits, Variables],
+    distillation: Distillation,
+) -> PerImage:
+    """Returns the loss of each image from logits and maps of the student and the teacher."""
+    temperature, weight, name = distillation.temperature, distillation.weight, ""
+    (logits, maps), (soft, hints) = outputs, taught
+    if weight:
+        log_p, log_targets = (jax.nn.log_softmax(x / temperature) for x in (logits, soft))
+        divergence = optax.losses.kl_divergence_with_log_targets(log_p, log_targets)
+        values = (1 - weight) * values + weight * temperature**2 * divergence
+    for name in distillation.maps:
+        known = maps.keys() & hints.keys()
+        require(name in known, f"distillation.maps: no map {name!r}{nearest(name, known)}")
+        ours, theirs = maps[name], hints[name]
+        shapes = f"{ours.shape[1:]} in the student, {theirs.shape[1:]} in the teacher"
+        fits = ours.shape == theirs.shape
+        require(fits, f"distillation.maps: {name} is {shapes}; choose maps of equal shape.")
+        difference = ours.astype(jnp.float32) - theirs.astype(jnp.float32)
+        squares = jnp.mean(difference**2, axis=(1, 2, 3))
+        values = values + distillation.maps_weight * squares
+    return values
 
 
 def add_batch_moments(

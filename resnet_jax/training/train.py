@@ -166,14 +166,18 @@ def train(
         progress.say(info.notes)
     _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
+    teacher = None
+    if experiment.distillation.teacher:
+        experiment, teacher = fine_tune.with_teacher(experiment)
     program = sharding.compiled(experiment, devices, fsdp)
+    teacher = program.put(teacher)
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
     parts = split_parts(experiment, info)
 
     # Tracing raises the errors of components before the run directory is claimed.
     inputs = program.abstract_inputs(parts["train"][2])
     with sharding.report_trace_errors():
-        program.train.eval_shape(*inputs, _next_dispatch(experiment, 0))
+        program.train.eval_shape(*inputs, _next_dispatch(experiment, 0), teacher=teacher)
         program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
@@ -247,7 +251,7 @@ def train(
             count, batch = _next_dispatch(experiment, step), batches.next()
             started = time.perf_counter()
             with jax.transfer_guard("disallow"):
-                state, metrics = program.train(state, batch, constants, count)
+                state, metrics = program.train(state, batch, constants, count, teacher=teacher)
             step += count
             log.push(step, metrics, time.perf_counter() - started)
             progress.advance(step)

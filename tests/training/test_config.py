@@ -18,7 +18,7 @@ from resnet_jax.models.components import component
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm
 from resnet_jax.models.shortcuts import NoShortcut, Scaled, ShortcutOnlyGating
 from resnet_jax.training import config
-from resnet_jax.training.config import Checkpointing, Data, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
+from resnet_jax.training.config import Checkpointing, Data, Distillation, Evaluation, Experiment, Loading, Loss, Optimizer, Schedule, Start
 
 ROOT = Path(__file__).parents[2]
 BASE = Experiment(name="resnet20", model=cifar_architecture(20), data=Data(name="cifar10"))
@@ -264,6 +264,7 @@ ANOTHER_RUN = {
     "steps": 64_001,
     "batch_size": 127,
     "start": Start(file="weights.safetensors", digest="ab"),
+    "distillation": Distillation(teacher="weights.safetensors", digest="ab"),
 }
 
 

@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 import itertools
+import shutil
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +18,14 @@ from jax.flatten_util import ravel_pytree
 from numpy_network import backward, drawn, each, forward, leaves
 from resnet_jax import kernels
 from resnet_jax.data import augment_device, datasets
+from resnet_jax.errors import UserError
 from resnet_jax.models import Apply, Architecture, Execution, resnet
 from resnet_jax.models.shortcuts import ZeroPad
-from resnet_jax.training import optimizer, sharding, step
-from resnet_jax.training.config import Experiment, Loss, Optimizer, Schedule
+from resnet_jax.training import config, fine_tune, optimizer, sharding, step
+from resnet_jax.training.config import Distillation, Experiment, Loss, Optimizer, Schedule
 from resnet_jax.training.step import Batch, Learning, Metrics, TrainState
+from resnet_jax.training.train import train
+from resnet_jax.weights import Card, Pretrained, View, load_pretrained, saving
 
 # Two stages: a block that keeps the shape, one that halves the image and widens, and two equal ones that can be scanned. Odd sizes.
 ARCHITECTURE = Architecture(stages=(1, 3), features=(3, 5), shortcut=ZeroPad, input_shape=(7, 6, 2), num_classes=4)
@@ -196,6 +202,15 @@ def binary(targets: np.ndarray) -> np.ndarray:
     return -(targets * np.log(yes) + (1 - targets) * np.log(1 - yes)).mean(axis=1)
 
 
+def focal(gamma: float) -> Callable[[np.ndarray], np.ndarray]:
+    """- sum t (1 - p)^gamma log p. Lin et al. 2017, arXiv 1708.02002, Equation 4."""
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    return lambda targets: -(targets * (1 - p) ** gamma * np.log(p)).sum(axis=1)
+
+
+KINDS = {"softmax": softmax, "binary": binary, "focal": focal(2), "focal(gamma=0.5)": focal(0.5), "focal(gamma=0)": softmax}
+
+
 def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
     batch = Batch(jnp.zeros((6, 1, 1, 1)), jnp.int32(LABELS), None if targets is None else jnp.float32(targets))
     return np.asarray(step.losses(jnp.float32(LOGITS), batch, Loss(**fields)))
@@ -203,7 +218,7 @@ def of(targets: np.ndarray | None, **fields: Any) -> np.ndarray:
 
 def test_losses_equal_numpy() -> None:
     """Labels and mixed targets; smoothing after mixing is mixing smoothed targets."""
-    for (kind, expected), smoothing in itertools.product((("softmax", softmax), ("binary", binary)), (0.0, 0.1)):
+    for (kind, expected), smoothing in itertools.product(KINDS.items(), (0.0, 0.1)):
         for targets, shares in ((None, ONE_HOT), (ONE_HOT, ONE_HOT), (MIXED, MIXED)):
             found = of(targets, kind=kind, smoothing=smoothing)
             assert found.shape == (6,)
@@ -221,6 +236,165 @@ def test_targets_above_the_threshold_count_as_one() -> None:
     for smoothing, threshold, ones in ((0.1, 0.2, 2), (0.1, 0.2095, 1), (0.0, 0.2095, 2)):
         found = of(targets, kind="binary", smoothing=smoothing, threshold=threshold)
         np.testing.assert_allclose(found, binary(np.tile(np.arange(5) < ones, (6, 1))), rtol=1e-5)
+
+
+def test_gradient_of_the_focal_loss_is_finite_where_the_probability_is_1() -> None:
+    """0.5 (1 - p)^-0.5 is infinite there."""
+    batch = Batch(jnp.zeros((1, 1, 1, 1)), jnp.int32([0]))
+    for gamma in (0, 0.5, 2):
+        gradient = jax.grad(lambda x, loss: step.losses(x, batch, loss).sum())(
+            jnp.float32([[200, 0, 0]]), Loss(kind=f"focal(gamma={gamma})")
+        )
+        np.testing.assert_array_equal(gradient, np.zeros((1, 3)), err_msg=str(gamma))
+
+
+OWN = """
+import jax, jax.numpy as jnp
+def own(logits, targets, *, scale: float = 1.0):
+    return -scale * (targets * jax.nn.log_softmax(logits)).sum(-1)
+jitted = jax.jit(own)
+def scalar(logits, targets): return own(logits, targets).mean()
+def elementwise(logits, targets): return (logits - targets) ** 2
+def counts(logits, targets): return logits.argmax(-1)
+def undefined(logits, targets): return own(logits, targets) + 0 * jnp.log(logits.min(-1))
+def slope(logits, targets): return own(logits, targets) + jnp.sqrt((logits[:, 0] - logits[:, 0]) ** 2)
+def fails(logits, targets): return logits @ targets
+"""
+
+
+def test_losses_of_a_file_are_used_or_rejected(tmp_path: Path, tiny: Experiment) -> None:
+    """Before anything is written, as an unknown name and arguments that a loss does not take. A file counts without its folder."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    for name in ("own", "jitted"):
+        np.testing.assert_allclose(of(MIXED, kind=f"{file}:{name}(scale=3)", smoothing=0.0), 3 * softmax(MIXED), rtol=1e-5)
+    loss = Loss(kind=f"{file}:own(scale=3)")
+    assert (loss.kind, loss.label, Loss(kind="focal(gamma=2)").kind) == (
+        f"{file}:own(scale=3.0)",
+        "mine.py:own(scale=3.0)",
+        "focal(gamma=2.0)",
+    )
+    assert config.identity(dataclasses.replace(tiny, loss=loss), 0)["loss"]["kind"] == loss.label
+    sharding.compiled(dataclasses.replace(tiny, loss=loss), 1)
+    for kind, message in {
+        f"{file}:scalar": r"^loss\.kind mine\.py:scalar must return a float per image, of shape \(8,\), got float32 of \(\)\.",
+        f"{file}:elementwise": r"of shape \(8,\), got float32 of \(8, 10\)",
+        f"{file}:counts": "must return a float per image, .*got int32",
+        f"{file}:undefined": "mine.py:undefined has non-finite values or gradients for finite logits",
+        f"{file}:slope": "mine.py:slope has non-finite values or gradients",
+        f"{file}:fails": r"the experiment cannot be traced: TypeError: .*mine\.py:11\)",
+        f"{file}:owm": "has no 'owm'; did you mean own",
+        f"{file}:own(scales=3)": "own takes no argument 'scales'; did you mean scale",
+        "focl": "'focl' is no known function; did you mean focal.; for your own write FILE.py:FUNCTION",
+        "focal(gamma=-1)": "gamma must be a finite number of at least 0, got -1.0",
+        "focal(2)": r"write focal\(argument=value",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            sharding.compiled(dataclasses.replace(tiny, loss=Loss(kind=kind)), 1)
+
+
+def test_distilled_loss_equals_numpy() -> None:
+    """(1 - w) l + w T^2 KL(teacher || student) + v mean (m_t - m_s)^2, in double precision; T = 1000 is w / (2 K) sum (z_t - z)^2,
+    of centered logits (Hinton et al. 2015, Section 2.1)."""
+    rng = np.random.default_rng(1)
+    taught, values = rng.normal(scale=3, size=LOGITS.shape), rng.uniform(size=6)
+    ours, theirs = rng.normal(size=(2, 6, 3, 3, 4))
+
+    def found(**fields: Any) -> np.ndarray:
+        outputs, targets = (LOGITS, {"stage1": ours, "stage2": 0}), (taught, {"stage1": theirs})
+        return np.asarray(step.distill(*jax.tree.map(jnp.asarray, (values, outputs, targets)), Distillation(**fields)))
+
+    def p(logits: np.ndarray, temperature: float) -> np.ndarray:
+        return np.exp(logits / temperature) / np.exp(logits / temperature).sum(axis=1, keepdims=True)
+
+    with jax.enable_x64(True):
+        for temperature, weight in ((1.0, 1.0), (4.0, 0.9), (0.5, 0.25)):
+            target = p(taught, temperature)
+            divergence = (target * np.log(target / p(LOGITS, temperature))).sum(axis=1)
+            expected = (1 - weight) * values + weight * temperature**2 * divergence
+            np.testing.assert_allclose(found(temperature=temperature, weight=weight), expected, rtol=1e-12)
+            matched = found(temperature=temperature, weight=weight, maps=("stage1",), maps_weight=0.3)
+            np.testing.assert_allclose(matched, expected + 0.3 * ((theirs - ours) ** 2).mean(axis=(1, 2, 3)), rtol=1e-6)
+        centered = (taught - taught.mean(axis=1, keepdims=True)) - (LOGITS - LOGITS.mean(axis=1, keepdims=True))
+        np.testing.assert_allclose(found(temperature=1e3, weight=1.0), (centered**2).mean(axis=1) / 2, rtol=0.02)
+        np.testing.assert_array_equal(found(weight=0.0), values)
+
+
+def teacher_file(path: Path, model: Architecture, scale: float = 1.0) -> Path:
+    """Weights drawn at random, whose images have another normalization than the student's."""
+    _, params, batch_stats = jax.jit(model.init)(jax.random.key(1))
+    channels = model.input_shape[2]
+    card = Card(architecture=model, view=View(mean=(0.3,) * channels, deviation=(0.5 * scale,) * channels), source="drawn")
+    return saving.save(Pretrained(card, params, batch_stats), path)
+
+
+@pytest.mark.slow
+def test_student_learns_from_the_teacher(tiny: Experiment, digits: datasets.Examples, tmp_path: Path) -> None:
+    """The gradient in NumPy: (1 - w) (p - t) + w T (p(z / T) - p(z_t / T)), of a teacher that the public module evaluates on
+    images with its own normalization. Microbatches have the same."""
+    model = dataclasses.replace(ARCHITECTURE, input_shape=(8, 8, 1), num_classes=10)
+    file = teacher_file(tmp_path / "teacher.safetensors", tiny.model)
+    experiment = dataclasses.replace(
+        tiny,
+        model=model,
+        data=dataclasses.replace(tiny.data, normalization="channel", pad=0),
+        optimizer=Optimizer(momentum=0.0, weight_decay=0.0),
+        schedule=Schedule(learning_rate=0.5, decay_steps=()),
+        distillation=Distillation(teacher=str(file), temperature=3, weight=0.7),
+        batch_size=len(digits.labels[:40]),
+    )
+    images, labels = digits.images[:40], digits.labels[:40]
+    experiment, teacher = fine_tune.with_teacher(experiment)
+    program = sharding.compiled(experiment, 1)
+    constants = augment_device.fit(images, "channel")
+    start = jax.device_get(program.init(jax.random.key(3))._replace(key=()))
+    after, metrics = program.train(
+        program.init(jax.random.key(3)), *program.put((Batch(images, labels), constants)), 1, teacher=program.put(teacher)
+    )
+    params, batch_stats = (each(np.float64, tree) for tree in (start.params, start.batch_stats))
+    logits, _, saved = forward(params, batch_stats, np.float64((images / 255 - constants.mean) / constants.deviation))
+    taught = np.float64(load_pretrained(file).build()(jnp.float32((images / 255 - 0.3) / 0.5)))
+
+    def p(logits: np.ndarray) -> np.ndarray:
+        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+    targets = np.eye(10)[labels]
+    soft = 0.7 * 3 * (p(logits / 3) - p(taught / 3))
+    gradients = backward(params, saved, (0.3 * (p(logits) - targets) + soft) / 40)
+    updates = each(lambda new, old: (old - new) / 0.5, jax.device_get(after.params), params)
+    assert_close(updates, gradients, 2e-4)
+    divergence = (p(taught / 3) * np.log(p(taught / 3) / p(logits / 3))).sum()
+    assert metrics.loss[0] == pytest.approx(-0.3 * (targets * np.log(p(logits))).sum() + 0.7 * 9 * divergence, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_teachers_that_do_not_fit_are_rejected(tiny: Experiment, digits_dir: str, tmp_path: Path) -> None:
+    """Before the run directory is claimed. A run belongs to its teacher's weights, wherever they lie."""
+    files = {
+        "good": tiny.model,
+        "classes": dataclasses.replace(tiny.model, num_classes=7),
+        "channels": dataclasses.replace(tiny.model, input_shape=(8, 8, 3)),
+        "wide": dataclasses.replace(tiny.model, features=(4, 8, 16)),
+    }
+    paths = {name: teacher_file(tmp_path / f"{name}.safetensors", model) for name, model in files.items()}
+    for name, fields, message in (
+        ("classes", {}, "^the teacher .*classes.safetensors has 7 classes, the student 10"),
+        ("channels", {}, "has 3 channels, the student 1"),
+        ("missing", {}, "missing.safetensors"),
+        ("wide", {"maps": ("stage2", "stage3")}, r"stage3 is \(2, 2, 8\) in the student, \(2, 2, 16\) in the teacher; choose maps"),
+        ("good", {"maps": ("stage4",)}, "^distillation.maps: no map 'stage4'; did you mean stage"),
+    ):
+        distillation = Distillation(teacher=str(paths.get(name, tmp_path / "missing.safetensors")), **fields)
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(tiny, distillation=distillation), 0, tmp_path / "run", data_dir=digits_dir, devices=1)
+    assert not (tmp_path / "run").exists()
+    others = teacher_file(tmp_path / "scaled.safetensors", tiny.model, 2), shutil.copy(paths["good"], tmp_path / "moved.safetensors")
+    first, scaled, moved = (
+        config.identity(fine_tune.with_teacher(dataclasses.replace(tiny, distillation=Distillation(teacher=str(file))))[0], 0)
+        for file in (paths["good"], *others)
+    )
+    assert first == moved != scaled
+    assert "distillation" not in config.identity(tiny, 0)
 
 
 def small(seed: int = 0) -> TrainState:
