@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console, Group
@@ -30,8 +30,11 @@ from resnet_jax.studies.results import spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.train import Interruption, Progress, train
+from resnet_jax.training.loggers import Callback
+from resnet_jax.training.loggers import Run as RunView
+from resnet_jax.training.run_dir import Record, Workdir
+from resnet_jax.training.step import Metrics
+from resnet_jax.training.train import Interruption, train
 
 
 class Run(NamedTuple):
@@ -113,7 +116,7 @@ def run(
     for one in runs:
         with watcher.running(one.variant, one.seed) as progress:
             try:
-                result = train(*one, progress=progress, data_dir=data_dir, devices=devices)
+                result = train(*one, callbacks=[progress], data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
                 result = Workdir(one.folder).result()
         if result is not None:  # NFS may delay the files of process 0.
@@ -251,11 +254,23 @@ def _start(
         )
 
 
-class _CallsToStdout:
-    """A ``training.train.Progress`` that writes every call to stdout."""
+class _CallsToStdout(Callback):
+    """Writes calls to stdout."""
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words: print(json.dumps({"call": name, "arguments": words}), flush=True)
+    def start(self, run: RunView) -> None:
+        self.step(run.step, None)
+
+    def step(self, step: int, metrics: Metrics | None) -> None:  # noqa: ARG002
+        self._write("step", step, None)
+
+    def record(self, record: Record) -> None:
+        self._write("record", record)
+
+    def message(self, text: str) -> None:
+        self._write("message", text)
+
+    def _write(self, name: str, *words: object) -> None:
+        print(json.dumps({"call": name, "arguments": words}), flush=True)
 
 
 def _work(request: str) -> None:
@@ -265,10 +280,10 @@ def _work(request: str) -> None:
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
     experiment, seed, folder, data_dir = json.loads(request)
-    variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
+    variant, callbacks = config.restore(Experiment, experiment), [_CallsToStdout()]
     try:
         with contextlib.suppress(NonFiniteLoss):
-            train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
+            train(variant, seed, folder, callbacks=callbacks, data_dir=data_dir, devices=1)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except UserError as error:
@@ -301,11 +316,11 @@ class StudyTable:
         self._live.stop()
 
     @contextlib.contextmanager
-    def running(self, variant: Experiment, seed: int) -> Iterator[Progress]:
-        """Yields the callbacks of a run."""
+    def running(self, variant: Experiment, seed: int) -> Iterator[Callback]:
+        """Yields the callback of a run."""
         if self._began is None:
             self._began, self._done_before = time.monotonic(), self._done()
-        run = _Running(variant.name, seed, self._console)
+        run = _Running(variant, seed, self._console)
         self._current.append(run)
         try:
             yield run
@@ -349,12 +364,12 @@ class StudyTable:
 
 
 class _Running(RunLines):
-    def __init__(self, variant: str, seed: int, console: Console):
-        super().__init__(f"{variant}, seed {seed}", console)
-        self.variant, self.seed = variant, seed
+    def __init__(self, variant: Experiment, seed: int, console: Console):
+        super().__init__(f"{variant.name}, seed {seed}", console)
+        self.variant, self.seed, self.steps = variant.name, seed, variant.steps
         self.now, self.done = f"seed {seed}: compiling", 0.0
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:  # noqa: ARG002
         self.done = step / self.steps
         self.now = f"seed {self.seed}: step {step}/{self.steps}{self.numbers}"
 
