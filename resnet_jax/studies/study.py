@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +24,11 @@ from rich.live import Live
 
 from resnet_jax import distributed, models
 from resnet_jax.data import datasets
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range
+from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range, require
 from resnet_jax.models import components
+from resnet_jax.studies import results
 from resnet_jax.studies.ledger import FAIL_PERCENT
-from resnet_jax.studies.results import spread
+from resnet_jax.studies.results import VariantRuns, spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, sharding
 from resnet_jax.training.config import Experiment
@@ -55,14 +57,69 @@ def load_variants(reference: str, **arguments: object) -> tuple[Experiment, ...]
     if not isinstance(variants, tuple | list) or {type(v) for v in variants} != {Experiment}:
         remedy = "'resnet-jax train' takes a function that returns one"
         raise UserError(f"{reference} returned no sequence of experiments; {remedy}")
+    _check_names(variants, f"{reference}: ")
+    return tuple(variants)
+
+
+def _check_names(variants: Sequence[Experiment], where: str = "") -> None:
     names = [variant.name for variant in variants]
     # The report is beside the directories of the variants.
     pattern = rb"(?!.*\.(json|html|csv)$)[^./\0][^/\0]{0,99}"
     for name in names:
-        if names.count(name) > 1 or not re.fullmatch(pattern, os.fsencode(name), re.DOTALL):
-            allowed = "with at most 100 bytes and no .json, .html or .csv"
-            raise UserError(f"{reference}: {name!r} must be the name of one directory, {allowed}")
-    return tuple(variants)
+        is_name = re.fullmatch(pattern, os.fsencode(name), re.DOTALL)
+        allowed = "with at most 100 bytes and no .json, .html or .csv"
+        problem = f"{where}{name!r} must be the name of one directory, {allowed}"
+        require(names.count(name) == 1 and is_name is not None, problem)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The runs of a study, by variant; the first variant is the baseline."""
+
+    variants: tuple[VariantRuns, ...]
+
+    def table(self) -> list[Record]:
+        """Returns a row per run, for ``pandas.DataFrame``: the fields of ``result.json``."""
+        runs = ((variant, run) for variant in self.variants for run in variant.runs)
+        return [results.row(variant, run) for variant, run in runs]
+
+    def differences(self) -> list[Record]:
+        """Returns a row per variant: its test error minus that of the baseline, paired by seed.
+
+        ``low`` and ``high`` are the 95 % interval of the mean.
+        """
+        baseline, *others = self.variants
+        paired = {other.name: results.difference(other, baseline) for other in others}
+        return [
+            {"variant": name, **row._asdict(), "distinguishable": row.distinguishable}
+            for name, row in paired.items()
+        ]
+
+
+def study(
+    variants: Sequence[Experiment],
+    seeds: Sequence[int],
+    folder: Path | str,
+    *,
+    data_dir: str | None = None,
+    devices: int | None = None,
+) -> StudyResult:
+    """Trains every variant with every seed in ``folder/VARIANT/seed-S``; continues and skips runs.
+
+    Args:
+      variants: experiments with different names.
+      data_dir, devices: as of ``train``.
+
+    Raises:
+      UserError: for anything that any of the runs would reject, before the first starts.
+      Interrupted: by a signal; the same call continues.
+    """
+    _check_names(variants)
+    options = {"data_dir": data_dir, "devices": devices}
+    with StudyTable(variants, len(seeds), Console(quiet=True)) as watcher:
+        run(variants, seeds, Path(folder), watcher=watcher, **options)
+    folders = [Path(folder, variant.name, f"seed-{s}") for variant in variants for s in seeds]
+    return StudyResult(tuple(results.collect(folders)))
 
 
 def run(

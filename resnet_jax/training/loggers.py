@@ -264,7 +264,7 @@ class WandB(_Tracker):
     def __init__(self, project: str = "resnet-jax", *, images: bool = True):
         super().__init__(images=images)
         self._project, self._wandb = project, _library("wandb")
-        if distributed.is_first():
+        if distributed.is_first() and self._wandb.setup().settings.mode == "online":
             try:
                 self._wandb.login()  # May ask for a key, before the run starts.
             except self._wandb.Error as error:
@@ -387,7 +387,7 @@ class Trackio(_Tracker):
             self._tracked.finish()
 
 
-class CSV(Logger):
+class CSV:
     """``metrics.csv``, a row per record."""
 
     def start(self, run: Run) -> None:
@@ -477,7 +477,7 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
 def preview(run: Run) -> Pixels:
     """Draws the first images of the first training step."""
     pixels, captions = images_of_step(
-        run.experiment, run.info, run.preprocessing, seed=run.seed, step=0, count=32
+        run.experiment, run.info, run.preprocessing, seed=run.seed, step=0, count=16
     )
     return _pixels(draw_images(pixels, captions))
 
