@@ -64,8 +64,10 @@ def read_tensorboard(folder: Path) -> Iterator[Point]:
 
 def read_wandb(folder: Path) -> Iterator[Point]:
     """The newest session offline, a log of LevelDB: blocks of 32 KiB, headers of 7 bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # Its process writes after `finish` returns.
     *_, file = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     data, place, content = file.read_bytes(), 7, b""
     while place + 7 <= len(data):
