@@ -25,7 +25,7 @@ class Clock(RunLines):
         super().__init__(title)
         self.times: dict[str, dict[int, float]] = collections.defaultdict(dict)
 
-    def update(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: Mapping[str, Any]) -> None:
         self.times[record["split"]][record["step"]] = time.perf_counter()
 
 
@@ -40,7 +40,7 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterato
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
         shortened = experiment.shortened(steps)
-        result = train(shortened, 0, run, progress=clock, data_dir=data_dir, devices=1)
+        result = train(shortened, 0, run, callbacks=[clock], data_dir=data_dir, devices=1)
     trained, scored = clock.times["train"], clock.times["test"]
     first, *later = sorted(scored)
     row = {

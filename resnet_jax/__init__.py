@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_jax.models import Architecture, ResNet, model_info, shortcuts
     from resnet_jax.models.layers import Rngs
+    from resnet_jax.studies.study import study
     from resnet_jax.training.config import Experiment
     from resnet_jax.training.train import train
-    from resnet_jax.weights import load_pretrained
+    from resnet_jax.weights import Pretrained, load_pretrained
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "load_pretrained",
     "model_info",
     "shortcuts",
+    "study",
     "train",
 ]
 # Imported at the first use, so that `import resnet_jax` imports no JAX.
@@ -29,6 +31,7 @@ _LAZY = {
     "load_pretrained": "weights:load_pretrained",
     "model_info": "models:model_info",
     "shortcuts": "models:shortcuts",
+    "study": "studies.study:study",
     "train": "training.train:train",
 }
 
@@ -93,7 +96,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def evaluate(
-    source: str | PathLike[str],
+    source: "str | PathLike[str] | Pretrained",
     *,
     data: str | None = None,
     split: str | None = None,
@@ -104,7 +107,7 @@ def evaluate(
     """Scores the newest checkpoint of a run, or imported weights, on every example once.
 
     Args:
-      source: run directory, or weights that ``resnet-jax weights import`` wrote.
+      source: run directory, weights that ``resnet-jax weights import`` wrote, or loaded weights.
       data: data set, and ``split``; by default the test split of the training's.
       protocol: crops of an image, such as ``256/224``; by default those of the run or the weights.
       batch_size: images per call.
@@ -117,7 +120,7 @@ def evaluate(
     from resnet_jax.studies.score import score
 
     (result,) = score(
-        Path(source),
+        Path(source) if isinstance(source, str | PathLike) else source,
         data=data,
         split=split,
         batch_size=batch_size,

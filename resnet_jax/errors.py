@@ -30,14 +30,19 @@ class NeverMet(CommandError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command, in all processes, continues.
 
 
+CALLBACK = 1
+"""The number of a callback's request to stop, in place of a signal's; below those."""
+
+
 class Interrupted(CommandError):
-    """A run stopped by a signal, with its state saved."""
+    """A run stopped by a signal or a callback, with its state saved."""
 
     def __init__(self, number: int, step: int):
         when = "before its first step was done"
         if step:
             when = f"after step {step}; the state is saved, the same command continues"
-        super().__init__(f"stopped by {signal.Signals(number).name} {when}")
+        source = "a callback" if number == CALLBACK else signal.Signals(number).name
+        super().__init__(f"stopped by {source} {when}")
         self.exit_code = 128 + number
 
 

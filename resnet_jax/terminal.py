@@ -24,31 +24,33 @@ err = Console(stderr=True)
 
 
 class RunLines:
-    """The ``training.train.Progress`` of a log: one line per evaluation."""
+    """The ``Callback`` of a log: one line per evaluation."""
 
     def __init__(self, title: str, console: Console = err):
         self.title, self.console = title, console
         self.steps, self.numbers = 0, ""
 
-    def start(self, step: int, steps: int) -> None:
-        self.steps = steps
-        self.advance(step)
+    def start(self, run: Any) -> None:
+        self.steps = run.experiment.steps
+        self.step(run.step, None)
 
-    def advance(self, step: int) -> None: ...
+    def step(self, step: int, metrics: object) -> None: ...
 
-    def update(self, record: Mapping[str, Any]) -> None:
+    def end(self, result: object) -> None: ...
+
+    def record(self, record: Mapping[str, Any]) -> None:
         if record["split"] == "train":
             self.numbers = (
                 ", loss {loss:.4f}, training error {error_percent:.1f} %, "
                 "learning rate {learning_rate:g}, {images_per_second:,.0f} images/s"
             ).format(**record)
-            self.advance(record["step"])
+            self.step(record["step"], None)
         elif record["split"] == "test" and not self.console.is_terminal:
             error = f"test error {record['error_percent']:.2f} %"
-            self.say(f"step {record['step']}/{self.steps}, {error}{self.numbers}")
+            self.message(f"step {record['step']}/{self.steps}, {error}{self.numbers}")
 
-    def say(self, message: str) -> None:
-        say(f"{self.title}: {message}", self.console)
+    def message(self, text: str) -> None:
+        say(f"{self.title}: {text}", self.console)
 
 
 class RunProgress(RunLines):
@@ -74,7 +76,7 @@ class RunProgress(RunLines):
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:  # noqa: ARG002
         numbers = self.numbers.removeprefix(", ") or "compiling"
         self._bar.update(self._task, total=self.steps, completed=step, numbers=numbers)
 

@@ -21,6 +21,7 @@ from resnet_jax.data import datasets, prepare
 from resnet_jax.models import components
 from resnet_jax.models.shortcuts import Projection
 from resnet_jax.training.config import Checkpointing, Evaluation, Experiment
+from resnet_jax.training.loggers import Callback, Run
 from resnet_jax.training.train import train
 
 import synthetic_imagenet
@@ -118,24 +119,24 @@ def short_run(short: Experiment, digits_dir: str, tmp_path_factory: pytest.TempP
 
 
 @dataclasses.dataclass
-class Told:
-    """A ``training.train.Progress`` that records its calls."""
+class Told(Callback):
+    """Records its calls."""
 
     messages: list[str] = dataclasses.field(default_factory=list)
     records: list[dict] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
 
-    def start(self, step: int, steps: int) -> None:
-        self.messages.append(f"start {step}/{steps}")
+    def start(self, run: Run) -> None:
+        self.messages.append(f"start {run.step}/{run.experiment.steps}")
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:
         self.steps.append(step)
 
-    def update(self, record: dict) -> None:
+    def record(self, record: dict) -> None:
         self.records.append(record)
 
-    def say(self, message: str) -> None:
-        self.messages.append(message)
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 @pytest.fixture

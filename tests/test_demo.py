@@ -14,7 +14,7 @@ def test_demo_degrades_plain_but_not_residual_networks(digits_dir: str, tmp_path
     results = {}
     for network in ("plain56", "resnet56"):
         experiment = components.load(f"{ROOT}/experiments/degradation.py:{network}")()
-        results[network] = train(experiment, 0, tmp_path / network, progress=told, data_dir=digits_dir, devices=1)
+        results[network] = train(experiment, 0, tmp_path / network, callbacks=[told], data_dir=digits_dir, devices=1)
         assert results[network]["training_error_of"] == "all training images, last step"
     assert results["plain56"]["training_error_percent"] > 25
     assert results["resnet56"]["training_error_percent"] < 2

@@ -179,7 +179,7 @@ def test_recipe_trains_a_small_network_on_photographs(name: str, photographs: Da
         checkpointing=Checkpointing(every=3),
         loading=Loading(threads=2, memory_mb=256),
     )
-    result = train(experiment, 1, tmp_path / "run", progress=told, devices=8)
+    result = train(experiment, 1, tmp_path / "run", callbacks=[told], devices=8)
     assert told.records
     assert all(math.isfinite(record["loss"]) for record in told.records)
     assert result["examples"] == photographs.examples["validation"]

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import time
+from types import SimpleNamespace
 
 import pytest
 from resnet_jax.studies.study import StudyTable
@@ -17,6 +18,10 @@ TRAIN = {"split": "train", "step": 6, "loss": 1.25, "error_percent": 40.0, "lear
 def variants(tiny: Experiment) -> list[Experiment]:
     """The second makes twice the steps of the first."""
     return [dataclasses.replace(tiny, name="short"), dataclasses.replace(tiny, name="long", steps=24)]
+
+
+def begun(steps: int) -> SimpleNamespace:
+    return SimpleNamespace(step=0, experiment=SimpleNamespace(steps=steps))
 
 
 def shown(table: StudyTable, name: str = "") -> str:
@@ -35,9 +40,9 @@ def test_table_has_seeds_error_and_the_current_run_of_each_variant(variants: lis
         assert all(text in shown(table, "short") for text in ("1/2", "4.00"))
         with table.running(variants[1], 0) as progress:
             assert "seed 0: compiling" in shown(table, "long")
-            progress.start(0, 24)
-            progress.update(TRAIN)
-            progress.advance(12)
+            progress.start(begun(24))
+            progress.record(TRAIN)
+            progress.step(12, None)
             assert "seed 0: step 12/24, loss 1.2500, training error 40.0 %" in shown(table, "long")
             table._began = time.monotonic() - 60  # 60 s for one sixth of the work: two thirds are left, 240 s
             assert "1 of 4 runs in 0:01:00, about 0:04:00 left" in shown(table)
@@ -55,10 +60,10 @@ def test_log_has_a_line_per_evaluation_and_run(variants: list[Experiment]) -> No
     log = io.StringIO()
     with StudyTable(variants, 1, Console(file=log, width=200)) as table:
         with table.running(variants[0], 3) as progress:
-            progress.start(0, 12)
-            progress.update(TRAIN)
-            progress.update({"split": "test", "step": 6, "error_percent": 50.0})
-            progress.say("continuing after step 4")
+            progress.start(begun(12))
+            progress.record(TRAIN)
+            progress.record({"split": "test", "step": 6, "error_percent": 50.0})
+            progress.message("continuing after step 4")
         table.finished(variants[0], {"seed": 3, "value": 25.0})
     lines = log.getvalue().splitlines()
     assert lines[0].startswith("short, seed 3: step 6/12, test error 50.00 %, loss 1.2500")
@@ -70,9 +75,9 @@ def test_run_shows_a_bar_on_a_terminal_and_lines_in_a_log() -> None:
     for terminal in (True, False):
         output = io.StringIO()
         with RunProgress("tiny", Console(file=output, width=200, force_terminal=terminal)) as progress:
-            progress.start(0, 12)
-            progress.update(TRAIN)
-            progress.update({"split": "test", "step": 6, "error_percent": 50.0})
-            progress.say("saved")
+            progress.start(begun(12))
+            progress.record(TRAIN)
+            progress.record({"split": "test", "step": 6, "error_percent": 50.0})
+            progress.message("saved")
         assert ("tiny: step 6/12, test error 50.00 %, loss 1.2500" in output.getvalue()) == (not terminal)
         assert "tiny: saved" in output.getvalue()

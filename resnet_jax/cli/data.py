@@ -7,12 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
-from jaxtyping import Float
-from matplotlib.figure import Figure
 from tyro.conf import Positional
 
 from resnet_jax.cli.options import AsJson, DataDir, Fields, Reference, check_suffix
@@ -20,13 +15,9 @@ from resnet_jax.data import datasets, local
 from resnet_jax.data import images as images_lib
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.local import Items
-from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError, check_range, require
 from resnet_jax.terminal import Table, show
-from resnet_jax.training import sharding
-from resnet_jax.training.config import Experiment
-from resnet_jax.training.step import augmentation_key, batch_indices
-from resnet_jax.training.train import measure_constants, stream, training_set
+from resnet_jax.training.loggers import draw_images, images_of_step
 
 
 def prepare(
@@ -119,46 +110,7 @@ def preview(
     experiment, info = experiment.with_data(info)
     to.parent.mkdir(parents=True, exist_ok=True)
     pixels, captions = images_of_step(experiment, info, seed=seed, step=step, count=images)
-    figure = _draw(pixels, captions)
+    figure = draw_images(pixels, captions)
     figure.suptitle(f"{experiment.name}, seed {seed}, step {step}")
     figure.savefig(to, dpi=100)
     print(f"{len(captions)} images of {info.name} are in {to}")
-
-
-def images_of_step(
-    experiment: Experiment, info: DatasetInfo, *, seed: int, step: int, count: int
-) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Returns the first ``count`` images of a training step, in [0, 1], and their classes."""
-    preprocessing, key = measure_constants(experiment, info), jax.random.key(seed)
-    if experiment.data.crop is None:
-        examples: Any = training_set(experiment, info)
-        size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
-        (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
-        images, labels = examples.images[order], examples.labels[order]
-    else:
-        # The randomness of an image depends on the whole batch.
-        rows = Rows(stream(experiment, info, seed), first_step=step, last_step=step + 1)
-        images, labels, _ = map(np.stack, zip(*(rows[i] for i in range(len(rows))), strict=True))
-    augment = jax.jit(sharding.augmentation(experiment), static_argnums=4)
-    key = augmentation_key(key, step)
-    augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
-    pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
-    pixels, names = np.clip(pixels, 0, 1), info.classes
-    if targets is None:
-        return pixels, [names[label] for label in labels[:count]]
-    return pixels, [
-        " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
-        for row in np.asarray(targets[:count])
-    ]
-
-
-def _draw(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:
-    columns = min(8, len(captions))
-    rows = -(-len(captions) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.1 * rows + 0.5), layout="constrained")
-    for axes in figure.subplots(rows, columns, squeeze=False).flat:
-        axes.set_axis_off()
-    for axes, image, caption in zip(figure.axes, pixels, captions, strict=False):
-        axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-        axes.set_title(caption.replace(" + ", "\n"), fontsize=7)
-    return figure

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 from tyro.constructors import (
     ConstructorRegistry,
     PrimitiveConstructorSpec,
@@ -36,6 +36,7 @@ AsJson = Annotated[bool, arg(name="json", help="Print JSON.")]
 _DIRS = "Prepared data sets, searched before $TFDS_DATA_DIR and ~/tensorflow_datasets."
 DataDir = Annotated[str | None, arg(help=_DIRS)]
 Processes = Annotated[Joining, arg(name="")]
+Loggers = Annotated[tuple[str, ...], UseAppendAction]
 # The arguments of the command, for records and for options that are set explicitly.
 Words = Annotated[tuple[str, ...], Suppress]
 

@@ -7,7 +7,15 @@ from tyro.conf import Positional
 
 from resnet_jax import distributed
 from resnet_jax.cli import options
-from resnet_jax.cli.options import AsJson, DataDir, Fields, Processes, Reference, Words
+from resnet_jax.cli.options import (
+    AsJson,
+    DataDir,
+    Fields,
+    Loggers,
+    Processes,
+    Reference,
+    Words,
+)
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
 from resnet_jax.errors import UserError, check_range
@@ -26,6 +34,7 @@ def train(
     new_head: bool = False,
     freeze_trunk: bool = False,
     profile: int = 0,
+    logger: Loggers = (),
     as_json: AsJson = False,
     joining: Processes = Joining(),
     words: Words = (),
@@ -43,6 +52,7 @@ def train(
       new_head: Initialize the classifier at random, for other classes.
       freeze_trunk: Train only the classifier; see also --optimizer.frozen and --optimizer.rates.
       profile: Steps to trace into WORKDIR/profile.
+      logger: tensorboard (default), wandb, mlflow, trackio, csv, or FILE.py:CLASS; may be repeated.
     """
     check_range({"--seed": seed}, 0, below=2**32)
     check_range({"--profile": profile}, 0)
@@ -68,15 +78,18 @@ def train(
         raise UserError("--new-head and --freeze-trunk belong to --init-from FILE")
     from resnet_jax.studies import comparison
     from resnet_jax.terminal import RunProgress, show
+    from resnet_jax.training.loggers import DEFAULT, create
     from resnet_jax.training.train import train as train_run
 
+    loggers = [create(name, comparison.published_beside) for name in logger or DEFAULT]
     title = f"{experiment.name}, seed {seed}"
     with RunProgress(title) as progress:
         result = train_run(
             experiment,
             seed,
             workdir,
-            progress=progress,
+            callbacks=[progress],
+            loggers=loggers,
             data_dir=data_dir,
             devices=devices,
             fsdp=fsdp,

@@ -64,18 +64,31 @@ def score_batch(
     *,
     apply: Callable[..., tuple[Array, Variables]],
 ) -> Sums:
-    """Scores a batch; negative labels are padding, and softmax scores of views are averaged."""
+    """Scores a batch; negative labels are padding."""
     real = labels >= 0
-    views = math.prod(images.shape[1:-3])
-    flat = images.reshape(-1, *images.shape[-3:])
-    logits, _ = apply(params, batch_stats, preprocessing(flat), train=False)
-    if views > 1:
-        # Averaged as logarithms, so that small probabilities do not underflow.
-        scores = jax.nn.log_softmax(logits).reshape(len(labels), views, -1)
-        logits = jax.nn.logsumexp(scores, axis=1) - math.log(views)
+    logits = scores(params, batch_stats, preprocessing, images, apply=apply)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     wrong, wrong5 = (wrong & real for wrong in errors(logits, labels))
     return Sums(jnp.sum(wrong), jnp.sum(jnp.where(real, losses, 0)), jnp.sum(real), jnp.sum(wrong5))
+
+
+def scores(
+    params: Variables,
+    batch_stats: Variables,
+    preprocessing: Preprocessing,
+    images: UInt8[Array, "n *views h w c"],
+    *,
+    apply: Callable[..., tuple[Array, Variables]],
+) -> Float[Array, "n classes"]:
+    """Returns the logits of images, or the logarithm of the softmax averaged over views."""
+    views = math.prod(images.shape[1:-3])
+    flat = images.reshape(-1, *images.shape[-3:])
+    logits, _ = apply(params, batch_stats, preprocessing(flat), train=False)
+    if views == 1:
+        return logits
+    # Averaged as logarithms, so that small probabilities do not underflow.
+    logits = jax.nn.log_softmax(logits).reshape(len(images), views, -1)
+    return jax.nn.logsumexp(logits, axis=1) - math.log(views)
 
 
 def errors(

@@ -69,9 +69,7 @@ def write(
         place = {"variant": variant.name, "seed": run.seed, "source": source}
         result = run.result or {}
         lists["results" if result else "unfinished"].append(place | result)
-        fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
-        protocol = {f"protocol.{k}": value for k, value in result.get("protocol", {}).items()}
-        rows.append(place | fields | protocol)
+        rows.append(results_lib.row(variant, run) | place)
     data = {
         "study": {k: study[k] for k in ("command", "variants", "reduced") if k in study},
         "variants": results_lib.table(variants),

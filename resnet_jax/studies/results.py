@@ -242,6 +242,15 @@ def table(variants: Sequence[VariantRuns]) -> list[Record]:
     return rows
 
 
+def row(variant: VariantRuns, run: Run) -> Record:
+    """Returns a run as one flat row: nested fields are left out, except those of the protocol."""
+    result = run.result or {}
+    fields = {name: value for name, value in result.items() if not isinstance(value, dict)}
+    protocol = {f"protocol.{k}": value for k, value in result.get("protocol", {}).items()}
+    place = {"variant": variant.name, "seed": run.seed, "source": str(run.source)}
+    return place | fields | protocol
+
+
 def tables(variants: Sequence[VariantRuns]) -> list[Table]:
     """Returns the headline (errors of the last step), then selected errors and costs.
 

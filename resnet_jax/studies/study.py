@@ -13,9 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console, Group
@@ -23,15 +24,19 @@ from rich.live import Live
 
 from resnet_jax import distributed, models
 from resnet_jax.data import datasets
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range
+from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range, require
 from resnet_jax.models import components
+from resnet_jax.studies import results
 from resnet_jax.studies.ledger import FAIL_PERCENT
-from resnet_jax.studies.results import spread
+from resnet_jax.studies.results import VariantRuns, spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, fine_tune, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.run_dir import Workdir
-from resnet_jax.training.train import Interruption, Progress, train
+from resnet_jax.training.loggers import Callback
+from resnet_jax.training.loggers import Run as RunView
+from resnet_jax.training.run_dir import Record, Workdir
+from resnet_jax.training.step import Metrics
+from resnet_jax.training.train import Interruption, train
 
 
 class Run(NamedTuple):
@@ -52,14 +57,69 @@ def load_variants(reference: str, **arguments: object) -> tuple[Experiment, ...]
     if not isinstance(variants, tuple | list) or {type(v) for v in variants} != {Experiment}:
         remedy = "'resnet-jax train' takes a function that returns one"
         raise UserError(f"{reference} returned no sequence of experiments; {remedy}")
+    _check_names(variants, f"{reference}: ")
+    return tuple(variants)
+
+
+def _check_names(variants: Sequence[Experiment], where: str = "") -> None:
     names = [variant.name for variant in variants]
     # The report is beside the directories of the variants.
     pattern = rb"(?!.*\.(json|html|csv)$)[^./\0][^/\0]{0,99}"
     for name in names:
-        if names.count(name) > 1 or not re.fullmatch(pattern, os.fsencode(name), re.DOTALL):
-            allowed = "with at most 100 bytes and no .json, .html or .csv"
-            raise UserError(f"{reference}: {name!r} must be the name of one directory, {allowed}")
-    return tuple(variants)
+        is_name = re.fullmatch(pattern, os.fsencode(name), re.DOTALL)
+        allowed = "with at most 100 bytes and no .json, .html or .csv"
+        problem = f"{where}{name!r} must be the name of one directory, {allowed}"
+        require(names.count(name) == 1 and is_name is not None, problem)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The runs of a study, by variant; the first variant is the baseline."""
+
+    variants: tuple[VariantRuns, ...]
+
+    def table(self) -> list[Record]:
+        """Returns a row per run, for ``pandas.DataFrame``: the fields of ``result.json``."""
+        runs = ((variant, run) for variant in self.variants for run in variant.runs)
+        return [results.row(variant, run) for variant, run in runs]
+
+    def differences(self) -> list[Record]:
+        """Returns a row per variant: its test error minus that of the baseline, paired by seed.
+
+        ``low`` and ``high`` are the 95 % interval of the mean.
+        """
+        baseline, *others = self.variants
+        paired = {other.name: results.difference(other, baseline) for other in others}
+        return [
+            {"variant": name, **row._asdict(), "distinguishable": row.distinguishable}
+            for name, row in paired.items()
+        ]
+
+
+def study(
+    variants: Sequence[Experiment],
+    seeds: Sequence[int],
+    folder: Path | str,
+    *,
+    data_dir: str | None = None,
+    devices: int | None = None,
+) -> StudyResult:
+    """Trains every variant with every seed in ``folder/VARIANT/seed-S``; continues and skips runs.
+
+    Args:
+      variants: experiments with different names.
+      data_dir, devices: as of ``train``.
+
+    Raises:
+      UserError: for anything that any of the runs would reject, before the first starts.
+      Interrupted: by a signal; the same call continues.
+    """
+    _check_names(variants)
+    options = {"data_dir": data_dir, "devices": devices}
+    with StudyTable(variants, len(seeds), Console(quiet=True)) as watcher:
+        run(variants, seeds, Path(folder), watcher=watcher, **options)
+    folders = [Path(folder, variant.name, f"seed-{s}") for variant in variants for s in seeds]
+    return StudyResult(tuple(results.collect(folders)))
 
 
 def run(
@@ -114,7 +174,7 @@ def run(
     for one in runs:
         with watcher.running(one.variant, one.seed) as progress:
             try:
-                result = train(*one, progress=progress, data_dir=data_dir, devices=devices)
+                result = train(*one, callbacks=[progress], data_dir=data_dir, devices=devices)
             except NonFiniteLoss:
                 result = Workdir(one.folder).result()
         if result is not None:  # NFS may delay the files of process 0.
@@ -252,11 +312,23 @@ def _start(
         )
 
 
-class _CallsToStdout:
-    """A ``training.train.Progress`` that writes every call to stdout."""
+class _CallsToStdout(Callback):
+    """Writes calls to stdout."""
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *words: print(json.dumps({"call": name, "arguments": words}), flush=True)
+    def start(self, run: RunView) -> None:
+        self.step(run.step, None)
+
+    def step(self, step: int, metrics: Metrics | None) -> None:  # noqa: ARG002
+        self._write("step", step, None)
+
+    def record(self, record: Record) -> None:
+        self._write("record", record)
+
+    def message(self, text: str) -> None:
+        self._write("message", text)
+
+    def _write(self, name: str, *words: object) -> None:
+        print(json.dumps({"call": name, "arguments": words}), flush=True)
 
 
 def _work(request: str) -> None:
@@ -266,10 +338,10 @@ def _work(request: str) -> None:
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
     experiment, seed, folder, data_dir = json.loads(request)
-    variant, progress = config.restore(Experiment, experiment), cast(Progress, _CallsToStdout())
+    variant, callbacks = config.restore(Experiment, experiment), [_CallsToStdout()]
     try:
         with contextlib.suppress(NonFiniteLoss):
-            train(variant, seed, folder, progress=progress, data_dir=data_dir, devices=1)
+            train(variant, seed, folder, callbacks=callbacks, data_dir=data_dir, devices=1)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except UserError as error:
@@ -302,11 +374,11 @@ class StudyTable:
         self._live.stop()
 
     @contextlib.contextmanager
-    def running(self, variant: Experiment, seed: int) -> Iterator[Progress]:
-        """Yields the callbacks of a run."""
+    def running(self, variant: Experiment, seed: int) -> Iterator[Callback]:
+        """Yields the callback of a run."""
         if self._began is None:
             self._began, self._done_before = time.monotonic(), self._done()
-        run = _Running(variant.name, seed, self._console)
+        run = _Running(variant, seed, self._console)
         self._current.append(run)
         try:
             yield run
@@ -350,12 +422,12 @@ class StudyTable:
 
 
 class _Running(RunLines):
-    def __init__(self, variant: str, seed: int, console: Console):
-        super().__init__(f"{variant}, seed {seed}", console)
-        self.variant, self.seed = variant, seed
+    def __init__(self, variant: Experiment, seed: int, console: Console):
+        super().__init__(f"{variant.name}, seed {seed}", console)
+        self.variant, self.seed, self.steps = variant.name, seed, variant.steps
         self.now, self.done = f"seed {seed}: compiling", 0.0
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:  # noqa: ARG002
         self.done = step / self.steps
         self.now = f"seed {self.seed}: step {step}/{self.steps}{self.numbers}"
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import filelock
 import jax
-from tensorboardX import SummaryWriter
 
 from resnet_jax import distributed, terminal
 from resnet_jax.data.datasets import DatasetInfo
@@ -183,7 +182,7 @@ class Workdir:
 
 
 class MetricsWriter:
-    """Appends records to ``metrics.jsonl`` and TensorBoard event files, on process 0.
+    """Appends records to ``metrics.jsonl``, on process 0.
 
     A record has ``step``, ``split`` (train, test, ...) and numbers.
 
@@ -204,7 +203,7 @@ class MetricsWriter:
             distributed.wait("records are written")
             records = [record for record in workdir.records() if record["step"] <= step]
             distributed.wait("records are read")
-        self._file, self._summary, self.records = workdir.metrics_file, None, records
+        self._file, self.records = workdir.metrics_file, records
         if distributed.is_first():
             lines = [json.dumps(record) + "\n" for record in records]
             present = _read_text(self._file, "replace") if self._file.exists() else ""
@@ -212,26 +211,12 @@ class MetricsWriter:
                 lost = len({*lines} - {*present.splitlines(keepends=True)})
                 say(f"{self._file} was corrupt; {lost} records are restored from the checkpoint")
             write_text(self._file, "".join(lines))
-            folder = str(workdir.path / "tensorboard")
-            with _report_errors(self._file):
-                # A bounded queue would block forever on a full disk.
-                self._summary = SummaryWriter(folder, purge_step=step + 1, max_queue=0)
 
     def write(self, record: Record) -> None:
         self.records.append(record)
-        if self._summary is None:
-            return
-        with _report_errors(self._file):
-            with self._file.open("a") as file:
+        if distributed.is_first():
+            with _report_errors(self._file), self._file.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            for name, value in record.items():
-                if name not in ("step", "split"):
-                    self._summary.add_scalar(f"{record['split']}/{name}", value, record["step"])
-
-    def close(self) -> None:
-        if self._summary is not None:
-            with _report_errors(self._file.parent):
-                self._summary.close()
 
 
 @contextlib.contextmanager

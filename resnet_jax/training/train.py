@@ -5,10 +5,10 @@ import functools
 import itertools
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,10 @@ from resnet_jax.errors import Interrupted, NonFiniteLoss, Range, UserError, chec
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
+from resnet_jax.training import loggers as loggers_lib
 from resnet_jax.training.checkpoint import Checkpoints, with_checksum
 from resnet_jax.training.config import Experiment
+from resnet_jax.training.loggers import Callback, Logger, Observers, Run
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
 from resnet_jax.training.sharding import Program
 from resnet_jax.training.step import Batch, Metrics, TrainState, digest, finite
@@ -45,7 +47,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> Self:
         signals = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -112,31 +114,13 @@ class Profile:
             self._say("no step was profiled: the run has one dispatch, which compiles")
 
 
-@runtime_checkable
-class Progress(Protocol):
-    """Callbacks: training starts, steps were dispatched, a record was written, a message."""
-
-    def start(self, step: int, steps: int) -> None: ...
-    def advance(self, step: int) -> None: ...
-    def update(self, record: Record) -> None: ...
-    def say(self, message: str) -> None: ...
-
-
-class Quiet:
-    """Progress that is not shown."""
-
-    def start(self, step: int, steps: int) -> None: ...
-    def advance(self, step: int) -> None: ...
-    def update(self, record: Record) -> None: ...
-    def say(self, message: str) -> None: ...
-
-
 def train(
     experiment: Experiment,
     seed: int,
-    workdir: Path | str,
+    run_dir: Path | str,
     *,
-    progress: Progress = Quiet(),
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] = loggers_lib.DEFAULT,
     data_dir: str | None = None,
     devices: int | None = None,
     fsdp: int = 1,
@@ -146,7 +130,9 @@ def train(
 
     Args:
       seed: of initialization, data order and augmentation.
-      workdir: run directory; one of another experiment or seed is rejected.
+      run_dir: run directory; one of another experiment or seed is rejected.
+      callbacks: observers of the run, see ``loggers.Callback``.
+      loggers: names of ``loggers.LOGGERS``, FILE.py:CLASS or objects, see ``loggers.Logger``.
       data_dir: directory that is searched first for prepared data sets.
       devices, fsdp: as of ``sharding.make``.
       profile_steps: steps to trace into ``profile/``; 0: none.
@@ -154,16 +140,17 @@ def train(
     Raises:
       UserError: for invalid input, before anything is compiled or written; for a failed save.
       NonFiniteLoss: the run diverged, now or earlier.
-      Interrupted: by a signal; the state is saved.
+      Interrupted: by a signal or a callback; the state is saved.
     """
     # JAX ignores higher bits.
     check("seed", Annotated[int, Range(high=2**32)], seed)
     check("profile_steps", int, profile_steps)
+    observers = Observers(callbacks, list(map(loggers_lib.create, loggers)))
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
     experiment, info = experiment.with_data(info)
     if info.notes:
-        progress.say(info.notes)
+        observers.message(info.notes)
     _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
     teacher = None
@@ -171,7 +158,7 @@ def train(
         experiment, teacher = fine_tune.with_teacher(experiment)
     program = sharding.compiled(experiment, devices, fsdp)
     teacher = program.put(teacher)
-    run_dir, evaluation = Workdir(workdir), experiment.evaluation
+    folder, kept, evaluation = Workdir(run_dir), experiment.checkpointing, experiment.evaluation
     parts = split_parts(experiment, info)
 
     # Tracing raises the errors of components before the run directory is claimed.
@@ -180,34 +167,27 @@ def train(
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0), teacher=teacher)
         program.trace_score(*inputs[1:], evaluation.batch_size)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
-        options = {"fingerprint": run_dir.read_experiment_file()["fingerprint"]}
-        kept = experiment.checkpointing
-        checkpoints = Checkpoints(run_dir.checkpoints, kept, say=progress.say, **options)
-        if (finished := run_dir.result(progress.say)) is not None:
-            progress.say(f"{run_dir.path} is finished; nothing to do")
+        stack.enter_context(folder.claimed(experiment, seed, say=observers.message))
+        options = {"fingerprint": folder.read_experiment_file()["fingerprint"]}
+        checkpoints = Checkpoints(folder.checkpoints, kept, say=observers.message, **options)
+        if (finished := folder.result(observers.message)) is not None:
+            observers.message(f"{folder.path} is finished; nothing to do")
             if (diverged := finished.get("diverged_at_step")) is not None:
                 raise NonFiniteLoss(diverged, checkpoints.newest())
             return finished
-        stop = StopRequest(program.mesh)
-        stack.enter_context(stop)
-
+        stop = stack.enter_context(StopRequest(program.mesh))
         stack.push(_closing(checkpoints))
         step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
-        begun = f"continuing after step {step} of" if step else "training for"
-        scored = f"evaluation every {evaluation.every}"
-        progress.say(f"{begun} {experiment.steps} steps, {scored}, {experiment.schedule}")
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
-        profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
+        profile = Profile(folder.path / "profile", profile_steps, observers.message)
         stack.callback(profile.close)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        result = functools.partial(contents, experiment, seed, info, parameters=parameters)
-        log = _Log(run_dir, result, step, _record_every(experiment), batches, checkpoints, progress)
-        stack.push(_closing(log))
-
+        run = Run(experiment, seed, folder.path, info, constants, stop, step, state)
+        stack.push(_closing(observers))
+        log = _Log(folder, run, batches, checkpoints, observers)
+        observers.message(str(run))
+        observers.start(run)
         scores, saved = dict[str, Score](), step
-        progress.start(step, experiment.steps)
         while True:
             # All processes receive the request at the same step.
             interrupted, last = stop.pending(step), step == experiment.steps
@@ -222,6 +202,7 @@ def train(
                 state = program.recompute_statistics(state, batches.for_statistics(step), constants)
                 if not finite(state):
                     raise log.diverged(step, "the update")
+                run.state = state
             test_error = None
             if scoring and not interrupted:
                 between = functools.partial(stop.raise_if_pending, step)
@@ -245,7 +226,6 @@ def train(
                 raise interrupted
             if last:
                 # After the last checkpoint and all records are on disk.
-                log.close()
                 checkpoints.wait()
                 return log.finish(scores, digest(state))
             count, batch = _next_dispatch(experiment, step), batches.next()
@@ -253,8 +233,9 @@ def train(
             with jax.transfer_guard("disallow"):
                 state, metrics = program.train(state, batch, constants, count, teacher=teacher)
             step += count
+            run.step, run.state = step, state
             log.push(step, metrics, time.perf_counter() - started)
-            progress.advance(step)
+            observers.step(step, metrics)
             profile.after_dispatch(metrics, count)
             checkpoints.check()
 
@@ -426,7 +407,7 @@ class Feed:
                 yield Batch(put(batch.images), put(batch.labels))
 
 
-def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
+def _closing(resource: "Checkpoints | Feed | Observers") -> Callable[..., None]:
     """Closes at exit, but not after an error of one of several processes, which would wait."""
 
     def close(_: object, error: BaseException | None, __: object) -> None:
@@ -438,21 +419,24 @@ def _closing(resource: "Checkpoints | Feed | _Log") -> Callable[..., None]:
 
 
 class _Log(MetricsWriter):
-    """Records of a run after ``step``, every ``every`` steps, and its result."""
+    """Records of a run and its result."""
 
     def __init__(
         self,
         run_dir: Workdir,
-        result: Callable[..., Record],
-        step: int,
-        every: int,
+        run: Run,
         batches: Feed,
         checkpoints: Checkpoints,
-        progress: Progress,
+        observers: Observers,
     ):
-        super().__init__(run_dir, step=step, records=checkpoints.records(step), say=progress.say)
-        self._run_dir, self._result, self._every = run_dir, result, every
-        self._batches, self._checkpoints, self._progress = batches, checkpoints, progress
+        records, say = checkpoints.records(run.step), observers.message
+        super().__init__(run_dir, step=run.step, records=records, say=say)
+        run.records = tuple(dict(record) for record in self.records)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+        of_run = run.experiment, run.seed, run.info
+        self._result = functools.partial(contents, *of_run, parameters=parameters)
+        self._run_dir, self._every = run_dir, _record_every(run.experiment)
+        self._batches, self._checkpoints, self._observers = batches, checkpoints, observers
         self.pending: tuple[int, Metrics] | None = None
         """End and metrics of the last dispatch."""
         self._window: list[Metrics] = []
@@ -537,8 +521,9 @@ class _Log(MetricsWriter):
     def _write_result(self, file: Path, **values: object) -> Record:
         result = self._result(self.records, **values)
         distributed.by_first(lambda: write_json(file, with_checksum(result)))
+        self._observers.end(result)
         return result
 
     def write(self, record: Record) -> None:
         super().write(record)
-        self._progress.update(record)
+        self._observers.record(record)

@@ -96,7 +96,7 @@ def file(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(experiment: Experiment, folder: Path, digits_dir: str, seed: int = 3, told: Told | None = None) -> dict[str, Any]:
-    return train(experiment, seed, folder, progress=told or Told(), data_dir=digits_dir, devices=1)
+    return train(experiment, seed, folder, callbacks=[told or Told()], data_dir=digits_dir, devices=1)
 
 
 def drawn(model: Architecture, view: View = GREY) -> Pretrained:
@@ -197,7 +197,7 @@ def test_stopped_run_ends_in_the_same_bits(short: Experiment, short_run: Path, f
     straight = run(experiment, tmp_path / "straight", digits_dir)
 
     class Terminated(Told):
-        def advance(self, step: int) -> None:
+        def step(self, step: int, metrics: object) -> None:
             if step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 

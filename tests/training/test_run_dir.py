@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import socket
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.training import run_dir
 from resnet_jax.training.config import Experiment, Optimizer
 from resnet_jax.training.run_dir import MetricsWriter, Workdir
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 @pytest.fixture
@@ -143,43 +141,27 @@ def record(step: int, split: str = "train", **numbers: float) -> dict[str, Any]:
 
 
 def written(folder: Workdir, *records: dict[str, Any], step: int = 0) -> None:
-    with contextlib.closing(MetricsWriter(folder, step=step)) as writer:
-        for one in records:
-            writer.write(one)
+    writer = MetricsWriter(folder, step=step)
+    for one in records:
+        writer.write(one)
 
 
 def test_records_are_readable_at_once_and_those_after_a_resumed_step_are_dropped(claimed: Workdir) -> None:
     assert claimed.records() == []
     records = [record(1), record(4), record(4, "test", error_percent=12.5), record(5), record(6, "test")]
-    with contextlib.closing(MetricsWriter(claimed, step=0)) as writer:
-        for count, one in enumerate(records, start=1):
-            writer.write(one)
-            assert claimed.records() == records[:count]
+    writer = MetricsWriter(claimed, step=0)
+    for count, one in enumerate(records, start=1):
+        writer.write(one)
+        assert claimed.records() == records[:count]
     with claimed.metrics_file.open("a") as file:
         file.write(json.dumps(record(7))[:-3])
     assert claimed.records() == records, "without a torn line"
-    with contextlib.closing(MetricsWriter(claimed, step=4)) as writer:
-        assert writer.records == records[:3]
-        writer.write(record(5, loss=0.5))
+    writer = MetricsWriter(claimed, step=4)
+    assert writer.records == records[:3]
+    writer.write(record(5, loss=0.5))
     assert [json.loads(line) for line in claimed.metrics_file.read_text().splitlines()] == [*records[:3], record(5, loss=0.5)]
     written(claimed, record(1, loss=0.25))
     assert claimed.records() == [record(1, loss=0.25)]
-
-
-def test_tensorboard_has_the_numbers_of_the_resumed_run(claimed: Workdir) -> None:
-    """TensorBoard hides events of earlier files from the step of the session's start on."""
-    written(claimed, record(8), record(9, "test", error_percent=12.5), step=7)
-    (file,) = (claimed.path / "tensorboard").iterdir()
-    assert ".tfevents." in file.name
-    data, events = file.read_bytes(), []
-    while data:  # tfrecords: length, checksum, content, checksum
-        (length,) = struct.unpack("Q", data[:8])
-        events.append(Event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    start = events[2]
-    assert (start.step, start.session_log.status) == (8, SessionLog.START)
-    numbers = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
-    assert numbers == [(8, "train/loss", 0.125), (9, "test/loss", pytest.approx(1 / 9)), (9, "test/error_percent", 12.5)]
 
 
 def test_json_is_written_whole_or_not_at_all(claimed: Workdir) -> None:

@@ -100,7 +100,7 @@ def test_damaged_images_that_are_replaced_are_counted_in_the_metrics(
     with pytest.raises(UserError, match="is damaged"):
         trained(SMALL, tmp_path / "stops")
     experiment = replace(SMALL, data=replace(SMALL.data, damaged="replace", normalization="channel"))
-    trained(experiment, tmp_path / "replaces", progress=told)
+    trained(experiment, tmp_path / "replaces", callbacks=[told])
     last = [record for record in told.records if record["split"] == "train"][-1]
     # A quarter of 96 images, give or take four standard deviations.
     assert 8 <= last["damaged_images_replaced"] <= 40

@@ -36,7 +36,7 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def run(digits_dir: str) -> Run:
     def run(experiment: Experiment, folder: Path, told: Told | None = None, **options: Any) -> dict[str, Any]:
-        return train(experiment, 3, folder, progress=told or Told(), data_dir=digits_dir, **{"devices": 1} | options)
+        return train(experiment, 3, folder, callbacks=[told or Told()], data_dir=digits_dir, **{"devices": 1} | options)
 
     return run
 
@@ -76,15 +76,15 @@ class Stopping(Told):
     at: int = 0
     split: str = ""
 
-    def start(self, step: int, steps: int) -> None:
-        super().start(step, steps)
-        self.advance(0)
+    def start(self, run: Any) -> None:
+        super().start(run)
+        self.step(0, None)
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:
         if step == self.at and not self.split:
             self.act()
 
-    def update(self, record: dict) -> None:
+    def record(self, record: dict) -> None:
         if (record["step"], record["split"]) == (self.at, self.split):
             self.act()
 
@@ -186,14 +186,14 @@ class Clock(Told):
 
     seconds: float = 0.0
 
-    def start(self, step: int, steps: int) -> None:
+    def start(self, run: object) -> None:
         self.seconds += 100
 
-    def advance(self, step: int) -> None:
+    def step(self, step: int, metrics: object) -> None:
         self.seconds += 2 * (step % 2)
 
-    def update(self, record: dict) -> None:
-        super().update(record)
+    def record(self, record: dict) -> None:
+        super().record(record)
         self.seconds += 100 * (record["split"] == "test")
 
 
