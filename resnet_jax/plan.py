@@ -3,8 +3,10 @@
 import functools
 import math
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,31 +24,33 @@ Row = dict[str, Any]
 
 EXAMPLES = 50_000  # Of a device-resident data set: CIFAR's.
 
-# Name, bytes of memory, bytes per second: NVIDIA's data sheets and device queries.
+# Name, bytes of memory, bytes per second, bytes of L2 cache: NVIDIA's data sheets, device queries.
 _GPUS = {
-    "gpu:h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000),
-    "gpu:h200": ("NVIDIA H200", 150_119_000_000, 4_800_000_000_000),
+    "gpu:h100": ("NVIDIA H100 80GB HBM3", 84_942_979_072, 3_352_320_000_000, 52_428_800),
+    "gpu:h200": ("NVIDIA H200", 150_754_820_096, 4_800_000_000_000, 62_914_560),
 }
 # Bytes that a program can have: HBM available to libtpu; three quarters of a GPU's, JAX's default.
 USABLE = {
     "tpu:v5e": int(15.75 * 2**30),
     "tpu:v6e": int(31.24 * 2**30),
     "tpu:v5p": 95 * 2**30,
-    **{kind: memory * 3 // 4 for kind, (_, memory, _) in _GPUS.items()},
+    **{kind: memory * 3 // 4 for kind, (_, memory, *_) in _GPUS.items()},
 }
-# XLA's GpuTargetConfigProto of compute capability 9.0.
+# XLA's GpuTargetConfigProto of compute capability 9.0. Without versions it forms no CUDA graphs.
 _HOPPER = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: {bandwidth} l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  memory_bandwidth: {bandwidth} l2_cache_size: {cache} clock_rate_ghz: 1.98
   device_memory_size: {memory} shared_memory_per_block_optin: 232448
   cuda_compute_capability {{ major: 9 }}
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.15.0"
 }}
 platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 }}
+dnn_version_info {{ major: 9 minor: 15 }}
 device_description_str: "{name}"
 """
 
@@ -72,8 +76,8 @@ def target(name: str) -> Target:
         raise UserError(f"--target is {name!r}, not {forms}{hint}")
     backend, options = platform, {}
     if platform == "gpu":
-        description, memory, bandwidth = _GPUS[kind]
-        config = _HOPPER.format(name=description, memory=memory, bandwidth=bandwidth)
+        fields = zip(("name", "memory", "bandwidth", "cache"), _GPUS[kind], strict=True)
+        config = _HOPPER.format(**dict(fields))
         rest = f"1x1x{shape or 1}"  # Slices, hosts and the GPUs of one host.
         backend, options = "cuda", {"topology": rest, "target_config": config}
     try:
@@ -129,12 +133,12 @@ def adapt(experiment: Experiment, variant: Variant, batch_size: int, platform: s
 
 
 def lower_step(
-    experiment: Experiment, devices: Devices, fsdp: int, examples: int
+    experiment: Experiment, devices: Devices, fsdp: int, examples: int, steps: int = 1
 ) -> jax.stages.Lowered:
     compiled = sharding.compiled(experiment, fsdp=fsdp, among=devices)
     _, teacher = fine_tune.with_teacher(experiment)
     teacher = jax.tree.map(lambda leaf: compiled.abstract(leaf.shape, leaf.dtype), teacher)
-    return compiled.train.lower(*compiled.abstract_inputs(examples), steps=1, teacher=teacher)
+    return compiled.train.lower(*compiled.abstract_inputs(examples), steps=steps, teacher=teacher)
 
 
 _SHAPE = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -163,17 +167,54 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
     return counts
 
 
-def bytes_accessed(hlo: str) -> int:
-    """Returns bytes of operands and results, without device-resident images (uint8 parameters)."""
+def bytes_accessed(hlo: str, steps: int = 1) -> int:
+    """Returns bytes of operands and results of one step, without device-resident images (uint8).
+
+    Those are parameters of the program, or of its loop over several steps.
+    """
+    text = hlo[hlo.index("ENTRY ") :]
+    if steps > 1 and (loop := re.search(r" while\(.*\bbody=(%[\w.-]+)", text)):
+        start = hlo.index(f"\n{loop[1]} (")
+        text = hlo[start : hlo.index("\n}", start)]
     sizes: dict[str, int] = {}
+    parameters: set[str] = set()
     total = 0
-    for name, shapes, opcode, operands in _INSTRUCTION.findall(hlo[hlo.index("ENTRY ") :]):
-        resident = opcode == "parameter" and shapes.startswith("u8[")
-        sizes[name] = 0 if resident else _shape_bytes(shapes)
+    for name, shapes, opcode, operands in _INSTRUCTION.findall(text):
+        inputs = re.findall(r"%([\w.-]+)", operands)
+        if opcode == "parameter":
+            parameters.add(name)
+        is_given = opcode in ("parameter", "get-tuple-element") and parameters.issuperset(inputs)
+        sizes[name] = 0 if is_given and shapes.startswith("u8[") else _shape_bytes(shapes)
         if opcode not in {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}:
-            inputs = re.findall(r"%([\w.-]+)", operands)
             total += sizes[name] + sum(sizes.get(operand, 0) for operand in inputs)
     return total
+
+
+# Thunks that contain others or wait for them.
+_NO_KERNEL = re.compile("Async|Conditional|DynamicSlice|While|Wait|.*Done")
+
+
+def launches(thunks: str, steps: int) -> Row:
+    """Returns what the host launches in a call of ``steps`` steps, from XLA's dump of a program.
+
+    Kernels of a step include the condition of the loop over steps. Inner loops count once.
+    """
+    kernels = graphs = launches = 0
+    # Indentation of the CUDA graph and of the loop around the current thunk.
+    graph = loop = math.inf
+    for indent, kind in re.findall(r"^( *)\d+: k(\w+)", thunks, re.MULTILINE):
+        depth = len(indent)
+        graph, loop = (start if depth > start else math.inf for start in (graph, loop))
+        is_launched = graph == math.inf
+        if kind == "CommandBuffer":
+            graph, graphs = depth, graphs + 1
+        elif kind == "While" and steps > 1:
+            loop = min(loop, depth)
+        if kind == "CommandBuffer" or not _NO_KERNEL.match(kind):
+            launches += is_launched * (steps if depth > loop else 1)
+            kernels += kind != "CommandBuffer" and (depth > loop or steps == 1)
+    counts = {"steps_per_call": steps, "launches_per_call": launches}
+    return counts | {"cuda_graphs": graphs, "kernels_per_step": kernels}
 
 
 @functools.cache
@@ -190,14 +231,21 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
         "scan": changed.execution.blocks == "scan",
         **variant._asdict(),
     }
-    # Autotuning needs a device.
-    options: Any = {"xla_gpu_autotune_level": "0"} if target.platform == "gpu" else None
-    try:
-        compiled = lower_step(changed, target.devices, variant.fsdp, EXAMPLES).compile(options)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return row | {"refusal": str(error).splitlines()[0]}
+    is_gpu, resident = target.platform == "gpu", changed.data.crop is None
+    steps = changed.execution.steps_per_call("gpu") if is_gpu and resident else 1
+    lowered = lower_step(changed, target.devices, variant.fsdp, EXAMPLES, steps)
+    with tempfile.TemporaryDirectory() as folder:
+        # Autotuning needs a device.
+        options: Any = {"xla_gpu_autotune_level": "0", "xla_dump_to": folder} if is_gpu else None
+        try:
+            compiled = lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return row | {"refusal": str(error).splitlines()[0]}
+        # The last name ends in _after_thunk_passes, where those formed graphs.
+        for file in sorted(Path(folder).glob("*thunk_sequence*.txt")):
+            row |= launches(file.read_text(), steps)
     memory: Any = compiled.memory_analysis()
     kinds = ("argument", "output", "temp", "generated_code")
     total = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in kinds)
@@ -210,7 +258,7 @@ def measure(experiment: Experiment, target: Target, variant: Variant, batch: int
     return row | {
         "fits": total <= target.usable,
         "memory_bytes": total,
-        "bytes_per_image": (cost.get("bytes accessed") or bytes_accessed(hlo)) / batch,
+        "bytes_per_image": (cost.get("bytes accessed") or bytes_accessed(hlo, steps)) / batch,
         "flops_per_image": flops["flops"] / batch,
         "collectives": collectives(hlo),
     }

@@ -72,7 +72,7 @@ def test_plan_counts_memory_flops_and_collectives(cpu_target: None, capsys: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "module"), [("tpu:v5e:2x2", "libtpu"), ("gpu:h100:4", "jax_cuda12_plugin")])
+@pytest.mark.parametrize(("target", "module"), [("tpu:v5e:2x2", "libtpu"), ("gpu:h200:4", "jax_cuda13_plugin")])
 def test_plan_compiles_for_absent_hardware(target: str, module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed: pip install 'resnet-jax-lab[plan-{target[:3]}]'")
@@ -160,3 +160,30 @@ ENTRY %main (p: u8[100,3], q: f32[4,64]) -> f32[] {
     }
     # Operands and results; the uint8 parameter does not count.
     assert plan.bytes_accessed(hlo) == (2 * 1024 + 45) + 2 * 45 + 2 * 1024 + (1024 + 256)
+
+
+def test_launches_are_graphs_and_kernels_outside_of_them() -> None:
+    """As XLA 0.12 writes the program of a loop over steps: a graph per step, or one of the whole loop."""
+    body = """
+000: kCommandBuffer [source | next=003 (1)]
+    001: kCopy         [source | sink] kCopy
+    002: kCustomKernel [source | sink] sort grid: [1, 1, 1]
+003: kWhile [prev=000 (1) | sink]
+condition:
+    004: kCustomKernel [source | sink] compare grid: [1, 1, 1]
+  body:
+    000: kCommandBuffer [source | next=007 (1)]
+        005: kConvolution  [source | sink] kConvolution
+        006: kCustomKernel [source | sink] add grid: [1, 1, 1]
+    007: kAsyncStart [prev=000 (1) | sink]
+        008: kDynamicSliceFusion [source | sink]
+            009: kCopy [source | sink] kCopy
+    010: kAsyncDone [source | sink]
+011: kCustomKernel [source | sink] end grid: [1, 1, 1]
+"""
+    whole = "000: kCommandBuffer [source | sink]" + body.replace("000: kCommandBuffer", "001: kCopy").replace("\n", "\n    ")
+    expected = {"steps_per_call": 50, "launches_per_call": 2 + 50 * 3, "cuda_graphs": 2, "kernels_per_step": 4}
+    assert plan.launches(body, 50) == expected
+    assert plan.launches(whole, 50) == expected | {"launches_per_call": 1, "cuda_graphs": 1, "kernels_per_step": 5}
+    flat = {"steps_per_call": 1, "launches_per_call": 5, "cuda_graphs": 2, "kernels_per_step": 7}
+    assert plan.launches(body, 1) == flat

@@ -26,7 +26,7 @@ def plan(
     as_json: AsJson = False,
     words: Words = (),
 ) -> None:
-    """Compile a training step for target hardware: memory, FLOPs, bytes accessed, collectives.
+    """Compile a training step for target hardware: memory, FLOPs, bytes, collectives, launches.
 
     Every field of the experiment is an option; --help-all lists all of them.
 
@@ -87,6 +87,9 @@ def _cells(row: plan_lib.Row) -> plan_lib.Row:
         "of": row["usable_bytes"] / 1e9,
         "GFLOP per image": row.get("flops_per_image", math.nan) / 1e9,
         "MB per image": row.get("bytes_per_image", math.nan) / 1e6,
+        "kernels per step": row.get("kernels_per_step"),
+        "launches per call": row.get("launches_per_call"),
+        "steps per call": row.get("steps_per_call"),
         "collectives (of a scan once)": "\n".join(texts),
         "largest batch": row.get("largest_batch_per_device"),
     }

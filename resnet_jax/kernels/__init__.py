@@ -18,15 +18,16 @@ from jax import lax
 from resnet_jax.kernels.typing import Array, Float
 
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
-"""plain: autodiff; gpu: custom VJPs for BatchNorm and max pooling; cpu: also for convolutions;
+"""plain: autodiff; gpu: custom VJPs for BatchNorm, max pooling, ReLU; cpu: convolutions, not ReLU;
 auto: by backend, plain on TPU."""
+Form = Literal["plain", "cpu", "gpu"]
 
 active = jax.make_user_context("plain")
 """Kernels of layers that are traced, a key of JAX's caches: ``with active("auto"): ...``.
 Networks set those of their ``Execution``."""
 
 
-def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "cpu", "gpu"]:
+def resolve(kernels: Kernels, backend: str | None = None) -> Form:
     """Resolves ``auto`` for a backend (cpu, gpu, tpu), by default the one in use."""
     if kernels != "auto":
         return kernels
@@ -36,7 +37,15 @@ def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "c
 
 # Compiler options.
 
-_YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
+_OPTIONS = {
+    # YNNPACK only for reductions: XLA's own code and Eigen are faster for the rest.
+    "cpu": ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),
+    # XLA's default, convolutions and loops: all steps of a call are one CUDA graph.
+    "gpu": (
+        "xla_gpu_enable_command_buffer",
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE",
+    ),
+}
 
 
 def quick_to_compile() -> dict[str, Any] | None:
@@ -45,18 +54,20 @@ def quick_to_compile() -> dict[str, Any] | None:
 
 
 def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
-    """Returns compiler options for what runs often, by default on the backend in use."""
-    # YNNPACK only for reductions: XLA's own code and Eigen are faster for the rest.
-    is_cpu = (platform or jax.default_backend()) == "cpu"
-    if not is_cpu or _YNN_FUSION in os.environ.get("XLA_FLAGS", "") or not _is_known(_YNN_FUSION):
+    """Returns compiler options for what runs often, by default on the backend in use.
+
+    None: the platform has none, this XLA does not know them, or ``XLA_FLAGS`` sets them.
+    """
+    option, value = _OPTIONS.get(platform or jax.default_backend(), ("", ""))
+    if not option or option in os.environ.get("XLA_FLAGS", "") or not _is_known(option, value):
         return None
-    return {_YNN_FUSION: _REDUCTIONS}
+    return {option: value}
 
 
 @functools.cache
-def _is_known(option: str) -> bool:
+def _is_known(option: str, value: str) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options={option: _REDUCTIONS}).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True
@@ -192,6 +203,27 @@ def _pad(images: Array, value: float, *edges: tuple[int, int, int]) -> Array:
     return lax.pad(images, jnp.array(value, images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
 
+# ReLU.
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0). The custom VJP saves only the result, which the next layer saves too."""
+    return _relu(x) if resolve(active.value) == "gpu" else nnx.relu(x)
+
+
+@jax.custom_vjp
+def _relu(x: Array) -> Array:
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+# Not y > 0: XLA would simplify it to x > 0 and compute x again.
+_relu.defvjp(_relu_forward, lambda y, cotangent: (jnp.where(y != 0, cotangent, 0),))
+
 # Batch normalization.
 
 Groups = Float[Array, "*groups n h w c"]
@@ -215,9 +247,9 @@ def normalize(
     2015, arXiv 1502.03167, Section 3) reads only input and cotangent, once for both sums and once
     for the result, and recomputes the mask of a ReLU.
     """
-    is_plain = axis_name or resolve(active.value) == "plain"
-    form = _normalize if is_plain else _custom_normalize
-    return form(x, scale, bias, epsilon, rectify, axis_name)
+    form = "plain" if axis_name else resolve(active.value)
+    function = _normalize if form == "plain" else _custom_normalize
+    return function(x, scale, bias, epsilon, rectify, form, axis_name)
 
 
 def affine(
@@ -241,10 +273,11 @@ def _normalize(
     bias: Weights,
     epsilon: float,
     rectify: bool,
+    form: Form,
     axis_name: str | tuple[str, ...] | None,
 ) -> Normalized:
     wide = x.astype(jnp.float32)
-    moments = _sums(wide, wide * wide) / math.prod(x.shape[-4:-1])
+    moments = _sums(form, wide, wide * wide) / math.prod(x.shape[-4:-1])
     mean, square = lax.pmean(moments, axis_name) if axis_name else moments
     var = jnp.maximum(square - mean * mean, 0)
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
@@ -256,7 +289,7 @@ def _normalize_forward(x: Groups, scale: Weights, bias: Weights, *options: Any) 
 
 
 def _normalize_backward(
-    epsilon: float, rectify: bool, _: None, saved: Any, cotangents: Normalized
+    epsilon: float, rectify: bool, form: Form, _: None, saved: Any, cotangents: Normalized
 ) -> tuple[Groups, Weights, Weights]:
     x, scale, bias, mean, var = saved
     dy, dmean, dvar = cotangents
@@ -266,7 +299,7 @@ def _normalize_backward(
     wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
     if rectify:
         dy = jnp.where(wide * _wide(factor) > _wide(mean * factor - bias), dy, 0)
-    total, along = _sums(dy, dy * wide)
+    total, along = _sums(form, dy, dy * wide)
     along -= mean * total
     slope = (2 * dvar - factor * inverse**2 * along) / count
     level = (dmean - factor * total) / count - slope * mean
@@ -276,16 +309,23 @@ def _normalize_backward(
     return dx.astype(x.dtype), dscale, dbias
 
 
-def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:
+def _sums(form: Form, *terms: Groups) -> Float[Array, "terms *groups c"]:
     # Pixels in one pass, then images of one array: two kernels of XLA:GPU in place of three.
-    return jnp.stack([term.sum((-3, -2)) for term in terms]).sum(-2)
+    *images, height, width, channels = terms[0].shape
+    parts = 1
+    if form == "gpu":
+        # XLA sums an image in one block, which leaves most of a GPU idle.
+        most = min(8, height * width // 128)
+        parts = max((n for n in range(1, most + 1) if height % n == 0), default=1)
+    shape = *images, parts, height // parts, width, channels
+    return jnp.stack([term.reshape(shape).sum((-3, -2)) for term in terms]).sum((-3, -2))
 
 
 def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
     return per_channel[..., None, None, None, :]
 
 
-_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
+_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5, 6))
 _custom_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 # Max pooling.

@@ -56,7 +56,7 @@ class Execution:
     blocks: Literal["auto", "loop", "scan"] = "auto"
     """Blocks of a stage unrolled or as one scan. auto: scan on CPU, elsewhere above 100 blocks."""
     kernels: Kernels = "auto"
-    """Custom VJPs. plain: none; gpu: BatchNorm, pooling; cpu: convolutions too; auto: backend's."""
+    """Custom VJPs. plain: none; gpu: BatchNorm, pooling, ReLU; cpu: convolution, not ReLU."""
     remat: bool = False
     """Recompute a block's activations in the backward pass: less memory, more time."""
     steps_per_dispatch: int = 0
@@ -68,10 +68,11 @@ class Execution:
         components.check_fields(self)
         at_least(self, 0, "steps_per_dispatch", "images_per_device")
 
-    def steps_per_call(self) -> int:
+    def steps_per_call(self, backend: str | None = None) -> int:
         """Returns the maximum of steps per call on a device-resident data set."""
         # CPU programs start cheaply, and a loop around the step compiles to slower code.
-        return self.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 100)
+        is_cpu = (backend or jax.default_backend()) == "cpu"
+        return self.steps_per_dispatch or (1 if is_cpu else 100)
 
     def scans(self, num_blocks: int, backend: str | None = None) -> bool:
         """Returns whether a network of this many blocks runs as scans."""

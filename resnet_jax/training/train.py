@@ -153,9 +153,7 @@ def train(
         observers.message(info.notes)
     _check_stream(experiment, info)
     weights = fine_tune.load(experiment) if experiment.start.file else None
-    teacher = None
-    if experiment.distillation.teacher:
-        experiment, teacher = fine_tune.with_teacher(experiment)
+    experiment, teacher = fine_tune.with_teacher(experiment)
     program = sharding.compiled(experiment, devices, fsdp)
     teacher = program.put(teacher)
     folder, kept, evaluation = Workdir(run_dir), experiment.checkpointing, experiment.evaluation
