@@ -66,7 +66,8 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
         info = local.describe_folder(name)
     else:
         info = _describe_prepared(name, data_dir)
-    require(info.num_classes > 1, f"{info.name} has a single class; two are needed.")
+    single = f"{info.name} has a single class, {', '.join(info.classes)}; two are needed."
+    require(info.num_classes > 1, single)
     return info
 
 
