@@ -190,7 +190,7 @@ def _folder(root: str, thorough: bool) -> DatasetInfo:
     sizes = {file.size for _, file in files if file.size}
     listed = ", ".join(sorted(os.listdir(root))[:8]) or "no files"
     expected = f"{root} has no images in folders SPLIT/CLASS, such as train/dog; it has {listed}"
-    require(bool(sizes), expected)
+    require(bool(files), expected)
 
     classes = sorted({name for _, name in places})
     labels = {name: label for label, name in enumerate(classes)}
