@@ -194,7 +194,7 @@ def load_pretrained(
                 card = replace(card, architecture=replace(card.architecture, num_classes=0))
             assumed = list(inference.assumptions(card, choice.convention, tensors, origin))
             questions = "".join(f"\n{one.options}" for one in assumed if one.is_open)
-            notes = [*_found(card, choice, extra), *others]
+            notes = [*_found(card, choice, extra), *others, *origin.notes]
             notes += [f"assumed: {one.text} (else: {one.options})" for one in assumed]
         if claimed_error is not None:
             card = replace(card, claimed_error=claimed_error)
