@@ -22,6 +22,7 @@ from resnet_jax.models import components
 
 Items = Sequence[Any]  # pairs of images as in ``images.decode``, and labels
 _SPLIT = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
+_SOURCE = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")  # FILE.py:NAME, module:NAME
 # Images that Pillow does not read.
 _UNREAD = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"}
 # Larger folders are not decoded before a run.
@@ -74,15 +75,15 @@ class Lazy(Items):
         return (self[index] for index in range(len(self)))
 
 
-def is_source(name: str) -> bool:
-    """Returns whether a name is ``FILE.py:NAME`` or ``module:NAME``."""
-    return re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", name) is not None
-
-
-def is_folder(name: str) -> bool:
-    """Returns whether a name starts like a path, or is that of a folder below this one."""
+def is_local(name: str) -> bool:
+    """Returns whether a name is a source, starts like a path, or is a folder below this one."""
     is_path = name.startswith((".", "~", os.sep)) or (os.sep in name and os.path.isdir(name))
-    return is_path and not is_source(name)
+    return is_path or bool(_SOURCE.fullmatch(name))
+
+
+def describe(name: str) -> DatasetInfo:
+    """Describes a set that is read in place."""
+    return (describe_source if _SOURCE.fullmatch(name) else describe_folder)(name)
 
 
 @functools.lru_cache(maxsize=8)

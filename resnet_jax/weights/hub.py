@@ -154,25 +154,22 @@ def _described(get: Callable[[str], Path | None]) -> Source:
 
 
 def _check_timm(name: str) -> None:
-    known = _known()
-    if reason := known["refused"].get(name):
-        raise UserError(f"timm's {name} is {reason}, which no network of this project is")
-    if name not in known["timm"]:
-        hint = nearest(name, known["timm"])
-        raise UserError(f"{printable(name)} is not among timm's networks that load{hint}")
+    known, reason = _known()["timm"], _known()["refused"].get(name)
+    require(not reason, f"timm's {name} is {reason}, which no network of this project is")
+    unknown = f"{printable(name)} is not among timm's networks that load{nearest(name, known)}"
+    require(name in known, unknown)
 
 
 def _of_timm(config: dict[str, Any]) -> Source:
     config = config | config.get("pretrained_cfg", {})
-    if name := config.get("architecture"):
+    name = config.get("architecture")
+    if name:
         _check_timm(name)
     unknown = (config.get("model_args") or {}).keys() - {*_TIMM_ARGUMENTS.split()}
     require(not unknown, f"its model_args change the network: {', '.join(sorted(unknown))}")
-    view: dict[str, Any] = {}
+    view = _constants(config, "mean", "std")
     percentage, mode = config.get("crop_pct", 0.875), config.get("crop_mode", "center")
     require(mode == "center", f"its images are cropped as {mode}, not in the center")
-    if "mean" in config and "std" in config:
-        view |= {"mean": config["mean"], "deviation": config["std"]}
     if "input_size" in config:
         view |= _crop(config["input_size"], percentage)
     notes = ()
@@ -184,8 +181,13 @@ def _of_timm(config: dict[str, Any]) -> Source:
     described = config.get("label_descriptions") or {}
     labels = _values(config.get("label_names") or ())
     classes = tuple(str(described.get(label, label)) for label in labels)
-    stated = frozenset({"branch", "norm"} if config else ())
+    stated = frozenset({"branch", "norm"} if name else ())
     return Source(view=view, stated=stated, classes=classes, notes=notes)
+
+
+def _constants(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    fields = zip(("mean", "deviation"), names, strict=True)
+    return {field: config[name] for field, name in fields if {*names} <= config.keys()}
 
 
 def _crop(size: Sequence[int], percentage: float) -> dict[str, int]:
@@ -198,17 +200,14 @@ def _of_transformers(config: dict[str, Any], images: dict[str, Any]) -> Source:
     require(activation == "relu", f"its activation is {activation}, not relu")
     strided = config.get("downsample_in_first_stage", False)
     require(not strided, "its first stage is strided (downsample_in_first_stage)")
-    parts = {}
-    if config.get("downsample_in_bottleneck", False):
-        parts["branch"] = component(Bottleneck)
-    view: dict[str, Any] = {}
-    if "image_mean" in images:
-        view |= {"mean": images["image_mean"], "deviation": images["image_std"]}
+    is_paper = config.get("downsample_in_bottleneck", False)
+    parts = {"branch": component(Bottleneck)} if is_paper else {}
+    view = _constants(images, "image_mean", "image_std")
     kind = images.get("image_processor_type", images.get("feature_extractor_type", ""))
     size = images.get("size", 0)
     size = size.get("shortest_edge", 0) if isinstance(size, dict) else size
     if kind.startswith("ConvNext") and 0 < size < 384:
-        view |= {"crop": size, "resize": int(size / images.get("crop_pct", 0.875))}
+        view |= _crop((3, size), images.get("crop_pct", 0.875))
         view["interpolation"] = _RESAMPLE.get(images.get("resample", 2), "bilinear")
     classes = tuple(map(str, _values(config.get("id2label", {}))))
     return Source(view=view, parts=parts, stated=NETWORK_FIELDS, classes=classes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, nearest, require
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.resnet import Architecture, Variables
 from resnet_jax.models.shortcuts import Concatenation, PooledProjection, ZeroPad
@@ -235,6 +235,6 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 def convention(name: str) -> Convention:
-    if name not in CONVENTIONS:
-        raise UserError(f"no convention of names is called {name!r}{nearest(name, CONVENTIONS)}")
+    unknown = f"no convention of names is called {name!r}{nearest(name, CONVENTIONS)}"
+    require(name in CONVENTIONS, unknown)
     return CONVENTIONS[name]

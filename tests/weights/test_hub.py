@@ -128,7 +128,7 @@ def test_configurations_decide_or_reject(server: Path) -> None:
         (TIMM_CONFIG | {"model_type": "timm_wrapper", "pretrained_cfg": {"crop_mode": "squash"}}, "its images are cropped as squash"),
         ("no JSON", "its config.json is corrupt"),
         ("[1]", "its config.json is corrupt"),
-        ({"pretrained_cfg": TIMM | {"std": [0] * 3}}, "deviation: 3 numbers above 0"),
+        ({"pretrained_cfg": TIMM | {"std": [0] * 3}}, "std: 3 above 0 (--std)"),
     ):
         offer(server / "a/c", TINY, config=config)
         assert reason in rejection("a/c"), config

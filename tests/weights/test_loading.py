@@ -181,7 +181,7 @@ def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None
     card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
     assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
     assert "expected mean: 3 numbers" in rejection(file, "torchvision", view={"mean": (0.5, 0.5)})
-    assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
+    assert "claimed_error must be in [0, 100], got" in rejection(file, "torchvision", claimed_error=108.27)
 
 
 def test_unbuildable_network_raises_user_error() -> None:
