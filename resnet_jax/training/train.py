@@ -193,6 +193,9 @@ def train(
         begun = f"continuing after step {step} of" if step else "training for"
         scored = f"evaluation every {evaluation.every}"
         progress.say(f"{begun} {experiment.steps} steps, {scored}, {experiment.schedule}")
+        if (microbatches := experiment.optimizer.accumulation) > 1:
+            images = experiment.batch_size // microbatches
+            progress.say(f"BatchNorm statistics are over microbatches of {images} images")
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
         profile = Profile(run_dir.path / "profile", profile_steps, progress.say)
