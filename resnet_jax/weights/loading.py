@@ -137,10 +137,9 @@ def load_pretrained(
     """Loads weights of this project, torchvision, timm, transformers or akamaster's CIFAR networks.
 
     Args:
-      source: safetensors, npz or torch file, folder of this project's or timm's, a name of
-        ``list_pretrained`` such as ``resnet50.a1_in1k``, or ``OWNER/NAME`` on the Hub.
-      names: convention of names: resnet-jax, torchvision, timm, cifar-torch or transformers.
-        Empty: found from the names.
+      source: safetensors, npz or torch file, folder with one, a name of ``list_pretrained`` such as
+        ``resnet50.a1_in1k``, or ``OWNER/NAME`` on the Hub.
+      names: convention, such as torchvision; empty: found from the names.
       key: dictionary of a torch file, such as ``state_dict_ema``.
       prefix: prefix of the names, such as ``module.encoder_q.``; other names are left out.
       no_head: leave out names that no residual network has, such as projection heads; a network
@@ -162,7 +161,8 @@ def load_pretrained(
         if (own := metadata.get(card_lib.KEY)) is not None:
             require(names in ("", OWN), f"this project wrote it: leave out --as {names}")
             tensors, card = groups[""], card_lib.read(own, network)
-            _check_network(card.architecture, own)
+            if network is not None:
+                _check_network(network, own)
             card = replace(card, view=replace(card.view, **view), data=data or card.data)
         else:
             known = f"others are {', '.join(CONVENTIONS)}"
@@ -228,12 +228,13 @@ def _foreign(
     counts = {name: float(tensors.pop(name).item()) for name in counters}
     architecture = network or inference.infer({n: a.shape for n, a in tensors.items()})
     architecture = replace(architecture, **origin.parts)
-    whole = {"resize": 0, "crop": 0} if inference.is_for_small_images(architecture) else {}
+    side, is_small = architecture.input_shape[0], inference.is_for_small_images(architecture)
+    size = {"resize": 0, "crop": 0} if is_small else {"resize": side * 8 // 7, "crop": side}
     classes, has_head = architecture.num_classes, not _CLASSIFIERS.isdisjoint(tensors)
     dtypes = {choice.source(n): a.dtype.name for n, a in tensors.items() if a.dtype != np.float32}
     return Card(
         architecture=architecture,
-        view=replace(IMAGENET_VIEW, **whole | dict(origin.view)),
+        view=replace(IMAGENET_VIEW, **size | dict(origin.view)),
         source=origin.path.name,
         sha256=hashlib.sha256(origin.path.read_bytes()).hexdigest(),
         convention=choice.convention.name,

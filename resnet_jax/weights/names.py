@@ -171,8 +171,9 @@ class Convention:
     @functools.cached_property
     def _inverse(self) -> Templates:
         inverse = {theirs: ours for ours, theirs in self.modules.items()} | _OLD_DENSENET
-        # transformers' backbones have no prefix.
-        return inverse | {name.removeprefix("resnet."): ours for name, ours in inverse.items()}
+        # transformers' backbones and torchvision's model.features have no prefix.
+        trunk = re.compile(r"(resnet|features)\.")
+        return inverse | {trunk.sub("", name, count=1): ours for name, ours in inverse.items()}
 
     def standard(self, name: str) -> str | None:
         """Undoes ``name_of``."""

@@ -112,6 +112,8 @@ def test_create_model_keeps_the_weights_or_names_the_field_that_changes_them(tmp
     constants = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     view = weights_lib.load_pretrained(file_of(tmp_path, **stem), network=small, view=constants).card.view
     assert (view.resize, view.crop) == (0, 0)
+    view = weights_lib.load_pretrained(file_of(tmp_path), network=dataclasses.replace(network, input_shape=(112, 112, 3))).card.view
+    assert (view.resize, view.crop) == (128, 112)
 
 
 def test_file_without_classifier_is_a_network_without_one(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_import_and_export_are_the_identity_bit_for_bit(tmp_path: Path) -> None:
     files = (
         ("torchvision", filled(shapes((2, 1), (4, 8), bottleneck=True))),
         ("torchvision", filled(dense)),
+        ("sequential", renamed(filled(shapes()), "sequential")),
         ("transformers", renamed(filled(shapes()), "transformers")),
         ("timm", first_blocks("timm_resnet18d", 128)),
         ("timm", first_blocks("timm_seresnet50", 512)),
