@@ -123,7 +123,7 @@ def test_bad_input_is_explained_and_writes_nothing(capsys: Captured, short_run: 
         (["import", "/nowhere.pth", "--as", "torchvision", "--to", f"{tmp_path}/TO"], "/nowhere.pth does not exist"),
         (["import", str(torchs), "--as", "torchvision", "--to", f"{tmp_path}/TO.pth"], "ends in .pth, but safetensors is written"),
         ([*imports, "--mean", "0.5", "0.5"], "mean: 1 numbers"),
-        ([*imports, "--claimed-error", "101"], "claimed_error: 0 to 100 percent"),
+        ([*imports, "--claimed-error", "101"], "claimed_error must be in [0, 100], got"),
         ([*imports, "--num-classes", "5"], "--allow-new-head draws a new one"),
         ([*imports, "--network", "resnet5O"], "did you mean resnet50"),
         (["export", str(short_run), "--as", "torchvision", "--to", f"{tmp_path}/TO"], "subtracts a mean per channel"),

@@ -23,7 +23,7 @@ from resnet_jax.weights.hub import FILE_NAME
 from resnet_jax.weights.loading import Row
 from resnet_jax.weights.names import CONVENTIONS
 
-Convention = Literal["torchvision", "timm", "cifar-torch", "transformers"]
+Convention = Literal["torchvision", "timm", "cifar-torch", "transformers", "sequential"]
 _HELP = " ".join(f"{one.name}: {one.description}." for one in CONVENTIONS.values())
 As = tyro.conf.arg(name="as", help=f"Convention of the tensor names. {_HELP}")
 _GROUPS = {

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Key, UInt8
 
-from resnet_jax.errors import UserError, require
+from resnet_jax.errors import Range, require
 from resnet_jax.models.components import Factory
 
 Normalization = Literal["pixel_mean", "channel", "imagenet", "weights"]
@@ -295,11 +295,9 @@ def check_rgb(images: Array | np.ndarray) -> None:
 
 def check(config: object, *names: str, high: float = math.inf, positive: bool = False) -> None:
     """Raises UserError unless fields, numbers or ascending pairs, are in ``[0, high]``."""
+    limits = Range(0, high, ("(" if positive else "[") + (")" if high == math.inf else "]"))
     for name in names:
         value = getattr(config, name)
         first, last = value if isinstance(value, tuple) else (value, value)
-        if not 0 <= first <= last <= high or last == math.inf or (positive and not first):
-            pair = "a pair a <= b, " * isinstance(value, tuple)
-            bound = "above 0" if positive else "at least 0"
-            bound = f"in [0, {high:g}]" if high < math.inf else f"{bound} and finite"
-            raise UserError(f"{name} must be {pair}{bound}, got {value}.")
+        allowed = limits.allowed(first) or limits.allowed(last) or "ascending" * (first > last)
+        require(not allowed, f"{name} must be {allowed}, got {value}.")

@@ -58,15 +58,12 @@ def describe(name: str, data_dir: str | None = None) -> DatasetInfo:
 
     A prepared set is NAME or NAME/CONFIG, with :VERSION or the newest one.
     """
-    if name in prepared(data_dir):
-        info = _describe_prepared(name, data_dir)
-    elif local.is_source(name):
-        info = local.describe_source(name)
-    elif local.is_folder(name):
-        info = local.describe_folder(name)
+    if name not in prepared(data_dir) and local.is_local(name):
+        info = local.describe(name)
     else:
         info = _describe_prepared(name, data_dir)
-    require(info.num_classes > 1, f"{info.name} has a single class; two are needed.")
+    single = f"{info.name} has a single class, {', '.join(info.classes)}; two are needed."
+    require(info.num_classes > 1, single)
     return info
 
 
@@ -177,8 +174,8 @@ def example(source: Items, info: DatasetInfo, split: str, index: int) -> dict[st
     try:
         content, label = source[index]
         image = decode(content, info.image_shape[2] or 3)
-        if None not in info.image_shape and image.shape != info.image_shape:
-            raise ValueError(f"its image is {image.shape}, not {info.image_shape}")
+        fits = None in info.image_shape or image.shape == info.image_shape
+        require(fits, f"its image is {image.shape}, not {info.image_shape}")
         return {"image": image, "label": label}
     except Exception as error:  # ArrayRecord and the decoders raise many types.
         damaged = f"{shard_of(info, split, index)}: example {index} of split {split!r} is damaged"
@@ -195,8 +192,7 @@ def read(info: DatasetInfo, split: str) -> Examples:
     images = np.empty([count, *(size or 0 for size in info.image_shape)], np.uint8)
     labels = np.empty(count, np.int32)
     for index in range(count):
-        record = example(source, info, split, index)
-        images[index], labels[index] = record["image"], record["label"]
+        images[index], labels[index] = example(source, info, split, index).values()
     images.flags.writeable = labels.flags.writeable = False
     return Examples(images, labels)
 
@@ -233,11 +229,11 @@ def check(info: DatasetInfo, split: str) -> None:
         file, length = files[number]
         try:
             with contextlib.closing(array_record.ArrayRecordReader(str(file))) as reader:
-                if reader.num_records() != length:
-                    raise ValueError(f"it holds {reader.num_records()} records, not {length}")
-                if length and not all(reader.read([0, length - 1])):
-                    raise ValueError("a record is empty")
-        except Exception as error:  # ValueError, RuntimeError or IndexError
+                count = reader.num_records()
+                require(count == length, f"it holds {count} records, not {length}")
+                is_whole = not length or all(reader.read([0, length - 1]))
+                require(is_whole, "a record is empty")
+        except Exception as error:  # UserError, ValueError, RuntimeError or IndexError
             state = f"is damaged ({error!s:.200})" if file.exists() else "is missing"
             remedy = f"Copy it again, or delete {info.directory} and run: resnet-jax prepare"
             problem = f"{file}, of split {split!r}, {state}. {remedy} {info.name}"

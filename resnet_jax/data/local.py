@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,10 @@ from resnet_jax.errors import UserError, require
 from resnet_jax.models import components
 
 Items = Sequence[Any]  # pairs of images as in ``images.decode``, and labels
-# Names of folders, in any capitalization, and of the splits of TFDS.
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-_SPLITS |= dict.fromkeys(("validation", "val", "valid"), "validation")
+_SPLIT = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data|images))?", re.IGNORECASE)
+_SOURCE = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")  # FILE.py:NAME, module:NAME
+# Images that Pillow does not read.
+_UNREAD = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"}
 # Larger folders are not decoded before a run.
 _DECODED = 5000
 _CONTRACT = "must have __len__ and a __getitem__ that returns (image, label)"
@@ -73,15 +75,15 @@ class Lazy(Items):
         return (self[index] for index in range(len(self)))
 
 
-def is_source(name: str) -> bool:
-    """Returns whether a name is ``FILE.py:NAME`` or ``module:NAME``."""
-    return re.fullmatch(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*", name) is not None
-
-
-def is_folder(name: str) -> bool:
-    """Returns whether a name starts like a path, or is that of a folder below this one."""
+def is_local(name: str) -> bool:
+    """Returns whether a name is a source, starts like a path, or is a folder below this one."""
     is_path = name.startswith((".", "~", os.sep)) or (os.sep in name and os.path.isdir(name))
-    return is_path and not is_source(name)
+    return is_path or bool(_SOURCE.fullmatch(name))
+
+
+def describe(name: str) -> DatasetInfo:
+    """Describes a set that is read in place."""
+    return (describe_source if _SOURCE.fullmatch(name) else describe_folder)(name)
 
 
 @functools.lru_cache(maxsize=8)
@@ -163,8 +165,9 @@ def _inspect(path: str, thorough: bool) -> _File | None:
 
 
 def _is_image(path: str) -> bool:
-    kind = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
-    return kind in Image.OPEN
+    suffix = os.path.splitext(path)[1].lower()
+    is_named_so = suffix in _UNREAD or Image.registered_extensions().get(suffix) in Image.OPEN
+    return is_named_so or not os.path.exists(path)
 
 
 def describe_folder(root: str, *, thorough: bool = False) -> DatasetInfo:
@@ -178,7 +181,7 @@ def describe_folder(root: str, *, thorough: bool = False) -> DatasetInfo:
 
 @functools.lru_cache(maxsize=8)
 def _folder(root: str, thorough: bool) -> DatasetInfo:
-    places, strays = _layout(root)
+    places, kinds = _layout(root)
     paths = [(place, path) for place, group in places.items() for path in sorted(group)]
     thorough |= len(paths) <= _DECODED
     with ThreadPoolExecutor() as pool:
@@ -188,7 +191,7 @@ def _folder(root: str, thorough: bool) -> DatasetInfo:
     sizes = {file.size for _, file in files if file.size}
     listed = ", ".join(sorted(os.listdir(root))[:8]) or "no files"
     expected = f"{root} has no images in folders SPLIT/CLASS, such as train/dog; it has {listed}"
-    require(bool(sizes), expected)
+    require(bool(files), expected)
 
     classes = sorted({name for _, name in places})
     labels = {name: label for label, name in enumerate(classes)}
@@ -211,7 +214,8 @@ def _folder(root: str, thorough: bool) -> DatasetInfo:
     }
     notes = {
         "missing classes": ["/".join(place) for place in sorted(optional)],
-        "images outside of a class": strays,
+        **kinds,
+        "files of other kinds": [p for (_, p), f in zip(paths, inspected, strict=True) if not f],
         "images in two splits": [" = ".join(c.values()) for c in copies.values() if len(c) > 1],
     }
     return DatasetInfo(
@@ -240,29 +244,43 @@ def _counted(root: str, kinds: Mapping[str, Sequence[str]]) -> str:
     return f"{root}: {'; '.join(texts)}. See: resnet-jax data check {root}" if texts else ""
 
 
-def _layout(root: str) -> tuple[dict[tuple[str, str], list[str]], list[str]]:
-    """Returns the files of each split and class, nested folders included, and other images."""
+def _layout(root: str) -> tuple[dict[tuple[str, str], list[str]], dict[str, list[str]]]:
+    """Returns the files of each split and class, nested folders included, and notes on others."""
     tree: dict[tuple[str, ...], list[str]] = {}
     for folder, subfolders, names in os.walk(root, onerror=_raise, followlinks=True):
         # Hidden files are those of systems, such as ._1.jpg of macOS.
         subfolders[:] = sorted((s for s in subfolders if not s.startswith(".")), key=str.lower)
+        for path in filter(os.path.islink, (os.path.join(folder, name) for name in subfolders)):
+            is_loop = os.path.realpath(folder + "/.").startswith(os.path.realpath(path) + os.sep)
+            require(not is_loop, f"{path} is a link to a folder above it. Delete it.")
         paths = [os.path.join(folder, name) for name in names if not name.startswith(".")]
         tree[Path(folder).relative_to(root).parts] = paths
-    nested = {parts[0] for parts in tree if len(parts) > 1}
-    others = {parts[0] for parts in tree if parts and parts[0].lower() not in _SPLITS}
-    # Classes may have subfolders, and may be called train.
-    has_classes = any(_is_image(path) for name in others for path in tree[name,])
-    depth = int(not has_classes and bool(nested - others))
+    tops = {parts[0]: _SPLIT.fullmatch(parts[0]) for parts in tree if parts}
+    nested = {parts[0] for parts in tree if len(parts) > 1 and tops[parts[0]]}
+    others = {name for name, match in tops.items() if not match}
+    filled = {name for name in tops if any(map(_is_image, tree[name,]))}
+    if classes := others & filled:
+        # Classes may have subfolders, and may be called train.
+        nested -= filled
+        one, split = min(classes), ", ".join(nested)
+        problem = f"{root} has images in {one}, and in folders of {split}"
+        remedy = f"Move {one}, or rename {split} if it is a class."
+        require(len(nested) != 1, f"{problem}. {remedy}")
+    depth = int(bool(nested))
     places, folders, strays = defaultdict(list), {}, []
     for parts, paths in tree.items():
         if len(parts) <= depth or not (depth or others):
             strays += filter(_is_image, paths)
             continue
-        split = _SPLITS.get(parts[0].lower(), parts[0]) if depth else "train"
-        places[split, parts[depth]] += paths
+        match = tops[parts[0]]
+        split = match[1].lower().replace("val", "validation") if match else parts[0]
+        split = split if depth else "train"
+        places[split, unicodedata.normalize("NFC", parts[depth])] += paths
         is_only = not depth or folders.setdefault(split, parts[0]) == parts[0]
         require(is_only, f"{root} has two folders for the split {split!r}. Rename one of them.")
-    return places, strays
+    inner = [{parts[1] for parts in tree if parts[:1] == (top,) and parts[1:]} for top in tops]
+    common = set() if depth or filled or not inner else set.intersection(*inner)
+    return places, {"images outside of a class": strays, "folders in all classes": sorted(common)}
 
 
 def _raise(error: OSError) -> None:

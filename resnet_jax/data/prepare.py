@@ -82,8 +82,8 @@ def prepare(
     Sets other than ``digits`` and ``cifar10`` need TensorFlow. ``archives``: TFDS's ``manual_dir``.
     """
     directory = datasets.data_dirs(data_dir)[0]
-    is_local = local.is_source(name) or local.is_folder(name)
-    require(not is_local, f"{name} is read in place and needs no preparation.")
+    in_place = f"{name} is read in place and needs no preparation."
+    require(not local.is_local(name), in_place)
     with contextlib.suppress(UserError):
         info = datasets.describe(name, str(directory))
         if info.directory.is_relative_to(directory):

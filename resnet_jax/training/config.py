@@ -226,63 +226,73 @@ class Experiment:
         return replace(self, data=data), replace(info, held_out=data.validation_examples)
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
-        """Raises UserError where a field does not fit the data, the devices or another field."""
+        """Raises UserError with the fields that do not fit the data, devices or other fields."""
+        found = [*self._problems(info, devices)]
+        options = " ".join(option for _, option in found if option)
+        texts = "; ".join(text for text, _ in found)
+        if found:
+            raise UserError(f"{texts}. Use {options}" if options else f"{texts}.")
+
+    def _problems(self, info: DatasetInfo, devices: int) -> Iterator[tuple[str, str]]:
+        """Yields what does not fit, and the option that fixes it, if one value does."""
         data, model, size, examples = self.data, self.model, self.batch_size, info.examples
         protocol, shape, channels = self.evaluation.protocol, model.input_shape, info.image_shape[2]
-        if size % devices:
-            raise UserError(f"batch_size must be a multiple of the {devices} devices, got {size}.")
         if (classes := info.num_classes) != model.num_classes:
-            raise UserError(f"model.num_classes must be {classes}, got {model.num_classes}.")
-        if missing := {"train", data.test_split} - examples.keys():
-            raise UserError(
-                f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
-            )
-        if data.validation_examples >= examples["train"]:
-            raise UserError(f"data.validation_examples must be below {examples['train']}.")
+            text = f"model.num_classes must be {classes}, got {model.num_classes}"
+            yield text, f"--model.num-classes {classes}"
+        for split in sorted({"train", data.test_split} - examples.keys()):
+            other = next((s for s in ("test", "validation") if s in examples), "")
+            option = f"--data.test-split {other}" if other and split != "train" else ""
+            yield f"{info.name} has no split {split!r}, but {', '.join(examples)}", option
+        if "train" in examples and data.validation_examples >= examples["train"]:
+            yield f"data.validation_examples must be below {examples['train']}", ""
         if data.normalization == "weights" and not self.start.file:
-            raise UserError("data.normalization 'weights' needs initial weights (--init-from).")
+            yield "data.normalization 'weights' needs initial weights (--init-from)", ""
         if data.normalization == "imagenet" and channels != 3:
-            raise UserError(
-                f"data.normalization 'imagenet' needs images of 3 channels, got {channels}."
-            )
+            text = f"data.normalization 'imagenet' needs images of 3 channels, got {channels}"
+            yield text, "--data.normalization channel"
         norm, options = parts(model.norm)
         has_averages = "momentum" in constructor_parameters(norm)[0]
         if self.evaluation.statistics_batches and not has_averages:
-            raise UserError(f"evaluation.statistics_batches must be 0 for {norm.__name__}.")
+            yield f"evaluation.statistics_batches must be 0 for {norm.__name__}", ""
         free = self.optimizer.rule.startswith("schedule_free")
         if (self.optimizer.ema or free) and has_averages and not self.evaluation.statistics_batches:
             average = "optimizer.ema" if self.optimizer.ema else self.optimizer.rule
-            raise UserError(f"{average} with {norm.__name__} needs evaluation.statistics_batches.")
-        multiple = self.optimizer.accumulation * (options.get("group_size", 0) or 1)
-        if size % multiple:
-            factors = "optimizer.accumulation times the BatchNorm group size"
-            raise UserError(f"batch_size must be a multiple of {multiple}, {factors}, got {size}.")
+            yield f"{average} with {norm.__name__} needs evaluation.statistics_batches", ""
+        if size % devices:
+            yield f"batch_size must be a multiple of the {devices} devices, got {size}", ""
+        group = options.get("group_size", 0) or 1
+        if size % (multiple := self.optimizer.accumulation * group):
+            text = f"batch_size must be a multiple of {multiple}, optimizer.accumulation"
+            text += f" times the BatchNorm group size, got {size}"
+            yield text, "--model.norm BatchNorm" if group > 1 else ""
         if data.crop is None:
-            if shape != info.image_shape:
-                several = None in info.image_shape
-                remedy = "set " if several else "set model.input_shape, or "
-                sizes = "of several sizes" if several else str(info.image_shape)
-                raise UserError(
-                    f"the images of {info.name} are {sizes}, of the model {shape}: {remedy}"
-                    "a data.crop such as RandomResizedCrop"
+            if None in info.image_shape:
+                text = f"the images of {info.name} are of several sizes, of the model {shape}"
+                yield (
+                    f"{text}: set a data.crop such as RandomResizedCrop, or use a recipe with one",
+                    "",
                 )
+            elif shape != info.image_shape:
+                text = f"the images of {info.name} are {info.image_shape}, of the model {shape}"
+                yield text, f"--model.input-shape {' '.join(map(str, info.image_shape))}"
             # The order of a device-resident set counts images in 31 bits.
             if (count := self.steps * size) >= 2**31:
-                raise UserError(f"steps x batch_size must be at most {2**31 - 1}, got {count}.")
+                yield f"steps x batch_size must be at most {2**31 - 1}, got {count}", ""
             if protocol or data.policy is not None or data.repeats != 1 or data.damaged != "stop":
                 fields = "evaluation.protocol, data.policy, data.repeats and data.damaged"
-                raise UserError(f"{fields} need a data.crop.")
+                yield f"{fields} need a data.crop", ""
             return
         if channels != shape[2]:
-            raise UserError(f"model.input_shape must have {channels} channels, got {shape[2]}.")
+            yield f"model.input_shape must have {channels} channels, got {shape[2]}", ""
         crop = protocols.parse(protocol).crop if protocol else None
         if crop is None:
-            raise UserError(f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}.")
+            yield f"evaluation.protocol must be one crop, as 256/224, got {protocol!r}", ""
         # Both have constants per pixel.
-        if data.normalization in ("pixel_mean", "weights") and shape[:2] != (crop, crop):
-            raise UserError(f"evaluation.protocol must crop to {shape[:2]} for pixel constants.")
+        elif data.normalization in ("pixel_mean", "weights") and shape[:2] != (crop, crop):
+            yield f"evaluation.protocol must crop to {shape[:2]} for pixel constants", ""
         if data.pad:
-            raise UserError(f"data.pad must be 0 with a data.crop, got {data.pad}.")
+            yield f"data.pad must be 0 with a data.crop, got {data.pad}", "--data.pad 0"
 
 
 # Fields that change no result; ``start`` and ``distillation`` count by a digest.

@@ -73,7 +73,11 @@ class Run:
     def __str__(self) -> str:
         begun = f"continuing after step {self.step} of" if self.step else "training for"
         scored = f"evaluation every {self.experiment.evaluation.every}"
-        return f"{begun} {self.experiment.steps} steps, {scored}, {self.experiment.schedule}"
+        text = f"{begun} {self.experiment.steps} steps, {scored}, {self.experiment.schedule}"
+        if (microbatches := self.experiment.optimizer.accumulation) > 1:
+            images = self.experiment.batch_size // microbatches
+            text += f", BatchNorm statistics over microbatches of {images} images"
+        return text
 
     @property
     def title(self) -> str:

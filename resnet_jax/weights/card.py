@@ -5,11 +5,12 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from resnet_jax.errors import UserError
+from resnet_jax import errors
+from resnet_jax.errors import Range, UserError, require
 from resnet_jax.kernels.typing import Float
 from resnet_jax.models import catalog
 from resnet_jax.models.resnet import Architecture
@@ -18,6 +19,7 @@ from resnet_jax.models.resnet import Architecture
 KEY, EXPORTED_KEY = "resnet_jax", "resnet_jax_exported"
 
 Interpolation = Literal["bilinear", "bicubic"]
+Pixels = Annotated[int, Range(high=2**16)]
 if typing.TYPE_CHECKING:
     from PIL import Image
 
@@ -39,9 +41,9 @@ class View:
     """One number per channel, or an (h, w, c) image of them; scale 0 to 1."""
     deviation: Sequence[float]
     """One number per channel; scale 0 to 1."""
-    resize: int = 0
+    resize: Pixels = 0
     """Pixels of the shorter side before the crop. 0: no resize."""
-    crop: int = 0
+    crop: Pixels = 0
     """Side of the central square. 0: the whole image."""
     interpolation: Interpolation = "bilinear"
 
@@ -71,7 +73,7 @@ class Card:
     """Name of the training set, if known."""
     classes: tuple[str, ...] = ()
     """Names of its classes, if the source has them."""
-    claimed_error: float | None = None
+    claimed_error: Annotated[float, Range(0, 100, "[]")] | None = None
     """Published top-1 error on its test images, percent."""
     prefix: str = ""
     """Of every name in the file, such as ``module.``."""
@@ -93,8 +95,7 @@ class Card:
         """
         from resnet_jax.data import augment_host  # needs the packages of training
 
-        view, channels = self.view, self.architecture.input_shape[2]
-        pixels = _pixels(image, channels)
+        view, pixels = self.view, _pixels(image, self.architecture.input_shape[2])
         sizes = view.resize, view.crop
         pixels = augment_host.resize_and_crop(pixels, *sizes, view.interpolation)
         mean, deviation = self.constants()
@@ -106,23 +107,18 @@ class Card:
 
     def check(self) -> None:
         """Raises UserError for invalid fields."""
-        view, error, channels = self.view, self.claimed_error, self.architecture.input_shape[2]
+        errors.check("", Card, self)
         mean, deviation = self.constants()
+        channels = self.architecture.input_shape[2]
         has_channels = mean.ndim in (1, 3) and mean.shape[-1] == channels
-        sizes = view.resize, view.crop
-        texts = self.source, self.convention, self.data, self.prefix, *self.classes
-        is_valid = {
-            f"mean: {channels} numbers (--mean)": has_channels and np.isfinite(mean).all(),
-            f"deviation: {channels} numbers above 0 (--deviation)": deviation.shape == (channels,)
-            and all(0 < number < np.inf for number in deviation),
-            "resize and crop: pixels": all(type(n) is int and 0 <= n < 2**16 for n in sizes),
-            "interpolation": view.interpolation in typing.get_args(Interpolation),
-            "claimed_error: 0 to 100 percent": error is None or 0 <= error <= 100,
-            "texts": all(isinstance(text, str) for text in (*texts, *self.dtypes.values())),
-            "counters: numbers": all(0 <= count < 2**63 for count in self.counters.values()),
-        }
-        if invalid := [expected for expected, holds in is_valid.items() if not holds]:
-            raise UserError(f"its card is invalid, expected {'; '.join(invalid)}")
+        is_positive = deviation.shape == (channels,) and (deviation > 0).all()
+        counts = np.array([*self.counters.values()], np.float64)
+        for holds, expected in (
+            (has_channels and np.isfinite(mean).all(), f"mean: {channels} numbers (--mean)"),
+            (is_positive and np.isfinite(deviation).all(), f"std: {channels} above 0 (--std)"),
+            (((counts >= 0) & (counts < 2**63)).all(), "counters: numbers"),
+        ):
+            require(bool(holds), f"its card is invalid, expected {expected}")
 
 
 def _pixels(image: Picture, channels: int) -> np.ndarray:
@@ -136,9 +132,9 @@ def _pixels(image: Picture, channels: int) -> np.ndarray:
     if not isinstance(image, np.ndarray):
         image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     pixels = image[..., None] if image.ndim == 2 else image
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
-        shape = f"(height, width, {channels})"
-        raise UserError(f"an image must be uint8 of {shape}, got {image.dtype} of {image.shape}.")
+    fits = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == channels
+    expected = f"an image must be uint8 of (height, width, {channels})"
+    require(fits, f"{expected}, got {image.dtype} of {image.shape}.")
     return pixels
 
 

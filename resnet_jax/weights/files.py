@@ -188,8 +188,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> object:
         name = f"{module}.{name}"
-        hint = "; save model.state_dict() in place of the model" if "resnet" in name else ""
-        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}{hint}")
+        hint = "if it holds a model, save model.state_dict() instead"
+        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}; {hint}")
         return _GLOBALS[name]
 
     def persistent_load(self, pid: object, /) -> _Storage:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from resnet_jax.weights.card import IMAGENET_VIEW
 
 FILE_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 _FILES = (FILE_NAME, "pytorch_model.bin")
+_NO_FILE = (
+    f"has no {' or '.join(_FILES)} (of shards, save_pretrained(FOLDER, max_shard_size='10GB') "
+    "makes one)"
+)
 _SUFFIXES = (".safetensors", ".npz", ".pth", ".th", ".pt", ".ckpt", ".tar", ".bin", ".h5", ".onnx")
 # Arguments of timm's networks that names and shapes state.
 _TIMM_ARGUMENTS = """layers channels cardinality base_width stem_width stem_type avg_down block_args
@@ -42,6 +46,7 @@ class Source:
     classes: tuple[str, ...] = ()
     data: str = ""
     claimed_error: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -58,7 +63,9 @@ def list_pretrained() -> list[str]:
 
 def is_hub_name(source: Path | str) -> bool:
     """Returns whether a source is ``OWNER/NAME`` or ``hf://OWNER/NAME``, not a path."""
-    if isinstance(source, Path) or source.endswith(_SUFFIXES) or os.path.exists(source):
+    if isinstance(source, Path) or source.endswith(_SUFFIXES):
+        return False
+    if os.path.exists(source) or os.path.exists(f"{source}.index"):  # of a TensorFlow checkpoint
         return False
     return bool(re.fullmatch(r"hf://.*|[\w-]+/[\w.-]+", source))
 
@@ -67,10 +74,15 @@ def locate(source: Path | str) -> Source:
     """Returns the file of a path, of a name in ``list_pretrained``, or of a repository."""
     text = str(source)
     if os.path.isdir(text):
-        folder = Path(text)
-        files = [name for name in (*_FILES, "saved_model.pb") if (folder / name).is_file()]
-        stated = _described(lambda name: folder / name if (folder / name).is_file() else None)
-        return replace(stated, path=folder / (files or _FILES)[0])
+        folder, names = Path(text), {*os.listdir(text)}
+        command = f"resnet-jax weights export {text} --as hub --to FOLDER"
+        require("experiment.json" not in names, f"is a run. Write its weights: {command}")
+        files = [name for name in _FILES if name in names]
+        # A single file of any name; only the index of a sharded or a TensorFlow checkpoint.
+        files = files or [n for n in names if n.endswith((*_SUFFIXES, ".index", ".pb"))]
+        require(len(files) == 1 or files[:1] == [FILE_NAME], _NO_FILE)
+        stated = _described(lambda name: folder / name if name in names else None)
+        return replace(stated, path=folder / files[0])
     if is_hub_name(source):
         return _repository(text.removeprefix("hf://"))
     names = list_pretrained()
@@ -95,7 +107,7 @@ def locate(source: Path | str) -> Source:
 def _repository(name: str) -> Source:
     stated = _described(lambda file: _download(name, file))  # It may reject the network.
     if (path := _download(name, *_FILES)) is None:
-        raise UserError(f"{name} has no {' or '.join(_FILES)}")
+        raise UserError(f"{name} {_NO_FILE}")
     return replace(stated, path=path)
 
 
@@ -129,9 +141,9 @@ def _described(get: Callable[[str], Path | None]) -> Source:
     try:
         file = get(CONFIG_NAME)
         config = json.loads(file.read_text()) if file else {}
-        if config.get("model_type", "resnet") != "resnet":
-            raise UserError(f"its network is {config['model_type']}, not a ResNet")
-        if "model_type" in config:
+        kind = config.get("model_type", "timm_wrapper")
+        require(kind in ("resnet", "timm_wrapper"), f"its network is {kind}, not a ResNet")
+        if kind == "resnet":
             file = get("preprocessor_config.json")
             return _of_transformers(config, json.loads(file.read_text()) if file else {})
         return _of_timm(config)
@@ -142,35 +154,45 @@ def _described(get: Callable[[str], Path | None]) -> Source:
 
 
 def _check_timm(name: str) -> None:
-    known = _known()
-    if reason := known["refused"].get(name):
-        raise UserError(f"timm's {name} is {reason}, which no network of this project is")
-    if name not in known["timm"]:
-        hint = nearest(name, known["timm"])
-        raise UserError(f"{printable(name)} is not among timm's networks that load{hint}")
+    known, reason = _known()["timm"], _known()["refused"].get(name)
+    require(not reason, f"timm's {name} is {reason}, which no network of this project is")
+    unknown = f"{printable(name)} is not among timm's networks that load{nearest(name, known)}"
+    require(name in known, unknown)
 
 
 def _of_timm(config: dict[str, Any]) -> Source:
     config = config | config.get("pretrained_cfg", {})
-    if name := config.get("architecture"):
+    name = config.get("architecture")
+    if name:
         _check_timm(name)
     unknown = (config.get("model_args") or {}).keys() - {*_TIMM_ARGUMENTS.split()}
     require(not unknown, f"its model_args change the network: {', '.join(sorted(unknown))}")
-    view: dict[str, Any] = {}
-    if "mean" in config and "std" in config:
-        view |= {"mean": config["mean"], "deviation": config["std"]}
+    view = _constants(config, "mean", "std")
+    percentage, mode = config.get("crop_pct", 0.875), config.get("crop_mode", "center")
+    require(mode == "center", f"its images are cropped as {mode}, not in the center")
     if "input_size" in config:
-        crop = min(config["input_size"][1:])
-        # As timm, which rounds down.
-        view |= {"crop": crop, "resize": math.floor(crop / config.get("crop_pct", 0.875))}
+        view |= _crop(config["input_size"], percentage)
+    notes = ()
+    if size := config.get("test_input_size"):
+        test = _crop(size, config.get("test_crop_pct", percentage))
+        notes = ("timm tests with: --resize {resize} --crop {crop}".format(**test),)
     if "interpolation" in config:
         view["interpolation"] = config["interpolation"]
     described = config.get("label_descriptions") or {}
     labels = _values(config.get("label_names") or ())
     classes = tuple(str(described.get(label, label)) for label in labels)
-    return Source(
-        view=view, stated=frozenset({"branch", "norm"} if config else ()), classes=classes
-    )
+    stated = frozenset({"branch", "norm"} if name else ())
+    return Source(view=view, stated=stated, classes=classes, notes=notes)
+
+
+def _constants(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    fields = zip(("mean", "deviation"), names, strict=True)
+    return {field: config[name] for field, name in fields if {*names} <= config.keys()}
+
+
+def _crop(size: Sequence[int], percentage: float) -> dict[str, int]:
+    # As timm, which rounds down.
+    return {"crop": min(size[1:]), "resize": math.floor(min(size[1:]) / percentage)}
 
 
 def _of_transformers(config: dict[str, Any], images: dict[str, Any]) -> Source:
@@ -178,17 +200,14 @@ def _of_transformers(config: dict[str, Any], images: dict[str, Any]) -> Source:
     require(activation == "relu", f"its activation is {activation}, not relu")
     strided = config.get("downsample_in_first_stage", False)
     require(not strided, "its first stage is strided (downsample_in_first_stage)")
-    parts = {}
-    if config.get("downsample_in_bottleneck", False):
-        parts["branch"] = component(Bottleneck)
-    view: dict[str, Any] = {}
-    if "image_mean" in images:
-        view |= {"mean": images["image_mean"], "deviation": images["image_std"]}
+    is_paper = config.get("downsample_in_bottleneck", False)
+    parts = {"branch": component(Bottleneck)} if is_paper else {}
+    view = _constants(images, "image_mean", "image_std")
     kind = images.get("image_processor_type", images.get("feature_extractor_type", ""))
     size = images.get("size", 0)
     size = size.get("shortest_edge", 0) if isinstance(size, dict) else size
     if kind.startswith("ConvNext") and 0 < size < 384:
-        view |= {"crop": size, "resize": int(size / images.get("crop_pct", 0.875))}
+        view |= _crop((3, size), images.get("crop_pct", 0.875))
         view["interpolation"] = _RESAMPLE.get(images.get("resample", 2), "bilinear")
     classes = tuple(map(str, _values(config.get("id2label", {}))))
     return Source(view=view, parts=parts, stated=NETWORK_FIELDS, classes=classes)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import require
 from resnet_jax.models import catalog
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
 from resnet_jax.models.catalog import NETWORKS
@@ -46,8 +46,7 @@ def infer(shapes: Mapping[str, Shape]) -> Architecture:
 
 def _kernel(shapes: Mapping[str, Shape], name: str) -> Shape:
     shape = shapes.get(name, ())
-    if len(shape) != 4 or min(shape) < 1:
-        raise UserError(f"there is no convolution {name}")
+    require(len(shape) == 4 and min(shape) > 0, f"there is no convolution {name}")
     return shape
 
 

@@ -17,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 from resnet_jax.errors import UserError, printable, require
 from resnet_jax.models import catalog
 from resnet_jax.models.components import Part
-from resnet_jax.models.layers import Rngs, he_normal
+from resnet_jax.models.layers import Rngs, he_normal, rngs_of
 from resnet_jax.models.resnet import PLAIN, Apply, Architecture, Execution, ResNet, Variables
 from resnet_jax.weights import card as card_lib
 from resnet_jax.weights import files, hub, inference, search
@@ -28,6 +28,7 @@ from resnet_jax.weights.names import (
     CONVENTIONS,
     COUNTER,
     OWN,
+    Leaves,
     Shape,
     leaves,
     own_places,
@@ -70,15 +71,12 @@ class Pretrained:
             Another ``num_classes`` has a new classifier, 0 none.
         """
         architecture = catalog.variant(self.architecture, **fields)
-        variables = leaves(self.params, self.batch_stats)
+        apply, *shapes = abstract(architecture, execution)
+        variables, expected = leaves(self.params, self.batch_stats), leaves(*shapes)
         if architecture.num_classes != self.architecture.num_classes:
             variables = {path: v for path, v in variables.items() if path[1:3] != _CLASSIFIER}
-            _, params, rest = nnx.split(architecture.build(rngs=rngs), nnx.Param, ...)
-            built = leaves(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
-            variables |= {path: v for path, v in built.items() if path[1:3] == _CLASSIFIER}
-        apply, *shapes = abstract(architecture, execution)
-        expected = {path: leaf.shape for path, leaf in leaves(*shapes).items()}
-        fits = expected == {path: leaf.shape for path, leaf in variables.items()}
+            variables |= _new_classifier(expected, rngs)
+        fits = jax.tree.map(jnp.shape, variables) == {p: v.shape for p, v in expected.items()}
         require(fits, f"the weights of {self.card.source} do not fit with {', '.join(fields)}")
         trees = unflatten_dict(variables)
         merged = nnx.merge(apply.graphdef, trees["params"], trees.get("batch_stats", {}))
@@ -101,24 +99,19 @@ class Pretrained:
         batch = np.concatenate([self.card.preprocess(image) for image in several])
         scores = _probabilities(self.apply(), self.params, self.batch_stats, batch)
         probabilities, names = np.asarray(scores), self.class_names()
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-        return [
-            [(names[i], float(row[i])) for i in order]
-            for row, order in zip(probabilities, best, strict=True)
-        ]
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        ordered = zip(probabilities, order, strict=True)
+        return [[(names[i], float(row[i])) for i in best] for row, best in ordered]
 
     def class_names(self) -> list[str]:
         """Returns the classes of the card, else of the prepared training set, else numbers."""
-        classes = self.architecture.num_classes
-        if self.card.classes:
-            return list(self.card.classes)
-        from resnet_jax.data import datasets  # needs the packages of training
+        names, classes = self.card.classes, self.architecture.num_classes
+        if not names:
+            from resnet_jax.data import datasets  # needs the packages of training
 
-        if self.card.data in datasets.prepared():
-            names = datasets.describe(self.card.data).classes
-            if len(names) == classes:
-                return list(names)
-        return list(map(str, range(classes)))
+            if self.card.data in datasets.prepared():
+                names = datasets.describe(self.card.data).classes
+        return list(names if len(names) == classes else map(str, range(classes)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,10 +137,9 @@ def load_pretrained(
     """Loads weights of this project, torchvision, timm, transformers or akamaster's CIFAR networks.
 
     Args:
-      source: safetensors, npz or torch file, folder of this project's or timm's, a name of
-        ``list_pretrained`` such as ``resnet50.a1_in1k``, or ``OWNER/NAME`` on the Hub.
-      names: convention of names: resnet-jax, torchvision, timm, cifar-torch or transformers.
-        Empty: found from the names.
+      source: safetensors, npz or torch file, folder with one, a name of ``list_pretrained`` such as
+        ``resnet50.a1_in1k``, or ``OWNER/NAME`` on the Hub.
+      names: convention, such as torchvision; empty: found from the names.
       key: dictionary of a torch file, such as ``state_dict_ema``.
       prefix: prefix of the names, such as ``module.encoder_q.``; other names are left out.
       no_head: leave out names that no residual network has, such as projection heads; a network
@@ -169,7 +161,8 @@ def load_pretrained(
         if (own := metadata.get(card_lib.KEY)) is not None:
             require(names in ("", OWN), f"this project wrote it: leave out --as {names}")
             tensors, card = groups[""], card_lib.read(own, network)
-            _check_network(card.architecture, own)
+            if network is not None:
+                _check_network(network, own)
             card = replace(card, view=replace(card.view, **view), data=data or card.data)
         else:
             known = f"others are {', '.join(CONVENTIONS)}"
@@ -194,7 +187,7 @@ def load_pretrained(
                 card = replace(card, architecture=replace(card.architecture, num_classes=0))
             assumed = list(inference.assumptions(card, choice.convention, tensors, origin))
             questions = "".join(f"\n{one.options}" for one in assumed if one.is_open)
-            notes = [*_found(card, choice, extra), *others]
+            notes = [*_found(card, choice, extra), *others, *origin.notes]
             notes += [f"assumed: {one.text} (else: {one.options})" for one in assumed]
         if claimed_error is not None:
             card = replace(card, claimed_error=claimed_error)
@@ -213,15 +206,18 @@ def load_pretrained(
 
 def _exported(path: Path, card: Card) -> hub.Source:
     """Returns what the card of weights that this project exported states of them."""
-    return hub.Source(
-        path,
-        view=vars(card.view),
-        parts={"stem": card.architecture.stem},
-        stated=hub.NETWORK_FIELDS,
-        classes=card.classes,
-        data=card.data,
-        claimed_error=card.claimed_error,
-    )
+    parts, stated = {"stem": card.architecture.stem}, hub.NETWORK_FIELDS
+    view, error = vars(card.view), card.claimed_error
+    return hub.Source(path, view, parts, stated, card.classes, card.data, error)
+
+
+def _new_classifier(shapes: Leaves, rngs: Rngs = 0) -> Leaves:
+    """Returns the initial variables of the classifier, if a network of ``shapes`` has one."""
+    zeros = {p: jnp.zeros(leaf.shape) for p, leaf in shapes.items() if p[1:3] == _CLASSIFIER}
+    for path, leaf in zeros.items():
+        if path[-1] == "kernel":
+            zeros[path] = he_normal(rngs_of(rngs).params(), leaf.shape)
+    return zeros
 
 
 def _foreign(
@@ -232,12 +228,13 @@ def _foreign(
     counts = {name: float(tensors.pop(name).item()) for name in counters}
     architecture = network or inference.infer({n: a.shape for n, a in tensors.items()})
     architecture = replace(architecture, **origin.parts)
-    whole = {"resize": 0, "crop": 0} if inference.is_for_small_images(architecture) else {}
+    side, is_small = architecture.input_shape[0], inference.is_for_small_images(architecture)
+    size = {"resize": 0, "crop": 0} if is_small else {"resize": side * 8 // 7, "crop": side}
     classes, has_head = architecture.num_classes, not _CLASSIFIERS.isdisjoint(tensors)
     dtypes = {choice.source(n): a.dtype.name for n, a in tensors.items() if a.dtype != np.float32}
     return Card(
         architecture=architecture,
-        view=replace(IMAGENET_VIEW, **whole | dict(origin.view)),
+        view=replace(IMAGENET_VIEW, **size | dict(origin.view)),
         source=origin.path.name,
         sha256=hashlib.sha256(origin.path.read_bytes()).hexdigest(),
         convention=choice.convention.name,
@@ -321,11 +318,10 @@ def _fill(
             array = _check(source(place.name), tensors[place.name], place.path[-1] == "var")
             targets[place.path][place.index] = place.from_file(array)
     if drawn:
-        kernel = targets["params", *_CLASSIFIER, "kernel"]
-        kernel[...] = he_normal(jax.random.key(0), kernel.shape)
+        targets |= _new_classifier(variables)
         card = replace(card, claimed_error=None, classes=())
     rows = [Row(p.ours, p.shape, "" if p.name in drawn else source(p.name)) for p in places]
-    trees = unflatten_dict({path: jnp.asarray(array) for path, array in targets.items()})
+    trees = unflatten_dict(jax.tree.map(jnp.asarray, targets))
     return Pretrained(card, trees["params"], trees.get("batch_stats", {}), tuple(rows))
 
 
@@ -333,10 +329,9 @@ def _check(name: str, array: np.ndarray, is_variance: bool) -> np.ndarray:
     """Returns a tensor as float32."""
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
-    is_floating, non_finite = jnp.issubdtype(array.dtype, jnp.floating), ~np.isfinite(values)
+    is_floating, count = jnp.issubdtype(array.dtype, jnp.floating), (~np.isfinite(values)).sum()
     require(is_floating, f"{name} is {array.dtype.name}, not floating point")
-    wrong = f"{name} has {non_finite.sum()} non-finite values of {array.size}"
-    require(not non_finite.any(), wrong)
+    require(not count, f"{name} has {count} non-finite values of {array.size}")
     is_negative = is_variance and bool((values < 0).any())
     require(not is_negative, f"{name} is a variance and has negative values")
     return values

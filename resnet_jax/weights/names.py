@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError, nearest, require
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.resnet import Architecture, Variables
 from resnet_jax.models.shortcuts import Concatenation, PooledProjection, ZeroPad
@@ -170,7 +170,10 @@ class Convention:
 
     @functools.cached_property
     def _inverse(self) -> Templates:
-        return {theirs: ours for ours, theirs in self.modules.items()} | _OLD_DENSENET
+        inverse = {theirs: ours for ours, theirs in self.modules.items()} | _OLD_DENSENET
+        # transformers' backbones and torchvision's model.features have no prefix.
+        trunk = re.compile(r"(resnet|features)\.")
+        return inverse | {trunk.sub("", name, count=1): ours for name, ours in inverse.items()}
 
     def standard(self, name: str) -> str | None:
         """Undoes ``name_of``."""
@@ -181,11 +184,12 @@ class Convention:
         sets = {10: "cifar10", 100: "cifar100"} if self.is_small else {1000: "imagenet2012"}
         return sets.get(num_classes, "")
 
-    @property
+    @functools.cached_property
     def anchors(self) -> list[str]:
-        """Names of the first convolution."""
+        """Names of the first convolution, longer ones first."""
         stems = ("conv1", "conv1.0", "features.conv0")
-        return [f"{self.modules[stem]}.weight" for stem in stems if stem in self.modules]
+        names = [name for name, ours in self._inverse.items() if ours in stems]
+        return [f"{name}.weight" for name in sorted(names, key=len, reverse=True)]
 
 
 _VARIANTS = re.compile(r"conv1\.|\.se\.|\.downsample\.2$")
@@ -208,6 +212,13 @@ _TRANSFORMERS = {
     f"{_RESNET_BLOCK}.downsample.1": f"{_LAYER}.shortcut.normalization",
     "fc": "classifier.1",
 }
+# Of nn.Sequential(*model.children()): ReLU, max pooling and average pooling count.
+_CHILDREN = {"conv1": "0", "bn1": "1", "fc": "9"} | {
+    name.replace("layer{1}", f"layer{n}"): name.replace("layer{1}", str(n + 3))
+    for name in _PLAIN
+    for n in range(1, 5)
+    if name.startswith("layer")
+}
 CONVENTIONS: dict[str, Convention] = {
     one.name: one
     for one in (
@@ -219,11 +230,12 @@ CONVENTIONS: dict[str, Convention] = {
             "cifar-torch", "akamaster/pytorch_resnet_cifar10, options A and B", _CIFAR, True
         ),
         Convention("transformers", "its ResNet, as microsoft/resnet-50", _TRANSFORMERS),
+        Convention("sequential", "nn.Sequential(*model.children()) of torchvision's", _CHILDREN),
     )
 }
 
 
 def convention(name: str) -> Convention:
-    if name not in CONVENTIONS:
-        raise UserError(f"no convention of names is called {name!r}{nearest(name, CONVENTIONS)}")
+    unknown = f"no convention of names is called {name!r}{nearest(name, CONVENTIONS)}"
+    require(name in CONVENTIONS, unknown)
     return CONVENTIONS[name]

@@ -56,12 +56,14 @@ def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = No
     ``prefix`` is of every name, by default that of the imported file. A folder also receives
     a model card and ``config.json``; timm's ``create_model("local-dir:FOLDER")`` reads it.
     """
-    config = None
-    if is_folder := to.suffix != ".safetensors":
+    beside = {}
+    if to.suffix != ".safetensors":
         folders = ("timm", "torchvision", "hub")
         require(names in folders, f"folders are of {', '.join(folders)}: use --to FILE.safetensors")
         require(not prefix, "a folder is for libraries, which expect names without a prefix")
-        config = None if names == "hub" else _config(weights.card)
+        if names != "hub":
+            beside[CONFIG_NAME] = json.dumps(_config(weights.card), indent=1) + "\n"
+        beside["README.md"] = _readme(weights.card, names)
         prefix, to = "", to / FILE_NAME
     if names == "hub":
         save(weights, to)
@@ -69,10 +71,8 @@ def export(weights: Pretrained, names: str, to: Path, *, prefix: str | None = No
         rows = [Row(place.ours, place.shape, place.name) for place in own_places(variables)]
     else:
         rows = _export(weights, convention(names), to, prefix)
-    if config:
-        _write(to.with_name(CONFIG_NAME), (json.dumps(config, indent=1) + "\n").encode())
-    if is_folder:
-        _write(to.with_name("README.md"), _readme(weights.card, names).encode())
+    for name, text in beside.items():
+        _write(to.with_name(name), text.encode())
     return rows
 
 

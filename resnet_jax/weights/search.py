@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from resnet_jax.errors import UserError, printable, require
 from resnet_jax.weights.names import CONVENTIONS, Convention, convention
 
-_AVERAGED = re.compile(r"(^|[._])(ema|averaged?|swa)([._]|$)")
+_AVERAGED = re.compile(r"(^|[._])(ema|avg|averaged?|swa|shadow)([._]|$)")
 _TRUNK = re.compile(r"((conv|bn)\d|layer\d+|features|resnet)\.|(conv|bn)\d\.?\w*$")
-_FIRST = {"layer1.0.conv1.weight", "features.denseblock1.denselayer1.conv1.weight"}
+# First convolution of a network's blocks; the classifier of the other family is none of its own.
+_FIRST = {
+    "layer1.0.conv1.weight": "classifier.",
+    "features.denseblock1.denselayer1.conv1.weight": "fc.",
+}
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,19 @@ def _listed(choices: Sequence[Choice], others: Sequence[Choice]) -> str:
 def _choices(key: str, names: Sequence[str], allowed: Sequence[Convention]) -> Iterator[Choice]:
     prefixes: dict[str, list[Convention]] = {}
     for one in allowed:
-        for anchor in one.anchors:
-            for prefix in (name.removesuffix(anchor) for name in names if name.endswith(anchor)):
-                if prefix == "" or prefix.endswith("."):
-                    prefixes.setdefault(prefix, []).append(one)
+        for name in names:
+            anchor = next((anchor for anchor in one.anchors if name.endswith(anchor)), None)
+            prefix = name.removesuffix(anchor or "")
+            if anchor and (prefix == "" or prefix.endswith(".")):
+                prefixes.setdefault(prefix, []).append(one)
     for prefix, conventions in prefixes.items():
         inside = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
         known = [{short: one.standard(short) for short in inside} for one in conventions]
         best = max(range(len(known)), key=lambda i: sum(map(bool, known[i].values())))
         # Names of the trunk that the convention lacks keep theirs.
         ours = {s: ours or s for s, ours in known[best].items() if ours or _TRUNK.match(s)}
-        if _FIRST & {*ours.values()}:
+        for first in _FIRST.keys() & {*ours.values()}:
+            ours = {s: one for s, one in ours.items() if not one.startswith(_FIRST[first])}
             yield Choice(
                 key,
                 prefix,

@@ -212,9 +212,9 @@ def test_invalid_crops_and_policies_are_rejected() -> None:
     """A crop that some draws make too small, at the first draw."""
     rng, image = np.random.default_rng(0), smooth(300, 400)
     for build, message in (
-        (lambda: RandomResizedCrop(area=(0.5, 1.1)), "area must be a pair"),
-        (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "ratio must be a pair a <= b, above 0"),
-        (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be a pair"),
+        (lambda: RandomResizedCrop(area=(0.5, 1.1)), r"area must be in \[0, 1\]"),
+        (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "ratio must be a positive finite number"),
+        (lambda: ShorterSideCrop(shorter_side=(480, 256)), "shorter_side must be ascending"),
         (lambda: ShorterSideCrop((99, 999))(image, (224, 224), Scripted()), "shorter_side 99 is smaller than the 224x224 of the model"),
         (lambda: CenterCrop(223)(image, (224, 200), rng), "shorter_side 223 is smaller than the 224x200 of the model"),
         (lambda: RandAugment(magnitude=31), r"magnitude must be in \[0, 30\], got 31"),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -215,27 +216,37 @@ def test_folder_is_described_and_read_by_its_path(root: Path, monkeypatch: pytes
         ("flat", "ant/1.png cat/red/2.png cat/3.png", {"train": 3}, ["ant", "cat"]),
         ("vehicles", "bus/1.png train/2.png train/old/3.png", {"train": 3}, ["bus", "train"]),
         ("named", "Training/a/1.png Training/b/2.png testing/a/3.png extra/b/4.png", {"train": 2, "test": 1, "extra": 1}, ["a", "b"]),
+        ("beside", "train_set/a/1.png train_set/b/2.png VAL/a/3.png VAL/b/4.png old/5.png", {"train": 2, "validation": 2}, ["a", "b"]),
+        ("within", "ant/train/1.png ant/test/2.png cat/test/3.png", {"train": 3}, ["ant", "cat"]),
+        ("composed", "train/\u00e9/1.png train/b/2.png test/e\u0301/3.png test/b/4.png", {"train": 2, "test": 2}, ["b", "\u00e9"]),
     ):
         flat = datasets.describe(str(write(root.parent / name, files, (8, 8))))
         assert (flat.examples, list(flat.classes), flat.image_shape) == (examples, classes, (8, 8, 3))
+        note = {"beside": "images outside of a class: 1 (", "within": "folders in all classes: 1 (test)"}.get(name, "")
+        assert note in flat.notes
 
 
-def test_every_format_of_pillow_is_read(tmp_path: Path) -> None:
-    """Under a misleading name, and with the mean of an independent decoder of each."""
+def test_every_format_of_pillow_is_read_and_its_truncation_named(tmp_path: Path) -> None:
+    """Under a misleading name; means are those of the array that was written. Dithering and palettes keep them roughly."""
     folder, smooth = tmp_path / "train", picture(size=(32, 32))
     written = ["AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "MSP", "PCX"]
     formats = [*written, "PNG", "PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"]
+    modes, color = {"MSP": "1", "XBM": "1", "SPIDER": "F"}, np.asarray(smooth).mean((0, 1))
     for format in formats:
         file = folder / format / {"TGA": "1.tga", "SPIDER": "1.spi"}.get(format, "1.jpg")
         file.parent.mkdir(parents=True)
-        smooth.convert({"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(format, "RGB")).save(file, format)
+        smooth.convert(modes.get(format, "RGB")).save(file, format)
     info = datasets.describe(str(tmp_path))
     assert (info.examples, info.problems, info.num_classes) == ({"train": len(formats)}, "", len(formats))
     source = datasets.encoded(info, "train")
-    for index, (path, label) in enumerate(source):
-        with Image.open(path) as image:
-            expected = np.asarray(image.convert("L" if image.mode == "F" else "RGB"))
-        assert abs(datasets.example(source, info, "train", index)["image"].mean() - expected.mean()) < 0.6, formats[label]
+    for index, (_, label) in enumerate(source):
+        expected = np.dot(color, (0.299, 0.587, 0.114)) if formats[label] in modes else color
+        pixels = datasets.example(source, info, "train", index)["image"]
+        np.testing.assert_allclose(pixels.mean((0, 1)), np.broadcast_to(expected, 3), atol=2, err_msg=formats[label])
+    for path, _ in source:
+        Path(path).write_bytes(Path(path).read_bytes()[: os.path.getsize(path) // 2])
+    local._folder.cache_clear()
+    assert f"files that cannot be read: {len(formats)} (" in datasets.describe(str(tmp_path)).problems
 
 
 def test_held_out_images_are_a_share_of_every_class(tmp_path: Path) -> None:
@@ -259,19 +270,21 @@ def test_problems_of_a_folder_are_counted_and_named_in_one_message(root: Path, t
     (root / "train/dog/cut.png").write_bytes(cut)
     (root / "train/dog/void.jpg").write_bytes(b"")
     (root / "train/dog/link.jpg").symlink_to("nowhere.jpg")
+    (root / "train/dog/phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (root / "train/eel").mkdir()
     shutil.copy(root / "train/cat/b.JPEG", root / "Val/ant/copy.jpg")
     shutil.rmtree(root / "Val/dog")
     shutil.copy(root / "train/ant/x.jpeg", root / "train/stray.jpg")
     info = datasets.describe(str(root))
-    for text in ("files that cannot be read: 3 (", "dog/link.jpg: empty or missing", "classes without images: 1 (train/eel)"):
+    for text in ("files that cannot be read: 4 (", "dog/link.jpg: empty or missing", "classes without images: 1 (train/eel)"):
         assert text in info.problems
     assert "missing classes: 2 (validation/dog, validation/eel)" in info.notes
+    assert f"files of other kinds: 1 ({root}/train/cat/notes.txt)" in info.notes
     assert f"images outside of a class: 1 ({root}/train/stray.jpg)" in info.notes
     assert "images in two splits: 1 (train/cat/b.JPEG = Val/ant/copy.jpg)" in info.notes
     data = Data(name=str(root), test_split="validation", pad=0, crop=RandomResizedCrop)
     experiment = dataclasses.replace(tiny, data=data)
-    with pytest.raises(UserError, match=r"cannot be read: 3 .*resnet-jax data check"):
+    with pytest.raises(UserError, match=r"cannot be read: 4 .*resnet-jax data check"):
         experiment.with_data(info)
     replaced, _ = dataclasses.replace(experiment, data=dataclasses.replace(data, damaged="replace")).with_data(info)
     assert (replaced.data.digest, replaced.data.classes) == (info.version, ("ant", "cat", "dog", "eel"))
@@ -282,13 +295,17 @@ def test_folders_without_images_or_with_one_class_are_rejected(root: Path, tmp_p
         (tmp_path / name).mkdir(parents=True)
     write(tmp_path / "flat", "train/1.png test/2.png")
     write(tmp_path / "single", "train/dog/1.png")
+    write(tmp_path / "either", "train/dog/1.png train/cat/2.png bus/3.png")
+    write(tmp_path / "loop", "dog/1.png cat/2.png").joinpath("cat/up").symlink_to("..")
     shutil.copytree(root / "Val", root / "validation")
     for name, message in (
         ("elsewhere", "elsewhere cannot be read .*No such file"),
         ("empty", "empty has no images in folders SPLIT/CLASS.*it has no files"),
         ("two", "two has no images in folders SPLIT/CLASS.*it has levels"),
         ("flat", "flat has no images in folders SPLIT/CLASS.*it has test, train"),
-        ("single", "single has a single class"),
+        ("single", "single has a single class, dog"),
+        ("either", "either has images in bus, and in folders of train. Move bus, or rename train if it is a class"),
+        ("loop", "cat/up is a link to a folder above it"),
         ("pets", "pets has two folders for the split 'validation'"),
     ):
         with pytest.raises(UserError, match=message):

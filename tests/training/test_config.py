@@ -122,8 +122,13 @@ def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
     """The data order of a device-resident set counts images in 31 bits."""
     for base, info, fields, message in (
         (BASE, INFO, {"model": cifar_architecture(20, num_classes=100)}, "^model.num_classes must be 10, got 100"),
-        (BASE, INFO, {"model.input_shape": (64, 64, 3)}, r"are \(32, 32, 3\), of the model \(64, 64, 3\): set model.input_shape"),
-        (BASE, INFO, {"data.test_split": "validation"}, "cifar10 has no split 'validation', but train, test"),
+        (
+            BASE,
+            INFO,
+            {"model.input_shape": (64, 64, 3), "model.num_classes": 7, "data.test_split": "validation"},
+            r"^model.num_classes .*; cifar10 has no split 'validation', but train, test; .*are \(32, 32, 3\), of the model \(64, 64, 3\)"
+            r"\. Use --model\.num-classes 10 --data\.test-split test --model\.input-shape 32 32 3$",
+        ),
         (BASE, dataclasses.replace(INFO, examples={"test": 5}), {}, "no split 'train'"),
         (BASE, INFO, {"data.validation_examples": 50_000}, "^data.validation_examples must be below 50000"),
         (BASE, INFO, {"data.normalization": "weights"}, "^data.normalization 'weights' needs initial weights"),
@@ -140,7 +145,12 @@ def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
         (BASE, INFO, {"optimizer.ema": 0.99}, r"^optimizer\.ema with BatchNorm needs evaluation\.statistics_batches"),
         (BASE, INFO, {"model.norm": GROUPS, "evaluation.statistics_batches": 10}, "must be 0 for GroupNorm"),
         (BASE, INFO, {"model.norm": FrozenBatchNorm, "evaluation.statistics_batches": 10}, "must be 0 for FrozenBatchNorm"),
-        (BASE, INFO, {"model.norm": component(BatchNorm, group_size=48)}, r"^batch_size must be a multiple of 48, .*got 128"),
+        (
+            BASE,
+            INFO,
+            {"model.norm": component(BatchNorm, group_size=48)},
+            r"^batch_size must be a multiple of 48, .*got 128. Use --model.norm BatchNorm$",
+        ),
         (BASE, INFO, {"optimizer.accumulation": 3}, "a multiple of 3, optimizer.accumulation times"),
         (BASE, INFO, {"model.norm": IN_GROUPS, "optimizer.accumulation": 8}, "a multiple of 256"),
     ):

@@ -14,7 +14,7 @@ from others import filled, identical, norm, renamed, shapes, stored, written
 from PIL import Image
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Bottleneck
-from resnet_jax.weights import View, hub, list_pretrained, load_pretrained, saving
+from resnet_jax.weights import View, hub, load_pretrained, saving
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -22,6 +22,7 @@ TINY = filled(shapes())
 HUGGING = renamed(filled(shapes(bottleneck=True)), "transformers")
 # As timm 1.0 and transformers 5 write them.
 TIMM = {"mean": [0.5, 0.25, 0.125], "std": [0.5, 0.5, 0.25], "input_size": [3, 224, 224], "crop_pct": 0.95, "interpolation": "bicubic"}
+TIMM |= {"test_input_size": [3, 288, 288], "test_crop_pct": 1.0}
 TIMM_CONFIG = {
     "architecture": "resnet18",
     "num_classes": 3,
@@ -96,6 +97,7 @@ def test_names_of_timm_torchvision_and_transformers(server: Path, tmp_path: Path
         for source in ("resnet18.a1_in1k", "timm/resnet18.a1_in1k", "hf://timm/resnet18.a1_in1k"):
             weights = load_pretrained(source)
             assert (weights.card.view, weights.card.convention) == (timm, "torchvision")
+            assert "timm tests with: --resize 288 --crop 288" in weights.notes
         microsoft = load_pretrained("microsoft/resnet-50")
         expected = View(mean=(0.5,) * 3, deviation=(0.25,) * 3, resize=256, crop=224, interpolation="bicubic")
         assert (microsoft.card.view, microsoft.card.convention) == (expected, "transformers")
@@ -123,9 +125,10 @@ def test_configurations_decide_or_reject(server: Path) -> None:
         (TRANSFORMERS | {"hidden_act": "gelu"}, "its activation is gelu"),
         (TRANSFORMERS | {"downsample_in_first_stage": True}, "its first stage is strided"),
         ({"model_type": "vit"}, "its network is vit, not a ResNet"),
+        (TIMM_CONFIG | {"model_type": "timm_wrapper", "pretrained_cfg": {"crop_mode": "squash"}}, "its images are cropped as squash"),
         ("no JSON", "its config.json is corrupt"),
         ("[1]", "its config.json is corrupt"),
-        ({"pretrained_cfg": TIMM | {"std": [0] * 3}}, "deviation: 3 numbers above 0"),
+        ({"pretrained_cfg": TIMM | {"std": [0] * 3}}, "std: 3 above 0 (--std)"),
     ):
         offer(server / "a/c", TINY, config=config)
         assert reason in rejection("a/c"), config
@@ -143,13 +146,30 @@ def test_configurations_decide_or_reject(server: Path) -> None:
         assert reason in rejection(name), name
     (server / "a/c/model.safetensors").unlink()
     (server / "a/empty").mkdir()
-    assert "a/empty has no model.safetensors or pytorch_model.bin" in rejection("a/empty")
+    shards = [server / f"a/empty/model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for writes in (False, True):
+        for shard in shards * writes:
+            written(shard, TINY)
+        for source in ("a/empty", server / "a/empty"):
+            assert "has no model.safetensors or pytorch_model.bin (of shards, save_pretrained(" in rejection(source)
+    shards[1].unlink()
+    assert load_pretrained(server / "a/empty").card.source == "model-00001-of-00002.safetensors"
+    (server / "a/empty/experiment.json").write_text("{}")
+    assert "is a run. Write its weights: resnet-jax weights export" in rejection(server / "a/empty")
 
 
-def test_known_names_are_loadable_networks() -> None:
-    names = list_pretrained()
-    assert len([name for name in names if "." in name and "Weights" not in name]) >= 100
-    assert {"resnet50.a1_in1k", "ResNet50_Weights.IMAGENET1K_V2", "microsoft/resnet-50", "densenet121.tv_in1k"} <= {*names}
+def test_folders_of_transformers_are_read(tmp_path: Path) -> None:
+    """As ``save_pretrained`` of version 5 writes networks with and without a classifier."""
+    images = PREPROCESSOR | {"image_processor_type": "ConvNextImageProcessorFast", "size": {"shortest_edge": 224}}
+    config = TRANSFORMERS | {"architectures": ["ResNetModel"], "depths": [1, 1], "hidden_sizes": [16, 32], "layer_type": "bottleneck"}
+    backbone = {name.removeprefix("resnet."): array for name, array in HUGGING.items() if not name.startswith("classifier")}
+    for tensors, classes in ((HUGGING, ["dog", "cat", "tench, Tinca tinca"]), (backbone, [])):
+        offer(tmp_path / "saved", tensors, config=config, preprocessor_config=images)
+        weights = load_pretrained(tmp_path / "saved")
+        assert (weights.card.view.resize, weights.card.view.mean, weights.class_names()) == (256, (0.5,) * 3, classes)
+        saving.export(weights, "transformers", tmp_path / "again.safetensors")
+        again = stored(tmp_path / "again.safetensors")
+        identical(tensors, {name.removeprefix("" if classes else "resnet."): array for name, array in again.items()})
 
 
 def test_paths_are_not_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

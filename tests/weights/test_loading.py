@@ -16,7 +16,6 @@ from resnet_jax.models.catalog import variant
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving
-from resnet_jax.weights.card import IMAGENET_VIEW
 
 QUICK = ("cifar_resnet20", "resnet18")
 NAMES = [pytest.param(p.stem, marks=[] if p.stem in QUICK else pytest.mark.slow) for p in sorted(GOLDEN.glob("*.npz"))]
@@ -113,6 +112,8 @@ def test_create_model_keeps_the_weights_or_names_the_field_that_changes_them(tmp
     constants = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     view = weights_lib.load_pretrained(file_of(tmp_path, **stem), network=small, view=constants).card.view
     assert (view.resize, view.crop) == (0, 0)
+    view = weights_lib.load_pretrained(file_of(tmp_path), network=dataclasses.replace(network, input_shape=(112, 112, 3))).card.view
+    assert (view.resize, view.crop) == (128, 112)
 
 
 def test_file_without_classifier_is_a_network_without_one(tmp_path: Path) -> None:
@@ -173,15 +174,6 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
     message = rejection(written(tmp_path / "less.safetensors", tensors, metadata(file)))
     assert "params/head/linear/bias: missing, expected (3,)\nbatch_stats/stem/after/layers/0/var: missing, expected (4,)" in message
-
-
-def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
-    file = file_of(tmp_path)
-    assert weights_lib.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
-    card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
-    assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
-    assert "expected mean: 3 numbers" in rejection(file, "torchvision", view={"mean": (0.5, 0.5)})
-    assert "claimed_error: 0 to 100 percent" in rejection(file, "torchvision", claimed_error=108.27)
 
 
 def test_unbuildable_network_raises_user_error() -> None:

@@ -20,6 +20,11 @@ PROJECTION = {"fc.0.weight": np.ones((8, 8), np.float32), "fc.2.weight": np.ones
 ONES = np.ones(3, np.float32)
 
 
+# nn.Sequential(*model.children()) of a network with two stages.
+PLACES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "fc": "9"}
+CHILDREN = {".".join([PLACES[top], *rest]): array for (top, *rest), array in ((name.split("."), a) for name, a in NET.items())}
+
+
 def under(prefix: str, tensors: Tensors = NET) -> Tensors:
     return {prefix + name: array for name, array in tensors.items()}
 
@@ -34,6 +39,8 @@ ALONE: dict[str, dict[str, Any]] = {
     "ema beside": {"state_dict": NET, "state_dict_ema": OTHER},
     "ema of a module": {"model": under("module."), "model_ema": {"module": OTHER}},
     "ema by prefix": under("model.") | under("ema.", OTHER),
+    "children": CHILDREN,
+    "average of ema beside": {"params": NET, "avg_params": OTHER},
     "whole beside a part": {"model": NET, "teacher": OTHER | PROJECTION},
 }
 # Rejected; the message has the options that import NET.
@@ -50,6 +57,8 @@ ASKED: dict[str, dict[str, Any]] = {
 # Without a classifier.
 HEADS: dict[str, dict[str, Any]] = {
     "projection head": HEADLESS | PROJECTION,
+    "children": under("0.", {n: a for n, a in CHILDREN.items() if n[0] != "9"}) | {"1.4.weight": np.ones((2, 8), np.float32)},
+    "classifier of another name": HEADLESS | {"classifier.weight": np.ones((3, 8), np.float32)},
     "moco": under("module.encoder_q.", HEADLESS | PROJECTION) | under("module.encoder_k.", OTHER | PROJECTION),
     "simclr": under("backbone.", HEADLESS) | {"projector.0.weight": np.ones((8, 8), np.float32)},
 }
@@ -89,7 +98,7 @@ def test_wrapped_networks_are_imported_or_rejected_with_their_options(tmp_path: 
         weights = load_pretrained(torch_file(tmp_path / "x.pth", saved))
         identical(NET, exported(weights, tmp_path))
         beside = [note for note in weights.notes if note.startswith("also holds")]
-        assert bool(beside) == (("beside" in case) or "ema " in case), case
+        assert bool(beside) == ("beside" in case or "ema " in case), case
         if "ema " in case:
             averaged = load_pretrained(tmp_path / "x.pth", **options(beside[0]))
             identical(OTHER, exported(averaged, tmp_path))
