@@ -110,7 +110,7 @@ def test_invalid_input_fails_before_anything_is_written(
     plan = ["plan", TINY, "--target"]
     before = files_of(tmp_path)
     for arguments, message in (
-        ([], "Missing subcommand"),
+        ([], "a command is missing: see resnet-jax --help"),
         (["trian", "--help"], "no command is called 'trian'; did you mean train?"),
         (["analyze", "lesion", "x"], "no command is called 'analyze lesion'; did you mean analyze lesions?"),
         (["train", f"{ROOT}/experiments/he2015_cifar.py:resnet20", *train[2:]], "he2015_cifar10.py"),
@@ -123,7 +123,7 @@ def test_invalid_input_fails_before_anything_is_written(
         (["summary", "wrn28_10", "--depth", "28"], "leave out --depth 28"),
         (["list", "resnet5l"], "no recipe is called 'resnet5l'"),
         (["evaluate", "x" * 300], "cannot be written or read (File name too long)"),
-        (["data", "preview", TINY, "--step", "-1"], "--step must be in [0, 2147483648), got -1."),
+        (["data", "preview", TINY, "--step", "-1"], "--step must be at least 0, got -1."),
         ([*plan, "tpu:v5e:0x2"], "--target is 'tpu:v5e:0x2', not tpu:v5e:4x4 for a slice"),
         ([*train, "--model.shortcutt", "A"], "--model.shortcut"),
         ([*train, "--evaluation.every", "0"], "resnet-jax: evaluation.every must be at least 1, got 0."),

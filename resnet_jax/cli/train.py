@@ -10,7 +10,7 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir, Fields, Processes, Reference, Words
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, check_range
+from resnet_jax.errors import Positive, Seed, UserError
 
 
 def train(
@@ -18,10 +18,10 @@ def train(
     *,
     workdir: Path,
     experiment: Fields,
-    seed: int = 0,
+    seed: Seed = 0,
     data_dir: DataDir = None,
-    devices: int | None = None,
-    fsdp: int = 1,
+    devices: Positive | None = None,
+    fsdp: Positive = 1,
     init_from: Path | None = None,
     new_head: bool = False,
     freeze_trunk: bool = False,
@@ -44,8 +44,6 @@ def train(
       freeze_trunk: Train only the classifier; see also --optimizer.frozen and --optimizer.rates.
       profile: Steps to trace into WORKDIR/profile.
     """
-    check_range({"--seed": seed}, 0, below=2**32)
-    check_range({"--profile": profile}, 0)
     explicit = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     unscaled = dataclasses.replace(experiment, steps=options.experiment(reference).steps)
     experiment = unscaled.shortened(experiment.steps, explicit)
@@ -100,7 +98,7 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     protocol: tuple[str, ...] = (),
-    batch_size: int = 500,
+    batch_size: Positive = 500,
     data_dir: DataDir = None,
     as_json: AsJson = False,
     joining: Processes = Joining(),

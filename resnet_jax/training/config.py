@@ -11,15 +11,12 @@ from typing import Annotated, Any, Literal
 
 from resnet_jax.data.augment_device import Normalization
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import Positive, Range, UserError, check
+from resnet_jax.errors import Fraction, Positive, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.models import Architecture, Execution, components
 from resnet_jax.models.components import Component, Factory, constructor_parameters, parts
 
 Fields = dict[str, Any]
-
-
-Fraction = Annotated[float, Range(high=1)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
-from resnet_jax.errors import Interrupted, NonFiniteLoss, Range, UserError, check
+from resnet_jax.errors import Interrupted, NonFiniteLoss, Seed, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
@@ -156,8 +156,7 @@ def train(
       NonFiniteLoss: the run diverged, now or earlier.
       Interrupted: by a signal; the state is saved.
     """
-    # JAX ignores higher bits.
-    check("seed", Annotated[int, Range(high=2**32)], seed)
+    check("seed", Seed, seed)
     check("profile_steps", int, profile_steps)
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
