@@ -5,7 +5,10 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import signal
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Iterable
@@ -76,6 +79,15 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
         return f"; did you mean {' or '.join(close)}?"
     more = f" and {len(names) - 50} more" if len(names) > 50 else ""
     return f"; there is {', '.join(names[:50])}{more}" if names else "; none is available"
+
+
+def users_line(error: BaseException) -> str:
+    """Returns ``'FILE, line N: '``, the innermost outside of this and of installed packages."""
+    installed = (os.path.dirname(__file__), sys.prefix, sys.base_prefix, "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(installed):
+            return f"{frame.filename}, line {frame.lineno}: "
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from resnet_jax.errors import CommandError, NeverMet, UserError, nearest, require
+from resnet_jax.errors import CommandError, NeverMet, UserError, nearest, require, users_line
 
 # MODULE:FUNCTION in this package, and the line in the list of commands.
 COMMANDS = {
@@ -143,7 +143,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # The reader, such as `head`, has ended.
         return 141, ""
-    line = _users_line(error)
+    line = users_line(error)
     if isinstance(error, ModuleNotFoundError) and not line:
         return 2, f"{error.name} is not installed. Do: pip install 'resnet-jax-lab[train]'"
     if isinstance(error, OSError) and error.filename and not line:
@@ -161,12 +161,3 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if distributed.lost(error):
         return NeverMet.exit_code, "another process was lost; run all of them again"
     return 1, ""
-
-
-def _users_line(error: BaseException) -> str:
-    """Returns the innermost line of an error outside of this package and of installed ones."""
-    installed = (os.path.dirname(os.path.dirname(__file__)), sys.prefix, sys.base_prefix, "<")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(installed):
-            return f"{frame.filename}, line {frame.lineno}: "
-    return ""

@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import primitives
 
 from resnet_jax import kernels
-from resnet_jax.errors import Positive, UserError, check
+from resnet_jax.errors import Positive, UserError, check, users_line
 from resnet_jax.kernels import Kernels, quick_to_compile
 from resnet_jax.kernels.typing import Array, ArrayLike, Float, Int, Key, Num
 from resnet_jax.models import components
@@ -216,6 +216,7 @@ class ResNet(nnx.Module):
             if isinstance(error, UserError) or not users:
                 raise
             problem, _, _ = str(error).partition("\n")
+            problem = f"{users_line(error)}{problem}"
             raise UserError(f"{users} cannot be in this network: {problem}") from error
 
     def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:

@@ -169,11 +169,13 @@ def train(
     run_dir, evaluation = Workdir(workdir), experiment.evaluation
     parts = split_parts(experiment, info)
 
-    # Tracing raises the errors of components before the run directory is claimed.
+    # Errors of components and of the data are raised before the run directory is claimed.
     inputs = program.abstract_inputs(parts["train"][2])
     with sharding.report_trace_errors():
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0))
         program.trace_score(*inputs[1:], evaluation.batch_size)
+    is_new = not run_dir.checkpoints.exists() and experiment.data.normalization != "weights"
+    constants = measure_constants(experiment, info) if is_new else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_dir.claimed(experiment, seed, say=progress.say))
         options = {"fingerprint": run_dir.read_experiment_file()["fingerprint"]}
@@ -188,7 +190,8 @@ def train(
         stack.enter_context(stop)
 
         stack.push(_closing(checkpoints))
-        step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
+        first = _first_state(experiment, info, program, checkpoints, weights, seed, constants)
+        step, state, constants = first
         begun = f"continuing after step {step} of" if step else "training for"
         scored = f"evaluation every {evaluation.every}"
         progress.say(f"{begun} {experiment.steps} steps, {scored}, {experiment.schedule}")
@@ -261,16 +264,17 @@ def _first_state(
     checkpoints: Checkpoints,
     weights: Pretrained | None,
     seed: int,
+    constants: Preprocessing | None,
 ) -> tuple[int, TrainState, Preprocessing]:
     """Returns step, state and constants of the newest intact checkpoint or of a new run."""
     shapes = program.abstract_state, program.abstract_preprocessing
     if restored := checkpoints.restore_newest(*shapes):
         step, state, constants = restored
     else:
-        step, state, constants = 0, program.init(jax.random.key(seed)), None
+        step, state = 0, program.init(jax.random.key(seed))
         if weights:
             state = fine_tune.initial_state(state, experiment, weights)
-            constants = fine_tune.preprocessing(experiment, weights)
+            constants = fine_tune.preprocessing(experiment, weights) or constants
     return step, state, program.put(constants or measure_constants(experiment, info))
 
 
