@@ -16,7 +16,7 @@ import jax
 import tyro
 from jax.profiler import ProfileData
 
-from resnet_jax.errors import CommandError, UserError, check_range
+from resnet_jax.errors import CommandError, Positive, UserError, check
 from resnet_jax.training import run_dir
 
 Row = dict[str, Any]
@@ -33,7 +33,8 @@ def cli(main: Callable[..., None]) -> None:
 
 
 def check_positive(**options: int) -> None:
-    check_range({f"--{name.replace('_', '-')}": value for name, value in options.items()}, 1)
+    for name, value in options.items():
+        check(f"--{name.replace('_', '-')}", Positive, value)
 
 
 def interleave(candidates: Sequence[Callable[[], object]], rounds: int) -> list[Seconds]:

@@ -39,14 +39,13 @@ class Joining:
     """Number of processes. Default: JAX_NUM_PROCESSES."""
     process: int | None = None
     """Index of this one, from 0. Default: JAX_PROCESS_ID."""
-    heartbeat_seconds: int = 60
+    heartbeat_seconds: Positive = 60
     """Silence after which a process counts as lost; the others then end."""
-    meeting_seconds: int = 300
+    meeting_seconds: Positive = 300
     """Time that processes wait for each other to start."""
 
     def __post_init__(self) -> None:
-        check("heartbeat_seconds", Positive, self.heartbeat_seconds)
-        check("meeting_seconds", Positive, self.meeting_seconds)
+        check("", Joining, self)
 
     def place(self) -> tuple[str, int, int] | None:
         """Returns coordinator, number of processes and index by flags or variables, if any."""

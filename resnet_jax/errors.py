@@ -3,12 +3,15 @@
 import dataclasses
 import difflib
 import functools
-import itertools
+import inspect
 import math
+import os
 import signal
+import sys
+import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 
@@ -83,6 +86,15 @@ def nearest(wrong: str, valid: Iterable[str]) -> str:
     return f"; there is {', '.join(names[:50])}{more}" if names else "; none is available"
 
 
+def users_line(error: BaseException) -> str:
+    """Returns ``'FILE, line N: '``, the innermost outside of this and of installed packages."""
+    installed = (os.path.dirname(__file__), sys.prefix, sys.base_prefix, "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(installed):
+            return f"{frame.filename}, line {frame.lineno}: "
+    return ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """Interval of a number, as the annotation of a field. Default: finite and at least 0."""
@@ -106,51 +118,62 @@ class Range:
 
 Positive = Annotated[int, Range(1)]
 Fraction = Annotated[float, Range(high=1)]
+Seed = Annotated[int, Range(high=2**32)]
+"""JAX ignores higher bits."""
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
-_NUMBERS = {int: (int,), float: (float, int)}
+_UNIONS = typing.Union, types.UnionType
 
 
 def check(name: str, annotation: Any, value: Any) -> None:
     """Raises UserError unless a value has its annotated type and range, and so have its fields."""
     limits, allowed = Range(), ""
     if typing.get_origin(annotation) is Annotated:
-        annotation, limits = typing.get_args(annotation)
+        annotation, *others = typing.get_args(annotation)
+        limits = next((one for one in others if isinstance(one, Range)), limits)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if dataclasses.is_dataclass(annotation):
+    if not fits(value, annotation):
+        allowed = f"of type {inspect.formatannotation(annotation)}"
+        if origin is Literal:
+            allowed = f"one of {', '.join(map(repr, arguments))}"
+    elif origin in _UNIONS:
+        check(name, next(one for one in arguments if fits(value, one)), value)
+    elif dataclasses.is_dataclass(annotation):
         for field, hint in _hints(annotation).items():
             check(f"{name}.{field}" if name else field, hint, getattr(value, field))
-    elif origin in (types.UnionType, typing.Union):
-        if value is not None:
-            check(name, arguments[0], value)
-    elif origin is tuple and isinstance(value, tuple):
-        hints = itertools.repeat(arguments[0]) if arguments[-1] is ... else arguments
-        for hint, item in zip(hints, value, strict=False):
+    elif origin is tuple:
+        for hint, item in zip(_items(arguments, value), value, strict=True):
             check(name, hint, item)
-    elif origin is Literal and value not in arguments:
-        allowed = f"one of {', '.join(map(repr, arguments))}"
-    elif annotation in (bool, str, int, float):
-        if type(value) not in _NUMBERS.get(annotation, (annotation,)):
-            allowed = f"of type {annotation.__name__}"
-        elif annotation in _NUMBERS:
-            allowed = limits.allowed(value)
-            if annotation is int and not allowed:
-                # Steps and examples are counted in 31 bits.
-                allowed = Range(limits.low, 2**31).allowed(value)
-    require(not allowed, f"{name} must be {allowed}, got {value!r}.")
+    elif annotation in (int, float):
+        allowed = limits.allowed(value)
+        if annotation is int and limits.high == math.inf and not allowed:
+            # Steps and examples are counted in 31 bits.
+            allowed = Range(limits.low, 2**31).allowed(value)
+    require(not allowed, f"{name} must be {allowed}, got {value!r:.80}.")
 
 
-def at_least(config: object, minimum: float, *names: str, below: float = math.inf) -> None:
-    """Raises UserError unless fields of a configuration dataclass are in ``[minimum, below)``."""
-    part = type(config).__name__.lower()
-    prefix = "" if part in ("options", "joining") else f"{part}."
-    check_range({prefix + name: getattr(config, name) for name in names}, minimum, below)
+def fits(value: object, annotation: Any) -> bool:
+    """Returns whether a value is of an annotated type, if that can be decided."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return fits(value, arguments[0])
+    if origin is Literal:
+        return value in arguments
+    if origin in _UNIONS:
+        return any(fits(value, argument) for argument in arguments)
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, arguments[0])
+    if origin is tuple:
+        hints = _items(arguments, value) if isinstance(value, tuple) else ()
+        return (
+            isinstance(value, tuple) and len(value) == len(hints) and all(map(fits, value, hints))
+        )
+    if annotation in (int, float):
+        return type(value) in (int, annotation)
+    try:
+        return isinstance(value, origin or annotation)
+    except TypeError:  # Any, a string, a protocol
+        return True
 
 
-def check_range(
-    values: Mapping[str, float | None], minimum: float, below: float = math.inf
-) -> None:
-    """Raises UserError unless every value is None or in ``[minimum, below)``."""
-    for name, value in values.items():
-        if value is not None:
-            allowed = Range(minimum, below).allowed(value)
-            require(not allowed, f"{name} must be {allowed}, got {value}.")
+def _items(arguments: tuple[Any, ...], value: tuple[object, ...]) -> tuple[Any, ...]:
+    return arguments[:1] * len(value) if arguments[-1] is ... else arguments

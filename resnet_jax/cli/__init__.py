@@ -4,14 +4,16 @@ A command is imported when it is called: ``resnet-jax --help`` needs neither JAX
 """
 
 import contextlib
+import io
 import logging
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from resnet_jax.errors import CommandError, NeverMet, UserError, nearest
+from resnet_jax.errors import CommandError, NeverMet, UserError, nearest, require, users_line
 
 # MODULE:FUNCTION in this package, and the line in the list of commands.
 COMMANDS = {
@@ -89,21 +91,40 @@ def _run(words: list[str]) -> None:
             apps[group].command(name=last, help=text)(lambda: None)
     for group, text in _GROUPS.items():
         apps[""].command(apps[group], name=group, help=text)
-    apps[""].cli(
-        prog="resnet-jax",
-        description="Residual networks in JAX. COMMAND --help lists the options of a command.",
-        args=["--help" if word == "--help-all" else word for word in words],
-        registry=registry,
-    )
+    description = "Residual networks in JAX. COMMAND --help lists the options of a command."
+    with contextlib.redirect_stderr(io.StringIO()) as box:
+        try:
+            call = apps[""].cli(
+                prog="resnet-jax",
+                description=description,
+                args=["--help" if word == "--help-all" else word for word in words],
+                registry=registry,
+            )
+        except SystemExit as error:
+            require(not error.code, _sentence(box.getvalue()))
+            raise
+    print(box.getvalue(), end="", file=sys.stderr)
+    call()
+
+
+def _sentence(box: str) -> str:
+    """Returns the text of an error in a box of tyro, without the help below its first rule."""
+    lines = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:-1]
+    text = "\n".join(line.strip("│| ") for line in lines)
+    problem, rest, *_ = re.split(r"\n[─-]{5,}\n", text + "\n─────\n", maxsplit=1)
+    near = re.findall(r"^--[\w.-]+", rest, re.MULTILINE) if "Perhaps you meant" in rest else ()
+    return " ".join(problem.split()) + f"; did you mean {' or '.join(near)}?" * bool(near)
 
 
 def _check_command(words: list[str]) -> None:
-    """Raises UserError if the first words name no command or group."""
+    """Raises UserError unless the first words are a command, or ask for help."""
     group = [name for name in COMMANDS if words and name.startswith(f"{words[0]} ")]
     names = [word for word in words[: 1 + bool(group)] if not word.startswith("-")]
     if names and (not group or len(names) > 1):
         wrong = " ".join(names)
         raise UserError(f"no command is called {wrong!r}{nearest(wrong, group or COMMANDS)}")
+    asks = bool({"-h", "--help", "--help-all"} & {*words})
+    require(asks, f"a command is missing: see {' '.join(['resnet-jax', *names])} --help")
 
 
 def _stop(*_: object) -> None:
@@ -122,7 +143,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):  # The reader, such as `head`, has ended.
         return 141, ""
-    line = _users_line(error)
+    line = users_line(error)
     if isinstance(error, ModuleNotFoundError) and not line:
         return 2, f"{error.name} is not installed. Do: pip install 'resnet-jax-lab[train]'"
     if isinstance(error, OSError) and error.filename and not line:
@@ -140,12 +161,3 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if distributed.lost(error):
         return NeverMet.exit_code, "another process was lost; run all of them again"
     return 1, ""
-
-
-def _users_line(error: BaseException) -> str:
-    """Returns the innermost line of an error outside of this package and of installed ones."""
-    installed = (os.path.dirname(os.path.dirname(__file__)), sys.prefix, sys.base_prefix, "<")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(installed):
-            return f"{frame.filename}, line {frame.lineno}: "
-    return ""

@@ -15,7 +15,7 @@ from resnet_jax.data import datasets, local
 from resnet_jax.data import images as images_lib
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.local import Items
-from resnet_jax.errors import UserError, check_range, require
+from resnet_jax.errors import Positive, Seed, UserError, require
 from resnet_jax.terminal import Table, show
 from resnet_jax.training.loggers import draw_images, images_of_step
 
@@ -87,8 +87,8 @@ def preview(
     *,
     experiment: Fields,
     to: Path = Path("preview.png"),
-    images: int = 32,
-    seed: int = 0,
+    images: Positive = 32,
+    seed: Seed = 0,
     step: int = 0,
     data_dir: DataDir = None,
 ) -> None:
@@ -101,9 +101,6 @@ def preview(
       images: Number of images, from the start of the batch.
       step: Training step, from 0.
     """
-    check_range({"--images": images}, 1)
-    check_range({"--seed": seed}, 0, below=2**32)
-    check_range({"--step": step}, 0, below=2**31)
     check_suffix("--to", to, ".png", ".pdf", ".svg")
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info)

@@ -14,7 +14,7 @@ from resnet_jax import distributed, models
 from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir
 from resnet_jax.data import datasets
-from resnet_jax.errors import UserError
+from resnet_jax.errors import Positive, UserError
 from resnet_jax.models import catalog
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
@@ -66,7 +66,7 @@ def summary(
     network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")],
     *,
     model: Annotated[models.Architecture, tyro.conf.arg(name="")],
-    depth: int | None = None,
+    depth: Positive | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Parameters, multiply-adds (the papers' FLOPs, for one image) and projections, by stage.

@@ -24,7 +24,7 @@ from tyro.constructors import (
 from resnet_jax import models
 from resnet_jax.data import augment_device, augment_host
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import CommandError, UserError, nearest
+from resnet_jax.errors import CommandError, UserError, check, nearest
 from resnet_jax.models import Architecture, catalog, components
 from resnet_jax.models.components import Component, Factory
 from resnet_jax.training.config import Data, Experiment
@@ -66,9 +66,10 @@ _MARKERS: dict[tuple[str, str], Any] = {
 
 def bind(
     command: str, reference: str, words: Sequence[str]
-) -> tuple[Callable[..., None], ConstructorRegistry]:
+) -> tuple[Callable[..., Callable[[], None]], ConstructorRegistry]:
     """Returns the function of a command, MODULE:FUNCTION, and the rules that read its options.
 
+    Called with the options, it checks them and returns the call to make.
     The defaults of ``experiment`` and ``model`` are what the first argument refers to.
     """
     module, _, name = reference.partition(":")
@@ -91,7 +92,15 @@ def bind(
     registry.primitive_rule(_part_rule)
     registry.struct_rule(_Fields(is_short and "experiment" in parameters))
     bound = {name: value for name, value in defaults.items() if name in parameters}
-    return functools.partial(function, **bound), registry
+    hints = typing.get_type_hints(function, include_extras=True)
+
+    @functools.wraps(function)
+    def checked(**values: object) -> Callable[[], None]:
+        for name, value in values.items():
+            check(f"--{name.strip('_').replace('_', '-')}", hints[name], value)
+        return functools.partial(function, **values)
+
+    return functools.partial(checked, **bound), registry
 
 
 def check_suffix(option: str, path: Path, *allowed: str) -> None:

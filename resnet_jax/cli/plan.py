@@ -9,7 +9,7 @@ import jax
 
 from resnet_jax import plan as plan_lib
 from resnet_jax.cli.options import AsJson, Fields, Reference, Words
-from resnet_jax.errors import UserError, check_range
+from resnet_jax.errors import Positive, UserError, require
 from resnet_jax.terminal import Table, show
 from resnet_jax.training import run_dir
 
@@ -19,9 +19,9 @@ def plan(
     *,
     target: tuple[str, ...],
     experiment: Fields,
-    batch_per_device: int | None = None,
+    batch_per_device: Positive | None = None,
     variants: tuple[plan_lib.Kind, ...] = ("data", "global", "fsdp"),
-    fsdp: int | None = None,
+    fsdp: Positive | None = None,
     search: bool = True,
     as_json: AsJson = False,
     words: Words = (),
@@ -38,8 +38,8 @@ def plan(
       fsdp: Devices that share one copy of the parameters. Default: the largest divisor up to 16.
       search: Search the largest batch that fits with the first variant.
     """
-    counts = {"number of --target": len(target), "number of --variants": len(variants)}
-    check_range(counts | {"--batch-per-device": batch_per_device, "--fsdp": fsdp}, 1)
+    for option, values in {"--target": target, "--variants": variants}.items():
+        require(bool(values), f"{option} needs at least one value.")
     # Neither libtpu nor JAX searches for devices, and JAX does not cache what it cannot run.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1"

@@ -14,7 +14,7 @@ from resnet_jax.cli import options
 from resnet_jax.cli.options import AsJson, DataDir, Processes, Reference, Words, check_suffix
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, check_range, nearest, require
+from resnet_jax.errors import Positive, UserError, nearest, require
 from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
@@ -30,14 +30,14 @@ def study(
     reference: Reference,
     *,
     workdir: Path,
-    seeds: int = 2,
+    seeds: Positive = 2,
     data: str | None = None,
-    steps: int | None = None,
-    depth: int | None = None,
+    steps: Positive | None = None,
+    depth: Positive | None = None,
     only: tuple[str, ...] = (),
-    workers: int | None = None,
+    workers: Positive | None = None,
     data_dir: DataDir = None,
-    devices: int | None = None,
+    devices: Positive | None = None,
     as_json: AsJson = False,
     joining: Processes = Joining(),
     words: Words = (),
@@ -55,7 +55,6 @@ def study(
         --devices, or in several processes. 1: this process, with all devices for every run.
       devices: Devices to use, over all processes; default: all.
     """
-    check_range({"--seeds": seeds}, 1)
     if sum(word.partition("=")[0] == "--only" for word in words) > 1:
         raise UserError("--only is given more than once; give it once, with all the names")
     distributed.connect(joining)

@@ -18,7 +18,7 @@ from resnet_jax.cli.options import (
 )
 from resnet_jax.data import datasets
 from resnet_jax.distributed import Joining
-from resnet_jax.errors import UserError, check_range
+from resnet_jax.errors import Positive, Seed, UserError
 
 
 def train(
@@ -26,10 +26,10 @@ def train(
     *,
     workdir: Path,
     experiment: Fields,
-    seed: int = 0,
+    seed: Seed = 0,
     data_dir: DataDir = None,
-    devices: int | None = None,
-    fsdp: int = 1,
+    devices: Positive | None = None,
+    fsdp: Positive = 1,
     init_from: Path | None = None,
     new_head: bool = False,
     freeze_trunk: bool = False,
@@ -54,8 +54,6 @@ def train(
       profile: Steps to trace into WORKDIR/profile.
       logger: tensorboard (default), wandb, mlflow, trackio, csv, or FILE.py:CLASS; may be repeated.
     """
-    check_range({"--seed": seed}, 0, below=2**32)
-    check_range({"--profile": profile}, 0)
     explicit = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
     unscaled = dataclasses.replace(experiment, steps=options.experiment(reference).steps)
     experiment = unscaled.shortened(experiment.steps, explicit)
@@ -113,7 +111,7 @@ def evaluate(
     data: str | None = None,
     split: str | None = None,
     protocol: tuple[str, ...] = (),
-    batch_size: int = 500,
+    batch_size: Positive = 500,
     data_dir: DataDir = None,
     as_json: AsJson = False,
     joining: Processes = Joining(),

@@ -5,7 +5,7 @@ import functools
 import jax
 from flax import nnx
 
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import Fraction, UserError, check
 from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Part, component
@@ -65,7 +65,7 @@ class Branch(nnx.Module):
         if not 0 <= stride_at < len(kernels):
             raise UserError(f"kernels={kernels} has no convolution {stride_at} (stride_at).")
         self.dropout, self.deterministic = dropout, True
-        at_least(self, 0, "dropout", below=1)
+        check("Branch.dropout", Fraction, dropout)
         inner = features * base_width // 64 * groups
         if min(inner, expansion) < 1:
             widths = f"{features=}, {groups=}, {base_width=}, {expansion=}"

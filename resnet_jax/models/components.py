@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from inspect import Parameter
 from math import isfinite
 from pathlib import Path
-from types import FunctionType, ModuleType, UnionType
-from typing import Any, Literal
+from types import FunctionType, ModuleType
+from typing import Any
 
-from resnet_jax.errors import UserError, nearest, require
+from resnet_jax.errors import UserError, fits, nearest, require
 
 # Prefix of the names of modules loaded from files: no installed package has it.
 _FILE = "file "
@@ -158,42 +158,6 @@ def _is_literal(value: object) -> bool:
         return all(map(_is_literal, value))
     # Exactly these types: `parse` cannot read the repr of NumPy's scalars.
     return type(value) in (bool, int, str, type(None)) or (type(value) is float and isfinite(value))
-
-
-def fits(value: object, annotation: Any) -> bool:
-    """Returns whether a value is of an annotated type, if that can be decided."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return value in arguments
-    if origin in (typing.Union, UnionType):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is type:
-        return isinstance(value, type) and issubclass(value, arguments[0])
-    if origin is tuple:
-        items = value if isinstance(value, tuple) else ()
-        hints = arguments[:1] * len(items) if arguments[-1] is ... else arguments
-        return (
-            isinstance(value, tuple) and len(items) == len(hints) and all(map(fits, items, hints))
-        )
-    if annotation in (int, float):
-        return type(value) in (int, annotation)
-    try:
-        return isinstance(value, origin or annotation)
-    except TypeError:  # Any, a string, a protocol
-        return True
-
-
-def check_fields(config: object) -> None:
-    """Raises UserError unless the fields of a dataclass are of their types."""
-    name = type(config).__name__
-    for field, annotation in _hints(type(config)).items():
-        value = getattr(config, field)
-        if not fits(value, annotation):
-            allowed = inspect.formatannotation(annotation)
-            raise UserError(f"{name}.{field} must be {allowed}, got {value!r:.80}.")
-
-
-_hints = functools.cache(typing.get_type_hints)
 
 
 def make(part: Part, *args: Any, **offered: Any) -> Any:

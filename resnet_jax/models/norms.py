@@ -8,7 +8,7 @@ from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 
 from resnet_jax import kernels
-from resnet_jax.errors import UserError, at_least, require
+from resnet_jax.errors import Fraction, UserError, check, require
 from resnet_jax.kernels.typing import Array
 from resnet_jax.models.layers import Activation, Bias
 
@@ -39,8 +39,9 @@ class BatchNorm(nnx.Module):
     ):
         self.momentum, self.epsilon, self.group_size = momentum, epsilon, group_size
         self.axis_name, self.use_running_average = axis_name, True
-        at_least(self, 0, "momentum", below=1)
-        at_least(self, 0, "epsilon", "group_size")
+        check("BatchNorm.momentum", Fraction, momentum)
+        check("BatchNorm.epsilon", float, epsilon)
+        check("BatchNorm.group_size", int, group_size)
         require(not group_size or not axis_name, "BatchNorm takes group_size or axis_name.")
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))

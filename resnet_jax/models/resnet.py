@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jax.extend.core import primitives
 
 from resnet_jax import kernels
-from resnet_jax.errors import UserError, at_least
+from resnet_jax.errors import Positive, UserError, check, users_line
 from resnet_jax.kernels import Kernels, quick_to_compile
 from resnet_jax.kernels.typing import Array, ArrayLike, Float, Int, Key, Num
 from resnet_jax.models import components
@@ -65,8 +65,7 @@ class Execution:
     """Per-device microbatch size. Larger batches use gradient accumulation. 0: no limit."""
 
     def __post_init__(self) -> None:
-        components.check_fields(self)
-        at_least(self, 0, "steps_per_dispatch", "images_per_device")
+        check("execution", Execution, self)
 
     def steps_per_call(self, backend: str | None = None) -> int:
         """Returns the maximum of steps per call on a device-resident data set."""
@@ -103,9 +102,9 @@ class Architecture:
     ``NAME`` or ``NAME(argument=value)``.
     """
 
-    stages: tuple[int, ...]
+    stages: tuple[Positive, ...]
     """Residual blocks per stage."""
-    features: tuple[int, ...]
+    features: tuple[Positive, ...]
     """Width of each stage, before a bottleneck's expansion."""
     stem_features: int = 0
     """Width of the stem; 0: that of the first stage."""
@@ -126,7 +125,7 @@ class Architecture:
     stochastic_depth: StochasticDepth = field(default_factory=StochasticDepth)
     output_stride: int = 0
     """8 or 16: later stages are dilated instead of strided; 0: strided."""
-    input_shape: tuple[int, int, int] = (32, 32, 3)
+    input_shape: tuple[Positive, Positive, Positive] = (32, 32, 3)
     """Height, width, channels of the images. The network depends only on the channels."""
     num_classes: int = 10
     """Number of logits; 0: no classifier, the output is the pooled embedding."""
@@ -137,21 +136,17 @@ class Architecture:
         for name in _ROLES:
             if isinstance(part := getattr(self, name), str | functools.partial):
                 object.__setattr__(self, name, components.resolve(part))
-        components.check_fields(self)
+        check("model", Architecture, self)
         for name in _ROLES:
             cls, _ = components.parts(part := getattr(self, name))
             role = next((role for role, bases in _ROLES.items() if issubclass(cls, bases)), name)
             if role != name:
                 raise UserError(f"{name}={components.name_of(part)} is a {role}, not a {name}.")
-        components.check_fields(self.stochastic_depth)
-        at_least(self, 0, "num_classes", "stem_features", "output_stride", below=2**31)
-        stages, features, shape = self.stages, self.features, self.input_shape
-        fit = len(stages) == len(features) <= 100 and 1 <= sum(stages) <= MAX_BLOCKS
-        if not fit or not all(1 <= size < 2**31 for size in stages + features + shape):
+        stages, features = self.stages, self.features
+        if not (1 <= len(stages) == len(features) <= 100 and sum(stages) <= MAX_BLOCKS):
             raise UserError(
-                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths of "
-                f"at most 100, every size of them and of input_shape={shape} be at least 1 and "
-                f"below 2**31, the sum of stages at most {MAX_BLOCKS}."
+                f"stages={stages!s:.80} and features={features!s:.80} must have equal lengths, 1 "
+                f"to 100, and the sum of stages be at most {MAX_BLOCKS}."
             )
 
     def build(self, *, rngs: Rngs = 0, execution: Execution = PLAIN) -> "ResNet":
@@ -225,6 +220,7 @@ class ResNet(nnx.Module):
             if isinstance(error, UserError) or not users:
                 raise
             problem, _, _ = str(error).partition("\n")
+            problem = f"{users_line(error)}{problem}"
             raise UserError(f"{users} cannot be in this network: {problem}") from error
 
     def _assemble(self, architecture: Architecture, execution: Execution, rngs: nnx.Rngs) -> None:

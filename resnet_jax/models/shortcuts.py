@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from resnet_jax.errors import UserError, at_least, nearest
+from resnet_jax.errors import Fraction, UserError, check, nearest
 from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Factory, Part, component
@@ -224,7 +224,7 @@ class DropoutShortcut(Shortcut):
     def __init__(self, *args: Any, rate: float = 0.5, **options: Any):
         super().__init__(*args, **options)
         self.rate, self.deterministic = rate, True
-        at_least(self, 0, "rate", below=1)
+        check("DropoutShortcut.rate", Fraction, rate)
 
     def __call__(
         self,

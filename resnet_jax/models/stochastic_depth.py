@@ -1,12 +1,12 @@
 """Residual branches dropped at random in training (Huang et al. 2016, arXiv 1603.09382)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import Range, UserError, check
 from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models.layers import keep, needs_key
 
@@ -15,7 +15,7 @@ from resnet_jax.models.layers import keep, needs_key
 class StochasticDepth:
     """Survival probability of every residual branch."""
 
-    survival: float = 1.0
+    survival: Annotated[float, Range(0, 1, "(]")] = 1.0
     """p_L, that of the last branch; 0.5 in the paper, 1 drops nothing."""
     rule: Literal["linear", "uniform"] = "linear"
     """linear: p_l = 1 - l/L (1 - p_L), eq. 4; uniform: p_L for every branch."""
@@ -27,12 +27,13 @@ class StochasticDepth:
     """Keep exactly this many random branches per batch (Veit et al. 2016, arXiv 1605.06431,
     Section 4.3). 0: draw each branch by itself."""
 
+    def __post_init__(self) -> None:
+        check("stochastic_depth", StochasticDepth, self)
+
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""
-        if not 0 < self.survival <= 1:
-            raise UserError(f"stochastic_depth.survival must be in (0, 1], got {self.survival}.")
         alone = self.survival == 1 and self.drops == "batch"
-        if not 0 <= self.kept <= (num_blocks if alone else 0):
+        if self.kept > (num_blocks if alone else 0):
             raise UserError(
                 f"stochastic_depth.kept must be 0 to {num_blocks}, got {self.kept}; it excludes "
                 "survival below 1 and drops='image'."

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from resnet_jax.data import datasets
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo, Examples
-from resnet_jax.errors import UserError, check_range, require
+from resnet_jax.errors import Positive, UserError, check, require
 from resnet_jax.evaluation import dense, exact, protocols
 from resnet_jax.evaluation.protocols import Protocol
 from resnet_jax.models import Apply, Architecture, Execution
@@ -49,7 +49,7 @@ def score(
       One result per protocol. ``top5_error_percent`` is None for at most five classes, ``step``
       for weights. Protocols of weights, and of other data sets, have no training fields.
     """
-    check_range({"--batch-size": batch_size}, 1)
+    check("--batch-size", Positive, batch_size)
     experiment = own = step = None
     weights = source if isinstance(source, Pretrained) else fine_tune.weights_of(source)
     if isinstance(source, Path) and fine_tune.is_run(source):

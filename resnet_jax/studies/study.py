@@ -24,7 +24,7 @@ from rich.live import Live
 
 from resnet_jax import distributed, models
 from resnet_jax.data import datasets
-from resnet_jax.errors import Interrupted, NonFiniteLoss, UserError, check_range, require
+from resnet_jax.errors import Interrupted, NonFiniteLoss, Positive, UserError, check, require
 from resnet_jax.models import components
 from resnet_jax.studies import results
 from resnet_jax.studies.ledger import FAIL_PERCENT
@@ -199,7 +199,7 @@ _COUNT = (
 
 def environments(workers: int | None) -> list[dict[str, str]]:
     """Returns the variables of each worker process (None: one per accelerator), or none."""
-    check_range({"--workers": workers}, 1)
+    check("--workers", Positive | None, workers)
     if workers == 1 or (workers is None and os.environ.get("JAX_PLATFORMS") == "cpu"):
         return []
     # A subprocess frees the device memory.

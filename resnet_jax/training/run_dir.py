@@ -20,7 +20,7 @@ import jax
 
 from resnet_jax import distributed, terminal
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import components
 from resnet_jax.models.norms import BatchNorm
@@ -131,6 +131,9 @@ class Workdir:
 
         Returns whether ``experiment.json`` is written and intact.
         """
+        for path in (self.path, *self.path.parents):
+            is_dangling = path.is_symlink() and not path.exists()
+            require(not is_dangling, f"{path} is a link to a directory that does not exist.")
         with _report_errors(self.path):
             if self.checkpoints.exists() and not self.checkpoints.is_dir():
                 raise UserError(f"{self.checkpoints} is not a directory: move it")

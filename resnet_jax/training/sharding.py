@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import operator
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from jaxtyping import Array, Key
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
 from resnet_jax.data.datasets import Examples
-from resnet_jax.errors import CommandError, UserError
+from resnet_jax.errors import CommandError, UserError, users_line
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.kernels import quick_to_compile, quick_to_run
 from resnet_jax.models import Apply, Architecture
@@ -235,11 +234,8 @@ def report_trace_errors() -> Iterator[None]:
     except CommandError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        place = f"{own[-1].filename}:{own[-1].lineno}"
-        raise UserError(f"the experiment cannot be traced: {reason} ({place})") from error
+        reason = f"{users_line(error)}{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(f"the experiment cannot be traced: {reason}") from error
 
 
 def _layout(shardings: Any) -> Any:

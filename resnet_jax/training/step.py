@@ -16,7 +16,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
-from resnet_jax.errors import Fraction, Range, check, check_range, nearest, require
+from resnet_jax.errors import Fraction, Range, check, nearest, require
 from resnet_jax.models import Apply, Architecture, Execution, components
 from resnet_jax.models.components import Component
 from resnet_jax.models.resnet import Variables
@@ -125,7 +125,7 @@ def binary(logits: Logits, targets: Logits) -> PerImage:
 
 def focal(logits: Logits, targets: Logits, *, gamma: float = 2.0) -> PerImage:
     """Cross-entropy with factors (1 - p)^gamma. Lin et al. 2017, arXiv 1708.02002, Equation 4."""
-    check_range({"gamma": gamma}, 0)
+    check("gamma", Annotated[float, Range()], gamma)
     log_p = jax.nn.log_softmax(logits)
     # Positive, because powers below 1 have no derivative at 0.
     others = jnp.maximum(-jnp.expm1(log_p), 1e-12)

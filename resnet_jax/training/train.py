@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
-from resnet_jax.errors import Interrupted, NonFiniteLoss, Range, UserError, check
+from resnet_jax.errors import Interrupted, NonFiniteLoss, Seed, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
@@ -142,8 +142,7 @@ def train(
       NonFiniteLoss: the run diverged, now or earlier.
       Interrupted: by a signal or a callback; the state is saved.
     """
-    # JAX ignores higher bits.
-    check("seed", Annotated[int, Range(high=2**32)], seed)
+    check("seed", Seed, seed)
     check("profile_steps", int, profile_steps)
     observers = Observers(callbacks, list(map(loggers_lib.create, loggers)))
     info = datasets.describe(experiment.data.name, data_dir)
@@ -159,11 +158,13 @@ def train(
     folder, kept, evaluation = Workdir(run_dir), experiment.checkpointing, experiment.evaluation
     parts = split_parts(experiment, info)
 
-    # Tracing raises the errors of components before the run directory is claimed.
+    # Errors of components and of the data are raised before the run directory is claimed.
     inputs = program.abstract_inputs(parts["train"][2])
     with sharding.report_trace_errors():
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0), teacher=teacher)
         program.trace_score(*inputs[1:], evaluation.batch_size)
+    is_new = not folder.checkpoints.exists() and experiment.data.normalization != "weights"
+    constants = measure_constants(experiment, info) if is_new else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claimed(experiment, seed, say=observers.message))
         options = {"fingerprint": folder.read_experiment_file()["fingerprint"]}
@@ -175,7 +176,8 @@ def train(
             return finished
         stop = stack.enter_context(StopRequest(program.mesh))
         stack.push(_closing(checkpoints))
-        step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
+        first = _first_state(experiment, info, program, checkpoints, weights, seed, constants)
+        step, state, constants = first
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
         profile = Profile(folder.path / "profile", profile_steps, observers.message)
@@ -245,16 +247,17 @@ def _first_state(
     checkpoints: Checkpoints,
     weights: Pretrained | None,
     seed: int,
+    constants: Preprocessing | None,
 ) -> tuple[int, TrainState, Preprocessing]:
     """Returns step, state and constants of the newest intact checkpoint or of a new run."""
     shapes = program.abstract_state, program.abstract_preprocessing
     if restored := checkpoints.restore_newest(*shapes):
         step, state, constants = restored
     else:
-        step, state, constants = 0, program.init(jax.random.key(seed)), None
+        step, state = 0, program.init(jax.random.key(seed))
         if weights:
             state = fine_tune.initial_state(state, experiment, weights)
-            constants = fine_tune.preprocessing(experiment, weights)
+            constants = fine_tune.preprocessing(experiment, weights) or constants
     return step, state, program.put(constants or measure_constants(experiment, info))
 
 

@@ -12,7 +12,6 @@ from resnet_jax.studies import results as results_lib
 from resnet_jax.training import config
 
 from studies.synthetic_runs import experiment, write_run
-from test_cli import fails
 
 # Training errors in percent by depth, one per seed.
 PLAIN = {20: (0.5, 1.5), 32: (30.0, 40.0), 44: (2.0, 8.0), 56: (60.0, 71.0)}
@@ -65,9 +64,3 @@ def test_depth_command_writes_beside_the_first_run(tmp_path: Path, capsys: pytes
     assert all(row["test error percent"] == row["training error percent"] + 2 for row in result["rows"])
     svg = (folder / "depth.svg").read_text()
     assert all(text in svg for text in ("plain, training", "plain, test", "ResNet, training", "ResNet, test", ">20<", ">56<"))
-
-
-def test_depth_rejects_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(tmp_path / "run", experiment("plain-20", 20, plain=True), 0)
-    for sources, message in (((), "at least one run directory"), (("nowhere",), "nowhere"), ((str(tmp_path),), "no run is finished")):
-        assert message in fails(capsys, "analyze", "depth", *sources)

@@ -57,12 +57,7 @@ def test_options_reject_numbers_out_of_range() -> None:
 
 
 def test_commands_reject_bad_input(short_run: Path, digits_dir: str, cifar10: object, capsys: pytest.CaptureFixture[str]) -> None:
-    for option, value, message in (
-        ("--images", "0", "images must be at least 1, got 0"),
-        ("--split", "nowhere", "no split 'nowhere'"),
-        ("--steps", "3", "0, 2, 4"),
-    ):
-        assert message in fails(capsys, "analyze", "responses", str(short_run), "--data-dir", digits_dir, option, value)
+    assert "0, 2, 4" in fails(capsys, "analyze", "responses", str(short_run), "--data-dir", digits_dir, "--steps", "3")
     with pytest.raises(UserError, match="neither a run nor"):
         subjects.load(short_run / "nothing", Options(sources=()))
     assert subjects.short_names([Path("/a/x/seed-0"), Path("/a/y/seed-0")]) == ["x/seed-0", "y/seed-0"]

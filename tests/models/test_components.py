@@ -7,10 +7,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from flax import nnx
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, fits
 from resnet_jax.models import components
 from resnet_jax.models.blocks import Basic, Bottleneck, Branch
-from resnet_jax.models.components import Component, Factory, component, fits, load, parse, parts, resolve, text
+from resnet_jax.models.components import Component, Factory, component, load, parse, parts, resolve, text
 from resnet_jax.models.shortcuts import LearnedScalar, Projection, Scaled, ShortcutOnlyGating, ZeroPad
 
 FILE = """

@@ -62,7 +62,7 @@ def test_invalid_normalizations_are_rejected() -> None:
     with pytest.raises(UserError, match="group_size or axis_name"):
         BatchNorm(2, axis_name="data", group_size=2, rngs=nnx.Rngs(0))
     cases: list[tuple[Any, int, str]] = [
-        *((component(BatchNorm, **{name: -1}), 2, f"batchnorm.{name} must be ") for name in ("group_size", "epsilon", "momentum")),
+        *((component(BatchNorm, **{name: -1}), 2, f"BatchNorm.{name} must be ") for name in ("group_size", "epsilon", "momentum")),
         (GroupNorm, 48, r"GroupNorm\(num_groups=32\) does not divide 48 features"),
         (component(GroupNorm, num_groups=0), 48, r"GroupNorm\(num_groups=0\)"),
     ]

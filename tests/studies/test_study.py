@@ -16,7 +16,6 @@ import pytest
 from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture, components
-from resnet_jax.studies import comparison
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.results import collect
@@ -146,38 +145,6 @@ def test_command_runs_a_study_at_reduced_scale_and_states_it(capsys: pytest.Capt
     cli.main(["report", str(tmp_path / "t1"), "--save", str(tmp_path / "saved.json"), "--json"])
     (row,) = json.loads(capsys.readouterr().out)
     assert [result["value"] for result in results_lib.read(tmp_path / "saved.json")] == row["test_error"]["values"]
-
-
-def test_commands_reject_invalid_arguments(
-    capsys: pytest.CaptureFixture[str], digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base = ["--workdir", str(tmp_path / "w"), "--data-dir", digits_dir]
-    for words, message in (
-        ([f"{TINY}:pair", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        ([f"{TINY}:pair", "--only", "halve"], "no such variant; did you mean half"),
-        ([f"{TINY}:pair", "--only", "tiny", "--only", "half"], "--only is given more than once"),
-        ([TABLE1, "--depth", "21", "--data", "digits"], "depth 21 is not 6n+2"),
-        ([f"{TINY}:pair", "--workers", "0"], "--workers must be at least 1, got 0"),
-        ([f"{TINY}:pair", "--workers", "2", "--devices", "1"], "--workers and --devices exclude each other"),
-    ):
-        assert message in fails(capsys, "study", *words, *base)
-    assert not (tmp_path / "w").exists()
-    assert "cannot be written" in fails(capsys, "study", f"{TINY}:pair", *base[2:], "--workdir", "/proc/x", "--devices", "1")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(comparison, "compare", lambda *_: pytest.fail("networks are counted before the page is checked"))
-    Workdir(tmp_path / "begun").claim(components.load(f"{TINY}:tiny")(), 0)
-    for words, message in (
-        ([], "report needs run directories"),
-        (["--paper", "he2051"], "no paper 'he2051'; did you mean"),
-        (["begun", "--save", "x.json"], "nothing to save"),
-        (["begun", "--output", "page.json"], "ends in .html"),
-        (["begun", "--output", "/proc/x.html"], "cannot be written"),
-        (["--paper", "he2015", "--output", "/proc/x.html"], "cannot be written"),
-        (["--fill", "README.md"], "README.md cannot be written or read"),
-    ):
-        assert message in fails(capsys, "report", *words)
-    (tmp_path / "begun" / "result.json").write_text("{")
-    assert "result.json is corrupt" in fails(capsys, "report", "begun")
 
 
 def test_workers_receive_one_device_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_invalid_input_is_rejected_before_anything_is_written(tiny: Experiment, 
     ):
         with pytest.raises(UserError):
             run(experiment, tmp_path / "run", devices=8)
-    with pytest.raises(UserError, match=rf"^the experiment cannot be traced: RuntimeError: mine \({__file__}:\d+\)$"):
+    with pytest.raises(UserError, match=rf"^the experiment cannot be traced: {__file__}, line \d+: RuntimeError: mine$"):
         run(model(shortcut=Raising), tmp_path / "run")
     # JAX has the same key for seeds that differ in higher bits.
     for seed in (-1, 2**32, 10**20):
