@@ -20,6 +20,8 @@ Fields = dict[str, Any]
 
 
 Fraction = Annotated[float, Range(high=1)]
+HELD_OUT = "held-out"
+"""Split of the ``validation_examples``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,8 @@ class Data:
     """Held out from the end of the training split (5000 in He et al. 2015), of sets that are not
     shuffled a share of every class."""
     test_split: str = "test"
-    """Evaluated split: 'validation' for imagenet2012."""
+    """Evaluated split: 'validation' for imagenet2012; 'held-out': the held-out training images
+    alone, for choices that must not depend on the test images."""
     normalization: Normalization = "pixel_mean"
     """pixel_mean: subtract the mean image (the paper); channel: standardize each channel; imagenet:
     its usual constants; weights: those of the initial weights."""
@@ -284,7 +287,10 @@ class Experiment:
         data = self.data
         if not info.is_prepared:
             data = replace(data, name=info.name, digest=info.version, classes=info.classes)
-        return replace(self, data=data), replace(info, held_out=data.validation_examples)
+        held_out, examples = data.validation_examples, info.examples
+        if data.test_split == HELD_OUT:
+            examples = examples | {HELD_OUT: held_out}
+        return replace(self, data=data), replace(info, held_out=held_out, examples=examples)
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
         """Raises UserError where a field does not fit the data, the devices or another field."""
@@ -294,12 +300,14 @@ class Experiment:
             raise UserError(f"batch_size must be a multiple of the {devices} devices, got {size}.")
         if (classes := info.num_classes) != model.num_classes:
             raise UserError(f"model.num_classes must be {classes}, got {model.num_classes}.")
-        if missing := {"train", data.test_split} - examples.keys():
+        if missing := {"train", data.test_split} - {*examples, HELD_OUT}:
             raise UserError(
                 f"{info.name} has no split {missing.pop()!r}, but {', '.join(examples)}."
             )
         if data.validation_examples >= examples["train"]:
             raise UserError(f"data.validation_examples must be below {examples['train']}.")
+        if data.test_split == HELD_OUT and not data.validation_examples:
+            raise UserError("data.test_split 'held-out' needs data.validation_examples above 0.")
         if data.normalization == "weights" and not self.start.file:
             raise UserError("data.normalization 'weights' needs initial weights (--init-from).")
         if data.normalization == "imagenet" and channels != 3:

@@ -353,6 +353,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
         "schedule": "cosine" if schedule.cosine_steps else "",
         "loss": f"{loss.kind.removeprefix('softmax')} {smoothing}".strip(),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
+        "test_split": data.test_split if data.test_split == config.HELD_OUT else "",
     }
     return {
         "dataset": info.name,
