@@ -135,7 +135,6 @@ def report(
     paper: str | None = None,
     output: Path | None = None,
     save: Path | None = None,
-    fill: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the table of runs and write a page, with CSV and JSON; or compare with a paper.
@@ -146,11 +145,7 @@ def report(
       paper: Key of a paper in the ledger, for example he2015: its numbers beside ours.
       output: The page. Default: report.html in the first directory.
       save: JSON file for the results, to commit.
-      fill: Markdown file: its blocks <!-- results FILE.json --> are filled with tables.
     """
-    if fill is not None:
-        print(f"{fill}: {report_lib.fill(fill)} of its tables changed")
-        return
     require(bool(runs or paper), "report needs run directories, files of results, or --paper")
     published = ledger.load(paper) if paper else None
     # Findings are committed there too.

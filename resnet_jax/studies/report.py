@@ -1,4 +1,4 @@
-"""A self-contained HTML page about variants, with CSV and JSON beside it, and Markdown tables."""
+"""A self-contained HTML page about variants, with CSV and JSON beside it."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 import jinja2
 
 from resnet_jax import terminal
-from resnet_jax.errors import UserError, nearest
 from resnet_jax.studies import comparison as comparison_lib
 from resnet_jax.studies import figures, findings
 from resnet_jax.studies import results as results_lib
@@ -61,7 +60,7 @@ def write(
         runs=runs,
         json=json,
         details=[(v, _distinct(result["protocol"] for result in v.results)) for v in variants],
-        environment=_environment(run.result for _, run, _ in runs if run.result),
+        environment=environment(run.result for _, run, _ in runs if run.result),
     )
     rows: list[Record] = []
     lists: dict[str, list[Record]] = {"results": [], "unfinished": []}
@@ -112,51 +111,8 @@ def _distinct(mappings: Iterable[Record]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(texts)) for name, texts in values.items()}
 
 
-_BEGIN, _END = "<!-- results ", "<!-- end -->"
-_BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?:(?!{_BEGIN}).)*?{_END}", re.DOTALL)
-
-
-def fill(path: Path) -> int:
-    """Fills blocks ``<!-- results FILE.json --> ... <!-- end -->``; returns how many changed."""
-    text, changed = filled(path.read_text(), path.parent)
-    if changed:
-        path.write_text(text)
-    return changed
-
-
-def filled(text: str, base: Path) -> tuple[str, int]:
-    """Returns the text and the number of changed blocks; files are relative to ``base``."""
-    if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
-        raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
-    new = _BLOCK.sub(lambda old: f"{old[1]}{table(base / old['file'], old['file'])}{_END}", text)
-    blocks = zip(_BLOCK.finditer(text), _BLOCK.finditer(new), strict=True)
-    return new, sum(before[0] != after[0] for before, after in blocks)
-
-
-def table(path: Path, link: str) -> str:
-    """Returns the Markdown table of a file of results, with command, environment and link."""
-    if not path.is_file():
-        names = map(str, path.parent.glob("*.json"))
-        raise UserError(f"there is no file {path}{nearest(str(path), names)}")
-    text = results_lib.read_object(path)
-    try:
-        if text.get("kind") == findings.KIND:
-            rendered = findings.table(text["tables"][0])
-            environments = [text | {"device": text["devices"]}]
-        else:
-            environments = results_lib.read(path)
-            rendered = results_lib.tables(results_lib.collect([path]))[0]
-        where = _environment(environments)
-        commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
-        parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
-        notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
-        notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is corrupt ({error!r}): restore it") from error
-    return "\n".join([*terminal.markdown(rendered), "", "; ".join(notes)]) + "\n"
-
-
-def _environment(results: Iterable[Record]) -> dict[str, list[str]]:
+def environment(results: Iterable[Record]) -> dict[str, list[str]]:
+    """Returns commits, devices and versions of results, each value once."""
     return _distinct(
         {
             "commit": result["commit"] or "no checkout",

@@ -173,7 +173,6 @@ def test_commands_reject_invalid_arguments(
         (["begun", "--output", "page.json"], "ends in .html"),
         (["begun", "--output", "/proc/x.html"], "cannot be written"),
         (["--paper", "he2015", "--output", "/proc/x.html"], "cannot be written"),
-        (["--fill", "README.md"], "README.md cannot be written or read"),
     ):
         assert message in fails(capsys, "report", *words)
     (tmp_path / "begun" / "result.json").write_text("{")
