@@ -30,7 +30,7 @@ from resnet_jax.studies.results import spread
 from resnet_jax.terminal import RunLines, Table, err, say, terminal
 from resnet_jax.training import config, sharding
 from resnet_jax.training.config import Experiment
-from resnet_jax.training.run_dir import Workdir
+from resnet_jax.training.run_dir import Record, Workdir
 from resnet_jax.training.train import Interruption, Progress, train
 
 
@@ -312,7 +312,7 @@ class StudyTable:
         finally:
             self._current.remove(run)
 
-    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+    def finished(self, variant: Experiment, result: Record) -> None:
         """Receives the result of a run, including those of earlier sessions."""
         self._errors[variant.name].append(result["value"])
         # Earlier runs appear in the table only.

@@ -38,15 +38,14 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        require(self.low < self.high, f"{self} must have a low below high.")
+        require(self.low < self.high, f"{self} must have a low end below the high one.")
 
 
 class LogUniform(Uniform):
     """Uniform in the logarithm."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.low > 0, f"{self} must be positive.")
+        require(0 < self.low < self.high, f"{self} must have positive ends, the low one first.")
 
 
 class Recipe:

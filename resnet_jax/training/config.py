@@ -254,6 +254,8 @@ class Experiment:
         test = "test" if "test" in info.examples else "validation"
         if not {"train", test} <= info.examples.keys():
             raise UserError(f"{info.name} must have splits train and test or validation.")
+        if data.test_split == HELD_OUT:
+            test = HELD_OUT
         changes: Fields = {"name": info.name, "test_split": test}
         if None in shape:
             if data.crop is None or shape[2] != self.model.input_shape[2]:
@@ -269,7 +271,7 @@ class Experiment:
             changes |= {"pad": 0, "flip": False}
         if shape[2] != 3:
             changes["color"] = None
-        batch_size = min(evaluation.batch_size, info.examples[test])
+        batch_size = min(evaluation.batch_size, info.examples.get(test, data.validation_examples))
         return replace(
             self,
             model=replace(self.model, input_shape=shape, num_classes=info.num_classes),
