@@ -1,21 +1,29 @@
-"""A self-contained HTML page about variants, with CSV and JSON beside it."""
+"""A self-contained HTML page about variants, with CSV and JSON beside it; findings of analyses."""
 
+import base64
+import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from resnet_jax import terminal
+from resnet_jax.errors import UserError
 from resnet_jax.studies import comparison as comparison_lib
-from resnet_jax.studies import figures, findings
+from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
+from resnet_jax.terminal import Table
+from resnet_jax.training import run_dir
 from resnet_jax.training.run_dir import Record, write_text
 
+FINDINGS = "analysis"  # in a run directory
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
     autoescape=True,
@@ -23,6 +31,55 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The result of one analysis."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    caption: str
+    tables: tuple[Table, ...]
+    rows: Sequence[Record]
+    """Every measured number in long format."""
+
+    def plain(self, command: str) -> Record:
+        head = {"kind": "finding", "date": datetime.date.today().isoformat(), "command": command}
+        return terminal.plain(head | run_dir.describe() | asdict(self))
+
+    def write(self, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
+        """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
+        files = [folder / f"{self.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
+        with figures.style():
+            figure = draw()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(files[0], json.dumps(self.plain(command), allow_nan=False) + "\n")
+            write_text(files[1], terminal.csv_text(self.rows))
+            figure.savefig(files[2], metadata={"Date": None})
+            figure.savefig(files[3], dpi=200)
+        return files
+
+
+def read_findings(runs: Iterable[Path]) -> list[tuple[Finding, str]]:
+    """Reads the findings in run directories, with their figures as data URIs of images.
+
+    Browsers neither run scripts nor load files of an SVG in ``<img>``.
+    """
+    return [_read(file) for run in runs for file in sorted((run / FINDINGS).glob("*.json"))]
+
+
+def _read(file: Path) -> tuple[Finding, str]:
+    try:
+        text = json.loads(file.read_text())
+        fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
+        finding = Finding(tables=tuple(Table(**table) for table in text["tables"]), **fields)
+        figure = base64.b64encode(file.with_suffix(".svg").read_bytes()).decode()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{file} is corrupt, or its figure is missing ({error!r})"
+        raise UserError(f"{problem}: delete it, or repeat its command") from error
+    return finding, f"data:image/svg+xml;base64,{figure}"
 
 
 def write(
@@ -56,7 +113,7 @@ def write(
         unverified=len(comparisons) - len(verified),
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
-        analyses=findings.read(run.source for _, run, _ in runs),
+        analyses=read_findings(run.source for _, run, _ in runs),
         runs=runs,
         json=json,
         details=[(v, _distinct(result["protocol"] for result in v.results)) for v in variants],

@@ -18,10 +18,10 @@ import pytest
 from matplotlib.figure import Figure
 from resnet_jax import terminal
 from resnet_jax.errors import UserError
-from resnet_jax.studies import figures, findings, report
+from resnet_jax.studies import figures, report
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
-from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.report import Finding
 from resnet_jax.studies.results import Run, VariantRuns, collect
 from resnet_jax.terminal import Table
 from rich.console import Console
@@ -273,13 +273,13 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     table = Table("first", ("network", "error %"), (("a", 12.34567), ("b", float("nan"))))
     rows = [{"network": "a", "error": np.float64(12.34567)}, {"network": "b", "error": float("nan")}]
     finding = Finding(name="synthetic", title="A <title>", caption="The caption.", tables=(table,), rows=rows)
-    files = findings.write(finding, "resnet-jax analyze synthetic", lambda: figure, tmp_path / "run" / findings.FOLDER)
+    files = finding.write("resnet-jax analyze synthetic", lambda: figure, tmp_path / "run" / report.FINDINGS)
     assert [file.name for file in files] == ["synthetic.json", "synthetic.csv", "synthetic.svg", "synthetic.png"]
     written = json.loads(files[0].read_text())
     assert written["command"] == "resnet-jax analyze synthetic"
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
-    ((finding, image),) = findings.read([tmp_path / "run"])
+    ((finding, image),) = report.read_findings([tmp_path / "run"])
     assert [table.cells() for table in finding.tables] == [[["a", "12.35"], ["b", ""]]]
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     assert ["a", "12.35"] in page.rows
@@ -289,4 +289,4 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert b"a length (m)" in base64.b64decode(image.partition("base64,")[2]) == files[2].read_bytes()
     files[0].write_text("{")
     with pytest.raises(UserError, match=r"synthetic\.json is corrupt, or its figure is missing"):
-        findings.read([tmp_path / "run"])
+        report.read_findings([tmp_path / "run"])
