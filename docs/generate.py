@@ -25,6 +25,7 @@ import resnet_jax
 from resnet_jax import models
 from resnet_jax.models import blocks, catalog, components, norms, orders, shortcuts, stems
 from resnet_jax.studies import figures, ledger, report, results
+from resnet_jax.terminal import Table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -111,20 +112,48 @@ def headlines() -> list[str]:
     ]
 
 
+_TABLE = re.compile(r"(<!-- results (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HEADLINES = re.compile(r"(<!-- headlines -->\n).*?(<!-- headlines end -->)", re.DOTALL)
 
 
 def filled(readme: str) -> str:
     """Returns the README with its headline results and tables."""
     lines = "\n".join(headlines())
-    return report.filled(_HEADLINES.sub(rf"\g<1>{lines}\n\g<2>", readme), ROOT)[0]
+    readme = _HEADLINES.sub(rf"\g<1>{lines}\n\g<2>", readme)
+
+    def block(old: re.Match[str]) -> str:
+        table, notes = table_of(ROOT / old[2])
+        notes.append(f"[data]({old[2]}).")
+        return f"{old[1]}{table}\n{'; '.join(notes)}\n{old[3]}"
+
+    return _TABLE.sub(block, readme)
+
+
+def table_of(file: Path) -> tuple[str, list[str]]:
+    """Returns the table of a file of results, its command, environment and date."""
+    content = json.loads(file.read_text())
+    if content["kind"] == "study":
+        table, runs = results.tables(results.collect([file]))[0], results.read(file)
+    else:
+        table = Table(**content["tables"][0])
+        runs = [content | {"device": content["devices"]}]
+    where = report.environment(runs)
+    commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
+    parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
+    notes = [" and ".join(dict.fromkeys(part)) for part in parts]
+    return markdown(table.columns, table.cells()), [
+        f"`{content['command']}`",
+        *notes,
+        content["date"],
+    ]
 
 
 def markdown(header: Sequence[str], rows: Rows) -> str:
     def line(cells: Sequence[object]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        texts = (str(cell).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        return f"| {' | '.join(texts)} |"
 
-    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
+    return "\n".join([line(header), f"|{'---|' * len(header)}", *map(line, rows)]) + "\n"
 
 
 def one_line(thing: object) -> str:
@@ -333,11 +362,17 @@ def results_page() -> str:
         "",
     ]
     for file in sorted(RESULTS.glob("*.json"), reverse=True):
-        table = report.table(file, "LINK").replace("; [data](LINK)", "").replace(" ± ", _PLUS_MINUS)
-        content = json.loads(file.read_text())
+        content, (table, notes) = json.loads(file.read_text()), table_of(file)
+        ending = f". {content.get('reduced', '')}".rstrip()
         words = re.sub(r"experiments/|\.py|runs/", "", content["command"]).split()
         title = " ".join(words[1:3]) if content["kind"] != "study" else words[2]
-        text += [f"## {title}", "", table]
+        text += [
+            f"## {title}",
+            "",
+            table.replace(" ± ", _PLUS_MINUS),
+            "; ".join(notes) + ending,
+            "",
+        ]
         variants = results.collect([file]) if content["kind"] == "study" else ()
         if len(variants) > 1:
             chart = figures.draw_errors(variants, {})

@@ -141,14 +141,6 @@ def terminal(table: Table, **style: Any) -> rich.table.Table:
     return rendered
 
 
-def markdown(table: Table) -> list[str]:
-    """Returns the lines of a table in GitHub's Markdown."""
-    rows = [table.columns, *table.cells()]
-    cells = ([cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows)
-    heading, *lines = [f"| {' | '.join(row)} |" for row in cells]
-    return [heading, "|" + "---|" * len(table.columns), *lines]
-
-
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Returns rows as CSV; the columns are the keys of all rows."""
     text = io.StringIO()

@@ -14,7 +14,7 @@ from resnet_jax.analysis import subjects
 from resnet_jax.errors import require
 from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
-from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.report import Finding
 from resnet_jax.studies.results import VariantRuns
 from resnet_jax.terminal import Table
 from resnet_jax.training.config import Range

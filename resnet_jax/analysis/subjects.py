@@ -30,7 +30,7 @@ from resnet_jax.models.components import Part, component, parts
 from resnet_jax.models.resnet import Variables
 from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.studies import figures, score
-from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.report import Finding
 from resnet_jax.terminal import Table
 from resnet_jax.training import config, fine_tune
 from resnet_jax.training.config import Positive

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("train:evaluate", "Score a run, or imported weights."),
     "study": ("study:study", "Compare experiments over seeds."),
     "report": ("study:report", "Tables of runs, and a page; a paper's numbers beside ours."),
+    "sweep": ("study:sweep", "Search hyperparameters on held-out training images."),
     "list": ("info:list_", "List networks and recipes."),
     "summary": ("info:summary", "Count a network without building it."),
     "doctor": ("info:doctor", "List versions, devices, data sets, and problems with remedies."),
@@ -145,7 +146,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return 141, ""
     line = users_line(error)
     if isinstance(error, ModuleNotFoundError) and not line:
-        return 2, f"{error.name} is not installed. Do: pip install 'resnet-jax-lab[train]'"
+        extra = "sweep" if error.name == "optuna" else "train"
+        return 2, f"{error.name} is not installed. Do: pip install 'resnet-jax-lab[{extra}]'"
     if isinstance(error, OSError) and error.filename and not line:
         return 2, f"{error.filename} cannot be written or read ({error.strerror})"
     if line or isinstance(error, OSError | SyntaxError):

@@ -9,7 +9,7 @@ import tyro
 
 from resnet_jax.cli.options import Words
 from resnet_jax.errors import UserError
-from resnet_jax.studies import findings, results
+from resnet_jax.studies import report, results
 from resnet_jax.terminal import show
 
 
@@ -25,12 +25,12 @@ def __getattr__(name: str) -> Callable[..., None]:
         finding, draw = analysis.run(options)
         line = shlex.join(["resnet-jax", "analyze", name, *words])
         directories = (source for source in options.sources if source.is_dir())
-        runs = (run / findings.FOLDER for folder in directories for run in results.find(folder))
+        runs = (run / report.FINDINGS for folder in directories for run in results.find(folder))
         folder = options.to or next(runs, None)
         parts = [*finding.tables]
         try:  # The numbers are also printed where they cannot be written.
             if folder:
-                files = findings.write(finding, line, draw, folder)
+                files = finding.write(line, draw, folder)
                 endings = ", ".join(file.suffix for file in files)
                 parts += finding.caption, f"{files[0].with_suffix('')}{endings}"
         finally:

@@ -1,4 +1,4 @@
-"""``resnet-jax study`` and ``resnet-jax report``."""
+"""``resnet-jax study``, ``resnet-jax report`` and ``resnet-jax sweep``."""
 
 import contextlib
 import shlex
@@ -19,9 +19,10 @@ from resnet_jax.studies import comparison, ledger
 from resnet_jax.studies import report as report_lib
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
+from resnet_jax.studies import sweep as sweep_lib
 from resnet_jax.studies.results import VariantRuns
 from resnet_jax.studies.study import StudyTable
-from resnet_jax.terminal import show
+from resnet_jax.terminal import Table, say, show
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Record
 
@@ -133,7 +134,6 @@ def report(
     paper: str | None = None,
     output: Path | None = None,
     save: Path | None = None,
-    fill: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the table of runs and write a page, with CSV and JSON; or compare with a paper.
@@ -144,11 +144,7 @@ def report(
       paper: Key of a paper in the ledger, for example he2015: its numbers beside ours.
       output: The page. Default: report.html in the first directory.
       save: JSON file for the results, to commit.
-      fill: Markdown file: its blocks <!-- results FILE.json --> are filled with tables.
     """
-    if fill is not None:
-        print(f"{fill}: {report_lib.fill(fill)} of its tables changed")
-        return
     require(bool(runs or paper), "report needs run directories, files of results, or --paper")
     published = ledger.load(paper) if paper else None
     # Findings are committed there too.
@@ -184,3 +180,41 @@ def _report(variants: Sequence[VariantRuns], notes: Record, page: Path, as_json:
     report_lib.write(variants, page, study=notes, comparisons=comparison.beside(variants))
     lines = filter(None, [notes.get("reduced"), f"report: {page}"])
     show(as_json, results_lib.table(variants), *results_lib.tables(variants), *lines)
+
+
+def sweep(
+    reference: Reference,
+    *,
+    workdir: Path,
+    trials: int = 20,
+    seeds: int = 3,
+    storage: str | None = None,
+    data_dir: DataDir = None,
+    devices: int | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the annotated parameters of a function, then train the winner on fresh seeds.
+
+    Several workers are several identical commands. A command that was killed continues.
+
+    Args:
+      workdir: Folder of the trials, the winner and the report, shared by all workers.
+      trials: Finished trials of all workers; each counts, also one that was pruned.
+      seeds: Runs of the winner, with the seeds 1, 2, ...; trials have seed 0.
+      storage: URL of Optuna's database, as sqlite:///sweep.db. Default: WORKDIR/sweep.log.
+      devices: Devices to use; default: all.
+    """
+    check_range({"--trials": trials, "--seeds": seeds}, 1)
+    recipe = sweep_lib.Recipe(options.resolve(reference))
+    places = {"data_dir": data_dir, "devices": devices}
+    found = sweep_lib.run(recipe, trials, workdir, storage=storage, **places)
+    best = sweep_lib.train_winner(found, recipe, seeds, workdir, **places)
+    if best is None:
+        say("other workers continue; the last one trains the winner")
+        return
+    rows, winner = sweep_lib.rows(found), results_lib.collect([workdir / best.name])
+    command = f"resnet-jax sweep {reference} --trials {trials} --seeds {seeds}"
+    page, notes = workdir / "report.html", {"command": command}
+    report_lib.write(winner, page, study=notes, comparisons=comparison.beside(winner))
+    parts = Table.from_rows("trials", rows), *results_lib.tables(winner), f"report: {page}"
+    show(as_json, {"trials": rows, "winner": results_lib.table(winner)}, *parts)

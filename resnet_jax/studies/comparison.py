@@ -28,7 +28,8 @@ _SELECTED = {
     "test error": "best_over_training",
 }
 _IMPLIED = {"val-selected": "validation error", "test-selected": "test error"}
-_UNLESS_STATED = {"dtype": "float32", "parameters": "last step", "initial_weights": None}
+_UNLESS_STATED = {"dtype": "float32", "parameters": "last step"}
+_UNLESS_STATED |= dict.fromkeys(("initial_weights", "test_split"))
 _WHOLE = "all training images, last step"
 _counts = functools.cache(models.count)
 Differences = dict[str, tuple[object, object]]

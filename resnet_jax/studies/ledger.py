@@ -8,11 +8,11 @@ import functools
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 from resnet_jax.errors import UserError, nearest
 from resnet_jax.models import Architecture
 from resnet_jax.models.catalog import variant
+from resnet_jax.training.run_dir import Record
 
 _PACKAGE = resources.files("resnet_jax.studies")
 METRICS: dict[str, str] = tomllib.loads((_PACKAGE / "metrics.toml").read_text())
@@ -39,9 +39,9 @@ class Entry:
     """Significant digits of a rounded count."""
     statistic: str
     mark: str
-    protocol: dict[str, Any]
+    protocol: Record
     """Stated protocol, in the fields of ``result.json``."""
-    network: dict[str, Any] | None = None
+    network: Record | None = None
     study: str | None = None
     """FILE.py:FUNCTION."""
     note: str = ""
@@ -107,12 +107,14 @@ def load(key: str) -> Paper:
                 raise ValueError(f"{key}.toml, {fields['table']}, {fields['row']} has no metric")
             for metric, number in numbers.items():
                 number = number if isinstance(number, dict) else {"value": number}
-                entries.append(_entry(**fields | number | {"metric": metric}))
+                entries.append(_entry(fields | number | {"metric": metric}))
     return Paper(entries=tuple(entries), **text["paper"])
 
 
-def _entry(value: float | str, **fields: Any) -> Entry:
-    relation = "="
+def _entry(fields: Record) -> Entry:
+    value = fields["value"]
     if isinstance(value, str):
-        relation, _, value = value.replace("fail", f"> {FAIL_PERCENT}").partition(" ")
-    return Entry(value=float(value), relation=relation, **fields)
+        text = value.replace("fail", f"> {FAIL_PERCENT}")
+        fields["relation"], _, value = text.partition(" ")
+    fields["value"] = float(value)
+    return Entry(**fields)

@@ -1,22 +1,29 @@
-"""A self-contained HTML page about variants, with CSV and JSON beside it, and Markdown tables."""
+"""A self-contained HTML page about variants, with CSV and JSON beside it; findings of analyses."""
 
+import base64
+import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jinja2
+from matplotlib.figure import Figure
 
 from resnet_jax import terminal
-from resnet_jax.errors import UserError, nearest
+from resnet_jax.errors import UserError
 from resnet_jax.studies import comparison as comparison_lib
-from resnet_jax.studies import figures, findings
+from resnet_jax.studies import figures
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
 from resnet_jax.studies.results import VariantRuns
+from resnet_jax.terminal import Table
+from resnet_jax.training import run_dir
 from resnet_jax.training.run_dir import Record, write_text
 
+FINDINGS = "analysis"  # in a run directory
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("resnet_jax.studies", "templates"),
     autoescape=True,
@@ -24,6 +31,55 @@ _TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The result of one analysis."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    caption: str
+    tables: tuple[Table, ...]
+    rows: Sequence[Record]
+    """Every measured number in long format."""
+
+    def plain(self, command: str) -> Record:
+        head = {"kind": "finding", "date": datetime.date.today().isoformat(), "command": command}
+        return terminal.plain(head | run_dir.describe() | asdict(self))
+
+    def write(self, command: str, draw: Callable[[], Figure], folder: Path) -> list[Path]:
+        """Writes ``NAME.json``, ``.csv``, ``.svg`` and ``.png``; draws within ``figures.style``."""
+        files = [folder / f"{self.name}.{ending}" for ending in ("json", "csv", "svg", "png")]
+        with figures.style():
+            figure = draw()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(files[0], json.dumps(self.plain(command), allow_nan=False) + "\n")
+            write_text(files[1], terminal.csv_text(self.rows))
+            figure.savefig(files[2], metadata={"Date": None})
+            figure.savefig(files[3], dpi=200)
+        return files
+
+
+def read_findings(runs: Iterable[Path]) -> list[tuple[Finding, str]]:
+    """Reads the findings in run directories, with their figures as data URIs of images.
+
+    Browsers neither run scripts nor load files of an SVG in ``<img>``.
+    """
+    return [_read(file) for run in runs for file in sorted((run / FINDINGS).glob("*.json"))]
+
+
+def _read(file: Path) -> tuple[Finding, str]:
+    try:
+        text = json.loads(file.read_text())
+        fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
+        finding = Finding(tables=tuple(Table(**table) for table in text["tables"]), **fields)
+        figure = base64.b64encode(file.with_suffix(".svg").read_bytes()).decode()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{file} is corrupt, or its figure is missing ({error!r})"
+        raise UserError(f"{problem}: delete it, or repeat its command") from error
+    return finding, f"data:image/svg+xml;base64,{figure}"
 
 
 def write(
@@ -57,11 +113,11 @@ def write(
         unverified=len(comparisons) - len(verified),
         errors=figures.draw_errors(variants, _published(verified)),
         curves=figures.panels(variants),
-        analyses=findings.read(run.source for _, run, _ in runs),
+        analyses=read_findings(run.source for _, run, _ in runs),
         runs=runs,
         json=json,
         details=[(v, _distinct(result["protocol"] for result in v.results)) for v in variants],
-        environment=_environment(run.result for _, run, _ in runs if run.result),
+        environment=environment(run.result for _, run, _ in runs if run.result),
     )
     rows: list[Record] = []
     lists: dict[str, list[Record]] = {"results": [], "unfinished": []}
@@ -110,51 +166,8 @@ def _distinct(mappings: Iterable[Record]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(texts)) for name, texts in values.items()}
 
 
-_BEGIN, _END = "<!-- results ", "<!-- end -->"
-_BLOCK = re.compile(rf"({_BEGIN}(?P<file>\S+) -->\n)(?:(?!{_BEGIN}).)*?{_END}", re.DOTALL)
-
-
-def fill(path: Path) -> int:
-    """Fills blocks ``<!-- results FILE.json --> ... <!-- end -->``; returns how many changed."""
-    text, changed = filled(path.read_text(), path.parent)
-    if changed:
-        path.write_text(text)
-    return changed
-
-
-def filled(text: str, base: Path) -> tuple[str, int]:
-    """Returns the text and the number of changed blocks; files are relative to ``base``."""
-    if open_block := re.search(rf"{_BEGIN}.*", _BLOCK.sub("", text)):
-        raise UserError(f"'{open_block[0]}' is not closed: write '{_END}' after it")
-    new = _BLOCK.sub(lambda old: f"{old[1]}{table(base / old['file'], old['file'])}{_END}", text)
-    blocks = zip(_BLOCK.finditer(text), _BLOCK.finditer(new), strict=True)
-    return new, sum(before[0] != after[0] for before, after in blocks)
-
-
-def table(path: Path, link: str) -> str:
-    """Returns the Markdown table of a file of results, with command, environment and link."""
-    if not path.is_file():
-        names = map(str, path.parent.glob("*.json"))
-        raise UserError(f"there is no file {path}{nearest(str(path), names)}")
-    text = results_lib.read_object(path)
-    try:
-        if text.get("kind") == findings.KIND:
-            rendered = findings.table(text["tables"][0])
-            environments = [text | {"device": text["devices"]}]
-        else:
-            environments = results_lib.read(path)
-            rendered = results_lib.tables(results_lib.collect([path]))[0]
-        where = _environment(environments)
-        commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]
-        parts = where["device"], [f"jax {version}" for version in where["jax"]], commits
-        notes = [f"`{text['command']}`", *(" and ".join(dict.fromkeys(part)) for part in parts)]
-        notes += [text["date"], f"[data]({link}). {text.get('reduced', '')}".rstrip()]
-    except (KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is corrupt ({error!r}): restore it") from error
-    return "\n".join([*terminal.markdown(rendered), "", "; ".join(notes)]) + "\n"
-
-
-def _environment(results: Iterable[Record]) -> dict[str, list[str]]:
+def environment(results: Iterable[Record]) -> dict[str, list[str]]:
+    """Returns commits, devices and versions of results, each value once."""
     return _distinct(
         {
             "commit": result["commit"] or "no checkout",

@@ -385,7 +385,7 @@ class StudyTable:
         finally:
             self._current.remove(run)
 
-    def finished(self, variant: Experiment, result: dict[str, Any]) -> None:
+    def finished(self, variant: Experiment, result: Record) -> None:
         """Receives the result of a run, including those of earlier sessions."""
         self._errors[variant.name].append(result["value"])
         # Earlier runs appear in the table only.

@@ -21,6 +21,10 @@ from resnet_jax.training.step import Distillation, Loss
 Fields = dict[str, Any]
 
 
+HELD_OUT = "held-out"
+"""Split of the ``validation_examples``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """Data set, and the preprocessing and augmentation of its images."""
@@ -31,7 +35,8 @@ class Data:
     """Held out from the end of the training split (5000 in He et al. 2015), of sets that are not
     shuffled a share of every class."""
     test_split: str = "test"
-    """Evaluated split: 'validation' for imagenet2012."""
+    """Evaluated split: 'validation' for imagenet2012; 'held-out': the held-out training images
+    alone, for choices that must not depend on the test images."""
     normalization: Normalization = "pixel_mean"
     """pixel_mean: subtract the mean image (the paper); channel: standardize each channel; imagenet:
     its usual constants; weights: those of the initial weights."""
@@ -190,6 +195,8 @@ class Experiment:
         test = "test" if "test" in info.examples else "validation"
         if not {"train", test} <= info.examples.keys():
             raise UserError(f"{info.name} must have splits train and test or validation.")
+        if data.test_split == HELD_OUT:
+            test = HELD_OUT
         changes: Fields = {"name": info.name, "test_split": test}
         if None in shape:
             if data.crop is None or shape[2] != self.model.input_shape[2]:
@@ -205,7 +212,7 @@ class Experiment:
             changes |= {"pad": 0, "flip": False}
         if shape[2] != 3:
             changes["color"] = None
-        batch_size = min(evaluation.batch_size, info.examples[test])
+        batch_size = min(evaluation.batch_size, info.examples.get(test, data.validation_examples))
         return replace(
             self,
             model=replace(self.model, input_shape=shape, num_classes=info.num_classes),
@@ -223,7 +230,10 @@ class Experiment:
         data = self.data
         if not info.is_prepared:
             data = replace(data, name=info.name, digest=info.version, classes=info.classes)
-        return replace(self, data=data), replace(info, held_out=data.validation_examples)
+        held_out, examples = data.validation_examples, info.examples
+        if data.test_split == HELD_OUT:
+            examples = examples | {HELD_OUT: held_out}
+        return replace(self, data=data), replace(info, held_out=held_out, examples=examples)
 
     def check(self, info: DatasetInfo, devices: int = 1) -> None:
         """Raises UserError with the fields that do not fit the data, devices or other fields."""
@@ -240,12 +250,14 @@ class Experiment:
         if (classes := info.num_classes) != model.num_classes:
             text = f"model.num_classes must be {classes}, got {model.num_classes}"
             yield text, f"--model.num-classes {classes}"
-        for split in sorted({"train", data.test_split} - examples.keys()):
+        for split in sorted({"train", data.test_split} - {*examples, HELD_OUT}):
             other = next((s for s in ("test", "validation") if s in examples), "")
             option = f"--data.test-split {other}" if other and split != "train" else ""
             yield f"{info.name} has no split {split!r}, but {', '.join(examples)}", option
         if "train" in examples and data.validation_examples >= examples["train"]:
             yield f"data.validation_examples must be below {examples['train']}", ""
+        if data.test_split == HELD_OUT and not data.validation_examples:
+            yield "data.test_split 'held-out' needs data.validation_examples above 0", ""
         if data.normalization == "weights" and not self.start.file:
             yield "data.normalization 'weights' needs initial weights (--init-from)", ""
         if data.normalization == "imagenet" and channels != 3:

@@ -343,6 +343,7 @@ def protocol(experiment: Experiment, info: DatasetInfo) -> Record:
         "loss": f"{loss.label.removeprefix('softmax')} {smoothing}".strip(),
         "distillation": _distillation(experiment),
         "initial_weights": experiment.start.digest if experiment.start.file else "",
+        "test_split": data.test_split if data.test_split == config.HELD_OUT else "",
     }
     return {
         "dataset": info.name,

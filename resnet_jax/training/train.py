@@ -29,7 +29,7 @@ from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
 from resnet_jax.training import loggers as loggers_lib
 from resnet_jax.training.checkpoint import Checkpoints, with_checksum
-from resnet_jax.training.config import Experiment
+from resnet_jax.training.config import HELD_OUT, Experiment
 from resnet_jax.training.loggers import Callback, Logger, Observers, Run
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
 from resnet_jax.training.sharding import Program
@@ -279,7 +279,7 @@ def _check_stream(experiment: Experiment, info: DatasetInfo) -> None:
     """Raises UserError for corrupt files and a low memory bound of a streamed set."""
     if experiment.data.crop is None:
         return
-    for split in ("train", experiment.data.test_split):
+    for split in {part[0] for part in split_parts(experiment, info).values()}:
         datasets.check(info, split)
     rows = Rows(stream(experiment, info, seed=0), first_step=0, last_step=1, **_process_index())
     stream_lib.reading_ahead(rows, **vars(experiment.loading))
@@ -290,8 +290,11 @@ def split_parts(experiment: Experiment, info: DatasetInfo) -> dict[str, Part]:
     """Returns ``test``, ``validation`` (if any) and ``train``."""
     test, held_out = experiment.data.test_split, experiment.data.validation_examples
     count = info.examples["train"] - held_out
-    validation = {"validation": ("train", count, held_out)} if held_out else {}
-    return {"test": (test, 0, info.examples[test]), **validation, "train": ("train", 0, count)}
+    train, validation = ("train", 0, count), ("train", count, held_out)
+    if test == HELD_OUT:
+        return {"test": validation, "train": train}
+    others = {"validation": validation} if held_out else {}
+    return {"test": (test, 0, info.examples[test]), **others, "train": train}
 
 
 def _resident(info: DatasetInfo, part: Part) -> Examples:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from resnet_jax.studies import findings, report
+from resnet_jax.studies import report
 from resnet_jax.studies.comparison import Comparison
-from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.report import Finding
 from resnet_jax.studies.results import collect
 from resnet_jax.terminal import Table
 from synthetic_runs import entry, experiment, records, write_run
@@ -81,7 +81,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     figure.add_subplot(xlabel="block").plot(range(19))
     table = Table("deletions", ("network", *(f"error of block {number} %" for number in range(16))), (("resnet-20", *range(16)),))
     finding = Finding(name="x", title="Lesions", caption="One block removed.", tables=(table, table), rows=[{"a": 1}])
-    findings.write(finding, "", lambda: figure, base / "resnet-20" / "seed-0" / findings.FOLDER)
+    finding.write("", lambda: figure, base / "resnet-20" / "seed-0" / report.FINDINGS)
     report.write(variants, base / "report.html", study=study, comparisons=compared)
     return base / "report.html"
 

@@ -1,4 +1,4 @@
-"""The report page, the files beside it, its figures, and tables in Markdown and in the terminal."""
+"""The report page, the files beside it, its figures, and tables in the terminal."""
 
 import base64
 import csv
@@ -18,10 +18,10 @@ import pytest
 from matplotlib.figure import Figure
 from resnet_jax import terminal
 from resnet_jax.errors import UserError
-from resnet_jax.studies import figures, findings, report
+from resnet_jax.studies import figures, report
 from resnet_jax.studies import results as results_lib
 from resnet_jax.studies.comparison import Comparison
-from resnet_jax.studies.findings import Finding
+from resnet_jax.studies.report import Finding
 from resnet_jax.studies.results import Run, VariantRuns, collect
 from resnet_jax.terminal import Table
 from rich.console import Console
@@ -91,12 +91,11 @@ def test_headline_is_the_same_in_every_renderer(variants: list[VariantRuns], tmp
     # Best over training is 0.25 below; the diverged seed has no time.
     assert [row[1:] for row in costs.cells()][::2] == [["12.75 ± 0.71", "269,722", "605"], ["64.75 ± 49.50", "853,018", "600"]]
     assert all(row in page_of(variants, tmp_path / "report.html").rows for row in HEADLINE)
-    for lines, bar in ((terminal.markdown(headline)[2:], "|"), (printed(headline).splitlines(), "│")):
-        assert [[cell.strip() for cell in line.split(bar)[1:-1]] for line in lines if bar in line] == HEADLINE
-    # Brackets are markup to rich, bars end a cell in Markdown.
-    table = Table("[b]", ("name", "n|m"), (("[red]a|b[/red]", 12_345), (None, float("nan")), ("c", 12.34567)), note="[i]")
-    assert all(text in printed(table) for text in ("[b]", "[red]a|b[/red]", "12,345", "12.35", "[i]"))
-    assert terminal.markdown(table) == ["| name | n\\|m |", "|---|---|", "| [red]a\\|b[/red] | 12,345 |", "|  |  |", "| c | 12.35 |"]
+    lines = printed(headline).splitlines()
+    assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line] == HEADLINE
+    # Brackets are markup to rich.
+    table = Table("[b]", ("name", "n"), (("[red]a[/red]", 12_345), (None, float("nan")), ("c", 12.34567)), note="[i]")
+    assert all(text in printed(table) for text in ("[b]", "[red]a[/red]", "12,345", "12.35", "[i]"))
 
 
 def test_variants_without_results_and_validation_errors_have_their_place(variants: list[VariantRuns], tmp_path: Path) -> None:
@@ -274,13 +273,13 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     table = Table("first", ("network", "error %"), (("a", 12.34567), ("b", float("nan"))))
     rows = [{"network": "a", "error": np.float64(12.34567)}, {"network": "b", "error": float("nan")}]
     finding = Finding(name="synthetic", title="A <title>", caption="The caption.", tables=(table,), rows=rows)
-    files = findings.write(finding, "resnet-jax analyze synthetic", lambda: figure, tmp_path / "run" / findings.FOLDER)
+    files = finding.write("resnet-jax analyze synthetic", lambda: figure, tmp_path / "run" / report.FINDINGS)
     assert [file.name for file in files] == ["synthetic.json", "synthetic.csv", "synthetic.svg", "synthetic.png"]
     written = json.loads(files[0].read_text())
     assert written["command"] == "resnet-jax analyze synthetic"
     assert written["rows"] == [{"network": "a", "error": 12.34567}, {"network": "b", "error": None}]
     assert next(csv.DictReader(files[1].read_text().splitlines())) == {"network": "a", "error": "12.34567"}
-    ((finding, image),) = findings.read([tmp_path / "run"])
+    ((finding, image),) = report.read_findings([tmp_path / "run"])
     assert [table.cells() for table in finding.tables] == [[["a", "12.35"], ["b", ""]]]
     page = page_of(collect([tmp_path]), tmp_path / "report.html")
     assert ["a", "12.35"] in page.rows
@@ -290,52 +289,4 @@ def test_findings_are_written_read_back_and_shown_in_the_report(tmp_path: Path) 
     assert b"a length (m)" in base64.b64decode(image.partition("base64,")[2]) == files[2].read_bytes()
     files[0].write_text("{")
     with pytest.raises(UserError, match=r"synthetic\.json is corrupt, or its figure is missing"):
-        findings.read([tmp_path / "run"])
-
-
-def test_markdown_blocks_are_filled_and_nothing_else_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "docs").mkdir()
-    results = [result(experiment("original", 20), 0, 7.0), result(experiment("half", 20, plain=True), 0, 25.0)]
-    results_lib.write(tmp_path / "docs" / "results" / "s.json", results, command="resnet-jax study x", reduced="Small.")
-    before, middle, after = "# Title\n\\1 $1 tail  \n", "\nbetween <!-- a comment -->\n", "| a table | of mine |\n<!-- end -->\nno newline"
-    begin = "<!-- results results/s.json -->\n"
-    readme = tmp_path / "docs" / "README.md"
-    readme.write_text(f"{before}{begin}old\n<!-- end -->{middle}{begin}<!-- end -->{after}")
-    monkeypatch.chdir(tmp_path)
-    assert report.fill(Path("docs/README.md")) == 2
-    text = readme.read_text()
-    table = text.partition(f"<!-- end -->{middle}")[0].removeprefix(before)
-    assert table.startswith(f"{begin}| variant |")
-    assert "[data](results/s.json). Small." in table
-    assert text == f"{before}{table}<!-- end -->{middle}{table}<!-- end -->{after}"
-    assert report.fill(readme) == 0, "filling is idempotent"
-    # A block without its end would swallow the next one.
-    readme.write_text(f"{begin}\nprecious words\n{begin}<!-- end -->\n")
-    with pytest.raises(UserError, match=r"s\.json.*is not closed"):
-        report.fill(readme)
-    assert "precious words" in readme.read_text()
-
-
-def test_markdown_names_environments_of_every_result_and_rejects_other_files(tmp_path: Path) -> None:
-    def block(path: Path) -> str:
-        readme = path.with_suffix(".md")
-        readme.write_text(f"<!-- results {path.name} -->\n<!-- end -->\n")
-        report.fill(readme)
-        return readme.read_text()
-
-    first, second = experiment("original", 20), experiment("half", 20, plain=True)
-    device = {"backend": "gpu", "kind": "NVIDIA H200", "count": 1, "cores": 32, "processes": 1}
-    other = result(second, 0, 7.5, device=device, versions={"jax": "0.11.2"}, commit="fedcba9876543210-dirty")
-    results_lib.write(tmp_path / "s.json", [result(first, 0, 7.0), other], command="x")
-    text = block(tmp_path / "s.json")
-    assert "1 x NVIDIA H100 80GB HBM3, 16 cores and 1 x NVIDIA H200, 32 cores" in text
-    assert "jax 0.10.1 and jax 0.11.2; commit 0123456 and commit fedcba9-dirty;" in text
-    assert "+0.50, no interval (one seed)" in text
-    results_lib.write(tmp_path / "s.json", [result(first, 0, 7.0, commit=None)], command="x")
-    assert "; no checkout;" in block(tmp_path / "s.json")
-    with pytest.raises(UserError, match=r"there is no file .*ss.json; did you mean .*s.json"):
-        block(tmp_path / "ss.json")
-    for text in ('{"kind": "other"}', '{"kind": "finding"}', '{"kind": "study", "common": {}, "results": []}', "[]"):
-        (tmp_path / "r.json").write_text(text)
-        with pytest.raises(UserError, match="r.json"):
-            block(tmp_path / "r.json")
+        report.read_findings([tmp_path / "run"])
