@@ -135,7 +135,7 @@ def test_invalid_input_fails_before_anything_is_written(
         ([*tiny, "--model.shortcut", "my.py:Mine(scal=0.7)"], "Mine takes no argument 'scal'; did you mean scale?"),
         ([*tiny, "--model.shortcut", "my.py:Mine(0.7)"], "cannot be read: write my.py:Mine(argument=value, ...)"),
         ([*tiny, "--model.order", "FullPreactivatoin"], "'FullPreactivatoin' is no known class; did you mean FullPreactivation"),
-        ([*tiny, "--model.order", "ZeroPad"], "ZeroPad is no Order; "),
+        ([*tiny, "--model.order", "ZeroPad"], "order=ZeroPad is for the shortcut, not for the order"),
     ):
         assert message in fails(capsys, *arguments), arguments
     assert files_of(tmp_path) == before

@@ -19,7 +19,6 @@ from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, S
 from resnet_jax.models.components import (
     Component,
     Factory,
-    Part,
     component,
     known,
     name_of,
@@ -27,9 +26,8 @@ from resnet_jax.models.components import (
     parts,
 )
 from resnet_jax.models.counts import count
-from resnet_jax.models.layers import Rngs
 from resnet_jax.models.orders import Fixup, FullPreactivation
-from resnet_jax.models.resnet import PLAIN, Architecture, Execution, ResNet
+from resnet_jax.models.resnet import Architecture
 from resnet_jax.models.shortcuts import (
     Concatenation,
     NoShortcut,
@@ -293,52 +291,6 @@ def variant(name: str | Architecture, **fields: Any) -> Architecture:
     if "in_features" in fields:
         fields["input_shape"] = (*network.input_shape[:2], fields.pop("in_features"))
     return replace(network, **_fields(fields, parse))
-
-
-def build(
-    name: str | Architecture,
-    *,
-    num_classes: int | None = None,
-    in_features: int | None = None,
-    output_stride: int | None = None,
-    shortcut: Part | None = None,
-    rngs: Rngs = 0,
-    execution: Execution = PLAIN,
-    **fields: Any,
-) -> ResNet:
-    """Builds an initialized network, whose operations JAX differentiates itself.
-
-    The module takes images of shape (n, height, width, in_features), uint8 or floating, and
-    returns float32 logits of shape (n, num_classes). It is in evaluation mode until
-    ``model.train()``; ``train=True`` or ``train=False`` of a call wins.
-
-    Args:
-      name: of ``NETWORKS``, of ``FAMILIES`` with a depth, or an ``Architecture``.
-      num_classes: number of logits; 0: no classifier, the output is the pooled embedding.
-      in_features: channels of the images.
-      output_stride: 8 or 16: later stages are dilated instead of strided.
-      shortcut: class, ``component``, ``functools.partial`` or text, as all components.
-      rngs: streams, key or seed of the initial parameters.
-      execution: blocks as a loop or a scan, custom VJPs, remat.
-      **fields: other fields of ``Architecture``.
-
-    Example:
-      >>> import jax
-      >>> model = build("cifar_resnet8", num_classes=7, in_features=1, shortcut="B")
-      >>> images = jax.numpy.zeros((2, 28, 28, 1))
-      >>> model(images).shape, model.embed(images).shape
-      ((2, 7), (2, 64))
-      >>> model.features(images)["stage2"].shape
-      (2, 14, 14, 32)
-    """
-    common = {
-        "num_classes": num_classes,
-        "in_features": in_features,
-        "output_stride": output_stride,
-        "shortcut": shortcut,
-    }
-    changed = {field: value for field, value in common.items() if value is not None}
-    return variant(name, **changed, **fields).build(rngs=rngs, execution=execution)
 
 
 def paper(name: str) -> str:

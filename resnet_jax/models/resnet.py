@@ -110,7 +110,7 @@ class Architecture:
     """Width of the stem; 0: that of the first stage."""
     branch: Part = Basic
     """Basic, Bottleneck, BottleneckV15, SingleLayer, "Branch(kernels=(3, 1, 3))", FILE.py:CLASS."""
-    order: type[Order] = Original
+    order: Part = Original
     """Original, NormAfterAddition, ReluBeforeAddition, ReluOnlyPreactivation, FullPreactivation,
     Fixup, FILE.py:CLASS."""
     shortcut: Part = Projection
@@ -141,7 +141,8 @@ class Architecture:
             cls, _ = components.parts(part := getattr(self, name))
             role = next((role for role, bases in _ROLES.items() if issubclass(cls, bases)), name)
             if role != name:
-                raise UserError(f"{name}={components.name_of(part)} is a {role}, not a {name}.")
+                part = components.name_of(part)
+                raise UserError(f"{name}={part} is for the {role}, not for the {name}.")
         components.check_fields(self.stochastic_depth)
         at_least(self, 0, "num_classes", "stem_features", "output_stride", below=2**31)
         stages, features, shape = self.stages, self.features, self.input_shape
@@ -232,7 +233,8 @@ class ResNet(nnx.Module):
         self.stochastic_depth = architecture.stochastic_depth
         if self.stochastic_depth != StochasticDepth():
             self.stochastic_depth.check(self.num_blocks)
-        order, norm = architecture.order, architecture.norm
+        order: Any = components.parts(architecture.order)[0]
+        norm = architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
         self.stem = components.make(architecture.stem, self.channels, width, **shared)
         block = functools.partial(
