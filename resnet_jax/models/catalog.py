@@ -81,20 +81,17 @@ def cifar_architecture(
     ``depth`` is 6n+2 for basic branches, 9n+2 for bottlenecks, 3n+2 for single layers.
     """
     number = _blocks_per_stage(depth, 3 * len(parts(branch)[1].get("kernels", (3, 3))), 2)
-    fields = {"stages": (number,) * 3, "features": (16, 32, 64)} | fields
-    return Architecture(branch=branch, shortcut=shortcut, **fields)
+    network = {"stages": (number,) * 3, "features": (16, 32, 64)}
+    return Architecture(branch=branch, shortcut=shortcut, **network | fields)
+
+
+_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
 
 def wide_architecture(depth: int, widen: int, **fields: Any) -> Architecture:
     """Wide ResNet (arXiv 1605.07146), Table 1, of ``depth`` 6n+4 and k = ``widen``."""
-    network = Architecture(
-        stages=(_blocks_per_stage(depth, 6, 4),) * 3,
-        features=(16 * widen, 32 * widen, 64 * widen),
-        stem_features=16,
-        order=FullPreactivation,
-        shortcut=Projection,
-    )
-    return replace(network, **fields)
+    widths = {"features": (16 * widen, 32 * widen, 64 * widen), "stem_features": 16}
+    return _preactivated(6 * _blocks_per_stage(depth, 6, 4) + 2, **widths | fields)
 
 
 def imagenet_architecture(
@@ -107,10 +104,8 @@ def imagenet_architecture(
     branch, stages = _of_table(IMAGENET_STAGES, depth)
     if branch is Bottleneck and not stride_in_1x1:
         branch = BottleneckV15
-    network = Architecture(
-        stages=stages, features=(64, 128, 256, 512), branch=branch, shortcut=shortcut
-    )
-    return replace(network, **_IMAGENET | fields)
+    network = {"branch": branch, "features": (64, 128, 256, 512)} | _IMAGENET
+    return Architecture(stages=stages, shortcut=shortcut, **network | fields)
 
 
 _IMAGENET = {"stem": ImageNetStem, "input_shape": (224, 224, 3), "num_classes": 1000}
@@ -141,19 +136,16 @@ def densenet_architecture(
         raise UserError("a DenseNet for small images needs a growth rate.")
     # 256 / 64 times the growth: the bottleneck's 4k.
     dense = {"kernels": (1, 3), "base_width": 256} if bottleneck else {"kernels": (3,)}
-    network = Architecture(
-        stages=stages,
-        features=(growth,) * len(stages),
-        stem_features=2 * growth if bottleneck else 16,
-        branch=component(Branch, **dense),
-        order=FullPreactivation,
-        shortcut=Concatenation,
-        transition=component(DenseTransition, compression=0.5 if bottleneck else 1.0),
-    )
-    return replace(network, **(_IMAGENET if imagenet else {}) | fields)
+    network = {
+        "features": (growth,) * len(stages),
+        "stem_features": 2 * growth if bottleneck else 16,
+        "branch": component(Branch, **dense),
+        "order": FullPreactivation,
+        "shortcut": Concatenation,
+        "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
+    }
+    return Architecture(stages=stages, **network | (_IMAGENET if imagenet else {}) | fields)
 
-
-_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
 # By the beginning of the name; the first that matches.
 _PAPERS = {

@@ -410,14 +410,11 @@ def _stacks(
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
         make = functools.partial(block, **arguments)
-        after = arguments | following | {"in_features": _out_features(make)}
+        built = nnx.eval_shape(make, rngs=nnx.Rngs(0))
+        after = arguments | following | {"in_features": built.out_features}
         stacks.append(Stack(make, count if after == arguments else 1, **options))
         count, arguments = count - stacks[-1].count, after
     return stacks
-
-
-def _out_features(make: Callable[..., ResidualBlock]) -> int:
-    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))).out_features
 
 
 class Head(nnx.Module):
@@ -460,11 +457,6 @@ class Stack(nnx.Module):
         self.stacked = nnx.merge(graphdef, stacked)
         self.count, self.scan, self.remat = count, scan, remat
         self.out_features: int = self.stacked.out_features
-
-    def block(self, index: int) -> nnx.Module:
-        """Returns a copy of one block."""
-        graphdef, state = nnx.split(self.stacked)
-        return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
 
     def __call__(
         self,
