@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax.models import Architecture, ResNet, model_info, shortcuts
+    from resnet_jax.models.components import Part
     from resnet_jax.models.layers import Rngs
     from resnet_jax.studies.study import study
     from resnet_jax.training.config import Experiment
@@ -41,38 +42,53 @@ def create_model(
     *,
     pretrained: bool | str | Path = False,
     num_classes: int | None = None,
+    in_features: int | None = None,
+    shortcut: "Part | None" = None,
+    order: "Part | None" = None,
+    output_stride: int | None = None,
     rngs: "Rngs" = 0,
     **fields: Any,
 ) -> "ResNet":
     """Builds a network: initialized, or with trained weights.
 
-    The module takes images of shape (n, height, width, in_features) and returns float32 logits of
-    shape (n, num_classes). ``load_pretrained`` returns the same weights with their preprocessing.
+    The module takes images of shape (n, height, width, in_features), uint8 or floating, and returns
+    float32 logits of shape (n, num_classes). It is in evaluation mode until ``model.train()``.
+    ``load_pretrained`` returns the same weights with their preprocessing.
 
     Args:
-      name: one of ``list_models()``, or with ``pretrained=True`` of
-        ``list_models(pretrained=True)``, a file or a repository of the Hub.
+      name: one of ``list_models()``, a family with a depth such as ``cifar_resnet26``, or with
+        ``pretrained=True`` one of ``list_models(pretrained=True)``, a file or a Hub repository.
       pretrained: True, or the source of the weights of network ``name``.
       num_classes: number of logits; 0: no classifier, the output is the pooled embedding. With
         ``pretrained`` another number than the weights' draws a new classifier.
+      in_features: channels of the images.
+      shortcut: class, ``component``, ``functools.partial`` or text, as all components.
+      order: of normalization, activation and addition.
+      output_stride: 8 or 16: later stages are dilated instead of strided.
       rngs: streams, key or seed of the initial parameters.
-      **fields: other arguments of ``resnet_jax.models.build``, such as ``shortcut``,
-        ``in_features`` and ``output_stride``; with ``pretrained`` those that keep every weight.
+      **fields: other fields of ``Architecture``; ``execution``. Those that change or drop weights
+        are rejected with ``pretrained``.
 
     Example:
       >>> import jax
-      >>> model = create_model("cifar_resnet8", num_classes=7, shortcut="B")
-      >>> model(jax.numpy.zeros((2, 32, 32, 3))).shape
-      (2, 7)
+      >>> model = create_model("cifar_resnet8", num_classes=7, in_features=1, shortcut="B")
+      >>> images = jax.numpy.zeros((2, 28, 28, 1))
+      >>> model(images).shape, model.embed(images).shape
+      ((2, 7), (2, 64))
+      >>> model.features(images)["stage2"].shape
+      (2, 14, 14, 32)
     """
-    from resnet_jax import errors, models, weights
+    from resnet_jax import errors, weights
+    from resnet_jax.models import PLAIN, catalog
 
+    named = {"num_classes": num_classes, "in_features": in_features, "shortcut": shortcut}
+    named |= {"order": order, "output_stride": output_stride}
+    fields |= {field: value for field, value in named.items() if value is not None}
     if pretrained is False:
         if isinstance(name, str) and name in weights.list_pretrained():
             raise errors.UserError(f"{name} names pretrained weights: give pretrained=True.")
-        return models.build(name, num_classes=num_classes, rngs=rngs, **fields)
-    if num_classes is not None:
-        fields["num_classes"] = num_classes
+        execution = fields.pop("execution", PLAIN)
+        return catalog.variant(name, **fields).build(rngs=rngs, execution=execution)
     if pretrained is not True:
         return weights.load_pretrained(pretrained, network=name).build(rngs=rngs, **fields)
     if not isinstance(name, str):

@@ -43,6 +43,12 @@ def filled(make: Callable[[nnx.Rngs], Any], seed: int = 0) -> Any:
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state)))
 
 
+def modules_of_blocks(model: Any) -> list[Any]:
+    """Copies of the network's blocks, in order."""
+    stacks = [(*nnx.split(stack.stacked), stack.count) for stacks in model.stages for stack in stacks]
+    return [nnx.merge(graphdef, jax.tree.map(lambda a, i=i: a[i], state)) for graphdef, state, count in stacks for i in range(count)]
+
+
 def variables(module: nnx.Module) -> Values:
     """Returns parameters and statistics, float64."""
     return jax.tree.map(np.float64, nnx.to_pure_dict(nnx.state(module)))

@@ -18,7 +18,7 @@ from resnet_jax.analysis import subjects
 from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
-from resnet_jax.models import Execution, StochasticDepth, activations, norms
+from resnet_jax.models import Execution, StochasticDepth, activations, components, norms
 from resnet_jax.models.orders import Norm
 from resnet_jax.models.resnet import Variables
 from resnet_jax.terminal import Table
@@ -119,7 +119,8 @@ def measure(weights: Pretrained, examples: Examples, options: Options = Options(
 def layers(weights: Pretrained) -> tuple[str, ...]:
     """Returns the activations with the responses of 3x3 convolutions of stem and branches."""
     model: Any = weights.build()
-    order, names = weights.architecture.order, []
+    order: Any = components.parts(weights.architecture.order)[0]
+    names = []
     if getattr(getattr(model.stem, "conv", None), "kernel_size", ()) == (3, 3):
         names.append("stem/after/layers/0" if order.after_stem[:1] == (Norm,) else "stem/conv")
     stacks = (stack for stage in model.stages for stack in stage)

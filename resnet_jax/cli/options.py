@@ -198,25 +198,17 @@ class _Fields:
 def _part_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Factory | None] | None:
     """Reads a part by its short name (A, ZeroPad) or FILE.py:CLASS, as ``Scaled(shortcut=0.5)``."""
     arguments = typing.get_args(info.type)
-    base = arguments[0] if typing.get_origin(info.type) is type else object
-    if Component not in arguments and base is object:
+    if Component not in arguments:
         return None
     others = catalog.parts_of(augment_host, augment_device)
     # `none` is also the name of a shortcut, which is not optional.
     optional = NoneType in arguments
 
-    def fits(part: object) -> bool:
-        return base is object or (isinstance(part, type) and issubclass(part, base))
-
     def read(words: list[str]) -> Factory | None:
         (text,) = words
         if optional and text == "none":
             return None
-        part = components.parse(text, functools.partial(components.find, others=others))
-        if fits(part):
-            return part
-        names = (name for name, cls in catalog.known().items() if fits(cls))
-        raise ValueError(f"{text} is no {base.__name__}{nearest(text, names)}")
+        return components.parse(text, functools.partial(components.find, others=others))
 
     return PrimitiveConstructorSpec(
         nargs=1,

@@ -4,7 +4,6 @@ from resnet_jax.models.blocks import ResidualBlock
 from resnet_jax.models.catalog import (
     NETWORKS,
     architecture,
-    build,
     cifar_architecture,
     densenet_architecture,
     imagenet_architecture,
@@ -28,7 +27,6 @@ __all__ = [
     "ResidualBlock",
     "StochasticDepth",
     "architecture",
-    "build",
     "cifar_architecture",
     "component",
     "count",

@@ -19,7 +19,6 @@ from resnet_jax.models.blocks import Basic, Bottleneck, BottleneckV15, Branch, S
 from resnet_jax.models.components import (
     Component,
     Factory,
-    Part,
     component,
     known,
     name_of,
@@ -27,9 +26,8 @@ from resnet_jax.models.components import (
     parts,
 )
 from resnet_jax.models.counts import count
-from resnet_jax.models.layers import Rngs
 from resnet_jax.models.orders import Fixup, FullPreactivation
-from resnet_jax.models.resnet import PLAIN, Architecture, Execution, ResNet
+from resnet_jax.models.resnet import Architecture
 from resnet_jax.models.shortcuts import (
     Concatenation,
     NoShortcut,
@@ -83,20 +81,17 @@ def cifar_architecture(
     ``depth`` is 6n+2 for basic branches, 9n+2 for bottlenecks, 3n+2 for single layers.
     """
     number = _blocks_per_stage(depth, 3 * len(parts(branch)[1].get("kernels", (3, 3))), 2)
-    fields = {"stages": (number,) * 3, "features": (16, 32, 64)} | fields
-    return Architecture(branch=branch, shortcut=shortcut, **fields)
+    network = {"stages": (number,) * 3, "features": (16, 32, 64)}
+    return Architecture(branch=branch, shortcut=shortcut, **network | fields)
+
+
+_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
 
 def wide_architecture(depth: int, widen: int, **fields: Any) -> Architecture:
     """Wide ResNet (arXiv 1605.07146), Table 1, of ``depth`` 6n+4 and k = ``widen``."""
-    network = Architecture(
-        stages=(_blocks_per_stage(depth, 6, 4),) * 3,
-        features=(16 * widen, 32 * widen, 64 * widen),
-        stem_features=16,
-        order=FullPreactivation,
-        shortcut=Projection,
-    )
-    return replace(network, **fields)
+    widths = {"features": (16 * widen, 32 * widen, 64 * widen), "stem_features": 16}
+    return _preactivated(6 * _blocks_per_stage(depth, 6, 4) + 2, **widths | fields)
 
 
 def imagenet_architecture(
@@ -109,10 +104,8 @@ def imagenet_architecture(
     branch, stages = _of_table(IMAGENET_STAGES, depth)
     if branch is Bottleneck and not stride_in_1x1:
         branch = BottleneckV15
-    network = Architecture(
-        stages=stages, features=(64, 128, 256, 512), branch=branch, shortcut=shortcut
-    )
-    return replace(network, **_IMAGENET | fields)
+    network = {"branch": branch, "features": (64, 128, 256, 512)} | _IMAGENET
+    return Architecture(stages=stages, shortcut=shortcut, **network | fields)
 
 
 _IMAGENET = {"stem": ImageNetStem, "input_shape": (224, 224, 3), "num_classes": 1000}
@@ -143,19 +136,16 @@ def densenet_architecture(
         raise UserError("a DenseNet for small images needs a growth rate.")
     # 256 / 64 times the growth: the bottleneck's 4k.
     dense = {"kernels": (1, 3), "base_width": 256} if bottleneck else {"kernels": (3,)}
-    network = Architecture(
-        stages=stages,
-        features=(growth,) * len(stages),
-        stem_features=2 * growth if bottleneck else 16,
-        branch=component(Branch, **dense),
-        order=FullPreactivation,
-        shortcut=Concatenation,
-        transition=component(DenseTransition, compression=0.5 if bottleneck else 1.0),
-    )
-    return replace(network, **(_IMAGENET if imagenet else {}) | fields)
+    network = {
+        "features": (growth,) * len(stages),
+        "stem_features": 2 * growth if bottleneck else 16,
+        "branch": component(Branch, **dense),
+        "order": FullPreactivation,
+        "shortcut": Concatenation,
+        "transition": component(DenseTransition, compression=0.5 if bottleneck else 1.0),
+    }
+    return Architecture(stages=stages, **network | (_IMAGENET if imagenet else {}) | fields)
 
-
-_preactivated = partial(cifar_architecture, order=FullPreactivation, shortcut=Projection)
 
 # By the beginning of the name; the first that matches.
 _PAPERS = {
@@ -293,52 +283,6 @@ def variant(name: str | Architecture, **fields: Any) -> Architecture:
     if "in_features" in fields:
         fields["input_shape"] = (*network.input_shape[:2], fields.pop("in_features"))
     return replace(network, **_fields(fields, parse))
-
-
-def build(
-    name: str | Architecture,
-    *,
-    num_classes: int | None = None,
-    in_features: int | None = None,
-    output_stride: int | None = None,
-    shortcut: Part | None = None,
-    rngs: Rngs = 0,
-    execution: Execution = PLAIN,
-    **fields: Any,
-) -> ResNet:
-    """Builds an initialized network, whose operations JAX differentiates itself.
-
-    The module takes images of shape (n, height, width, in_features), uint8 or floating, and
-    returns float32 logits of shape (n, num_classes). It is in evaluation mode until
-    ``model.train()``; ``train=True`` or ``train=False`` of a call wins.
-
-    Args:
-      name: of ``NETWORKS``, of ``FAMILIES`` with a depth, or an ``Architecture``.
-      num_classes: number of logits; 0: no classifier, the output is the pooled embedding.
-      in_features: channels of the images.
-      output_stride: 8 or 16: later stages are dilated instead of strided.
-      shortcut: class, ``component``, ``functools.partial`` or text, as all components.
-      rngs: streams, key or seed of the initial parameters.
-      execution: blocks as a loop or a scan, custom VJPs, remat.
-      **fields: other fields of ``Architecture``.
-
-    Example:
-      >>> import jax
-      >>> model = build("cifar_resnet8", num_classes=7, in_features=1, shortcut="B")
-      >>> images = jax.numpy.zeros((2, 28, 28, 1))
-      >>> model(images).shape, model.embed(images).shape
-      ((2, 7), (2, 64))
-      >>> model.features(images)["stage2"].shape
-      (2, 14, 14, 32)
-    """
-    common = {
-        "num_classes": num_classes,
-        "in_features": in_features,
-        "output_stride": output_stride,
-        "shortcut": shortcut,
-    }
-    changed = {field: value for field, value in common.items() if value is not None}
-    return variant(name, **changed, **fields).build(rngs=rngs, execution=execution)
 
 
 def paper(name: str) -> str:

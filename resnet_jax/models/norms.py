@@ -1,11 +1,15 @@
 """Normalization layers and their running statistics."""
 
+import functools
 from collections.abc import Set
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
+from jax.sharding import AxisType, auto_axes
+from jax.sharding import PartitionSpec as P
 
 from resnet_jax import kernels
 from resnet_jax.errors import Fraction, UserError, check, require
@@ -60,16 +64,34 @@ class BatchNorm(nnx.Module):
             batch = f"a batch of {images} images"
             raise UserError(f"BatchNorm(group_size={size}) does not divide {batch}.")
         grouped = size not in (0, images)
-        x_grouped = x.reshape(images // size, size, *x.shape[1:]) if grouped else x
+        normalize = functools.partial(kernels.normalize, axis_name=self.axis_name)
+        if grouped:
+            normalize = functools.partial(_normalize_groups, size)
         try:
-            y, mean, var = kernels.normalize(x_grouped, *weights, axis_name=self.axis_name)
+            y, mean, var = normalize(x, *weights)
         except NameError as error:
             problem = f"BatchNorm(axis_name={self.axis_name!r}): no such axis is mapped"
             raise UserError(f"{problem}; use jax.shard_map, jax.pmap or jax.vmap.") from error
         for running, average in ((self.mean, mean), (self.var, var)):
-            average = average.mean(0) if grouped else average
             running[...] = _moved(running[...], average, self.momentum)
-        return y.reshape(x.shape)
+        return y
+
+
+def _normalize_groups(
+    size: int, x: Array, scale: Array, bias: Array, *options: Any
+) -> tuple[Array, Array, Array]:
+    def normalize(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        groups = x.reshape(-1, size, *x.shape[1:])
+        y, mean, var = kernels.normalize(groups, scale, bias, *options)
+        return y.reshape(x.shape), mean.mean(0), var.mean(0)
+
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit in sharding.mesh.axis_types:
+        # A group may extend over devices, which no explicit sharding of the groups expresses.
+        replicated = sharding.update(spec=P())
+        shardings = sharding, replicated, replicated
+        return auto_axes(normalize, out_sharding=shardings)(x, scale, bias)  # pyright: ignore
+    return normalize(x, scale, bias)
 
 
 class FrozenBatchNorm(nnx.Module):

@@ -110,7 +110,7 @@ class Architecture:
     """Width of the stem; 0: that of the first stage."""
     branch: Part = Basic
     """Basic, Bottleneck, BottleneckV15, SingleLayer, "Branch(kernels=(3, 1, 3))", FILE.py:CLASS."""
-    order: type[Order] = Original
+    order: Part = Original
     """Original, NormAfterAddition, ReluBeforeAddition, ReluOnlyPreactivation, FullPreactivation,
     Fixup, FILE.py:CLASS."""
     shortcut: Part = Projection
@@ -141,7 +141,8 @@ class Architecture:
             cls, _ = components.parts(part := getattr(self, name))
             role = next((role for role, bases in _ROLES.items() if issubclass(cls, bases)), name)
             if role != name:
-                raise UserError(f"{name}={components.name_of(part)} is a {role}, not a {name}.")
+                part = components.name_of(part)
+                raise UserError(f"{name}={part} is for the {role}, not for the {name}.")
         stages, features = self.stages, self.features
         if not (1 <= len(stages) == len(features) <= 100 and sum(stages) <= MAX_BLOCKS):
             raise UserError(
@@ -232,7 +233,8 @@ class ResNet(nnx.Module):
         self.stochastic_depth = architecture.stochastic_depth
         if self.stochastic_depth != StochasticDepth():
             self.stochastic_depth.check(self.num_blocks)
-        order, norm = architecture.order, architecture.norm
+        order: Any = components.parts(architecture.order)[0]
+        norm = architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
         self.stem = components.make(architecture.stem, self.channels, width, **shared)
         block = functools.partial(
@@ -415,14 +417,11 @@ def _stacks(
     following = {"stride": 1, "dilation": (first["dilation"][1],) * 2, "first": False}
     while count:
         make = functools.partial(block, **arguments)
-        after = arguments | following | {"in_features": _out_features(make)}
+        built = nnx.eval_shape(make, rngs=nnx.Rngs(0))
+        after = arguments | following | {"in_features": built.out_features}
         stacks.append(Stack(make, count if after == arguments else 1, **options))
         count, arguments = count - stacks[-1].count, after
     return stacks
-
-
-def _out_features(make: Callable[..., ResidualBlock]) -> int:
-    return nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))).out_features
 
 
 class Head(nnx.Module):
@@ -465,11 +464,6 @@ class Stack(nnx.Module):
         self.stacked = nnx.merge(graphdef, stacked)
         self.count, self.scan, self.remat = count, scan, remat
         self.out_features: int = self.stacked.out_features
-
-    def block(self, index: int) -> nnx.Module:
-        """Returns a copy of one block."""
-        graphdef, state = nnx.split(self.stacked)
-        return nnx.merge(graphdef, jax.tree.map(lambda a: a[index], nnx.to_pure_dict(state)))
 
     def __call__(
         self,

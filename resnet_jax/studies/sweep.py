@@ -188,20 +188,20 @@ class _Reports(RunProgress):
         frozen = trial.study.get_trials(deepcopy=False)[trial.number]
         self._reported = {*frozen.intermediate_values}
 
-    def update(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: Mapping[str, Any]) -> None:
         if record["split"] != "test":
-            super().update(record)
+            super().record(record)
             return
         import optuna
 
         step, error = record["step"], record["error_percent"]
         if not self.console.is_terminal:
-            self.say(f"step {step}/{self.steps}, held-out error {error:.2f} %{self.numbers}")
+            self.message(f"step {step}/{self.steps}, held-out error {error:.2f} %{self.numbers}")
         if step in self._reported or step == self.steps:
             return
         self._trial.report(error, step)
         if self._trial.should_prune():
-            self.say(f"pruned after step {step}")
+            self.message(f"pruned after step {step}")
             raise optuna.TrialPruned
 
 
@@ -222,9 +222,9 @@ def _train(
         data = dataclasses.replace(experiment.data, test_split=HELD_OUT)
         experiment = dataclasses.replace(experiment, data=data)
         with _Reports(trial) as progress:
-            progress.say(", ".join(f"{name} {value}" for name, value in values.items()))
+            progress.message(", ".join(f"{name} {value}" for name, value in values.items()))
             options = {"data_dir": data_dir, "devices": devices}
-            result = train(experiment, SEED, folder, progress=progress, **options)
+            result = train(experiment, SEED, folder, callbacks=[progress], **options)
     except optuna.TrialPruned:
         trial.study.tell(trial, state=TrialState.PRUNED)
         return

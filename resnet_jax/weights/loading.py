@@ -66,7 +66,7 @@ class Pretrained:
 
         Args:
           rngs: streams, key or seed of a new classifier.
-          execution: as of ``resnet_jax.models.build``.
+          execution: as of ``Architecture.build``.
           **fields: changes of the network that keep every weight, such as ``output_stride``.
             Another ``num_classes`` has a new classifier, 0 none.
         """

@@ -15,6 +15,8 @@ from resnet_jax.models.shortcuts import NoShortcut, ZeroPad
 from resnet_jax.weights.card import Card, View
 from resnet_jax.weights.loading import Pretrained
 
+from oracle import modules_of_blocks
+
 SMALL = models.Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
 SMALL_PLAIN = replace(SMALL, shortcut=NoShortcut)
 _DRAWN = np.random.default_rng(0)
@@ -38,7 +40,7 @@ def normalized(images: np.ndarray) -> Any:
 def blocks_of(weights: Pretrained) -> tuple[Any, list[Any]]:
     """Returns the module and its blocks in order."""
     model: Any = weights.build()
-    return model, [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+    return model, modules_of_blocks(model)
 
 
 def block_parts(weights: Pretrained, images: Any) -> list[tuple[np.ndarray, ...]]:

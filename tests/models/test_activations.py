@@ -15,7 +15,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import FullPreactivation
 from resnet_jax.models.shortcuts import ZeroPad
 
-from oracle import random
+from oracle import modules_of_blocks, random
 
 SMALL = Architecture(stages=(2, 1), features=(3, 4), shortcut=ZeroPad, input_shape=(6, 6, 3), num_classes=4)
 IMAGES = jnp.asarray(random(2, 6, 6, 3))
@@ -31,7 +31,7 @@ def test_recorded_activations_match_parts_called_one_by_one(model: ResNet) -> No
         logits = model(IMAGES)
     x = model.stem(IMAGES)
     np.testing.assert_allclose(recorded["stem"], x, rtol=1e-5, atol=1e-6)
-    blocks = [stack.block(i) for stacks in model.stages for stack in stacks for i in range(stack.count)]
+    blocks = modules_of_blocks(model)
     for number, block in enumerate(blocks):
         np.testing.assert_allclose(recorded[f"block{number}/input"], x, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(recorded[f"block{number}/branch"], block.branch(x), rtol=1e-4, atol=1e-5)

@@ -88,7 +88,8 @@ def test_batch_norm_of_bfloat16_has_float32_statistics() -> None:
 
 
 @pytest.mark.parametrize("group_size", [0, 4])
-def test_groups_are_the_same_on_one_device_and_on_eight(group_size: int) -> None:
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+def test_groups_are_the_same_on_one_device_and_on_eight(kind: AxisType, group_size: int) -> None:
     """Two images per device: a group reaches over two or all of them. Value, gradients, statistics."""
     norm = filled(lambda rngs: BatchNorm(3, group_size=group_size, rngs=rngs))
     x, cotangent = random(16, 3, 3, 3) + random(16, 1, 1, 3, seed=1), random(16, 3, 3, 3, seed=2)
@@ -102,10 +103,12 @@ def test_groups_are_the_same_on_one_device_and_on_eight(group_size: int) -> None
         y, pull, statistics = jax.vjp(forward, state, x, has_aux=True)
         return y, pull(cotangent), statistics
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     state, inputs, compiled = nnx.to_pure_dict(state), (x, cotangent), jax.jit(run, compiler_options=quick_to_compile())
     one = compiled(state, *map(jnp.asarray, inputs))
-    eight = compiled(state, *jax.device_put(inputs, NamedSharding(mesh, P("data"))))
+    with jax.set_mesh(mesh):
+        replicated = jax.device_put(state, NamedSharding(mesh, P()))
+        eight = compiled(replicated, *jax.device_put(inputs, NamedSharding(mesh, P("data"))))
     assert {shard.data.shape for shard in eight[0].addressable_shards} == {(2, 3, 3, 3)}
     jax.tree.map(lambda ours, theirs: close(ours, theirs, tolerance=3e-6), eight, one)
     expected, running = normalize_groups(x, variables(norm), group_size, train=True)

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from resnet_jax.errors import UserError
 from resnet_jax.kernels import quick_to_compile
-from resnet_jax.models import NETWORKS, PLAIN, Apply, Architecture, Execution, ResNet, StochasticDepth, build
+from resnet_jax.models import NETWORKS, PLAIN, Apply, Architecture, Execution, ResNet, StochasticDepth
 from resnet_jax.models.components import component, parts
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.orders import Fixup
@@ -177,7 +177,7 @@ SMALL: dict[str, Any] = dict(stages=(2,), features=(4,), stem_features=3, input_
 
 
 def test_model_is_a_citizen_of_flax(tmp_path: Path) -> None:
-    model, images = build(Architecture(**SMALL)), jnp.asarray(random(4, 8, 8, 3))
+    model, images = Architecture(**SMALL).build(), jnp.asarray(random(4, 8, 8, 3))
     forward = nnx.jit(lambda model, images: model(images))
     logits = forward(model, images)
     assert "ResNet" in nnx.tabulate(model, images)
@@ -215,7 +215,7 @@ class Users(nnx.Module):
 @pytest.mark.parametrize("norm", ["BatchNorm", functools.partial(nnx.BatchNorm, momentum=0.5)], ids=str)
 def test_modes_are_those_of_flax(norm: Any) -> None:
     """An explicit ``train`` wins; without one train() and eval() count, at first evaluation, and those of single layers."""
-    model = build(Architecture(**SMALL, norm=norm, shortcut=Users), rngs=jax.random.key(1))
+    model = Architecture(**SMALL, norm=norm, shortcut=Users).build(rngs=jax.random.key(1))
     assert not model.stages[0][0].stacked.shortcut.calls[...], "construction calls the network and changes nothing"
     images = jnp.asarray(random(4, 8, 8, 3))
     run = nnx.jit(lambda model, images, train: model(images, train), static_argnums=2)
