@@ -186,11 +186,11 @@ def sweep(
     reference: Reference,
     *,
     workdir: Path,
-    trials: int = 20,
-    seeds: int = 3,
+    trials: Positive = 20,
+    seeds: Positive = 3,
     storage: str | None = None,
     data_dir: DataDir = None,
-    devices: int | None = None,
+    devices: Positive | None = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the annotated parameters of a function, then train the winner on fresh seeds.
@@ -204,7 +204,6 @@ def sweep(
       storage: URL of Optuna's database, as sqlite:///sweep.db. Default: WORKDIR/sweep.log.
       devices: Devices to use; default: all.
     """
-    check_range({"--trials": trials, "--seeds": seeds}, 1)
     recipe = sweep_lib.Recipe(options.resolve(reference))
     places = {"data_dir": data_dir, "devices": devices}
     found = sweep_lib.run(recipe, trials, workdir, storage=storage, **places)
