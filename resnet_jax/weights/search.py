@@ -9,7 +9,7 @@ from resnet_jax.weights.names import CONVENTIONS, Convention, convention
 
 _AVERAGED = re.compile(r"(^|[._])(ema|avg|averaged?|swa|shadow)([._]|$)")
 _TRUNK = re.compile(r"((conv|bn)\d|layer\d+|features|resnet)\.|(conv|bn)\d\.?\w*$")
-# First convolution of a network's blocks; the classifier of the other family is none of its own.
+# First convolution of the blocks of each family, and the other family's classifier, a head here.
 _FIRST = {
     "layer1.0.conv1.weight": "classifier.",
     "features.denseblock1.denselayer1.conv1.weight": "fc.",

@@ -60,7 +60,7 @@ HOSTILE = {
     "a nested mean": (changed(view={"mean": "here"}).replace('"here"', "[" * 70 + "1" + "]" * 70), "its card is"),
     "deviation zero": (changed(view={"deviation": [1, 0, 1]}), "std: 3 above 0 (--std)"),
     "a huge crop": (changed(view={"crop": 10**9}), "view.crop must be in [0, 65536), got"),
-    "a prefix of a list": (changed(prefix=["module."]), "prefix must be of type str"),
+    "a prefix of a list": (changed(prefix=["module."]), "prefix"),
     "counters of text": (changed(counters={"a": "b"}), "its card is"),
     "an unknown field": (changed(surprise=1), "its card is corrupt"),
     "a system call": (changed(architecture={"branch": "os:system(command='touch executed')"}), "a file cannot bring code along"),
