@@ -25,7 +25,6 @@ import resnet_jax
 from resnet_jax import models
 from resnet_jax.models import blocks, catalog, components, norms, orders, shortcuts, stems
 from resnet_jax.studies import figures, ledger, report, results
-from resnet_jax.terminal import Table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -135,7 +134,7 @@ def table_of(file: Path) -> tuple[str, list[str]]:
     if content["kind"] == "study":
         table, runs = results.tables(results.collect([file]))[0], results.read(file)
     else:
-        table = Table(**content["tables"][0])
+        table = report.table(content["tables"][0])
         runs = [content | {"device": content["devices"]}]
     where = report.environment(runs)
     commits = [re.sub(r"^([\da-f]{7})\w*", r"commit \1", commit) for commit in where["commit"]]

@@ -74,12 +74,16 @@ def _read(file: Path) -> tuple[Finding, str]:
     try:
         text = json.loads(file.read_text())
         fields = {name: text[name] for name in ("name", "title", "caption", "rows")}
-        finding = Finding(tables=tuple(Table(**table) for table in text["tables"]), **fields)
+        finding = Finding(tables=tuple(map(table, text["tables"])), **fields)
         figure = base64.b64encode(file.with_suffix(".svg").read_bytes()).decode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{file} is corrupt, or its figure is missing ({error!r})"
         raise UserError(f"{problem}: delete it, or repeat its command") from error
     return finding, f"data:image/svg+xml;base64,{figure}"
+
+
+def table(text: Record) -> Table:
+    return Table(text["title"], tuple(text["columns"]), tuple(map(tuple, text["rows"])))
 
 
 def write(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 SEED = 0
 """Seed of every trial; the winner has other ones."""
-Space = dict[str, object]
-"""Annotations of the parameters that are searched."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Recipe:
     def __init__(self, reference: str):
         self.reference, self._function = reference, components.load(reference)
         hints = typing.get_type_hints(self._function, include_extras=True)
-        self.space: Space = {}
+        self.space: dict[str, object] = {}
         for name, parameter in inspect.signature(self._function).parameters.items():
             hint = hints.get(name)
             if _is_space(hint):
@@ -118,23 +116,39 @@ def run(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    example = recipe(recipe.suggest(optuna.create_study().ask()))
-    info = datasets.describe(example.data.name, data_dir)
-    example.check(info, sharding.make(devices).size)
+    values = recipe.suggest(optuna.create_study(sampler=_sampler(0)).ask())
+    with _naming(values):
+        example = recipe(values)
+        info = datasets.describe(example.data.name, data_dir)
+        example.check(info, sharding.make(devices).size)
     workdir.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(workdir / "sweep.lock"):
         study = _open(storage, workdir / "sweep.log")
         space = {name: str(hint) for name, hint in recipe.space.items()}
         known = study.user_attrs.get("space", space)
-        remedy = "use another --workdir"
         problem = f"{workdir} holds a sweep of another search space, {known}"
-        require(known == space, f"{problem}: {remedy}")
+        require(known == space, f"{problem}: use another --workdir")
         study.set_user_attr("space", space)
     while claimed := _claim(study, trials, workdir):
-        trial, lock = claimed
-        with lock:
+        trial, claim = claimed
+        with claim:
             _train(trial, recipe, workdir / f"trial-{trial.number}", data_dir, devices)
     return study
+
+
+@contextlib.contextmanager
+def _naming(values: Mapping[str, object]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"with {values}: {error}") from None
+
+
+def _sampler(number: int) -> "optuna.samplers.BaseSampler":
+    """Returns the sampler of one trial: a single worker repeats its trials, several differ."""
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=number)
 
 
 def _open(storage: str | None, log: Path) -> "optuna.Study":
@@ -155,13 +169,13 @@ def _open(storage: str | None, log: Path) -> "optuna.Study":
 
 def _claim(
     study: "optuna.Study", trials: int, workdir: Path
-) -> tuple["optuna.Trial", filelock.BaseFileLock] | None:
+) -> tuple["optuna.Trial", filelock.AcquireReturnProxy] | None:
     """Returns a locked trial, one whose worker was lost or a new one; None if all are claimed."""
     import optuna
     from optuna.trial import TrialState
 
-    def lock(number: int) -> filelock.BaseFileLock:
-        return filelock.FileLock(workdir / f"trial-{number}.lock", timeout=0)
+    def lock(number: int) -> filelock.AcquireReturnProxy:
+        return filelock.FileLock(workdir / f"trial-{number}.lock", timeout=0).acquire()
 
     with filelock.FileLock(workdir / "sweep.lock"):
         known = study.get_trials(deepcopy=False)
@@ -169,14 +183,13 @@ def _claim(
             if trial.state is TrialState.RUNNING:
                 # The operating system releases the locks of a process that was killed.
                 with contextlib.suppress(filelock.Timeout):
-                    claim = lock(trial.number).acquire()
-                    return optuna.Trial(study, trial._trial_id), claim.lock
+                    claim = lock(trial.number)
+                    return optuna.Trial(study, trial._trial_id), claim
         if sum(trial.state is not TrialState.FAIL for trial in known) >= trials:
             return None
-        # A single worker draws the same trials again, and two workers draw different ones.
-        study.sampler = optuna.samplers.TPESampler(seed=len(known))
+        study.sampler = _sampler(len(known))
         trial = study.ask()
-        return trial, lock(trial.number).acquire().lock
+        return trial, lock(trial.number)
 
 
 class _Reports(RunProgress):
@@ -218,10 +231,10 @@ def _train(
 
     values = recipe.suggest(trial)
     try:
-        experiment = recipe(values)
-        data = dataclasses.replace(experiment.data, test_split=HELD_OUT)
-        experiment = dataclasses.replace(experiment, data=data)
-        with _Reports(trial) as progress:
+        with _naming(values), _Reports(trial) as progress:
+            experiment = recipe(values)
+            data = dataclasses.replace(experiment.data, test_split=HELD_OUT)
+            experiment = dataclasses.replace(experiment, data=data)
             progress.message(", ".join(f"{name} {value}" for name, value in values.items()))
             options = {"data_dir": data_dir, "devices": devices}
             result = train(experiment, SEED, folder, callbacks=[progress], **options)
@@ -232,10 +245,8 @@ def _train(
         result = Workdir(folder).result()
     except Interrupted:
         raise
-    except Exception as error:
+    except Exception:
         trial.study.tell(trial, state=TrialState.FAIL)
-        if isinstance(error, UserError):
-            raise UserError(f"trial {trial.number}, {values}: {error}") from None
         raise
     assert result
     trial.study.tell(trial, result["value"])
