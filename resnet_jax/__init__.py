@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.models import Architecture, ResNet, model_info, shortcuts
-    from resnet_jax.models.components import Part
+    from resnet_jax.models import Architecture, ResNet, components, model_info, shortcuts
     from resnet_jax.models.layers import Rngs
     from resnet_jax.studies.study import study
     from resnet_jax.training.config import Experiment
@@ -43,8 +42,8 @@ def create_model(
     pretrained: bool | str | Path = False,
     num_classes: int | None = None,
     in_features: int | None = None,
-    shortcut: "Part | None" = None,
-    order: "Part | None" = None,
+    shortcut: "components.Part | None" = None,
+    order: "components.Part | None" = None,
     output_stride: int | None = None,
     rngs: "Rngs" = 0,
     **fields: Any,
@@ -71,7 +70,7 @@ def create_model(
 
     Example:
       >>> import jax
-      >>> model = create_model("cifar_resnet8", num_classes=7, in_features=1, shortcut="B")
+      >>> model = create_model("cifar_resnet8", num_classes=7, in_features=1)
       >>> images = jax.numpy.zeros((2, 28, 28, 1))
       >>> model(images).shape, model.embed(images).shape
       ((2, 7), (2, 64))

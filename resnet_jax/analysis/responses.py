@@ -19,7 +19,7 @@ from resnet_jax.analysis.subjects import Columns, Network
 from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.models import Execution, StochasticDepth, activations, components, norms
-from resnet_jax.models.orders import Norm
+from resnet_jax.models.orders import Norm, Order
 from resnet_jax.models.resnet import Variables
 from resnet_jax.terminal import Table
 from resnet_jax.training.run_dir import Record
@@ -119,7 +119,7 @@ def measure(weights: Pretrained, examples: Examples, options: Options = Options(
 def layers(weights: Pretrained) -> tuple[str, ...]:
     """Returns the activations with the responses of 3x3 convolutions of stem and branches."""
     model: Any = weights.build()
-    order: Any = components.parts(weights.architecture.order)[0]
+    order: type[Order] = components.parts(weights.architecture.order)[0]
     names = []
     if getattr(getattr(model.stem, "conv", None), "kernel_size", ()) == (3, 3):
         names.append("stem/after/layers/0" if order.after_stem[:1] == (Norm,) else "stem/conv")

@@ -78,11 +78,11 @@ class BatchNorm(nnx.Module):
 
 
 def _normalize_groups(
-    size: int, x: Array, scale: Array, bias: Array, *options: Any
+    size: int, x: Array, scale: Array, bias: Array, epsilon: float, rectify: bool
 ) -> tuple[Array, Array, Array]:
     def normalize(x: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         groups = x.reshape(-1, size, *x.shape[1:])
-        y, mean, var = kernels.normalize(groups, scale, bias, *options)
+        y, mean, var = kernels.normalize(groups, scale, bias, epsilon, rectify)
         return y.reshape(x.shape), mean.mean(0), var.mean(0)
 
     sharding = jax.typeof(x).sharding

@@ -233,7 +233,7 @@ class ResNet(nnx.Module):
         self.stochastic_depth = architecture.stochastic_depth
         if self.stochastic_depth != StochasticDepth():
             self.stochastic_depth.check(self.num_blocks)
-        order: Any = components.parts(architecture.order)[0]
+        order: type[Order] = components.parts(architecture.order)[0]
         norm = architecture.norm
         shared = {"order": order, "conv": Conv, "norm": norm, "rngs": rngs}
         self.stem = components.make(architecture.stem, self.channels, width, **shared)

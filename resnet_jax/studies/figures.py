@@ -180,7 +180,9 @@ def draw_errors(
         for row, variant in enumerate(finished):
             _draw_row(panel, row, variant, published.get(variant.name, ()))
         if failed:
-            panel.axvline(FAIL_PERCENT, color=INK, linewidth=1, linestyle="--")
+            rows = np.arange(len(finished))  # not across the names between them
+            limits = np.full(rows.size, FAIL_PERCENT)
+            panel.vlines(limits, rows - 0.25, rows + 0.25, INK, "--", linewidth=1)
             panel.set_title(f"dashed: fail: above {FAIL_PERCENT:g} %")
         label = f"Test error of the last step of {len(finished)} variants, seed by seed"
         return svg(figure, label, "errors")
