@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import math
 import os
 import pickle
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 from ml_dtypes import bfloat16
 
 from resnet_jax.errors import UserError, printable, require
@@ -52,7 +52,9 @@ def read(path: Path) -> tuple[Groups, dict[str, str]]:
             fits = (path.name.endswith(m) if type(m) is str else m in head for m in marks)
             require(not any(fits), f"is {kind} with numpy.savez, named and laid out as in torch")
         if head[8:9] == b"{" and head[4:8] == bytes(4):  # behind the length of the header
-            return _read_safetensors(path.read_bytes())
+            with safetensors.safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return {"": arrays}, dict(file.metadata() or {})
         if head.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(path) as archive:
                 return _read_zip(path, archive), {}
@@ -64,25 +66,6 @@ def read(path: Path) -> tuple[Groups, dict[str, str]]:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # each library has its own types for corrupt files
         raise UserError(f"{path} is corrupt: {printable(repr(error))}") from error
-
-
-def _read_safetensors(content: bytes) -> tuple[Groups, dict[str, str]]:
-    """Reads huggingface.co/docs/safetensors: the length of a JSON header, the header, the bytes."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header, data, read = json.loads(content[8:end]), memoryview(content)[end:], 0
-    metadata = header.pop("__metadata__", {})
-    is_text = all(type(value) is str for value in metadata.values())
-    require(is_text, "is corrupt: its metadata are no strings")
-    arrays: Arrays = {}
-    for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        begin, end = tensor["data_offsets"]
-        require(begin == read <= end <= len(data), "is corrupt: tensors overlap or leave gaps")
-        require(tensor["dtype"] in _SAFE_DTYPES, f"has the dtype {tensor['dtype']!r:.20}")
-        elements = np.frombuffer(data[begin:end], _SAFE_DTYPES[tensor["dtype"]])
-        require(math.prod(tensor["shape"]) == elements.size, "is corrupt: a tensor's size is wrong")
-        arrays[name], read = elements.reshape(tensor["shape"]), end
-    require(read == len(data), "is corrupt: it has bytes behind its tensors")
-    return {"": arrays}, metadata
 
 
 def _read_zip(path: Path, archive: zipfile.ZipFile) -> Groups:
@@ -173,10 +156,6 @@ class _Dict(dict[Any, Any]):  # of a pickle
 
 _DTYPES = {"Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": bfloat16, "Bool": "?"}
 _DTYPES |= {"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1"}
-_SAFE_DTYPES = {
-    f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)
-}
-_SAFE_DTYPES |= {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": bfloat16, "BOOL": "?"}
 _GLOBALS = {
     **{f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()},
     "torch._utils._rebuild_tensor": _rebuild_tensor,
@@ -209,8 +188,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> object:
         name = f"{module}.{name}"
-        hint = "if it holds a model, save model.state_dict() instead"
-        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}; {hint}")
+        hint = "; save model.state_dict() in place of the model" if "resnet" in name else ""
+        require(name in _GLOBALS, f"has a pickle that imports {printable(name)}: {_SAFE}{hint}")
         return _GLOBALS[name]
 
     def persistent_load(self, pid: object, /) -> _Storage:
