@@ -72,8 +72,8 @@ MUTANTS = (
     Mutant(
         "the warm-up is one step longer",
         OPTIMIZER,
-        "state.step < schedule.warmup_steps",
-        "state.step <= schedule.warmup_steps",
+        "state.step < self.schedule.warmup_steps",
+        "state.step <= self.schedule.warmup_steps",
         f"{WIRING} loss",
     ),
     Mutant(
@@ -121,6 +121,20 @@ MUTANTS = (
         "jax.random.fold_in(key, epoch)",
         "jax.random.fold_in(key, 0)",
         "training/test_batch_order.py",
+    ),
+    Mutant(
+        "the optimizer starts from other weights",
+        "training/fine_tune.py",
+        "        opt_state=place(state.opt_state, update.init(params)),\n",
+        "",
+        "training/test_fine_tune.py averages",
+    ),
+    Mutant(
+        "a schedule of optax is not checked",
+        OPTIMIZER,
+        "np.isfinite(rates) & (rates >= 0)",
+        "np.isfinite(rates)",
+        "training/test_optimizer.py unusable",
     ),
     Mutant("clipping is skipped", OPTIMIZER, " if optimizer.clip else ", " if False else ", f"{WIRING} loss"),
     Mutant("augmentation ignores the step", STEP, "fold_in(key, 2), step)", "fold_in(key, 2), 0)", "training/test_step.py"),

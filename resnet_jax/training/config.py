@@ -176,7 +176,9 @@ class Experiment:
             "warmup_steps": min(schedule.warmup_steps, steps // 4),
         }
         fields = {
-            name: value for name, value in fields.items() if f"schedule.{name}" not in explicit
+            name: value
+            for name, value in fields.items()
+            if f"schedule.{name}" not in explicit and (name == "warmup_steps" or not schedule.rule)
         }
         if "evaluation.every" not in explicit:
             every = max(1, min(every, steps // 8))

@@ -57,8 +57,7 @@ class Optimizer:
         object.__setattr__(self, "rule", _written(self._function, _rules()))
         given = [name for name in self.shared if name in dict(self._function.arguments)]
         require(not given, f"optimizer.rule {self.rule}: give {', '.join(given)} as own options.")
-        unused = {"momentum", "nesterov", "weight_decay"} - {*self.shared}
-        _check_defaults(self, unused, f"arguments of {self.rule} are written in brackets")
+        _check_unused(self, {"momentum", "nesterov", "weight_decay"} - {*self.shared})
         if self.decay == "kernels" and not self._masks:
             raise UserError(f"optimizer.decay must be 'all' for {self.rule}, which has no mask.")
 
@@ -131,7 +130,7 @@ class Schedule:
             object.__setattr__(self, "rule", _written(rule, _schedules()))
             warmup = {"warmup_learning_rate", "warmup_steps", "warmup_until_error", "rule"}
             replaced = {field.name for field in fields(self)} - warmup
-            _check_defaults(self, replaced, f"{self.rule} replaces them")
+            _check_unused(self, replaced)
 
     def __str__(self) -> str:
         rates = f"times {self.decay_factor:g} after steps {', '.join(map(str, self.decay_steps))}"
@@ -174,21 +173,20 @@ class Schedule:
             require(not found, f"schedule.rule {self.rule} returns {found}; {needed}.")
 
 
-def _check_defaults(config: Optimizer | Schedule, names: set[str], reason: str) -> None:
+def _check_unused(config: Optimizer | Schedule, names: set[str]) -> None:
     """Raises UserError unless fields that a rule does not use have their defaults."""
     part = type(config).__name__.lower()
-    changed = {
-        field.name: field.default
-        for field in fields(config)
-        if field.name in names and getattr(config, field.name) != field.default
-    }
-    options = " ".join(
-        f"--{part}.{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    defaults = {field.name: field.default for field in fields(config) if field.name in names}
+    changed = {name: value for name, value in defaults.items() if getattr(config, name) != value}
+    options = [
+        f"--{part}.no-{name}"
+        if value is False
+        else f"--{part}.{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in changed.items()
-    )
-    remedy = f"must have their defaults, {options.replace('_', '-')}"
-    message = f"{part}.{', '.join(changed)} {remedy}, for {part}.rule {config.rule!r}: {reason}."
-    require(not changed, message)
+    ]
+    unused = f"{part}.rule {config.rule!r} does not use {', '.join(changed)}"
+    remedy = f"write its arguments in brackets, and add {' '.join(options).replace('_', '-')}"
+    require(not changed, f"{unused}: {remedy}.")
 
 
 def _named(*returned: object) -> dict[str, FunctionType]:

@@ -25,11 +25,6 @@ from resnet_jax.training import optimizer as optimizer_lib
 Tree = TypeVar("Tree")
 
 
-Value = tuple[Array, tuple[Array, Variables]]
-"""Loss, errors, and BatchNorm statistics."""
-Gradient = tuple[Value, Variables]
-
-
 class TrainState(NamedTuple):
     """State of a run: arrays, or their shapes."""
 
@@ -316,7 +311,9 @@ def train_step(
     # Dropout and stochastic depth.
     key = jax.random.fold_in(jax.random.fold_in(state.key, 3), state.step)
 
-    def loss_of(params: Variables, part: Batch, key: Array) -> Value:
+    def loss_of(
+        params: Variables, part: Batch, key: Array
+    ) -> tuple[Array, tuple[Array, Variables]]:
         arrays = params, state.batch_stats, part.images
         if learning.distillation.teacher:
             assert teach
@@ -331,23 +328,25 @@ def train_step(
         errors = jnp.sum(jnp.argmax(logits, axis=-1) != part.labels, dtype=jnp.int32)
         return values.sum() / examples, (errors, batch_stats)
 
-    def value_and_gradient(params: Variables, *_: object) -> Gradient:
-        # Otherwise the compiler splits convolutions as the parameters are and moves activations.
-        whole = _constrain(params, learning.whole)
-        of_part = functools.partial(jax.value_and_grad(loss_of, has_aux=True), whole)
-        if learning.accumulation > 1:
-            of_part = functools.partial(_accumulated, of_part, learning)
-        value, gradients = of_part(batch, key)
-        return value, _constrain(gradients, learning.whole)
+    of_part = jax.value_and_grad(loss_of, has_aux=True)
+    if learning.accumulation > 1:
+        of_part = functools.partial(_accumulated, of_part, learning)
+    # Otherwise the compiler splits convolutions as the parameters are and moves activations.
+    whole = _constrain(state.params, learning.whole)
+    (loss, (errors, batch_stats)), gradients = of_part(whole, batch, key)
+    gradients = _constrain(gradients, learning.whole)
 
-    (loss, (errors, batch_stats)), gradients = value_and_gradient(state.params)
+    def gradient(params: Variables, *_: object) -> Variables:
+        _, gradients = of_part(_constrain(params, learning.whole), batch, key)
+        return _constrain(gradients, learning.whole)
+
     updates, opt_state = learning.optimizer.update(
         gradients,
         state.opt_state,
         state.params,
         error=errors / examples,
         value=loss,
-        grad_fn=lambda *args: value_and_gradient(*args)[1],
+        grad_fn=gradient,
     )
     params, ema = optax.apply_updates(state.params, updates), state.ema
     if ema:
@@ -360,9 +359,14 @@ def train_step(
 
 
 def _accumulated(
-    of_part: Callable[..., Any], learning: Learning, batch: Batch, key: Key[Array, ""]
+    of_part: Callable[..., Any],
+    learning: Learning,
+    params: Variables,
+    batch: Batch,
+    key: Key[Array, ""],
 ) -> Any:
     """Adds up microbatches; running statistics are averaged over them."""
+    of_part = functools.partial(of_part, params)
     parts, group = learning.accumulation, learning.group_size or 1
 
     def divided(array: Array) -> Array:

@@ -143,6 +143,7 @@ def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
         (STREAMED, PHOTOGRAPHS, {"data.pad": 4}, "^data.pad must be 0 .*got 4"),
         (STREAMED, PHOTOGRAPHS, {"model.input_shape": (32, 32, 1)}, "^model.input_shape must have 3 channels, got 1"),
         (BASE, INFO, {"optimizer.ema": 0.99}, r"^optimizer\.ema with BatchNorm needs evaluation\.statistics_batches"),
+        (BASE, INFO, {"optimizer.rule": "schedule_free_sgd"}, r"^schedule_free_sgd with BatchNorm needs evaluation\.statistics_batches"),
         (BASE, INFO, {"model.norm": GROUPS, "evaluation.statistics_batches": 10}, "must be 0 for GroupNorm"),
         (BASE, INFO, {"model.norm": FrozenBatchNorm, "evaluation.statistics_batches": 10}, "must be 0 for FrozenBatchNorm"),
         (
@@ -164,6 +165,7 @@ def test_fields_that_do_not_fit_data_or_devices_are_rejected() -> None:
         {"data.validation_examples": 49_999, "data.pad": 0, "data.test_split": "train", "steps": 2**24 - 1},
         *({"model.norm": norm, "optimizer.ema": 0.99} for norm in (GROUPS, NoNorm, FrozenBatchNorm)),
         {"optimizer.ema": 0.99, "evaluation.statistics_batches": 1},
+        {"optimizer.rule": "schedule_free_sgd", "evaluation.statistics_batches": 1},
         {"optimizer.accumulation": 128},
         {"model.norm": IN_GROUPS, "optimizer.accumulation": 4},
     ):
@@ -221,6 +223,40 @@ def test_values_on_the_command_line_win_over_steps(digits_dir: str, tmp_path: Pa
         with pytest.raises(SystemExit):
             cli.main([*command, *words.split()])
         assert runs == [expected], words
+
+
+def test_rules_on_the_command_line_and_in_the_identity(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file counts without its folder; a schedule of a length is not rescaled."""
+    runs: list[Experiment] = []
+
+    def stop(experiment: Experiment, *_: Any, **__: Any) -> None:
+        runs.append(experiment)
+        raise UserError("stopped")
+
+    monkeypatch.setattr("resnet_jax.training.train.train", stop)
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.py").write_text("def rule(learning_rate, path=''):\n    pass\n")
+        rule = f"{tmp_path / place}/mine.py:rule(path='a/b')"
+        words = ["--optimizer", rule, "--schedule=exponential_decay(init_value=0.1,transition_steps=9,decay_rate=0.5)", "--steps", "64"]
+        with pytest.raises(SystemExit):
+            cli.main(
+                [
+                    "train",
+                    f"{ROOT}/experiments/he2015_cifar10.py:resnet20",
+                    "--data.name=digits",
+                    *words,
+                    f"--workdir={tmp_path}",
+                    f"--data-dir={digits_dir}",
+                ]
+            )
+    here, there = runs
+    assert here.optimizer.rule == f"{tmp_path}/here/mine.py:rule(path='a/b')"
+    assert here.schedule.rule == "exponential_decay(decay_rate=0.5, init_value=0.1, transition_steps=9)"
+    assert config.restore(Experiment, through_json(here)) == here != there
+    assert config.identity(here, 0) == config.identity(there, 0)
+    with pytest.raises(UserError, match=r"^give --schedule with --steps: exponential_decay\(.* is not rescaled"):
+        here.shortened(4)
 
 
 def test_on_takes_images_and_classes_of_the_set() -> None:

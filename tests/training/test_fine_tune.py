@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.errors import Interrupted, UserError
@@ -127,16 +128,16 @@ def test_run_file_and_torch_export_have_one_digest(short: Experiment, short_run:
 def test_parameters_and_averages_start_with_the_weights(short: Experiment, file: Path) -> None:
     """A new head is the seed's."""
     weights = load_pretrained(file)
-    averaging = replace(short, optimizer=Optimizer(ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
+    averaging = replace(short, optimizer=Optimizer(rule="prodigy", ema=0.9), evaluation=Evaluation(batch_size=72, statistics_batches=2))
     experiment = fine_tune.start_from(averaging, file)
     init = sharding.compiled(experiment, 1).init
     state = fine_tune.initial_state(init(jax.random.key(0)), experiment, weights)
-    for params in (state.params, state.ema):
+    for params in (state.params, state.ema, optax.tree_utils.tree_get(state.opt_state, "params0")):
         same(params, weights.params)
     for statistics in (state.batch_stats, state.statistics):
         same(statistics, weights.batch_stats)
     # The first step donates the state's arrays: none may be those of another, or of the weights.
-    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema, state.batch_stats, state.statistics))]
+    places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state._replace(key=()))]
     given = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((weights.params, weights.batch_stats)) if isinstance(leaf, jax.Array)]
     assert len({*places, *given}) == len(places) + len(given)
     experiment = fine_tune.start_from(averaging, file, new_head=True)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from numpy_network import leaves
 from resnet_jax.data import datasets
 from resnet_jax.errors import UserError
@@ -240,7 +241,7 @@ def test_rules_of_optax_equal_a_plain_loop(digits_dir: str) -> None:
             params, state, statistic = plain_loop(tx, start, batches, reference, radius)
             evaluated = contrib.schedule_free_eval_params(state, params) if rule == "schedule_free_sgd" else params
             for one, other in ((found.params, params), (found.scored()[0], evaluated)):
-                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=rule), one, other)
+                np.testing.assert_allclose(ravel_pytree(one)[0], ravel_pytree(other)[0], rtol=1e-12, atol=1e-12, err_msg=rule)
             assert float(found.batch_stats["mean"]) == pytest.approx(statistic, rel=1e-12), "of the perturbed pass"
             assert float(metrics.learning_rate) == RATE
 
@@ -263,8 +264,8 @@ def test_unusable_rules_are_rejected_in_one_sentence(tmp_path: Path) -> None:
         ("adamw(", {}, "cannot be read: write adamw"),
         ("adamw(learning_rate=0.1)", {}, "learning rate is that of the schedule"),
         ("sgd(momentum=0.5)", {}, "give momentum as own options"),
-        ("adamw", {"momentum": 0.8, "weight_decay": 0.1}, r"optimizer\.momentum, weight_decay must .* --optimizer.weight-decay 0.0001, "),
-        ("lamb", {"nesterov": True}, r"optimizer\.nesterov must .*'lamb'"),
+        ("adamw", {"momentum": 0.8, "weight_decay": 0.1}, r"not use momentum, weight_decay: .* --optimizer\.weight-decay 0\.0001\.$"),
+        ("lamb", {"nesterov": True}, "'lamb' does not use nesterov: .* --optimizer.no-nesterov"),
         ("prodigy", {"decay": "kernels"}, r"optimizer\.decay must be 'all' for prodigy, which has no mask"),
     ):
         with pytest.raises(UserError, match=message):
@@ -278,7 +279,7 @@ def test_unusable_rules_are_rejected_in_one_sentence(tmp_path: Path) -> None:
             optimizer.make(Optimizer(rule=rule, **fields), CONSTANT).init({"a": jnp.ones(2)})
     for rule, fields, message in (
         ("cosine_decay", {}, "did you mean cosine_decay_schedule"),
-        ("constant_schedule(value=0.1)", {"cosine_steps": 5}, r"schedule\.cosine_steps must have .* --schedule.cosine-steps 0, "),
+        ("constant_schedule(value=0.1)", {"cosine_steps": 5}, r"does not use cosine_steps: .* --schedule\.cosine-steps 0\.$"),
         (f"{mine}:late", {}, r"late returns -0\.01 at step 21; rates must be"),
         ("constant_schedule(value=(1.0, 2.0))", {}, "give a number"),
     ):
