@@ -100,7 +100,6 @@ class Range:
 
 
 Positive = Annotated[int, Range(1)]
-Fraction = Annotated[float, Range(high=1)]
 _hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 _NUMBERS = {int: (int,), float: (float, int)}
 
