@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Literal
 
-from resnet_jax.errors import UserError, nearest, require
+from resnet_jax.errors import UserError, nearest
 
 # Prefix of the names of modules loaded from files: no installed package has it.
 _FILE = "file "
@@ -95,6 +95,8 @@ Factory = type | Component
 Part = Factory | str | functools.partial
 """A class with or without arguments, its text, or a ``functools.partial`` of it."""
 
+Arguments = dict[str, Any]
+
 _KNOWN: dict[str, Factory] = {}
 FLAX_MODES = ("use_running_average", "deterministic")
 
@@ -118,7 +120,7 @@ def resolve(part: Part) -> Factory:
     return part
 
 
-def parts(part: Part) -> tuple[Any, dict[str, Any]]:
+def parts(part: Part) -> tuple[Any, Arguments]:
     """Returns the class of a part, and its arguments."""
     factory = resolve(part)
     if isinstance(factory, Component):
@@ -131,7 +133,7 @@ def component(part: Part, **arguments: object) -> Component:
     return _bind(*parts(part), arguments)
 
 
-def _bind(cls: Any, earlier: dict[str, Any], arguments: dict[str, Any]) -> Component:
+def _bind(cls: type | FunctionType, earlier: Arguments, arguments: Arguments) -> Component:
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
@@ -203,7 +205,7 @@ def make(part: Part, *args: Any, **offered: Any) -> Any:
     return module
 
 
-def accepted(module: Any, *, train: bool | None, **offered: Any) -> dict[str, Any]:
+def accepted(module: Any, *, train: bool | None, **offered: Any) -> Arguments:
     """Returns the mode and those of ``offered``, as far as a module's call declares them.
 
     The mode is ``train``, or ``use_running_average`` and ``deterministic`` of Flax layers. None:
@@ -311,8 +313,9 @@ def parse_function(written: str, known: Mapping[str, Callable[..., Any]]) -> Com
     if not isinstance(function, FunctionType):
         function = getattr(function, "__wrapped__", None)  # of jax.jit
     hint = "" if ":" in name else f"{nearest(name, known)}; for your own write FILE.py:FUNCTION"
-    require(isinstance(function, FunctionType), f"{name!r} is no known function{hint}")
-    return _bind(typing.cast(Any, function), {}, arguments or {})
+    if not isinstance(function, FunctionType):
+        raise UserError(f"{name!r} is no known function{hint}")
+    return _bind(function, {}, arguments or {})
 
 
 def without_folder(written: str) -> str:
@@ -321,7 +324,7 @@ def without_folder(written: str) -> str:
     return f"{Path(name).name}{bracket}{arguments}"
 
 
-def _read(written: str) -> tuple[str, dict[str, Any] | None]:
+def _read(written: str) -> tuple[str, Arguments | None]:
     """Returns name and arguments of ``NAME(argument=value)``; None without brackets."""
     name, bracket, rest = written.partition("(")
     name = name.strip()
