@@ -97,6 +97,8 @@ Factory = type | Component
 Part = Factory | str | functools.partial
 """A class with or without arguments, its text, or a ``functools.partial`` of it."""
 
+Arguments = dict[str, Any]
+
 _KNOWN: dict[str, Factory] = {}
 FLAX_MODES = ("use_running_average", "deterministic")
 
@@ -120,7 +122,7 @@ def resolve(part: Part) -> Factory:
     return part
 
 
-def parts(part: Part) -> tuple[Any, dict[str, Any]]:
+def parts(part: Part) -> tuple[Any, Arguments]:
     """Returns the class of a part, and its arguments."""
     factory = resolve(part)
     if isinstance(factory, Component):
@@ -133,7 +135,7 @@ def component(part: Part, **arguments: object) -> Component:
     return _bind(*parts(part), arguments)
 
 
-def _bind(cls: Function, earlier: dict[str, Any], arguments: dict[str, Any]) -> Component:
+def _bind(cls: Function, earlier: Arguments, arguments: Arguments) -> Component:
     parameters, open_ended = constructor_parameters(cls)
     for name, value in arguments.items():
         if name not in parameters and not open_ended:
@@ -171,7 +173,7 @@ def make(part: Part, *args: Any, **offered: Any) -> Any:
     return module
 
 
-def accepted(module: Any, *, train: bool | None, **offered: Any) -> dict[str, Any]:
+def accepted(module: Any, *, train: bool | None, **offered: Any) -> Arguments:
     """Returns the mode and those of ``offered``, as far as a module's call declares them.
 
     The mode is ``train``, or ``use_running_average`` and ``deterministic`` of Flax layers. None:
@@ -289,7 +291,7 @@ def without_folder(written: str) -> str:
     return f"{Path(name).name}{bracket}{arguments}"
 
 
-def _read(written: str) -> tuple[str, dict[str, Any] | None]:
+def _read(written: str) -> tuple[str, Arguments | None]:
     """Returns name and arguments of ``NAME(argument=value)``; None without brackets."""
     name, bracket, rest = written.partition("(")
     name = name.strip()

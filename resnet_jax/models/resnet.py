@@ -325,7 +325,7 @@ class ResNet(nnx.Module):
         self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any
     ) -> Float[Array, "n classes"]:
         """Returns float32 logits. Arguments as of ``features``."""
-        return self.logits_and_maps(images, train, **options)[0]
+        return self._end(self.head, self.features(images, train, **options), train)
 
     def logits_and_maps(
         self, images: Num[Array, "n h w c"], train: bool | None = None, **options: Any

@@ -4,7 +4,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,11 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Int32, Key, Shaped
 
 from resnet_jax.data.augment_device import Augmentation, Preprocessing
-from resnet_jax.errors import Fraction, Range, check, nearest, require
-from resnet_jax.models import Apply, Architecture, Execution, components
-from resnet_jax.models.components import Component
+from resnet_jax.errors import nearest, require
+from resnet_jax.models import Apply, Architecture, Execution
 from resnet_jax.models.resnet import Variables
 from resnet_jax.training import optimizer as optimizer_lib
+from resnet_jax.training.config import LOSSES, Distillation, Logits, Loss, PerImage
 
 Tree = TypeVar("Tree")
 
@@ -102,82 +102,6 @@ class Batch(NamedTuple):
     labels: Int32[Array, "n"]
     targets: Float[Array, "n classes"] | None = None
     """Class probabilities of mixed images."""
-
-
-Logits = Float[Array, "n classes"]
-PerImage = Float[Array, "n"]
-
-
-def softmax(logits: Logits, targets: Logits) -> PerImage:
-    """Cross-entropy."""
-    return optax.softmax_cross_entropy(logits, targets)
-
-
-def binary(logits: Logits, targets: Logits) -> PerImage:
-    """Mean of binary cross-entropies. Wightman et al. 2021, arXiv 2110.00476, Section 2.2."""
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
-
-
-def focal(logits: Logits, targets: Logits, *, gamma: float = 2.0) -> PerImage:
-    """Cross-entropy with factors (1 - p)^gamma. Lin et al. 2017, arXiv 1708.02002, Equation 4."""
-    check("gamma", Annotated[float, Range()], gamma)
-    log_p = jax.nn.log_softmax(logits)
-    # Positive, because powers below 1 have no derivative at 0.
-    others = jnp.maximum(-jnp.expm1(log_p), 1e-12)
-    return -jnp.sum(targets * others**gamma * log_p, axis=-1)
-
-
-LOSSES = {"softmax": softmax, "binary": binary, "focal": focal}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loss:
-    """Loss of an image; its mean over the batch is minimized."""
-
-    kind: str = "softmax"
-    """softmax: cross-entropy; binary: mean of binary cross-entropies (Wightman et al. 2021);
-    "focal(gamma=2)" (Lin et al. 2017); FILE.py:FUNCTION of (logits, targets), per image."""
-    smoothing: Fraction = 0.0
-    """Label smoothing e: targets t become (1 - e) t + e / classes, after mixing."""
-    threshold: Fraction | None = None
-    """binary: smoothed targets above it count as 1, others as 0; none: unchanged."""
-
-    def __post_init__(self) -> None:
-        check("loss", Loss, self)
-        name = components.name_of(self.function, LOSSES).removesuffix("()")
-        object.__setattr__(self, "kind", name)
-
-    @property
-    def function(self) -> Component:
-        return components.parse_function(self.kind, LOSSES)
-
-    @property
-    def label(self) -> str:
-        """Kind without the folder of a file."""
-        return components.without_folder(self.kind)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """Loss against the outputs of a trained network, the teacher.
-
-    (1 - weight) loss + weight T^2 KL(teacher || student), of softmax(logits / T). Hinton et al.
-    2015, arXiv 1503.02531, Section 2.
-    """
-
-    teacher: str = ""
-    """A run, imported weights, or a name on the Hub; empty: no distillation."""
-    digest: str = ""
-    """sha256 of its weights. Set by the run."""
-    temperature: Annotated[float, Range(ends="()")] = 4.0
-    """T."""
-    weight: Annotated[float, Range(0, 1, "[]")] = 0.9
-    """Share of the teacher's soft labels."""
-    maps: tuple[str, ...] = ()
-    """Maps of ``features``, such as stage3, that match the teacher's, of equal shape: adds the mean
-    squared difference (Romero et al. 2015, arXiv 1412.6550, without a regressor)."""
-    maps_weight: float = 1.0
-    """Factor of each squared difference."""
 
 
 class Teacher(NamedTuple):
@@ -429,7 +353,7 @@ def distill(
     distillation: Distillation,
 ) -> PerImage:
     """Returns the loss of each image from logits and maps of the student and the teacher."""
-    temperature, weight, name = distillation.temperature, distillation.weight, ""
+    temperature, weight = distillation.temperature, distillation.weight
     (logits, maps), (soft, hints) = outputs, taught
     if weight:
         log_p, log_targets = (jax.nn.log_softmax(x / temperature) for x in (logits, soft))
