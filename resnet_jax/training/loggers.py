@@ -267,9 +267,11 @@ class WandB(_Tracker):
         if distributed.is_first() and self._wandb.setup().settings.mode == "online":
             try:
                 self._wandb.login()  # May ask for a key, before the run starts.
-            except self._wandb.Error as error:
+            except self._wandb.errors.UsageError as error:
                 remedy = "run 'wandb login', or set WANDB_MODE=offline"
                 raise UserError(f"Weights & Biases: {error}; {remedy}") from error
+            except self._wandb.Error:
+                pass  # No network, which turns off this logger and does not stop the run.
 
     def _open(self, run: Run) -> None:
         self._tracked = self._wandb.init(

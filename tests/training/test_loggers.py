@@ -27,9 +27,9 @@ from test_cli import fails
 Point = tuple[str, int, float]
 
 
-def needs(name: str) -> Any:
-    reason = f"{name} is not installed: pip install 'resnet-jax-lab[{name}]'"
-    return pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=reason))
+def needs(name: str, *marks: pytest.MarkDecorator) -> Any:
+    reason = f"{name} is not installed: the extra [dev] has it"
+    return pytest.param(name, marks=[pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=reason), *marks])
 
 
 class Ends(Told):
@@ -120,7 +120,7 @@ READERS: dict[str, Callable[[Path], Iterator[Point]]] = {
 
 
 @pytest.mark.filterwarnings("default")  # Of the libraries.
-@pytest.mark.parametrize("name", [needs("tensorboard"), needs("wandb"), needs("mlflow"), needs("trackio"), "csv"])
+@pytest.mark.parametrize("name", [needs("tensorboard"), needs("wandb", pytest.mark.slow), needs("mlflow"), needs("trackio"), "csv"])
 def test_tracker_has_every_record_once_after_a_crash_and_a_stop(
     name: str, tiny: Experiment, digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
