@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
-from resnet_jax.errors import CALLBACK, UserError, nearest, require
+from resnet_jax.errors import UserError, nearest, require
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import Execution, components
 from resnet_jax.terminal import csv_text
@@ -47,12 +47,6 @@ if TYPE_CHECKING:
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-class Stop(Protocol):
-    """Receiver of a request to stop: the number of a signal, or ``errors.CALLBACK``."""
-
-    requested: int
-
-
 @dataclass
 class Run:
     """A run in the view of callbacks and loggers. Assignments change nothing."""
@@ -62,7 +56,11 @@ class Run:
     path: Path
     info: DatasetInfo
     preprocessing: Preprocessing
-    _stop: Stop
+    stop: Callable[[], None]
+    """Saves the state and raises Interrupted, as a signal does, at one step of all processes.
+
+    The same call of ``train`` continues.
+    """
     step: int
     """Number of dispatched steps."""
     state: TrainState
@@ -78,13 +76,6 @@ class Run:
     @property
     def title(self) -> str:
         return f"{self.experiment.name}, seed {self.seed}"
-
-    def stop(self) -> None:
-        """Saves the state and raises Interrupted, as a signal does, at one step of all processes.
-
-        The same call of ``train`` continues.
-        """
-        self._stop.requested = self._stop.requested or CALLBACK
 
 
 @runtime_checkable
@@ -499,9 +490,9 @@ def images_of_step(
     preprocessing = preprocessing or measure_constants(experiment, info)
     key = jax.random.key(seed)
     if experiment.data.crop is None:
-        examples: Any = training_set(experiment, info)
+        examples = training_set(experiment, info)
         size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
-        (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
+        order = np.asarray(batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)[0])
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.

@@ -23,7 +23,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
-from resnet_jax.errors import Interrupted, NonFiniteLoss, Range, UserError, check
+from resnet_jax.errors import CALLBACK, Interrupted, NonFiniteLoss, Range, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
@@ -55,6 +55,9 @@ class Interruption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def by_callback(self) -> None:
+        self.requested = self.requested or CALLBACK
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self.requested = self.requested or number
@@ -178,7 +181,7 @@ def train(
         stack.push(_closing(batches))
         profile = Profile(folder.path / "profile", profile_steps, observers.message)
         stack.callback(profile.close)
-        run = Run(experiment, seed, folder.path, info, constants, stop, step, state)
+        run = Run(experiment, seed, folder.path, info, constants, stop.by_callback, step, state)
         stack.push(_closing(observers))
         log = _Log(folder, run, batches, checkpoints, observers)
         observers.message(str(run))

@@ -213,7 +213,7 @@ def test_workers_train_at_once_each_on_its_own_device(variants: list[Experiment]
         @property
         def stdout(self) -> Iterator[str]:
             met = both.wait()
-            yield json.dumps({"call": "advance", "arguments": [met]})
+            yield json.dumps({"call": "step", "arguments": [met, None]})
 
     monkeypatch.setattr(study_lib, "_start", Process)
     runs = [study_lib.Run(variant, seed, tmp_path / variant.name / f"seed-{seed}") for seed in (0, 1) for variant in variants]
