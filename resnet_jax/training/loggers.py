@@ -43,6 +43,8 @@ from resnet_jax.weights.loading import abstract
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = object  # Its import takes half a second.
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -511,7 +513,7 @@ def images_of_step(
     ]
 
 
-def draw_images(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> "Figure":
+def draw_images(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:
     """Draws images in [0, 1] with their captions."""
     from matplotlib.figure import Figure
 
@@ -558,7 +560,7 @@ def confusion_counts(run: Run) -> Int[np.ndarray, "classes classes"]:
     return counts
 
 
-def _pixels(figure: "Figure") -> Pixels:
+def _pixels(figure: Figure) -> Pixels:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

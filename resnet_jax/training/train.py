@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruption":
         signals = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -145,8 +145,7 @@ def train(
       NonFiniteLoss: the run diverged, now or earlier.
       Interrupted: by a signal or a callback; the state is saved.
     """
-    # JAX ignores higher bits.
-    check("seed", Annotated[int, Range(high=2**32)], seed)
+    check("seed", Annotated[int, Range(high=2**32)], seed)  # JAX ignores higher bits.
     check("profile_steps", int, profile_steps)
     observers = Observers(callbacks, list(map(loggers_lib.create, loggers)))
     info = datasets.describe(experiment.data.name, data_dir)
@@ -174,7 +173,8 @@ def train(
             if (diverged := finished.get("diverged_at_step")) is not None:
                 raise NonFiniteLoss(diverged, checkpoints.newest())
             return finished
-        stop = stack.enter_context(StopRequest(program.mesh))
+        stop = StopRequest(program.mesh)
+        stack.enter_context(stop)
         stack.push(_closing(checkpoints))
         step, state, constants = _first_state(experiment, info, program, checkpoints, weights, seed)
         batches = Feed(experiment, info, program.mesh, seed, step)
