@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,16 +133,21 @@ def structure(model: Record) -> str:
 
 def beside(variants: Sequence[VariantRuns]) -> list[Comparison]:
     """Returns the verified published errors with a result, joined or rejected."""
-    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
-    errors = (e for e in entries if e.verified and e.metric == "top1_error" and e.network)
-    comparisons = (compare(entry, variants) for entry in errors)
+    comparisons = (compare(entry, variants) for entry in _errors())
     return [comparison for comparison in comparisons if comparison.ours or comparison.mismatches]
+
+
+def _errors() -> Iterator[Entry]:
+    entries = (entry for key in ledger.papers() for entry in ledger.load(key).entries)
+    return (e for e in entries if e.verified and e.metric == "top1_error" and e.network)
 
 
 def published_beside(result: Record) -> list[Entry]:
     """Returns the published errors comparable with the result of one run."""
     variant = VariantRuns(result["experiment"], [Run(result["seed"], result, Path())])
-    return [comparison.entry for comparison in beside([variant]) if comparison.ours]
+    dataset = result["protocol"]["dataset"]
+    entries = (e for e in _errors() if e.protocol.get("dataset", dataset) == dataset)
+    return [entry for entry in entries if compare(entry, [variant]).ours]
 
 
 def plain(comparison: Comparison) -> Record:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.stream import Rows
-from resnet_jax.errors import CALLBACK, UserError, nearest, require
+from resnet_jax.errors import UserError, nearest, require
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import Execution, components
 from resnet_jax.terminal import csv_text
@@ -43,14 +43,10 @@ from resnet_jax.weights.loading import abstract
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = object  # Its import takes half a second.
 
 Pixels = UInt8[np.ndarray, "h w 3"]
-
-
-class Stop(Protocol):
-    """Receiver of a request to stop: the number of a signal, or ``errors.CALLBACK``."""
-
-    requested: int
 
 
 @dataclass
@@ -62,7 +58,11 @@ class Run:
     path: Path
     info: DatasetInfo
     preprocessing: Preprocessing
-    _stop: Stop
+    stop: Callable[[], None]
+    """Saves the state and raises Interrupted, as a signal does, at one step of all processes.
+
+    The same call of ``train`` continues.
+    """
     step: int
     """Number of dispatched steps."""
     state: TrainState
@@ -82,13 +82,6 @@ class Run:
     @property
     def title(self) -> str:
         return f"{self.experiment.name}, seed {self.seed}"
-
-    def stop(self) -> None:
-        """Saves the state and raises Interrupted, as a signal does, at one step of all processes.
-
-        The same call of ``train`` continues.
-        """
-        self._stop.requested = self._stop.requested or CALLBACK
 
 
 @runtime_checkable
@@ -271,9 +264,11 @@ class WandB(_Tracker):
         if distributed.is_first() and self._wandb.setup().settings.mode == "online":
             try:
                 self._wandb.login()  # May ask for a key, before the run starts.
-            except self._wandb.Error as error:
+            except self._wandb.errors.UsageError as error:
                 remedy = "run 'wandb login', or set WANDB_MODE=offline"
                 raise UserError(f"Weights & Biases: {error}; {remedy}") from error
+            except self._wandb.Error:
+                pass  # No network, which turns off this logger and does not stop the run.
 
     def _open(self, run: Run) -> None:
         self._tracked = self._wandb.init(
@@ -501,9 +496,9 @@ def images_of_step(
     preprocessing = preprocessing or measure_constants(experiment, info)
     key = jax.random.key(seed)
     if experiment.data.crop is None:
-        examples: Any = training_set(experiment, info)
+        examples = training_set(experiment, info)
         size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
-        (order,) = batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)
+        order = np.asarray(batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)[0])
         images, labels = examples.images[order], examples.labels[order]
     else:
         # The randomness of an image depends on the whole batch.
@@ -522,7 +517,7 @@ def images_of_step(
     ]
 
 
-def draw_images(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> "Figure":
+def draw_images(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:
     """Draws images in [0, 1] with their captions."""
     from matplotlib.figure import Figure
 
@@ -569,7 +564,7 @@ def confusion_counts(run: Run) -> Int[np.ndarray, "classes classes"]:
     return counts
 
 
-def _pixels(figure: "Figure") -> Pixels:
+def _pixels(figure: Figure) -> Pixels:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

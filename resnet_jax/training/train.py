@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.augment_host import CenterCrop
 from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.stream import Rows, Stream
-from resnet_jax.errors import Interrupted, NonFiniteLoss, Seed, UserError, check
+from resnet_jax.errors import CALLBACK, Interrupted, NonFiniteLoss, Seed, UserError, check
 from resnet_jax.evaluation import protocols
 from resnet_jax.evaluation.exact import Score
 from resnet_jax.training import fine_tune, sharding
@@ -47,7 +47,7 @@ class Interruption:
 
     requested = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruption":
         signals = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         self._before = {number: signal.signal(number, self._record) for number in signals}
         return self
@@ -55,6 +55,9 @@ class Interruption:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def by_callback(self) -> None:
+        self.requested = self.requested or CALLBACK
 
     def _record(self, number: int, _: FrameType | None) -> None:
         self.requested = self.requested or number
@@ -174,7 +177,8 @@ def train(
             if (diverged := finished.get("diverged_at_step")) is not None:
                 raise NonFiniteLoss(diverged, checkpoints.newest())
             return finished
-        stop = stack.enter_context(StopRequest(program.mesh))
+        stop = StopRequest(program.mesh)
+        stack.enter_context(stop)
         stack.push(_closing(checkpoints))
         first = _first_state(experiment, info, program, checkpoints, weights, seed, constants)
         step, state, constants = first
@@ -182,7 +186,7 @@ def train(
         stack.push(_closing(batches))
         profile = Profile(folder.path / "profile", profile_steps, observers.message)
         stack.callback(profile.close)
-        run = Run(experiment, seed, folder.path, info, constants, stop, step, state)
+        run = Run(experiment, seed, folder.path, info, constants, stop.by_callback, step, state)
         stack.push(_closing(observers))
         log = _Log(folder, run, batches, checkpoints, observers)
         observers.message(str(run))

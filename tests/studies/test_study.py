@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 import pytest
+import resnet_jax
 from resnet_jax import cli, distributed
 from resnet_jax.errors import UserError
 from resnet_jax.models import cifar_architecture, components
@@ -20,6 +21,7 @@ from resnet_jax.studies import results as results_lib
 from resnet_jax.studies import study as study_lib
 from resnet_jax.studies.results import collect
 from resnet_jax.studies.study import StudyTable
+from resnet_jax.training import fine_tune
 from resnet_jax.training.config import Data, Evaluation, Experiment, Schedule
 from resnet_jax.training.run_dir import Workdir
 
@@ -178,7 +180,7 @@ def test_workers_train_at_once_each_on_its_own_device(variants: list[Experiment]
         @property
         def stdout(self) -> Iterator[str]:
             met = both.wait()
-            yield json.dumps({"call": "advance", "arguments": [met]})
+            yield json.dumps({"call": "step", "arguments": [met, None]})
 
     monkeypatch.setattr(study_lib, "_start", Process)
     runs = [study_lib.Run(variant, seed, tmp_path / variant.name / f"seed-{seed}") for seed in (0, 1) for variant in variants]
@@ -202,6 +204,23 @@ def test_studies_of_several_processes_have_no_workers(
     cli.main(command)
     assert environments == [[]]
     assert "--workers and several processes exclude each other" in fails(capsys, *command, "--workers", "2")
+
+
+def test_study_in_python_has_a_row_per_run_and_paired_differences(variants: list[Experiment], digits_dir: str, tmp_path: Path) -> None:
+    result = resnet_jax.study(variants, [0, 1], str(tmp_path), data_dir=digits_dir, devices=1)
+    rows = result.table()
+    assert [(row["variant"], row["seed"]) for row in rows] == [("first", 0), ("first", 1), ("second", 0), ("second", 1)]
+    assert not any(isinstance(value, dict) for row in rows for value in row.values())
+    assert {row["source"]: row["state_digest"] for row in rows} == {
+        str((tmp_path / file).parent): digest for file, digest in digests(tmp_path).items()
+    }
+    (row,) = result.differences()
+    assert (row["variant"], row["baseline"], row["seeds"], row["mean"], row["distinguishable"]) == ("second", "first", 2, 0, False)
+    weights = fine_tune.weights_of(Path(rows[0]["source"]))
+    for source in (rows[0]["source"], weights):
+        assert resnet_jax.evaluate(source, data_dir=digits_dir)["error_percent"] == rows[0]["value"]
+    with pytest.raises(UserError, match="'first' must be the name of one directory"):
+        resnet_jax.study(variants[:1] * 2, [0], tmp_path)
 
 
 @pytest.mark.slow

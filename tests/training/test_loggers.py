@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from resnet_jax import cli
-from resnet_jax.errors import Interrupted
+from resnet_jax.errors import CALLBACK, Interrupted
 from resnet_jax.training import loggers
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
@@ -27,9 +27,9 @@ from test_cli import fails
 Point = tuple[str, int, float]
 
 
-def needs(name: str) -> Any:
-    reason = f"{name} is not installed: pip install 'resnet-jax-lab[{name}]'"
-    return pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=reason))
+def needs(name: str, *marks: pytest.MarkDecorator) -> Any:
+    reason = f"{name} is not installed: the extra [dev] has it"
+    return pytest.param(name, marks=[pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=reason), *marks])
 
 
 class Ends(Told):
@@ -120,7 +120,7 @@ READERS: dict[str, Callable[[Path], Iterator[Point]]] = {
 
 
 @pytest.mark.filterwarnings("default")  # Of the libraries.
-@pytest.mark.parametrize("name", [needs("tensorboard"), needs("wandb"), needs("mlflow"), needs("trackio"), "csv"])
+@pytest.mark.parametrize("name", [needs("tensorboard"), needs("wandb", pytest.mark.slow), needs("mlflow"), needs("trackio"), "csv"])
 def test_tracker_has_every_record_once_after_a_crash_and_a_stop(
     name: str, tiny: Experiment, digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,8 +212,8 @@ def test_callbacks_see_the_state_and_can_stop(short: Experiment, digits_dir: str
     told = Sees()
     with pytest.raises(Interrupted) as caught:
         train(short, 3, tmp_path / "run", callbacks=[Ends(2, crashes=False), told], data_dir=digits_dir, devices=1)
-    assert caught.value.exit_code == 128 + loggers.CALLBACK
-    assert min(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) > loggers.CALLBACK
+    assert caught.value.exit_code == 128 + CALLBACK
+    assert min(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) > CALLBACK
     result = train(short, 3, tmp_path / "run", callbacks=[told], data_dir=digits_dir, devices=1)
     assert [one[0] for one in seen if isinstance(one, tuple)] == [1, 2, 3, 4]
     assert [one[2] for one in seen if isinstance(one, tuple)] == [1, 2, 3, 4]
