@@ -36,7 +36,15 @@ def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "c
 
 # Compiler options.
 
-_YNN_FUSION, _REDUCTIONS = "xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"
+_OPTIONS = {
+    # YNNPACK only for reductions: XLA's own code and Eigen are faster for the rest.
+    "cpu": ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE"),
+    # XLA's default, convolutions and loops: all steps of a call are one CUDA graph.
+    "gpu": (
+        "xla_gpu_enable_command_buffer",
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE",
+    ),
+}
 
 
 def quick_to_compile() -> dict[str, Any] | None:
@@ -45,18 +53,20 @@ def quick_to_compile() -> dict[str, Any] | None:
 
 
 def quick_to_run(platform: str | None = None) -> dict[str, str] | None:
-    """Returns compiler options for what runs often, by default on the backend in use."""
-    # YNNPACK only for reductions: XLA's own code and Eigen are faster for the rest.
-    is_cpu = (platform or jax.default_backend()) == "cpu"
-    if not is_cpu or _YNN_FUSION in os.environ.get("XLA_FLAGS", "") or not _is_known(_YNN_FUSION):
+    """Returns compiler options for what runs often, by default on the backend in use.
+
+    None: the platform has none, this XLA does not know them, or ``XLA_FLAGS`` sets them.
+    """
+    option, value = _OPTIONS.get(platform or jax.default_backend(), ("", ""))
+    if not option or option in os.environ.get("XLA_FLAGS", "") or not _is_known(option, value):
         return None
-    return {_YNN_FUSION: _REDUCTIONS}
+    return {option: value}
 
 
 @functools.cache
-def _is_known(option: str) -> bool:
+def _is_known(option: str, value: str) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options={option: _REDUCTIONS}).lower().compile()
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return True

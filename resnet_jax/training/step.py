@@ -149,9 +149,18 @@ def train_steps(
         key = augmentation_key(state.key, state.step)
         return augment(key, data, indices, preprocessing, learning)
 
+    def run(carry: tuple[TrainState, Metrics], inputs: Any) -> tuple[Any, None]:
+        (state, metrics), (number, indices) = carry, inputs
+        state, new = train_step(state, batch(state, indices), learning)
+        # Not stacked by the scan: a CUDA graph cannot hold a loop that updates slices.
+        choose = functools.partial(jnp.where, jnp.arange(steps) == number)
+        return (state, jax.tree.map(choose, new, metrics)), None
+
     indices = _indices(state.key, state.step, steps, data, learning)
     if steps > 1:
-        return lax.scan(lambda s, i: train_step(s, batch(s, i), learning), state, indices)
+        dtypes = float, jnp.int32, jnp.int32, float
+        zeros = Metrics(*(jnp.zeros(steps, dtype) for dtype in dtypes))
+        return lax.scan(run, (state, zeros), (jnp.arange(steps), indices))[0]
     # Without a loop: XLA:CPU compiles entry computations to faster code.
     indices = None if indices is None else indices[0]
     state, metrics = train_step(state, batch(state, indices), learning)
