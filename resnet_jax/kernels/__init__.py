@@ -18,7 +18,7 @@ from jax import lax
 from resnet_jax.kernels.typing import Array, Float
 
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
-"""plain: autodiff; gpu: custom VJPs for BatchNorm and max pooling; cpu: also for convolutions;
+"""plain: autodiff; gpu: custom VJPs for BatchNorm, max pooling, ReLU; cpu: convolutions, not ReLU;
 auto: by backend, plain on TPU."""
 
 active = jax.make_user_context("plain")
@@ -201,6 +201,27 @@ _convolution = functools.partial(
 def _pad(images: Array, value: float, *edges: tuple[int, int, int]) -> Array:
     return lax.pad(images, jnp.array(value, images.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
 
+
+# ReLU.
+
+
+def relu(x: Array) -> Array:
+    """max(x, 0). The custom VJP saves only the result, which the next layer saves too."""
+    return _relu(x) if resolve(active.value) == "gpu" else nnx.relu(x)
+
+
+@jax.custom_vjp
+def _relu(x: Array) -> Array:
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: Array) -> tuple[Array, Array]:
+    y = jnp.maximum(x, 0)
+    return y, y
+
+
+# Not y > 0: XLA would simplify it to x > 0 and compute x again.
+_relu.defvjp(_relu_forward, lambda y, cotangent: (jnp.where(y != 0, cotangent, 0),))
 
 # Batch normalization.
 

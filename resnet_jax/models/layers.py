@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from resnet_jax.errors import UserError
-from resnet_jax.kernels import conv_general_dilated
+from resnet_jax.kernels import conv_general_dilated, relu
 from resnet_jax.kernels.typing import Array, ArrayLike, Float, Key
 from resnet_jax.models import components
 from resnet_jax.models.components import Part
@@ -76,7 +76,7 @@ class ReLU(nnx.Module):
         pass
 
     def __call__(self, x: Activation) -> Activation:
-        return nnx.relu(x)
+        return relu(x)
 
 
 class Bias(nnx.Module):

@@ -56,7 +56,7 @@ class Execution:
     blocks: Literal["auto", "loop", "scan"] = "auto"
     """Blocks of a stage unrolled or as one scan. auto: scan on CPU, elsewhere above 100 blocks."""
     kernels: Kernels = "auto"
-    """Custom VJPs. plain: none; gpu: BatchNorm, pooling; cpu: convolutions too; auto: backend's."""
+    """Custom VJPs. plain: none; gpu: BatchNorm, pooling, ReLU; cpu: convolution, not ReLU."""
     remat: bool = False
     """Recompute a block's activations in the backward pass: less memory, more time."""
     steps_per_dispatch: int = 0

@@ -266,7 +266,7 @@ def test_scanned_cpu_training_step_has_fast_convolution_layouts() -> None:
 
 
 def test_kernels_reach_all_layers() -> None:
-    """Custom VJPs in a loop: convolutions of the stem, and three per block with projections, as many normalizations; the stem's pooling."""
+    """Custom VJPs in a loop: convolutions of the stem, and three per block with projections, as many normalizations; the stem's pooling; on GPU ReLU after additions."""
 
     def custom(kernels: Any) -> int:
         fields = dict(stages=(1, 1), shortcut=ProjectionEverywhere, stem=ImageNetStem, input_shape=(16, 16, 2))
@@ -276,7 +276,7 @@ def test_kernels_reach_all_layers() -> None:
         images = jax.ShapeDtypeStruct((2, 16, 16, 2), jnp.float32)
         return str(jax.make_jaxpr(lambda p, s, x: apply(p, s, x, train=True))(params, stats, images)).count("custom_vjp_call[")
 
-    assert {kernels: custom(kernels) for kernels in ("plain", "gpu", "cpu", "auto")} == {"plain": 0, "gpu": 8, "cpu": 15, "auto": 15}
+    assert {kernels: custom(kernels) for kernels in ("plain", "gpu", "cpu", "auto")} == {"plain": 0, "gpu": 10, "cpu": 15, "auto": 15}
 
 
 def test_compiler_options_are_those_of_the_platform_unless_the_user_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,6 +176,19 @@ def test_max_pooling_saves_one_byte_per_window() -> None:
     assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pull) if leaf.ndim > 1] == [((1, 4, 4, 4), jnp.uint8)]
 
 
+# ReLU --------------------------------------------------------------------------------------------
+
+
+def test_relu_masks_its_gradient_by_its_result() -> None:
+    x, cotangent = jnp.asarray([[-1.0, -0.0, 0.0, 2.0]], jnp.bfloat16), jnp.asarray([[1.0, 2, 3, 4]], jnp.bfloat16)
+    for form in ("plain", "gpu"):
+        with kernels.active(form):
+            y, pull = jax.vjp(kernels.relu, x)
+        np.testing.assert_array_equal(y, [[0, 0, 0, 2]])
+        np.testing.assert_array_equal(pull(cotangent)[0], [[0, 0, 0, 4]])
+    assert [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(pull)] == [[[0, 0, 0, 2]]]
+
+
 # Choice ------------------------------------------------------------------------------------------
 
 
