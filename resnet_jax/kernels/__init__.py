@@ -20,13 +20,14 @@ from resnet_jax.kernels.typing import Array, Float
 Kernels = Literal["auto", "plain", "cpu", "gpu"]
 """plain: autodiff; gpu: custom VJPs for BatchNorm, max pooling, ReLU; cpu: convolutions, not ReLU;
 auto: by backend, plain on TPU."""
+Form = Literal["plain", "cpu", "gpu"]
 
 active = jax.make_user_context("plain")
 """Kernels of layers that are traced, a key of JAX's caches: ``with active("auto"): ...``.
 Networks set those of their ``Execution``."""
 
 
-def resolve(kernels: Kernels, backend: str | None = None) -> Literal["plain", "cpu", "gpu"]:
+def resolve(kernels: Kernels, backend: str | None = None) -> Form:
     """Resolves ``auto`` for a backend (cpu, gpu, tpu), by default the one in use."""
     if kernels != "auto":
         return kernels
@@ -246,9 +247,9 @@ def normalize(
     2015, arXiv 1502.03167, Section 3) reads only input and cotangent, once for both sums and once
     for the result, and recomputes the mask of a ReLU.
     """
-    is_plain = axis_name or resolve(active.value) == "plain"
-    form = _normalize if is_plain else _custom_normalize
-    return form(x, scale, bias, epsilon, rectify, axis_name)
+    form = "plain" if axis_name else resolve(active.value)
+    function = _normalize if form == "plain" else _custom_normalize
+    return function(x, scale, bias, epsilon, rectify, form, axis_name)
 
 
 def affine(
@@ -272,10 +273,11 @@ def _normalize(
     bias: Weights,
     epsilon: float,
     rectify: bool,
+    form: Form,
     axis_name: str | tuple[str, ...] | None,
 ) -> Normalized:
     wide = x.astype(jnp.float32)
-    moments = _sums(wide, wide * wide) / math.prod(x.shape[-4:-1])
+    moments = _sums(form, wide, wide * wide) / math.prod(x.shape[-4:-1])
     mean, square = lax.pmean(moments, axis_name) if axis_name else moments
     var = jnp.maximum(square - mean * mean, 0)
     return affine(x, mean, var, scale, bias, epsilon, rectify), mean, var
@@ -287,7 +289,7 @@ def _normalize_forward(x: Groups, scale: Weights, bias: Weights, *options: Any) 
 
 
 def _normalize_backward(
-    epsilon: float, rectify: bool, _: None, saved: Any, cotangents: Normalized
+    epsilon: float, rectify: bool, form: Form, _: None, saved: Any, cotangents: Normalized
 ) -> tuple[Groups, Weights, Weights]:
     x, scale, bias, mean, var = saved
     dy, dmean, dvar = cotangents
@@ -297,7 +299,7 @@ def _normalize_backward(
     wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
     if rectify:
         dy = jnp.where(wide * _wide(factor) > _wide(mean * factor - bias), dy, 0)
-    total, along = _sums(dy, dy * wide)
+    total, along = _sums(form, dy, dy * wide)
     along -= mean * total
     slope = (2 * dvar - factor * inverse**2 * along) / count
     level = (dmean - factor * total) / count - slope * mean
@@ -307,16 +309,23 @@ def _normalize_backward(
     return dx.astype(x.dtype), dscale, dbias
 
 
-def _sums(*terms: Groups) -> Float[Array, "terms *groups c"]:
+def _sums(form: Form, *terms: Groups) -> Float[Array, "terms *groups c"]:
     # Pixels in one pass, then images of one array: two kernels of XLA:GPU in place of three.
-    return jnp.stack([term.sum((-3, -2)) for term in terms]).sum(-2)
+    *images, height, width, channels = terms[0].shape
+    parts = 1
+    if form == "gpu":
+        # XLA sums an image in one block, which leaves most of a GPU idle.
+        most = min(8, height * width // 128)
+        parts = max((n for n in range(1, most + 1) if height % n == 0), default=1)
+    shape = *images, parts, height // parts, width, channels
+    return jnp.stack([term.reshape(shape).sum((-3, -2)) for term in terms]).sum((-3, -2))
 
 
 def _wide(per_channel: PerChannel) -> Float[Array, "*groups 1 1 1 c"]:
     return per_channel[..., None, None, None, :]
 
 
-_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
+_custom_normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5, 6))
 _custom_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 # Max pooling.
