@@ -98,7 +98,7 @@ def measure(
             peer.run()
         except Exception as error:  # The others are still measured.
             reason = str(error).partition("\n")[0]
-            print(f"{make.args} beside {name} failed: {type(error).__name__}: {reason}")
+            print(f"a candidate beside {name} failed: {type(error).__name__}: {reason}")
         else:
             candidates.append(peer)
     runs = harness.interleave([candidate.run for candidate in candidates], options.rounds)
