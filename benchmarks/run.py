@@ -29,7 +29,9 @@ class Clock(RunLines):
         self.times[record["split"]][record["step"]] = time.perf_counter()
 
 
-def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterator[harness.Row]:
+def measure(
+    experiment: Experiment, steps: int, seed: int, data_dir: str | None
+) -> Iterator[harness.Row]:
     """Trains ``steps`` steps; yields wall seconds, and seconds per step and evaluation.
 
     ``recipe_seconds`` extrapolates to the whole experiment. It needs two evaluations, the first of
@@ -40,13 +42,14 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterato
     with tempfile.TemporaryDirectory() as folder:
         run = f"{folder}/run"
         shortened = experiment.shortened(steps)
-        result = train(shortened, 0, run, callbacks=[clock], data_dir=data_dir, devices=1)
+        result = train(shortened, seed, run, callbacks=[clock], data_dir=data_dir, devices=1)
     trained, scored = clock.times["train"], clock.times["test"]
     first, *later = sorted(scored)
     row = {
         "experiment": experiment.name,
         "dtype": experiment.model.dtype,
         "steps": steps,
+        "seed": seed,
         "batch_size": experiment.batch_size,
         "test_error_percent": result["value"],
         "seconds": time.perf_counter() - start,
@@ -73,6 +76,7 @@ def measure(experiment: Experiment, steps: int, data_dir: str | None) -> Iterato
 def main(
     experiment: str = "he2015_cifar10:resnet20",
     steps: int = 2000,
+    seed: int = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     data_dir: str | None = None,
     output: Path | None = None,
@@ -81,7 +85,7 @@ def main(
     jax.config.update("jax_enable_compilation_cache", False)
     recipe = options.experiment(experiment)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype=dtype))
-    harness.write(measure(recipe, steps, data_dir), output)
+    harness.write(measure(recipe, steps, seed, data_dir), output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import statistics
 import time
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -51,8 +51,8 @@ class Options:
     forms: tuple[Form, ...] = typing.get_args(Form)
     """Forms of torch's networks."""
     rounds: int = 9
-    xla: dict[str, str] = field(default_factory=dict)
-    """Compiler options of ours: xla_gpu_enable_command_buffer FUSION,WHILE."""
+    variants: tuple[str, ...] = ()
+    """Further programs of ours: kernels=plain, or compiler options, OPTION=VALUE;OPTION=VALUE."""
     trace: bool = False
     """Also measure when the device is busy, and its most expensive kernels, for ours."""
 
@@ -88,8 +88,9 @@ def measure(
     shape = options.size or height, options.size or width, channels
     network = replace(network, dtype=options.dtype, input_shape=shape)
     work = Work(network, batch_size, steps * options.calls)
-    candidates = [first] = [ours(work, execution, options)]
-    for make in makers(name, work, options):
+    candidates = [first] = [ours(work, execution, options.calls)]
+    variants = [partial(ours, work, execution, options.calls, text) for text in options.variants]
+    for make in (*variants, *makers(name, work, options)):
         try:
             peer = make()
             if peer.parameters != first.parameters:
@@ -97,7 +98,7 @@ def measure(
             peer.run()
         except Exception as error:  # The others are still measured.
             reason = str(error).partition("\n")[0]
-            print(f"a peer of {name} failed: {type(error).__name__}: {reason}")
+            print(f"a candidate beside {name} failed: {type(error).__name__}: {reason}")
         else:
             candidates.append(peer)
     runs = harness.interleave([candidate.run for candidate in candidates], options.rounds)
@@ -113,13 +114,15 @@ def measure(
         yield common | {"what": "trace", **harness.trace(first.run, work.all_steps)}
 
 
-def ours(work: Work, execution: Execution, options: Options) -> Candidate:
-    """Returns the trainer's program on a device-resident set.
+def ours(work: Work, execution: Execution, calls: int, variant: str = "") -> Candidate:
+    """Returns the trainer's program on a device-resident set, or a variant of it.
 
     Its row has the seconds of each stage of compilation, those of the host per call, and a digest
     of the losses of the first call.
     """
     network, batch_size, _ = work
+    xla: Any = dict(pair.split("=", 1) for pair in variant.split(";") if pair)
+    execution = replace(execution, kernels=xla.pop("kernels", execution.kernels))
     data = Data(name="", normalization="channel", pad=0, flip=False)
     fields: Any = {"model": network, "data": data, "batch_size": batch_size}
     program = sharding.compiled(Experiment(name="", execution=execution, **fields), 1)
@@ -134,7 +137,7 @@ def ours(work: Work, execution: Execution, options: Options) -> Candidate:
         start = time.perf_counter()
         stage = getattr(stage, name)(*arguments)
         row[f"{name}_seconds"] = time.perf_counter() - start
-        arguments = (options.xla,) if name == "lower" else ()
+        arguments = (xla,) if name == "lower" else ()
     row["temporary_bytes"] = stage.memory_analysis().temp_size_in_bytes
     host: harness.Seconds = []
 
@@ -143,14 +146,15 @@ def ours(work: Work, execution: Execution, options: Options) -> Candidate:
         metrics: Any = None
         start = time.perf_counter()
         with jax.transfer_guard("disallow"):
-            for _ in range(options.calls):
+            for _ in range(calls):
                 state, metrics = stage(state, *inputs)
-        host.append((time.perf_counter() - start) / options.calls)
+        host.append((time.perf_counter() - start) / calls)
         losses = np.asarray(metrics.loss)
         row.setdefault("losses", hashlib.sha256(losses.tobytes()).hexdigest()[:12])
         row["host_seconds"] = statistics.median(host)
 
-    return Candidate("resnet-jax", version("jax"), parameters, run, row)
+    name = " ".join(["resnet-jax", variant]).strip()
+    return Candidate(name, version("jax"), parameters, run, row)
 
 
 def makers(name: str, work: Work, options: Options) -> Iterator[Callable[[], Candidate]]:

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import jax
 import pytest
+from resnet_jax.kernels import quick_to_run
 from resnet_jax.models import Architecture
 from resnet_jax.models.shortcuts import ZeroPad
 
@@ -35,10 +38,11 @@ def test_step_compares_networks_of_equal_size(load: Any, monkeypatch: pytest.Mon
     assert min(rows[0][f"{name}_seconds"] for name in ("trace", "lower", "compile", "host")) > 0
     milliseconds = [time for _, time, _ in trace["kernels"]]
     assert milliseconds == sorted(milliseconds, reverse=True)
-    # Variants of XLA's options start from the same state, on the same images; no peer is measured beside them.
-    variant = step.Options(steps=2, rounds=1, peers=(), xla={"xla_cpu_enable_fast_math": "True"})
-    (row,) = step.measure("small", SMALL, 2, variant)
-    assert len(row["losses"]) == len(rows[0]["losses"]) == 12
+    # Variants start from the same state, on the same images. One that fails is not measured.
+    variants = "xla_cpu_enable_fast_math=True;kernels=plain", "xla_no_such_option=1"
+    rows = list(step.measure("small", SMALL, 2, step.Options(steps=2, rounds=1, peers=(), variants=variants)))
+    assert [row["what"] for row in rows] == ["resnet-jax", f"resnet-jax {variants[0]}"]
+    assert len(rows[0]["losses"]) == len(rows[1]["losses"]) == 12
 
 
 def test_bad_input_ends_in_one_sentence(
@@ -94,18 +98,46 @@ def test_measure_continues_with_what_is_missing(
     assert results == ["stage0.json", "stage1.json", "stage2.json", "stage3-0.json", "stage3-1.json"]
 
 
+def test_every_stage_of_measure_has_valid_options(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Scripts parse the options that an accelerator gets, find networks and recipes, and XLA knows its own."""
+    monkeypatch.syspath_prepend(ROOT / "launch")
+    measure, measured = load("measure"), {}
+    for stage in measure.STAGES:
+        script, *words = stage.command.format(copy=0).split()
+        if script == "study":
+            continue
+        calls = measured[stage.name] = []
+        monkeypatch.setattr(load(script), "measure", lambda *args, calls=calls: calls.append(args) or [])
+        monkeypatch.setattr(load(script).datasets if script == "input" else load(script), "describe", Mock(), raising=False)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *words, "--output", f"{tmp_path}/{stage.name}.json"])
+        load("harness").cli(load(script).main)
+        assert calls
+    variants = {text for *_, options in measured["resnet20-variants"] + measured["resnet50-variants"] for text in options.variants}
+    assert len(variants) == 4
+    for option, _, value in (text.partition("=") for text in variants - {"kernels=plain"}):
+        if option == "xla_gpu_enable_command_buffer" and not quick_to_run("gpu"):
+            continue  # this jaxlib knows fewer commands
+        jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+    (recipe,) = measured["recipe-resnet110"]
+    assert (recipe[0].name, recipe[0].model.dtype, recipe[1]) == ("resnet110", "bfloat16", 64_000)
+
+
 @pytest.mark.slow
-def test_every_stage_of_measure_runs_on_a_small_network(digits_dir: str, tmp_path: Path) -> None:
-    """All options that an accelerator gets are parsed, and XLA knows its own. The scripts write what they state."""
-    command = [sys.executable, f"{ROOT}/launch/measure.py", str(tmp_path), "--tiny"]
+def test_measure_runs_every_script_on_a_small_network(digits_dir: str, tmp_path: Path) -> None:
+    """The scripts write what they state."""
+    names = "resnet20", "resnet50-variants", "recipe-resnet20-seeds", "table1-resnet20", "input"
+    command = [sys.executable, f"{ROOT}/launch/measure.py", str(tmp_path), "--tiny", "--only", *names]
     variables = os.environ | {"TFDS_DATA_DIR": digits_dir, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 13
+    assert len(done.stdout.splitlines()) == len(names)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    assert ",WHILE" in results["resnet20-graph-per-call"]["command"]
+    assert results.keys() == set(names)
+    assert results["resnet20"]["rows"][-1]["what"] == "trace"
+    assert [row["what"] for row in results["resnet50-variants"]["rows"]][:2] == ["resnet-jax", "resnet-jax kernels=plain"]
     assert {"date", "commit", "versions", "devices"} <= results["input"].keys()
     assert [row["what"] for row in results["input"]["rows"]] == ["whole input", "read", "decode", "crop", "Pillow"]
-    (row,) = results["recipe-resnet20"]["rows"]
-    assert (row["steps"], row["recipe_steps"]) == (8, 160)
+    (row,) = results["recipe-resnet20-seeds"]["rows"]
+    assert (row["steps"], row["recipe_steps"], row["seed"]) == (8, 160, 0)
     assert row["recipe_seconds"] > row["seconds_to_first_score"] > row["step_seconds"]
+    assert results["table1-resnet20"]["kind"] == "study"

@@ -266,7 +266,7 @@ def test_scanned_cpu_training_step_has_fast_convolution_layouts() -> None:
 
 
 def test_kernels_reach_all_layers() -> None:
-    """Custom VJPs in a loop: convolutions of the stem, and three per block with projections, as many normalizations; the stem's pooling; on GPU ReLU after additions."""
+    """Convolutions of the stem, three per block with projections, as many normalizations; pooling; on GPU ReLU after additions."""
 
     def custom(kernels: Any) -> int:
         fields = dict(stages=(1, 1), shortcut=ProjectionEverywhere, stem=ImageNetStem, input_shape=(16, 16, 2))
