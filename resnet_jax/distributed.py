@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -94,12 +95,22 @@ def connect(joining: Joining = Joining()) -> None:
         sys.stdout = sys.__stdout__ = results
     coordinator, count, index = joining.place() or (None, None, None)
     is_local = (coordinator or "").startswith(("localhost:", "127.0.0.1:"))
+    problem = f"{place}: the processes did not meet within {joining.meeting_seconds} s"
+
+    def give_up() -> None:
+        print(f"resnet-jax: {problem}; run all of them again", file=sys.stderr, flush=True)
+        os._exit(NeverMet.exit_code)
+
+    # JAX's own timeout aborts the process with a stack trace of C++.
+    timer = threading.Timer(joining.meeting_seconds, give_up)
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             index,
-            initialization_timeout=joining.meeting_seconds,
+            initialization_timeout=joining.meeting_seconds + 60,
             heartbeat_timeout_seconds=joining.heartbeat_seconds,
             # The port of a coordinator on this machine is open to this machine alone.
             coordinator_bind_address=coordinator if is_local else None,
@@ -107,9 +118,9 @@ def connect(joining: Joining = Joining()) -> None:
     except (RuntimeError, ValueError) as error:
         if place == _TPU_VM and isinstance(error, ValueError):
             return  # A device file like a TPU's, without a metadata server.
-        reason = str(error).partition("\n")[0]
-        problem = f"the processes did not meet within {joining.meeting_seconds} s"
-        raise NeverMet(f"{place}: {problem}: {reason}") from error
+        raise NeverMet(f"{problem}: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        timer.cancel()
 
 
 def several() -> bool:

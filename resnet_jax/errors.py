@@ -175,5 +175,5 @@ def fits(value: object, annotation: Any) -> bool:
         return True
 
 
-def _items(arguments: tuple[Any, ...], value: tuple[object, ...]) -> tuple[Any, ...]:
+def _items(arguments: tuple[object, ...], value: tuple[object, ...]) -> tuple[object, ...]:
     return arguments[:1] * len(value) if arguments[-1] is ... else arguments

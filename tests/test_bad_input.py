@@ -166,7 +166,6 @@ COMMANDS = (
     ("report half", "half/result.json is corrupt"),
     ("report lines", "lines/metrics.jsonl is corrupt"),
     ("report lacking", "lacks"),
-    ("report lists", "lists/study.json is corrupt"),
     ("report begun --save x.json", "no run is finished, nothing to save"),
     ("report begun --output page.json", "--output is page.json; give a name that ends in .html"),
     ("report begun --output /proc/x.html", "/proc/x.html cannot be written"),
@@ -245,7 +244,6 @@ def folder(digits_dir: str, short_run: Path, tmp_path: Path, monkeypatch: pytest
             ("half", 9.0),
             ("lines", 9.0),
             ("lacking", 9.0),
-            ("lists/one", 9.0),
             ("checkpoints", None),
         )
     ]
@@ -254,11 +252,10 @@ def folder(digits_dir: str, short_run: Path, tmp_path: Path, monkeypatch: pytest
         ("half/result.json", '{"value": '),
         ("lines/metrics.jsonl", "{}\n"),
         ("lacking/result.json", '{"value": 9.0}'),
-        ("lists/study.json", "[1"),
         ("checkpoints/checkpoints", ""),
     ):
         Path(file).write_text(text)
-    assert len(runs) == 7
+    assert len(runs) == 6
     shutil.copytree(short_run, "RUN")
     rng = np.random.default_rng(0)
     for name, classes, channels in (("constant", "ab", 2), ("single", "a", 3), ("broken", "ab", 3)):

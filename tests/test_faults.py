@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import launched
+import torture
 
 # Small steps, many of them; a save every twenty.
 FIELDS = ("--steps", "200", "--checkpointing.every", "20", "--evaluation.every", "25")
@@ -29,15 +29,13 @@ def undisturbed(digits_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
 
 @pytest.mark.slow
-def test_run_killed_at_random_moments_ends_in_the_same_bits(undisturbed: Callable[[int], dict], digits_dir: str, tmp_path: Path) -> None:
-    """In the middle of an attempt, and at any moment: imports, restoring, compilation, steps, saves, scores."""
-    straight, workdir = undisturbed(1), tmp_path / "run"
-    for moment in (0.8, np.random.default_rng(1).uniform()):
-        run = launched.start(workdir, digits_dir, *FIELDS)
-        time.sleep(moment * (6 + straight["seconds"]))
-        run.kill()
-    result = launched.finish(workdir, digits_dir, *FIELDS)
-    assert (result["state_digest"], result["value"]) == (straight["state_digest"], straight["value"])
+def test_long_proofs_hold_for_one_fault_of_each_kind(digits_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python tests/torture.py`` has more of each."""
+    monkeypatch.setattr(torture, "PHASES", {phase: torture.PHASES[phase] for phase in ("imports", "save")})
+    for name, proof in torture.PROOFS.items():
+        (tmp_path / name).mkdir()
+        for line in proof(tmp_path / name, digits_dir, 1):
+            assert "same digest" in line or "SKIPPED" in line, line
 
 
 @pytest.mark.slow

@@ -150,7 +150,8 @@ def report(
     # Findings are committed there too.
     committed = sorted(Path("experiments/results").glob("*.json"))
     runs = runs or tuple(filter(results_lib.is_study, committed))
-    variants, notes = results_lib.collect(runs), results_lib.notes(runs)
+    damaged = list[str]()
+    variants, notes = results_lib.collect(runs, damaged), results_lib.notes(runs, damaged)
     if output is not None:
         check_suffix("--output", output, ".html")
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +164,7 @@ def report(
     if published is None:
         folder = next((path for path in runs if path.is_dir()), Path())
         _report(variants, notes, output or folder / "report.html", as_json)
+        require(not damaged, "; ".join(damaged))
         return
     targets = [entry for entry in published.entries if entry.verified]
     compared = [comparison.compare(entry, variants) for entry in targets]
@@ -174,6 +176,7 @@ def report(
     if more := len(published.entries) - len(targets):
         parts.append(f"{more} more numbers are unverified: in the ledger, but no targets.")
     show(as_json, [comparison.plain(row) for row in compared], *parts)
+    require(not damaged, "; ".join(damaged))
 
 
 def _report(variants: Sequence[VariantRuns], notes: Record, page: Path, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from scipy import special
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, require
 from resnet_jax.studies.ledger import FAIL_PERCENT
 from resnet_jax.terminal import Table, plain
 from resnet_jax.training import config
@@ -155,7 +155,8 @@ def find(path: Path) -> list[Path]:
     """Returns the run directories at or below a path, in order of the study or of creation."""
     if (path / "experiment.json").is_file():
         return [path]
-    order = {name: place for place, name in enumerate(notes([path]).get("variants", ()))}
+    study = notes([path], [])
+    order = {name: place for place, name in enumerate(study.get("variants", ()))}
 
     def place(file: Path) -> tuple[int, int]:
         return order.get(file.parent.parent.name, len(order)), file.stat().st_mtime_ns
@@ -163,18 +164,20 @@ def find(path: Path) -> list[Path]:
     return [file.parent for file in sorted(path.glob("**/experiment.json"), key=place)]
 
 
-def collect(paths: Iterable[Path]) -> list[VariantRuns]:
+def collect(paths: Iterable[Path], damaged: list[str] | None = None) -> list[VariantRuns]:
     """Groups the runs in run directories, their parents and files of results by variant.
 
-    Variants of one name get part of their fingerprint.
+    Variants of one name get part of their fingerprint. Messages of runs with corrupt files are
+    added to ``damaged``, if it is a list; without any other run, UserError is raised.
     """
     # Variants of a study may compute the same, by scan and by loop: their names differ.
     groups: dict[tuple[str, str], dict[int, Run]] = {}
-    for variant, run in (item for path in paths for item in _runs(path)):
+    for variant, run in (item for path in paths for item in _runs(path, damaged)):
         runs = groups.setdefault(variant, {})
         # A run in a directory and in a committed file counts once, with its result.
         if runs.setdefault(run.seed, run).result is None:
             runs[run.seed] = run
+    require(bool(groups) or not damaged, "; ".join(damaged or ()))
     names = [name for _, name in groups]
     return [
         VariantRuns(name if names.count(name) == 1 else f"{name} ({key[:6]})", [*runs.values()])
@@ -182,7 +185,7 @@ def collect(paths: Iterable[Path]) -> list[VariantRuns]:
     ]
 
 
-def _runs(path: Path) -> Iterator[tuple[tuple[str, str], Run]]:
+def _runs(path: Path, damaged: list[str] | None) -> Iterator[tuple[tuple[str, str], Run]]:
     """Yields runs with fingerprint and name of their variant."""
     if path.is_file():
         for result in read(path):
@@ -193,10 +196,17 @@ def _runs(path: Path) -> Iterator[tuple[tuple[str, str], Run]]:
     if not folders:
         raise UserError(f"there is no run in {path}: 'resnet-jax train' writes run directories")
     for workdir in map(Workdir, folders):
-        text, result = workdir.read_experiment_file(), workdir.result()
-        _check(text, workdir.experiment_file, "identity experiment seed")
-        if result is not None:
-            _check(result, workdir.path, _RESULT)
+        try:
+            text, result = workdir.read_experiment_file(), workdir.result()
+            _check(text, workdir.experiment_file, "identity experiment seed")
+            if result is not None:
+                _check(result, workdir.path, _RESULT)
+            workdir.records()
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
+            continue
         variant = config.group(text["identity"]), text["experiment"]["name"]
         yield variant, Run(text["seed"], result, workdir.path)
 
@@ -315,11 +325,20 @@ def remember_study(workdir: Path, *, command: str, variants: Sequence[str], redu
     write_json(workdir / "study.json", text | {"variants": list(variants)})
 
 
-def notes(paths: Iterable[Path]) -> Record:
-    """Merges the notes of studies, by directory or file of results; empty without any."""
-    files = (path / "study.json" if path.is_dir() else path for path in paths)
-    texts = map(read_object, filter(Path.is_file, files))
-    studies = [text for text in texts if "command" in text]
+def notes(paths: Iterable[Path], damaged: list[str] | None = None) -> Record:
+    """Merges the notes of studies, by directory or file of results; empty without any.
+
+    Corrupt files: as in ``collect``.
+    """
+    studies = list[Record]()
+    for file in (path / "study.json" if path.is_dir() else path for path in paths):
+        try:
+            text = read_object(file) if file.is_file() else {}
+            studies += [text] if "command" in text else []
+        except UserError as error:
+            if damaged is None:
+                raise
+            damaged.append(str(error))
     return _merged(*studies) if studies else {}
 
 

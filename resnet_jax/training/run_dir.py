@@ -35,6 +35,8 @@ from resnet_jax.training.checkpoint import (
 )
 from resnet_jax.training.config import Data, Experiment
 
+_REMEDY = "restore it, or repeat the command that trained it"
+
 
 class Workdir:
     """The files of a run. ``diverged.json`` has the fields of ``result.json``."""
@@ -131,10 +133,10 @@ class Workdir:
 
         Returns whether ``experiment.json`` is written and intact.
         """
-        for path in (self.path, *self.path.parents):
-            is_dangling = path.is_symlink() and not path.exists()
-            require(not is_dangling, f"{path} is a link to a directory that does not exist.")
         with _report_errors(self.path):
+            for path in (self.path, *self.path.parents):
+                is_dangling = path.is_symlink() and not path.exists()
+                require(not is_dangling, f"{path} is a link to a directory that does not exist.")
             if self.checkpoints.exists() and not self.checkpoints.is_dir():
                 raise UserError(f"{self.checkpoints} is not a directory: move it")
             if self.experiment_file.exists():
@@ -164,18 +166,25 @@ class Workdir:
         return config.restore(Experiment, run["experiment"]), run["seed"]
 
     def records(self) -> list[Record]:
-        """Returns the records of ``metrics.jsonl``, without a torn last line."""
+        """Returns the records of ``metrics.jsonl``, of an unfinished run without a torn line."""
         file = self.metrics_file
         *lines, _ = _read_text(file).split("\n") if file.exists() else [""]
-        return [_parse(file, line, "step", "split") for line in lines]
+        records = [_parse(file, line, "step", "split") for line in lines]
+        digest = (self.result() or {}).get("records_digest")
+        if digest and digest != records_digest(records):
+            raise UserError(f"{file} is corrupt (its content has changed): {_REMEDY}")
+        return records
 
     def result(self, say: Callable[[str], None] | None = None) -> Record | None:
         """Returns the result, also of a run that diverged; None before the run has ended.
 
-        A corrupt file raises UserError, or is reported with ``say`` and ignored.
+        A corrupt file raises UserError, or is reported with ``say`` and ignored, as is the result
+        of corrupt records.
         """
         for file in filter(Path.exists, (self.result_file, self.diverged_file)):
             try:
+                if say:
+                    self.records()
                 return _read(file, "value")
             except UserError as error:
                 if say is None:
@@ -235,7 +244,7 @@ def _read_text(file: Path, errors: str = "strict") -> str:
     try:
         return file.read_text(errors=errors)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is corrupt ({error}): restore it, or train again") from error
+        raise UserError(f"{file} is corrupt ({error}): {_REMEDY}") from error
 
 
 def _parse(file: Path, text: str, *fields: str) -> Record:
@@ -245,12 +254,17 @@ def _parse(file: Path, text: str, *fields: str) -> Record:
     except CORRUPT as error:
         record, problem = {}, str(error)
     if problem:
-        raise UserError(f"{file} is corrupt ({problem}): restore it, or train again")
+        raise UserError(f"{file} is corrupt ({problem}): {_REMEDY}")
     return record
 
 
 def _read(file: Path, *fields: str) -> Record:
     return _parse(file, _read_text(file), *fields)
+
+
+def records_digest(records: list[Record]) -> str:
+    """Returns the checksum of records in a result."""
+    return with_checksum({"records": records})["sha256"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -318,6 +332,7 @@ def contents(
         "steps": experiment.steps,
         # Seconds of training and evaluation are over all sessions.
         **dict.fromkeys(("parameters", "compile_seconds", "seconds", "state_digest")),
+        "records_digest": records_digest(records),
         "fingerprint": config.fingerprint(identity),
         "group": config.group(identity),
         "commit": commit(),
