@@ -122,8 +122,8 @@ def continued(run: Path, experiment: Experiment) -> tuple[int, str, list[dict[st
         with contextlib.closing(checkpoints):
             assert workdir.result(said.append) is None
             step, restored, _ = checkpoints.restore_newest(shapes(state(0)), shapes(constants(0))) or (0, state(0), None)
-            with contextlib.closing(MetricsWriter(workdir, step=step, records=checkpoints.records(step), say=said.append)) as log:
-                return step, digest(restored), log.records, said
+            log = MetricsWriter(workdir, step=step, records=checkpoints.records(step), say=said.append)
+            return step, digest(restored), log.records, said
 
 
 def test_train_continues_a_damaged_run_from_intact_files(tiny: Experiment, tmp_path: Path) -> None:

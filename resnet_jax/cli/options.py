@@ -49,7 +49,7 @@ _FREQUENT = {
     "Experiment": {"model", "data", "schedule", "optimizer", "steps", "batch_size"},
     "Architecture": {"shortcut"},
     "Data": {"name"},
-    "Schedule": {"learning_rate", "rule"},
+    "Schedule": {"learning_rate"},
     "Optimizer": {"weight_decay", "rule"},
     "Joining": set(),
 }

@@ -247,7 +247,7 @@ def test_invalid_description_is_rejected() -> None:
         ({"shortcut": "BB"}, "'BB' is no known class"),
         ({"branch": "Branch(kernels=" + "3," * 200 + ")"}, "is 416 characters long"),
         ({"stages": [1] * 101, "features": [1] * 101}, "this describes no network: stages="),
-        ({"features": [-1]}, "this describes no network: .*features="),
+        ({"features": [-1]}, "this describes no network: model.features must be at least 1, got -1"),
         ({"num_classes": 2**40}, "this describes no network: .*num_classes"),
         ({"input_shape": [32, 32]}, "this describes no network"),
         ({"dtype": "float64"}, "this describes no network"),

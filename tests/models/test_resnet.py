@@ -141,17 +141,15 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         *(
             (dict(stages=stages, features=features), f"{re.escape(f'stages={stages} and features={features}')}.*equal lengths")
-            for stages, features in (((2, 2), (4,)), ((2, 0), (4, 8)), ((), ()), ((100_000,) * 3, (1,) * 3))
+            for stages, features in (((2, 2), (4,)), ((), ()), ((100_000,) * 3, (1,) * 3))
         ),
-        *((fields, "every size of them.* at least 1") for fields in (dict(features=(0, 4)), dict(input_shape=(8, 8, 0)))),
-        *((dict(num_classes=classes), rf"num_classes must be in .*, got {classes}") for classes in (-1, -3)),
-        (dict(stem_features=-1), "stem_features must be in"),
+        *((fields, "must be at least 1, got 0") for fields in (dict(stages=(2, 0)), dict(features=(0, 4)), dict(input_shape=(8, 8, 0)))),
+        *((fields, "must be at least 0, got -1") for fields in (dict(num_classes=-1), dict(stem_features=-1))),
         (dict(shortcut=Concatenation), r"stride of 2.*DenseTransition"),
         (dict(shortcut=ZeroPad, features=(6, 4)), "6 features to 4.*projection"),
         (dict(branch=component(Basic, groups=3)), "groups=3 does not divide"),
         (dict(branch=component(Branch, kernels=(3, 4))), "4x4.*odd"),
         (dict(norm=component(GroupNorm, num_groups=4)), "num_groups=4.*does not divide 6"),
-        (dict(stochastic_depth=StochasticDepth(survival=0.0)), r"survival must be in \(0, 1\], got 0"),
         (dict(output_stride=3), r"output_stride=3 is not possible with 2 stages.*one of \[1, 2\]"),
         (imagenet | dict(output_stride=64), r"one of \[4, 8, 16, 32\]"),
         (dict(stem=Silent, output_stride=8), "output_stride=8 is not possible"),
@@ -161,6 +159,8 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
         with pytest.raises(UserError, match=message) as error:
             jax.eval_shape(lambda f=fields: nnx.split(ResNet(Architecture(**SMALL | f), rngs=nnx.Rngs(0))))
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"survival must be in \(0, 1\], got 0"):
+        StochasticDepth(survival=0.0)
 
 
 def test_field_of_another_type_is_rejected() -> None:

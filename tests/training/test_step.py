@@ -282,7 +282,7 @@ def test_losses_of_a_file_are_used_or_rejected(tmp_path: Path, tiny: Experiment)
         f"{file}:counts": "must return a float per image, .*got int32",
         f"{file}:undefined": "mine.py:undefined has non-finite values or gradients for finite logits",
         f"{file}:slope": "mine.py:slope has non-finite values or gradients",
-        f"{file}:fails": r"the experiment cannot be traced: TypeError: .*mine\.py:11\)",
+        f"{file}:fails": r"the experiment cannot be traced: .*mine\.py, line 11: TypeError",
         f"{file}:owm": "has no 'owm'; did you mean own",
         f"{file}:own(scales=3)": "own takes no argument 'scales'; did you mean scale",
         "focl": "'focl' is no known function; did you mean focal.; for your own write FILE.py:FUNCTION",

@@ -67,7 +67,7 @@ HOSTILE = {
     "an import": (changed(architecture={"stem": "evil.py:Stem"}), "a file cannot bring code along"),
     "a call": (changed(architecture={"branch": "Basic(dropout=__import__('os').getcwd())"}), "cannot be read"),
     "brackets": (changed(architecture={"branch": "Branch(kernels=" + "(" * 50_000}), "characters long"),
-    "huge stages": (changed(architecture={"stages": [10**30, 1, 1]}), "describes no network: stages="),
+    "huge stages": (changed(architecture={"stages": [10**30, 1, 1]}), "describes no network: model.stages must be in"),
 }
 
 
