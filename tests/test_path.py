@@ -47,6 +47,6 @@ def test_path_from_the_command_line_to_the_loss_is_short(digits_dir: str, tmp_pa
         sys.setprofile(None)
         threading.setprofile(None)
     assert before_loss
-    assert len(before_loss) <= 25, before_loss
-    assert len(modules) <= 30, modules
+    assert len(before_loss) <= 25, " ".join(before_loss)
+    assert len(modules) <= 30, " ".join(modules)
     assert 0 < len(frames) <= 14, frames

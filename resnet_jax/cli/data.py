@@ -17,7 +17,8 @@ from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.local import Items
 from resnet_jax.errors import Positive, Seed, UserError, require
 from resnet_jax.terminal import Table, show
-from resnet_jax.training.loggers import draw_images, images_of_step
+from resnet_jax.training.loggers import draw_images
+from resnet_jax.training.train import images_of_step
 
 
 def prepare(

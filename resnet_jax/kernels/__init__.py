@@ -43,7 +43,8 @@ _OPTIONS = {
     # XLA's default, convolutions and loops: all steps of a call are one CUDA graph.
     "gpu": (
         "xla_gpu_enable_command_buffer",
-        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE",
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,"
+        "WHILE",
     ),
 }
 

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -92,6 +92,7 @@ _ROLES: dict[str, tuple[type, ...]] = {
     "norm": (BatchNorm, FrozenBatchNorm, GroupNorm, NoNorm),
     "transition": (NoTransition, DenseTransition),
 }
+_ALL_BLOCKS = StochasticDepth()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ class Architecture:
     FILE.py:CLASS."""
     transition: Part = NoTransition
     """Between stages: NoTransition, "DenseTransition(compression=0.5)", FILE.py:CLASS."""
-    stochastic_depth: StochasticDepth = field(default_factory=StochasticDepth)
+    stochastic_depth: StochasticDepth = _ALL_BLOCKS
     output_stride: int = 0
     """8 or 16: later stages are dilated instead of strided; 0: strided."""
     input_shape: tuple[Positive, Positive, Positive] = (32, 32, 3)
@@ -231,7 +232,7 @@ class ResNet(nnx.Module):
         self.num_blocks = sum(stages)
         self.dtype, self.kernels = architecture.dtype, execution.kernels
         self.stochastic_depth = architecture.stochastic_depth
-        if self.stochastic_depth != StochasticDepth():
+        if self.stochastic_depth != _ALL_BLOCKS:
             self.stochastic_depth.check(self.num_blocks)
         order: type[Order] = components.parts(architecture.order)[0]
         norm = architecture.norm

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.errors import Range, UserError, check
+from resnet_jax.errors import Range, UserError
 from resnet_jax.kernels.typing import Array, Float, Key
 from resnet_jax.models.layers import keep, needs_key
 
@@ -26,9 +26,6 @@ class StochasticDepth:
     kept: int = 0
     """Keep exactly this many random branches per batch (Veit et al. 2016, arXiv 1605.06431,
     Section 4.3). 0: draw each branch by itself."""
-
-    def __post_init__(self) -> None:
-        check("stochastic_depth", StochasticDepth, self)
 
     def check(self, num_blocks: int) -> None:
         """Raises UserError for values that a network of this many blocks cannot have."""

@@ -22,23 +22,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from resnet_jax import distributed
 from resnet_jax.data.augment_device import Preprocessing
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.data.stream import Rows
 from resnet_jax.errors import UserError, nearest, require
 from resnet_jax.evaluation import exact, protocols
 from resnet_jax.models import Execution, components
 from resnet_jax.terminal import csv_text
-from resnet_jax.training import config, sharding
+from resnet_jax.training import config
 from resnet_jax.training.checkpoint import Record
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import write_json, write_text
-from resnet_jax.training.step import Metrics, TrainState, augmentation_key, batch_indices
+from resnet_jax.training.step import Metrics, TrainState
 from resnet_jax.weights.loading import abstract
 
 if TYPE_CHECKING:
@@ -47,6 +45,8 @@ else:
     Figure = object  # Its import takes half a second.
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+Captioned = tuple[Float[np.ndarray, "n h w c"], list[str]]
+"""Images in [0, 1], and their classes."""
 
 
 @dataclass
@@ -67,6 +67,8 @@ class Run:
     """Number of dispatched steps."""
     state: TrainState
     """After ``step`` steps. The next dispatch frees its arrays: copy with ``jax.device_get``."""
+    images: Callable[..., Captioned]
+    """``train.images_of_step``."""
     records: tuple[Record, ...] = ()
     """Those of earlier sessions."""
 
@@ -127,6 +129,7 @@ class Observers(Callback):
 
     def start(self, run: Run) -> None:
         self._path, self._is_running = run.path, True
+        self.message(str(run))
         for callback in self._callbacks:
             callback.start(run)
         self._submit("start", run)
@@ -147,7 +150,7 @@ class Observers(Callback):
         self._submit("end", result)
 
     def message(self, text: str) -> None:
-        for callback in self._callbacks:
+        for callback in self._callbacks if text else ():
             callback.message(text)
 
     def close(self) -> None:
@@ -183,7 +186,7 @@ class Observers(Callback):
 class _Tracker(Logger):
     """Sends records, the result and images, if wanted: a training batch, the confusion matrix."""
 
-    published: Callable[[Record], Iterable[object]] = staticmethod(lambda result: ())  # noqa: ARG005
+    published: Callable[[Record], Iterable[object]] = staticmethod(lambda _: ())
 
     def __init__(self, *, images: bool = True):
         self._images = images
@@ -475,46 +478,8 @@ def _flat(value: object, prefix: str = "") -> dict[str, object]:
 
 def preview(run: Run) -> Pixels:
     """Draws the first images of the first training step."""
-    pixels, captions = images_of_step(
-        run.experiment, run.info, run.preprocessing, seed=run.seed, step=0, count=16
-    )
-    return _pixels(draw_images(pixels, captions))
-
-
-def images_of_step(
-    experiment: Experiment,
-    info: DatasetInfo,
-    preprocessing: Preprocessing | None = None,
-    *,
-    seed: int,
-    step: int,
-    count: int,
-) -> tuple[Float[np.ndarray, "n h w c"], list[str]]:
-    """Returns the first ``count`` images of a training step, in [0, 1], and their classes."""
-    from resnet_jax.training.train import measure_constants, stream, training_set
-
-    preprocessing = preprocessing or measure_constants(experiment, info)
-    key = jax.random.key(seed)
-    if experiment.data.crop is None:
-        examples = training_set(experiment, info)
-        size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
-        order = np.asarray(batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)[0])
-        images, labels = examples.images[order], examples.labels[order]
-    else:
-        # The randomness of an image depends on the whole batch.
-        rows = Rows(stream(experiment, info, seed), first_step=step, last_step=step + 1)
-        images, labels, _ = map(np.stack, zip(*(rows[i] for i in range(len(rows))), strict=True))
-    augment = jax.jit(sharding.augmentation(experiment), static_argnums=4)
-    key = augmentation_key(key, step)
-    augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
-    pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
-    pixels, names = np.clip(pixels, 0, 1), info.classes
-    if targets is None:
-        return pixels, [names[label] for label in labels[:count]]
-    return pixels, [
-        " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
-        for row in np.asarray(targets[:count])
-    ]
+    constants, of_step = run.preprocessing, {"seed": run.seed, "step": 0, "count": 16}
+    return _pixels(draw_images(*run.images(run.experiment, run.info, constants, **of_step)))
 
 
 def draw_images(pixels: Float[np.ndarray, "n h w c"], captions: list[str]) -> Figure:

@@ -30,10 +30,19 @@ from resnet_jax.training import fine_tune, sharding
 from resnet_jax.training import loggers as loggers_lib
 from resnet_jax.training.checkpoint import Checkpoints, with_checksum
 from resnet_jax.training.config import HELD_OUT, Experiment
-from resnet_jax.training.loggers import Callback, Logger, Observers, Run
+from resnet_jax.training.loggers import Callback, Captioned, Logger, Observers, Run
 from resnet_jax.training.run_dir import MetricsWriter, Record, Workdir, contents, write_json
 from resnet_jax.training.sharding import Program
-from resnet_jax.training.step import Batch, Metrics, TrainState, digest, finite
+from resnet_jax.training.step import (
+    Batch,
+    Metrics,
+    Teacher,
+    TrainState,
+    augmentation_key,
+    batch_indices,
+    digest,
+    finite,
+)
 from resnet_jax.weights.loading import Pretrained
 
 Part = tuple[str, int, int]
@@ -151,23 +160,19 @@ def train(
     info = datasets.describe(experiment.data.name, data_dir)
     experiment.check(info, sharding.make(devices, fsdp=fsdp).size)
     experiment, info = experiment.with_data(info)
-    if info.notes:
-        observers.message(info.notes)
+    observers.message(info.notes)
     _check_stream(experiment, info)
-    weights = fine_tune.load(experiment) if experiment.start.file else None
-    experiment, teacher = fine_tune.with_teacher(experiment)
+    experiment, weights, teacher = _pretrained(experiment)
     program = sharding.compiled(experiment, devices, fsdp)
     teacher = program.put(teacher)
-    folder, kept, evaluation = Workdir(run_dir), experiment.checkpointing, experiment.evaluation
+    kept, evaluation = experiment.checkpointing, experiment.evaluation
     parts = split_parts(experiment, info)
-
     # Errors of components and of the data are raised before the run directory is claimed.
     inputs = program.abstract_inputs(parts["train"][2])
     with sharding.report_trace_errors():
         program.train.eval_shape(*inputs, _next_dispatch(experiment, 0), teacher=teacher)
         program.trace_score(*inputs[1:], evaluation.batch_size)
-    is_new = not folder.checkpoints.exists() and experiment.data.normalization != "weights"
-    constants = measure_constants(experiment, info) if is_new else None
+    constants = _new_constants(experiment, info, folder := Workdir(run_dir))
     with contextlib.ExitStack() as stack:
         stack.enter_context(folder.claimed(experiment, seed, say=observers.message))
         options = {"fingerprint": folder.read_experiment_file()["fingerprint"]}
@@ -177,19 +182,17 @@ def train(
             if (diverged := finished.get("diverged_at_step")) is not None:
                 raise NonFiniteLoss(diverged, checkpoints.newest())
             return finished
-        stop = StopRequest(program.mesh)
-        stack.enter_context(stop)
+        stack.enter_context(stop := StopRequest(program.mesh))
         stack.push(_closing(checkpoints))
-        first = _first_state(experiment, info, program, checkpoints, weights, seed, constants)
-        step, state, constants = first
+        step, state, constants = _first_state(program, info, checkpoints, weights, seed, constants)
         batches = Feed(experiment, info, program.mesh, seed, step)
         stack.push(_closing(batches))
         profile = Profile(folder.path / "profile", profile_steps, observers.message)
         stack.callback(profile.close)
-        run = Run(experiment, seed, folder.path, info, constants, stop.by_callback, step, state)
+        view = folder.path, info, constants, stop.by_callback, step, state, images_of_step
+        run = Run(experiment, seed, *view)
         stack.push(_closing(observers))
         log = _Log(folder, run, batches, checkpoints, observers)
-        observers.message(str(run))
         observers.start(run)
         scores, saved = dict[str, Score](), step
         while True:
@@ -244,16 +247,34 @@ def train(
             checkpoints.check()
 
 
+def _pretrained(experiment: Experiment) -> tuple[Experiment, Pretrained | None, Teacher | None]:
+    """Returns the experiment with its teacher's digest, its initial weights and the teacher."""
+    weights, teacher = None, None
+    if experiment.start.file:
+        weights = fine_tune.load(experiment)
+    if experiment.distillation.teacher:
+        experiment, teacher = fine_tune.with_teacher(experiment)
+    return experiment, weights, teacher
+
+
+def _new_constants(
+    experiment: Experiment, info: DatasetInfo, folder: Workdir
+) -> Preprocessing | None:
+    """Returns the constants of a new run, unless they are those of its weights."""
+    is_new = not folder.checkpoints.exists() and experiment.data.normalization != "weights"
+    return measure_constants(experiment, info) if is_new else None
+
+
 def _first_state(
-    experiment: Experiment,
-    info: DatasetInfo,
     program: Program,
+    info: DatasetInfo,
     checkpoints: Checkpoints,
     weights: Pretrained | None,
     seed: int,
     constants: Preprocessing | None,
 ) -> tuple[int, TrainState, Preprocessing]:
     """Returns step, state and constants of the newest intact checkpoint or of a new run."""
+    experiment = program.experiment
     shapes = program.abstract_state, program.abstract_preprocessing
     if restored := checkpoints.restore_newest(*shapes):
         step, state, constants = restored
@@ -366,6 +387,40 @@ def stream(experiment: Experiment, info: DatasetInfo, seed: int) -> Stream:
         repeats=data.repeats,
         replaces_damaged=data.damaged == "replace",
     )
+
+
+def images_of_step(
+    experiment: Experiment,
+    info: DatasetInfo,
+    preprocessing: Preprocessing | None = None,
+    *,
+    seed: int,
+    step: int,
+    count: int,
+) -> Captioned:
+    """Returns the first ``count`` images of a training step, in [0, 1], and their classes."""
+    preprocessing = preprocessing or measure_constants(experiment, info)
+    key = jax.random.key(seed)
+    if experiment.data.crop is None:
+        examples = training_set(experiment, info)
+        size = {"steps": 1, "batch_size": experiment.batch_size, "examples": len(examples)}
+        order = np.asarray(batch_indices(jax.random.fold_in(key, 1), jnp.int32(step), **size)[0])
+        images, labels = examples.images[order], examples.labels[order]
+    else:
+        # The randomness of an image depends on the whole batch.
+        rows = Rows(stream(experiment, info, seed), first_step=step, last_step=step + 1)
+        images, labels, _ = map(np.stack, zip(*(rows[i] for i in range(len(rows))), strict=True))
+    augment = jax.jit(sharding.augmentation(experiment), static_argnums=4)
+    key = augmentation_key(key, step)
+    augmented, targets = augment(key, preprocessing, images, labels, info.num_classes)
+    pixels = np.asarray(augmented[:count]) * preprocessing.deviation + preprocessing.mean
+    pixels, names = np.clip(pixels, 0, 1), info.classes
+    if targets is None:
+        return pixels, [names[label] for label in labels[:count]]
+    return pixels, [
+        " + ".join(f"{row[i]:.2f} {names[i]}" for i in np.argsort(-row)[:2] if row[i] > 0)
+        for row in np.asarray(targets[:count])
+    ]
 
 
 def _process_index() -> dict[str, int]:

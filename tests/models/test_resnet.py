@@ -160,7 +160,7 @@ def test_incompatible_arguments_are_rejected_in_one_sentence() -> None:
             jax.eval_shape(lambda f=fields: nnx.split(ResNet(Architecture(**SMALL | f), rngs=nnx.Rngs(0))))
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"survival must be in \(0, 1\], got 0"):
-        StochasticDepth(survival=0.0)
+        Architecture(**SMALL | {"stochastic_depth": StochasticDepth(survival=0.0)})
 
 
 def test_field_of_another_type_is_rejected() -> None:

@@ -121,7 +121,7 @@ def test_invalid_values_are_rejected_in_one_sentence() -> None:
         *(({"kept": 2} | other, "kept must be 0 to 3, got 2; it excludes") for other in ({"survival": 0.5}, {"drops": "image"})),
     ):
         with pytest.raises(UserError, match=message):
-            StochasticDepth(**arguments).check(3)
+            Architecture(**NETWORK, stochastic_depth=StochasticDepth(**arguments)).stochastic_depth.check(3)
     for name in ("rule", "drops", "scaled"):
         with pytest.raises((UserError, TypeError), match=name):  # TypeError: of checked annotations
             Architecture(**NETWORK, stochastic_depth=StochasticDepth(**{name: "x"}))
