@@ -270,7 +270,7 @@ def sam(
     weight_decay: float,
     mask: Mask = None,
 ) -> optax.GradientTransformation:
-    """SGD with the gradient at w + rho g / |g| (Foret et al. 2020, arXiv 2010.01412)."""
+    """SGD with the gradient at w + rho g / norm(g) (Foret et al. 2020, arXiv 2010.01412)."""
     check("optimizer.rule sam: rho", Annotated[float, Range(ends="()")], rho)
     descent = sgd(
         learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, mask=mask
