@@ -73,7 +73,7 @@ FAMILIES: dict[str, Family] = {
         """\
 A plain block returns its residual branch alone. Plain networks degrade: beyond some depth,
 more layers raise the *training* error (He et al. 2015, Figures 1 and 4). Every network has a
-plain twin with the same branches, widths and initialization: `shortcut=shortcuts.NoShortcut`.""",
+plain form with the same branches, widths and initialization: `shortcut=shortcuts.NoShortcut`.""",
     ),
     "identity": Family(
         "Identity and zero padding",

@@ -318,7 +318,7 @@ def networks_page() -> str:
             "",
             markdown(["family", "names"], rows),
             "Other depths: `resnet-jax summary cifar_resnet --depth 26`, and `cifar_resnet26` in",
-            "`create_model`. Every network has its plain twin: `shortcut=shortcuts.NoShortcut`.",
+            "`create_model`. Every network has a plain form: `shortcut=shortcuts.NoShortcut`.",
             "",
         ]
     )

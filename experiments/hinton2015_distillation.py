@@ -8,7 +8,7 @@ Teacher: akamaster's ResNet-20 (github.com/akamaster/pytorch_resnet_cifar10), 8.
     trained on all 50,000 images. It receives the student's augmented images.
 Deviation: the first 5,000 training images and a short schedule; the paper has MNIST and speech.
 Result: after 3 epochs the taught network is not better (results/2026-12-01-cpu-distillation.json).
-Hardware: 2 CPU cores, 8 minutes of CPU time (35 minutes on cores shared with seven other jobs).
+Hardware: 2 CPU cores, 8 minutes of CPU time.
 """
 
 from resnet_jax.models.catalog import variant

@@ -118,7 +118,8 @@ def connect(joining: Joining = Joining()) -> None:
     except (RuntimeError, ValueError) as error:
         if place == _TPU_VM and isinstance(error, ValueError):
             return  # A device file like a TPU's, without a metadata server.
-        raise NeverMet(f"{problem}: {str(error).partition(chr(10))[0]}") from error
+        reason = str(error).partition("\n")[0]
+        raise NeverMet(f"{problem}: {reason}") from error
     finally:
         timer.cancel()
 

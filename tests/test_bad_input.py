@@ -214,14 +214,14 @@ COMMANDS = (
 
 def cases() -> list[tuple[str, str]]:
     """Returns command lines with part of their message."""
-    given = [(f"train {TINY}:tiny --workdir run {option}", message) for option, message in FIELDS]
-    given += [(f"train {reference} --workdir run", message) for reference, message in REFERENCES]
-    given += [
+    lines = [(f"train {TINY}:tiny --workdir run {option}", message) for option, message in FIELDS]
+    lines += [(f"train {reference} --workdir run", message) for reference, message in REFERENCES]
+    lines += [
         (f"{command} {reference}{more}", message)
         for reference, message in REFERENCES[4:7]
         for command, more in (("summary", ""), ("study", " --workdir run"), ("plan", " --target gpu:h100"))
     ]
-    return [*given, *COMMANDS]
+    return [*lines, *COMMANDS]
 
 
 @pytest.fixture
@@ -235,17 +235,10 @@ def folder(digits_dir: str, short_run: Path, tmp_path: Path, monkeypatch: pytest
     Path("folder").mkdir()
     Path("folder/thesis.tex").write_text("...")
     Path("dangling.py").symlink_to("nothing")
-    runs = [
-        write_run(Path(name), experiment("one", 20), 0, value)
-        for name, value in (
-            ("begun", None),
-            ("corrupt", 9.0),
-            ("half", 9.0),
-            ("lines", 9.0),
-            ("lacking", 9.0),
-            ("checkpoints", None),
-        )
-    ]
+    for name in ("begun", "checkpoints"):
+        write_run(Path(name), experiment("one", 20), 0, None)
+    for name in ("corrupt", "half", "lines", "lacking"):
+        write_run(Path(name), experiment("one", 20), 0, 9.0)
     for file, text in (
         ("corrupt/experiment.json", '{"fingerprint": "12'),
         ("half/result.json", '{"value": '),
@@ -254,7 +247,6 @@ def folder(digits_dir: str, short_run: Path, tmp_path: Path, monkeypatch: pytest
         ("checkpoints/checkpoints", ""),
     ):
         Path(file).write_text(text)
-    assert len(runs) == 6
     shutil.copytree(short_run, "RUN")
     rng = np.random.default_rng(0)
     for name, classes, channels in (("constant", "ab", 2), ("single", "a", 3), ("broken", "ab", 3)):

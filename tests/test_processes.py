@@ -54,10 +54,11 @@ def test_flags_override_variables_and_incomplete_places_are_rejected(monkeypatch
         (Joining(processes=2), "process '' of '2' with coordinator '' is no place among several processes"),
         (Joining(coordinator="node7", processes=2, process=0), "coordinator 'node7'.*Give --coordinator HOST:PORT"),
         (Joining(coordinator="node7:1", processes=2, process=2), "process '2' of '2'"),
-        (Joining(coordinator="node7:1", processes=2, process=2), "process '2' of '2'"),
     ):
         with pytest.raises(UserError, match=message):
             distributed.detected(joining)
+    with pytest.raises(UserError, match="process must be at least 0, got -1"):
+        Joining(coordinator="node7:1", processes=2, process=-1)
     for name, value in zip(JAX, ("node7:8476", "4", "first"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="process 'first' of '4'"):

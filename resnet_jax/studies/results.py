@@ -262,7 +262,7 @@ def row(variant: VariantRuns, run: Run) -> Record:
 
 
 def tables(variants: Sequence[VariantRuns]) -> list[Table]:
-    """Returns the headline (errors of the last step), then selected errors and costs.
+    """Returns the errors of the last step, then selected errors and costs.
 
     The first variant with results is the baseline.
     """
@@ -288,9 +288,9 @@ def tables(variants: Sequence[VariantRuns]) -> list[Table]:
     baseline = f"difference to {finished[0].name if finished else 'the first'}, paired (95 %)"
     errors = "test error %", "median", "best seed", "training error %"
     title = "error of the last step: mean ± standard deviation over seeds"
-    headline = Table(title, ("variant", "seeds", *errors, baseline), tuple(rows), note)
+    last = Table(title, ("variant", "seeds", *errors, baseline), tuple(rows), note)
     columns = ("variant", *(_SELECTED[name] for name in selected), "parameters", "seconds per run")
-    return [headline, Table("selected errors (not comparable) and costs", columns, tuple(costs))]
+    return [last, Table("selected errors (not comparable) and costs", columns, tuple(costs))]
 
 
 def write(path: Path, results: Sequence[Record], *, command: str, reduced: str = "") -> None:

@@ -122,6 +122,9 @@ class Observers(Callback):
     """Calls callbacks in order, and loggers in a thread, so that training never waits for them."""
 
     def __init__(self, callbacks: Sequence[Callback], loggers: Sequence[Logger]):
+        for callback in callbacks:
+            problem = f"callback {type(callback).__name__} lacks methods of loggers.Callback"
+            require(isinstance(callback, Callback), f"{problem}: derive it from that class")
         self._callbacks, self._loggers = callbacks, [*loggers] if distributed.is_first() else []
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._warnings: list[str] = []
@@ -171,9 +174,9 @@ class Observers(Callback):
 
     def _log(self, method: str, value: object) -> None:
         for logger in [*self._loggers]:
-            given = value if isinstance(value, Run) else copy.deepcopy(value)
+            copied = value if isinstance(value, Run) else copy.deepcopy(value)
             try:
-                getattr(logger, method)(given)
+                getattr(logger, method)(copied)
             except Exception as error:
                 self._loggers.remove(logger)
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -436,13 +439,15 @@ def create(
         require(name in LOGGERS, f"no logger is called {name!r}{hint}")
         return LOGGERS[name]
 
-    made = components.parse(logger, find)() if isinstance(logger, str) else logger
+    instance = components.parse(logger, find)() if isinstance(logger, str) else logger
     for name in ("start", "record", "end"):
-        problem = f"logger {type(made).__name__} has no method {name!r}"
-        require(callable(getattr(made, name, None)), f"{problem}; it needs start, record and end")
-    if published is not None and isinstance(made, _Tracker):
-        made.published = published
-    return made
+        problem = f"logger {type(instance).__name__} has no method {name!r}"
+        require(
+            callable(getattr(instance, name, None)), f"{problem}; it needs start, record and end"
+        )
+    if published is not None and isinstance(instance, _Tracker):
+        instance.published = published
+    return instance
 
 
 def _library(name: str) -> ModuleType:

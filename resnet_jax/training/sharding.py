@@ -234,7 +234,8 @@ def report_trace_errors() -> Iterator[None]:
     except CommandError:
         raise
     except Exception as error:
-        reason = f"{users_line(error)}{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        first_line = str(error).partition("\n")[0]
+        reason = f"{users_line(error)}{type(error).__name__}: {first_line}"
         raise UserError(f"the experiment cannot be traced: {reason}") from error
 
 

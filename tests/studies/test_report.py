@@ -135,7 +135,7 @@ def test_published_numbers_are_beside_ours(variants: list[VariantRuns], tmp_path
         assert text in page.words
     figure = (tmp_path / "report.html").read_text().partition('<figure class="errors">')[2].partition("</figure>")[0]
     assert figure.count("fill-opacity: 0; stroke: var(--c1") == 2
-    assert "Paper | ours" not in page_of(variants, tmp_path / "report.html").words
+    assert "Comparison with published numbers" not in page_of(variants, tmp_path / "report.html").words
 
 
 def test_every_run_is_traceable(variants: list[VariantRuns], tmp_path: Path) -> None:

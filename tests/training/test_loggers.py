@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 from resnet_jax import cli
-from resnet_jax.errors import CALLBACK, Interrupted
+from resnet_jax.errors import CALLBACK, Interrupted, UserError
 from resnet_jax.training import loggers
 from resnet_jax.training.config import Experiment
 from resnet_jax.training.run_dir import Workdir
@@ -210,6 +211,9 @@ def test_callbacks_see_the_state_and_can_stop(short: Experiment, digits_dir: str
             seen.append(result)
 
     told = Sees()
+    with pytest.raises((UserError, jaxtyping.TypeCheckError), match="Raises"):  # The second where annotations are checked.
+        train(short, 3, tmp_path / "run", callbacks=[Raises("start")], data_dir=digits_dir, devices=1)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(Interrupted) as caught:
         train(short, 3, tmp_path / "run", callbacks=[Ends(2, crashes=False), told], data_dir=digits_dir, devices=1)
     assert caught.value.exit_code == 128 + CALLBACK

@@ -14,7 +14,7 @@ from others import filled, identical, norm, renamed, shapes, stored, written
 from PIL import Image
 from resnet_jax.errors import UserError
 from resnet_jax.models.blocks import Bottleneck
-from resnet_jax.weights import View, hub, load_pretrained, saving
+from resnet_jax.weights import View, hub, list_pretrained, load_pretrained, saving
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -156,6 +156,12 @@ def test_configurations_decide_or_reject(server: Path) -> None:
     assert load_pretrained(server / "a/empty").card.source == "model-00001-of-00002.safetensors"
     (server / "a/empty/experiment.json").write_text("{}")
     assert "is a run. Write its weights: resnet-jax weights export" in rejection(server / "a/empty")
+
+
+def test_known_names_are_loadable_networks() -> None:
+    names = list_pretrained()
+    assert len([name for name in names if "." in name and "Weights" not in name]) >= 100
+    assert {"resnet50.a1_in1k", "ResNet50_Weights.IMAGENET1K_V2", "microsoft/resnet-50", "densenet121.tv_in1k"} <= {*names}
 
 
 def test_folders_of_transformers_are_read(tmp_path: Path) -> None:

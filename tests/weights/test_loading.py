@@ -16,6 +16,7 @@ from resnet_jax.models.catalog import variant
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.models.stems import DeepStem, ImageNetStem, SmallImageStem
 from resnet_jax.weights import loading, saving
+from resnet_jax.weights.card import IMAGENET_VIEW
 
 QUICK = ("cifar_resnet20", "resnet18")
 NAMES = [pytest.param(p.stem, marks=[] if p.stem in QUICK else pytest.mark.slow) for p in sorted(GOLDEN.glob("*.npz"))]
@@ -174,6 +175,15 @@ def test_file_of_this_project_needs_no_convention(tmp_path: Path) -> None:
     del tensors["params/head/linear/bias"], tensors["batch_stats/stem/after/layers/0/var"]
     message = rejection(written(tmp_path / "less.safetensors", tensors, metadata(file)))
     assert "params/head/linear/bias: missing, expected (3,)\nbatch_stats/stem/after/layers/0/var: missing, expected (4,)" in message
+
+
+def test_view_is_the_conventions_except_for_given_fields(tmp_path: Path) -> None:
+    file = file_of(tmp_path)
+    assert weights_lib.load_pretrained(file, "torchvision").card.view == IMAGENET_VIEW
+    card = weights_lib.load_pretrained(file, "torchvision", view={"mean": [0.5, 0.5, 0.5], "crop": 192}, data="cifar10").card
+    assert (card.view, card.data) == (dataclasses.replace(IMAGENET_VIEW, mean=(0.5, 0.5, 0.5), crop=192), "cifar10")
+    assert "mean: 3 numbers (--mean)" in rejection(file, "torchvision", view={"mean": (0.5, 0.5)})
+    assert "claimed_error must be in [0, 100], got 108.27" in rejection(file, "torchvision", claimed_error=108.27)
 
 
 def test_unbuildable_network_raises_user_error() -> None:

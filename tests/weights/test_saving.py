@@ -142,10 +142,13 @@ def test_exported_weights_keep_their_view(tmp_path: Path) -> None:
         weights_lib.load_pretrained(written(tmp_path / "y.safetensors", tensors, {"resnet_jax_exported": '{"view": 3}'}), "timm")
 
 
-def test_other_prefixes_and_dtypes_are_written(tmp_path: Path) -> None:
+def test_prefix_and_dtypes_of_an_imported_file_are_kept(tmp_path: Path) -> None:
     half = {f"module.{name}": array.astype(np.float16) if array.dtype == np.float32 else array for name, array in TINY.items()}
     path, out = written(tmp_path / "imported.safetensors", half), tmp_path / "x.safetensors"
-    saving.export(weights_lib.load_pretrained(path), "timm", out, prefix="backbone.")
+    weights = weights_lib.load_pretrained(path, "torchvision")
+    saving.export(weights, "torchvision", out)
+    identical(half, stored(out))
+    saving.export(weights, "timm", out, prefix="backbone.")
     tensors = stored(out)
     assert all(name.startswith("backbone.") for name in tensors)
     assert {array.dtype.name for array in tensors.values()} == {"float32", "int64"}
