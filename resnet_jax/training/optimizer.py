@@ -185,8 +185,8 @@ def _check_unused(config: Optimizer | Schedule, names: set[str]) -> None:
         for name, value in changed.items()
     ]
     unused = f"{part}.rule {config.rule!r} does not use {', '.join(changed)}"
-    remedy = f"write its arguments in brackets, and add {' '.join(options).replace('_', '-')}"
-    require(not changed, f"{unused}: {remedy}.")
+    reset = " ".join(options).replace("_", "-")
+    require(not changed, f"{unused}: write its arguments in brackets, and reset with {reset}.")
 
 
 def _named(*returned: object) -> dict[str, FunctionType]:
